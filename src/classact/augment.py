@@ -1,0 +1,134 @@
+"""Random views of image batches: each image drawn on its own, on the device, from a given generator.
+
+The paper's augmentations are a random crop per image and Gaussian noise (4.2, C.1); colour changes are an option (F.2)
+and off by default, because Rand-Color results with and without them are not comparable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from classact.errors import ConfigError, choose
+
+CROPS = ("image", "batch")
+COLOR_AUGMENTATIONS = ("none", "hsv", "affine")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Settings of the random views.
+
+    Attributes:
+        crop: "image": an offset of its own for each image (the paper's intent); "batch": one offset for the whole
+            batch (what the released code does).
+        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range.
+        feature_noise: standard deviation of Gaussian noise on the features (released code: 0.001; paper: none).
+        color: "none"; "hsv": random hue, saturation and brightness (F.2); "affine": a random affine map of RGB space,
+            which can turn any palette of four colours into any other.
+        hue: largest hue rotation in turns (0.5 is all hues).
+        saturation: factor drawn from [1 - saturation, 1 + saturation].
+        brightness: offset drawn from [-brightness, brightness] on 0..255.
+    """
+
+    crop: str = "image"
+    noise_std: float = 5.0
+    feature_noise: float = 0.0
+    color: str = "none"
+    hue: float = 0.5
+    saturation: float = 0.5
+    brightness: float = 40.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ConfigError(choose("crop", self.crop, CROPS))
+        if self.color not in COLOR_AUGMENTATIONS:
+            raise ConfigError(choose("color augmentation", self.color, COLOR_AUGMENTATIONS))
+        if min(self.noise_std, self.feature_noise, self.hue, self.saturation, self.brightness) < 0:
+            raise ConfigError(f"augmentation strengths cannot be negative: {self}.")
+
+
+def random_crop(images: Tensor, size: int, generator: torch.Generator, *, per: str = "image") -> Tensor:
+    """Random crops of a batch.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        size: side of the crop.
+        generator: source of the offsets.
+        per: "image" or "batch", see :class:`AugmentConfig`.
+
+    Returns:
+        (B, size, size, 3) uint8.
+    """
+    B, H, W, _ = images.shape
+    count = B if per == "image" else 1
+    device = images.device
+    top = torch.randint(0, H - size + 1, (count, 1), generator=generator, device=device).expand(B, 1)
+    left = torch.randint(0, W - size + 1, (count, 1), generator=generator, device=device).expand(B, 1)
+    offset = torch.arange(size, device=device)
+    rows = (top + offset)[:, :, None]
+    columns = (left + offset)[:, None, :]
+    return images[torch.arange(B, device=device)[:, None, None], rows, columns]
+
+
+def hsv_matrices(batch: int, config: AugmentConfig, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(B, 3, 3) colour matrices: a rotation about the grey axis (hue), then a scaling of the distance to it."""
+    turn = (torch.rand(batch, generator=generator, device=device) * 2 - 1) * config.hue * 2 * math.pi
+    c, s = torch.cos(turn)[:, None, None], torch.sin(turn)[:, None, None]
+    grey = torch.full((3, 3), 1 / 3, device=device)
+    eye = torch.eye(3, device=device)
+    # Rodrigues' formula with the unit axis (1, 1, 1) / sqrt(3).
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / math.sqrt(3)
+    rotation = c * eye + s * cross + (1 - c) * grey
+    factor = 1 + (torch.rand(batch, 1, 1, generator=generator, device=device) * 2 - 1) * config.saturation
+    return (factor * eye + (1 - factor) * grey) @ rotation
+
+
+def random_rotations(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(B, 3, 3) orthogonal matrices, reflections among them."""
+    return torch.linalg.qr(torch.randn(batch, 3, 3, generator=generator, device=device))[0]
+
+
+def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Random colours for each image: (B, 3, H, W) float 0..255 -> the same shape."""
+    B, device = len(pixels), pixels.device
+    if config.color == "none":
+        return pixels
+    if config.color == "hsv":
+        matrix = hsv_matrices(B, config, generator, device)
+        shift = (torch.rand(B, 1, generator=generator, device=device) * 2 - 1) * config.brightness
+        low, high = 0.0, 255.0
+        center = 0.0
+    else:
+        stretch = torch.randn(B, 3, 3, generator=generator, device=device)
+        matrix = 0.6 * random_rotations(B, generator, device) + 0.35 * stretch
+        shift = torch.randn(B, 3, generator=generator, device=device) * config.brightness
+        # Beyond 0..255 on purpose: clamping would make different colours of one palette equal.
+        low, high = -64.0, 319.0
+        center = 127.5
+    flat = matrix @ (pixels - center).flatten(2) + (shift + center)[:, :, None]
+    return flat.reshape(pixels.shape).clamp_(low, high)
+
+
+def augment(images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """One random view of each image.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        crop_size: side of the crop.
+        config: strengths.
+        generator: source of all randomness; the same state gives the same views.
+
+    Returns:
+        (B, 3, crop_size, crop_size) float32 pixels, 0..255.
+    """
+    cropped = random_crop(images, crop_size, generator, per=config.crop)
+    pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator)
+    if config.noise_std:
+        low, high = min(0.0, float(pixels.min())), max(255.0, float(pixels.max()))
+        noise = torch.randn(pixels.shape, generator=generator, device=pixels.device)
+        pixels = pixels.add_(noise, alpha=config.noise_std).clamp_(low, high)
+    return pixels

@@ -1,0 +1,33 @@
+"""Colour whitening: an image transform under which the choice of colours in a scene matters little."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGE = 0.02
+FLOOR = 4.0
+"""Variance (grey levels squared) below which a colour direction counts as noise and is not amplified."""
+
+
+def whiten(pixels: Tensor) -> Tensor:
+    """Remove each image's own colour statistics.
+
+    The median colour (the background of a table-top scene) moves to zero and the 3 x 3 second-moment matrix of the
+    differences from it to the identity. Any affine change of the colours of an image (tint, contrast, another palette
+    of up to four colours) leaves the result unchanged up to a rotation of colour space and the regularisation.
+
+    Args:
+        pixels: (B, 3, H, W) float, 0..255.
+
+    Returns:
+        (B, 3, H, W) float.
+    """
+    flat = pixels.flatten(2)
+    flat = flat - flat.median(dim=-1, keepdim=True).values
+    moment = flat @ flat.transpose(1, 2) / flat.shape[-1]
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.clamp_min(0)
+    scale = torch.rsqrt(values + RIDGE * values[:, -1:] + FLOOR)
+    matrix = (vectors * scale[:, None, :]) @ vectors.transpose(1, 2)
+    return (matrix @ flat).reshape(pixels.shape)

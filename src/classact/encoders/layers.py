@@ -1,0 +1,63 @@
+"""Building blocks shared by the image encoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, groups: int = 16) -> nn.GroupNorm:
+    """GroupNorm of at most ``groups`` groups with at least four channels each."""
+    return nn.GroupNorm(max(1, min(groups, channels // 4)), channels)
+
+
+def replace_batch_norm(module: nn.Module, groups: int = 16) -> nn.Module:
+    """Put a fresh GroupNorm in the place of every BatchNorm2d (paper C.1).
+
+    Affine parameters and running statistics are discarded: of pre-trained weights only the convolutions stay.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, group_norm(child.num_features, groups))
+        else:
+            replace_batch_norm(child, groups)
+    return module
+
+
+class SpatialSoftmax(nn.Module):
+    """Expected image coordinates of each feature map: (B, C, H, W) -> (B, 2 C), x then y of each map, in [-1, 1].
+
+    The temperature is learned, from 1. Computed in float32 whatever the trunk ran in.
+    """
+
+    grid: Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+        ys, xs = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("grid", torch.stack([xs.flatten(), ys.flatten()], dim=-1), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Coordinates of a batch of feature maps."""
+        attention = torch.softmax(maps.float().flatten(2) / self.temperature, dim=-1)  # (B, C, H W)
+        return (attention @ self.grid).flatten(1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm and a shortcut (He et al., 2016)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = group_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = group_norm(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C, H / stride, W / stride)."""
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(y)) + self.shortcut(x))

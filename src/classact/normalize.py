@@ -1,0 +1,67 @@
+"""Per-dimension min-max normalisation to [-1, 1], with its inverse and its place on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.errors import CheckpointError, DataError
+
+CONSTANT_MARGIN = 0.1
+"""A dimension that never changes is widened by this much on either side, so that it maps to 0, not to NaN."""
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """Affine map of each dimension's data range [low, high] to [-1, 1].
+
+    Attributes:
+        low, high: (D,) float32, low < high after widening of constant dimensions.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    @staticmethod
+    def fit(values: NDArray[Any]) -> MinMax:
+        """Fit on (N, D) values. Constant dimensions are widened by :data:`CONSTANT_MARGIN` on either side."""
+        if values.ndim != 2 or len(values) == 0:
+            raise DataError(f"expected values of shape (N, D) with N >= 1 to fit a normalisation, got {values.shape}.")
+        if not np.isfinite(values).all():
+            raise DataError("cannot fit a normalisation on NaN or infinite values.")
+        low = values.min(axis=0).astype(np.float32)
+        high = values.max(axis=0).astype(np.float32)
+        constant = high - low < 1e-6
+        return MinMax(np.where(constant, low - CONSTANT_MARGIN, low), np.where(constant, high + CONSTANT_MARGIN, high))
+
+    def apply(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """(..., D) data units -> (..., D) in [-1, 1] for data in the fitted range."""
+        self._check(values)
+        return np.asarray((values - self.low) / (self.high - self.low) * 2 - 1, dtype=np.float32)
+
+    def invert(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """The inverse of :meth:`apply`."""
+        self._check(values)
+        return np.asarray((values + 1) / 2 * (self.high - self.low) + self.low, dtype=np.float32)
+
+    def _check(self, values: NDArray[Any]) -> None:
+        if values.shape[-1:] != self.low.shape:
+            raise DataError(
+                f"normalisation was fitted on {len(self.low)} dimensions, got values of shape {values.shape}."
+            )
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Plain numbers; float32 values survive the trip exactly."""
+        return {"low": [float(v) for v in self.low], "high": [float(v) for v in self.high]}
+
+    @staticmethod
+    def from_json(value: Any) -> MinMax:
+        """Inverse of :meth:`to_json`; missing statistics are an error, never the identity."""
+        if not isinstance(value, dict) or not {"low", "high"} <= value.keys():
+            raise CheckpointError(
+                f"normalisation statistics are missing: expected keys 'low' and 'high', got {value!r}."
+            )
+        return MinMax(np.asarray(value["low"], np.float32), np.asarray(value["high"], np.float32))

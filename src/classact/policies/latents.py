@@ -1,0 +1,135 @@
+"""What retrieval compares: observations as unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from classact.encoders import ImageEncoder
+from classact.errors import DataError
+from classact.normalize import MinMax
+from classact.types import Demonstrations, FloatArray, ImageArray, Observation
+
+
+def unit(rows: FloatArray) -> FloatArray:
+    """(N, d) rows scaled to Euclidean length 1; a zero row stays zero."""
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.maximum(length, 1e-12), np.float32)
+
+
+class Latents(Protocol):
+    """Turns demonstrations and observations into L2-normalised latents z."""
+
+    @property
+    def kind(self) -> str:
+        """ "image" or "state"."""
+
+    def demonstrations(self, data: Demonstrations) -> FloatArray:
+        """(N, d) latents of every step."""
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, d) latents of live observations."""
+
+    def settings(self) -> dict[str, Any]:
+        """Plain JSON from which :func:`load` makes the same object again."""
+
+
+class ImageLatents:
+    """Image features concatenated with normalised proprioception, jointly L2-normalised (paper section 4.4).
+
+    Args:
+        encoder: image encoder with its declared transform.
+        proprioception: normalisation fitted on the demonstrations.
+        bf16: run the encoder's trunk in bfloat16.
+    """
+
+    kind = "image"
+
+    def __init__(self, encoder: ImageEncoder, proprioception: MinMax, *, bf16: bool = False) -> None:
+        self.encoder = encoder.eval()
+        self.proprioception = proprioception
+        self.bf16 = bf16
+
+    def _join(self, images: ImageArray, proprioception: FloatArray) -> FloatArray:
+        features = self.encoder.encode(images, bf16=self.bf16)
+        return unit(np.concatenate([features, self.proprioception.apply(proprioception)], axis=1))
+
+    def demonstrations(self, data: Demonstrations) -> FloatArray:
+        """(N, d) latents of every step; images may be at any resolution."""
+        return self._join(data.images[self.encoder.config.camera], data.proprioception)
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, d) latents of live observations."""
+        camera = self.encoder.config.camera
+        for observation in observations:
+            if camera not in observation.images:
+                raise DataError(f"expected a camera image {camera!r}, got {sorted(observation.images)}.")
+        images = np.stack([observation.images[camera] for observation in observations])
+        return self._join(images, np.stack([observation.proprioception for observation in observations]))
+
+    def settings(self) -> dict[str, Any]:
+        """Without the encoder, which has a folder of its own."""
+        return {"kind": self.kind, "proprioception": self.proprioception.to_json(), "bfloat16": self.bf16}
+
+
+class StateLatents:
+    """The true simulator state as latent: a reference that no camera is needed for.
+
+    Positions are divided by half the world's size about its centre, angles become scaled cosine and sine, and a
+    constant 1 is appended, so that directions (which is all that cosine similarity sees) determine the state.
+
+    Args:
+        center, half: of the position dimensions.
+        angles: which state dimensions are angles (radians).
+        angle_scale: weight of an angle's cosine and sine against positions.
+    """
+
+    kind = "state"
+
+    def __init__(self, center: float, half: float, angles: Sequence[int], angle_scale: float = 0.4) -> None:
+        self.center, self.half, self.angles, self.angle_scale = center, half, tuple(angles), angle_scale
+
+    def _embed(self, states: np.ndarray[Any, Any]) -> FloatArray:
+        position = np.delete(states, self.angles, axis=1)
+        angle = states[:, self.angles]
+        parts = [
+            (position - self.center) / self.half,
+            self.angle_scale * np.cos(angle),
+            self.angle_scale * np.sin(angle),
+            np.ones((len(states), 1)),
+        ]
+        return unit(np.concatenate(parts, axis=1).astype(np.float32))
+
+    def demonstrations(self, data: Demonstrations) -> FloatArray:
+        """(N, d) latents of every step."""
+        if data.states is None:
+            raise DataError(f"{data.name} has no simulator states; state latents need them.")
+        return self._embed(data.states)
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, d) latents of live observations."""
+        states = [observation.state for observation in observations]
+        if any(state is None for state in states):
+            raise DataError("an observation has no simulator state; state latents need one.")
+        return self._embed(np.stack([state for state in states if state is not None]))
+
+    def settings(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "kind": self.kind,
+            "center": self.center,
+            "half": self.half,
+            "angles": list(self.angles),
+            "angle_scale": self.angle_scale,
+        }
+
+
+def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents:
+    """Inverse of ``settings()``; an image encoder is read from ``folder/encoder``."""
+    if settings.get("kind") == "state":
+        return StateLatents(settings["center"], settings["half"], settings["angles"], settings["angle_scale"])
+    encoder = ImageEncoder.from_pretrained(folder / "encoder")
+    return ImageLatents(encoder, MinMax.from_json(settings.get("proprioception")), bf16=bool(settings["bfloat16"]))

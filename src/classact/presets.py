@@ -1,0 +1,89 @@
+"""Named configurations: the paper's (tables 3 to 5) and ours for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from classact.encoders import EncoderConfig
+from classact.errors import ConfigError, choose
+from classact.optim import OptimizerConfig
+from classact.policies import RetrievalConfig
+from classact.similarity import SimilarityConfig
+from classact.training import PretrainConfig
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that belong together.
+
+    Attributes:
+        pretrain: of pre-training.
+        retrieval: of acting on data recorded under one appearance.
+        tau_shifted: tau_nn on heterogeneous data (second value of table 5).
+        about: one line.
+    """
+
+    pretrain: PretrainConfig
+    retrieval: RetrievalConfig
+    tau_shifted: float
+    about: str
+
+
+def _paper(task: str, top_k: float, epochs: int, tau: float, tau_shifted: float) -> Preset:
+    encoder = EncoderConfig(
+        trunk="resnet18", image_size=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, init="imagenet"
+    )
+    pretrain = PretrainConfig(
+        encoder=encoder,
+        similarity=SimilarityConfig(horizon=16, quantile=top_k),
+        optimizer=OptimizerConfig(),  # LARS 0.5, momentum 0.9, decay 1e-6, warm-up 500, clip 0.5, EMA power 0.75
+        epochs=epochs,
+        batch_size=160,
+    )
+    return Preset(pretrain, RetrievalConfig(k=64, temperature=tau), tau_shifted, f"the paper's settings for {task}")
+
+
+PRESETS: dict[str, Preset] = {
+    "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02),
+    "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02),
+    "paper-aloha-transfer": _paper("Aloha-Transfer", 0.025, 50, 0.01, 0.02),
+    "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02),
+    "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002),
+    "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
+    "pusht-cpu": Preset(
+        PretrainConfig(
+            encoder=EncoderConfig(),
+            similarity=SimilarityConfig(quantile=0.015),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
+            epochs=20,
+        ),
+        RetrievalConfig(k=32, temperature=0.005),
+        0.005,
+        "Push-T within minutes on two CPU cores: small network, 64-pixel images, AdamW",
+    ),
+    "debug": Preset(
+        PretrainConfig(
+            encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
+            similarity=SimilarityConfig(quantile=0.05, pairs=20_000),
+            optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=10),
+            epochs=1,
+            batch_size=32,
+            precision="float32",
+            log_every=1,
+            checkpoint_every=5,
+        ),
+        RetrievalConfig(k=8, temperature=0.005),
+        0.005,
+        "seconds, for tests: nothing useful is learned",
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise ConfigError(choose("preset", name, PRESETS))
+    return PRESETS[name]

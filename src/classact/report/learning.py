@@ -1,0 +1,178 @@
+"""Training, similarity and latents to plotly figures: pure functions, no files, no theme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from classact.report.style import BLUE, GREY, ORANGE, PALETTE, figure_base, label, thin
+
+MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
+MAX_EPISODES = 40  # in the latent map
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, colour: str = BLUE) -> go.Figure:
+    """One logged quantity over training steps; where there are many rows, thin raw values under a smooth line."""
+    pairs = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
+    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
+    figure = figure_base(
+        height=230,
+        xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": title, "zeroline": False, "exponentformat": "power", "automargin": True},
+    )
+    keep = thin(len(steps), MAX_POINTS)
+    smooth = len(steps) >= 60 and key != "lr"
+    hover = f"step %{{x}}: %{{y:.4g}}<extra>{label(title)}</extra>"
+    figure.add_scatter(
+        x=steps[keep],
+        y=values[keep],
+        mode="lines" if len(keep) > 1 else "markers",
+        line={"color": colour, "width": 1 if smooth else 2},
+        opacity=0.4 if smooth else 1,
+        hoverinfo="skip" if smooth else None,
+        hovertemplate=None if smooth else hover,
+    )
+    if smooth:
+        from scipy.ndimage import gaussian_filter1d
+
+        line = gaussian_filter1d(values.astype(np.float64), sigma=len(values) / 80, mode="nearest")
+        figure.add_scatter(
+            x=steps[keep], y=line[keep], mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover
+        )
+    return figure
+
+
+def similarity_figure(similarity: Mapping[str, Any], zoom: bool) -> go.Figure:
+    """Distribution of DTW distances; pairs under the threshold, the positives, are coloured.
+
+    Args:
+        similarity: of analysis/similarity.json.
+        zoom: only the part around what is kept, on a linear axis; else everything, on a logarithmic one.
+    """
+    edges = np.asarray(similarity["histogram"]["edges"], dtype=np.float64)
+    counts = np.asarray(similarity["histogram"]["counts"], dtype=np.float64)
+    share = counts / max(counts.sum(), 1)
+    threshold = float(similarity["threshold"])
+    positive = edges[1:][edges[1:] > 0]
+    # An edge of 0 has no place on a logarithmic axis: the first bin then starts half a bin below its upper edge.
+    low = np.where(edges[:-1] > 0, edges[:-1], float(positive[0]) / 2 if len(positive) else 1e-6)
+    left, right = (edges[:-1] if zoom else low), edges[1:]
+    shown = left < 1.6 * threshold if zoom else counts > 0
+    if not shown.any():
+        shown = counts > 0
+    left, right, share = left[shown], right[shown], share[shown]
+    log = not zoom and bool((left > 0).all())
+    span = [0, 1.6 * threshold] if zoom and threshold > 0 else [left.min(), max(right.max(), threshold * 1.05)]
+    figure = figure_base(
+        height=270,
+        xaxis={
+            "title": "DTW distance",
+            "type": "log" if log else "linear",
+            "range": [float(np.log10(v)) for v in span] if log else [float(v) for v in span],
+            "zeroline": False,
+        },
+        yaxis={"title": "share of pairs", "tickformat": ".2~%", "rangemode": "tozero", "zeroline": False},
+        margin={"l": 60, "r": 16, "t": 34, "b": 44},
+    )
+    for kept, colour, name in ((True, BLUE, "positive pairs"), (False, GREY, "other pairs")):
+        lo, hi = (left, np.minimum(right, threshold)) if kept else (np.maximum(left, threshold), right)
+        part = hi > lo
+        xs, ys = _steps(lo[part], hi[part], share[part])
+        figure.add_scatter(
+            x=xs, y=ys, mode="lines", line={"color": colour, "width": 1}, fill="tozeroy", name=name, hoverinfo="x+y"
+        )
+    if span[0] <= threshold <= span[1]:
+        figure.add_vline(x=threshold, line={"color": ORANGE, "width": 2, "dash": "dash"})
+        figure.add_annotation(
+            x=float(np.log10(threshold)) if log else threshold,  # plotly places annotations by exponent on log axes
+            y=1.01,
+            yref="paper",
+            yanchor="bottom",
+            text=f"threshold {threshold:.4g}",
+            showarrow=False,
+        )
+    return figure
+
+
+def _steps(
+    left: NDArray[np.float64], right: NDArray[np.float64], height: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.stack([left, right], axis=1).ravel().round(6), np.repeat(height, 2).round(8)
+
+
+def latent_figure(
+    xy: NDArray[np.float32], episode: NDArray[Any], progress: NDArray[Any], smooth: float = 1.5
+) -> go.Figure:
+    """t-SNE of latents: one spline per episode (paper, appendix J.1), or every step coloured by progress.
+
+    At most 40 episodes are drawn, evenly spaced over the episode numbers. Splines pass through positions averaged by a
+    Gaussian of ``smooth`` steps; points in the progress view are where t-SNE put them.
+
+    Args:
+        xy: (n, 2) positions.
+        episode: (n,) episode of each point.
+        progress: (n,) in 0..1, position within the episode.
+        smooth: standard deviation in points, 0 for none.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    episodes = np.unique(episode)
+    episodes = episodes[thin(len(episodes), MAX_EPISODES)]
+    axis = {"visible": False, "showgrid": False, "zeroline": False}
+    figure = figure_base(
+        height=600,
+        xaxis=axis | {"constrain": "domain"},
+        yaxis=axis | {"scaleanchor": "x", "constrain": "domain"},
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        dragmode="zoom",
+    )
+    ends: list[tuple[float, float, str]] = []
+    for i, number in enumerate(episodes):
+        rows = np.flatnonzero(episode == number)
+        rows = rows[np.argsort(progress[rows], kind="stable")]
+        line = xy[rows].astype(np.float64)
+        if smooth > 0 and len(line) > 3:
+            line = gaussian_filter1d(line, sigma=smooth, axis=0, mode="nearest")
+        colour = PALETTE[i % len(PALETTE)]
+        ends.append((float(line[-1, 0]), float(line[-1, 1]), colour))
+        figure.add_scatter(
+            x=line[:, 0].round(3),
+            y=line[:, 1].round(3),
+            mode="lines",
+            line={"color": colour, "width": 1.6, "shape": "spline", "smoothing": 1.0},
+            opacity=0.75,
+            customdata=(100 * progress[rows]).round(),
+            hovertemplate=f"episode {int(number)}, %{{customdata}}% done<extra></extra>",
+        )
+    figure.add_scatter(
+        x=[x for x, _, _ in ends],
+        y=[y for _, y, _ in ends],
+        mode="markers",
+        marker={"size": 8, "color": [colour for _, _, colour in ends]},
+        hoverinfo="skip",
+    )
+    rows = np.flatnonzero(np.isin(episode, episodes))
+    figure.add_scatter(
+        x=xy[rows, 0].round(3),
+        y=xy[rows, 1].round(3),
+        mode="markers",
+        visible=False,
+        marker={
+            "size": 4.5,
+            "opacity": 0.85,
+            "color": np.asarray(progress[rows], dtype=np.float64).round(3),
+            "colorscale": [[0, "#3B4CC0"], [0.5, "#C2559D"], [1, "#F2A32C"]],
+            "cmin": 0,
+            "cmax": 1,
+            "colorbar": {"title": "progress", "tickformat": ".0%", "thickness": 10, "len": 0.5, "outlinewidth": 0},
+        },
+        customdata=episode[rows],
+        hovertemplate="episode %{customdata}, %{marker.color:.0%} done<extra></extra>",
+    )
+    paths = [True] * (len(episodes) + 1)
+    figure.update_layout(meta={"views": {"By episode": [*paths, False], "By progress": [*[False] * len(paths), True]}})
+    return figure

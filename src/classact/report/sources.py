@@ -1,0 +1,263 @@
+"""What a run's folder holds for the report: read, checked, or absent with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.errors import DataError
+from classact.runs import Run
+from classact.statistics import wilson_interval
+from classact.storage import read_arrays, read_json, read_jsonl
+
+Row = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+ENCODER_NAMES = {"class": "CLASS (learned)", "untrained": "untrained encoder", "state": "true state (ceiling)"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One folder under ``evaluations/``: its episodes, and per episode the trace of ``metric`` where stored."""
+
+    name: str
+    encoder: str
+    label: str
+    metric: str
+    maxima: NDArray[np.float64]
+    curves: list[NDArray[np.float32]] | None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything the report draws; None or empty where the files are absent, with the reason in ``absent``."""
+
+    root: Path
+    config: Row
+    training: list[Row]
+    summary: list[Row]
+    evaluations: list[Evaluation]
+    similarity: Row | None
+    latent_map: Arrays | None
+    neighbors: Arrays | None
+    videos: list[Row]
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def encoder_name(name: str) -> str:
+    """How the report writes an encoder's name."""
+    return ENCODER_NAMES.get(name, name)
+
+
+def row_label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Encoder, and whatever else tells this row apart: policy, simulator, shift, each only where rows differ."""
+    parts = [encoder_name(str(row.get("encoder", "?")))]
+    for key in ("policy", "simulator", "shift"):
+        if len({plain(other.get(key)) for other in rows}) > 1:
+            value = plain(row.get(key))
+            parts.append(f"{value or 'no'} shift" if key == "shift" else value)
+    return ", ".join(part for part in parts if part)
+
+
+def plain(value: object) -> str:
+    """A name as text; ``None`` and ``"none"`` are empty."""
+    return "" if value is None or str(value).lower() == "none" else str(value)
+
+
+def read_sources(root: Path) -> Sources:
+    """Read a run's folder.
+
+    Raises:
+        DataError: the folder does not exist, holds nothing to report, or one of its files is damaged (named).
+    """
+    run = Run(Path(root))
+    if not run.root.is_dir():
+        raise DataError(f"{run.root} does not exist or is not a folder. Expected a run's folder written by classact.")
+    absent: dict[str, str] = {}
+
+    def present(section: str, path: Path) -> bool:
+        if not path.exists():
+            absent[section] = f"{path.relative_to(run.root)} is not there"
+        return path.exists()
+
+    config = _mapping(run.config) if present("Settings", run.config) else {}
+    training = _training(run) if present("Training", run.train_log) else []
+    if run.train_log.exists() and not training:
+        absent["Training"] = f"{run.train_log.name} holds no row yet"
+    summary = _summary(run) if present("Success", run.summary) else []
+    if run.summary.exists() and not summary:
+        absent["Success"] = f"{run.summary.name} holds no row yet"
+    evaluations = _evaluations(run, summary)
+    if not evaluations:
+        absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
+    elif all(e.curves is None for e in evaluations):
+        absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
+    similarity_path = run.analysis / "similarity.json"
+    map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.analysis / "neighbors.safetensors"
+    videos_path = run.analysis / "videos" / "videos.json"
+    sources = Sources(
+        root=run.root,
+        config=config,
+        training=training,
+        summary=summary,
+        evaluations=evaluations,
+        similarity=_similarity(similarity_path) if present("Action similarity", similarity_path) else None,
+        latent_map=_latent_map(map_path) if present("Latent map", map_path) else None,
+        neighbors=_neighbors(neighbors_path) if present("Reasons", neighbors_path) else None,
+        videos=_videos(videos_path) if present("Videos", videos_path) else [],
+        absent=absent,
+    )
+    if videos_path.exists() and not sources.videos:
+        absent["Videos"] = "analysis/videos/videos.json lists no video"
+    drawn = (config, training, summary, evaluations, sources.similarity, sources.latent_map, sources.neighbors)
+    if not any(drawn) and not sources.videos:
+        raise DataError(f"{run.root} holds nothing to report: {'; '.join(absent.values())}. Train or evaluate first.")
+    return sources
+
+
+def _mapping(path: Path) -> Row:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}. Regenerate the file.")
+    return value
+
+
+def _need(path: Path, row: Any, keys: Sequence[str], where: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, {where}: expected a JSON object, got {type(row).__name__}. Regenerate the file.")
+    if missing := [key for key in keys if key not in row]:
+        raise DataError(f"{path}, {where}: lacks {missing}; there are {sorted(row)}. Regenerate the file.")
+
+
+def _training(run: Run) -> list[Row]:
+    for number, row in enumerate(read_jsonl(run.train_log), 1):
+        _need(run.train_log, row, ("step",), f"row {number}")
+    return run.read_train_log()
+
+
+def _summary(run: Run) -> list[Row]:
+    rows = read_json(run.summary)
+    if not isinstance(rows, list):
+        raise DataError(f"{run.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
+    result: list[Row] = []
+    for number, row in enumerate(rows, 1):
+        _need(run.summary, row, ("encoder", "criterion", "episodes", "successes"), f"row {number}")
+        k, n = int(row["successes"]), int(row["episodes"])
+        if not (n >= 1 and 0 <= k <= n):
+            raise DataError(f"{run.summary}, row {number}: {k} successes of {n} episodes. Evaluate again.")
+        low, high = wilson_interval(k, n)
+        result.append({"success": k / n, "low": low, "high": high, **row})
+    return result
+
+
+def _evaluations(run: Run, summary: list[Row]) -> list[Evaluation]:
+    first: dict[str, Row] = {}
+    for row in summary:
+        first.setdefault(str(row.get("evaluation", "")), row)
+    folder = run.evaluation("x").parent
+    found = sorted(path.parent.name for path in folder.glob("*/episodes.jsonl"))
+    order = [name for name in first if name in found] + [name for name in found if name not in first]
+    result = []
+    for name in order:
+        path = run.evaluation(name) / "episodes.jsonl"
+        episodes = read_jsonl(path)
+        for number, episode in enumerate(episodes, 1):
+            _need(path, episode, ("seed", "maxima"), f"row {number}")
+        if not episodes or not episodes[0]["maxima"]:
+            continue
+        metric = "coverage" if "coverage" in episodes[0]["maxima"] else sorted(episodes[0]["maxima"])[0]
+        known = first.get(name)
+        result.append(
+            Evaluation(
+                name=name,
+                encoder=str(known["encoder"]) if known else name,
+                label=row_label(known, list(first.values())) if known else name,
+                metric=metric,
+                maxima=np.array([episode["maxima"].get(metric, np.nan) for episode in episodes], dtype=np.float64),
+                curves=_curves(run.evaluation(name) / "rollouts.safetensors", metric),
+            )
+        )
+    return result
+
+
+def _curves(path: Path, metric: str) -> list[NDArray[np.float32]] | None:
+    if not path.exists():
+        return None
+    arrays = read_arrays(path)
+    if metric not in arrays or "ends" not in arrays:
+        return None
+    trace, ends = arrays[metric], arrays["ends"]
+    if trace.ndim != 1 or ends.ndim != 1 or not len(ends) or int(ends[-1]) != len(trace):
+        raise DataError(
+            f"{path}: ends {ends.shape} ends at {int(ends[-1]) if ends.size else 0}, {metric} has shape {trace.shape}; "
+            f"the last end must equal the number of rows. Evaluate again."
+        )
+    return [part for part in np.split(trace.astype(np.float32), ends[:-1].astype(np.int64)) if len(part)]
+
+
+def _similarity(path: Path) -> Row:
+    value = _mapping(path)
+    _need(path, value, ("threshold", "histogram"), "top level")
+    _need(path, value["histogram"], ("edges", "counts"), "histogram")
+    edges, counts = value["histogram"]["edges"], value["histogram"]["counts"]
+    if len(edges) != len(counts) + 1 or not counts:
+        raise DataError(f"{path}: expected one more edge than counts, got {len(edges)} edges and {len(counts)} counts.")
+    return value
+
+
+def _shapes(path: Path, arrays: Arrays, wanted: Mapping[str, tuple[int | None, ...]]) -> None:
+    for name, shape in wanted.items():
+        if name not in arrays:
+            raise DataError(f"{path}: lacks {name!r}; there are {sorted(arrays)}. Regenerate the file.")
+        found = arrays[name].shape
+        if len(found) != len(shape) or any(w is not None and w != f for w, f in zip(shape, found, strict=True)):
+            text = ", ".join("*" if size is None else str(size) for size in shape)
+            raise DataError(f"{path}: expected {name} of shape ({text}), got {found}. Regenerate the file.")
+        if not np.isfinite(arrays[name]).all():
+            raise DataError(f"{path}: {name} holds NaN or infinite values. Regenerate the file.")
+
+
+def _latent_map(path: Path) -> Arrays:
+    arrays = read_arrays(path)
+    n = len(arrays.get("xy", ()))
+    _shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
+    if n == 0:
+        raise DataError(f"{path}: xy holds 0 points, expected at least 1. Regenerate the file.")
+    return arrays
+
+
+def _neighbors(path: Path) -> Arrays:
+    arrays = read_arrays(path)
+    q, k = (*arrays["neighbor_images"].shape, 0, 0)[:2] if "neighbor_images" in arrays else (0, 0)
+    wanted: dict[str, tuple[int | None, ...]] = {
+        "neighbor_images": (None, None, None, None, 3),
+        "query_images": (q, None, None, 3),
+        "weights": (q, k),
+    }
+    optional = {"cosine": (q, k), "episode": (q, k), "step": (q, k), "query_seed": (q,), "query_step": (q,)}
+    chunks = {"query_chunk": (q, None, None), "neighbor_chunks": (q, k, None, None)}
+    wanted |= {name: shape for name, shape in {**optional, **chunks}.items() if name in arrays}
+    _shapes(path, arrays, wanted)
+    weights = arrays["weights"]
+    if k == 0 or q == 0 or (weights < 0).any() or not (weights.sum(axis=1) > 0).all():
+        raise DataError(f"{path}: expected weights (Q, K) >= 0 with a positive sum per query, got {weights.shape}.")
+    return arrays
+
+
+def _videos(path: Path) -> list[Row]:
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
+    for number, row in enumerate(rows, 1):
+        _need(path, row, ("file",), f"row {number}")
+        name = str(row["file"])
+        if Path(name).name != name or Path(name).suffix not in (".mp4", ".webp"):
+            raise DataError(f"{path}, row {number}: expected the name of an .mp4 or .webp file, got {name!r}.")
+        if not (path.parent / name).is_file():
+            raise DataError(f"{path.parent / name} is not there but {path.name} lists it. Regenerate the videos.")
+    return rows

@@ -1,0 +1,67 @@
+"""Colours, markers and text that every figure shares.
+
+Colours that depend on light or dark mode (text, grid) are set by the page; series colours are of middle lightness, so
+that they hold at least 3:1 contrast on both backgrounds, and come from a palette that colour-blind readers can tell
+apart. Every encoder also has its own marker.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREEN, PURPLE, OLIVE, TEAL, GREY = (
+    "#2B7CBF",
+    "#CC6A11",
+    "#12916B",
+    "#B4589A",
+    "#8C7B14",
+    "#1E8E9E",
+    "#808893",
+)
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, OLIVE, TEAL)
+_ENCODERS = {
+    "class": (BLUE, "circle"),
+    "untrained": (ORANGE, "diamond"),
+    "state": (GREEN, "square"),
+}
+_OTHERS = ((PURPLE, "triangle-up"), (OLIVE, "cross"), (TEAL, "star"), (GREY, "hexagon"))
+
+
+def styles(encoders: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each encoder, the same in every figure."""
+    others = [name for name in dict.fromkeys(encoders) if name not in _ENCODERS]
+    return _ENCODERS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
+
+
+def percent(value: float) -> str:
+    """``0.8642`` as ``86.4%``."""
+    return f"{100 * value:.1f}%"
+
+
+def figure_base(height: int, **layout: Any) -> go.Figure:
+    """An empty figure with the margins and manners of all others."""
+    base: dict[str, Any] = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 44},
+        "showlegend": False,
+        "hovermode": "closest",
+    }
+    return go.Figure(layout=base | layout)
+
+
+def label(value: object) -> str:
+    """A name as plotly text."""
+    # Plotly reads a small HTML dialect, links included, in every label: names must not be able to use it.
+    return html.escape(str(value), quote=False)
+
+
+def thin(n: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` of the indices 0..n-1, evenly spaced, both ends included."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))

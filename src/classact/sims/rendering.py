@@ -1,0 +1,179 @@
+"""Rendering recorded states again: the same demonstrations under another appearance, size or simulator version."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.errors import ConfigError, DataError, SimulatorError
+from classact.images import resize_images
+from classact.sims import make_simulator
+from classact.types import ImageArray, IntArray, StateArray
+
+EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
+
+Progress = Callable[[int, int], None]
+"""Called with (steps rendered, steps in all)."""
+
+
+def appearance_seed(seed: int, episode: int) -> int:
+    """The seed that episode ``episode`` of a data set rendered with ``seed`` draws its appearance from.
+
+    A pure function of its arguments (NumPy's ``SeedSequence``, stable across versions and platforms), so that the
+    pictures do not depend on the number of workers or on which episodes are rendered together. In 0..2^32-1.
+    """
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1, np.uint32)[0])
+
+
+def render_states(
+    simulator_name: str,
+    states: StateArray,
+    episode_ends: IntArray,
+    *,
+    image_size: int,
+    shift: str,
+    seed: int,
+    out: ImageArray,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Render every step of a set of demonstrations into ``out``.
+
+    Args:
+        simulator_name: a name of :data:`classact.sims.SIMULATORS` with one camera.
+        states: (N, D_s) float64 simulator states.
+        episode_ends: (E,) cumulative steps.
+        image_size: side of the images in pixels.
+        shift: the visual shift; episode e is seen as :func:`appearance_seed` (seed, e) says.
+        seed: seed of the appearances.
+        out: (N, S, S, 3) uint8; frames are resized to S as observations are
+            (:func:`classact.images.resize_images`) where it differs from ``image_size``. With several workers it
+            should be a ``numpy.memmap``, whose file the workers then write themselves, each its own rows; other
+            arrays are filled from what they send back.
+        workers: processes; 1 renders here. The bytes are the same for any number.
+        progress: called from this process as episodes finish.
+
+    Raises:
+        DataError: ``states`` or ``out`` of the wrong shape.
+        ConfigError: unknown simulator, shift or image size.
+        SimulatorError: a worker process died or failed.
+    """
+    if workers < 1:
+        raise ConfigError(f"expected at least 1 rendering worker, got {workers}.")
+    simulator = make_simulator(simulator_name, image_size=image_size, shift=shift)
+    spec = simulator.spec
+    simulator.close()
+    total = int(episode_ends[-1])
+    if states.shape != (total, spec.state_dim):
+        raise DataError(
+            f"{simulator_name}: expected states of shape ({total}, {spec.state_dim}) to render, got {states.shape}."
+        )
+    if out.ndim != 4 or out.shape[0] != total or out.shape[1] != out.shape[2] or out.shape[3] != 3:
+        raise DataError(f"{simulator_name}: expected an output of shape ({total}, S, S, 3), got {out.shape}.")
+    if out.dtype != np.uint8:
+        raise DataError(f"{simulator_name}: expected an output of dtype uint8, got {out.dtype}.")
+    starts = np.concatenate([[0], episode_ends[:-1]])
+    tasks = []
+    for first in range(0, len(episode_ends), EPISODES_PER_TASK):
+        last = min(first + EPISODES_PER_TASK, len(episode_ends))
+        bounds = [(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)]
+        tasks.append(bounds)
+    settings = (simulator_name, image_size, shift, seed)
+    done = 0
+    if workers == 1:
+        for bounds in tasks:
+            begin, end = bounds[0][1], bounds[-1][2]
+            _render_task(settings, bounds, states[begin:end], out[begin:end])
+            done += end - begin
+            if progress is not None:
+                progress(done, total)
+        return
+    target = _memmap_target(out)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            pending: dict[Future[Any], tuple[int, int]] = {}
+            queue = list(reversed(tasks))
+            while queue or pending:
+                while queue and len(pending) < 2 * workers:  # bounded: neither all states nor all frames in flight
+                    bounds = queue.pop()
+                    begin, end = bounds[0][1], bounds[-1][2]
+                    future = pool.submit(_worker, settings, bounds, np.asarray(states[begin:end]), target, out.shape)
+                    pending[future] = (begin, end)
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    begin, end = pending.pop(future)
+                    frames = future.result()
+                    if frames is not None:
+                        out[begin:end] = frames
+                    done += end - begin
+                    if progress is not None:
+                        progress(done, total)
+        except BrokenProcessPool as error:
+            raise SimulatorError(
+                f"{simulator_name}: a rendering process died after {done} of {total} frames (killed, or out of "
+                f"memory). Start it again with fewer workers than {workers}."
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
+    """(file, byte offset) that workers can map themselves, None for arrays in memory and for views."""
+    if isinstance(out, np.memmap) and out.filename is not None and out.mode in ("r+", "w+") and out.flags.c_contiguous:
+        root = out
+        while isinstance(root.base, np.memmap):
+            root = root.base
+        if root.shape == out.shape:
+            out.flush()
+            return str(Path(out.filename).resolve()), int(out.offset)
+    return None
+
+
+def _worker(
+    settings: tuple[str, int, str, int],
+    bounds: list[tuple[int, int, int]],
+    states: StateArray,
+    target: tuple[str, int] | None,
+    shape: tuple[int, ...],
+) -> ImageArray | None:
+    begin, end = bounds[0][1], bounds[-1][2]
+    if target is None:
+        frames = np.empty((end - begin, *shape[1:]), dtype=np.uint8)
+        _render_task(settings, bounds, states, frames)
+        return frames
+    path, offset = target
+    mapped = np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
+    _render_task(settings, bounds, states, mapped[begin:end])
+    mapped.flush()
+    return None
+
+
+def _render_task(
+    settings: tuple[str, int, str, int],
+    bounds: list[tuple[int, int, int]],
+    states: StateArray,
+    out: ImageArray,
+) -> None:
+    """Render consecutive episodes; ``states`` and ``out`` start at the first of them."""
+    name, image_size, shift, seed = settings
+    simulator = make_simulator(name, image_size=image_size, shift=shift)
+    (camera,) = simulator.spec.cameras
+    first = bounds[0][1]
+    try:
+        for episode, begin, end in bounds:
+            simulator.set_appearance(appearance_seed(seed, episode))
+            for row in range(begin - first, end - first):
+                simulator.set_state(states[row])
+                out[row] = resize_images(simulator.observe().images[camera][None], out.shape[1])[0]
+    except SimulatorError as error:
+        raise SimulatorError(f"{name}: rendering episodes {bounds[0][0]}..{bounds[-1][0]} failed: {error}") from error
+    finally:
+        simulator.close()

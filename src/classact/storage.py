@@ -1,0 +1,258 @@
+"""Files that are either whole or absent: write to a temporary name, sync, rename; checksums beside tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.errors import CheckpointError, DataError, StorageError
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename survives a power cut only once the directory entry itself is on disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, path: Path) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        return StorageError(
+            f"disk full while writing {path} ({free:,} bytes free). Nothing that was there before is changed; "
+            f"free some space, or choose another folder, and run the same command again."
+        )
+    return StorageError(f"cannot write {path}: {error.strerror or error}. What was there before is unchanged.")
+
+
+def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
+    try:
+        # Succeeds only if nothing, or an empty folder, is there: two writers cannot both get through.
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not replace:
+            return
+        # A folder cannot be replaced in one step: move the old one aside first, then delete it.
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.tmp")
+        path.rename(aside)
+        temporary.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write a file or a folder to; renamed to ``path`` on success only.
+
+    Args:
+        path: where the file or folder shall be.
+        replace: for folders: put it there although one is there already. With False the first writer wins and
+            the new folder is thrown away.
+
+    Raises:
+        StorageError: disk full or no permission; the temporary is removed and ``path`` left as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir():
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    _sync_file(file)
+            _sync_folder(temporary)
+            _put_folder(temporary, path, replace)
+        else:
+            _sync_file(temporary)
+            temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(error, path) from error
+    except Exception as error:
+        # safetensors reports a full disk as an error of its own that keeps the operating system's number as text.
+        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if found is None:
+            raise
+        number = int(found[1])
+        raise _explain(OSError(number, os.strerror(number)), path) from error
+    finally:
+        # What went wrong above must not be hidden by a failure to clean up.
+        with contextlib.suppress(OSError):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the order given; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def read_json(path: Path, error: type[Exception] = DataError) -> Any:
+    """Read JSON; a missing or damaged file is one clear error of type ``error``."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist. Expected a folder written by classact.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, atomically."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False, default=_plain) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row and flush it to the operating system; a torn last line is removed first."""
+    line = json.dumps(row, allow_nan=False, default=_plain) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            _drop_torn_line(file)
+            file.write(line.encode())
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+def _drop_torn_line(file: BinaryIO) -> None:
+    # A row appended right behind half a row would make a damaged line in the middle, and the file unreadable.
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    try:
+        json.loads(content[start:])
+        file.write(b"\n")
+    except ValueError:
+        file.truncate(start)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read rows; a torn last line (the writer was killed) is left out."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} of {len(lines)}: not valid JSON; the file is damaged.") from None
+    return rows
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write named arrays as one safetensors file, atomically."""
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+
+
+def read_arrays(path: Path, error: type[Exception] = DataError) -> dict[str, NDArray[Any]]:
+    """Read what :func:`write_arrays` wrote."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.exists():
+        raise error(f"{path} does not exist. Expected a folder written by classact.")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as problem:
+        raise error(f"{path} cannot be read ({problem}): the file is damaged or incomplete.") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+CHECKSUMS = "checksums.json"
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write files into a new folder; seal it with checksums; put it at ``path`` in one step."""
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        fill(temporary)
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        sums = {str(file.relative_to(temporary)): [file.stat().st_size, sha256_file(file)] for file in files}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def verify_folder(path: Path) -> None:
+    """Check a folder written by :func:`write_folder` against its checksums.
+
+    Raises:
+        CheckpointError: naming the file, expected and found size or digest.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist or is not a folder.")
+    for name, (size, digest) in read_json(path / CHECKSUMS, CheckpointError).items():
+        file = path / name
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing: {path} is incomplete. Use another checkpoint, or train again.")
+        found = file.stat().st_size
+        if found != size:
+            raise CheckpointError(
+                f"{file} has {found:,} bytes, expected {size:,}: it was truncated or overwritten. "
+                f"Use another checkpoint, or train again."
+            )
+        if (other := sha256_file(file)) != digest:
+            raise CheckpointError(
+                f"{file} has SHA-256 {other[:12]}..., expected {digest[:12]}...: its content is damaged. "
+                f"Use another checkpoint, or train again."
+            )

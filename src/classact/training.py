@@ -1,0 +1,356 @@
+"""CLASS pre-training (paper sections 4.2, 4.3, C.1): the loop, and nothing else.
+
+Every random draw is a function of (seed, step). So a run that was killed and resumed ends with the same bits as one
+that was not, and there is no generator state to save.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from classact.augment import AugmentConfig, augment
+from classact.checkpoints import (
+    TrainingState,
+    load_latest,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, choose
+from classact.objectives import SoftInfoNCEConfig, soft_infonce
+from classact.optim import OptimizerConfig, ema_decay, learning_rate, make_optimizer, update_ema
+from classact.similarity import ActionSimilarity, SimilarityConfig
+from classact.storage import append_jsonl
+from classact.types import Demonstrations, IntArray
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the result of a pre-training, given the data.
+
+    Attributes:
+        epochs: passes over all steps; steps of training = ceil(N epochs / batch_size).
+        batch_size: images per step, drawn without replacement within an epoch (table 4: 160).
+        seed: of initial weights, batches and augmentations.
+        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
+            in it natively.
+        log_every: steps between rows of train.jsonl.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
+    objective: SoftInfoNCEConfig = field(default_factory=SoftInfoNCEConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: float = 100.0
+    batch_size: int = 160
+    seed: int = 0
+    precision: str = "auto"
+    log_every: int = 20
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(choose("precision", self.precision, PRECISIONS))
+        if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
+            raise ConfigError(
+                f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
+                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
+                f"{self.checkpoint_every}."
+            )
+
+    def steps(self, n: int) -> int:
+        """Updates for a data set of ``n`` steps."""
+        return int(np.ceil(n * self.epochs / min(self.batch_size, n)))
+
+
+class TrainingInterrupted(ClassactError):  # noqa: N818 (no error: it was asked for)
+    """Ctrl-C or SIGTERM: the state was saved; the message says how to go on."""
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether the trunk runs in bfloat16 on this machine."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    # Without the instructions bfloat16 is emulated and slower than float32.
+    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def epoch_batches(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[IntArray]:
+    """Batches of step indices from ``first_step`` on, without end.
+
+    Each epoch is a permutation drawn from (seed, epoch); batches run across its end, so that every step occurs equally
+    often and no batch is short.
+    """
+    batch = min(batch_size, n)
+    position = first_step * batch
+    permutations: dict[int, IntArray] = {}
+    while True:
+        rows = np.empty(batch, np.int64)
+        filled = 0
+        while filled < batch:
+            epoch, offset = divmod(position + filled, n)
+            if epoch not in permutations:
+                permutations = {epoch: np.random.default_rng([seed, epoch]).permutation(n)}
+            part = permutations[epoch][offset : offset + batch - filled]
+            rows[filled : filled + len(part)] = part
+            filled += len(part)
+        position += batch
+        yield rows
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of one step's augmentations."""
+    entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
+
+
+@dataclass
+class Trainer:
+    """One pre-training.
+
+    Args:
+        demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.camera`` at ``config.encoder.image_size``.
+        config: settings.
+        folder: where checkpoints and train.jsonl go; None keeps nothing.
+        device: "cpu" or "cuda".
+    """
+
+    demonstrations: Demonstrations
+    config: PretrainConfig
+    folder: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        camera, size = self.config.encoder.camera, self.config.encoder.image_size
+        images = self.demonstrations.images
+        if camera not in images:
+            raise DataError(choose("camera", camera, images) + f" in {self.demonstrations.name}.")
+        if images[camera].shape[1:3] != (size, size):
+            raise DataError(
+                f"{self.demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
+                f"{images[camera].shape[1]} x {images[camera].shape[2]}; prepare them with classact.frames."
+            )
+        self.images = images[camera]
+        self.episodes = self.demonstrations.episode_index()
+        self.steps = self.config.steps(self.demonstrations.num_steps)
+        device = torch.device(self.device)
+        self.bf16 = use_bfloat16(self.config.precision, device)
+        self.similarity = ActionSimilarity(self.demonstrations, self.config.similarity)
+        self.encoder = ImageEncoder(self.config.encoder, seed=self.config.seed).to(device)
+        self.average = ImageEncoder(self.config.encoder, load_init=False).to(device)
+        self.average.load_state_dict(self.encoder.state_dict())
+        self.optimizer = make_optimizer(self.encoder.parameters(), self.config.optimizer)
+        self.step = 0
+        self.seconds = 0.0
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def train_step(self, rows: IntArray) -> dict[str, float]:
+        """One update on the steps ``rows`` (B,). Returns what is logged."""
+        config = self.config
+        device = torch.device(self.device)
+        rows = np.sort(rows)  # neighbours in the file: fewer page faults, and the loss does not care
+        weights = self.similarity.weights(rows)
+        ignore = None
+        if config.objective.pairs == "cross-episode":
+            ignore = self.episodes[rows][:, None] == self.episodes[rows][None, :]
+            weights[ignore] = 0.0
+        generator = step_generator(config.seed, self.step, device)
+        images = torch.from_numpy(np.ascontiguousarray(self.images[rows])).to(device)
+        pixels = augment(images, config.encoder.crop_size, config.augment, generator)
+        features = self.encoder(self.encoder.normalize(pixels), bf16=self.bf16)
+        if config.augment.feature_noise:
+            noise = torch.randn(features.shape, generator=generator, device=device)
+            features = features + config.augment.feature_noise * noise
+        loss = soft_infonce(
+            features,
+            torch.from_numpy(weights).to(device),
+            temperature=config.objective.temperature,
+            reduction=config.objective.reduction,
+            ignore=None if ignore is None else torch.from_numpy(ignore).to(device),
+        )
+        rate = learning_rate(config.optimizer, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optimizer.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        update_ema(
+            list(self.average.parameters()),
+            list(self.encoder.parameters()),
+            ema_decay(self.step, config.optimizer.ema_power),
+        )
+        positives = (weights > 0).sum(axis=1)
+        return {
+            "loss": float(loss.detach()),
+            "lr": rate,
+            "grad_norm": float(norm),
+            "positives": float(positives.mean()),
+            "anchors": float((positives > 0).mean()),
+        }
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def fit(self, progress: Callable[[int, int, str], None] | None = None, *, resume_hint: str = "") -> ImageEncoder:
+        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
+
+        Args:
+            progress: called with (steps done, steps in all, a short status) after each step.
+            resume_hint: the command that continues, for the message after Ctrl-C.
+
+        Returns:
+            The encoder with averaged (EMA) weights.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
+            CheckpointError: the checkpoint belongs to other settings or data.
+            ClassactError: the loss became NaN or infinite; the last checkpoint is from before.
+        """
+        self.resume()
+        rows = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, self.step)
+        begin, spent = time.perf_counter(), self.seconds
+        mark, window = self.step, begin
+        with _interruptible() as interrupted:
+            while self.step < self.steps:
+                stats = self.train_step(next(rows))
+                now = time.perf_counter()
+                self.seconds = spent + now - begin
+                if not np.isfinite(stats["loss"]):
+                    raise ClassactError(
+                        f"the loss became {stats['loss']} at step {self.step} of {self.steps}. Lower the learning rate "
+                        f"(now {self.config.optimizer.learning_rate}); the last checkpoint is from before that."
+                    )
+                if progress is not None:
+                    progress(self.step, self.steps, f"loss {stats['loss']:.3f}")
+                if self.step % self.config.log_every == 0 or self.step == self.steps:
+                    speed = (self.step - mark) * self.config.batch_size / max(now - window, 1e-9)
+                    mark, window = self.step, now
+                    self._log(stats, speed)
+                if interrupted():
+                    self.save()
+                    where = f" in {self.folder}" if self.folder else ""
+                    raise TrainingInterrupted(
+                        f"stopped at step {self.step} of {self.steps}; the state is saved{where}. "
+                        f"{resume_hint or 'Run the same command again to continue.'}"
+                    )
+                if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+                    self.save()
+        return self.average
+
+    def _log(self, stats: dict[str, float], speed: float) -> None:
+        if self.folder is None:
+            return
+        n = self.demonstrations.num_steps
+        row = {
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.step * min(self.config.batch_size, n) / n,
+            **stats,
+            "images_per_second": speed,
+            "seconds": self.seconds,
+        }
+        append_jsonl(self.folder / "train.jsonl", row)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        config = asdict(self.config)
+        for key in ("log_every", "checkpoint_every"):
+            del config[key]
+        return {"config": config, "data": self.demonstrations.fingerprint(), "bfloat16": self.bf16}
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        if self.folder is None:
+            return
+        tensors = {f"model.{k}": v for k, v in self.encoder.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= optimizer_tensors(self.optimizer)
+        meta = {"identity": self.identity(), "seconds": self.seconds}
+        save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
+
+    def resume(self) -> bool:
+        """Load the newest intact checkpoint of ``folder``; False where there is none.
+
+        Raises:
+            CheckpointError: it belongs to other settings, other data or another architecture.
+        """
+        state = load_latest(self.folder / "checkpoints") if self.folder else None
+        if state is None:
+            return False
+        where = f"{self.folder}/checkpoints/step-{state.step:08d}"
+        _same(state.meta["identity"], self.identity(), where)
+        source = Path(where)
+        self.encoder.load_weights(_part(state, "model."), source)
+        self.average.load_weights(_part(state, "ema."), source)
+        load_optimizer_tensors(self.optimizer, state.tensors)
+        self.step, self.seconds = state.step, float(state.meta["seconds"])
+        return True
+
+
+def _part(state: TrainingState, prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+
+
+def _same(found: Any, expected: Any, where: str, path: str = "") -> None:
+    """Raise on the first setting that differs, naming it and both values."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys()):
+            _same(found.get(key), expected.get(key), where, f"{path}.{key}" if path else key)
+        return
+    if isinstance(expected, tuple):
+        expected = list(expected)
+    if found != expected:
+        raise CheckpointError(
+            f"{where} was made with {path} = {found!r}, now it is {expected!r}. Give another --out for the new "
+            f"settings, or remove that folder to start over."
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second signal acts at once."""
+    caught = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught.is_set  # signals belong to the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, _: Any) -> None:
+        if caught.is_set():
+            signal.signal(number, before[signal.Signals(number)])
+            raise KeyboardInterrupt
+        caught.set()
+
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield caught.is_set
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,38 @@
+"""What every test may use: an image cache of its own, and the public Push-T data where they are present."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Machines that run trainings at the same time are slow at times; pytest's own time limit catches what hangs.
+settings.register_profile("classact", deadline=None)
+settings.load_profile("classact")
+
+HUMAN_VARIABLE = "CLASSACT_PUSHT_HUMAN"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image_cache() -> Iterator[Path]:
+    """One cache for the session, so that large data are decoded once; deleted afterwards, never the user's own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="classact-cache-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("CLASSACT_CACHE", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def human_zarr() -> Path:
+    """Diffusion Policy's 206 human Push-T demonstrations, 25,650 steps."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "pusht_human.zarr"
+    path = Path(os.environ.get(HUMAN_VARIABLE, default))
+    if not path.exists():
+        pytest.skip(f"{path} is not here; set {HUMAN_VARIABLE} to pusht_cchi_v7_replay.zarr to run this test")
+    return path

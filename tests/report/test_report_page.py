@@ -1,0 +1,267 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from classact.errors import ClassactError, DataError
+from classact.report.page import build_report, duration, flatten, settings
+from classact.runs import Run
+from classact.storage import read_arrays, read_json, write_arrays, write_json
+
+ADDRESSES = ("src", "href", "srcset", "poster", "action", "data", "background", "xlink:href")
+SECTIONS = {"success", "reasons", "videos", "coverage", "latent", "similarity", "training", "settings"}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: list[dict] = []
+        self.words: list[str] = []
+        self.styles: list[str] = []
+        self.scripts: list[str] = []
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self._open.pop()
+
+    def handle_data(self, data):
+        if not self._open:
+            self.words.append(data)
+        elif self._open[-1][0] == "style":
+            self.styles.append(data)
+        elif self._open[-1][1].get("type") == "application/json":
+            self.figures.append(json.loads(data))
+        else:
+            self.scripts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def sections(self) -> set[str | None]:
+        return {section["id"] for section in self.of("section")}
+
+
+def build(run: Run) -> Page:
+    return Page(build_report(run.root).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(whole_run):
+    return build(whole_run)
+
+
+def test_page_is_one_file_that_needs_no_network(page):
+    addresses = [(tag, a[name]) for tag, a in page.tags for name in ADDRESSES if a.get(name)]
+    assert addresses
+    assert {address.split(":")[0] if ":" in address else address[0] for _, address in addresses} == {"data", "#"}
+    assert not re.search(r"@import|url\s*\(", " ".join(page.styles))
+    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    assert sum("plotly.js v" in script for script in page.scripts) == 1
+
+
+def test_every_section_is_there_and_linked(page):
+    assert page.sections() == SECTIONS
+    assert {a["href"] for a in page.of("a")} == {f"#{name}" for name in SECTIONS}
+
+
+def test_every_picture_chart_and_video_has_words(page):
+    assert all(image.get("alt") for image in page.of("img"))
+    assert all(video.get("aria-label") and "controls" in video for video in page.of("video"))
+    charts = [a for a in page.of("div") if a.get("role") == "img"]
+    assert len(charts) == len(page.figures)
+    assert all(chart["aria-label"] for chart in charts)
+    assert len(page.of("video")) == 3
+    assert len(page.of("img")) == 2 * (1 + 5)
+
+
+def test_numbers_equal_the_rows(page, whole_run):
+    rows = whole_run.read_summary()
+    values = {float(a["value"]) for a in page.of("data")}
+    for row in rows:
+        assert {row["success"], row["low"], row["high"], row["mean_max_coverage"]} <= values
+        assert f"{row['successes']} of {row['episodes']}" in page.text
+        assert row["criterion"] in page.text
+    main = rows[0]
+    assert (main["encoder"], main["shift"]) == ("class", "none")
+    wanted = (
+        f"The policy succeeds in {100 * main['success']:.1f}% of 12 episodes (95% interval {100 * main['low']:.1f}%"
+    )
+    assert wanted in page.text
+    weights = read_arrays(whole_run.analysis / "neighbors.safetensors")["weights"].astype(float)
+    for share in (weights / weights.sum(axis=1, keepdims=True)).ravel():
+        assert any(abs(share - value) < 1e-6 for value in values)
+
+
+def test_settings_are_shown(page):
+    for word in ("objective.temperature", "0.07", "resnet18", "1 h 30 min", "Intel Xeon", "2.9.0"):
+        assert word in page.text
+
+
+def test_figures_match_the_evaluations(page, whole_run):
+    traces = [trace for figure in page.figures for trace in figure["data"]]
+    rates = {trace["x"][0] for trace in traces if len(trace.get("x", ())) == 1 and isinstance(trace["x"], list)}
+    assert {row["success"] for row in whole_run.read_summary()} <= rates
+
+
+@pytest.mark.parametrize(
+    ("path", "section", "left_out"),
+    [
+        ("summary.json", "success", "Success"),
+        ("train.jsonl", "training", "Training"),
+        ("config.json", "settings", "Settings"),
+        ("evaluations", "coverage", "Coverage"),
+        ("analysis/similarity.json", "similarity", "Action similarity"),
+        ("analysis/latent_map.safetensors", "latent", "Latent map"),
+        ("analysis/neighbors.safetensors", "reasons", "Reasons"),
+        ("analysis/videos", "videos", "Videos"),
+    ],
+)
+def test_absent_files_leave_their_section_out_and_say_so(run_copy, path, section, left_out):
+    target = run_copy.root / path
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    page = build(run_copy)
+    assert page.sections() == SECTIONS - {section} | {"absent"}
+    assert re.search(rf"{left_out} : [^.]*{re.escape(path.split('/')[-1])}", page.text)
+
+
+def test_a_run_with_only_a_config_still_makes_a_page(tmp_path):
+    write_json(tmp_path / "config.json", {"data": {"name": "tiny"}})
+    page = build(Run(tmp_path))
+    assert page.sections() == {"settings", "absent"}
+    assert "has not been evaluated yet" in page.text
+
+
+def test_optional_arrays_and_keys_may_be_absent(run_copy):
+    arrays = read_arrays(run_copy.analysis / "neighbors.safetensors")
+    kept = {name: arrays[name] for name in ("query_images", "neighbor_images", "weights")}
+    write_arrays(run_copy.analysis / "neighbors.safetensors", kept)
+    rows = [
+        {k: row[k] for k in ("encoder", "criterion", "episodes", "successes")} for row in run_copy.read_summary()[:1]
+    ]
+    write_json(run_copy.summary, rows)
+    write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
+    for folder in (run_copy.root / "evaluations").iterdir():
+        (folder / "rollouts.safetensors").unlink()
+    page = build(run_copy)
+    assert page.sections() == SECTIONS | {"absent"}
+    assert not page.of("polyline")
+    assert "Coverage over steps" in page.text
+
+
+def test_chunks_of_other_action_spaces_are_not_drawn_and_the_world_scales(run_copy):
+    path = run_copy.analysis / "neighbors.safetensors"
+    arrays = read_arrays(path)
+    write_arrays(path, arrays | {"world": np.array(2.0)})
+    assert {a["viewbox"] for a in build(run_copy).of("svg")} == {"0 0 2.0 2.0"}
+    wide = {name: np.repeat(arrays[name], 2, axis=-1) for name in ("query_chunk", "neighbor_chunks")}
+    write_arrays(path, arrays | wide)
+    assert not build(run_copy).of("polyline")
+
+
+def test_hostile_names_stay_text(run_copy):
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</title>"
+    config = run_copy.read_config() | {"title": hostile, hostile: {hostile: hostile}}
+    config["data"]["name"] = hostile
+    write_json(run_copy.config, config)
+    rows = run_copy.read_summary()
+    for row in rows:
+        row["encoder"] = hostile if row["encoder"] == "class" else row["encoder"]
+        row["criterion"] = row["criterion"] + hostile
+    write_json(run_copy.summary, rows)
+    videos = run_copy.analysis / "videos" / "videos.json"
+    write_json(videos, [row | {"label": hostile, "evaluation": hostile} for row in read_json(videos)])
+    page = build(run_copy)
+    assert "alert(1)" not in " ".join(page.scripts)
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert len(page.of("img")) == 2 * (1 + 5)
+    assert hostile in " ".join(page.words)
+    labels = json.dumps([figure["layout"] for figure in page.figures])
+    assert "<script" not in labels
+    assert "&lt;script" in labels
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("summary.json", b"{}"),
+        ("summary.json", b'[{"encoder": "class"}]'),
+        ("summary.json", b'[{"encoder": "class", "criterion": "c", "episodes": 5, "successes": 6}]'),
+        ("train.jsonl", b'{"loss": 1}\n'),
+        ("evaluations/retrieval-class-none/episodes.jsonl", b'{"seed": 1}\n'),
+        ("evaluations/retrieval-class-none/rollouts.safetensors", b"damaged"),
+        ("analysis/similarity.json", b'{"threshold": 1, "histogram": {"edges": [0], "counts": [1]}}'),
+        ("analysis/latent_map.safetensors", b"damaged"),
+        ("analysis/neighbors.safetensors", b"damaged"),
+        ("analysis/videos/videos.json", b'[{"file": "../../config.json"}]'),
+    ],
+)
+def test_damaged_files_are_named_and_an_older_page_stays(run_copy, path, content):
+    run_copy.report.write_text("older")
+    (run_copy.root / path).write_bytes(content)
+    with pytest.raises(ClassactError, match=re.escape(path.split("/")[-1])):
+        build_report(run_copy.root)
+    assert run_copy.report.read_text() == "older"
+
+
+def test_arrays_of_wrong_shape_or_value_are_named(run_copy):
+    path = run_copy.analysis / "neighbors.safetensors"
+    arrays = read_arrays(path)
+    for change, message in (
+        ({"weights": arrays["weights"][:, :2]}, r"weights of shape \(2, 5\), got \(2, 2\)"),
+        ({"weights": arrays["weights"] * 0}, "positive sum"),
+        ({"query_chunk": arrays["query_chunk"] * np.nan}, "query_chunk holds NaN"),
+    ):
+        write_arrays(path, arrays | change)
+        with pytest.raises(DataError, match=message):
+            build_report(run_copy.root)
+    del arrays["query_images"]
+    write_arrays(path, arrays)
+    with pytest.raises(DataError, match=r"neighbors.safetensors: lacks 'query_images'"):
+        build_report(run_copy.root)
+
+
+def test_missing_video_file_is_named(run_copy):
+    (run_copy.analysis / "videos" / "retrieval-class-none-worst.mp4").unlink()
+    with pytest.raises(DataError, match=r"worst\.mp4 is not there but videos\.json lists it"):
+        build_report(run_copy.root)
+
+
+def test_no_folder_and_an_empty_folder(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        build_report(tmp_path / "none")
+    with pytest.raises(DataError, match="nothing to report"):
+        build_report(tmp_path)
+
+
+def test_small_words():
+    assert [duration(s) for s in (0.25, 59.94, 90, 3599, 5400)] == [
+        "0.2 s",
+        "59.9 s",
+        "2 min",
+        "1 h 0 min",
+        "1 h 30 min",
+    ]
+    assert flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == [("a.b", "1"), ("a.c", "none"), ("d", "[1, 2]")]
+    assert settings({"versions": "1.0", "seed": 3}) == [
+        ("Versions", [("versions", "1.0")]),
+        ("Other settings", [("seed", "3")]),
+    ]
