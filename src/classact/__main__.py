@@ -2,7 +2,8 @@
 
 import sys
 
-from classact.cli import main
-
+# Spawned simulator processes import this module too; they have no use for the command line.
 if __name__ == "__main__":
+    from classact.cli import main
+
     sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ SHOWN_NEIGHBORS = 8
 PICTURE = 160
 VIDEO = 256
 VIDEO_STRIDE = 2
+_LEFTOVER = re.compile(r"\..+\.(\d+\.[0-9a-f]{8}|[0-9a-f]{8}\.old)\.tmp")
+"""Temporary names of :func:`classact.storage.atomic_path`."""
 
 
 def write_similarity(run: Run, similarity: ActionSimilarity) -> None:
@@ -71,7 +75,7 @@ def write_neighbors(
     Queries are spread over episodes from the best to the worst and over the time before success.
     """
     sim = make_simulator(simulator, image_size=evaluation.image_size, shift=evaluation.shift)
-    order = sorted(range(len(results)), key=lambda i: -results[i].maxima["coverage"])
+    order = sorted(range(len(results)), key=lambda i: -_score(results[i]))
     picked = [order[i] for i in np.linspace(0, len(order) - 1, min(queries, len(order))).round().astype(int)]
     out: dict[str, list[Any]] = {}
     for number, index in enumerate(picked):
@@ -128,12 +132,17 @@ def _demonstrated(data: Demonstrations, frames: FramesConfig, rows: IntArray, ep
     return np.stack(pictures)
 
 
+def _score(result: RolloutResult) -> float:
+    """How well an episode went: the largest value of the simulator's first metric (Push-T: coverage)."""
+    return next(iter(result.maxima.values()))
+
+
 def write_videos(
     run: Run, results: Sequence[RolloutResult], name: str, criterion: str, simulator: str, evaluation: EvaluationConfig
 ) -> None:
     """analysis/videos: the best, the median and the worst rollout, re-rendered from their states."""
     folder = run.analysis / "videos"
-    order = sorted(results, key=lambda r: (r.first_success[criterion] or 10**9, -r.maxima["coverage"], r.seed))
+    order = sorted(results, key=lambda r: (r.first_success[criterion] or 10**9, -_score(r), r.seed))
     sim = make_simulator(simulator, image_size=evaluation.image_size, shift=evaluation.shift)
     rows = []
     for label, result in (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])):
@@ -152,7 +161,7 @@ def write_videos(
                 "label": label,
                 "evaluation": name,
                 "seed": result.seed,
-                "coverage": result.maxima["coverage"],
+                "coverage": _score(result),
                 "success": result.success[criterion],
             }
         )
@@ -161,6 +170,11 @@ def write_videos(
 
 
 def remove_leftovers(run: Run) -> None:
-    """Delete temporary files that a killed process left in the run's folder."""
+    """Delete what a killed process left half-written in the run's folder; other files are nobody's business."""
     for path in sorted(Path(run.root).rglob(".*.tmp")):
-        path.unlink(missing_ok=True) if path.is_file() else None
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

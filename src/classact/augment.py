@@ -15,7 +15,10 @@ from torch import Tensor
 from classact.errors import ConfigError, choose
 
 CROPS = ("image", "batch")
-COLOR_AUGMENTATIONS = ("none", "hsv", "affine")
+COLOR_AUGMENTATIONS = ("none", "hsv", "rotate", "affine")
+PIXEL_RANGE = (0.0, 255.0)
+WIDE_RANGE = (-94.0, 349.0)
+"""Beyond 0..255 on purpose (a rotated RGB cube): clamping to it would make different colours of one palette equal."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class AugmentConfig:
     Attributes:
         crop: "image": an offset of its own for each image (the paper's intent); "batch": one offset for the whole
             batch (what the released code does).
-        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range.
+        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range ("affine": -64..319).
         feature_noise: standard deviation of Gaussian noise on the features (released code: 0.001; paper: none).
-        color: "none"; "hsv": random hue, saturation and brightness (F.2); "affine": a random affine map of RGB space,
-            which can turn any palette of four colours into any other.
+        color: "none" (the paper); "hsv": random hue, saturation and brightness (F.2); "rotate": a random rotation or
+            reflection of RGB space about mid-grey; "affine": a random affine map of RGB space, which can turn any
+            palette of four colours into any other.
         hue: largest hue rotation in turns (0.5 is all hues).
         saturation: factor drawn from [1 - saturation, 1 + saturation].
         brightness: offset drawn from [-brightness, brightness] on 0..255.
@@ -62,8 +66,13 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator, *, per: s
 
     Returns:
         (B, size, size, 3) uint8.
+
+    Raises:
+        ConfigError: the crop is larger than the images.
     """
     B, H, W, _ = images.shape
+    if not 1 <= size <= min(H, W):
+        raise ConfigError(f"expected a crop of 1 to {min(H, W)} pixels for images of {H} x {W}, got {size}.")
     count = B if per == "image" else 1
     device = images.device
     top = torch.randint(0, H - size + 1, (count, 1), generator=generator, device=device).expand(B, 1)
@@ -88,8 +97,10 @@ def hsv_matrices(batch: int, config: AugmentConfig, generator: torch.Generator, 
 
 
 def random_rotations(batch: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(B, 3, 3) orthogonal matrices, reflections among them."""
-    return torch.linalg.qr(torch.randn(batch, 3, 3, generator=generator, device=device))[0]
+    """(B, 3, 3) orthogonal matrices, uniform over rotations and reflections (Mezzadri 2007)."""
+    Q, R = torch.linalg.qr(torch.randn(batch, 3, 3, generator=generator, device=device))
+    # The signs that LAPACK leaves in R make Q neither uniform nor ever a reflection.
+    return Q * torch.sign(R.diagonal(dim1=1, dim2=2))[:, None, :]
 
 
 def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -100,17 +111,23 @@ def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generat
     if config.color == "hsv":
         matrix = hsv_matrices(B, config, generator, device)
         shift = (torch.rand(B, 1, generator=generator, device=device) * 2 - 1) * config.brightness
-        low, high = 0.0, 255.0
         center = 0.0
+    elif config.color == "rotate":
+        matrix = random_rotations(B, generator, device)
+        shift = torch.zeros(B, 1, device=device)
+        center = 127.5
     else:
         stretch = torch.randn(B, 3, 3, generator=generator, device=device)
         matrix = 0.6 * random_rotations(B, generator, device) + 0.35 * stretch
         shift = torch.randn(B, 3, generator=generator, device=device) * config.brightness
-        # Beyond 0..255 on purpose: clamping would make different colours of one palette equal.
-        low, high = -64.0, 319.0
         center = 127.5
     flat = matrix @ (pixels - center).flatten(2) + (shift + center)[:, :, None]
-    return flat.reshape(pixels.shape).clamp_(low, high)
+    return flat.reshape(pixels.shape).clamp_(*color_range(config))
+
+
+def color_range(config: AugmentConfig) -> tuple[float, float]:
+    """Lowest and highest pixel value of a view."""
+    return WIDE_RANGE if config.color in ("rotate", "affine") else PIXEL_RANGE
 
 
 def augment(images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -123,12 +140,11 @@ def augment(images: Tensor, crop_size: int, config: AugmentConfig, generator: to
         generator: source of all randomness; the same state gives the same views.
 
     Returns:
-        (B, 3, crop_size, crop_size) float32 pixels, 0..255.
+        (B, 3, crop_size, crop_size) float32 pixels, within :func:`color_range`.
     """
     cropped = random_crop(images, crop_size, generator, per=config.crop)
     pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator)
     if config.noise_std:
-        low, high = min(0.0, float(pixels.min())), max(255.0, float(pixels.max()))
         noise = torch.randn(pixels.shape, generator=generator, device=pixels.device)
-        pixels = pixels.add_(noise, alpha=config.noise_std).clamp_(low, high)
+        pixels = pixels.add_(noise, alpha=config.noise_std).clamp_(*color_range(config))
     return pixels

@@ -73,7 +73,10 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Write ``folder/step-XXXXXXXX`` in one step, then drop all but the newest :data:`KEEP`.
+    """Write ``folder/step-XXXXXXXX`` in one step, then drop all but the newest :data:`KEEP` up to this step.
+
+    A checkpoint of this or a later step can only be one that :func:`load_latest` passed over as damaged: it is
+    replaced or dropped, so that it never counts as one of those that are kept.
 
     Raises:
         StorageError: the disk is full; earlier checkpoints are untouched.
@@ -84,10 +87,12 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, temporary / STATE)
         (temporary / META).write_text(json.dumps({"step": state.step, **state.meta}, indent=1) + "\n", encoding="utf-8")
 
-    if not path.exists():
-        write_folder(path, fill)
-    for _, old in list_checkpoints(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    write_folder(path, fill)
+    found = list_checkpoints(folder)
+    good = [old for step, old in found if step <= state.step][-KEEP:]
+    for _, old in found:
+        if old not in good:
+            shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     return path
@@ -114,13 +119,18 @@ def load_latest(folder: Path) -> TrainingState | None:
     Raises:
         CheckpointError: there are checkpoints and every one is damaged.
     """
-    problem: CheckpointError | None = None
-    for _, path in reversed(list_checkpoints(folder)):
+    problems: list[CheckpointError] = []
+    found = list_checkpoints(folder)
+    for number, (_, path) in enumerate(reversed(found), 1):
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
-            logger.warning("%s Going back to the checkpoint before it.", error)
-            problem = error
-    if problem is not None:
-        raise problem
+            problems.append(error)
+            if number < len(found):
+                logger.warning("%s Going back to the checkpoint before it.", error)
+    if problems:
+        raise CheckpointError(
+            f"{folder}: every checkpoint of {len(found)} is damaged; the newest: {problems[0]} Remove {folder} to "
+            f"train from the beginning."
+        )
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from classact.errors import ClassactError
+from classact.errors import ClassactError, TrainingInterrupted
 
 PROGRAM = "classact"
 INTERRUPTED = 130
@@ -21,7 +22,7 @@ INTERRUPTED = 130
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)  # names of files may hold brackets
 
 
 # -- demo and pretrain -----------------------------------------------------------------------------
@@ -36,17 +37,19 @@ class RunArguments:
         str,
         tyro.conf.arg(help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact."),
     ] = "pusht-expert"
-    preset: Annotated[str, tyro.conf.arg(help="Named settings; see 'classact presets'. Other flags change them.")] = (
-        "pusht-cpu"
-    )
+    preset: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Named settings; see 'classact presets'. Other flags change them. Default: pusht-demo for the "
+            "embedded data, pusht-cpu for others, pusht-rand-whiten under rand-color."
+        ),
+    ] = None
     shift: Annotated[
         str, tyro.conf.arg(help="Visual shift of demonstrations and evaluation: fixed-color or rand-color.")
     ] = "fixed-color"
     color_augmentation: Annotated[
         str | None,
-        tyro.conf.arg(
-            help="none (the paper), hsv (hue, saturation, brightness; F.2) or affine. Default: the preset's."
-        ),
+        tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine; see AugmentConfig. Default: the preset's."),
     ] = None
     pairs: Annotated[
         str | None,
@@ -101,8 +104,10 @@ class Pretrain(RunArguments):
 def run_config(arguments: RunArguments) -> Any:
     """The run's settings: the preset, changed by the flags that were given."""
     from classact.pipeline import from_preset
+    from classact.presets import default_preset
 
-    config = from_preset(arguments.preset, shift=arguments.shift, data=arguments.data, episodes=arguments.episodes)
+    preset = arguments.preset or default_preset(arguments.data, arguments.shift)
+    config = from_preset(preset, shift=arguments.shift, data=arguments.data, episodes=arguments.episodes)
 
     def changed(value: Any, **changes: Any) -> Any:
         return replace(value, **{k: v for k, v in changes.items() if v is not None})
@@ -139,9 +144,7 @@ def _pipeline(arguments: RunArguments) -> Any:
     from classact.pipeline import Pipeline
     from classact.runs import Run
 
-    command = " ".join([PROGRAM, *sys.argv[1:]])
-    hint = f"Continue with: {command}"
-    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet, resume_hint=hint)
+    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet)
 
 
 def demo(arguments: Demo) -> None:
@@ -155,7 +158,7 @@ def demo(arguments: Demo) -> None:
     page = build_report(arguments.out)
     print_summary(pipeline.run.read_summary())
     _print_timings(pipeline.run.read_config()["timings"])
-    _console().print(f"Report: {page}")
+    print(f"Report: {page}")
 
 
 def pretrain(arguments: Pretrain) -> None:
@@ -163,7 +166,7 @@ def pretrain(arguments: Pretrain) -> None:
     pipeline = _pipeline(arguments)
     pipeline.policy()
     _print_timings(pipeline.run.read_config()["timings"])
-    _console().print(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
+    print(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
 
 
 # -- evaluate, report ------------------------------------------------------------------------------
@@ -174,17 +177,19 @@ class Evaluate:
     """Roll out the policy of a run on unseen starts; adds rows to RUN/summary.json."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run with a policy.")]
-    simulator: Annotated[str, tyro.conf.arg(help="Simulator by name.")] = "pusht"
+    simulator: Annotated[str | None, tyro.conf.arg(help="Simulator by name. Default: that of the run.")] = None
     shift: Annotated[str | None, tyro.conf.arg(help="Visual shift. Default: that of the run.")] = None
-    episodes: Annotated[int, tyro.conf.arg(help="Unseen starts.")] = 50
-    first_seed: Annotated[int, tyro.conf.arg(help="Seed of the first start; the others follow.")] = 100_000
+    episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts. Default: as many as in the run.")] = None
+    first_seed: Annotated[
+        int | None, tyro.conf.arg(help="Seed of the first start; the others follow. Default: that of the run.")
+    ] = None
     max_steps: Annotated[int | None, tyro.conf.arg(help="Time limit in control steps. Default: the task's.")] = None
     k: Annotated[int | None, tyro.conf.arg(help="Neighbours averaged. Default: as saved.")] = None
     temperature: Annotated[float | None, tyro.conf.arg(help="tau_nn. Default: as saved.")] = None
     chunk_length: Annotated[int | None, tyro.conf.arg(help="T_a. Default: as saved.")] = None
-    name: Annotated[str | None, tyro.conf.arg(help="Name of the evaluation. Default: made from policy and shift.")] = (
-        None
-    )
+    name: Annotated[
+        str | None, tyro.conf.arg(help="Name of the evaluation. Default: made of policy, shift and what differs.")
+    ] = None
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
     quiet: Annotated[bool, tyro.conf.arg(help="No progress bar.")] = False
 
@@ -222,10 +227,10 @@ def report(arguments: Report) -> None:
     """Draw."""
     from classact.report import build_report, hero_image
 
-    _console().print(f"Report: {build_report(arguments.run)}")
+    print(f"Report: {build_report(arguments.run)}")
     if arguments.picture is not None:
         hero_image(arguments.run, arguments.picture)
-        _console().print(f"Picture: {arguments.picture}")
+        print(f"Picture: {arguments.picture}")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -296,7 +301,7 @@ def data_generate(arguments: DataGenerate) -> None:
             out=arguments.out,
             progress=bar,
         )
-    _console().print(f"Demonstrations: {arguments.out}")
+    print(f"Demonstrations: {arguments.out}")
 
 
 # -- doctor, presets -------------------------------------------------------------------------------
@@ -310,14 +315,15 @@ class Doctor:
 def doctor(_: Doctor) -> int:
     """Print the table; 1 where something that the main job needs fails."""
     from rich.table import Table
+    from rich.text import Text
 
     from classact.doctor import examine
 
     checks = examine()
     table = Table("", "what", "found", "remedy")
     for check in checks:
-        mark = "[green]ok[/green]" if check.works else "[red]FAIL[/red]" if check.required else "[yellow]no[/yellow]"
-        table.add_row(mark, check.name, check.detail, check.remedy)
+        mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
+        table.add_row(Text(*mark), check.name, check.detail, check.remedy)
     _console().print(table)
     return int(any(check.required and not check.works for check in checks))
 
@@ -333,19 +339,16 @@ def presets(_: Presets) -> None:
 
     from classact.presets import PRESETS
 
-    table = Table("preset", "encoder", "image", "optimizer", "K", "epochs", "k_nn", "tau_nn (shifted)", "about")
+    table = Table("preset", "settings", show_lines=True)
     for name, preset in PRESETS.items():
         p, r = preset.pretrain, preset.retrieval
         table.add_row(
             name,
-            f"{p.encoder.trunk}, {p.encoder.init}",
-            f"{p.encoder.image_size}/{p.encoder.crop_size}",
-            f"{p.optimizer.name} {p.optimizer.learning_rate:g}",
-            f"{100 * p.similarity.quantile:g} %",
-            f"{p.epochs:g}",
-            str(r.k),
-            f"{r.temperature:g} ({preset.tau_shifted:g})",
-            preset.about,
+            f"{preset.about}\n"
+            f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
+            f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
+            f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
+            f" (shifted {preset.tau_shifted:g})",
         )
     _console().print(table)
 
@@ -354,20 +357,26 @@ def presets(_: Presets) -> None:
 
 
 def print_summary(rows: Sequence[dict[str, Any]]) -> None:
-    """The success table with its intervals."""
+    """The success table with its intervals; what is the same in all rows stands above it."""
     from rich.table import Table
 
-    table = Table(
-        "policy", "encoder", "simulator", "shift", "criterion", "success", "95 % interval", "mean max. coverage"
-    )
+    def constant(key: str) -> bool:
+        return len({row[key] for row in rows}) == 1
+
+    def both(row: dict[str, Any], keys: Sequence[str], join: str) -> str:
+        return join.join(row[key] for key in keys)
+
+    where = [key for key in ("simulator", "shift") if constant(key)]
+    title = (rows[0]["policy"] if constant("policy") else "success") + (" on " if where else "")
+    varying = [key for key in ("policy", "simulator", "shift") if not constant(key)]
+    table = Table(title=title + both(rows[0], where, ", "), title_justify="left")
+    for name in ("encoder", "criterion", "success", "95 % interval", "mean max.\ncoverage"):
+        table.add_column(name)
     for row in rows:
         table.add_row(
-            row["policy"],
-            row["encoder"],
-            row["simulator"],
-            row["shift"],
+            both(row, ["encoder", *varying], ", "),
             row["criterion"],
-            f"{100 * row['success']:.0f} %  ({row['successes']} of {row['episodes']})",
+            f"{100 * row['success']:.0f} % ({row['successes']} of {row['episodes']})",
             f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %",
             f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else "",
         )
@@ -414,6 +423,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
+    if arguments[0] == "data" and (not arguments[1:] or arguments[1] in ("-h", "--help")):
+        print(_usage())
+        return 0 if arguments[1:] else 2
     words = 2 if arguments[0] == "data" else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
@@ -421,16 +433,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parser, command = COMMANDS[name]
     parsed = tyro.cli(parser, args=arguments[words:], prog=f"{PROGRAM} {name}", description=parser.__doc__)
-    from classact.training import TrainingInterrupted
-
+    again = f"Continue with: {shlex.join([PROGRAM, *arguments])}"
     try:
         return command(parsed) or 0
     except TrainingInterrupted as stop:
-        print(f"{PROGRAM}: {stop}", file=sys.stderr)
+        print(f"{PROGRAM}: {stop}\n{again}", file=sys.stderr)
         return INTERRUPTED
     except ClassactError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; run the same command again to continue.", file=sys.stderr)
+        print(f"{PROGRAM}: stopped. {again}", file=sys.stderr)
         return INTERRUPTED

@@ -31,6 +31,10 @@ class MissingDependencyError(ClassactError):
     """An optional package, simulator or download that is not here. The message names the remedy."""
 
 
+class TrainingInterrupted(ClassactError):  # noqa: N818 (no error: it was asked for)
+    """Ctrl-C or SIGTERM during training: the state was saved; the message says where."""
+
+
 class SimulatorError(ClassactError):
     """A simulator or one of its worker processes failed."""
 

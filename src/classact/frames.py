@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from classact.errors import DataError, choose
-from classact.images import ImageStore, resize_images
+from classact.images import ImageStore, resize_images, sample_digest
 from classact.sims.rendering import render_states
 from classact.types import Demonstrations, ImageArray
 
@@ -48,14 +48,19 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
     if config.source not in ("auto", "recorded", "rendered"):
         raise DataError(choose("frames source", config.source, ("auto", "recorded", "rendered")))
     recorded = camera in data.images
-    if config.source == "recorded" and not recorded:
-        raise DataError(choose("camera", camera, data.images) + f" in {data.name} ({data.source}).")
+    if not recorded and (config.source == "recorded" or data.states is None):
+        without = "" if config.source == "recorded" else ", and no simulator states to render it from"
+        raise DataError(
+            f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
+            f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
+        )
     # Recordings are taken to show the plain appearance; a shift can only be drawn.
     render = config.source == "rendered" or (config.source == "auto" and (not recorded or "rand" in config.shift))
     if render and data.states is None:
         raise DataError(
-            f"{data.name} ({data.source}) holds no simulator states, so nothing can be rendered from it; it has "
-            f"recorded images of {sorted(data.images)}. Use shift 'fixed-color' and source 'recorded'."
+            f"{data.name} ({data.source}) holds no simulator states, so shift {config.shift!r} (source "
+            f"{config.source!r}) cannot be rendered from it; recorded are images of {sorted(data.images)}. Use shift "
+            f"'fixed-color' with source 'auto', or source 'recorded'."
         )
     return render
 
@@ -113,7 +118,8 @@ def prepare_frames(
     recorded = data.images[camera]
     if recorded.shape[1:3] == (size, size):
         return data.with_images({camera: recorded})
-    key = {"kind": "resized", "data": data.fingerprint(), "source": data.source, "native": list(recorded.shape)}
+    # Not where they come from: a recording that was made again under the same path has other images.
+    key = {"kind": "resized", "native": list(recorded.shape), "images": sample_digest(recorded)}
 
     def resize(out: ImageArray) -> None:
         for start in range(0, len(recorded), _BLOCK):

@@ -200,6 +200,17 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:
     return images
 
 
+def sample_digest(images: ImageArray, samples: int = 256) -> str:
+    """SHA-256 over the shape and up to ``samples`` images spread over (N, H, W, 3) ``images``: which images these are.
+
+    Reading all of a large memory map would take seconds; a recording that is made again differs in most images.
+    """
+    digest = hashlib.sha256(str(images.shape).encode())
+    for row in np.unique(np.linspace(0, len(images) - 1, min(samples, len(images)), dtype=np.int64)):
+        digest.update(np.ascontiguousarray(images[row]).tobytes())
+    return digest.hexdigest()
+
+
 def _sample_digest(path: Path) -> str:
     # Reading all of a large entry takes seconds at every start; blocks spread over the file catch what goes wrong in
     # practice (truncation, a hole of zeros after a crash, another file in its place).

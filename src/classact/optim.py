@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,29 +40,34 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ConfigError(choose("optimizer", self.name, OPTIMIZERS))
-        if self.learning_rate <= 0 or self.clip_norm <= 0 or not 0 < self.ema_power <= 1 or self.warmup_steps < 0:
+        positive = self.learning_rate > 0 and self.clip_norm > 0
+        if not positive or not 0 < self.ema_power <= 1 or self.warmup_steps < 0:
             raise ConfigError(
                 f"expected learning_rate > 0, clip_norm > 0, 0 < ema_power <= 1 and warmup_steps >= 0, got {self}."
             )
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ConfigError(f"expected 0 <= momentum < 1 and weight_decay >= 0, got {self}.")
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """LARS (timm) or AdamW. Biases, norms and the softmax temperature get no decay and, under LARS, plain momentum."""
     parameters = list(parameters)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "lars":
         from timm.optim.lars import Lars
 
-        # timm adapts no group whose weight decay is zero: exactly the released code's rule for ndim <= 1.
+        # timm adapts no group whose weight decay is zero: exactly the released code's rule for ndim <= 1. The others
+        # adapt whatever their weight decay.
+        groups[0]["always_adapt"] = True
         return Lars(groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=0.001)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999))
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of a step counted from 0: linear warm-up, then half a cosine down to zero at the last step."""
+    """Rate of a step counted from 0: linear warm-up, then half a cosine that reaches zero at ``steps``."""
     warmup = min(config.warmup_steps, steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -71,7 +77,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def ema_decay(step: int, power: float) -> float:
     """Decay of the weight average after update number ``step`` (from 1): 1 - (1 + step) ** -power.
 
-    0.69 after 4 steps, 0.97 after 100, 0.998 after 4,000 at the paper's power of 0.75.
+    0.70 after 4 steps, 0.97 after 100, 0.998 after 4,000 at the paper's power of 0.75. This is the warm-up of the
+    diffusers package (EMAModel, use_ema_warmup), which the released code means to use, one update ahead of it.
     """
     return 1.0 - (1.0 + step) ** -power
 

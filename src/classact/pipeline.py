@@ -1,6 +1,7 @@
-"""From demonstrations to an evaluated policy and its page: the stages of a run; finished ones are not done again.
+"""From demonstrations to an evaluated policy: the stages of a run.
 
-A run is decided by its :class:`RunConfig`. The folder remembers it; another one is refused, never mixed in.
+What was learned is decided by the :class:`RunConfig`. The folder remembers it; another one is refused, never mixed in.
+A learned encoder and its policy are not made again; rollouts and pictures are, with the same result.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from classact import analysis
+from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import ConfigError
-from classact.frames import FramesConfig, prepare_frames
+from classact.errors import ConfigError, DataError
+from classact.frames import FramesConfig, needs_rendering, prepare_frames
 from classact.normalize import MinMax
-from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents, retrievable
 from classact.presets import Preset, get_preset
 from classact.progress import progress_bar
 from classact.readers import read_demonstrations
-from classact.rollout import FIRST_SEED, EvaluationConfig, run_evaluation
+from classact.rollout import EvaluationConfig, run_evaluation
 from classact.runs import Run
 from classact.sims import make_simulator
 from classact.storage import write_json
@@ -91,60 +92,85 @@ class Pipeline:
         run: the folder.
         config: settings; must be those that the folder was started with.
         quiet: no progress bars.
-        resume_hint: the command that continues after Ctrl-C.
 
     Raises:
-        ConfigError: the folder belongs to other settings.
+        ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
     """
 
-    def __init__(self, run: Run, config: RunConfig, *, quiet: bool = False, resume_hint: str = "") -> None:
-        self.run, self.config, self.quiet, self.resume_hint = run, config, quiet, resume_hint
-        self._claim()
-        analysis.remove_leftovers(run)
+    def __init__(self, run: Run, config: RunConfig, *, quiet: bool = False) -> None:
+        self.run, self.config, self.quiet = run, config, quiet
+        # What is wrong with the settings shall show now, not after an hour of training.
+        for shift, size in (
+            (config.frames.shift, config.frames.render_size),
+            (config.evaluation.shift, config.evaluation.image_size),
+        ):
+            make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
+        if self._started():
+            self._claim({})
+            analysis.remove_leftovers(run)
         self._data: Demonstrations | None = None
         self._frames: Demonstrations | None = None
 
-    def _claim(self) -> None:
+    def _started(self) -> bool:
+        """Whether the folder holds anything that was learned under the settings it was started with."""
+        made = (self.run.encoder, self.run.policy, self.run.summary)
+        learned = any(path.exists() for path in made) or bool(list_checkpoints(self.run.checkpoints))
+        return learned and self.run.config.exists()
+
+    def _claim(self, data: dict[str, Any]) -> None:
+        """Write settings and data into the folder, or compare them with those that it was started with."""
         settings = json.loads(json.dumps(asdict(self.config)))  # as they come back from the file: lists, not tuples
-        if not self.run.config.exists():
+        if self._started():
+            card = self.run.read_config()
+            difference = first_difference(_deciding(card.get("settings")), _deciding(settings), "settings")
+            if not difference and data and card["data"]:
+                difference = first_difference(card["data"]["fingerprint"], data["fingerprint"], "data.fingerprint")
+            if difference:
+                raise ConfigError(
+                    f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
+                )
+        else:
+            self.run.train_log.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
             card = {
                 "title": "CLASS",
                 "data": {},
-                "settings": settings,
+                "settings": {},
                 "versions": versions(),
                 "hardware": hardware(),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "timings": {},
             }
-            write_json(self.run.config, card)
-        elif difference := first_difference(self.run.read_config().get("settings"), settings, "settings"):
-            raise ConfigError(
-                f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
-            )
+        write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def _timed(self, stage: str, *, again: bool = False) -> Iterator[None]:
+        """Add the time of a stage to what earlier calls spent on it, or replace that where it is done ``again``."""
         begin = time.perf_counter()
         yield
         card = self.run.read_config()
-        card["timings"][stage] = card["timings"].get(stage, 0.0) + round(time.perf_counter() - begin, 2)
+        before = 0.0 if again else card["timings"].get(stage, 0.0)
+        card["timings"][stage] = round(before + time.perf_counter() - begin, 2)
         write_json(self.run.config, card)
 
     def data(self) -> Demonstrations:
         """Demonstrations as recorded."""
         if self._data is None:
             with progress_bar("read demonstrations", quiet=self.quiet) as bar:
-                self._data = read_demonstrations(self.config.data, episodes=self.config.episodes, progress=bar)
-            card = self.run.read_config()
-            card["data"] = {
-                "name": self._data.name,
-                "source": self._data.source,
-                "episodes": len(self._data),
-                "steps": self._data.num_steps,
-                "image_size": self.config.pretrain.encoder.image_size,
-                "fingerprint": self._data.fingerprint(),
-            }
-            write_json(self.run.config, card)
+                data = read_demonstrations(self.config.data, episodes=self.config.episodes, progress=bar)
+            encoder = self.config.pretrain.encoder
+            retrievable(data.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
+            needs_rendering(data, encoder.camera, self.config.frames)
+            self._claim(
+                {
+                    "name": data.name,
+                    "source": data.source,
+                    "episodes": len(data),
+                    "steps": data.num_steps,
+                    "image_size": encoder.image_size,
+                    "fingerprint": data.fingerprint(),
+                }
+            )
+            self._data = data
         return self._data
 
     def frames(self) -> Demonstrations:
@@ -165,7 +191,7 @@ class Pipeline:
             trainer = Trainer(frames, self.config.pretrain, self.run.root)
             analysis.write_similarity(self.run, trainer.similarity)
         with self._timed("pre-training"), progress_bar("learn the representation", quiet=self.quiet) as bar:
-            encoder = trainer.fit(bar, resume_hint=self.resume_hint)
+            encoder = trainer.fit(bar)
         encoder.save_pretrained(self.run.encoder)
         return ImageEncoder.from_pretrained(self.run.encoder)
 
@@ -214,7 +240,7 @@ class Pipeline:
     def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
         folder = self.run.evaluation(f"{policy.name}-{encoder}-{self.config.evaluation.shift}")
         with (
-            self._timed(f"evaluate {encoder}"),
+            self._timed(f"evaluate {encoder}", again=True),
             progress_bar(f"roll out: {encoder}", quiet=self.quiet) as bar,
         ):
             results, rows = run_evaluation(
@@ -228,14 +254,26 @@ class Pipeline:
         policy = self.policy()
         criterion = next(iter(results[0].success))
         simulator, evaluation = self.config.frames.simulator, self.config.evaluation
-        with self._timed("latent map"):
+        with self._timed("latent map", again=True):
             analysis.write_latent_map(self.run, policy, self.config.pretrain.seed)
-        with self._timed("pictures and videos"):
+        with self._timed("pictures and videos", again=True):
             analysis.write_neighbors(
                 self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation
             )
             name = f"{policy.name}-{LEARNED}-{evaluation.shift}"
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
+
+
+def _deciding(settings: Any) -> Any:
+    """The settings that decide what is learned: not how it is evaluated, nor on how many processes."""
+    if not isinstance(settings, dict):
+        return settings
+    kept = {key: value for key, value in settings.items() if key not in ("evaluation", "baselines")}
+    if isinstance(kept.get("frames"), dict):
+        kept["frames"] = {key: value for key, value in kept["frames"].items() if key != "workers"}
+    if isinstance(kept.get("pretrain"), dict):
+        kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in ("log_every", "checkpoint_every")}
+    return kept
 
 
 def first_difference(found: Any, expected: Any, name: str) -> str | None:
@@ -272,19 +310,13 @@ def hardware() -> dict[str, Any]:
     return {"cpu": cpu, "cores": torch.get_num_threads(), "gpu": gpu, "platform": platform.platform()}
 
 
-def set_deterministic() -> None:
-    """Same seed, same bits: what torch needs for that on a CPU."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    np.seterr(all="warn")
-
-
 def evaluate_run(
     run: Run,
     *,
-    simulator: str = "pusht",
+    simulator: str | None = None,
     shift: str | None = None,
-    episodes: int = 50,
-    first_seed: int = FIRST_SEED,
+    episodes: int | None = None,
+    first_seed: int | None = None,
     max_steps: int | None = None,
     workers: int = 0,
     name: str | None = None,
@@ -295,10 +327,11 @@ def evaluate_run(
 
     Args:
         run: a folder with a policy.
-        simulator: registry name.
-        shift: visual shift; None takes the one that the run was trained under.
+        simulator: registry name; None, here and below: as in the run's settings.
+        shift: visual shift.
         episodes, first_seed, max_steps, workers: see :class:`classact.rollout.EvaluationConfig`.
-        name: of the evaluation's folder.
+        name: of the evaluation's folder. By default made of policy, encoder, shift and whatever differs from the run's
+            settings, so that no evaluation replaces another one.
         overrides: fields of :class:`classact.policies.RetrievalConfig` to change.
         quiet: no progress bar.
 
@@ -307,16 +340,23 @@ def evaluate_run(
 
     Raises:
         CheckpointError: no policy there, or a damaged one.
+        DataError: the folder is none of a run.
     """
-    if shift is None:
-        shift = run.read_config()["settings"]["frames"]["shift"]
+    settings = run.read_config().get("settings")
+    if not isinstance(settings, dict) or not {"evaluation", "frames"} <= settings.keys():
+        raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
+    usual, standard = EvaluationConfig(**settings["evaluation"]), settings["frames"]["simulator"]
+    asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
+    config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
     policy = RetrievalPolicy.load(run.policy, **(overrides or {}))
-    config = EvaluationConfig(
-        episodes=episodes, first_seed=first_seed, shift=shift, max_steps=max_steps, workers=workers
-    )
-    changed = "".join(f"-{key}{value:g}" for key, value in sorted((overrides or {}).items()))
-    folder = run.evaluation(name or f"{policy.name}-{LEARNED}-{shift}{changed}")
-    label = LEARNED if not changed else f"{LEARNED}{changed}"
+    simulator = simulator or standard
+    differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
+    for key in ("episodes", "first_seed", "max_steps"):
+        if getattr(config, key) != getattr(usual, key):
+            differing[key] = getattr(config, key)
+    changed = "".join(f"-{key}{value}" for key, value in sorted((differing | (overrides or {})).items()))
+    folder = run.evaluation(name or f"{policy.name}-{LEARNED}-{config.shift}{changed}")
+    label = f"{LEARNED}{changed}"
     with progress_bar(f"roll out: {label}", quiet=quiet) as bar:
         _, rows = run_evaluation(policy, simulator, config, folder, encoder=label, progress=bar)
     run.add_summary(rows)

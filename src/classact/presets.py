@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
 from classact.errors import ConfigError, choose
 from classact.optim import OptimizerConfig
 from classact.policies import RetrievalConfig
+from classact.readers import EMBEDDED
 from classact.similarity import SimilarityConfig
 from classact.training import PretrainConfig
 
@@ -46,6 +48,17 @@ def _paper(task: str, top_k: float, epochs: int, tau: float, tau_shifted: float)
     return Preset(pretrain, RetrievalConfig(k=64, temperature=tau), tau_shifted, f"the paper's settings for {task}")
 
 
+def _cpu(epochs: float, about: str, *, augmentation: str = "none", color: str = "rgb") -> Preset:
+    pretrain = PretrainConfig(
+        encoder=EncoderConfig(color=color),
+        augment=AugmentConfig(color=augmentation),
+        similarity=SimilarityConfig(quantile=0.015),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
+        epochs=epochs,
+    )
+    return Preset(pretrain, RetrievalConfig(k=32, temperature=0.004, min_actions=8), 0.004, about)
+
+
 PRESETS: dict[str, Preset] = {
     "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02),
     "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02),
@@ -53,16 +66,12 @@ PRESETS: dict[str, Preset] = {
     "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02),
     "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002),
     "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
-    "pusht-cpu": Preset(
-        PretrainConfig(
-            encoder=EncoderConfig(),
-            similarity=SimilarityConfig(quantile=0.015),
-            optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
-            epochs=20,
-        ),
-        RetrievalConfig(k=32, temperature=0.005),
-        0.005,
-        "Push-T within minutes on two CPU cores: small network, 64-pixel images, AdamW",
+    "pusht-demo": _cpu(7, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
+    "pusht-cpu": _cpu(24, "Push-T within fifteen minutes on two CPU cores: small network, 64-pixel images, AdamW"),
+    "pusht-rand-paper": _cpu(12, "Rand-Color with the paper's augmentations: crop and noise only"),
+    "pusht-rand-hsv": _cpu(12, "Rand-Color with hue, saturation and brightness augmentation (F.2)", augmentation="hsv"),
+    "pusht-rand-whiten": _cpu(
+        12, "Rand-Color with colours whitened and randomly rotated", augmentation="rotate", color="whiten"
     ),
     "debug": Preset(
         PretrainConfig(
@@ -87,3 +96,10 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(choose("preset", name, PRESETS))
     return PRESETS[name]
+
+
+def default_preset(data: str, shift: str) -> str:
+    """The preset for a data source and a shift where none is named."""
+    if shift != "fixed-color":
+        return "pusht-rand-whiten"
+    return "pusht-demo" if data in EMBEDDED else "pusht-cpu"

@@ -57,14 +57,17 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
 
 def _line_printer(title: str) -> Callback:
     begin = last = time.monotonic()
+    first: int | None = None
 
     def update(done: int, total: int, status: str = "") -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        if first is None:
+            first = max(0, done - 1)  # a resumed training starts far in; what was done before took no time now
         if now - last < _LINE_SECONDS and done < total:
             return
         last = now
-        left = (now - begin) / max(done, 1) * (total - done)
+        left = (now - begin) / max(done - first, 1) * (total - done)
         print(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s, {left:.0f} s left  {status}", file=sys.stderr)
 
     return update

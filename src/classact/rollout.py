@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,11 @@ import numpy as np
 
 from classact.errors import ConfigError, SimulatorError
 from classact.policies import Policy
-from classact.sims import Simulator, SimulatorSpec, make_simulator
+from classact.sims import SimulatorSpec, make_simulator
+from classact.sims.worker import serve
 from classact.statistics import wilson_interval
 from classact.storage import write_arrays, write_jsonl
-from classact.types import Criterion, Observation, RolloutResult
+from classact.types import Criterion, RolloutResult
 
 FIRST_SEED = 100_000
 """Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
@@ -68,47 +67,10 @@ class EvaluationConfig:
 # -- worker processes ------------------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
-    """A worker: holds the simulators of its episodes, runs chunks on request."""
-    sims: list[Simulator] = []
-    try:
-        while True:
-            command, payload = pipe.recv()
-            if command == "close":
-                break
-            if command == "reset":
-                seeds, render = payload
-                while len(sims) < len(seeds):
-                    sims.append(make_simulator(name, image_size=image_size, shift=shift))
-                for sim, seed in zip(sims, seeds, strict=False):
-                    sim.reset(int(seed))
-                pipe.send(("ok", [sim.observe(render=render) for sim in sims[: len(seeds)]]))
-            else:
-                chunks, render = payload
-                pipe.send(("ok", [_run_chunk(sim, chunk, render) for sim, chunk in zip(sims, chunks, strict=False)]))
-    except (EOFError, KeyboardInterrupt):
-        pass
-    except Exception:
-        pipe.send(("error", traceback.format_exc()))
-    finally:
-        for sim in sims:
-            sim.close()
-
-
-def _run_chunk(
-    sim: Simulator, chunk: np.ndarray[Any, Any], render: bool
-) -> tuple[Observation, list[Mapping[str, float]], list[np.ndarray[Any, Any]]]:
-    metrics, states = [], []
-    for action in chunk:
-        metrics.append(sim.step(action))
-        states.append(sim.get_state())
-    return sim.observe(render=render), metrics, states
-
-
 class _Worker:
     def __init__(self, context: Any, arguments: tuple[str, int, str]) -> None:
         self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, *arguments), daemon=True)
+        self.process = context.Process(target=serve, args=(child, *arguments), daemon=True)
         self.process.start()
         child.close()
 
@@ -182,9 +144,10 @@ def evaluate(
     context = mp.get_context("spawn")
     results: list[RolloutResult] = []
     with ExitStack() as stack:
-        pool = [_Worker(context, (simulator, config.image_size, config.shift)) for _ in range(workers)]
-        for worker in pool:
-            stack.callback(worker.close)
+        pool = []
+        for _ in range(workers):
+            pool.append(_Worker(context, (simulator, config.image_size, config.shift)))
+            stack.callback(pool[-1].close)
         for first in range(0, len(seeds), GROUP):
             group = seeds[first : first + GROUP]
             done = len(results) * limit
@@ -224,13 +187,9 @@ def _run_group(
     traces: list[list[Mapping[str, float]]] = [[] for _ in seeds]
     step = 0
     while step < limit:
-        chunks = policy.act(observations)[:, : limit - step]
-        expected = (len(seeds), spec.action_dim)
-        if (chunks.shape[0], chunks.shape[2]) != expected or not np.isfinite(chunks).all():
-            raise ConfigError(
-                f"policy {policy.name!r} gave actions of shape {chunks.shape} (finite: {np.isfinite(chunks).all()}), "
-                f"expected ({expected[0]}, T_a, {expected[1]}) finite: was it trained on another task?"
-            )
+        chunks = np.asarray(policy.act(observations), np.float32)
+        _check_actions(chunks, policy.name, len(seeds), spec)
+        chunks = chunks[:, : limit - step]
         answers = gather("step", [(chunks[share], render) for share in shares])
         for i, (observation, metrics, visited) in enumerate(answers):
             observations[i] = observation
@@ -243,6 +202,21 @@ def _run_group(
         _result(seed, spec.criteria, np.asarray(states[i]), np.asarray(actions[i], np.float32), traces[i])
         for i, seed in enumerate(seeds)
     ]
+
+
+def _check_actions(chunks: np.ndarray[Any, Any], name: str, count: int, spec: SimulatorSpec) -> None:
+    expected = f"({count}, T_a, {spec.action_dim})"
+    if chunks.ndim != 3 or (chunks.shape[0], chunks.shape[2]) != (count, spec.action_dim) or chunks.shape[1] < 1:
+        raise ConfigError(
+            f"policy {name!r} gave actions of shape {chunks.shape}, but simulator {spec.name!r} takes {expected} with "
+            f"T_a >= 1. Was the policy trained on another task?"
+        )
+    if not (finite := np.isfinite(chunks)).all():
+        bad = int((~finite).sum())
+        raise ConfigError(
+            f"policy {name!r} gave {bad} NaN or infinite of {finite.size} action values to simulator {spec.name!r}, "
+            f"expected finite {expected}. Its weights or normalisation are damaged: train or build it again."
+        )
 
 
 def _result(

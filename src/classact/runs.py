@@ -85,8 +85,9 @@ class Run:
         return [rows[step] for step in sorted(rows)]
 
     def add_summary(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows; those of the same evaluation and criterion are replaced."""
-        keys = ("policy", "encoder", "simulator", "shift", "criterion")
-        new = {tuple(row[key] for key in keys) for row in rows}
-        old = [row for row in self.read_summary() if tuple(row[key] for key in keys) not in new]
-        write_json(self.summary, old + rows)
+        """Add the rows of evaluations, replacing all rows of evaluations of the same names.
+
+        The name is the evaluation's folder: its episodes were overwritten, so no older row may stay beside them.
+        """
+        new = {row["evaluation"] for row in rows}
+        write_json(self.summary, [row for row in self.read_summary() if row.get("evaluation") not in new] + rows)

@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, DataError, StorageError
 
+# Read once, while the program has one thread: looking at it means setting it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def _sync_folder(folder: Path) -> None:
     # A rename survives a power cut only once the directory entry itself is on disk.
@@ -101,6 +105,8 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _sync_file(path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # some network disks know no modes
+        path.chmod(0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

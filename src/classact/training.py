@@ -27,7 +27,8 @@ from classact.checkpoints import (
     save_checkpoint,
 )
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted, choose
+from classact.images import sample_digest
 from classact.objectives import SoftInfoNCEConfig, soft_infonce
 from classact.optim import OptimizerConfig, ema_decay, learning_rate, make_optimizer, update_ema
 from classact.similarity import ActionSimilarity, SimilarityConfig
@@ -76,10 +77,6 @@ class PretrainConfig:
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
         return int(np.ceil(n * self.epochs / min(self.batch_size, n)))
-
-
-class TrainingInterrupted(ClassactError):  # noqa: N818 (no error: it was asked for)
-    """Ctrl-C or SIGTERM: the state was saved; the message says how to go on."""
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
@@ -159,7 +156,10 @@ class Trainer:
         self.steps = self.config.steps(self.demonstrations.num_steps)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(self.config.precision, device)
-        self.similarity = ActionSimilarity(self.demonstrations, self.config.similarity)
+        try:
+            self.similarity = ActionSimilarity(self.demonstrations, self.config.similarity)
+        except ConfigError as error:
+            raise ConfigError(f"{self.demonstrations.name} ({self.demonstrations.source}): {error}") from None
         self.encoder = ImageEncoder(self.config.encoder, seed=self.config.seed).to(device)
         self.average = ImageEncoder(self.config.encoder, load_init=False).to(device)
         self.average.load_state_dict(self.encoder.state_dict())
@@ -217,12 +217,11 @@ class Trainer:
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
-    def fit(self, progress: Callable[[int, int, str], None] | None = None, *, resume_hint: str = "") -> ImageEncoder:
+    def fit(self, progress: Callable[[int, int, str], None] | None = None) -> ImageEncoder:
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
             progress: called with (steps done, steps in all, a short status) after each step.
-            resume_hint: the command that continues, for the message after Ctrl-C.
 
         Returns:
             The encoder with averaged (EMA) weights.
@@ -238,27 +237,26 @@ class Trainer:
         mark, window = self.step, begin
         with _interruptible() as interrupted:
             while self.step < self.steps:
-                stats = self.train_step(next(rows))
+                batch = next(rows)
+                stats = self.train_step(batch)
                 now = time.perf_counter()
                 self.seconds = spent + now - begin
-                if not np.isfinite(stats["loss"]):
+                if not np.isfinite([stats["loss"], stats["grad_norm"]]).all():
                     raise ClassactError(
-                        f"the loss became {stats['loss']} at step {self.step} of {self.steps}. Lower the learning rate "
-                        f"(now {self.config.optimizer.learning_rate}); the last checkpoint is from before that."
+                        f"the loss became {stats['loss']} and its gradient's norm {stats['grad_norm']} at step "
+                        f"{self.step} of {self.steps}. Lower the learning rate (now "
+                        f"{self.config.optimizer.learning_rate}); the last checkpoint is from before that."
                     )
                 if progress is not None:
                     progress(self.step, self.steps, f"loss {stats['loss']:.3f}")
                 if self.step % self.config.log_every == 0 or self.step == self.steps:
-                    speed = (self.step - mark) * self.config.batch_size / max(now - window, 1e-9)
+                    speed = (self.step - mark) * len(batch) / max(now - window, 1e-9)
                     mark, window = self.step, now
                     self._log(stats, speed)
                 if interrupted():
                     self.save()
-                    where = f" in {self.folder}" if self.folder else ""
-                    raise TrainingInterrupted(
-                        f"stopped at step {self.step} of {self.steps}; the state is saved{where}. "
-                        f"{resume_hint or 'Run the same command again to continue.'}"
-                    )
+                    what = f"saved in {self.folder}; training goes on from there" if self.folder else "lost: no folder"
+                    raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
                 if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
                     self.save()
         return self.average
@@ -282,7 +280,12 @@ class Trainer:
         config = asdict(self.config)
         for key in ("log_every", "checkpoint_every"):
             del config[key]
-        return {"config": config, "data": self.demonstrations.fingerprint(), "bfloat16": self.bf16}
+        return {
+            "config": config,
+            "data": self.demonstrations.fingerprint(),
+            "images": sample_digest(self.images),
+            "bfloat16": self.bf16,
+        }
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""

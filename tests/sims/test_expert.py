@@ -127,13 +127,13 @@ def test_generation_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole.npz", tmp_path / "resumed.npz"
     generate_demonstrations("pusht", episodes=3, out=whole, config=QUICK)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(*_: object) -> None:
-        raise Stop
+        raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         generate_demonstrations("pusht", episodes=3, out=resumed, config=QUICK, progress=stop)
     assert not resumed.exists()
     work = resumed.with_name("resumed.npz.work")

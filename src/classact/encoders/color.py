@@ -13,9 +13,10 @@ FLOOR = 4.0
 def whiten(pixels: Tensor) -> Tensor:
     """Remove each image's own colour statistics.
 
-    The median colour (the background of a table-top scene) moves to zero and the 3 x 3 second-moment matrix of the
-    differences from it to the identity. Any affine change of the colours of an image (tint, contrast, another palette
-    of up to four colours) leaves the result unchanged up to a rotation of colour space and the regularisation.
+    The median of each channel (the background of a table-top scene) moves to zero and the 3 x 3 second-moment matrix
+    of the differences from it to the identity. In an image where one colour fills more than half, any affine change of
+    its colours (tint, contrast, another palette of up to four colours) leaves the result unchanged up to a rotation of
+    colour space and the regularisation; in others the median may be another colour after the change.
 
     Args:
         pixels: (B, 3, H, W) float, 0..255.

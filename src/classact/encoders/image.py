@@ -24,6 +24,7 @@ INITS = ("scratch", "imagenet", "r3m")
 COLORS = ("rgb", "whiten")
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FORMAT = "classact-encoder-1"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class EncoderConfig:
         ):
             if value not in known:
                 raise ConfigError(choose(kind, value, known))
+        if not self.width > 0 or not min(self.std) > 0:
+            raise ConfigError(f"expected width > 0 and std > 0, got width {self.width} and std {self.std}.")
         if not 16 <= self.crop_size <= self.image_size:
             raise ConfigError(
                 f"expected 16 <= crop_size <= image_size, got crop_size {self.crop_size} and image_size "
@@ -80,12 +83,18 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
             self.trunk = TRUNKS[config.trunk](config.width)
         if load_init:
             initialize(self.trunk, config.init, config.init_path)
         with torch.no_grad():
             maps = self.trunk(torch.zeros(1, 3, config.crop_size, config.crop_size))
+        if min(maps.shape[2:]) < 2:
+            raise ConfigError(
+                f"encoder {config.trunk!r} makes {maps.shape[2]} x {maps.shape[3]} maps of a crop of "
+                f"{config.crop_size} pixels, where every coordinate is the same; choose a larger crop_size (and "
+                f"image_size)."
+            )
         self.pool = SpatialSoftmax(maps.shape[2], maps.shape[3])
         self.feature_dim = 2 * int(maps.shape[1])
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
@@ -139,7 +148,7 @@ class ImageEncoder(nn.Module):
         """Write config.json and model.safetensors, sealed with checksums, in one step."""
         from safetensors.torch import save_file
 
-        card = {"format": "classact-encoder-1", "feature_dim": self.feature_dim, "encoder": asdict(self.config)}
+        card = {"format": FORMAT, "feature_dim": self.feature_dim, "encoder": asdict(self.config)}
 
         def fill(path: Path) -> None:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / WEIGHTS)
@@ -159,6 +168,9 @@ class ImageEncoder(nn.Module):
         path = _local(folder)
         verify_folder(path)
         card = read_json(path / CONFIG, CheckpointError)
+        found = card.get("format") if isinstance(card, dict) else card
+        if found != FORMAT:
+            raise CheckpointError(f"{path} is no encoder: {CONFIG} is of format {found!r}, expected {FORMAT!r}.")
         config = encoder_config_from_json(card.get("encoder"), path / CONFIG)
         encoder = ImageEncoder(config, load_init=False)
         encoder.load_weights(load_file(path / WEIGHTS), path / WEIGHTS)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int, groups: int = 16) -> nn.GroupNorm:
-    """GroupNorm of at most ``groups`` groups with at least four channels each."""
-    return nn.GroupNorm(max(1, min(groups, channels // 4)), channels)
+    """GroupNorm of at most ``groups`` equal groups with at least four channels each."""
+    most = min(groups, channels // 4)
+    return nn.GroupNorm(max((g for g in range(1, most + 1) if channels % g == 0), default=1), channels)
 
 
 def replace_batch_norm(module: nn.Module, groups: int = 16) -> nn.Module:
@@ -40,8 +41,24 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Coordinates of a batch of feature maps."""
-        attention = torch.softmax(maps.float().flatten(2) / self.temperature, dim=-1)  # (B, C, H W)
+        # Multiplying by the inverse: the backward pass of a division costs several times as much on a CPU.
+        attention = torch.softmax(maps.float().flatten(2) * self.temperature.reciprocal(), dim=-1)  # (B, C, H W)
         return (attention @ self.grid).flatten(1)
+
+
+class Subsample(nn.Module):
+    """Keep every ``stride``-th pixel.
+
+    Before a 1x1 convolution the same as giving that convolution the stride, whose backward pass is slow on CPUs.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
+        return x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride].contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -55,7 +72,8 @@ class ResidualBlock(nn.Module):
         self.norm2 = group_norm(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), group_norm(channels))
+            project = nn.Conv2d(channels_in, channels, 1, bias=False)
+            self.shortcut = nn.Sequential(Subsample(stride), project, group_norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C, H / stride, W / stride)."""

@@ -13,6 +13,8 @@ from classact.errors import CheckpointError, ConfigError, MissingDependencyError
 
 R3M_URL = "https://drive.google.com/uc?id=1A1ic-p4KtYlKXdXHcV2QV0cUzI4kn0u-"
 """ResNet-18 checkpoint of R3M (arXiv 2203.12601), as its authors' loader names it."""
+R3M_DIRECT_URL = R3M_URL.replace("drive.google.com/uc?", "drive.usercontent.google.com/download?confirm=t&")
+"""The same without the page that warns of files above 100 MB (this one holds R3M's language model as well)."""
 
 
 class ResNet18(nn.Module):
@@ -53,7 +55,7 @@ class ResNet18(nn.Module):
             if own[target].shape != value.shape:
                 raise CheckpointError(
                     f"{source}: {key} has shape {tuple(value.shape)}, this encoder needs {tuple(own[target].shape)}. "
-                    f"Pre-trained weights fit width 1.0 only."
+                    f"Pre-trained weights must be of a ResNet-18 and fit width 1.0 only."
                 )
             own[target].copy_(value)
             taken += 1
@@ -70,6 +72,9 @@ def _narrow(net: Any, base: int) -> None:
     net.bn1 = nn.BatchNorm2d(base)
     for i, stride in enumerate((1, 2, 2, 2)):
         setattr(net, f"layer{i + 1}", net._make_layer(BasicBlock, base << i, 2, stride=stride))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as ResNet does at full width
 
 
 def imagenet_weights() -> tuple[dict[str, Tensor], str]:
@@ -80,7 +85,11 @@ def imagenet_weights() -> tuple[dict[str, Tensor], str]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True)), str(path)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        if path.exists():
+            raise CheckpointError(
+                f"{path} is not a readable PyTorch file ({error}). Delete it and download {weights.url} again."
+            ) from None
         raise MissingDependencyError(
             f"ImageNet weights of ResNet-18 are neither at {path} nor could they be downloaded ({error}). "
             f"On a machine with a network download {weights.url} and put the file at {path}; "
@@ -96,7 +105,12 @@ def r3m_weights(path: str | None) -> tuple[dict[str, Tensor], str]:
             raise MissingDependencyError(f"no R3M checkpoint at {file}. Download {R3M_URL} and give its path.")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(R3M_URL, str(file), progress=False)
+            torch.hub.download_url_to_file(R3M_DIRECT_URL, str(file), progress=False)
+            with file.open("rb") as start:
+                is_page = start.read(1) == b"<"
+            if is_page:
+                file.unlink()
+                raise OSError("the server sent a web page")
         except OSError as error:
             raise MissingDependencyError(
                 f"R3M weights of ResNet-18 are neither at {file} nor could they be downloaded ({error}). "
@@ -106,8 +120,11 @@ def r3m_weights(path: str | None) -> tuple[dict[str, Tensor], str]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{file} is not a readable R3M checkpoint ({error}). Delete it and try again.") from None
-    if not isinstance(content, dict) or "r3m" not in content:
+        raise CheckpointError(
+            f"{file} is not a readable R3M checkpoint ({error}). Delete it, download {R3M_URL} with a browser and put "
+            f"the file there."
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("r3m"), dict):
         keys = list(content)[:5] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{file}: expected an R3M checkpoint with the key 'r3m', found {keys}.")
     prefix = "module.convnet."

@@ -44,7 +44,7 @@ def soft_infonce(
     """L_CL of eq. (1).
 
     Args:
-        z: (B, F) features; L2-normalised here.
+        z: (B, F) features; L2-normalised here. Computed in float32, or in float64 if z is.
         w: (B, B) soft positive weights >= 0; the diagonal is not read.
         temperature: tau > 0.
         reduction: see :class:`SoftInfoNCEConfig`.
@@ -52,12 +52,21 @@ def soft_infonce(
 
     Returns:
         Scalar; zero (with zero gradient) where no anchor has a positive.
+
+    Raises:
+        ConfigError: unknown reduction, temperature not above 0, or shapes that do not fit.
     """
+    SoftInfoNCEConfig(temperature, reduction)
+    for name, matrix in (("w", w), ("ignore", ignore)):
+        if matrix is not None and matrix.shape != (len(z), len(z)):
+            raise ConfigError(
+                f"expected {name} of shape {(len(z), len(z))} for {len(z)} features, got {tuple(matrix.shape)}."
+            )
     out = torch.eye(len(z), dtype=torch.bool, device=z.device)
     if ignore is not None:
         out = out | ignore
     w = w.masked_fill(out, 0.0)
-    z = torch.nn.functional.normalize(z.float(), dim=1)
+    z = torch.nn.functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
     S = (z @ z.T / temperature).masked_fill(out, -torch.inf)
     # An anchor with every pair left out has an empty softmax; its weights are zero, so any finite value will do.
     S = torch.where(out.all(dim=1, keepdim=True), torch.zeros_like(S), S)

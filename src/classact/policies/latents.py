@@ -59,6 +59,12 @@ class ImageLatents:
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step; images may be at any resolution."""
+        if self.encoder.config.camera not in data.images:
+            raise DataError(
+                f"{data.name} ({data.source}): the encoder reads camera {self.encoder.config.camera!r}, available are "
+                f"{sorted(data.images) or 'no cameras'}. Prepare images with classact.frames, or train an encoder for "
+                f"a camera that is there."
+            )
         return self._join(data.images[self.encoder.config.camera], data.proprioception)
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
@@ -66,7 +72,11 @@ class ImageLatents:
         camera = self.encoder.config.camera
         for observation in observations:
             if camera not in observation.images:
-                raise DataError(f"expected a camera image {camera!r}, got {sorted(observation.images)}.")
+                raise DataError(
+                    f"the encoder reads camera {camera!r}, but an observation holds "
+                    f"{sorted(observation.images) or 'no images'}. "
+                    f"Observe with rendering, in a simulator that has this camera."
+                )
         images = np.stack([observation.images[camera] for observation in observations])
         return self._join(images, np.stack([observation.proprioception for observation in observations]))
 
@@ -106,14 +116,20 @@ class StateLatents:
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step."""
         if data.states is None:
-            raise DataError(f"{data.name} has no simulator states; state latents need them.")
+            raise DataError(
+                f"{data.name} ({data.source}): has no simulator states, which state latents compare. Use image "
+                f"latents, or data with states."
+            )
         return self._embed(data.states)
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
         """(B, d) latents of live observations."""
         states = [observation.state for observation in observations]
         if any(state is None for state in states):
-            raise DataError("an observation has no simulator state; state latents need one.")
+            raise DataError(
+                "an observation has no simulator state, which state latents compare (on a real robot there is none). "
+                "Use image latents there."
+            )
         return self._embed(np.stack([state for state in states if state is not None]))
 
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.errors import CheckpointError, ConfigError
+from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.policies.latents import ImageLatents, Latents, StateLatents, load
 from classact.storage import read_arrays, read_json, verify_folder, write_folder
 from classact.types import Demonstrations, FloatArray, IntArray, Observation
@@ -29,16 +29,24 @@ class RetrievalConfig:
         temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
         chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
         horizon: T_p, actions in a chunk; at least ``chunk_length``.
+        min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
+            more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
+            last chunks are mostly the repeated last action.
     """
 
     k: int = 64
     temperature: float = 0.001
     chunk_length: int = 16
     horizon: int = 16
+    min_actions: int = 1
 
     def __post_init__(self) -> None:
         if self.k < 1 or not self.temperature > 0:
             raise ConfigError(f"expected k >= 1 and temperature > 0, got k {self.k} and {self.temperature}.")
+        if not 1 <= self.min_actions <= self.horizon:
+            raise ConfigError(
+                f"expected 1 <= min_actions <= horizon, got min_actions {self.min_actions}, horizon {self.horizon}."
+            )
         if not 1 <= self.chunk_length <= self.horizon:
             raise ConfigError(
                 f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
@@ -54,6 +62,23 @@ class Neighbors:
     weights: FloatArray
 
 
+def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> IntArray:
+    """Steps that may be retrieved: those with at least ``config.min_actions`` demonstrated actions left.
+
+    Raises:
+        ConfigError: more neighbours than such steps; ``where`` names the bank or its data.
+    """
+    left = np.repeat(episode_ends, np.diff(episode_ends, prepend=0)) - np.arange(int(episode_ends[-1]))
+    rows = np.flatnonzero(left >= config.min_actions)
+    if config.k > len(rows):
+        why = "" if config.min_actions == 1 else f" with at least {config.min_actions} actions left"
+        raise ConfigError(
+            f"{where}: k = {config.k} neighbours asked of a bank of {len(rows)} moments{why}. Lower k to at most "
+            f"{len(rows)}, or add demonstrations."
+        )
+    return np.asarray(rows, np.int64)
+
+
 class RetrievalPolicy:
     """k-NN over a bank of demonstrated moments.
 
@@ -66,6 +91,7 @@ class RetrievalPolicy:
 
     Raises:
         ConfigError: k is larger than the bank.
+        DataError: bank, actions and episode_ends disagree about the number of steps.
     """
 
     name = "retrieval"
@@ -73,23 +99,21 @@ class RetrievalPolicy:
     def __init__(
         self, latents: Latents, bank: FloatArray, actions: FloatArray, episode_ends: IntArray, config: RetrievalConfig
     ) -> None:
-        if config.k > len(bank):
-            raise ConfigError(
-                f"k = {config.k} neighbours asked of a bank of {len(bank)} moments. Lower k, or add demonstrations."
+        if not len(bank) == len(actions) == episode_ends[-1]:
+            raise DataError(
+                f"expected one latent and one action per step, got a bank of {len(bank)} moments, {len(actions)} "
+                f"actions and episodes of {int(episode_ends[-1])} steps in all. Build the policy from one data set."
             )
         self.latents, self.config = latents, config
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
-        self._bank = torch.from_numpy(np.ascontiguousarray(bank))
+        self._rows = torch.from_numpy(retrievable(episode_ends, config, "the bank"))
+        self._bank = torch.from_numpy(np.ascontiguousarray(bank))[self._rows]
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
 
     @staticmethod
     def build(latents: Latents, data: Demonstrations, config: RetrievalConfig) -> RetrievalPolicy:
         """Encode all demonstrations into a bank."""
-        if config.k > data.num_steps:
-            raise ConfigError(
-                f"k = {config.k} neighbours asked of a bank of {data.num_steps} moments. "
-                f"Lower k, or add demonstrations."
-            )
+        retrievable(data.episode_ends, config, f"{data.name} ({data.source})")  # before the long encoding
         return RetrievalPolicy(latents, latents.demonstrations(data), data.actions, data.episode_ends, config)
 
     @property
@@ -104,9 +128,9 @@ class RetrievalPolicy:
 
     def search(self, z: FloatArray) -> Neighbors:
         """The k nearest bank rows of (B, d) unit latents by cosine similarity, exact."""
-        cosine, rows = torch.topk(torch.from_numpy(z) @ self._bank.T, self.config.k, dim=1)
+        cosine, nearest = torch.topk(torch.from_numpy(z) @ self._bank.T, self.config.k, dim=1)
         weights = torch.softmax(cosine / self.config.temperature, dim=1)
-        return Neighbors(rows.numpy(), cosine.numpy(), weights.numpy())
+        return Neighbors(self._rows[nearest].numpy(), cosine.numpy(), weights.numpy())
 
     def chunks(self, rows: IntArray) -> FloatArray:
         """(..., T_a, D) demonstrated actions from the given bank rows on."""
@@ -152,8 +176,12 @@ class RetrievalPolicy:
 
         Raises:
             CheckpointError: damaged or incomplete, or not a retrieval policy.
+            ConfigError: unknown overrides, or values out of range.
         """
         path = Path(folder)
+        for name in overrides:
+            if name not in RetrievalConfig.__dataclass_fields__:
+                raise ConfigError(choose("retrieval setting", name, RetrievalConfig.__dataclass_fields__))
         verify_folder(path)
         card = read_json(path / "policy.json", CheckpointError)
         if card.get("format") != FORMAT:

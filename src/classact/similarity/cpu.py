@@ -1,6 +1,7 @@
 """Compiled DTW on the CPU: float32, many windows side by side in SIMD lanes, all cores.
 
-No ``fastmath``: the recurrences start from infinity, and NaN must stay visible.
+No ``fastmath``: the recurrences start from infinity. Squares beyond the range of float32 (differences above 1e19) give
+an infinite distance, never NaN.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numba as nb
 import numpy as np
 
 from classact.errors import ConfigError
-from classact.similarity.reference import check_cost
+from classact.similarity.reference import check_cost, check_finite
 from classact.types import FloatArray, IntArray
 
 LANES = 64
@@ -91,6 +92,10 @@ def dtw_pairwise(x: FloatArray, y: FloatArray | None = None, *, cost: str = "sqe
 
     Returns:
         (N, M) float32, where [i, j] is the distance of x[i] and y[j].
+
+    Raises:
+        ConfigError: unknown cost, or shapes that do not fit.
+        DataError: NaN or infinite values.
     """
     check_cost(cost)
     x = np.ascontiguousarray(x, np.float32)
@@ -99,6 +104,9 @@ def dtw_pairwise(x: FloatArray, y: FloatArray | None = None, *, cost: str = "sqe
         raise ConfigError(
             f"expected windows of shapes (N, T, D) and (M, T', D) with equal D, got {x.shape} and {y.shape}."
         )
+    check_finite("x", x)
+    if y is not x:
+        check_finite("y", y)
     out = np.empty((len(x), len(y)), np.float32)
     _cross(x, np.ascontiguousarray(y.transpose(1, 2, 0)), cost == "sqeuclidean", out)
     return out
@@ -117,8 +125,24 @@ def dtw_pairs(
 
     Returns:
         (P,) float32.
+
+    Raises:
+        ConfigError: unknown cost, or indices out of range.
+        DataError: NaN or infinite values.
     """
     check_cost(cost)
+    actions = np.ascontiguousarray(actions, np.float32)
+    check_finite("actions", actions)
+    if len(left) != len(right):
+        raise ConfigError(f"expected as many left as right windows, got {len(left)} and {len(right)}.")
+    # The compiled loops check no bounds: a wrong index would read foreign memory.
+    for name, index, size in (
+        ("windows", windows, len(actions)),
+        ("left", left, len(windows)),
+        ("right", right, len(windows)),
+    ):
+        if index.size and not 0 <= index.min() <= index.max() < size:
+            raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
     out = np.empty(len(left), np.float32)
-    _pairs(np.ascontiguousarray(actions, np.float32), windows, left, right, cost == "sqeuclidean", out)
+    _pairs(actions, windows, left, right, cost == "sqeuclidean", out)
     return out

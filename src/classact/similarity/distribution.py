@@ -64,8 +64,8 @@ class DistanceDistribution:
                 f"{float(threshold):.6g}: no graded weights can be made. The actions hardly vary, or K is too small."
             )
         # Logarithmic bins: distances span several decades and the threshold sits in the lowest ones.
-        low = max(float(ordered[-1]) * 1e-5, 1e-12)
-        edges = np.concatenate([[0.0], np.geomspace(low, float(ordered[-1]) * (1 + 1e-6), HISTOGRAM_BINS)])
+        largest = float(ordered[-1])
+        edges = np.concatenate([[0.0], np.geomspace(largest * 1e-5, largest * (1 + 1e-6), HISTOGRAM_BINS)])
         counts = np.histogram(distances, edges)[0].astype(np.int64)
         return DistanceDistribution(
             quantile, float(threshold), kept, len(ordered), dkw_epsilon(len(ordered)), edges, counts

@@ -1,0 +1,66 @@
+"""A simulator process of the evaluator: holds simulators, runs chunks of actions on request.
+
+Imports neither torch nor policies, so that a spawned process is ready within a second.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from classact.sims import Simulator, make_simulator
+from classact.types import FloatArray, Observation, StateArray
+
+
+def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
+    """Answer requests until told to close, or until the other end is gone.
+
+    Requests are ("reset", (seeds, render)), ("step", (chunks, render)) and ("close", None); chunk i goes to the
+    simulator of seed i. Answers are ("ok", list) or ("error", traceback).
+
+    Args:
+        pipe: to the evaluator.
+        name, image_size, shift: of the simulators.
+    """
+    # Ctrl-C reaches every process of a terminal; the evaluator decides, and closes its workers.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sims: list[Simulator] = []
+    try:
+        while True:
+            command, payload = pipe.recv()
+            if command == "close":
+                break
+            if command == "reset":
+                seeds, render = payload
+                while len(sims) < len(seeds):
+                    sims.append(make_simulator(name, image_size=image_size, shift=shift))
+                for sim, seed in zip(sims, seeds, strict=False):
+                    sim.reset(int(seed))
+                pipe.send(("ok", [sim.observe(render=render) for sim in sims[: len(seeds)]]))
+            else:
+                chunks, render = payload
+                pipe.send(("ok", [run_chunk(sim, chunk, render) for sim, chunk in zip(sims, chunks, strict=False)]))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    except Exception:
+        with suppress(OSError):
+            pipe.send(("error", traceback.format_exc()))
+    finally:
+        for sim in sims:
+            sim.close()
+
+
+def run_chunk(
+    sim: Simulator, chunk: FloatArray, render: bool
+) -> tuple[Observation, list[Mapping[str, float]], list[StateArray]]:
+    """Execute (T, D_a) actions open-loop: the observation after them, and metrics and state after each."""
+    metrics, states = [], []
+    for action in chunk:
+        metrics.append(sim.step(action))
+        states.append(sim.get_state())
+    return sim.observe(render=render), metrics, states

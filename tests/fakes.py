@@ -1,0 +1,118 @@
+"""Small demonstrations without files, and a policy and a simulator without models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from classact.augment import AugmentConfig
+from classact.encoders import EncoderConfig
+from classact.optim import OptimizerConfig
+from classact.sims import SimulatorSpec
+from classact.similarity import SimilarityConfig
+from classact.training import PretrainConfig
+from classact.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
+
+STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
+
+
+def demonstrations(seed: int = 0, size: int = 32, lengths: Sequence[int] = STEPS, name: str = "walks") -> Demonstrations:
+    """Random walks in Push-T's world; images show where the agent is, and noise."""
+    rng = np.random.default_rng(seed)
+    walks = [100 + 312 * _walk(rng, length) for length in lengths]
+    positions = np.concatenate(walks).astype(np.float32)
+    targets = np.concatenate([np.concatenate([walk[1:], walk[-1:]]) for walk in walks]).astype(np.float32)
+    block = rng.uniform(150, 350, (len(positions), 3))
+    block[:, 2] %= 2 * np.pi
+    images = rng.integers(0, 60, (len(positions), size, size, 3), dtype=np.uint8)
+    for image, (x, y) in zip(images, (positions / 512 * (size - 6)).astype(int), strict=True):
+        image[y : y + 6, x : x + 6] = 250
+    return Demonstrations(
+        name=name,
+        episode_ends=np.cumsum(lengths, dtype=np.int64),
+        actions=targets,
+        proprioception=positions,
+        states=np.concatenate([positions.astype(np.float64), block], axis=1),
+        images={"top": images},
+    )
+
+
+def _walk(rng: np.random.Generator, length: int) -> np.ndarray:
+    steps = rng.normal(0, 0.05, (length, 2)).cumsum(axis=0) + rng.uniform(0.2, 0.8, 2)
+    return np.abs((steps % 2) - 1)  # reflected at 0 and 1
+
+
+def pretrain_config(**changes: object) -> PretrainConfig:
+    """A training of well under a second."""
+    standard: dict[str, object] = {
+        "encoder": EncoderConfig(width=0.25, image_size=32, crop_size=28),
+        "augment": AugmentConfig(feature_noise=0.001),
+        "similarity": SimilarityConfig(quantile=0.1, pairs=4000),
+        "optimizer": OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=2),
+        "epochs": 0.5,
+        "batch_size": 16,
+        "precision": "float32",
+        "log_every": 1,
+        "checkpoint_every": 2,
+    }
+    return PretrainConfig(**(standard | changes))  # type: ignore[arg-type]
+
+
+class ChasePolicy:
+    """Deterministic and nearly without arithmetic: walks around the block's position, as state and chunk tell."""
+
+    name = "chase"
+    needs_images = False
+
+    def __init__(self, chunk_length: int = 8) -> None:
+        self.chunk_length = chunk_length
+
+    def act(self, observations: Sequence[Observation]) -> FloatArray:
+        states = np.stack([o.state for o in observations if o.state is not None])
+        angles = states[:, 4:5] + np.arange(self.chunk_length)  # (B, T)
+        offsets = 40 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        return (states[:, None, 2:4] + offsets).astype(np.float32)
+
+
+class LadderSimulator:
+    """The state counts steps; the metric climbs by a quarter per step from seed / 100, through exactly 0.5 for seed 0."""
+
+    def __init__(self, image_size: int = 96, shift: str = "plain") -> None:
+        self.spec = SimulatorSpec(
+            name="ladder",
+            cameras=("front",),
+            image_size=image_size,
+            action_dim=1,
+            proprioception_dim=1,
+            state_dim=1,
+            max_steps=7,
+            control_hz=10.0,
+            criteria=(Criterion("height>0.5", "height", 0.5),),
+            shifts=(shift,),
+            world=(0.0, 1.0),
+        )
+        self.steps, self.start = 0.0, 0.0
+
+    def reset(self, seed: int) -> None:
+        self.steps, self.start = 0.0, seed / 100
+
+    def set_appearance(self, seed: int) -> None:
+        pass
+
+    def get_state(self) -> StateArray:
+        return np.array([self.steps])
+
+    def set_state(self, state: StateArray) -> None:
+        self.steps = float(state[0])
+
+    def step(self, action: FloatArray) -> Mapping[str, float]:
+        self.steps += float(action[0])
+        return {"height": self.start + self.steps / 4}
+
+    def observe(self, *, render: bool = True) -> Observation:
+        images = {"front": np.zeros((4, 4, 3), np.uint8)} if render else {}
+        return Observation(images, self.get_state().astype(np.float32), self.get_state())
+
+    def close(self) -> None:
+        pass

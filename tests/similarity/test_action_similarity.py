@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from classact.errors import ConfigError
+from classact.objectives import soft_infonce
+from classact.similarity import ActionSimilarity, SimilarityConfig, dtw_pairwise
+from classact.similarity.model import scale_rotation
+from classact.types import Demonstrations
+from classact.windows import window_indices
+
+CONFIG = SimilarityConfig(quantile=0.05, pairs=100_000)
+
+
+def walks(D: int = 2, steps: int = 300, seed: int = 0) -> Demonstrations:
+    """Three episodes of smooth motion."""
+    rng = np.random.default_rng(seed)
+    actions = np.cumsum(rng.normal(size=(steps, D)), axis=0).astype(np.float32)
+    ends = np.array([steps // 5, steps // 2, steps], np.int64)
+    return Demonstrations("walks", ends, actions, np.zeros((steps, 1), np.float32))
+
+
+@pytest.fixture(scope="module")
+def similarity() -> ActionSimilarity:
+    return ActionSimilarity(walks(), CONFIG)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_threshold_and_cdf_are_those_of_all_pairs(cost: str) -> None:
+    data = walks()
+    found = ActionSimilarity(data, replace(CONFIG, cost=cost)).distribution
+    low, high = data.actions.min(axis=0), data.actions.max(axis=0)
+    windows = ((data.actions - low) / (high - low) * 2 - 1)[window_indices(data.episode_ends, 16)]
+    every = np.sort(dtw_pairwise(windows, cost=cost)[np.triu_indices(300, 1)])
+    # DKW: at every point at once, the share of pairs below it is known up to epsilon.
+    epsilon = found.epsilon
+    assert epsilon == pytest.approx(np.sqrt(np.log(2000) / 2e5))
+    assert (every < found.threshold).mean() <= 0.05 + epsilon
+    assert (every <= found.threshold).mean() >= 0.05 - epsilon
+    exact = np.searchsorted(every, found.kept, side="right") / len(every)
+    sampled = np.searchsorted(found.kept, found.kept, side="right") / found.pairs
+    assert abs(exact - sampled).max() <= epsilon
+
+
+def test_the_seed_decides_the_sample() -> None:
+    config = replace(CONFIG, pairs=2000)
+    one, same, other = (ActionSimilarity(walks(), replace(config, seed=s)).distribution for s in (0, 0, 1))
+    assert_array_equal(one.kept, same.kept)
+    assert not np.array_equal(one.kept, other.kept)
+
+
+def test_two_steps_are_one_pair() -> None:
+    """No step is compared with itself: both orders of the only pair, never a zero."""
+    data = Demonstrations(
+        "two", np.array([1, 2], np.int64), np.array([[0.0], [1.0]], np.float32), np.zeros((2, 1), np.float32)
+    )
+    with pytest.raises(ConfigError, match="keeps 50 of 50 pairs whose distances all equal 64"):
+        ActionSimilarity(data, SimilarityConfig(quantile=0.5, pairs=50))
+
+
+def test_weights_follow_the_distances(similarity: ActionSimilarity) -> None:
+    rows = np.arange(0, 300, 3)
+    d, w = similarity.distances(rows), similarity.weights(rows)
+    assert w.shape == (100, 100)
+    assert w.dtype == np.float32
+    assert 0 <= w.min() <= w.max() <= 1
+    assert_array_equal(w, w.T)
+    assert_array_equal(w.diagonal(), 0)
+    assert (w[d > similarity.distribution.threshold] == 0).all()
+    off = ~np.eye(100, dtype=bool)
+    ordered = w[off][np.argsort(d[off])]
+    assert (np.diff(ordered) <= 0).all()
+    # About K of all pairs are positives; this is a third of the steps.
+    assert 0.02 < (w[off] > 0).mean() < 0.1
+
+
+def test_a_duplicated_step_is_its_own_best_positive(similarity: ActionSimilarity) -> None:
+    rows = np.array([7, 100, 7, 250, 7])
+    w = similarity.weights(rows)
+    assert_array_equal(w[np.ix_([0, 2, 4], [0, 2, 4])], 1 - np.eye(3))
+    assert_array_equal(w.diagonal(), 0)
+
+
+def test_a_duplicated_step_is_pulled_never_pushed(similarity: ActionSimilarity) -> None:
+    """Moving the second view of a step to the first lowers the loss; as a negative (released code) it raises it."""
+    rows = np.array([7, 7, 8, 9, 120, 121, 200, 290])
+    w = torch.from_numpy(similarity.weights(rows))
+    assert w[0, 2] > 0
+    z = torch.randn(8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    as_negative = w.clone()
+    as_negative[0, 1] = as_negative[1, 0] = 0.0
+    slopes = []
+    for weights in (w, as_negative):
+        second = z[1].clone().requires_grad_()
+        loss = soft_infonce(torch.cat([z[:1], second[None], z[2:]]), weights.double(), temperature=1.0)
+        (gradient,) = torch.autograd.grad(loss, second)
+        slopes.append(float(gradient @ z[0]))
+    assert slopes[0] < 0 < slopes[1]
+
+
+# The rotation of pose actions
+
+
+def test_scaling_touches_the_rotation_of_pose_actions_only() -> None:
+    ones = np.ones((2, 10), np.float32)
+    assert_array_equal(scale_rotation(ones, 0.5), [[1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1]] * 2)
+    assert_array_equal(ones, 1)
+    for D in (2, 8, 9, 14):
+        assert_array_equal(scale_rotation(np.ones((2, D), np.float32), 0.5), np.ones((2, D)))
+
+
+def test_rotation_counts_a_quarter_in_the_squared_cost() -> None:
+    data = walks(D=10)
+    plain, scaled = (ActionSimilarity(data, replace(CONFIG, pairs=1000, rotation_scale=s)) for s in (1.0, 0.5))
+    assert_allclose(scaled.actions[:, 3:9], plain.actions[:, 3:9] / 2)
+    assert_array_equal(scaled.actions[:, [0, 1, 2, 9]], plain.actions[:, [0, 1, 2, 9]])
+    assert abs(plain.actions).max() == 1
+    rows = np.array([0, 200])
+    assert 0.25 < scaled.distances(rows)[0, 1] / plain.distances(rows)[0, 1] < 1
+
+
+# Messages
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"horizon": 0}, "horizon of at least 1 step, got 0"),
+        ({"quantile": 0.0}, r"K between 0 and 1 .* got 0\.0"),
+        ({"quantile": 1.0}, r"K between 0 and 1 .* got 1\.0"),
+        ({"quantile": float("nan")}, "got nan"),
+        ({"pairs": 0}, "at least 1 pair to measure, got 0"),
+        ({"cost": "cosine"}, "unknown step cost 'cosine'"),
+    ],
+)
+def test_settings_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SimilarityConfig(**change)  # type: ignore[arg-type]
+
+
+def test_one_step_cannot_be_compared() -> None:
+    data = Demonstrations("one", np.array([1]), np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32))
+    with pytest.raises(ConfigError, match="one: expected at least 2 steps to compare, got 1"):
+        ActionSimilarity(data, CONFIG)
+
+
+def test_actions_that_never_change() -> None:
+    data = replace(walks(), actions=np.ones((300, 2), np.float32))
+    with pytest.raises(ConfigError, match=r"distances all equal 0.*The actions hardly vary"):
+        ActionSimilarity(data, replace(CONFIG, pairs=1000))

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from classact.encoders import ImageEncoder
+from classact.errors import ConfigError
+from classact.presets import PRESETS, get_preset
+
+# Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
+TABLE_5 = {
+    "paper-square": (2.5, 50, 0.01, 0.02),
+    "paper-three-stack": (1.0, 10, 0.01, 0.02),
+    "paper-aloha-transfer": (2.5, 50, 0.01, 0.02),
+    "paper-libero-object": (2.5, 50, 0.01, 0.02),
+    "paper-pusht": (1.5, 100, 0.001, 0.002),
+    "paper-real": (2.5, 50, 0.02, 0.02),
+}
+
+
+def test_all_presets_of_the_paper_are_checked_here() -> None:
+    assert {name for name in PRESETS if name.startswith("paper")} == set(TABLE_5)
+
+
+@pytest.mark.parametrize("name", TABLE_5)
+def test_table_5(name: str) -> None:
+    top_k, epochs, tau, tau_shifted = TABLE_5[name]
+    preset = get_preset(name)
+    assert preset.pretrain.similarity.quantile == pytest.approx(top_k / 100)
+    assert preset.pretrain.epochs == epochs
+    assert (preset.retrieval.temperature, preset.tau_shifted) == (tau, tau_shifted)
+
+
+@pytest.mark.parametrize("name", TABLE_5)
+def test_tables_3_and_4(name: str) -> None:
+    preset = get_preset(name)
+    optimizer = preset.pretrain.optimizer
+    table_3 = (optimizer.clip_norm, optimizer.warmup_steps, optimizer.ema_power)
+    assert table_3 == (0.5, 500, 0.75)
+    table_4 = {
+        "DTW Horizon": preset.pretrain.similarity.horizon,
+        "Optimizer": optimizer.name,
+        "Batch size": preset.pretrain.batch_size,
+        "Learning rate": optimizer.learning_rate,
+        "Momentum": optimizer.momentum,
+        "Weight decay": optimizer.weight_decay,
+        "tau": preset.pretrain.objective.temperature,
+        "T_a": preset.retrieval.chunk_length,
+        "k_nn": preset.retrieval.k,
+    }
+    assert table_4 == {
+        "DTW Horizon": 16,
+        "Optimizer": "lars",
+        "Batch size": 160,
+        "Learning rate": 0.5,
+        "Momentum": 0.9,
+        "Weight decay": 1e-6,
+        "tau": 0.05,
+        "T_a": 16,
+        "k_nn": 64,
+    }
+    # Appendix B: rotations count half. Section 4.2: a crop for each image and Gaussian noise, nothing else.
+    assert preset.pretrain.similarity.rotation_scale == 0.5
+    augment = preset.pretrain.augment
+    assert (augment.crop, augment.noise_std, augment.color) == ("image", 5.0, "none")
+
+
+@pytest.mark.parametrize("name", TABLE_5)
+def test_encoder_of_the_paper(name: str) -> None:
+    """C.1, 5.2: ResNet-18 from ImageNet; 256 -> 224; torchvision's channel statistics, here of 0..255 values."""
+    encoder = get_preset(name).pretrain.encoder
+    shape = (encoder.trunk, encoder.width, encoder.image_size, encoder.crop_size, encoder.init, encoder.color)
+    assert shape == ("resnet18", 1.0, 256, 224, "imagenet", "rgb")
+    assert encoder.mean == pytest.approx([255 * v for v in (0.485, 0.456, 0.406)])
+    assert encoder.std == pytest.approx([255 * v for v in (0.229, 0.224, 0.225)])
+
+
+def test_features_of_the_paper() -> None:
+    """512 maps of 7 x 7, two coordinates of each."""
+    encoder = ImageEncoder(get_preset("paper-pusht").pretrain.encoder, load_init=False)
+    assert encoder.feature_dim == 1024
+    assert encoder.pool.grid.shape == (49, 2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_steps(name: str) -> None:
+    """ceil(N epochs / batch)."""
+    pretrain = get_preset(name).pretrain
+    steps = pretrain.steps(25_650)
+    assert (steps - 1) * pretrain.batch_size < 25_650 * pretrain.epochs <= steps * pretrain.batch_size
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'pusht': available are 'debug', 'paper-aloha-transfer', "):
+        get_preset("pusht")

@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import fakes
+import kill_runner
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from classact import checkpoints
+from classact.checkpoints import list_checkpoints, load_latest
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
+from classact.frames import FramesConfig, prepare_frames
+from classact.normalize import MinMax
+from classact.objectives import SoftInfoNCEConfig
+from classact.optim import OptimizerConfig, learning_rate
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
+from classact.readers import read_demonstrations
+from classact.runs import Run
+from classact.similarity import SimilarityConfig
+from classact.storage import read_jsonl
+from classact.training import PretrainConfig, Trainer, epoch_batches, step_generator, use_bfloat16
+from classact.types import Demonstrations
+from classact.windows import window_indices
+
+FOUR = 4 * 16 / sum(fakes.STEPS)
+"""Epochs of four steps."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # The subprocesses compute on one thread, and sums depend on how they are split.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(folder: Path | None = None, **changes: Any) -> Trainer:
+    return Trainer(fakes.demonstrations(), fakes.pretrain_config(**({"epochs": FOUR} | changes)), folder)
+
+
+def stop_after(steps: int) -> Callable[..., None]:
+    """A progress callback that presses Ctrl-C at a step."""
+
+    def callback(step: int, *_: Any) -> None:
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return callback
+
+
+def equal(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Batches and random numbers
+
+
+@pytest.mark.parametrize(("n", "batch"), [(20, 5), (23, 5), (7, 7)])
+def test_every_epoch_is_a_permutation(n: int, batch: int) -> None:
+    count = 3 * n
+    drawn = np.concatenate(list(islice(epoch_batches(n, batch, 0, 0), math.ceil(count / batch))))[:count]
+    epochs = drawn.reshape(3, n)
+    for epoch in epochs:
+        assert_array_equal(np.sort(epoch), np.arange(n))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    straight = list(islice(epoch_batches(23, 5, 3, 0), 12))
+    for first in range(12):
+        assert_array_equal(next(epoch_batches(23, 5, 3, first)), straight[first])
+    assert not np.array_equal(next(epoch_batches(23, 5, 4, 0)), straight[0])
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    for rows in islice(epoch_batches(6, 100, 0, 0), 3):
+        assert_array_equal(np.sort(rows), np.arange(6))
+    config = fakes.pretrain_config(batch_size=1000, epochs=2)
+    assert config.steps(120) == 2
+    large = Trainer(fakes.demonstrations(), config)
+    large.fit()
+    assert large.step == 2
+
+
+def test_augmentations_are_a_function_of_seed_and_step() -> None:
+    cpu = torch.device("cpu")
+    draws = {(s, k): torch.rand(4, generator=step_generator(s, k, cpu)).tolist() for s in (0, 1) for k in (0, 1)}
+    assert len({tuple(v) for v in draws.values()}) == 4
+    assert torch.rand(4, generator=step_generator(1, 1, cpu)).tolist() == draws[1, 1]
+
+
+def test_training_leaves_the_global_generators_alone() -> None:
+    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    trainer().fit()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    first, again, other = trainer().fit(), trainer().fit(), trainer(seed=1).fit()
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, optimizer: str) -> None:
+    options = {"optimizer": OptimizerConfig(name=optimizer, learning_rate=0.01, warmup_steps=2)}
+    straight = trainer(tmp_path / "a", **options)
+    straight.fit()
+    with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 of 4; the state is saved in .*b"):
+        trainer(tmp_path / "b", **options).fit(stop_after(2))
+    resumed = trainer(tmp_path / "b", **options)
+    resumed.fit()
+    assert resumed.step == straight.step == 4
+    assert equal(resumed.encoder, straight.encoder)
+    assert equal(resumed.average, straight.average)
+    files = [tmp_path / run / "checkpoints" / "step-00000004" / checkpoints.STATE for run in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    done = trainer(tmp_path)
+    done.fit()
+    calls: list[Any] = []
+    again = trainer(tmp_path)
+    assert equal(again.fit(lambda *a: calls.append(a)), done.average)
+    assert calls == []
+    assert again.seconds == done.seconds
+
+
+def test_the_log_has_each_step_once_after_resuming(tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted):
+        trainer(tmp_path).fit(stop_after(3))
+    for _, path in list_checkpoints(tmp_path / "checkpoints")[1:]:
+        (path / checkpoints.STATE).unlink()  # step 3 is lost, so it is trained and logged again
+    trainer(tmp_path).fit()
+    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3, 3, 4]
+    rows = Run(tmp_path).read_train_log()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    optimizer = fakes.pretrain_config().optimizer
+    for row in rows:
+        assert row["lr"] == learning_rate(optimizer, row["step"] - 1, 4)
+        assert row["epoch"] == row["step"] * 16 / 120
+        assert (row["steps"], np.isfinite(row["loss"]), row["images_per_second"] > 0) == (4, True, True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    """Starts processes that hold everything imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kill_runner"])
+    return context
+
+
+def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = None) -> tuple[Any, Any]:
+    here, there = server.Pipe(duplex=False)
+    process = server.Process(target=kill_runner.train, args=(there, str(folder), pause, die_at_save))
+    process.start()
+    there.close()
+    return process, here
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("straight")
+    process, _pipe = launch(server, folder, 0.0)
+    process.join(60)
+    assert process.exitcode == 0
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def finish(server: Any, folder: Path) -> bytes:
+    process, _pipe = launch(server, folder, 0.0)
+    process.join(60)
+    assert process.exitcode == 0
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def test_killed_at_ten_random_moments_ends_with_the_same_bits(
+    server: Any, tmp_path: Path, uninterrupted: bytes
+) -> None:
+    rng = np.random.default_rng(0)
+    reached = []
+    for _ in range(10):
+        process, pipe = launch(server, tmp_path, 0.04)
+        assert pipe.poll(60)
+        time.sleep(rng.uniform(0, 0.15))  # a step takes 0.05 s, half of the steps write a checkpoint
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        state = load_latest(tmp_path / "checkpoints")
+        reached.append(0 if state is None else state.step)
+        assert not (tmp_path / "encoder").exists()
+    assert reached == sorted(reached)
+    assert 0 < reached[-1] < kill_runner.STEPS
+    assert finish(server, tmp_path) == uninterrupted
+    assert [row["step"] for row in Run(tmp_path).read_train_log()] == list(range(1, kill_runner.STEPS + 1))
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"step-00000048", "step-00000050"}
+
+
+def test_killed_in_the_middle_of_writing_a_checkpoint(server: Any, tmp_path: Path, uninterrupted: bytes) -> None:
+    for number, kept in ((1, []), (3, [2, 4])):
+        process, _pipe = launch(server, tmp_path, 0.0, die_at_save=number)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == kept
+        assert len(list((tmp_path / "checkpoints").glob(".*.tmp"))) >= 1
+    assert finish(server, tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_where(server: Any, tmp_path: Path, uninterrupted: bytes, number: int) -> None:
+    process, pipe = launch(server, tmp_path, 0.02)
+    while (step := pipe.recv()) < 5:
+        pass
+    os.kill(process.pid, number)
+    while isinstance(step, int):
+        step = pipe.recv()
+    assert f"of {kill_runner.STEPS}; the state is saved in {tmp_path}" in step
+    process.join(60)
+    assert process.exitcode == 0  # the process went on after the signal
+    state = load_latest(tmp_path / "checkpoints")
+    assert state is not None
+    assert f"stopped at step {state.step} " in step
+    assert finish(server, tmp_path) == uninterrupted
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trainer(tmp_path).fit()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# What a folder refuses
+
+
+def test_disk_full_while_training_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, calls = checkpoints.save_file, []
+
+    def full(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(StorageError, match=r"disk full while writing .*step-00000004.*free some space"):
+        trainer(tmp_path).fit()
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
+    resumed = trainer(tmp_path)
+    assert resumed.resume()
+    assert resumed.step == 2
+    assert equal(resumed.fit(), trainer().fit())
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight = trainer(tmp_path).fit()
+    (newest := tmp_path / "checkpoints" / "step-00000004" / checkpoints.STATE).write_bytes(b"zeros")
+    with caplog.at_level(logging.WARNING):
+        again = trainer(tmp_path)
+        assert equal(again.fit(), straight)
+    assert f"{newest} has 5 bytes, expected" in caplog.text
+    assert load_latest(tmp_path / "checkpoints").step == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, r"config.seed = 0, now it is 7"),
+        ({"encoder": EncoderConfig(width=0.5, image_size=32, crop_size=28)}, r"encoder.width = 0.25, now it is 0.5"),
+        ({"similarity": SimilarityConfig(quantile=0.2, pairs=4000)}, r"similarity.quantile = 0.1, now it is 0.2"),
+        ({"epochs": 2.0}, r"config.epochs = 0.5333333333333333, now it is 2.0"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    trainer(tmp_path).fit()
+    with pytest.raises(CheckpointError, match=rf"step-00000004 was made with .*{message}.*--out.*remove that folder"):
+        trainer(tmp_path, **changes).fit()
+
+
+def test_logging_and_saving_more_often_is_no_other_setting(tmp_path: Path) -> None:
+    straight = trainer(tmp_path).fit()
+    assert equal(trainer(tmp_path, log_every=3, checkpoint_every=1).fit(), straight)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).fit()
+    config = fakes.pretrain_config(epochs=FOUR)
+    with pytest.raises(CheckpointError, match="was made with data = "):
+        Trainer(fakes.demonstrations(seed=1), config, tmp_path).fit()
+    data = fakes.demonstrations()
+    darker = data.with_images({"top": np.asarray(data.images["top"]) // 2})
+    with pytest.raises(CheckpointError, match="was made with images = "):
+        Trainer(darker, config, tmp_path).fit()
+
+
+def test_weights_of_another_architecture_name_the_tensor(tmp_path: Path) -> None:
+    wide = ImageEncoder(EncoderConfig(width=0.5, image_size=32, crop_size=28))
+    with pytest.raises(CheckpointError, match=r"x.safetensors: .* has shape \(.*\), expected \(.*another architecture"):
+        trainer().encoder.load_weights(wide.state_dict(), tmp_path / "x.safetensors")
+
+
+def test_unusable_data_and_settings() -> None:
+    data = fakes.demonstrations()
+    with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
+        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig(camera="wrist", image_size=32, crop_size=28)))
+    with pytest.raises(DataError, match=r"walks: expected images of 64 x 64 pixels for this encoder, got 32 x 32"):
+        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig()))
+    with pytest.raises(ConfigError, match=r"walks \(memory\): K = 1e-05 of 4,000 pairs selects no pair.*Raise K"):
+        Trainer(data, fakes.pretrain_config(similarity=SimilarityConfig(quantile=1e-5, pairs=4000)))
+    with pytest.raises(ConfigError, match=r"unknown precision 'half': available are 'auto', 'bfloat16', 'float32'"):
+        fakes.pretrain_config(precision="half")
+    with pytest.raises(ConfigError, match=r"batch_size >= 2.*got epochs .* batch_size 1,"):
+        fakes.pretrain_config(batch_size=1)
+
+
+def test_episodes_shorter_than_the_window_are_padded() -> None:
+    data = fakes.demonstrations(lengths=(3, 1, 5, 4))
+    short = Trainer(data, fakes.pretrain_config(batch_size=8, similarity=SimilarityConfig(quantile=0.4, pairs=2000)))
+    short.fit()
+    assert_array_equal(short.similarity.windows[3], [3] * 16)  # the episode of one step
+    assert_array_equal(short.similarity.windows[0], [0, 1] + [2] * 14)
+
+
+@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+def test_a_diverged_training_stops_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    step = Trainer.train_step
+
+    def diverging(self: Trainer, rows: Any) -> dict[str, float]:
+        stats = step(self, rows)
+        return stats | {what: math.nan} if self.step == 4 else stats
+
+    monkeypatch.setattr(Trainer, "train_step", diverging)
+    with pytest.raises(ClassactError, match=r"nan.* at step 4 of 4. Lower the learning rate \(now 0.002\)"):
+        trainer(tmp_path).fit()
+    assert [s for s, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
+    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3]
+
+
+def test_cross_episode_pairs_ignore_what_is_of_one_episode() -> None:
+    config = {"objective": SoftInfoNCEConfig(pairs="cross-episode")}
+    one = Trainer(fakes.demonstrations(lengths=(60,)), fakes.pretrain_config(**config))
+    stats = one.train_step(np.arange(16))
+    assert (stats["loss"], stats["positives"], stats["anchors"]) == (0.0, 0.0, 0.0)
+    several = trainer(**config)
+    assert several.train_step(np.arange(0, 120, 8))["anchors"] > 0
+
+
+def test_precision() -> None:
+    cpu = torch.device("cpu")
+    assert use_bfloat16("bfloat16", cpu)
+    assert not use_bfloat16("float32", cpu)
+    assert use_bfloat16("auto", cpu) in (True, False)
+
+
+# Learning
+
+
+def chunk_error(encoder: ImageEncoder, known: Demonstrations, new: Demonstrations) -> float:
+    """Mean distance in pixels of retrieved from demonstrated chunks on unseen episodes."""
+    latents = ImageLatents(encoder, MinMax.fit(known.proprioception))
+    policy = RetrievalPolicy.build(latents, known, RetrievalConfig(k=8, temperature=0.005))
+    neighbors = policy.search(latents.demonstrations(new))
+    chunk = np.einsum("bk,bktd->btd", neighbors.weights, policy.chunks(neighbors.rows))
+    wanted = new.actions[window_indices(new.episode_ends, 16)]
+    return float(np.linalg.norm(chunk - wanted, axis=-1).mean())
+
+
+def human_config(seed: int) -> PretrainConfig:
+    return PretrainConfig(
+        encoder=EncoderConfig(width=0.5, image_size=48, crop_size=42),
+        similarity=SimilarityConfig(quantile=0.02, pairs=200_000),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=20),
+        epochs=6,
+        batch_size=128,
+        seed=seed,
+        precision="float32",
+        log_every=1,
+    )
+
+
+@pytest.mark.slow
+def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> None:
+    data = read_demonstrations(human_zarr, episodes=60)
+    frames = prepare_frames(data, "top", 48, FramesConfig(source="recorded"))
+    known, new = frames.subset(range(50)), frames.subset(range(50, 60))
+    config = human_config(0)
+    untrained = [chunk_error(ImageEncoder(config.encoder, seed=seed), known, new) for seed in range(3)]
+    learned = chunk_error(Trainer(known, config, tmp_path).fit(), known, new)
+    losses = np.array([row["loss"] for row in read_jsonl(tmp_path / "train.jsonl")])
+    first, last = losses[:20], losses[-20:]
+    assert first.mean() - last.mean() > 3 * (first.std() + last.std()), losses
+    assert learned < 0.8 * min(untrained), (learned, untrained)
+
+
+def test_learns_where_the_agent_is() -> None:
+    # Eight places, each with a target of its own, seen through noise: what is alike can only be told from the place.
+    rng = np.random.default_rng(0)
+    data = fakes.demonstrations(lengths=(40,) * 6)
+    config = replace(fakes.pretrain_config(epochs=4), batch_size=40)
+    known, new = data.subset(range(5)), data.subset([5])
+    hidden = [d.with_images(d.images) for d in (known, new)]
+    # Proprioception would give the place away.
+    blind = [replace(d, proprioception=np.zeros_like(d.proprioception)) for d in hidden]
+    untrained = min(chunk_error(ImageEncoder(config.encoder, seed=seed), *blind) for seed in range(3))
+    learned = chunk_error(Trainer(blind[0], config).fit(), *blind)
+    assert learned < 0.8 * untrained, (learned, untrained)
+    assert rng is not None
