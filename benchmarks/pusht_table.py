@@ -33,6 +33,7 @@ class Cell:
         shift: visual shift.
         seed: of the training.
         baselines: untrained encoder and true state, too.
+        epochs, color, augmentation, pairs: changes to the preset.
     """
 
     name: str
@@ -41,24 +42,49 @@ class Cell:
     shift: str = "fixed-color"
     seed: int = 0
     baselines: bool = False
+    epochs: float | None = None
+    color: str | None = None
+    augmentation: str | None = None
+    pairs: str | None = None
 
 
 CELLS = [
     Cell("expert-fixed", "expert", "pusht-demo", baselines=True),
     *(Cell(f"human-fixed-seed{s}", "human", "pusht-cpu", seed=s, baselines=s == 0) for s in range(3)),
+    *(Cell(f"human-rand-{r}", "human", f"pusht-rand-{r}", shift="rand-color") for r in ("whiten", "paper", "hsv")),
+    # Longer demonstrations: half the epochs are about as many images.
     *(
-        Cell(f"{data}-rand-{label}", data, f"pusht-rand-{label}", shift="rand-color")
-        for label in ("whiten", "paper", "hsv")
-        for data in ("human", "expert")
+        Cell(f"expert-rand-{r}", "expert", f"pusht-rand-{r}", shift="rand-color", epochs=6)
+        for r in ("whiten", "paper", "hsv")
     ),
 ]
+
+EXPLORATION = [
+    Cell(f"explore-{name}", "human", "pusht-rand-paper", "rand-color", epochs=8, **changes)
+    for name, changes in {
+        "hsv": {"augmentation": "hsv"},
+        "affine-cross": {"augmentation": "affine", "pairs": "cross-episode"},
+        "whiten-rotate": {"color": "whiten", "augmentation": "rotate"},
+        "whiten-rotate-cross": {"color": "whiten", "augmentation": "rotate", "pairs": "cross-episode"},
+    }.items()
+]
+"""What was tried for Rand-Color, briefly trained (docs/rand-color.md)."""
 
 
 def settings(cell: Cell, human: Path) -> RunConfig:
     """The cell's run."""
     data = "pusht-expert" if cell.data == "expert" else str(human)
     config = from_preset(cell.preset, shift=cell.shift, data=data, baselines=cell.baselines)
-    return replace(config, pretrain=replace(config.pretrain, seed=cell.seed))
+    p = config.pretrain
+    pretrain = replace(
+        p,
+        seed=cell.seed,
+        epochs=cell.epochs or p.epochs,
+        encoder=replace(p.encoder, color=cell.color or p.encoder.color),
+        augment=replace(p.augment, color=cell.augmentation or p.augment.color),
+        objective=replace(p.objective, pairs=cell.pairs or p.objective.pairs),
+    )
+    return replace(config, pretrain=pretrain)
 
 
 def main() -> None:
@@ -67,13 +93,17 @@ def main() -> None:
     arguments.add_argument("--runs", type=Path, default=Path("runs/pusht"), help="folder of the run folders")
     arguments.add_argument("--json", type=Path, default=RESULTS / "pusht.json")
     arguments.add_argument("--only", nargs="*", help="names of cells")
+    arguments.add_argument("--explore", action="store_true", help="the Rand-Color exploration instead")
     arguments.add_argument("--list", action="store_true")
     options = arguments.parse_args()
+    cells = EXPLORATION if options.explore else CELLS
+    if options.explore and options.json == RESULTS / "pusht.json":
+        options.json = RESULTS / "rand_color_exploration.json"
     if options.list:
-        print("\n".join(cell.name for cell in CELLS))
+        print("\n".join(cell.name for cell in cells))
         return
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    for cell in CELLS:
+    for cell in cells:
         if cell.name in results or (options.only and cell.name not in options.only):
             continue
         if cell.data == "human" and options.human is None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from classact.augment import (
+    COLOR_AUGMENTATIONS,
     WIDE_RANGE,
     AugmentConfig,
     augment,
@@ -81,7 +82,7 @@ def test_crop_that_does_not_fit(size: int) -> None:
 # Whole views
 
 
-@pytest.mark.parametrize("color", ["none", "hsv", "affine"])
+@pytest.mark.parametrize("color", COLOR_AUGMENTATIONS)
 @pytest.mark.parametrize("crop", ["image", "batch"])
 def test_the_generator_decides_everything(crop: str, color: str) -> None:
     config = AugmentConfig(crop=crop, color=color)
@@ -124,7 +125,7 @@ def test_noise_stays_within_the_range_of_pixels() -> None:
 
 def test_a_view_does_not_depend_on_the_other_images() -> None:
     """With the same draws the first image looks the same beside black and beside white ones."""
-    for color in ("none", "hsv", "affine"):
+    for color in COLOR_AUGMENTATIONS:
         views = []
         for value in (0, 255):
             images = positions(4)
@@ -200,6 +201,18 @@ def test_rotations_are_uniform() -> None:
     assert abs(torch.linalg.det(found).mean()) < 0.1
 
 
+def test_rotate_is_a_rotation_about_mid_grey() -> None:
+    """Colours keep their distances from each other and from grey: nothing is clamped, not even the cube's corners."""
+    corners = torch.cat([RAINBOW, 255 - RAINBOW])
+    images = corners.T[None, :, :, None].repeat(2000, 1, 1, 1)
+    found = change_color(images, AugmentConfig(color="rotate"), rng())[..., 0].transpose(1, 2)
+    assert torch.allclose(torch.cdist(found, found), torch.cdist(corners, corners).expand(2000, 8, 8), atol=0.1)
+    assert torch.allclose((found - 127.5).norm(dim=2), torch.tensor(127.5 * math.sqrt(3)).expand(2000, 8), atol=0.01)
+    assert WIDE_RANGE[0] <= found.min() < -90
+    assert 345 < found.max() <= WIDE_RANGE[1]
+    assert len(found[:, 0].unique(dim=0)) == 2000
+
+
 @pytest.mark.parametrize("palette", [RAINBOW, PUSHT])
 def test_affine_keeps_four_colours_apart(palette: Tensor) -> None:
     """Clamping to 0..255 would merge some: 2,000 palettes, none loses a colour."""
@@ -229,7 +242,7 @@ def test_affine_is_one_affine_map_per_image() -> None:
     ("change", "message"),
     [
         ({"crop": "pixel"}, "unknown crop 'pixel': available are 'batch', 'image'"),
-        ({"color": "sepia"}, "unknown color augmentation 'sepia': available are 'affine', 'hsv', 'none'"),
+        ({"color": "sepia"}, "unknown color augmentation 'sepia': available are 'affine', 'hsv', 'none', 'rotate'"),
         ({"noise_std": -1.0}, "strengths cannot be negative: .*noise_std=-1"),
         ({"brightness": -1.0}, "strengths cannot be negative"),
     ],

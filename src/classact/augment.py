@@ -28,7 +28,8 @@ class AugmentConfig:
     Attributes:
         crop: "image": an offset of its own for each image (the paper's intent); "batch": one offset for the whole
             batch (what the released code does).
-        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range ("affine": -64..319).
+        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range (to -94..349
+            under "rotate" and "affine").
         feature_noise: standard deviation of Gaussian noise on the features (released code: 0.001; paper: none).
         color: "none" (the paper); "hsv": random hue, saturation and brightness (F.2); "rotate": a random rotation or
             reflection of RGB space about mid-grey; "affine": a random affine map of RGB space, which can turn any

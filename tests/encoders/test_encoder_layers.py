@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from classact.encoders.layers import ResidualBlock, SpatialSoftmax, group_norm, replace_batch_norm
+from classact.encoders.layers import ResidualBlock, SpatialSoftmax, Subsample, group_norm, replace_batch_norm
 
 
 @pytest.mark.parametrize("place", [(0, 0), (2, 5), (4, 6), (3, 0)])
@@ -68,6 +68,15 @@ def test_every_batch_norm_is_replaced() -> None:
     assert isinstance(norm, nn.GroupNorm)
     assert (norm.num_groups, norm.num_channels) == (16, 64)
     assert (norm.weight == 1).all()
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 6), (2, 6), (2, 7), (3, 8)])
+def test_subsample_stands_for_the_stride_of_a_convolution(stride: int, side: int) -> None:
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    strided = nn.Conv2d(3, 4, 1, stride, bias=False)
+    dense = nn.Conv2d(3, 4, 1, bias=False)
+    dense.load_state_dict(strided.state_dict())
+    assert torch.allclose(dense(Subsample(stride)(x)), strided(x), atol=1e-6)
 
 
 @pytest.mark.parametrize(("channels_in", "stride"), [(16, 1), (16, 2), (8, 1)])

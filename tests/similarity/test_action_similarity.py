@@ -79,11 +79,18 @@ def test_weights_follow_the_distances(similarity: ActionSimilarity) -> None:
     assert 0.02 < (w[off] > 0).mean() < 0.1
 
 
-def test_a_duplicated_step_is_its_own_best_positive(similarity: ActionSimilarity) -> None:
-    rows = np.array([7, 100, 7, 250, 7])
+def test_a_duplicated_step_is_its_own_best_positive() -> None:
+    """Also where many other pairs are at distance zero, so that 1 - CDF(0) is well below 1."""
+    data = walks()
+    still = data.actions.copy()
+    still[:50] = still[0]
+    similarity = ActionSimilarity(replace(data, actions=still), CONFIG)
+    rows = np.array([7, 100, 7, 250, 7, 8])
     w = similarity.weights(rows)
     assert_array_equal(w[np.ix_([0, 2, 4], [0, 2, 4])], 1 - np.eye(3))
     assert_array_equal(w.diagonal(), 0)
+    assert similarity.distances(rows)[0, 5] == 0
+    assert 0.2 < w[0, 5] < 0.9
 
 
 def test_a_duplicated_step_is_pulled_never_pushed(similarity: ActionSimilarity) -> None:

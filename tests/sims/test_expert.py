@@ -58,8 +58,10 @@ def test_model_constants_are_pymunks() -> None:
 def test_embedded_data(embedded: Demonstrations) -> None:
     assert embedded.name == "pusht-expert"
     assert len(embedded) >= 200
-    assert embedded.lengths.min() >= MIN_LENGTH
-    assert embedded.lengths.max() <= MAX_LENGTH
+    header_lengths = read_header()["lengths"]
+    assert header_lengths == [MIN_LENGTH, MAX_LENGTH]
+    assert embedded.lengths.min() >= header_lengths[0]
+    assert embedded.lengths.max() <= header_lengths[1]
     assert PATH.stat().st_size < 2_000_000
     header = read_header()
     assert header["simulator"] == "pusht"

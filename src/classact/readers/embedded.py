@@ -88,7 +88,7 @@ def read_file(path: Path, *, name: str) -> Demonstrations:
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {key: data[key] for key in ("header", "seeds", "lengths", "actions", "states")}
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
     except FileNotFoundError:

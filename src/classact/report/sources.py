@@ -18,7 +18,7 @@ from classact.storage import read_arrays, read_json, read_jsonl
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 
-ENCODER_NAMES = {"class": "CLASS (learned)", "untrained": "untrained encoder", "state": "true state (ceiling)"}
+ENCODER_NAMES = {"class": "CLASS (learned)", "untrained": "untrained encoder", "state": "true state as latent"}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from classact.storage import atomic_path, read_json, write_json
 from classact.types import Demonstrations
 
 EXPERTS = ("pusht",)
-MIN_LENGTH, MAX_LENGTH = 50, 300  # kept episodes: shorter ones started next to the goal, longer ones wandered
+MIN_LENGTH, MAX_LENGTH = 100, 300  # shorter ones started next to the goal, longer ones wandered
 PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
 
 Progress = Callable[..., None]

@@ -21,8 +21,7 @@ from classact.sims.pusht import GOAL_POSE, PushT
 from classact.types import StateArray
 
 QUANTUM = 0.125  # px; actions are multiples of it, so that a compact file holds exactly what was executed
-
-
+LOW, HIGH = 22.0, 490.0  # px; the agent touches a wall just beyond
 _PLANNING_STREAM, _SLIP_STREAM = 0x706C616E, 0x736C6970
 
 SCENARIOS = np.array(
@@ -39,12 +38,23 @@ class ExpertConfig:
         segment: control steps between two plans, and between two control points.
         knots: future control points that are planned.
         max_speed: limit of the target's speed, px per control step.
-        population: candidates per round.
-        spreads: standard deviations of the rounds after the first, px.
-        elites: share of the population that the mean is taken over, as a count.
+        push_speed: limit of the block's speed, px per control step; faster costs.
+        doubt: px by which the block is displaced in the scenarios that a plan must work in. A policy that retrieves
+            this expert's actions executes them in states some 20 px away, so this is what makes it retrievable.
+        relative_doubt: the same as a share of the distance to the goal beyond ``precision``; the smaller one counts.
+        precision: mean corner distance in px from which on plans are made for the actual state alone.
+        broad: candidates of the first round.
+        starts: how many of them the second round starts from.
+        population: candidates of each later round.
+        spreads: their standard deviations, px.
+        elites: number of candidates that the mean is taken over.
         smoothness: weight of the squared second difference of control points, per px^2.
+        slip_rate: share of decisions that go wrong on purpose, so that the data show recoveries.
+        slip: standard deviation of a slip, px.
+        relative_slip: the same as a share of the distance to the goal; the smaller one counts.
         target_coverage: the block counts as placed from here on.
         hold: steps that the agent rests at the end.
+        patience: decisions without a move, each with more effort, before the attempt is given up.
         max_steps: give up after so many steps.
     """
 
@@ -75,7 +85,7 @@ def _limit(points, limit):  # type: ignore[no-untyped-def]
     """Shorten the steps between control points (K, 2) to ``limit`` px, in place from the second point on."""
     for k in range(1, points.shape[0]):
         for j in range(2):
-            points[k, j] = min(max(points[k, j], 22.0), 490.0)
+            points[k, j] = min(max(points[k, j], LOW), HIGH)
         dx, dy = points[k, 0] - points[k - 1, 0], points[k, 1] - points[k - 1, 1]
         d = math.sqrt(dx * dx + dy * dy)
         if d > limit:
@@ -307,7 +317,7 @@ def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> So
         new = planner.next_point(start, fixed, idle)
         if rng.random() < cfg.slip_rate:
             slip = min(cfg.slip, cfg.relative_slip * planner.distance(start))
-            new = new + slip * rng.normal(size=2)
+            new = np.clip(new + slip * rng.normal(size=2), LOW, HIGH)
         for i in range(cfg.segment):
             if act(_spline(fixed[0], fixed[1], new, (i + 1) / cfg.segment)) >= cfg.target_coverage:
                 placed = True

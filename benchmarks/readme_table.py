@@ -1,0 +1,106 @@
+"""Write the numbers of the README from the results files, between its markers.
+
+uv run python benchmarks/readme_table.py            rewrites README.md
+uv run python benchmarks/readme_table.py --check    exits 1 where README.md does not agree with the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from classact.statistics import wilson_interval
+from common import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
+RECIPES = {
+    "pusht-demo": "crop and noise (the paper's)",
+    "pusht-cpu": "crop and noise (the paper's)",
+    "pusht-rand-paper": "crop and noise (the paper's)",
+    "pusht-rand-hsv": "hue, saturation, brightness (F.2)",
+    "pusht-rand-whiten": "colours whitened, randomly rotated (ours)",
+}
+
+
+def success_table(results: dict[str, Any]) -> list[str]:
+    """One line per data set, shift, recipe and encoder; seeds of one line are pooled."""
+    pooled: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+    for cell in results.values():
+        for row in cell["rows"]:
+            key = (cell["data"], cell["shift"], RECIPES[cell["preset"]], row["encoder"])
+            entry = pooled.setdefault(key, {"seeds": set(), "minutes": [], "images": cell["images"]})
+            entry["seeds"].add(cell["seed"])
+            entry["minutes"].append(cell["timings"]["pre-training"] / 60)
+            done, all_ = entry.get(row["criterion"], (0, 0))
+            entry[row["criterion"]] = (done + row["successes"], all_ + row["episodes"])
+    lines = [
+        "| demonstrations | appearance | augmentation | latent | coverage > 0.90 | IoU > 0.90 | starts x seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (data, shift, recipe, encoder), entry in pooled.items():
+        seeds = len(entry["seeds"])
+        columns = [data, shift, recipe if encoder == "class" else "", ENCODERS[encoder]]
+        for criterion in ("coverage>0.90", "iou>0.90"):
+            done, all_ = entry[criterion]
+            low, high = wilson_interval(done, all_)
+            columns.append(f"{100 * done / all_:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
+        columns.append(f"{entry['coverage>0.90'][1] // seeds} x {seeds}")
+        lines.append("| " + " | ".join(columns) + " |")
+    return lines
+
+
+def block() -> str:
+    """The generated part of the README."""
+    parts: list[str] = []
+    results = json.loads((RESULTS / "pusht.json").read_text(encoding="utf-8"))
+    machine = next(iter(results.values()))["hardware"]
+    parts += success_table(results)
+    parts.append("")
+    spans = {}
+    for name, cell in results.items():
+        spans[name] = sum(cell["timings"].values()) / 60
+    if "expert-fixed" in spans:
+        human = [minutes for name, minutes in spans.items() if name.startswith("human-fixed")]
+        text = f"The demo took {spans['expert-fixed']:.1f} minutes in all"
+        if human:
+            text += f", a run on the human demonstrations {min(human):.1f} to {max(human):.1f}"
+        parts.append(f"{text} ({machine['cores']} cores, {machine['cpu']}).")
+    throughput = RESULTS / "training_throughput.json"
+    if throughput.exists():
+        t = json.loads(throughput.read_text(encoding="utf-8"))
+        s = json.loads((RESULTS / "simulator_speed.json").read_text(encoding="utf-8"))["simulators"]["pusht"]
+        p = json.loads((RESULTS / "policy_latency.json").read_text(encoding="utf-8"))
+        whole = p["latency"]["batch_1"]["whole"]
+        parts.append(
+            f"A training step takes {t['ratio']:.2f} times the bare encoder's forward and backward pass "
+            f"({t['images_per_second']:.0f} images/s; DTW and weights {t['similarity_ms']:.1f} ms of "
+            f"{t['step_ms']:.0f}); the simulator makes {s['steps_per_second']:,.0f} steps/s, "
+            f"{s['steps_with_image_per_second']:,.0f} with an image, on one core; one decision over a bank of "
+            f"{p['bank']:,} moments takes {whole['p50_ms']:.1f} ms (p50), {whole['p95_ms']:.1f} ms (p95)."
+        )
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--check", action="store_true")
+    options = arguments.parse_args()
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- results -->\n")
+    _, _, after = rest.partition("<!-- /results -->")
+    new = f"{before}<!-- results -->\n{block()}<!-- /results -->{after}"
+    if options.check:
+        if new != text:
+            print("README.md does not agree with benchmarks/results: run benchmarks/readme_table.py", file=sys.stderr)
+            return 1
+        return 0
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
