@@ -9,15 +9,17 @@ import numpy as np
 from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
 from classact.optim import OptimizerConfig
-from classact.sims import SimulatorSpec
 from classact.similarity import SimilarityConfig
+from classact.sims import SimulatorSpec
 from classact.training import PretrainConfig
 from classact.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
 
 
-def demonstrations(seed: int = 0, size: int = 32, lengths: Sequence[int] = STEPS, name: str = "walks") -> Demonstrations:
+def demonstrations(
+    seed: int = 0, size: int = 32, lengths: Sequence[int] = STEPS, name: str = "walks"
+) -> Demonstrations:
     """Random walks in Push-T's world; images show where the agent is, and noise."""
     rng = np.random.default_rng(seed)
     walks = [100 + 312 * _walk(rng, length) for length in lengths]
@@ -76,7 +78,7 @@ class ChasePolicy:
 
 
 class LadderSimulator:
-    """The state counts steps; the metric climbs by a quarter per step from seed / 100, through exactly 0.5 for seed 0."""
+    """The state counts steps; the metric climbs by a quarter a step from seed / 100, through exactly 0.5 for seed 0."""
 
     def __init__(self, image_size: int = 96, shift: str = "plain") -> None:
         self.spec = SimulatorSpec(

@@ -9,14 +9,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import fakes
 import torch
 
+import fakes
 from classact import checkpoints
 from classact.errors import TrainingInterrupted
 from classact.training import Trainer
 
-STEPS = 50
+STEPS = 60
 EPOCHS = STEPS * 16 / sum(fakes.STEPS)
 
 

@@ -121,9 +121,7 @@ def test_a_damaged_checkpoint_is_written_again_and_never_kept_for_a_good_one(tmp
     "error",
     [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left (os error 28)")],
 )
-def test_disk_full_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_disk_full_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     save_checkpoint(tmp_path, state(2))
 
     def full(_: Any, path: Path) -> None:
@@ -131,7 +129,9 @@ def test_disk_full_keeps_the_last_checkpoint(
         raise error
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(StorageError, match=r"disk full while writing .*step-00000004 \([\d,]+ bytes free\).*same command"):
+    with pytest.raises(
+        StorageError, match=r"disk full while writing .*step-00000004 \([\d,]+ bytes free\).*same command"
+    ):
         save_checkpoint(tmp_path, state(4))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     found = load_latest(tmp_path)

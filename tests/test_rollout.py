@@ -11,11 +11,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+import fakes
 from classact import rollout, sims
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import ConfigError, SimulatorError

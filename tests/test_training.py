@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import fakes
-import kill_runner
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 
+import fakes
+import kill_runner
 from classact import checkpoints
 from classact.checkpoints import list_checkpoints, load_latest
 from classact.encoders import EncoderConfig, ImageEncoder
@@ -164,11 +164,14 @@ def test_the_log_has_each_step_once_after_resuming(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Any:
-    """Starts processes that hold everything imported already."""
+def server() -> Iterator[Any]:
+    """Starts processes that hold everything imported already, on one thread each: spinning ones starve each other."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["classact.training", "timm.optim.lars", "pytest"])
-    return context
+    context.set_forkserver_preload(["classact.training", "torch._dynamo", "pytest"])  # optimisers import dynamo
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            patch.setenv(variable, "1")  # the server takes it over when the first process is started
+        yield context
 
 
 def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = None) -> tuple[Any, Any]:
@@ -183,14 +186,14 @@ def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = No
 def uninterrupted(server: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("straight")
     process, _pipe = launch(server, folder, 0.0)
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0
     return (folder / "encoder" / "model.safetensors").read_bytes()
 
 
 def finish(server: Any, folder: Path) -> bytes:
     process, _pipe = launch(server, folder, 0.0)
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0
     return (folder / "encoder" / "model.safetensors").read_bytes()
 
@@ -202,8 +205,9 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bits(
     reached = []
     for _ in range(10):
         process, pipe = launch(server, tmp_path, 0.04)
-        assert pipe.poll(60)
-        time.sleep(rng.uniform(0, 0.1))  # a step takes 0.05 s, half of the steps write a checkpoint
+        for _ in range(rng.integers(1, 5)):
+            pipe.recv()
+        time.sleep(rng.uniform(0, 0.06))  # a step takes at least 0.04 s; every second one writes a checkpoint
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -215,13 +219,13 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bits(
     assert finish(server, tmp_path) == uninterrupted
     assert [row["step"] for row in Run(tmp_path).read_train_log()] == list(range(1, kill_runner.STEPS + 1))
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert left == {"step-00000048", "step-00000050"}
+    assert left == {"step-00000058", "step-00000060"}
 
 
 def test_killed_in_the_middle_of_writing_a_checkpoint(server: Any, tmp_path: Path, uninterrupted: bytes) -> None:
     for number, kept in ((1, []), (3, [2, 4])):
         process, _pipe = launch(server, tmp_path, 0.0, die_at_save=number)
-        process.join(60)
+        process.join(120)
         assert process.exitcode == -signal.SIGKILL
         assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == kept
         assert len(list((tmp_path / "checkpoints").glob(".*.tmp"))) >= 1
@@ -237,7 +241,7 @@ def test_a_signal_saves_and_says_where(server: Any, tmp_path: Path, uninterrupte
     while isinstance(step, int):
         step = pipe.recv()
     assert f"of {kill_runner.STEPS}; the state is saved in {tmp_path}" in step
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 0  # the process went on after the signal
     state = load_latest(tmp_path / "checkpoints")
     assert state is not None
@@ -394,7 +398,7 @@ def human_config(seed: int) -> PretrainConfig:
         encoder=EncoderConfig(width=0.25, image_size=48, crop_size=42),
         similarity=SimilarityConfig(quantile=0.02, pairs=200_000),
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=20),
-        epochs=5,
+        epochs=4,
         batch_size=128,
         seed=seed,
         precision="float32",
@@ -406,6 +410,8 @@ def human_config(seed: int) -> PretrainConfig:
 def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> None:
     data = read_demonstrations(human_zarr, episodes=60)
     frames = prepare_frames(data, "top", 48, FramesConfig(source="recorded"))
+    # Without proprioception, which finds good neighbours by itself: what the encoder sees must do it.
+    frames = replace(frames, proprioception=np.zeros_like(frames.proprioception))
     known, new = frames.subset(range(50)), frames.subset(range(50, 60))
     config = human_config(0)
     untrained = [chunk_error(ImageEncoder(config.encoder, seed=seed), known, new) for seed in range(3)]
@@ -414,8 +420,7 @@ def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> Non
     first, last = losses[:20], losses[-20:]
     # The last steps hardly fall any more: what they scatter is noise.
     assert first.mean() - last.mean() > 5 * last.std(), losses
-    print(learned, untrained)
-    assert learned < 0.8 * min(untrained), (learned, untrained)
+    assert learned < 0.85 * min(untrained), (learned, untrained)  # 49 and 62 pixels when this was written
 
 
 def test_learns_where_the_agent_is() -> None:

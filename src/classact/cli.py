@@ -80,6 +80,11 @@ class RunArguments:
     temperature: Annotated[
         float | None, tyro.conf.arg(help="Temperature of the neighbours' weights (tau_nn). Default: the preset's.")
     ] = None
+    min_actions: Annotated[
+        int | None,
+        tyro.conf.arg(help="Retrieve no moment with fewer demonstrated actions left (1: all). Default: the preset's."),
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda. For training.")] = "auto"
     episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
     seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches and augmentations.")] = 0
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
@@ -133,7 +138,9 @@ def run_config(arguments: RunArguments) -> Any:
     return replace(
         config,
         pretrain=pretrain,
-        retrieval=changed(config.retrieval, k=arguments.k, temperature=arguments.temperature),
+        retrieval=changed(
+            config.retrieval, k=arguments.k, temperature=arguments.temperature, min_actions=arguments.min_actions
+        ),
         frames=replace(config.frames, workers=arguments.workers),
         evaluation=evaluation,
         baselines=baselines,
@@ -144,7 +151,7 @@ def _pipeline(arguments: RunArguments) -> Any:
     from classact.pipeline import Pipeline
     from classact.runs import Run
 
-    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet)
+    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet, device=arguments.device)
 
 
 def demo(arguments: Demo) -> None:

@@ -22,7 +22,7 @@ import torch
 from classact import analysis
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import ConfigError, DataError
+from classact.errors import ConfigError, DataError, choose
 from classact.frames import FramesConfig, needs_rendering, prepare_frames
 from classact.normalize import MinMax
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents, retrievable
@@ -92,13 +92,15 @@ class Pipeline:
         run: the folder.
         config: settings; must be those that the folder was started with.
         quiet: no progress bars.
+        device: where the encoder is trained: "cpu", "cuda", or "auto" for a GPU if there is one.
 
     Raises:
         ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
     """
 
-    def __init__(self, run: Run, config: RunConfig, *, quiet: bool = False) -> None:
+    def __init__(self, run: Run, config: RunConfig, *, quiet: bool = False, device: str = "auto") -> None:
         self.run, self.config, self.quiet = run, config, quiet
+        self.device = choose_device(device)
         # What is wrong with the settings shall show now, not after an hour of training.
         for shift, size in (
             (config.frames.shift, config.frames.render_size),
@@ -188,7 +190,7 @@ class Pipeline:
             return ImageEncoder.from_pretrained(self.run.encoder)
         frames = self.frames()
         with self._timed("action similarity"):
-            trainer = Trainer(frames, self.config.pretrain, self.run.root)
+            trainer = Trainer(frames, self.config.pretrain, self.run.root, self.device)
             analysis.write_similarity(self.run, trainer.similarity)
         with self._timed("pre-training"), progress_bar("learn the representation", quiet=self.quiet) as bar:
             encoder = trainer.fit(bar)
@@ -284,6 +286,22 @@ def first_difference(found: Any, expected: Any, name: str) -> str | None:
                 return difference
         return None
     return None if found == expected else f"{name} = {found!r}, now it is {expected!r}"
+
+
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda" for a device setting; "auto" takes a GPU if torch sees one.
+
+    Raises:
+        ConfigError: an unknown name, or "cuda" where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(choose("device", name, ("auto", "cpu", "cuda")))
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError(
+            "device 'cuda' was asked for, but torch sees no GPU. Use device 'cpu', or see 'classact doctor'."
+        )
+    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def versions() -> dict[str, str]:

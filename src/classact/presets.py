@@ -66,7 +66,7 @@ PRESETS: dict[str, Preset] = {
     "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02),
     "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002),
     "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
-    "pusht-demo": _cpu(7, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
+    "pusht-demo": _cpu(9, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
     "pusht-cpu": _cpu(20, "Push-T within fifteen minutes on two CPU cores: small network, 64-pixel images, AdamW"),
     "pusht-rand-paper": _cpu(8, "Rand-Color with the paper's augmentations: crop and noise only"),
     "pusht-rand-hsv": _cpu(8, "Rand-Color with hue, saturation and brightness augmentation (F.2)", augmentation="hsv"),

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fakes
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import CheckpointError, DataError
+from classact.images import resize_images
+from classact.normalize import MinMax
+from classact.policies import ImageLatents, StateLatents
+from classact.policies.latents import load, unit
+from classact.types import Observation
+
+STATES = np.array([[100.0, 200, 300, 150, 1.0], [100, 200, 300, 150, 2.0], [101, 200, 300, 150, 1.0]])
+
+
+def seen(state: np.ndarray) -> Observation:
+    return Observation({}, state[:2].astype(np.float32), state)
+
+
+def image_latents() -> ImageLatents:
+    data = fakes.demonstrations()
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
+    return ImageLatents(encoder, MinMax.fit(data.proprioception))
+
+
+def test_unit() -> None:
+    assert_array_equal(unit(np.float32([[3, 4], [0, 0]])), np.float32([[0.6, 0.8], [0, 0]]))
+
+
+def test_state_latents_of_equal_states_are_equal_and_of_others_are_not() -> None:
+    latents = StateLatents(256.0, 256.0, (4,))
+    z = latents.observations([seen(state) for state in STATES])
+    assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-6)
+    similarity = z @ z.T
+    assert_allclose(np.diag(similarity), 1, atol=1e-6)
+    # A pixel of the agent is nearer than a radian of the block.
+    assert similarity[0, 1] < similarity[0, 2] < 1
+
+
+def test_state_latents_know_that_angles_wrap_around() -> None:
+    latents = StateLatents(256.0, 256.0, (4,))
+    turned = np.repeat(STATES[:1], 3, axis=0)
+    turned[:, 4] = [1e-3, 2 * np.pi - 1e-3, np.pi]
+    z = latents.observations([seen(state) for state in turned]).astype(np.float64)
+    assert z[0] @ z[1] > 1 - 1e-5 > z[0] @ z[2]
+    turned[1, 4] = turned[0, 4] + 2 * np.pi
+    z = latents.observations([seen(state) for state in turned])
+    assert_allclose(z[0], z[1], atol=1e-6)
+
+
+def test_latents_of_a_recording_are_those_of_living_through_it() -> None:
+    data = fakes.demonstrations()
+    assert data.states is not None
+    living = [
+        Observation({"top": i}, p, s)
+        for i, p, s in zip(data.images["top"], data.proprioception, data.states, strict=True)
+    ]
+    for latents in (image_latents(), StateLatents(256.0, 256.0, (4,))):
+        assert_array_equal(latents.demonstrations(data), latents.observations(living))
+
+
+def test_image_latents_resize_as_recordings_are_resized() -> None:
+    data, latents = fakes.demonstrations(size=96, lengths=(6,)), image_latents()
+    small = data.with_images({"top": resize_images(data.images["top"], 32)})
+    assert_array_equal(latents.demonstrations(data), latents.demonstrations(small))
+
+
+def test_what_is_not_there_is_named() -> None:
+    data = fakes.demonstrations()
+    blind = Observation({}, data.proprioception[0], None)
+    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds no images"):
+        image_latents().observations([blind])
+    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds \['wrist'\]"):
+        image_latents().observations([replace(blind, images={"wrist": data.images["top"][0]})])
+    with pytest.raises(DataError, match=r"an observation has no simulator state.*Use image latents"):
+        StateLatents(256.0, 256.0, (4,)).observations([blind])
+    with pytest.raises(DataError, match=r"walks \(memory\): has no simulator states"):
+        StateLatents(256.0, 256.0, (4,)).demonstrations(replace(data, states=None))
+    with pytest.raises(DataError, match=r"walks \(memory\): the encoder reads camera 'top', available are no cameras"):
+        image_latents().demonstrations(data.with_images({}))
+    with pytest.raises(DataError, match=r"fitted on 2 dimensions, got values of shape \(1, 3\)"):
+        image_latents().observations([Observation({"top": data.images["top"][0]}, np.zeros(3, np.float32))])
+
+
+def test_settings_make_the_same_latents(tmp_path: object) -> None:
+    latents = StateLatents(200.0, 100.0, (4,), angle_scale=0.3)
+    again = load(latents.settings(), tmp_path)  # type: ignore[arg-type]
+    assert again.settings() == latents.settings()
+    assert_array_equal(again.observations([seen(STATES[0])]), latents.observations([seen(STATES[0])]))
+
+
+def test_missing_statistics_are_an_error(tmp_path: object) -> None:
+    latents = image_latents()
+    latents.encoder.save_pretrained(tmp_path / "encoder")  # type: ignore[operator]
+    settings = latents.settings()
+    del settings["proprioception"]
+    with pytest.raises(CheckpointError, match="normalisation statistics are missing"):
+        load(settings, tmp_path)  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fakes
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import CheckpointError, ConfigError, DataError
+from classact.normalize import MinMax
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
+from classact.storage import sha256_file
+from classact.types import Demonstrations, Observation
+
+CONFIG = RetrievalConfig(k=6, temperature=0.01, chunk_length=5, horizon=16)
+
+
+def image_latents(data: Demonstrations, seed: int = 0) -> ImageLatents:
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28), seed=seed)
+    return ImageLatents(encoder, MinMax.fit(data.proprioception))
+
+
+def state_latents() -> StateLatents:
+    return StateLatents(256.0, 256.0, (4,))
+
+
+def policy(kind: str, config: RetrievalConfig = CONFIG) -> RetrievalPolicy:
+    data = fakes.demonstrations()
+    return RetrievalPolicy.build(image_latents(data) if kind == "image" else state_latents(), data, config)
+
+
+def observations(count: int = 7, seed: int = 5) -> list[Observation]:
+    data = fakes.demonstrations(seed)
+    assert data.states is not None
+    rows = np.linspace(0, data.num_steps - 1, count).astype(int)
+    return [Observation({"top": data.images["top"][r]}, data.proprioception[r], data.states[r]) for r in rows]
+
+
+def transcription(z: np.ndarray, data: Demonstrations, bank: np.ndarray, config: RetrievalConfig) -> np.ndarray:
+    """Section 4.4, word by word, in float64: for one latent z, the chunk (T_a, D)."""
+    z, bank = z.astype(np.float64), bank.astype(np.float64)
+    cosine = np.array([z @ b / np.linalg.norm(z) / np.linalg.norm(b) for b in bank])
+    nearest = sorted(range(len(bank)), key=lambda i: -cosine[i])[: config.k]
+    episode = data.episode_index()
+    numerator, denominator = np.zeros((config.chunk_length, data.actions.shape[1])), 0.0
+    for i in nearest:
+        last = int(data.episode_ends[episode[i]]) - 1
+        sequence = np.array([data.actions[min(i + t, last)] for t in range(config.horizon)], np.float64)
+        # exp(c) itself overflows; the quotient is the same with every c lowered by the largest.
+        weight = np.exp((cosine[i] - cosine[nearest[0]]) / config.temperature)
+        numerator += weight * sequence[: config.chunk_length]
+        denominator += weight
+    return numerator / denominator
+
+
+@pytest.mark.parametrize("kind", ["image", "state"])
+@pytest.mark.parametrize(("k", "temperature", "chunk"), [(1, 0.01, 16), (6, 0.01, 5), (64, 0.001, 16), (120, 1.0, 1)])
+def test_agrees_with_the_equation(kind: str, k: int, temperature: float, chunk: int) -> None:
+    config = RetrievalConfig(k=k, temperature=temperature, chunk_length=chunk)
+    data, made = fakes.demonstrations(), policy(kind, config)
+    z = made.latents.observations(observations())
+    actions = made.act(observations())
+    assert actions.shape == (7, chunk, 2)
+    assert actions.dtype == np.float32
+    expected = np.stack([transcription(row, data, made.bank, config) for row in z])
+    # Cosines are float32: an error of 1e-7 is divided by the temperature, and actions are of the order of 500.
+    assert_allclose(actions, expected, rtol=0, atol=500 * 4e-7 / temperature + 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["image", "state"])
+def test_neighbours_are_sorted_and_weighted(kind: str) -> None:
+    made = policy(kind)
+    chunk, found = made.decide(observations())
+    assert found.rows.shape == found.cosine.shape == found.weights.shape == (7, 6)
+    assert (np.diff(found.cosine, axis=1) <= 0).all()
+    assert (np.diff(found.weights, axis=1) <= 0).all()
+    assert_allclose(found.weights.sum(axis=1), 1, atol=1e-6)
+    assert_allclose(np.linalg.norm(made.bank, axis=1), 1, atol=1e-6)
+    assert_array_equal(made.chunks(found.rows[0]).shape, (6, 5, 2))
+    assert_array_equal(chunk, made.act(observations()))
+
+
+@pytest.mark.parametrize("kind", ["image", "state"])
+def test_a_demonstrated_moment_is_its_own_nearest(kind: str) -> None:
+    made = policy(kind, RetrievalConfig(k=3, temperature=1e-5))
+    data = fakes.demonstrations()
+    assert data.states is not None
+    rows = [0, 40, 60, 119]
+    seen = [Observation({"top": data.images["top"][r]}, data.proprioception[r], data.states[r]) for r in rows]
+    chunk, found = made.decide(seen)
+    assert_array_equal(found.rows[:, 0], rows)
+    assert_allclose(found.cosine[:, 0], 1, atol=1e-6)
+    assert_allclose(chunk[3], np.repeat(data.actions[119:], 16, axis=0), atol=0.5)
+
+
+def test_chunks_of_short_episodes_repeat_their_last_action() -> None:
+    data = fakes.demonstrations(lengths=(3, 1, 20))
+    made = RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=2, chunk_length=4))
+    assert_array_equal(made.chunks(np.array([1])), data.actions[[[1, 2, 2, 2]]])
+    assert_array_equal(made.chunks(np.array([3])), data.actions[[[3, 3, 3, 3]]])
+
+
+def test_k_larger_than_the_bank() -> None:
+    data = fakes.demonstrations(lengths=(4, 3))
+    message = r"k = 8 neighbours asked of a bank of 7 moments. Lower k to at most 7, or add demonstrations"
+    with pytest.raises(ConfigError, match=r"walks \(memory\): " + message):
+        RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=8))
+    RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=7))
+    with pytest.raises(ConfigError, match=message):
+        RetrievalPolicy(
+            state_latents(), np.ones((7, 6), np.float32), data.actions, data.episode_ends, RetrievalConfig(8)
+        )
+
+
+def test_bank_of_other_data() -> None:
+    data = fakes.demonstrations(lengths=(4, 3))
+    with pytest.raises(DataError, match=r"a bank of 6 moments, 7 actions and episodes of 7 steps"):
+        RetrievalPolicy(
+            state_latents(), np.ones((6, 6), np.float32), data.actions, data.episode_ends, RetrievalConfig(2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "k 0"),
+        ({"temperature": 0.0}, "temperature > 0, got k 64 and 0.0"),
+        ({"chunk_length": 17}, "chunk_length 17, horizon 16"),
+        ({"chunk_length": 0}, "chunk_length 0"),
+    ],
+)
+def test_config_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RetrievalConfig(**changes)
+
+
+# The folder
+
+
+@pytest.mark.parametrize("kind", ["image", "state"])
+def test_loaded_acts_the_same_bits(kind: str, tmp_path: Path) -> None:
+    made = policy(kind)
+    made.save(tmp_path / "policy")
+    loaded = RetrievalPolicy.load(tmp_path / "policy")
+    assert loaded.config == CONFIG
+    assert loaded.needs_images == made.needs_images == (kind == "image")
+    assert loaded.act(observations()).tobytes() == made.act(observations()).tobytes()
+    assert (tmp_path / "policy" / "encoder").exists() == (kind == "image")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    policy("state").save(tmp_path / "p")
+    changed = RetrievalPolicy.load(tmp_path / "p", k=2, chunk_length=9)
+    assert changed.config == RetrievalConfig(k=2, temperature=0.01, chunk_length=9, horizon=16)
+    assert changed.act(observations()).shape == (7, 9, 2)
+    with pytest.raises(ConfigError, match="chunk_length 17, horizon 16"):
+        RetrievalPolicy.load(tmp_path / "p", chunk_length=17)
+    with pytest.raises(ConfigError, match="k = 121 neighbours asked of a bank of 120"):
+        RetrievalPolicy.load(tmp_path / "p", k=121)
+    with pytest.raises(ConfigError, match="unknown retrieval setting 'tau': available are .*'temperature'"):
+        RetrievalPolicy.load(tmp_path / "p", tau=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("bank.safetensors", r"bank.safetensors has [\d,]+ bytes, expected [\d,]+"),
+        ("policy.json", r"policy.json has [\d,]+ bytes, expected"),
+        ("encoder/model.safetensors", r"encoder/model.safetensors has [\d,]+ bytes, expected"),
+        ("checksums.json", r"checksums.json is not valid JSON"),
+    ],
+)
+def test_truncated(tmp_path: Path, file: str, message: str) -> None:
+    policy("image").save(tmp_path / "p")
+    path = tmp_path / "p" / file
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=message):
+        RetrievalPolicy.load(tmp_path / "p")
+
+
+def test_missing_and_foreign(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'none'} does not exist or is not a folder"):
+        RetrievalPolicy.load(tmp_path / "none")
+    policy("state").save(tmp_path / "p")
+    (tmp_path / "p" / "bank.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"bank.safetensors is missing: .* is incomplete"):
+        RetrievalPolicy.load(tmp_path / "p")
+    image_latents(fakes.demonstrations()).encoder.save_pretrained(tmp_path / "encoder")
+    with pytest.raises(CheckpointError, match=r"policy.json does not exist"):
+        RetrievalPolicy.load(tmp_path / "encoder")
+
+
+def test_another_format(tmp_path: Path) -> None:
+    policy("state").save(tmp_path)
+    card = json.loads((tmp_path / "policy.json").read_text())
+    (tmp_path / "policy.json").write_text(json.dumps(card | {"format": "classact-retrieval-9"}))
+    sums = json.loads((tmp_path / "checksums.json").read_text())
+    file = tmp_path / "policy.json"
+    sums["policy.json"] = [file.stat().st_size, sha256_file(file)]
+    (tmp_path / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-1', got 'classact-retrieval-9'"):
+        RetrievalPolicy.load(tmp_path)
+
+
+def test_a_failed_save_leaves_the_policy_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = policy("image")
+    made.save(tmp_path / "p")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ImageEncoder, "save_pretrained", full)
+    with pytest.raises(Exception, match=r"disk full while writing .*p \("):
+        made.save(tmp_path / "p")
+    assert RetrievalPolicy.load(tmp_path / "p").act(observations()).tobytes() == made.act(observations()).tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]

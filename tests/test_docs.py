@@ -1,0 +1,58 @@
+"""What README and docs say must hold."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from classact.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_numbers_of_the_readme_come_from_the_results_files() -> None:
+    done = subprocess.run(
+        [sys.executable, "readme_table.py", "--check"], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_of_the_readme_exist() -> None:
+    named = re.findall(r"uv run classact (data \w+|\w+)", README)
+    assert len(named) >= 8
+    assert set(named) <= set(COMMANDS)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m pip install uv && ")]
+    assert len(commands) == 2
+    command = commands[1].split("&&")[1].split("#")[0].strip()
+    assert re.search(rf"^{re.escape(command)}$", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_python_of_the_readme_names_what_exists() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    imports = "\n".join(line for line in block.splitlines() if line.startswith(("import", "from")))
+    exec(compile(imports, "README.md", "exec"), {})
+    assert "Pipeline" in imports
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/rand-color.md"])
+def test_links_and_files_named_in_pages_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_levels_in_the_architecture_page_are_those_that_are_enforced() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for module in sorted((ROOT / "src/classact").iterdir()):
+        if module.name.startswith("_") or module.name in ("assets", "py.typed"):
+            continue
+        assert f"`{module.stem}`" in page or f"`{module.stem}/`" in page, f"{module.name} is not in the levels' table"

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import fakes
+from classact.errors import ConfigError, DataError
+from classact.frames import FramesConfig, needs_rendering, prepare_frames
+from classact.images import ImageStore, resize_images
+from classact.sims import make_simulator
+from classact.sims.rendering import appearance_seed
+from classact.types import Demonstrations
+
+DATA = fakes.demonstrations(size=48, lengths=(5, 3))
+ONE = FramesConfig(workers=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "shift", "cameras", "rendered"),
+    [
+        ("auto", "fixed-color", True, False),
+        ("auto", "rand-color", True, True),
+        ("auto", "fixed-color", False, True),
+        ("recorded", "rand-color", True, False),
+        ("rendered", "fixed-color", True, True),
+    ],
+)
+def test_recorded_or_rendered(source: str, shift: str, cameras: bool, rendered: bool) -> None:
+    data = DATA if cameras else DATA.with_images({})
+    assert needs_rendering(data, "top", FramesConfig(source=source, shift=shift)) is rendered
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        (replace(DATA, states=None), FramesConfig(shift="rand-color"), r"no simulator states, so shift 'rand-color'"),
+        (replace(DATA, states=None), FramesConfig(source="rendered"), r"source \"rendered\"|source 'rendered'"),
+        (replace(DATA, states=None).with_images({}), ONE, r"no images of camera 'top', and no simulator states"),
+        (DATA.with_images({}), FramesConfig(source="recorded"), r"no images of camera 'top'; recorded are no cameras"),
+        (DATA, FramesConfig(source="live"), r"unknown frames source 'live': available are 'auto', 'recorded'"),
+    ],
+)
+def test_what_cannot_be_prepared(data: Demonstrations, config: FramesConfig, message: str, store: ImageStore) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare_frames(data, "top", 32, config, store=store)
+    assert not list(store.root.iterdir())
+
+
+def test_resized_is_what_is_resized_live(store: ImageStore) -> None:
+    calls: list[tuple[int, int]] = []
+    frames = prepare_frames(DATA, "top", 32, ONE, lambda *a: calls.append(a), store)
+    assert list(frames.images) == ["top"]
+    for row in range(DATA.num_steps):
+        assert_array_equal(frames.images["top"][row], resize_images(DATA.images["top"][row][None], 32)[0])
+    assert calls == [(8, 8)]
+    again = prepare_frames(DATA, "top", 32, ONE, lambda *a: calls.append(a), store)
+    assert_array_equal(again.images["top"], frames.images["top"])
+    assert calls == [(8, 8)]
+
+
+def test_images_of_the_right_size_are_taken_as_they_are(store: ImageStore) -> None:
+    assert prepare_frames(DATA, "top", 48, ONE, store=store).images["top"] is DATA.images["top"]
+
+
+def test_other_images_under_the_same_name_are_not_mixed_up(store: ImageStore) -> None:
+    darker = DATA.with_images({"top": np.asarray(DATA.images["top"]) // 2})
+    one, two = (prepare_frames(d, "top", 32, ONE, store=store).images["top"] for d in (DATA, darker))
+    assert np.abs(np.asarray(one, int) - two).max() > 50
+
+
+@pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
+def test_rendered_is_what_the_simulator_shows(shift: str, store: ImageStore) -> None:
+    config = FramesConfig(source="rendered", shift=shift, seed=3, workers=1)
+    frames = prepare_frames(DATA, "top", 64, config, store=store)
+    assert DATA.states is not None
+    sim = make_simulator("pusht", image_size=96, shift=shift)
+    for row, episode in enumerate(DATA.episode_index()):
+        sim.set_appearance(appearance_seed(3, int(episode)))
+        sim.set_state(DATA.states[row])
+        shown = sim.observe().images["top"]
+        assert_array_equal(frames.images["top"][row], resize_images(shown[None], 64)[0])
+    sim.close()
+
+
+def test_every_setting_of_rendering_has_its_own_images(store: ImageStore) -> None:
+    base = FramesConfig(shift="rand-color", workers=1)
+    images = [
+        np.asarray(prepare_frames(DATA, "top", 32, config, store=store).images["top"])
+        for config in (base, replace(base, seed=1), replace(base, render_size=128), replace(base, source="recorded"))
+    ]
+    for i in range(4):
+        for j in range(i):
+            assert not np.array_equal(images[i], images[j])
+
+
+def test_unknown_shift(store: ImageStore) -> None:
+    with pytest.raises(ConfigError, match="unknown shift 'rand-light': available are"):
+        prepare_frames(DATA, "top", 32, FramesConfig(shift="rand-light", workers=1), store=store)
