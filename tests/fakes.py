@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -43,6 +44,24 @@ def demonstrations(
 def _walk(rng: np.random.Generator, length: int) -> np.ndarray:
     steps = rng.normal(0, 0.05, (length, 2)).cumsum(axis=0) + rng.uniform(0.2, 0.8, 2)
     return np.abs((steps % 2) - 1)  # reflected at 0 and 1
+
+
+def write_zarr(path: Path, data: Demonstrations) -> Path:
+    """The demonstrations as a Diffusion Policy store."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    assert data.states is not None
+    content = {
+        "data/img": np.asarray(data.images["top"]).astype(np.float32),
+        "data/state": data.states.astype(np.float32),
+        "data/action": data.actions,
+        "meta/episode_ends": data.episode_ends,
+    }
+    for key, value in content.items():
+        chunks = (min(64, len(value)), *value.shape[1:])
+        group.create_array(key, shape=value.shape, chunks=chunks, dtype=value.dtype)[...] = value
+    return path
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:

@@ -27,9 +27,6 @@ MAP_EPISODES = 20
 PERPLEXITY = 100.0
 """As in the paper's J.1."""
 
-SHOWN_NEIGHBORS = 8
-"""As in the paper's J.2."""
-
 PICTURE = 160
 VIDEO = 256
 VIDEO_STRIDE = 2
@@ -88,14 +85,14 @@ def write_neighbors(
         sim.set_state(result.states[step])
         observation = sim.observe()
         chunk, neighbors = policy.decide([observation])
-        rows = neighbors.rows[0, :SHOWN_NEIGHBORS]
+        rows = neighbors.rows[0]
         episodes = np.searchsorted(policy.episode_ends, rows, side="right")
         first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
         row = {
             "query_images": _picture(sim, observation.images[next(iter(observation.images))]),
             "neighbor_images": _demonstrated(data, frames, rows, episodes),
-            "weights": neighbors.weights[0, :SHOWN_NEIGHBORS],
-            "cosine": neighbors.cosine[0, :SHOWN_NEIGHBORS],
+            "weights": neighbors.weights[0],
+            "cosine": neighbors.cosine[0],
             "episode": episodes.astype(np.int64),
             "step": (rows - first).astype(np.int64),
             "query_seed": np.int64(result.seed),

@@ -161,7 +161,7 @@ def test_overrides(tmp_path: Path) -> None:
         RetrievalPolicy.load(tmp_path / "p", chunk_length=17)
     with pytest.raises(ConfigError, match="k = 121 neighbours asked of a bank of 120"):
         RetrievalPolicy.load(tmp_path / "p", k=121)
-    with pytest.raises(ConfigError, match="unknown retrieval setting 'tau': available are .*'temperature'"):
+    with pytest.raises(ConfigError, match=r"unknown retrieval setting 'tau': available are .*'temperature'"):
         RetrievalPolicy.load(tmp_path / "p", tau=1)
 
 

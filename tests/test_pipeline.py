@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+
+from classact import analysis, pipeline, rollout
+from classact.checkpoints import list_checkpoints
+from classact.errors import ConfigError, DataError, StorageError
+from classact.pipeline import Pipeline, RunConfig, evaluate_run, first_difference, from_preset
+from classact.runs import Run
+from classact.sims import make_simulator
+from classact.storage import write_folder
+
+LENGTHS = (25, 20, 7, 25, 20, 25)
+LIMIT = 20
+
+
+class Short:
+    """Push-T with a time limit of a second or two."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.sim = make_simulator(*args, **options)
+        self.spec, self.close = replace(self.sim.spec, max_steps=LIMIT), self.sim.close
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "make_simulator", Short)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+
+
+def config(data: Path, **changes: Any) -> RunConfig:
+    made = from_preset("debug", data=str(data))
+    small = replace(made.pretrain, similarity=replace(made.pretrain.similarity, pairs=5000))
+    return replace(made, pretrain=small, evaluation=replace(made.evaluation, episodes=2, workers=1), **changes)
+
+
+def make(root: Path, data: Path, **changes: Any) -> Pipeline:
+    return Pipeline(Run(root), config(data, **changes), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, Any]]]:
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "make_simulator", Short)
+        done = make(root, data)
+        done.evaluate()
+    return done.run, done.run.read_summary()
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run, list[dict[str, Any]]]) -> None:
+    run, rows = finished
+    assert [(row["encoder"], row["criterion"]) for row in rows] == [
+        (encoder, criterion)
+        for encoder in ("class", "untrained", "state")
+        for criterion in ("coverage>0.90", "iou>0.90")
+    ]
+    for row in rows:
+        assert row["evaluation"] == f"retrieval-{row['encoder']}-fixed-color"
+        assert (row["episodes"], row["simulator"], row["shift"]) == (2, "pusht", "fixed-color")
+        assert (run.evaluation(row["evaluation"]) / "episodes.jsonl").exists()
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
+    assert [row["step"] for row in run.read_train_log()] == [1, 2, 3, 4]
+    card = run.read_config()
+    assert (card["data"]["name"], card["data"]["episodes"], card["data"]["steps"]) == ("tiny", 6, sum(LENGTHS))
+    assert card["settings"]["pretrain"]["encoder"]["width"] == 0.25
+    assert {"images", "pre-training", "evaluate class", "evaluate state"} <= card["timings"].keys()
+    assert {"python", "torch", "numpy"} <= card["versions"].keys()
+
+
+def test_the_second_call_trains_nothing_and_gives_the_same(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rows = finished
+    before = run.read_config()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pipeline, "Trainer", never)
+    make(run.root, data).evaluate()
+    assert [row | {"seconds": 0} for row in run.read_summary()] == [row | {"seconds": 0} for row in rows]
+    after = run.read_config()
+    assert after["timings"]["pre-training"] == before["timings"]["pre-training"]
+    assert after["timings"]["evaluate class"] < 2 * before["timings"]["evaluate class"] + 2
+    assert after["settings"] == before["settings"]
+    assert after["created"] == before["created"]
+
+
+def test_how_it_is_evaluated_and_on_how_many_processes_may_change(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path
+) -> None:
+    run, _ = finished
+    other = config(data, baselines=False)
+    other = replace(
+        other,
+        evaluation=replace(other.evaluation, workers=2, episodes=3),
+        frames=replace(other.frames, workers=2),
+        pretrain=replace(other.pretrain, checkpoint_every=7),
+    )
+    Pipeline(run, other, quiet=True)
+    assert run.read_config()["settings"]["evaluation"]["episodes"] == 3
+    assert run.read_config()["data"]["name"] == "tiny"
+    make(run.root, data)  # and back
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, episodes=3), r"settings.episodes = None, now it is 3"),
+        (lambda c: replace(c, retrieval=replace(c.retrieval, k=4)), r"settings.retrieval.k = 8, now it is 4"),
+        (
+            lambda c: replace(c, pretrain=replace(c.pretrain, seed=1)),
+            r"settings.pretrain.seed = 0, now it is 1",
+        ),
+        (lambda c: replace(c, frames=replace(c.frames, source="rendered")), r"frames.source = 'auto', now it is 'rend"),
+    ],
+)
+def test_other_settings_are_refused(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, change: Callable[[RunConfig], RunConfig], message: str
+) -> None:
+    run, _ = finished
+    before = run.config.read_bytes()
+    with pytest.raises(ConfigError, match=rf"was started with {message}\. Choose another --out, or remove that folder"):
+        Pipeline(run, change(config(data)), quiet=True)
+    assert run.config.read_bytes() == before
+
+
+def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
+    path, root = tmp_path / "tiny.zarr", tmp_path / "run"
+    fakes.write_zarr(path, fakes.demonstrations(0, 96, LENGTHS))
+    make(root, path).data()
+    Run(root).policy.mkdir()  # as if it had been built
+    make(root, path).data()
+    shutil.rmtree(path)
+    fakes.write_zarr(path, fakes.demonstrations(1, 96, LENGTHS))
+    with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
+        make(root, path).data()
+
+
+def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: Path) -> None:
+    run, _ = finished
+    make(run.root, data)
+    same = evaluate_run(run, workers=1, quiet=True)
+    assert {row["evaluation"] for row in same} == {"retrieval-class-fixed-color"}
+    count = len(run.read_summary())
+    rows = evaluate_run(run, workers=1, episodes=1, first_seed=7, overrides={"k": 2, "temperature": 0.01}, quiet=True)
+    name = "retrieval-class-fixed-color-episodes1-first_seed7-k2-temperature0.01"
+    assert {(row["evaluation"], row["encoder"], row["episodes"]) for row in rows} == {
+        (name, "class-episodes1-first_seed7-k2-temperature0.01", 1)
+    }
+    assert (run.evaluation(name) / "rollouts.safetensors").exists()
+    assert len(run.read_summary()) == count + 2
+    evaluate_run(run, workers=1, episodes=1, max_steps=5, name=name, quiet=True)
+    assert len(run.read_summary()) == count + 2
+    shifted = evaluate_run(run, workers=1, episodes=1, shift="rand-color", quiet=True)
+    assert shifted[0]["evaluation"] == "retrieval-class-rand-color-episodes1"
+
+
+def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    row = {"policy": "p", "encoder": "e", "simulator": "s", "shift": "x", "success": 0.0}
+    run.add_summary([row | {"evaluation": name, "criterion": c} for name in ("a", "b") for c in ("one", "two")])
+    run.add_summary([row | {"evaluation": "a", "criterion": "three", "success": 1.0}])
+    assert [(r["evaluation"], r["criterion"]) for r in run.read_summary()] == [
+        *(("b", "one"), ("b", "two"), ("a", "three")),
+    ]
+
+
+# What is wrong shows before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda c: replace(c, retrieval=replace(c.retrieval, k=999)), ConfigError, r"tiny.*k = 999 .* of 122 moments"),
+        (lambda c: replace(c, episodes=7), ConfigError, r"asked for the first 7 episodes, but tiny .* has 6"),
+        (lambda c: replace(c, data="nowhere.zarr"), DataError, r"nowhere.zarr does not exist"),
+        (lambda c: replace(c, frames=replace(c.frames, shift="dark")), ConfigError, r"unknown shift 'dark'"),
+        (lambda c: replace(c, evaluation=replace(c.evaluation, image_size=32)), ConfigError, r"96..256 pixels, got 32"),
+        (
+            lambda c: replace(c, pretrain=replace(c.pretrain, encoder=replace(c.pretrain.encoder, camera="wrist"))),
+            DataError,
+            r"unknown camera 'wrist'|no images of camera 'wrist'|one camera",
+        ),
+    ],
+)
+def test_bad_settings_leave_no_folder_that_looks_started(
+    data: Path, tmp_path: Path, change: Callable[[RunConfig], RunConfig], error: type[Exception], message: str
+) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(error, match=message):
+        Pipeline(run, change(config(data)), quiet=True).pretrain()
+    assert not run.encoder.exists()
+    assert not run.checkpoints.exists()
+    # And the right settings may use the folder.
+    Pipeline(run, config(data), quiet=True).data()
+
+
+def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:
+    wrong = config(data)
+    wrong = replace(wrong, pretrain=replace(wrong.pretrain, similarity=replace(wrong.pretrain.similarity, pairs=2)))
+    with pytest.raises(ConfigError, match=r"tiny \(.*tiny.zarr\): K = 0.05 of 2 pairs selects no pair"):
+        Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
+    Pipeline(Run(tmp_path), config(data), quiet=True).data()
+    assert Run(tmp_path).read_config()["settings"]["pretrain"]["similarity"]["pairs"] == 5000
+
+
+def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stateless = replace(fakes.demonstrations(0, 96, LENGTHS), states=None)
+    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: stateless)
+    changed = config(data)
+    changed = replace(changed, frames=replace(changed.frames, shift="rand-color"))
+    with pytest.raises(DataError, match=r"walks \(memory\) holds no simulator states, so shift 'rand-color'"):
+        Pipeline(Run(tmp_path), changed, quiet=True).pretrain()
+
+
+def test_the_folder_cannot_be_a_file(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"cannot write .*file.config.json"):
+        make(tmp_path / "file", data).data()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".a.json.123.0123abcd.tmp").write_text("half")
+    half = tmp_path / ".encoder.123.0123abcd.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    write_folder(tmp_path / "encoder", lambda path: (path / "a").write_text("whole") and None)
+    analysis.remove_leftovers(Run(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.tmp", "a", "checksums.json", "encoder", "sub"]
+
+
+def test_first_difference_names_the_path() -> None:
+    assert first_difference({"a": {"b": [1]}}, {"a": {"b": [1]}}, "s") is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "s") == "s.a.b = 1, now it is 2"
+    assert first_difference({"a": 1}, {"a": 1, "c": 3}, "s") == "s.c = None, now it is 3"
+
+
+def test_every_preset_makes_a_config_that_survives_json() -> None:
+    from classact.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        made = from_preset(name, shift="rand-color")
+        assert made.retrieval.temperature == preset.tau_shifted
+        assert (made.frames.shift, made.evaluation.shift) == ("rand-color", "rand-color")
+        json.dumps(pipeline.asdict(made), allow_nan=False)
+    assert np.isfinite([preset.tau_shifted for preset in PRESETS.values()]).all()
