@@ -65,10 +65,10 @@ def block() -> str:
         spans[name] = sum(cell["timings"].values()) / 60
     if "expert-fixed" in spans:
         human = [minutes for name, minutes in spans.items() if name.startswith("human-fixed")]
-        text = f"The demo took {spans['expert-fixed']:.1f} minutes in all"
+        text = f"Images, training and rollouts took {spans['expert-fixed']:.1f} minutes for the demo"
         if human:
-            text += f", a run on the human demonstrations {min(human):.1f} to {max(human):.1f}"
-        parts.append(f"{text} ({machine['cores']} cores, {machine['cpu']}).")
+            text += f", {min(human):.1f} to {max(human):.1f} on the human demonstrations"
+        parts.append(f"{text} ({machine['cores']} cores, {machine['cpu']}). Seeds share their starts and are pooled.")
     throughput = RESULTS / "training_throughput.json"
     if throughput.exists():
         t = json.loads(throughput.read_text(encoding="utf-8"))

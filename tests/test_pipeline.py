@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fakes
 import numpy as np
 import pytest
 
+import fakes
 from classact import analysis, pipeline, rollout
 from classact.checkpoints import list_checkpoints
 from classact.errors import ConfigError, DataError, StorageError
@@ -129,7 +129,10 @@ def test_how_it_is_evaluated_and_on_how_many_processes_may_change(
             lambda c: replace(c, pretrain=replace(c.pretrain, seed=1)),
             r"settings.pretrain.seed = 0, now it is 1",
         ),
-        (lambda c: replace(c, frames=replace(c.frames, source="rendered")), r"frames.source = 'auto', now it is 'rend"),
+        (
+            lambda c: replace(c, frames=replace(c.frames, source="rendered")),
+            r"settings.frames.source = 'auto', now it is 'rendered'",
+        ),
     ],
 )
 def test_other_settings_are_refused(
@@ -197,7 +200,7 @@ def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
         (
             lambda c: replace(c, pretrain=replace(c.pretrain, encoder=replace(c.pretrain.encoder, camera="wrist"))),
             DataError,
-            r"unknown camera 'wrist'|no images of camera 'wrist'|one camera",
+            r"no usable images of camera 'wrist' and simulator 'pusht' cannot render it: .*\['top'\]",
         ),
     ],
 )
@@ -220,6 +223,13 @@ def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path
         Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
     Pipeline(Run(tmp_path), config(data), quiet=True).data()
     assert Run(tmp_path).read_config()["settings"]["pretrain"]["similarity"]["pairs"] == 5000
+
+
+def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp_path: Path) -> None:
+    made = config(data)
+    made = replace(made, pretrain=replace(made.pretrain, encoder=replace(made.pretrain.encoder, camera="wrist")))
+    with pytest.raises(ConfigError, match="unknown camera 'wrist': available are 'top' in simulator 'pusht'"):
+        Pipeline(Run(tmp_path), made, quiet=True).evaluate()
 
 
 def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

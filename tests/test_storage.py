@@ -338,3 +338,12 @@ def test_folder_without_seal_or_no_folder(sealed: Path) -> None:
         verify_folder(sealed)
     with pytest.raises(CheckpointError, match="nothing does not exist or is not a folder"):
         verify_folder(sealed / "nothing")
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    # safetensors makes its files readable by the owner alone.
+    (plain := tmp_path / "plain").write_text("x")
+    write_arrays(tmp_path / "a.safetensors", {"a": np.zeros(2)})
+    write_folder(tmp_path / "folder", lambda path: write_arrays(path / "a.safetensors", {"a": np.zeros(2)}))
+    for path in (tmp_path / "a.safetensors", tmp_path / "folder" / "a.safetensors"):
+        assert path.stat().st_mode == plain.stat().st_mode

@@ -378,7 +378,7 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
     varying = [key for key in ("policy", "simulator", "shift") if not constant(key)]
     table = Table(title=title + both(rows[0], where, ", "), title_justify="left")
     for name in ("encoder", "criterion", "success", "95 % interval", "mean max.\ncoverage"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != "encoder")  # numbers stay whole where the line is short
     for row in rows:
         table.add_row(
             both(row, ["encoder", *varying], ", "),

@@ -10,6 +10,7 @@ import numpy as np
 
 from classact.errors import DataError, choose
 from classact.images import ImageStore, resize_images, sample_digest
+from classact.sims import make_simulator
 from classact.sims.rendering import render_states
 from classact.types import Demonstrations, ImageArray
 
@@ -44,6 +45,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
 
     Raises:
         DataError: neither is possible.
+        ConfigError: the simulator does not know the shift, or does not draw at that size.
     """
     if config.source not in ("auto", "recorded", "rendered"):
         raise DataError(choose("frames source", config.source, ("auto", "recorded", "rendered")))
@@ -62,6 +64,16 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{config.source!r}) cannot be rendered from it; recorded are images of {sorted(data.images)}. Use shift "
             f"'fixed-color' with source 'auto', or source 'recorded'."
         )
+    if render:
+        simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
+        cameras = simulator.spec.cameras
+        simulator.close()
+        if camera not in cameras:
+            raise DataError(
+                f"{data.name} ({data.source}) holds no usable images of camera {camera!r} and simulator "
+                f"{config.simulator!r} cannot render it: recorded are {sorted(data.images) or 'no cameras at all'}, "
+                f"rendered can be {list(cameras)}. Choose one of these cameras."
+            )
     return render
 
 

@@ -122,7 +122,8 @@ class Pipeline:
     def _claim(self, data: dict[str, Any]) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
         settings = json.loads(json.dumps(asdict(self.config)))  # as they come back from the file: lists, not tuples
-        if self._started():
+        started = self._started()
+        if started:
             card = self.run.read_config()
             difference = first_difference(_deciding(card.get("settings")), _deciding(settings), "settings")
             if not difference and data and card["data"]:
@@ -132,7 +133,6 @@ class Pipeline:
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
                 )
         else:
-            self.run.train_log.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
             card = {
                 "title": "CLASS",
                 "data": {},
@@ -143,6 +143,8 @@ class Pipeline:
                 "timings": {},
             }
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
+        if not started:
+            self.run.train_log.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
 
     @contextmanager
     def _timed(self, stage: str, *, again: bool = False) -> Iterator[None]:
@@ -228,7 +230,16 @@ class Pipeline:
         return RetrievalPolicy.build(latents, data, config)
 
     def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder."""
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder.
+
+        Raises:
+            ConfigError: the simulator has no camera that the encoder reads.
+        """
+        simulator = make_simulator(self.config.frames.simulator)
+        cameras = simulator.spec.cameras
+        simulator.close()
+        if (camera := self.config.pretrain.encoder.camera) not in cameras:
+            raise ConfigError(choose("camera", camera, cameras) + f" in simulator {self.config.frames.simulator!r}.")
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fakes
+from classact import __version__, analysis, cli, pipeline, rollout
+from classact.checkpoints import list_checkpoints
+from classact.doctor import Check
+from classact.runs import Run
+from classact.sims import make_simulator
+
+LENGTHS = (25, 20, 7, 25, 20, 25)
+
+
+class Short:
+    """Push-T with a time limit of two seconds."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.sim = make_simulator(*args, **options)
+        self.spec, self.close = replace(self.sim.spec, max_steps=20), self.sim.close
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes_on_one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the subprocess below
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "make_simulator", Short)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+
+
+def arguments(command: str, out: Path, data: Path, *more: str) -> list[str]:
+    return [command, "--out", str(out), "--data", str(data), "--preset", "debug", "--workers", "1", "--quiet", *more]
+
+
+@pytest.fixture(scope="module")
+def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Run, str]:
+    """A finished demo: its command, its folder and what it printed."""
+    root = tmp_path_factory.mktemp("demo") / "run [1]"  # brackets are markup to rich
+    command = arguments("demo", root, data, "--test-episodes", "2")
+    printed = captured(command)
+    return command, Run(root), printed
+
+
+def captured(command: list[str], code: int = 0) -> str:
+    """What a command prints to standard output, at 80 columns."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("COLUMNS", "80")
+        assert cli.main(command) == code
+    return out.getvalue()
+
+
+def error(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error that was raised on purpose."""
+    assert cli.main(command) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("classact: error: ")
+    assert "Traceback" not in message
+    return message
+
+
+# demo
+
+
+def test_demo_leaves_everything(demo: tuple[list[str], Run, str]) -> None:
+    _, run, printed = demo
+    for path in (run.summary, run.report, run.train_log, run.encoder, run.policy, run.config):
+        assert path.exists(), path
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
+    assert len(run.read_summary()) == 6
+    names = {path.name for path in run.analysis.iterdir()}
+    assert names == {"similarity.json", "latent_map.safetensors", "neighbors.safetensors", "videos"}
+    assert f"Report: {run.report}" in printed
+    assert "<html" in run.report.read_text(encoding="utf-8")
+    assert not list(run.root.rglob("*.tmp"))
+
+
+def test_table_fits_a_terminal(demo: tuple[list[str], Run, str]) -> None:
+    table = demo[2].split("Time:")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+    assert table.startswith("retrieval on pusht, fixed-color")
+    for words in ("encoder", "criterion", "success", "95 % interval", "mean max.", "coverage>0.90", "0 % (0 of 2)"):
+        assert words in table
+    assert "0 to 66 %" in table
+
+
+def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"policy": "retrieval", "simulator": "pusht", "encoder": "class", "criterion": "coverage>0.90"}
+    row |= {"success": 0.96, "successes": 48, "episodes": 50, "low": 0.865, "high": 0.989}  # type: ignore[dict-item]
+    cli.print_summary([row | {"shift": "fixed-color"}, row | {"shift": "rand-color"}])
+    printed = capsys.readouterr().out
+    assert printed.startswith("retrieval on pusht")
+    for words in ("class", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
+        assert words in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_the_same_demo_again_trains_nothing(demo: tuple[list[str], Run, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command, run, _ = demo
+    before = [row | {"seconds": 0} for row in run.read_summary()]
+    monkeypatch.setattr(pipeline, "Trainer", None)
+    monkeypatch.setattr(analysis, "write_latent_map", lambda *_: None)  # takes longest, and is deterministic
+    captured(command)
+    assert [row | {"seconds": 0} for row in run.read_summary()] == before
+
+
+def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
+    command, run, _ = demo
+    message = error([*command, "--epochs", "3"], capsys)
+    assert f"{run.root} was started with settings.pretrain.epochs = 1, now it is 3" in message
+    assert "Choose another --out, or remove that folder." in message
+
+
+def test_pretrain_then_demo_is_one_run(demo: tuple[list[str], Run, str]) -> None:
+    command, run, _ = demo
+    printed = captured(["pretrain", *command[1:-2]])
+    assert f"Encoder: {run.encoder}" in printed
+    assert f"Policy:  {run.policy}" in printed
+
+
+# The other commands
+
+
+def test_evaluate(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = demo
+    rows = len(run.read_summary())
+    printed = captured(["evaluate", str(run.root), "--episodes", "1", "--k", "3", "--workers", "1", "--quiet"])
+    assert "class-" in printed
+    assert "(0 of 1)" in printed
+    assert len(run.read_summary()) == rows + 2
+    message = error(["evaluate", str(run.root), "--k", "9999", "--quiet"], capsys)
+    assert "k = 9999 neighbours asked of a bank of 122 moments" in message
+    message = error(["evaluate", str(run.root / "none")], capsys)
+    assert "config.json does not exist" in message
+    (bank := run.policy / "bank.safetensors").write_bytes((whole := bank.read_bytes())[:-3])
+    message = error(["evaluate", str(run.root), "--quiet"], capsys)
+    bank.write_bytes(whole)
+    assert "bank.safetensors has" in message
+
+
+def test_report(demo: tuple[list[str], Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = demo
+    run.report.unlink()
+    assert captured(["report", str(run.root)]) == f"Report: {run.report}\n"
+    assert run.report.exists()
+    assert "nowhere does not exist" in error(["report", str(tmp_path / "nowhere")], capsys)
+
+
+def test_data_info(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = captured(["data", "info", str(data)])
+    for words in ("tiny", "episodes", "122 (7 to 25 each, median 22)", "camera top", "96 x 96 pixels", "5 dimensions"):
+        assert words in printed
+    assert "does not exist. Formats that can be read" in error(["data", "info", str(tmp_path / "no.zarr")], capsys)
+
+
+def test_presets() -> None:
+    printed = captured(["presets"])
+    assert "debug" in printed
+    assert "pusht-cpu" in printed.replace("\n", "")
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import classact.doctor
+
+    checks = [
+        Check("torch", True, "2.9"),
+        Check("GPU", False, "none [/dev/null]", "none is needed", required=False),
+    ]
+    monkeypatch.setattr(classact.doctor, "examine", lambda: checks)
+    printed = captured(["doctor"])
+    assert "ok" in printed
+    assert "[/dev/null]" in printed
+    checks.append(Check("DTW kernel", False, "ImportError: numba", "uv sync"))
+    assert "FAIL" in captured(["doctor"], code=1)
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    import classact.doctor
+
+    checks = classact.doctor.examine()
+    assert [check for check in checks if check.required and not check.works] == []
+    assert {"torch", "DTW kernel", "image cache", "Zarr reader", "simulator pusht"} <= {check.name for check in checks}
+    assert all(check.remedy for check in checks if not check.works)
+
+
+def test_version_and_help() -> None:
+    assert captured(["--version"]) == f"{__version__}\n"
+    printed = captured(["--help"])
+    for name in cli.COMMANDS:
+        assert f"  {name} " in printed
+    assert "data info" in captured(["data", "--help"])
+    assert "usage" in captured([], code=2)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([*name.split(), "--help"])
+    assert left.value.code == 0
+    assert f"usage: classact {name}" in capsys.readouterr().out
+
+
+def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["dmeo"], ["data", "inof"]):
+        assert cli.main(words) == 2
+        message = capsys.readouterr().err
+        assert f"classact: unknown command {' '.join(words)!r}" in message
+        assert "commands:" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--test-episodes", "0"), "episodes >= 1"),
+        (("--preset", "fast"), "unknown preset 'fast': available are 'debug'"),
+        (("--shift", "dark"), "unknown shift 'dark': available are 'fixed-color', 'rand-color'"),
+        (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
+        (("--k", "200"), "k = 200 neighbours asked of a bank of 122 moments"),
+        (("--episodes", "9"), "asked for the first 9 episodes, but tiny"),
+        (("--init", "clip"), "unknown init 'clip'"),
+        (("--data", "nowhere.zarr"), "nowhere.zarr does not exist"),
+    ],
+)
+def test_errors_are_one_line(
+    data: Path, tmp_path: Path, flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error([*arguments("demo", tmp_path / "run", data), *flags], capsys)
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_ends_with_the_same_bits(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a folder"
+    command = arguments("pretrain", out, data, "--epochs", "60")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "classact", *command], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    run = Run(out)
+    deadline = time.monotonic() + 200
+    while not list_checkpoints(run.checkpoints):
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert "classact: stopped at step " in message
+    assert f"of 229; the state is saved in {out}" in message
+    assert f"Continue with: classact pretrain --out '{out}' --data" in message
+    assert "Traceback" not in message
+    assert not run.encoder.exists()
+    assert cli.main(command) == 0
+    assert cli.main(arguments("pretrain", tmp_path / "b", data, "--epochs", "60")) == 0
+    weights = [Run(path).encoder / "model.safetensors" for path in (out, tmp_path / "b")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert run.read_config()["timings"]["pre-training"] > 0
+    json.dumps(run.read_config(), allow_nan=False)
