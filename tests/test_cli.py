@@ -257,7 +257,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_ends_with_the_same_
     data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a folder"
-    command = arguments("pretrain", out, data, "--epochs", "60")
+    command = arguments("pretrain", out, data, "--epochs", "40")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "classact", *command], stderr=subprocess.PIPE, text=True, env=environment
@@ -272,12 +272,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_ends_with_the_same_
     message = process.communicate(timeout=100)[1]
     assert process.returncode == 130
     assert "classact: stopped at step " in message
-    assert f"of 229; the state is saved in {out}" in message
+    assert f"of 153; the state is saved in {out}" in message
     assert f"Continue with: classact pretrain --out '{out}' --data" in message
     assert "Traceback" not in message
     assert not run.encoder.exists()
     assert cli.main(command) == 0
-    assert cli.main(arguments("pretrain", tmp_path / "b", data, "--epochs", "60")) == 0
+    assert cli.main(arguments("pretrain", tmp_path / "b", data, "--epochs", "40")) == 0
     weights = [Run(path).encoder / "model.safetensors" for path in (out, tmp_path / "b")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert run.read_config()["timings"]["pre-training"] > 0

@@ -101,7 +101,8 @@ def test_embedded_motions_are_smooth(embedded: Demonstrations) -> None:
     changes = np.concatenate([np.linalg.norm(np.diff(e.actions, n=2, axis=0), axis=1) for e in embedded])
     assert changes.mean() < 5.4  # px per step^2: the mean of the 206 human demonstrations
     speeds = np.concatenate([np.linalg.norm(np.diff(e.actions, axis=0), axis=1) for e in embedded])
-    assert np.percentile(speeds, 99) < 20
+    assert np.percentile(speeds, 99) < 40.4  # px per step: that of the human demonstrations
+    assert speeds.max() < 60
 
 
 @pytest.mark.slow
