@@ -11,7 +11,7 @@ from classact.report.style import percent
 def main_row(rows: Sequence[Row]) -> Row | None:
     """The row the headline is about: the learned encoder, without shift, by the criterion listed first.
 
-    Where there is none, the first row that is neither a baseline nor the ceiling; else the first row.
+    Where there is none, the first row that is neither a baseline nor the true state; else the first row.
     """
     learned = [row for row in rows if row["encoder"] == "class"]
     unshifted = [row for row in learned if not plain(row.get("shift"))]
@@ -27,10 +27,10 @@ def beside(row: Row, rows: Sequence[Row], encoder: str) -> Row | None:
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
-    """The main row's baseline and ceiling, one phrase each."""
+    """The main row's baseline and true-state reference, one phrase each."""
     row = main_row(rows)
     result = []
-    for encoder, name in (("untrained", "an untrained encoder"), ("state", "the true state, the ceiling,")):
+    for encoder, name in (("untrained", "an untrained encoder"), ("state", "the true state as latent")):
         other = beside(row, rows, encoder) if row else None
         if other:
             result.append(f"{name} reaches {percent(other['success'])} ({other['successes']} of {other['episodes']})")
