@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def block() -> str:
         human = [minutes for name, minutes in spans.items() if name.startswith("human-fixed")]
         text = f"Images, training and rollouts took {spans['expert-fixed']:.1f} minutes for the demo"
         if human:
-            text += f", {min(human):.1f} to {max(human):.1f} on the human demonstrations"
+            text += f", {statistics.median(human):.1f} (median of {len(human)}) on the human demonstrations"
         parts.append(f"{text} ({machine['cores']} cores, {machine['cpu']}). Seeds share their starts and are pooled.")
     throughput = RESULTS / "training_throughput.json"
     if throughput.exists():
