@@ -327,7 +327,9 @@ def doctor(_: Doctor) -> int:
     from classact.doctor import examine
 
     checks = examine()
-    table = Table("", "what", "found", "remedy")
+    table = Table("", "what")
+    for title in ("found", "remedy"):
+        table.add_column(title, overflow="fold")  # a path or address is of use only whole
     for check in checks:
         mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
         table.add_row(Text(*mark), check.name, check.detail, check.remedy)
