@@ -39,12 +39,15 @@ def success_table(results: dict[str, Any]) -> list[str]:
             done, all_ = entry.get(row["criterion"], (0, 0))
             entry[row["criterion"]] = (done + row["successes"], all_ + row["episodes"])
     lines = [
-        "| demonstrations | appearance | augmentation | latent | coverage > 0.90 | IoU > 0.90 | starts x seeds |",
-        "|---|---|---|---|---|---|---|",
+        "| demonstrations | appearance | augmentation | latent | images seen | coverage > 0.90 | IoU > 0.90 "
+        "| starts x seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (data, shift, recipe, encoder), entry in pooled.items():
         seeds = len(entry["seeds"])
-        columns = [data, shift, recipe if encoder == "class" else "", ENCODERS[encoder]]
+        learned = encoder == "class"
+        columns = [data, shift, recipe if learned else "", ENCODERS[encoder]]
+        columns.append(f"{entry['images'] / 1000:.0f}k" if learned else "")
         for criterion in ("coverage>0.90", "iou>0.90"):
             done, all_ = entry[criterion]
             low, high = wilson_interval(done, all_)
