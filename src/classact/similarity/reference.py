@@ -20,6 +20,12 @@ def check_cost(cost: str) -> None:
         raise ConfigError(choose("step cost", cost, COSTS))
 
 
+def check_band(band: int | None) -> None:
+    """Refuse a negative Sakoe-Chiba band; None is no band."""
+    if band is not None and band < 0:
+        raise ConfigError(f"expected a Sakoe-Chiba band of at least 0 steps, or none, got {band}.")
+
+
 def check_finite(name: str, values: NDArray[Any]) -> None:
     """Refuse NaN and infinities: in a minimum over alignments they could vanish, or turn into a mere large distance."""
     finite = np.isfinite(values)
@@ -31,22 +37,35 @@ def check_finite(name: str, values: NDArray[Any]) -> None:
         )
 
 
-def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean") -> float:
+def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None) -> float:
     """Dynamic time warping distance of two action sequences (paper section 4.1).
 
     min over monotonic alignments Gamma of sum over (p, q) in Gamma of c(a_p, b_q), where c is the Euclidean distance
-    or its square; steps (1, 0), (0, 1), (1, 1); no band; no root at the end.
+    or its square; steps (1, 0), (0, 1), (1, 1); no root at the end.
 
     Args:
         a: (T, D).
         b: (T', D).
         cost: one of :data:`COSTS`.
+        band: Sakoe-Chiba band: only steps with abs(p - q) <= band may be aligned; None for no band, 0 for none but
+            equal steps (with the squared cost: the squared L2 distance, figure 4c).
+
+    Returns:
+        The distance; infinity where the band leaves no alignment (lengths that differ by more than it).
 
     Raises:
-        ConfigError: unknown cost, or shapes that do not fit.
+        ConfigError: unknown cost, a negative band, or shapes that do not fit.
         DataError: NaN or infinite values.
     """
+    return float(accumulated(a, b, cost, band)[-1, -1])
+
+
+def accumulated(
+    a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None
+) -> NDArray[np.float64]:
+    """(T + 1, T' + 1) accumulated costs of :func:`dtw`: [p + 1, q + 1] is the cheapest way to align up to a_p, b_q."""
     check_cost(cost)
+    check_band(band)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in a.shape or 0 in b.shape:
         raise ConfigError(f"expected sequences of shapes (T, D) and (T', D) with equal D, got {a.shape} and {b.shape}.")
@@ -59,5 +78,29 @@ def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean") -> float:
     G[0, 0] = 0.0
     for p in range(len(a)):
         for q in range(len(b)):
+            if band is not None and abs(p - q) > band:
+                continue
             G[p + 1, q + 1] = C[p, q] + min(G[p, q], G[p, q + 1], G[p + 1, q])
-    return float(G[-1, -1])
+    return G
+
+
+def alignment(
+    a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None
+) -> list[tuple[int, int]]:
+    """The warping path of :func:`dtw`: aligned steps (p, q) from (0, 0) to (T - 1, T' - 1).
+
+    Among equally cheap ways it prefers the diagonal.
+
+    Raises:
+        ConfigError: as :func:`dtw`, or a band that leaves no alignment.
+    """
+    G = accumulated(a, b, cost, band)
+    if not np.isfinite(G[-1, -1]):
+        raise ConfigError(f"a band of {band} aligns no sequences of {len(a)} and {len(b)} steps; widen it.")
+    p, q = len(a), len(b)
+    path = []
+    while p and q:
+        path.append((p - 1, q - 1))
+        step = int(np.argmin([G[p - 1, q - 1], G[p - 1, q], G[p, q - 1]]))
+        p, q = (p - 1, q - 1) if step == 0 else (p - 1, q) if step == 1 else (p, q - 1)
+    return path[::-1]

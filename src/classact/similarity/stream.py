@@ -1,0 +1,131 @@
+"""All windows of a data set as slices of one padded stream, and the contract of a sweep over their pairs.
+
+Every episode is followed by T - 1 copies of its last action, so that each of its steps begins a whole window (paper
+section 3) and neighbouring windows overlap. A step distance between two points of the stream is then shared by all the
+window pairs that contain it, and nothing depends on how long the episodes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.errors import ConfigError
+from classact.similarity.counts import DistanceCounts
+from classact.similarity.reference import check_band, check_cost, check_finite
+from classact.types import FloatArray, IntArray
+
+SLACK = 64
+"""Zeros behind the stream, so that vectors of neighbouring windows may be read past the last window."""
+
+
+@dataclass(frozen=True)
+class WindowStream:
+    """N windows of T steps in D dimensions.
+
+    Attributes:
+        values: (D, P) float32, contiguous: the padded stream, one row per dimension, then :data:`SLACK` zeros.
+        starts: (N,) int64, ascending: window w is ``values[:, starts[w] : starts[w] + T]``.
+        horizon: T.
+    """
+
+    values: FloatArray
+    starts: IntArray
+    horizon: int
+
+    @staticmethod
+    def build(actions: FloatArray, episode_ends: IntArray, horizon: int) -> WindowStream:
+        """Lay out the windows of ``actions`` (N, D), normalised; window w begins at step w.
+
+        Raises:
+            ConfigError: a horizon below 1.
+            DataError: NaN or infinite actions.
+        """
+        if horizon < 1:
+            raise ConfigError(f"expected a horizon of at least 1 step, got {horizon}.")
+        actions = np.asarray(actions, np.float32)
+        check_finite("actions", actions)
+        ends = np.asarray(episode_ends, np.int64)
+        lengths = np.diff(ends, prepend=0)
+        repeat = np.ones(len(actions), np.int64)
+        repeat[ends - 1] = horizon
+        steps = np.repeat(np.arange(len(actions)), repeat)
+        values = np.zeros((actions.shape[1], len(steps) + SLACK + horizon), np.float32)
+        values[:, : len(steps)] = actions[steps].T
+        starts = np.arange(len(actions), dtype=np.int64)
+        starts += np.repeat(np.arange(len(ends)), lengths) * (horizon - 1)
+        return WindowStream(values, starts, horizon)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.values)
+
+    def windows(self, rows: IntArray) -> FloatArray:
+        """(B, T, D) float32: the windows ``rows`` (B,)."""
+        at = self.starts[rows][:, None] + np.arange(self.horizon)
+        return np.ascontiguousarray(self.values.T[at])
+
+    @cached_property
+    def points(self) -> FloatArray:
+        """(P, D) float32: the stream with one row per step."""
+        return np.ascontiguousarray(self.values.T)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Window pairs (left[k], right[k]) and their distances.
+
+    Attributes:
+        left, right: (K,) uint32 window numbers.
+        distances: (K,) float32.
+    """
+
+    left: NDArray[np.uint32]
+    right: NDArray[np.uint32]
+    distances: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+class Sweep(Protocol):
+    """Distances of all pairs of a stream's windows, handed out in blocks; nothing of size N x N ever exists."""
+
+    device: str
+    """"cpu" or "cuda"."""
+
+    def pairs(
+        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
+    ) -> Iterator[Pairs]:
+        """Pairs of the anchors first <= i < last with a distance of at most ``limit``.
+
+        Args:
+            first, last: anchors.
+            limit: pairs farther apart are left out.
+            upper: each pair once, i < j; else every j != i for each anchor.
+            prune: skip the alignment of pairs that a lower bound shows to be farther apart than ``limit``. Changes
+                no result.
+
+        Yields:
+            blocks of bounded size. The set of pairs is exact, their order is the backend's own.
+        """
+        ...
+
+    def count(self, first: int, last: int, limit: float, counts: DistanceCounts, *, prune: bool = True) -> None:
+        """Add the distances of the pairs i < j of :meth:`pairs` to ``counts``."""
+        ...
+
+
+def check_sweep(cost: str, band: int | None) -> None:
+    """Refuse settings that no backend knows."""
+    check_cost(cost)
+    check_band(band)
