@@ -37,7 +37,7 @@ _LEFTOVER = re.compile(r"\..+\.(\d+\.[0-9a-f]{8}|[0-9a-f]{8}\.old)\.tmp")
 def write_similarity(run: Run, similarity: ActionSimilarity) -> None:
     """analysis/similarity.json: the distribution of action distances with its threshold."""
     config = similarity.config
-    settings = {"cost": config.cost, "horizon": config.horizon, "seed": config.seed}
+    settings = {"metric": config.metric, "cost": config.cost, "horizon": config.horizon, "seed": config.seed}
     write_json(run.analysis / "similarity.json", settings | similarity.distribution.to_json())
 
 

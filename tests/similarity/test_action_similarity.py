@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.errors import ConfigError
 from classact.objectives import soft_infonce
-from classact.similarity import ActionSimilarity, SimilarityConfig, dtw_pairwise
+from classact.similarity import (
+    ActionSimilarity,
+    SimilarityConfig,
+    dtw_pairwise,
+    similarity_identity,
+    window_stream,
+)
 from classact.similarity.model import scale_rotation
 from classact.types import Demonstrations
 from classact.windows import window_indices
 
-CONFIG = SimilarityConfig(quantile=0.05, pairs=100_000)
+CONFIG = SimilarityConfig(quantile=0.05, pairs=100_000, estimate="sampled")
 
 
 def walks(D: int = 2, steps: int = 300, seed: int = 0) -> Demonstrations:
@@ -42,16 +49,59 @@ def test_threshold_and_cdf_are_those_of_all_pairs(cost: str) -> None:
     assert epsilon == pytest.approx(np.sqrt(np.log(2000) / 2e5))
     assert (every < found.threshold).mean() <= 0.05 + epsilon
     assert (every <= found.threshold).mean() >= 0.05 - epsilon
-    exact = np.searchsorted(every, found.kept, side="right") / len(every)
-    sampled = np.searchsorted(found.kept, found.kept, side="right") / found.pairs
+    exact = np.searchsorted(every, found.values, side="right") / len(every)
+    sampled = (1 - found.weight) * found.kept / found.pairs
     assert abs(exact - sampled).max() <= epsilon
+
+
+@pytest.mark.parametrize("change", [{}, {"cost": "euclidean"}, {"metric": "l2"}, {"band": 3}, {"horizon": 5}])
+def test_exact_threshold_and_weights_are_those_of_all_pairs(change: dict[str, Any]) -> None:
+    config = replace(CONFIG, estimate="exact", pairs=5000, **change)
+    found = ActionSimilarity(walks(), config)
+    d = found.distances(np.arange(300))
+    every = np.sort(d[np.triu_indices(300, 1)])
+    rank = int(0.05 * len(every))
+    assert found.distribution.threshold == every[rank - 1]
+    assert (found.distribution.pairs, found.distribution.epsilon) == (len(every), 0)
+    kept = every[every <= every[rank - 1]]
+    expected = np.where(d <= kept[-1], 1 - np.searchsorted(kept, d, side="right") / len(kept), 0)
+    np.fill_diagonal(expected, 0)
+    assert_allclose(found.weights(np.arange(300)), expected, atol=1e-6)
+
+
+def test_auto_is_exact_until_there_are_too_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = replace(CONFIG, estimate="auto")
+    assert ActionSimilarity(walks(), auto).distribution.exact
+    monkeypatch.setattr("classact.similarity.model.AUTO_EXACT_PAIRS", 10)
+    assert not ActionSimilarity(walks(), auto).distribution.exact
+
+
+def test_l2_is_the_squared_distance_of_the_windows() -> None:
+    found = ActionSimilarity(walks(), replace(CONFIG, metric="l2"))
+    windows = found.stream.windows(np.array([0, 50, 299])).astype(np.float64)
+    expected = ((windows[:, None] - windows[None]) ** 2).sum(axis=(2, 3))
+    assert_allclose(found.distances(np.array([0, 50, 299])), expected, rtol=1e-5)
+
+
+def test_weights_as_a_tensor(similarity: ActionSimilarity) -> None:
+    rows = np.array([0, 3, 3, 100])
+    assert_array_equal(similarity.weights_tensor(rows).numpy(), similarity.weights(rows))
+
+
+def test_identity_names_data_and_settings() -> None:
+    data = walks()
+    one = similarity_identity(window_stream(data, CONFIG), CONFIG)
+    assert one == similarity_identity(window_stream(walks(), CONFIG), CONFIG)
+    other = similarity_identity(window_stream(walks(seed=1), CONFIG), CONFIG)
+    assert one["windows"] != other["windows"]
+    assert one["settings"]["horizon"] == 16
 
 
 def test_the_seed_decides_the_sample() -> None:
     config = replace(CONFIG, pairs=2000)
     one, same, other = (ActionSimilarity(walks(), replace(config, seed=s)).distribution for s in (0, 0, 1))
-    assert_array_equal(one.kept, same.kept)
-    assert not np.array_equal(one.kept, other.kept)
+    assert_array_equal(one.values, same.values)
+    assert not np.array_equal(one.values, other.values)
 
 
 def test_two_steps_are_one_pair() -> None:
@@ -59,8 +109,8 @@ def test_two_steps_are_one_pair() -> None:
     data = Demonstrations(
         "two", np.array([1, 2], np.int64), np.array([[0.0], [1.0]], np.float32), np.zeros((2, 1), np.float32)
     )
-    with pytest.raises(ConfigError, match="keeps 50 of 50 pairs whose distances all equal 64"):
-        ActionSimilarity(data, SimilarityConfig(quantile=0.5, pairs=50))
+    with pytest.raises(ConfigError, match="keeps 50 of 50 pairs whose distances all equal 4"):
+        ActionSimilarity(data, SimilarityConfig(horizon=1, quantile=0.5, pairs=50, estimate="sampled"))
 
 
 def test_weights_follow_the_distances(similarity: ActionSimilarity) -> None:
@@ -124,9 +174,9 @@ def test_scaling_touches_the_rotation_of_pose_actions_only() -> None:
 def test_rotation_counts_a_quarter_in_the_squared_cost() -> None:
     data = walks(D=10)
     plain, scaled = (ActionSimilarity(data, replace(CONFIG, pairs=1000, rotation_scale=s)) for s in (1.0, 0.5))
-    assert_allclose(scaled.actions[:, 3:9], plain.actions[:, 3:9] / 2)
-    assert_array_equal(scaled.actions[:, [0, 1, 2, 9]], plain.actions[:, [0, 1, 2, 9]])
-    assert abs(plain.actions).max() == 1
+    assert_allclose(scaled.stream.values[3:9], plain.stream.values[3:9] / 2)
+    assert_array_equal(scaled.stream.values[[0, 1, 2, 9]], plain.stream.values[[0, 1, 2, 9]])
+    assert abs(plain.stream.values).max() == 1
     rows = np.array([0, 200])
     assert 0.25 < scaled.distances(rows)[0, 1] / plain.distances(rows)[0, 1] < 1
 
@@ -143,6 +193,11 @@ def test_rotation_counts_a_quarter_in_the_squared_cost() -> None:
         ({"quantile": float("nan")}, "got nan"),
         ({"pairs": 0}, "at least 1 pair to measure, got 0"),
         ({"cost": "cosine"}, "unknown step cost 'cosine'"),
+        ({"metric": "cosine"}, "unknown metric 'cosine'"),
+        ({"estimate": "guess"}, "unknown estimate 'guess'"),
+        ({"band": -1}, "Sakoe-Chiba band of at least 0 steps, or none, got -1"),
+        ({"metric": "l2", "band": 2}, "no band and no other step cost, got band 2"),
+        ({"metric": "l2", "cost": "euclidean"}, "got band None and cost 'euclidean'"),
     ],
 )
 def test_settings_refused(change: dict[str, object], message: str) -> None:
@@ -154,6 +209,11 @@ def test_one_step_cannot_be_compared() -> None:
     data = Demonstrations("one", np.array([1]), np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32))
     with pytest.raises(ConfigError, match="one: expected at least 2 steps to compare, got 1"):
         ActionSimilarity(data, CONFIG)
+
+
+def test_a_horizon_longer_than_every_episode() -> None:
+    with pytest.raises(ConfigError, match=r"a horizon of 151 steps is longer than every episode \(the longest has 150\)"):
+        ActionSimilarity(walks(), replace(CONFIG, horizon=151))
 
 
 def test_actions_that_never_change() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.errors import ConfigError
-from classact.similarity import DistanceDistribution
+from classact.similarity import DistanceCounts, DistanceDistribution
 
 DISTANCES = np.arange(1, 11, dtype=np.float32)
 
@@ -23,8 +24,9 @@ def fit(*distances: float, quantile: float = 0.5) -> DistanceDistribution:
 def test_example() -> None:
     found = fit(*DISTANCES[::-1], quantile=0.4)
     assert found.threshold == 4
-    assert_array_equal(found.kept, [1, 2, 3, 4])
-    assert found.pairs == 10
+    assert_array_equal(found.values, [1, 2, 3, 4])
+    assert_array_equal(found.weight, [0.75, 0.5, 0.25, 0])
+    assert (found.kept, found.pairs, found.exact) == (4, 10, False)
     # 1 - CDF: the smallest of four kept distances has CDF 1/4; what is closer than any sample has CDF 0.
     assert_array_equal(found.weights(np.array([0, 1, 1.5, 2, 3.99, 4, 4.01, 9], np.float32)),
                        np.array([1, 0.75, 0.75, 0.5, 0.25, 0, 0, 0], np.float32))  # fmt: skip
@@ -34,7 +36,8 @@ def test_ties_share_a_weight() -> None:
     found = fit(0, 0, 0, 1, 1, 2, 9, 9, quantile=0.5)
     # The threshold is the fourth of eight; all pairs at that distance are kept.
     assert found.threshold == 1
-    assert_array_equal(found.kept, [0, 0, 0, 1, 1])
+    assert_array_equal(found.values, [0, 1])
+    assert found.kept == 5
     assert_allclose(found.weights(np.array([0, 0.5, 1, 2], np.float32)), [0.4, 0.4, 0, 0], atol=1e-7)
 
 
@@ -77,6 +80,57 @@ def test_scale_changes_no_weight_and_the_histogram_counts_all(scale: float) -> N
     assert (np.diff(scaled.edges) > 0).all()
 
 
+def counting(distances: Any, limits: list[float]) -> Any:
+    def count(limit: float) -> DistanceCounts:
+        limits.append(limit)
+        counts = DistanceCounts(limit)
+        counts.add(distances[distances <= limit])
+        return counts
+
+    return count
+
+
+def fitted(fit: Callable[[], DistanceDistribution]) -> tuple[DistanceDistribution | None, str]:
+    try:
+        return fit(), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+@given(arrays(np.float32, st.integers(50, 200), elements=st.integers(0, 40).map(float)), st.floats(0.1, 0.9))
+def test_exact_equals_sampling_every_pair_once(distances: Any, quantile: float) -> None:
+    sample = np.random.default_rng(0).choice(distances, 30)
+    expected, message = fitted(lambda: DistanceDistribution.fit(distances, quantile))
+    found, found_message = fitted(
+        lambda: DistanceDistribution.fit_exact(sample, quantile, len(distances), counting(distances, []))
+    )
+    assert found_message == message
+    if expected is None or found is None:
+        return
+    assert (found.threshold, found.kept, found.pairs) == (expected.threshold, expected.kept, expected.pairs)
+    assert (found.exact, found.epsilon) == (True, 0)
+    assert_array_equal(found.weights(distances), expected.weights(distances))
+
+
+def test_a_bracket_that_was_too_low_is_widened(caplog: pytest.LogCaptureFixture) -> None:
+    distances = np.random.default_rng(0).uniform(1, 2, 100_000).astype(np.float32)
+    limits: list[float] = []
+    lucky = np.sort(distances)[:5000]  # not a fair sample: all of it below the threshold
+    found = DistanceDistribution.fit_exact(lucky, 0.3, len(distances), counting(distances, limits))
+    assert found.threshold == np.sort(distances)[29_999]
+    assert len(limits) > 1
+    assert limits == sorted(limits)
+    assert "the sampled bracket of the threshold was too low" in caplog.text
+
+
+def test_exact_counts_only_up_to_its_bracket() -> None:
+    distances = np.random.default_rng(0).uniform(1, 2, 500_000).astype(np.float32)
+    limits: list[float] = []
+    DistanceDistribution.fit_exact(distances[:100_000], 0.02, len(distances), counting(distances, limits))
+    assert len(limits) == 1
+    assert 1.02 < limits[0] < 1.04
+
+
 def test_json() -> None:
     found = fit(*DISTANCES, quantile=0.4)
     value = json.loads(json.dumps(found.to_json(), allow_nan=False))
@@ -99,6 +153,8 @@ def test_quantile_that_selects_nothing() -> None:
 def test_equal_distances() -> None:
     with pytest.raises(ConfigError, match=r"keeps 10 of 10 pairs whose distances all equal 3"):
         fit(*[3.0] * 10)
+    with pytest.raises(ConfigError, match=r"keeps all 10 pairs \(distances up to 4\)"):
+        fit(1, 2, 3, *[4.0] * 7, quantile=0.5)
     with pytest.raises(ConfigError, match=r"keeps 1 of 10 pairs whose distances all equal 1"):
         fit(*DISTANCES, quantile=0.1)
 

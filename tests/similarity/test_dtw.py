@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from classact.errors import ConfigError, DataError
 from classact.normalize import MinMax
 from classact.readers.diffusion_policy import read
-from classact.similarity import COSTS, dtw, dtw_pairs, dtw_pairwise
+from classact.similarity import COSTS, alignment, dtw, dtw_pairs, dtw_pairwise
 from classact.types import FloatArray
 from classact.windows import window_indices
 
@@ -118,7 +120,7 @@ def test_the_two_costs_rank_differently() -> None:
 THREADS = """
 import sys
 import numba, numpy as np
-from classact.similarity.cpu import dtw_pairs, dtw_pairwise
+from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
 rng = np.random.default_rng(0)
 x = rng.uniform(-1, 1, (150, 16, 2)).astype(np.float32)
 pairs = rng.integers(0, 150, (2, 1000))
@@ -243,3 +245,96 @@ def test_indices_out_of_range() -> None:
     with pytest.raises(ConfigError, match="as many left as right windows, got 2 and 1"):
         dtw_pairs(actions, windows, np.zeros(2, np.int64), zero)
     assert dtw_pairs(actions, windows, zero[:0], zero[:0]).shape == (0,)
+
+
+# Bands, limits, tensors
+
+
+@both_costs
+@pytest.mark.parametrize("band", [0, 1, 3, 8, 40])
+@pytest.mark.parametrize(("T", "other"), [(5, 5), (16, 16), (5, 8), (8, 5), (33, 33), (30, 33)])
+def test_bands_equal_the_reference(T: int, other: int, band: int, cost: str) -> None:
+    x, y = draw((3, T, 2)), draw((18, other, 2), 1)
+    expected = np.array([[dtw(a, b, cost, band) for b in y] for a in x])
+    found = dtw_pairwise(x, y, cost=cost, band=band)
+    assert_allclose(found, expected, rtol=3e-6)
+    assert np.isinf(expected).all() == (abs(T - other) > band)
+    if other == T:
+        actions = np.concatenate([x, y]).reshape(-1, 2)
+        windows = np.arange(len(actions)).reshape(-1, T)
+        left, right = (v.ravel() for v in np.meshgrid(np.arange(3), np.arange(3, 21), indexing="ij"))
+        assert_array_equal(dtw_pairs(actions, windows, left, right, cost=cost, band=band), found.ravel())
+
+
+def test_a_wider_band_is_never_farther() -> None:
+    x = draw((40, 16, 2))
+    found = [dtw_pairwise(x, band=band) for band in (0, 1, 2, 5, 15, None)]
+    for narrow, wide in itertools.pairwise(found):
+        assert (wide <= narrow).all()
+    assert_array_equal(found[-2], found[-1])
+    assert_allclose(found[0], ((x[:, None] - x[None]) ** 2).sum(axis=(2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("y_shape", [None, (50, 16, 2), (50, 9, 2)])
+def test_a_limit_changes_nothing_below_it(y_shape: tuple[int, ...] | None) -> None:
+    x = draw((70, 16, 2)).cumsum(axis=1)
+    y = None if y_shape is None else draw(y_shape, 1).cumsum(axis=1)
+    every = dtw_pairwise(x, y)
+    limit = float(np.quantile(every, 0.05))
+    found = dtw_pairwise(x, y, limit=limit)
+    near = every <= limit
+    assert_array_equal(found[near], every[near])
+    assert (found[~near] > limit).all()
+    assert np.isinf(found[~near]).any()  # some alignments were saved
+
+
+def test_tensors_in_tensors_out() -> None:
+    x, y = draw((5, 8, 2)), draw((3, 8, 2), 1)
+    found = dtw_pairwise(torch.from_numpy(x).double().requires_grad_(), torch.from_numpy(y).double())
+    assert isinstance(found, torch.Tensor)
+    assert found.dtype == torch.float32
+    assert_array_equal(found.numpy(), dtw_pairwise(x, y))
+    assert_array_equal(dtw_pairwise(torch.from_numpy(x)).numpy(), dtw_pairwise(x))
+    with pytest.raises(ConfigError, match="both sets as NumPy arrays or both as tensors"):
+        dtw_pairwise(x, torch.from_numpy(y))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("D", [1, 3])
+@pytest.mark.parametrize("band", [None, 2])
+def test_equals_dtaidistance_and_tslearn(D: int, band: int | None) -> None:
+    """Both take the root of the sum of squares; dtaidistance calls a band of b steps a window of b + 1."""
+    from dtaidistance import dtw_ndim
+    from tslearn.metrics import dtw as tslearn_dtw
+
+    x = draw((6, 12, D)).astype(np.float64)
+    found = dtw_pairwise(x, band=band)
+    for i in range(6):
+        for j in range(6):
+            theirs = dtw_ndim.distance(x[i], x[j], window=None if band is None else band + 1)
+            assert_allclose(found[i, j], theirs**2, rtol=3e-6, atol=1e-12)
+            options = {} if band is None else {"global_constraint": "sakoe_chiba", "sakoe_chiba_radius": band}
+            assert_allclose(found[i, j], tslearn_dtw(x[i], x[j], **options) ** 2, rtol=3e-6, atol=1e-12)
+
+
+# The warping path
+
+
+@both_costs
+@settings(max_examples=30)
+@given(T=st.integers(1, 9), other=st.integers(1, 9), seed=st.integers(0, 99), band=st.sampled_from([None, 3]))
+def test_alignment_costs_the_distance(cost: str, T: int, other: int, seed: int, band: int | None) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 3, (T, 2)).astype(float), rng.integers(0, 3, (other, 2)).astype(float)
+    if band is not None and abs(T - other) > band:
+        with pytest.raises(ConfigError, match=f"a band of {band} aligns no sequences of {T} and {other} steps"):
+            alignment(a, b, cost, band)
+        return
+    path = alignment(a, b, cost, band)
+    assert path[0] == (0, 0)
+    assert path[-1] == (T - 1, other - 1)
+    for (p, q), (p2, q2) in itertools.pairwise(path):
+        assert (p2 - p, q2 - q) in {(1, 0), (0, 1), (1, 1)}
+    steps = np.array([np.linalg.norm(a[p] - b[q]) for p, q in path])
+    assert_allclose((steps**2 if cost == "sqeuclidean" else steps).sum(), dtw(a, b, cost, band), atol=1e-9)
+    if band is not None:
+        assert max(abs(p - q) for p, q in path) <= band

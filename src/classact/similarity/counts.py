@@ -15,21 +15,23 @@ from classact.types import FloatArray
 
 _PAGE = 10  # bits: 1,024 counters of 4 bytes are one page of memory
 _FULL = (1 << 32) - 1
+_WAITING = 1 << 23  # distances that are collected and sorted before they are counted: random access would take longer
 
 
 @nb.njit(cache=True)  # type: ignore[untyped-decorator]
-def _add(table: Any, used: Any, bits: Any, carried: Any) -> int:
-    over = 0
+def _add(table: Any, used: Any, bits: Any, counts: Any, over: Any) -> int:
+    n = 0
     for k in range(len(bits)):
         b = np.int64(bits[k])
         used[b >> _PAGE] = True
-        if table[b] == np.uint32(_FULL):
-            table[b] = np.uint32(1)
-            carried[over] = b
-            over += 1
-        else:
-            table[b] += np.uint32(1)
-    return over
+        total = np.int64(table[b]) + counts[k]
+        if total > _FULL:
+            times = (total - 1) // _FULL  # leaves at least 1, so that the counter stays listed
+            over[n, 0], over[n, 1] = b, times
+            n += 1
+            total -= times * _FULL
+        table[b] = total
+    return n
 
 
 @nb.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -76,38 +78,33 @@ class DistanceCounts:
         self._table = _reserve(size)
         self._used = np.zeros((size >> _PAGE) + 1, np.bool_)
         self._carried: dict[int, int] = {}
+        self._waiting: list[NDArray[np.uint32]] = []
+        self._waiting_total = 0
         self.total = 0
 
     def add(self, distances: FloatArray) -> None:
         """Count (K,) float32 distances, each of at most ``limit``."""
-        if len(distances) == 0:
-            return
-        if not (distances.min() >= 0 and distances.max() <= self.limit):
-            raise ConfigError(f"expected distances within 0..{self.limit}, got {distances.min()}..{distances.max()}.")
-        bits = _patterns(distances)
-        carried = np.empty(len(bits), np.int64)
-        over = _add(self._table, self._used, bits, carried)
-        for b in carried[:over].tolist():
-            self._carried[b] = self._carried.get(b, 0) + _FULL
-        self.total += len(bits)
+        self._check(distances)
+        for start in range(0, len(distances), _WAITING):
+            part = _patterns(distances[start : start + _WAITING])
+            if self._waiting_total + len(part) > _WAITING:
+                self._flush()
+            self._waiting.append(part)
+            self._waiting_total += len(part)
+        self.total += len(distances)
 
     def add_counted(self, values: FloatArray, counts: NDArray[np.int64]) -> None:
         """Count each of the distinct distances ``values`` (U,) as often as ``counts`` (U,) says."""
-        if len(values) == 0:
-            return
-        if not (values.min() >= 0 and values.max() <= self.limit):
-            raise ConfigError(f"expected distances within 0..{self.limit}, got {values.min()}..{values.max()}.")
-        bits = _patterns(values).astype(np.int64)
-        sums = self._table[bits].astype(np.int64) + counts
-        times = np.maximum(sums - 1, 0) // _FULL
-        for k in np.flatnonzero(times).tolist():
-            self._carried[int(bits[k])] = self._carried.get(int(bits[k]), 0) + int(times[k]) * _FULL
-        self._table[bits] = (sums - times * _FULL).astype(np.uint32)
-        self._used[bits >> _PAGE] = True
+        self._check(values)
+        self._raise(_patterns(values), np.asarray(counts, np.int64))
         self.total += int(counts.sum())
 
     def items(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """Distinct distances (U,) float32, ascending, and how often each occurs (U,)."""
+        if not self._used.any():
+            bits, counts = self._sorted()
+            return bits.view(np.float32), counts
+        self._flush()
         pages = np.flatnonzero(self._used)
         distinct = sum(int(np.count_nonzero(self._table[p << _PAGE : (p + 1) << _PAGE])) for p in pages.tolist())
         bits, counts = np.empty(distinct, np.uint32), np.empty(distinct, np.int64)
@@ -115,6 +112,25 @@ class DistanceCounts:
         for b, more in self._carried.items():
             counts[np.searchsorted(bits, b)] += more
         return bits.view(np.float32), counts
+
+    def _check(self, values: FloatArray) -> None:
+        if len(values) and not (values.min() >= 0 and values.max() <= self.limit):
+            raise ConfigError(f"expected distances within 0..{self.limit}, got {values.min()}..{values.max()}.")
+
+    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        bits = np.concatenate([np.empty(0, np.uint32), *self._waiting])
+        bits.sort()
+        first = np.flatnonzero(np.concatenate([np.ones(min(len(bits), 1), np.bool_), bits[1:] != bits[:-1]]))
+        return bits[first], np.diff(first, append=len(bits)).astype(np.int64)
+
+    def _flush(self) -> None:
+        self._raise(*self._sorted())
+        self._waiting, self._waiting_total = [], 0
+
+    def _raise(self, bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        over = np.empty((len(bits), 2), np.int64)
+        for b, times in over[: _add(self._table, self._used, bits, counts, over)].tolist():
+            self._carried[b] = self._carried.get(b, 0) + times * _FULL
 
 
 def _patterns(distances: FloatArray) -> NDArray[np.uint32]:

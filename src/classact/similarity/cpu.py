@@ -1,148 +1,233 @@
-"""Compiled DTW on the CPU: float32, many windows side by side in SIMD lanes, all cores.
+"""DTW on the CPU: all cores, sixteen pairs per vector, float32.
 
-No ``fastmath``: the recurrences start from infinity. Squares beyond the range of float32 (differences above 1e19) give
-an infinite distance, never NaN.
+The sweep walks over the padded stream of stream.py in tiles of anchors by neighbouring windows. For each anchor only
+one new row of step distances is computed; the other T - 1 rows of its windows' cost matrices are those of the anchors
+before it and lie in a ring that stays in the first cache. Squares beyond the range of float32 (differences above 1e19)
+give an infinite distance, never NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numba as nb
 import numpy as np
 
 from classact.errors import ConfigError
-from classact.similarity.reference import check_cost, check_finite
-from classact.types import FloatArray, IntArray
+from classact.similarity.counts import DistanceCounts
+from classact.similarity.lanes import LANES, align, bounded, lowest, step_distances, unrolled
+from classact.similarity.stream import Pairs, WindowStream, check_sweep
+from classact.types import IntArray
 
-LANES = 64
-"""Windows that one pass of the recurrence handles at once: four AVX-512 registers, 16 kB of rows at T = 64."""
+ANCHORS = 256
+COLUMNS = 256
+"""Size of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the first cache, its pairs in the second."""
+
+_TILES = 64
+
+MARGIN = 1e-4
+"""Relative slack of lower bounds. Sums of at most 128 rounded terms are off by less than 128 * 2^-24 = 8e-6."""
 
 
-@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def _cross(x: Any, y: Any, squared: bool, out: Any) -> None:
-    # x (N, T, D); y (T', D, M), so that the lanes (windows of y) are contiguous; out (N, M).
-    n, T, D = x.shape
-    Ty, _, m = y.shape
-    blocks = (m + LANES - 1) // LANES
-    for task in nb.prange(n * blocks):
-        i, block = task // blocks, task % blocks
-        first = block * LANES
-        width = min(LANES, m - first)
-        row = np.empty((Ty + 1, LANES), np.float32)
-        diagonal = np.empty(LANES, np.float32)
-        cost = np.empty(LANES, np.float32)
-        row[:] = np.inf
-        row[0] = np.float32(0)
-        for p in range(T):
-            for v in range(width):
-                diagonal[v] = row[0, v]
-                row[0, v] = np.inf
-            for q in range(Ty):
-                for v in range(width):
-                    cost[v] = np.float32(0)
-                for d in range(D):
-                    a = x[i, p, d]
-                    for v in range(width):
-                        e = a - y[q, d, first + v]
-                        cost[v] += e * e
-                if not squared:
-                    for v in range(width):
-                        cost[v] = np.sqrt(cost[v])
-                for v in range(width):
-                    above = row[q + 1, v]
-                    best = min(diagonal[v], min(row[q, v], above))
-                    diagonal[v] = above
-                    row[q + 1, v] = cost[v] + best
-        for v in range(width):
-            out[i, first + v] = row[Ty, v]
+@nb.njit(inline="always")  # type: ignore[untyped-decorator]
+def _sliding_minima(row: Any, T: int, out: Any) -> None:
+    # out[v] = min(row[v : v + T]) where that is inside: minima of 2, 4, 8, ... neighbours, then of two that overlap.
+    n = len(row)
+    for v in range(n):
+        out[v] = row[v]
+    span = 1
+    while 2 * span <= T:
+        for v in range(n - 2 * span + 1):
+            out[v] = min(out[v], out[v + span])
+        span *= 2
+    if span < T:
+        for v in range(n - T + 1):
+            out[v] = min(out[v], out[v + T - span])
 
 
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def _pairs(actions: Any, windows: Any, left: Any, right: Any, squared: bool, out: Any) -> None:
-    T = windows.shape[1]
-    D = actions.shape[1]
-    for k in nb.prange(len(left)):
-        i, j = left[k], right[k]
-        row = np.full(T + 1, np.float32(np.inf))
-        row[0] = np.float32(0)
-        for p in range(T):
-            diagonal = row[0]
-            row[0] = np.inf
-            for q in range(T):
-                cost = np.float32(0)
-                for d in range(D):
-                    e = actions[windows[i, p], d] - actions[windows[j, q], d]
-                    cost += e * e
-                if not squared:
-                    cost = np.sqrt(cost)
-                best = min(diagonal, min(row[q], row[q + 1]))
-                diagonal = row[q + 1]
-                row[q + 1] = cost + best
-        out[k] = row[T]
+def _sweep(
+    values: Any,
+    points: Any,
+    window_at: Any,
+    starts: Any,
+    group_at: Any,
+    group_lanes: Any,
+    group_last: Any,
+    tiles: Any,
+    width: Any,
+    skew: Any,
+    T: int,
+    band: int,
+    squared: bool,
+    limit: Any,
+    bound: Any,
+    upper: bool,
+    left: Any,
+    right: Any,
+    distances: Any,
+    found: Any,
+) -> None:
+    # tiles (K, 4): first and last anchor, first and last group. left, right (K, ANCHORS * COLUMNS): within the tile.
+    for tile in nb.prange(len(tiles)):
+        i0, i1, g0, g1 = tiles[tile]
+        at = group_at[g0]
+        margin = min(band, T)  # columns that a row along the diagonal reads beyond its windows, on either side
+        size = group_at[g1 - 1] + LANES + T - 1 + margin - (at - margin)
+        size = (size + LANES - 1) // LANES * LANES
+        ring = np.empty((T, size), np.float32)
+        minima = np.empty((T if bound >= 0 else 1, size), np.float32)
+        scratch = np.empty((T, LANES), np.float32)
+        d = np.empty(LANES, np.float32)
+        j0 = window_at[at]
+        n = 0
+        for row in range(starts[i0], starts[i1 - 1] + T):
+            step_distances(points[row], values, at - margin, size, squared, ring, row % T, 0)
+            if bound >= 0:
+                _sliding_minima(ring[row % T], T, minima[row % T])
+            position = row - T + 1
+            if position < starts[i0]:
+                continue
+            i = window_at[position]
+            if i < 0:
+                continue
+            for g in range(g0, g1):
+                if upper and group_last[g] <= i:
+                    continue
+                column = group_at[g] - at + margin
+                mask = group_lanes[g]
+                if bound >= 0:
+                    mask &= bounded(minima, position % T, column, T, bound)
+                    if mask == 0:
+                        continue
+                mask &= align(width, skew, ring, position % T, column, 1, T, T, band, scratch, limit, d)
+                while mask:
+                    lane = lowest(mask)
+                    mask &= mask - 1
+                    j = window_at[group_at[g] + lane]
+                    if j > i or (j < i and not upper):
+                        left[tile, n] = i - i0
+                        right[tile, n] = j - j0
+                        distances[tile, n] = d[lane]
+                        n += 1
+        found[tile] = n
 
 
-def dtw_pairwise(x: FloatArray, y: FloatArray | None = None, *, cost: str = "sqeuclidean") -> FloatArray:
-    """DTW distances between all windows of two sets.
+@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+def _gather(
+    left: Any, right: Any, distances: Any, found: Any, tiles: Any, first_column: Any, a: Any, b: Any, d: Any
+) -> None:
+    at = 0
+    for tile in range(len(tiles)):
+        for k in range(found[tile]):
+            a[at] = np.uint32(tiles[tile, 0] + left[tile, k])
+            b[at] = np.uint32(first_column[tile] + right[tile, k])
+            d[at] = distances[tile, k]
+            at += 1
+
+
+class CpuSweep:
+    """All pairs of a stream's windows, see :class:`classact.similarity.stream.Sweep`.
 
     Args:
-        x: (N, T, D) float32.
-        y: (M, T', D) float32; None compares x with itself.
+        stream: the windows.
         cost: step cost, one of :data:`classact.similarity.COSTS`.
-
-    Returns:
-        (N, M) float32, where [i, j] is the distance of x[i] and y[j].
-
-    Raises:
-        ConfigError: unknown cost, or shapes that do not fit.
-        DataError: NaN or infinite values.
+        band: Sakoe-Chiba band in steps; None for none.
     """
-    check_cost(cost)
-    x = np.ascontiguousarray(x, np.float32)
-    y = x if y is None else np.ascontiguousarray(y, np.float32)
-    if x.ndim != 3 or y.ndim != 3 or x.shape[2] != y.shape[2] or 0 in x.shape or 0 in y.shape:
-        raise ConfigError(
-            f"expected windows of shapes (N, T, D) and (M, T', D) with equal D, got {x.shape} and {y.shape}."
-        )
-    check_finite("x", x)
-    if y is not x:
-        check_finite("y", y)
-    out = np.empty((len(x), len(y)), np.float32)
-    _cross(x, np.ascontiguousarray(y.transpose(1, 2, 0)), cost == "sqeuclidean", out)
-    return out
 
+    device = "cpu"
 
-def dtw_pairs(
-    actions: FloatArray, windows: IntArray, left: IntArray, right: IntArray, *, cost: str = "sqeuclidean"
-) -> FloatArray:
-    """DTW distances of the given pairs of windows of one data set.
+    def __init__(self, stream: WindowStream, *, cost: str = "sqeuclidean", band: int | None = None) -> None:
+        check_sweep(cost, band)
+        self.stream = stream
+        self._squared = cost == "sqeuclidean"
+        T = stream.horizon
+        self._width, self._skew = unrolled(T, band)
+        self._band = 2 * T if band is None else min(band, 2 * T)
+        # A row along the diagonal is so short that looking for bounds costs as much as aligning.
+        self._prunes = self._skew is None and T > 2
+        starts = stream.starts
+        self._window_at = np.full(stream.values.shape[1], -1, np.int64)
+        self._window_at[starts] = np.arange(len(starts))
+        self._groups()
 
-    Args:
-        actions: (N, D) float32, normalised.
-        windows: (N, T) step indices, from :func:`classact.windows.window_indices`.
-        left, right: (P,) window numbers; pair k is (left[k], right[k]).
-        cost: step cost.
+    def _groups(self) -> None:
+        # Sixteen neighbouring positions of the stream each, skipping the gaps behind episodes where no window starts.
+        at, lanes, last = [], [], []
+        starts, window_at = self.stream.starts, self._window_at
+        w = 0
+        while w < len(starts):
+            position = int(starts[w])
+            inside = window_at[position : position + LANES] >= 0
+            at.append(position)
+            lanes.append(int((inside << np.arange(LANES)).sum()))
+            w += int(inside.sum())
+            last.append(w - 1)
+        self._group_at, self._group_lanes, self._group_last = (np.array(v, np.int64) for v in (at, lanes, last))
+        blocks = [0]
+        for g in range(1, len(at) + 1):
+            if g == len(at) or at[g] + LANES - at[blocks[-1]] > COLUMNS:
+                blocks.append(g)
+        self._blocks = np.array(blocks, np.int64)
 
-    Returns:
-        (P,) float32.
+    def pairs(
+        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
+    ) -> Iterator[Pairs]:
+        """See :meth:`classact.similarity.stream.Sweep.pairs`."""
+        if not 0 <= first <= last <= len(self.stream):
+            raise ConfigError(f"expected anchors within 0..{len(self.stream)}, got {first} to {last}.")
+        limit32 = np.float32(limit)
+        if not limit32 >= 0:
+            raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
+        prune = prune and self._prunes and bool(np.isfinite(limit32))
+        bound = np.float32(limit32 * (1 + MARGIN)) if prune else np.float32(-1)
+        at_once = max(_TILES, 8 * nb.get_num_threads())
+        slots = tuple(np.empty((at_once, ANCHORS * COLUMNS), kind) for kind in (np.uint16, np.uint16, np.float32))
+        for tiles in self._tiles(first, last, upper, at_once):
+            found = np.zeros(len(tiles), np.int64)
+            with nb.parallel_chunksize(1):
+                _sweep(
+                    self.stream.values,
+                    self.stream.points,
+                    self._window_at,
+                    self.stream.starts,
+                    self._group_at,
+                    self._group_lanes,
+                    self._group_last,
+                    tiles,
+                    self._width,
+                    self._skew,
+                    self.stream.horizon,
+                    self._band,
+                    self._squared,
+                    limit32,
+                    bound,
+                    upper,
+                    *slots,
+                    found,
+                )
+            total = int(found.sum())
+            block = Pairs(np.empty(total, np.uint32), np.empty(total, np.uint32), np.empty(total, np.float32))
+            columns = self._window_at[self._group_at[tiles[:, 2]]]
+            _gather(*slots, found, tiles, columns, block.left, block.right, block.distances)
+            if total:
+                yield block
 
-    Raises:
-        ConfigError: unknown cost, or indices out of range.
-        DataError: NaN or infinite values.
-    """
-    check_cost(cost)
-    actions = np.ascontiguousarray(actions, np.float32)
-    check_finite("actions", actions)
-    if len(left) != len(right):
-        raise ConfigError(f"expected as many left as right windows, got {len(left)} and {len(right)}.")
-    # The compiled loops check no bounds: a wrong index would read foreign memory.
-    for name, index, size in (
-        ("windows", windows, len(actions)),
-        ("left", left, len(windows)),
-        ("right", right, len(windows)),
-    ):
-        if index.size and not 0 <= index.min() <= index.max() < size:
-            raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
-    out = np.empty(len(left), np.float32)
-    _pairs(actions, windows, left, right, cost == "sqeuclidean", out)
-    return out
+    def _tiles(self, first: int, last: int, upper: bool, at_once: int) -> Iterator[IntArray]:
+        waiting: list[tuple[int, int, int, int]] = []
+        ends = self._group_last[self._blocks[1:] - 1]  # last window of each block of groups
+        for i in range(first, last, ANCHORS):
+            skip = int(np.searchsorted(ends, i, side="right")) if upper else 0
+            for k in range(skip, len(ends)):
+                waiting.append((i, min(i + ANCHORS, last), int(self._blocks[k]), int(self._blocks[k + 1])))
+                if len(waiting) == at_once:
+                    yield np.array(waiting, np.int64)
+                    waiting = []
+        if waiting:
+            yield np.array(waiting, np.int64)
+
+    def count(self, first: int, last: int, limit: float, counts: DistanceCounts, *, prune: bool = True) -> None:
+        """See :meth:`classact.similarity.stream.Sweep.count`."""
+        for block in self.pairs(first, last, limit=limit, prune=prune):
+            counts.add(block.distances)

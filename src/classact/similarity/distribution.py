@@ -1,89 +1,200 @@
-"""The global distribution of action distances: the threshold at quantile K and the CDF of the distances below it."""
+"""The global distribution of action distances: the threshold at quantile K and the weights of the pairs below it."""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import ConfigError
+from classact.similarity.counts import DistanceCounts
 from classact.statistics import dkw_epsilon
 from classact.types import FloatArray
 
 HISTOGRAM_BINS = 120
+_BRACKET_DELTA = 1e-9
+"""How rarely the bracket of an exact threshold may fail; then it is widened and the pairs are counted again."""
+
+_log = logging.getLogger("classact")
+
+
+@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _weigh(distances: Any, values: Any, weight: Any, threshold: Any, out: Any) -> None:
+    for i in nb.prange(len(distances)):
+        for j in range(distances.shape[1]):
+            d = distances[i, j]
+            out[i, j] = 0
+            if d <= threshold:
+                at = np.searchsorted(values, d, side="right")
+                out[i, j] = weight[at - 1] if at else np.float32(1)
 
 
 @dataclass(frozen=True)
 class DistanceDistribution:
-    """Distances of pairs i < j, drawn uniformly over the whole data set (paper sections 4.1, 4.2, appendix B).
+    """Distances of pairs i < j over the whole data set (paper sections 4.1, 4.2, appendix B).
 
     Attributes:
         quantile: K as a fraction (0.015 is the paper's 1.5 %).
         threshold: largest distance of a positive pair: the K-quantile of all pairs' distances.
-        kept: (P,) float32, ascending: the sampled distances <= threshold; their empirical CDF is the paper's CDF.
-        pairs: how many pairs were measured.
+        values: (U,) float32, ascending: kept distances at which the weight changes.
+        weight: (U,) float32: w = 1 - CDF(distance) from each of ``values`` on, where CDF is the empirical one of the
+            kept distances, ties included.
+        kept: how many of the measured pairs lie at or below the threshold.
+        pairs: how many pairs were measured; all of them where ``exact``.
+        exact: whether every pair was measured, or a random sample of them.
         epsilon: bound on the error of the empirical CDF at confidence 99.9 % (Dvoretzky-Kiefer-Wolfowitz): the
-            threshold is the exact quantile of some K' with abs(K' - K) <= epsilon.
-        edges, counts: histogram of all measured distances.
+            threshold is the exact quantile of some K' with abs(K' - K) <= epsilon. 0 where ``exact``.
+        edges, counts: histogram of a random sample of pairs, for people.
     """
 
     quantile: float
     threshold: float
-    kept: FloatArray
+    values: FloatArray
+    weight: FloatArray
+    kept: int
     pairs: int
+    exact: bool
     epsilon: float
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
 
     @staticmethod
     def fit(distances: FloatArray, quantile: float) -> DistanceDistribution:
-        """Fit on (P,) measured distances.
+        """Estimate from the (P,) distances of random pairs.
 
         Raises:
-            ConfigError: K outside (0, 1), K that selects no pair, or kept distances that are all equal, which would
-                give every positive the weight zero.
+            ConfigError: K outside (0, 1), K that selects no pair or all of them, or kept distances that are all
+                equal, which would give every positive the weight zero.
         """
-        if not 0 < quantile < 1:
-            raise ConfigError(f"expected a quantile K between 0 and 1 (the paper's 1.5 % is 0.015), got {quantile}.")
-        if not np.isfinite(distances).all():
-            raise ConfigError("action distances hold NaN or infinite values; the actions must be finite.")
-        ordered = np.sort(distances)
-        rank = int(np.floor(quantile * len(ordered)))
-        if rank < 1:
-            raise ConfigError(
-                f"K = {quantile} of {len(ordered):,} pairs selects no pair at all; expected K of at least "
-                f"{1 / max(len(ordered), 1):.2g}. Raise K (the paper uses 0.01 to 0.025), or measure more pairs."
-            )
-        threshold = ordered[rank - 1]
-        kept = ordered[: np.searchsorted(ordered, threshold, side="right")]
-        if kept[0] == kept[-1]:
-            raise ConfigError(
-                f"K = {quantile} keeps {len(kept):,} of {len(ordered):,} pairs whose distances all equal "
-                f"{float(threshold):.6g}: no graded weights can be made. The actions hardly vary, or K is too small."
-            )
-        # Logarithmic bins: distances span several decades and the threshold sits in the lowest ones.
-        largest = float(ordered[-1])
-        edges = np.concatenate([[0.0], np.geomspace(largest * 1e-5, largest * (1 + 1e-6), HISTOGRAM_BINS)])
-        counts = np.histogram(distances, edges)[0].astype(np.int64)
-        return DistanceDistribution(
-            quantile, float(threshold), kept, len(ordered), dkw_epsilon(len(ordered)), edges, counts
-        )
+        ordered = _ordered(distances, quantile)
+        values, counts = np.unique(ordered[: _rank(quantile, len(ordered))], return_counts=True)
+        if len(values):
+            counts[-1] = np.searchsorted(ordered, values[-1], side="right") - counts[:-1].sum()
+        return _from_counts(values, counts, quantile, len(ordered), False, *_histogram(ordered))
+
+    @staticmethod
+    def fit_exact(
+        sample: FloatArray, quantile: float, pairs: int, count: Callable[[float], DistanceCounts]
+    ) -> DistanceDistribution:
+        """The exact threshold and CDF of all ``pairs`` pairs, in one pass.
+
+        A sample brackets the threshold from above; all pairs up to that bracket are counted, and the threshold is
+        found among them by its rank.
+
+        Args:
+            sample: (P,) distances of random pairs.
+            quantile: K.
+            pairs: how many pairs i < j there are.
+            count: counts all of them up to a limit.
+
+        Raises:
+            ConfigError: as :meth:`fit`.
+        """
+        ordered = _ordered(sample, quantile)
+        rank = _rank(quantile, pairs)
+        slack = dkw_epsilon(len(ordered), _BRACKET_DELTA)
+        while True:
+            at = math.ceil((quantile + slack) * len(ordered))
+            limit = float(ordered[at - 1]) if at <= len(ordered) and pairs > len(ordered) else math.inf
+            found = count(limit)
+            if found.total >= max(rank, 1) or limit == math.inf:
+                break
+            _log.warning("the sampled bracket of the threshold was too low; counting again with a wider one")
+            slack *= 4
+        values, counts = found.items()
+        return _from_counts(values, counts, quantile, pairs, True, *_histogram(ordered))
 
     def weights(self, distances: FloatArray) -> FloatArray:
-        """Soft positive weights w = 1 - CDF(distance) for positives, 0 above the threshold (section 4.2)."""
-        rank = np.searchsorted(self.kept, distances, side="right")
-        w = 1.0 - rank.astype(np.float32) / np.float32(len(self.kept))
-        return np.where(distances <= np.float32(self.threshold), w, 0.0).astype(np.float32)
+        """Soft positive weights w = 1 - CDF(distance) for positives, 0 above the threshold (section 4.2).
+
+        Args:
+            distances: any shape, float32; infinity is above every threshold.
+        """
+        flat = np.ascontiguousarray(distances, np.float32)
+        flat = flat.reshape(len(flat), -1) if flat.ndim > 1 else flat.reshape(1, -1)
+        out = np.empty_like(flat)
+        _weigh(flat, self.values, self.weight, np.float32(self.threshold), out)
+        return out.reshape(np.shape(distances))
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers for the report; the kept distances are saved as an array elsewhere."""
+        """Numbers for the report; the weight function is saved as arrays elsewhere."""
         return {
             "quantile": self.quantile,
             "threshold": self.threshold,
-            "kept": len(self.kept),
+            "kept": self.kept,
             "pairs": self.pairs,
+            "exact": self.exact,
             "epsilon": self.epsilon,
             "histogram": {"edges": self.edges.tolist(), "counts": self.counts.tolist()},
         }
+
+
+def _ordered(distances: FloatArray, quantile: float) -> FloatArray:
+    if not 0 < quantile < 1:
+        raise ConfigError(f"expected a quantile K between 0 and 1 (the paper's 1.5 % is 0.015), got {quantile}.")
+    if not np.isfinite(distances).all():
+        raise ConfigError("action distances hold NaN or infinite values; the actions must be finite.")
+    return np.sort(distances)
+
+
+def _rank(quantile: float, pairs: int) -> int:
+    return math.floor(quantile * pairs)
+
+
+def _from_counts(
+    values: FloatArray,
+    counts: NDArray[np.int64],
+    quantile: float,
+    pairs: int,
+    exact: bool,
+    edges: NDArray[np.float64],
+    histogram: NDArray[np.int64],
+) -> DistanceDistribution:
+    # values may go on beyond the threshold.
+    rank = _rank(quantile, pairs)
+    if rank < 1:
+        raise ConfigError(
+            f"K = {quantile} of {pairs:,} pairs selects no pair at all; expected K of at least "
+            f"{1 / max(pairs, 1):.2g}. Raise K (the paper uses 0.01 to 0.025), or measure more pairs."
+        )
+    total = np.cumsum(counts)
+    last = int(np.searchsorted(total, rank))
+    threshold, kept = values[last], int(total[last])
+    if last == 0:
+        raise ConfigError(
+            f"K = {quantile} keeps {kept:,} of {pairs:,} pairs whose distances all equal "
+            f"{float(threshold):.6g}: no graded weights can be made. The actions hardly vary, or K is too small."
+        )
+    if kept == pairs:
+        raise ConfigError(
+            f"K = {quantile} keeps all {pairs:,} pairs (distances up to {float(threshold):.6g}): nothing is left to "
+            f"contrast with. Lower K; the paper uses 0.01 to 0.025."
+        )
+    # The order of roundings is that of float32 throughout, so that equal ranks give equal weights in every mode.
+    weight = np.float32(1) - total[: last + 1].astype(np.float32) / np.float32(kept)
+    steps = np.concatenate([[True], weight[1:] != weight[:-1]])
+    return DistanceDistribution(
+        quantile,
+        float(threshold),
+        np.ascontiguousarray(values[: last + 1][steps], np.float32),
+        np.ascontiguousarray(weight[steps], np.float32),
+        kept,
+        pairs,
+        exact,
+        0.0 if exact else dkw_epsilon(pairs),
+        edges,
+        histogram,
+    )
+
+
+def _histogram(ordered: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    # Logarithmic bins: distances span several decades and the threshold sits in the lowest ones.
+    largest = max(float(ordered[-1]), float(np.finfo(np.float32).tiny))
+    edges = np.concatenate([[0.0], np.geomspace(largest * 1e-5, largest * (1 + 1e-6), HISTOGRAM_BINS)])
+    return edges, np.histogram(ordered, edges)[0].astype(np.int64)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from classact.errors import ConfigError
+from classact.errors import ConfigError, choose
 from classact.normalize import MinMax
-from classact.similarity.cpu import dtw_pairs, dtw_pairwise
+from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution
-from classact.similarity.reference import check_cost
+from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
+from classact.similarity.reference import check_band, check_cost
+from classact.similarity.stream import Sweep, WindowStream
+from classact.similarity.sweep import make_sweep
 from classact.types import Demonstrations, FloatArray, IntArray
-from classact.windows import window_indices
+
+if TYPE_CHECKING:
+    import torch
+
+METRICS = ("dtw", "l2")
+ESTIMATES = ("auto", "exact", "sampled")
+AUTO_EXACT_PAIRS = 5_000_000_000
+"""Up to so many pairs (100,000 steps) "auto" measures them all; on two CPU cores that takes about a minute."""
 
 
 @dataclass(frozen=True)
@@ -21,30 +34,55 @@ class SimilarityConfig:
 
     Attributes:
         horizon: T_p, steps of a window.
+        metric: "dtw", or "l2": no warping (figure 4c).
         cost: step cost of DTW: "sqeuclidean" (the released code, our default, for it is what the paper's numbers were
             made with) or "euclidean" (the paper's text).
+        band: Sakoe-Chiba band of DTW in steps; None for none (the paper).
         quantile: K as a fraction: pairs below this quantile of all distances are positives.
         rotation_scale: factor on the six rotation dimensions of 10-D pose actions (B: 0.5).
-        pairs: random pairs that the threshold and the CDF are estimated from (B: "estimate the CDF from a data
-            sample"); the error bound is reported.
-        seed: seed of that sample.
+        estimate: of threshold and CDF: "exact" over all pairs, "sampled" from ``pairs`` random ones (B: "estimate the
+            CDF from a data sample") with a stated error bound, or "auto": exact up to :data:`AUTO_EXACT_PAIRS` pairs.
+        pairs: size of the sample. An exact threshold is bracketed by it, too.
+        seed: of the sample.
     """
 
     horizon: int = 16
+    metric: str = "dtw"
     cost: str = "sqeuclidean"
+    band: int | None = None
     quantile: float = 0.015
     rotation_scale: float = 0.5
+    estimate: str = "auto"
     pairs: int = 4_000_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_cost(self.cost)
+        check_band(self.band)
+        if self.metric not in METRICS:
+            raise ConfigError(choose("metric", self.metric, METRICS))
+        if self.estimate not in ESTIMATES:
+            raise ConfigError(choose("estimate", self.estimate, ESTIMATES))
+        if self.metric == "l2" and (self.band is not None or self.cost != "sqeuclidean"):
+            raise ConfigError(
+                f"metric 'l2' compares equal steps by their squared distance; it has no band and no other step cost, "
+                f"got band {self.band} and cost {self.cost!r}. Leave both at their defaults."
+            )
         if self.horizon < 1:
             raise ConfigError(f"expected a horizon of at least 1 step, got {self.horizon}.")
         if not 0 < self.quantile < 1:
             raise ConfigError(f"expected a quantile K between 0 and 1 (1.5 % is 0.015), got {self.quantile}.")
         if self.pairs < 1:
             raise ConfigError(f"expected at least 1 pair to measure, got {self.pairs}.")
+
+    @property
+    def alignment_band(self) -> int | None:
+        """The band that alignments keep to: 0, which aligns equal steps only, for l2."""
+        return 0 if self.metric == "l2" else self.band
+
+    def exact(self, pairs: int) -> bool:
+        """Whether threshold and CDF of ``pairs`` pairs in all are measured exactly."""
+        return self.estimate == "exact" or (self.estimate == "auto" and pairs <= AUTO_EXACT_PAIRS)
 
 
 def scale_rotation(actions: FloatArray, scale: float) -> FloatArray:
@@ -61,40 +99,136 @@ def scale_rotation(actions: FloatArray, scale: float) -> FloatArray:
     return scaled
 
 
+def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> WindowStream:
+    """The windows that are compared: actions normalised to [-1, 1] per dimension, rotations scaled.
+
+    A dimension that never changes is widened (:data:`classact.normalize.CONSTANT_MARGIN`) and adds nothing to any
+    distance.
+
+    Raises:
+        ConfigError: fewer than 2 steps, or a horizon longer than every episode.
+    """
+    n, longest = demonstrations.num_steps, int(demonstrations.lengths.max())
+    if n < 2:
+        raise ConfigError(f"{demonstrations.name}: expected at least 2 steps to compare, got {n}.")
+    if config.horizon > longest:
+        raise ConfigError(
+            f"{demonstrations.name}: a horizon of {config.horizon} steps is longer than every episode (the longest has "
+            f"{longest}), so every window would end in repeated actions. Choose a horizon of at most {longest}."
+        )
+    normalized = MinMax.fit(demonstrations.actions).apply(demonstrations.actions)
+    actions = scale_rotation(normalized, config.rotation_scale)
+    return WindowStream.build(actions, demonstrations.episode_ends, config.horizon)
+
+
+def similarity_identity(stream: WindowStream, config: SimilarityConfig) -> dict[str, Any]:
+    """What decides every distance, threshold and weight: files made for another one are refused."""
+    digest = hashlib.sha256(stream.values.tobytes())
+    digest.update(stream.starts.tobytes())
+    return {"windows": digest.hexdigest(), "settings": asdict(config)}
+
+
+def sample_distances(stream: WindowStream, config: SimilarityConfig) -> FloatArray:
+    """(``config.pairs``,) float32: distances of random pairs i != j, every unordered pair equally likely."""
+    n = len(stream)
+    rng = np.random.default_rng(config.seed)
+    left = rng.integers(0, n, config.pairs)
+    right = (left + rng.integers(1, n, config.pairs)) % n  # skips the first
+    windows = stream.starts[:, None] + np.arange(stream.horizon)
+    return dtw_pairs(stream.points, windows, left, right, cost=config.cost, band=config.alignment_band)
+
+
+def fit_distribution(
+    stream: WindowStream,
+    sweep: Sweep,
+    config: SimilarityConfig,
+    count: Callable[[float], DistanceCounts] | None = None,
+) -> DistanceDistribution:
+    """Threshold and CDF of a stream's windows.
+
+    Args:
+        stream: the windows.
+        sweep: over all its pairs.
+        config: settings.
+        count: counts all pairs up to a limit, where that shall be resumable or shared among machines (job.py). By
+            default it is done here in one go.
+    """
+    n = len(stream)
+    pairs = n * (n - 1) // 2
+    sample = sample_distances(stream, config)
+    if not config.exact(pairs):
+        return DistanceDistribution.fit(sample, config.quantile)
+
+    def count_here(limit: float) -> DistanceCounts:
+        counts = DistanceCounts(limit)
+        sweep.count(0, n, limit, counts)
+        return counts
+
+    return DistanceDistribution.fit_exact(sample, config.quantile, pairs, count or count_here)
+
+
 class ActionSimilarity:
-    """DTW similarity of the future action windows of one data set.
+    """Similarity of the future action windows of one data set.
+
+    Args:
+        demonstrations: the data.
+        config: settings.
+        device: where all pairs are swept and batches compared: "cpu" or "cuda".
+        distribution: threshold and CDF where they are known already.
 
     Attributes:
-        actions: (N, D) float32, normalised to [-1, 1], rotation scaled.
-        windows: (N, T) step indices.
+        stream: the windows.
+        sweep: over all their pairs.
         distribution: threshold and CDF.
     """
 
-    def __init__(self, demonstrations: Demonstrations, config: SimilarityConfig) -> None:
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        config: SimilarityConfig,
+        *,
+        device: str = "cpu",
+        distribution: DistanceDistribution | None = None,
+    ) -> None:
         self.config = config
-        normalized = MinMax.fit(demonstrations.actions).apply(demonstrations.actions)
-        self.actions = np.ascontiguousarray(scale_rotation(normalized, config.rotation_scale))
-        self.windows = window_indices(demonstrations.episode_ends, config.horizon)
-        n = len(self.windows)
-        if n < 2:
-            raise ConfigError(f"{demonstrations.name}: expected at least 2 steps to compare, got {n}.")
-        rng = np.random.default_rng(config.seed)
-        left = rng.integers(0, n, config.pairs)
-        # The second index skips the first, so every unordered pair i != j is equally likely.
-        right = (left + rng.integers(1, n, config.pairs)) % n
-        distances = dtw_pairs(self.actions, self.windows, left, right, cost=config.cost)
-        self.distribution = DistanceDistribution.fit(distances, config.quantile)
+        self.device = device
+        self.stream = window_stream(demonstrations, config)
+        self.sweep = make_sweep(self.stream, cost=config.cost, band=config.alignment_band, device=device)
+        self.distribution = distribution or fit_distribution(self.stream, self.sweep, config)
+        self._on_device: tuple[Any, ...] | None = None
 
-    def distances(self, rows: IntArray) -> FloatArray:
-        """(B, B) DTW distances between the windows that start at steps ``rows`` (B,)."""
-        return dtw_pairwise(self.actions[self.windows[rows]], cost=self.config.cost)
+    def distances(self, rows: IntArray, *, limit: float = np.inf) -> FloatArray:
+        """(B, B) distances between the windows that start at steps ``rows`` (B,); above ``limit`` maybe infinite."""
+        windows = self.stream.windows(rows)
+        return dtw_pairwise(windows, cost=self.config.cost, band=self.config.alignment_band, limit=limit)
 
     def weights(self, rows: IntArray) -> FloatArray:
         """(B, B) soft positive weights w_ij of a batch of steps; the diagonal is zero (paper section 4.2).
 
         A step that occurs twice in the batch is the best positive of itself (weight 1), never its negative.
         """
-        w = self.distribution.weights(self.distances(rows))
+        w = self.distribution.weights(self.distances(rows, limit=self.distribution.threshold))
         w[rows[:, None] == rows[None, :]] = 1.0
         np.fill_diagonal(w, 0.0)
         return w
+
+    def weights_tensor(self, rows: IntArray) -> torch.Tensor:
+        """:meth:`weights` as a tensor on ``device``; on a GPU everything is computed there."""
+        import torch
+
+        if self.device == "cpu":
+            return torch.from_numpy(self.weights(rows))
+        if self._on_device is None:
+            parts = (self.stream.points, self.stream.starts, self.distribution.values, self.distribution.weight)
+            self._on_device = tuple(torch.from_numpy(part).to(self.device) for part in parts)
+        points, starts, values, weight = self._on_device
+        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        steps = torch.arange(self.stream.horizon, device=self.device)
+        windows = points[starts[index][:, None] + steps]
+        threshold = self.distribution.threshold
+        d = dtw_pairwise(windows, cost=self.config.cost, band=self.config.alignment_band, limit=threshold)
+        at = torch.searchsorted(values, d, right=True)
+        w = torch.where(at > 0, weight[(at - 1).clamp(min=0)], 1.0)
+        w = torch.where(d <= threshold, w, 0.0)
+        w = torch.where(index[:, None] == index[None, :], 1.0, w)
+        return w.fill_diagonal_(0.0)

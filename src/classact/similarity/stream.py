@@ -21,7 +21,7 @@ from classact.similarity.reference import check_band, check_cost, check_finite
 from classact.types import FloatArray, IntArray
 
 SLACK = 64
-"""Zeros behind the stream, so that vectors of neighbouring windows may be read past the last window."""
+"""Zeros on either side of the stream, and T more, so that vectors of neighbouring windows may be read past its ends."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class WindowStream:
     """N windows of T steps in D dimensions.
 
     Attributes:
-        values: (D, P) float32, contiguous: the padded stream, one row per dimension, then :data:`SLACK` zeros.
+        values: (D, P) float32, contiguous: the padded stream, one row per dimension; T + :data:`SLACK` zeros before
+            and behind.
         starts: (N,) int64, ascending: window w is ``values[:, starts[w] : starts[w] + T]``.
         horizon: T.
     """
@@ -55,9 +56,10 @@ class WindowStream:
         repeat = np.ones(len(actions), np.int64)
         repeat[ends - 1] = horizon
         steps = np.repeat(np.arange(len(actions)), repeat)
-        values = np.zeros((actions.shape[1], len(steps) + SLACK + horizon), np.float32)
-        values[:, : len(steps)] = actions[steps].T
-        starts = np.arange(len(actions), dtype=np.int64)
+        margin = SLACK + horizon
+        values = np.zeros((actions.shape[1], len(steps) + 2 * margin), np.float32)
+        values[:, margin:-margin] = actions[steps].T
+        starts = np.arange(len(actions), dtype=np.int64) + margin
         starts += np.repeat(np.arange(len(ends)), lengths) * (horizon - 1)
         return WindowStream(values, starts, horizon)
 

@@ -1,0 +1,219 @@
+"""DTW of arbitrary sets of windows: a batch against itself or another, or a list of pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+
+from classact.errors import ConfigError
+from classact.similarity.cpu import MARGIN
+from classact.similarity.lanes import LANES, align, step_distances, unrolled
+from classact.similarity.reference import check_finite
+from classact.similarity.stream import check_sweep
+from classact.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+Windows = TypeVar("Windows", FloatArray, "torch.Tensor")
+"""(N, T, D), NumPy or torch."""
+
+
+@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _cross(
+    x: Any, blocks: Any, width: Any, skew: Any, band: int, squared: bool, limit: Any, same: bool, out: Any
+) -> None:
+    # x (N, T, D); blocks (M / LANES, D, T' * LANES), so that lanes are contiguous; out (N, LANES * len(blocks)).
+    n, T, _ = x.shape
+    columns = blocks.shape[2] // LANES
+    margin = 0 if skew is None else band  # columns that a row along the diagonal reads beyond the windows
+    begin = margin * LANES
+    stop = np.float32(limit * np.float32(1 + MARGIN))
+    for task in nb.prange(n):
+        # With itself only the upper triangle is computed: long and short rows alternate, so that threads share fairly.
+        i = task // 2 if task % 2 == 0 else n - 1 - task // 2
+        ring = np.zeros((T, (columns + 2 * margin) * LANES), np.float32)
+        scratch = np.empty((columns, LANES), np.float32)
+        ends = np.empty((2, LANES), np.float32)
+        d = np.empty(LANES, np.float32)
+        for block in range(i // LANES if same else 0, len(blocks)):
+            values = blocks[block]
+            # Every alignment begins at the first two steps and ends at the last two.
+            step_distances(x[i, 0], values, 0, LANES, squared, ends, 0, 0)
+            step_distances(x[i, T - 1], values, (columns - 1) * LANES, LANES, squared, ends, 1, 0)
+            nearest = np.float32(np.inf)
+            for v in range(LANES):
+                nearest = min(nearest, ends[0, v] + ends[1, v] if T + columns > 2 else ends[0, v])
+            if nearest > stop:
+                for v in range(LANES):
+                    out[i, block * LANES + v] = np.inf
+                continue
+            for p in range(T):
+                step_distances(x[i, p], values, 0, columns * LANES, squared, ring, p, begin)
+            align(width, skew, ring, 0, begin, LANES, T, columns, band, scratch, limit, d)
+            for v in range(LANES):
+                out[i, block * LANES + v] = d[v]
+
+
+@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _mirror(out: Any) -> None:
+    # In squares: whole columns would miss the cache at each step.
+    n = len(out)
+    for task in nb.prange((n + 63) // 64):
+        for i0 in range(0, 64 * task + 64, 64):
+            for j in range(64 * task, min(64 * task + 64, n)):
+                for i in range(i0, min(i0 + 64, j)):
+                    out[j, i] = out[i, j]
+
+
+@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _pairs(
+    points: Any, windows: Any, left: Any, right: Any, width: Any, skew: Any, band: int, squared: bool, out: Any
+) -> None:
+    # Sixteen pairs at a time; the first windows differ from lane to lane, too.
+    T, D = windows.shape[1], points.shape[1]
+    margin = 0 if skew is None else band
+    count = (len(left) + LANES - 1) // LANES
+    for task in nb.prange(count):
+        first = task * LANES
+        lanes = min(LANES, len(left) - first)
+        x, y = np.zeros((T, D, LANES), np.float32), np.zeros((T, D, LANES), np.float32)
+        ring = np.zeros((T, (T + 2 * margin) * LANES), np.float32)
+        scratch = np.empty((T, LANES), np.float32)
+        d = np.empty(LANES, np.float32)
+        for v in range(lanes):
+            i, j = left[first + v], right[first + v]
+            for p in range(T):
+                for k in range(D):
+                    x[p, k, v] = points[windows[i, p], k]
+                    y[p, k, v] = points[windows[j, p], k]
+        for p in range(T):
+            for q in range(T):
+                if abs(p - q) > band:
+                    continue
+                cell = ring[p, (margin + q) * LANES : (margin + q + 1) * LANES]
+                for v in range(LANES):
+                    cell[v] = np.float32(0)
+                for k in range(D):
+                    for v in range(LANES):
+                        e = x[p, k, v] - y[q, k, v]
+                        cell[v] += e * e
+                if not squared:
+                    for v in range(LANES):
+                        cell[v] = np.sqrt(cell[v])
+        align(width, skew, ring, 0, margin * LANES, LANES, T, T, band, scratch, np.float32(np.inf), d)
+        for v in range(lanes):
+            out[first + v] = d[v]
+
+
+def dtw_pairwise(
+    x: Windows, y: Windows | None = None, *, cost: str = "sqeuclidean", band: int | None = None, limit: float = np.inf
+) -> Windows:
+    """DTW distances between all windows of two sets.
+
+    Args:
+        x: (N, T, D), NumPy or torch, computed in float32. On a GPU where torch has it there.
+        y: (M, T', D) of the same kind; None compares x with itself.
+        cost: step cost, one of :data:`classact.similarity.COSTS`.
+        band: Sakoe-Chiba band in steps; None for none.
+        limit: pairs farther apart than this may come back as infinity, which saves time.
+
+    Returns:
+        (N, M) float32 of the same kind, where [i, j] is the distance of x[i] and y[j]; infinity where the band leaves
+        no alignment.
+
+    Raises:
+        ConfigError: unknown cost, or shapes that do not fit.
+        DataError: NaN or infinite values.
+    """
+    check_sweep(cost, band)
+    if y is not None and isinstance(x, np.ndarray) != isinstance(y, np.ndarray):
+        raise ConfigError(f"expected both sets as NumPy arrays or both as tensors, got {type(x)} and {type(y)}.")
+    if isinstance(x, np.ndarray):
+        return _pairwise(x, cast("FloatArray | None", y), cost, band, limit)
+    if x.device.type != "cpu":
+        from classact.similarity.gpu import dtw_pairwise_torch
+
+        return dtw_pairwise_torch(x, cast("torch.Tensor | None", y), cost=cost, band=band, limit=limit)
+    import torch
+
+    other = None if y is None else cast("torch.Tensor", y).detach().numpy()
+    return torch.from_numpy(_pairwise(x.detach().numpy(), other, cost, band, limit))
+
+
+def _pairwise(x: Any, y: Any, cost: str, band: int | None, limit: float) -> FloatArray:
+    x = np.ascontiguousarray(x, np.float32)
+    same = y is None
+    y = x if same else np.ascontiguousarray(y, np.float32)
+    if x.ndim != 3 or y.ndim != 3 or x.shape[2] != y.shape[2] or 0 in x.shape or 0 in y.shape:
+        raise ConfigError(
+            f"expected windows of shapes (N, T, D) and (M, T', D) with equal D, got {x.shape} and {y.shape}."
+        )
+    check_finite("x", x)
+    if not same:
+        check_finite("y", y)
+    (n, T, D), (m, columns, _) = x.shape, y.shape
+    if band is not None and abs(T - columns) > band:
+        return np.full((n, m), np.inf, np.float32)
+    padded = np.zeros((-(-m // LANES) * LANES, columns, D), np.float32)
+    padded[:m] = y
+    padded[m:] = y[0]
+    blocks = padded.reshape(-1, LANES, columns, D).transpose(0, 3, 2, 1).reshape(-1, D, columns * LANES)
+    width, skew = unrolled(columns, band if columns == T or band is None else None)
+    if columns != T and band is not None:
+        width, skew = (), None  # the diagonal of a band ends in the last cell only where lengths are equal
+    out = np.empty((n, len(padded)), np.float32)
+    reach = T + columns if band is None else min(band, T + columns)
+    _cross(x, np.ascontiguousarray(blocks), width, skew, reach, cost == "sqeuclidean", np.float32(limit), same, out)
+    out = np.ascontiguousarray(out[:, :m])
+    if same:
+        _mirror(out)
+    return out
+
+
+def dtw_pairs(
+    actions: FloatArray,
+    windows: IntArray,
+    left: IntArray,
+    right: IntArray,
+    *,
+    cost: str = "sqeuclidean",
+    band: int | None = None,
+) -> FloatArray:
+    """DTW distances of the given pairs of windows of one data set.
+
+    Args:
+        actions: (N, D) float32, normalised.
+        windows: (N, T) step indices, from :func:`classact.windows.window_indices`.
+        left, right: (P,) window numbers; pair k is (left[k], right[k]).
+        cost: step cost.
+        band: Sakoe-Chiba band in steps; None for none.
+
+    Returns:
+        (P,) float32.
+
+    Raises:
+        ConfigError: unknown cost, a negative band, or indices out of range.
+        DataError: NaN or infinite values.
+    """
+    check_sweep(cost, band)
+    actions = np.ascontiguousarray(actions, np.float32)
+    check_finite("actions", actions)
+    if len(left) != len(right):
+        raise ConfigError(f"expected as many left as right windows, got {len(left)} and {len(right)}.")
+    # The compiled loops check no bounds: a wrong index would read foreign memory.
+    for name, index, size in (
+        ("windows", windows, len(actions)),
+        ("left", left, len(windows)),
+        ("right", right, len(windows)),
+    ):
+        if index.size and not 0 <= index.min() <= index.max() < size:
+            raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
+    T = windows.shape[1]
+    width, skew = unrolled(T, band)
+    out = np.empty(len(left), np.float32)
+    reach = 2 * T if band is None else min(band, 2 * T)
+    _pairs(actions, windows, left, right, width, skew, reach, cost == "sqeuclidean", out)
+    return out
