@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from classact.pipeline import hardware, versions
+from classact.machine import hardware, versions
 from classact.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from classact.pipeline import Pipeline, RunConfig, from_preset, hardware, versions
+from classact.machine import hardware, versions
+from classact.pipeline import Pipeline, RunConfig, from_preset
 from classact.runs import Run
 from classact.storage import write_json
 from common import RESULTS

@@ -14,10 +14,11 @@ import statistics
 import numpy as np
 import torch
 
+from classact.batches import epoch_batches
 from classact.frames import prepare_frames
 from classact.pipeline import from_preset
 from classact.readers import read_demonstrations
-from classact.training import Trainer, epoch_batches
+from classact.training import Trainer
 from common import parser, peak_mebibytes, save, seconds
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import zarr
 
 import fakes
-from classact import __version__, analysis, cli, pipeline, rollout
+from classact import __version__, analysis, cli, pipeline, rollout, survey
 from classact.checkpoints import list_checkpoints
+from classact.commands.console import print_summary
+from classact.commands.similarity import histogram_lines
 from classact.doctor import Check
 from classact.runs import Run
+from classact.similarity.graph import SimilarityGraph
 from classact.sims import make_simulator
 
 LENGTHS = (25, 20, 7, 25, 20, 25)
@@ -110,7 +116,7 @@ def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("COLUMNS", "80")
     row = {"policy": "retrieval", "simulator": "pusht", "encoder": "class", "criterion": "coverage>0.90"}
     row |= {"success": 0.96, "successes": 48, "episodes": 50, "low": 0.865, "high": 0.989}  # type: ignore[dict-item]
-    cli.print_summary([row | {"shift": "fixed-color"}, row | {"shift": "rand-color"}])
+    print_summary([row | {"shift": "fixed-color"}, row | {"shift": "rand-color"}])
     printed = capsys.readouterr().out
     assert printed.startswith("retrieval on pusht")
     for words in ("class", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
@@ -248,6 +254,192 @@ def test_errors_are_one_line(
     data: Path, tmp_path: Path, flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error([*arguments("demo", tmp_path / "run", data), *flags], capsys)
+
+
+# similarity
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, str]:
+    """A finished measurement of the embedded demonstrations: its command, its folder and what it printed."""
+    out = tmp_path_factory.mktemp("similarity") / "out [1]"
+    command = ["similarity", "pusht-expert", "--out", str(out), "--episodes", "4", "--device", "cpu", "--quiet"]
+    return command, out, captured(command)
+
+
+def test_similarity(measured: tuple[list[str], Path, str]) -> None:
+    _, out, printed = measured
+    names = {path.name for path in out.iterdir()}
+    files = {"similarity.json", "similarity.html", "examples.safetensors", "degrees.safetensors"}
+    assert names == files | {"distribution"}
+    numbers = json.loads((out / "similarity.json").read_text(encoding="utf-8"))
+    n = numbers["data"]["steps"]
+    assert numbers["pairs"] == numbers["all_pairs"] == n * (n - 1) // 2
+    assert numbers["positives"]["mean"] == pytest.approx(2 * numbers["kept"] / n)
+    for words in (
+        f"{numbers['threshold']:.6g} (exact: all {numbers['pairs']:,} pairs)",
+        f"{numbers['kept']:,} of {numbers['pairs']:,} (1.5 %)",
+        f"median {numbers['positives']['median']:,.0f}",
+        "anchors with none",
+        "in a batch of 160",
+        "▲",
+        "million pairs/s",
+        f"Page: {out / 'similarity.html'}",
+    ):
+        assert words in printed
+    table = printed.split("Page:")[0].split("Note:")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+def test_similarity_again_measures_nothing(
+    measured: tuple[list[str], Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, out, printed = measured
+    monkeypatch.setattr(survey, "fit_distribution", None)
+    before = (out / "similarity.json").read_bytes()
+    assert captured(command) == printed
+    assert (out / "similarity.json").read_bytes() == before
+    assert "in a batch of 32 " in captured([*command, "--batch-size", "32", "--no-html"])
+    message = error([*command, "--quantile", "0.02"], capsys)
+    assert f"{out} was made with settings.quantile = 0.015, now it is 0.02. Choose another --out" in message
+    message = error([*command, "--episodes", "3"], capsys)
+    assert "was made with other data, pusht-expert of 439 steps" in message
+
+
+def test_similarity_continues_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["similarity", "pusht-expert", "--episodes", "4", "--device", "cpu", "--quiet", "--no-html"]
+    captured([*command, "--out", str(tmp_path / "whole")])
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(survey, "count_degrees", stop)
+        assert cli.main([*command, "--out", str(tmp_path / "a")]) == 130
+    assert not (tmp_path / "a" / "similarity.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(survey, "fit_distribution", None)  # what was counted is not counted again
+        captured([*command, "--out", str(tmp_path / "a")])
+    whole, again = (json.loads((tmp_path / name / "similarity.json").read_text()) for name in ("whole", "a"))
+    timed = {"seconds": {}, "rate": 0}
+    assert whole | timed == again | timed
+    assert not (tmp_path / "a" / "work").exists()
+
+
+@pytest.mark.slow
+def test_similarity_on_two_ranks_leaves_the_same_and_prints_once(tmp_path: Path) -> None:
+    flags = ["--episodes", "3", "--device", "cpu", "--graph"]
+    captured(["similarity", "pusht-expert", "--out", str(tmp_path / "one"), "--quiet", "--no-html", *flags])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "classact"]
+    command = [sys.executable, *launcher, "similarity", "pusht-expert", "--out", str(tmp_path / "two"), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("positives per anchor") == 1
+    assert "on cpu x 2 ranks" in done.stdout
+    assert done.stderr.count("compare settings") == 1
+    for file in ("degrees.safetensors", "examples.safetensors", "graph/indices.npy", "graph/distances.npy"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert (tmp_path / "two" / "similarity.html").exists()
+    assert not (tmp_path / "two" / "work").exists()
+
+
+def test_similarity_writes_the_graph(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["similarity", "pusht-expert", "--out", str(out), "--episodes", "2", "--quiet", "--no-html"]
+    command += ["--device", "cpu", "--metric", "l2", "--graph", "--max-neighbors", "5"]
+    printed = captured(command)
+    assert "The graph will hold about 677 edges" in printed
+    assert f"Graph: {out / 'graph'}" in printed
+    graph = SimilarityGraph.open(out / "graph")
+    assert graph.degrees().max() == 5
+    assert graph.threshold == json.loads((out / "similarity.json").read_text())["threshold"]
+    assert "L2" in captured(command)
+
+
+def test_training_with_the_measured_similarity(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "similarity", tmp_path / "run"
+    measure = ["similarity", str(data), "--out", str(folder), "--quiet", "--no-html", "--graph", "--device", "cpu"]
+    captured([*measure, "--quantile", "0.1", "--horizon", "7"])
+    train = arguments("pretrain", out, data, "--similarity", str(folder), "--positives", "graph")
+    captured([*train, "--device", "cpu", "--positives-per-anchor", "2"])
+    settings = Run(out).read_config()["settings"]
+    assert settings["pretrain"]["similarity"]["quantile"] == 0.1
+    assert settings["pretrain"]["positives_per_anchor"] == 2
+    other = arguments("pretrain", tmp_path / "other", data, "--similarity", str(folder))
+    assert "was made with settings.quantile = 0.1, now it is 0.2" in error([*other, "--quantile", "0.2"], capsys)
+    nowhere = arguments("pretrain", out, data, "--similarity", str(tmp_path))
+    assert "similarity.json does not exist" in error(nowhere, capsys)
+
+
+def test_similarity_graph_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    monkeypatch.setattr(survey, "fit_distribution", None)  # said before anything is measured
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path / "out"), "--episodes", "2", "--quiet", "--graph"]
+    assert "needs" in error(command, capsys)
+
+
+def test_similarity_warns_of_a_large_k(tmp_path: Path) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path), "--episodes", "2", "--quiet", "--no-html"]
+    printed = " ".join(captured([*command, "--quantile", "0.6", "--device", "cpu"]).split())
+    assert "K = 60 % calls 60 % of all pairs positive: little is left to contrast with." in printed
+
+
+def test_similarity_of_a_sample(tmp_path: Path) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path), "--episodes", "3", "--quiet", "--no-html"]
+    printed = captured([*command, "--estimate", "sampled", "--pairs", "20000", "--device", "cpu"])
+    assert "K right to within" in printed
+    assert "20,000 of" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
+        (("--quantile", "0"), "expected a quantile K between 0 and 1"),
+        (("--quantile", "1e-9"), "selects no pair at all; expected K of at least"),
+        (("--metric", "cosine"), "unknown metric 'cosine': available are 'dtw', 'l2'"),
+        (("--cost", "manhattan"), "unknown step cost 'manhattan'"),
+        (("--metric", "l2", "--band", "3"), "metric 'l2' compares equal steps"),
+        (("--estimate", "guess"), "unknown estimate 'guess'"),
+        (("--band", "-1"), "band of at least 0 steps"),
+        (("--horizon", "0"), "horizon of at least 1 step, got 0"),
+        (("--horizon", "9999"), "a horizon of 9999 steps is longer than every episode"),
+        (("--batch-size", "1"), "batch size of at least 2, got 1"),
+        (("--max-neighbors", "4"), "ask for the graph (--graph) as well"),
+        (("--graph", "--max-neighbors", "0"), "at least 1 neighbour"),
+        (("--device", "tpu"), "unknown device 'tpu'"),
+        (("--episodes", "0"), "asked for the first 0 episodes"),
+    ],
+)
+def test_similarity_errors_are_one_line(
+    tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path / "out"), "--episodes", "2", "--quiet"]
+    assert message in error([*command, *flags], capsys)
+    assert not (tmp_path / "out" / "similarity.json").exists()
+
+
+def test_similarity_of_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = fakes.demonstrations(0, 8, LENGTHS)
+    path = fakes.write_zarr(tmp_path / "bad.zarr", data)
+    zarr.open_group(str(path), mode="r+")["data/action"][7, 1] = np.nan
+    command = ["similarity", str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    assert "actions[7, 1] is nan" in error(command, capsys)
+    assert "does not exist" in error(["similarity", "nowhere", "--out", str(tmp_path / "out"), "--quiet"], capsys)
+
+
+def test_histogram_in_a_line() -> None:
+    edges = [0.0, *np.geomspace(0.01, 100, 9)]
+    counts = [0, 0, 1, 2, 8, 4, 0, 2, 0]
+    bars, mark, scale, _ = histogram_lines({"edges": edges, "counts": counts}, 0.5)
+    assert bars == "▂▃█▅ ▃"
+    assert mark == "  ▲ 0.5"  # in the bin from 0.32 to 1
+    assert scale.split() == ["0.0316", "31.6"]
+    assert len(histogram_lines({"edges": edges, "counts": counts}, 0.5, width=3)[0]) == 3
+    assert histogram_lines({"edges": edges, "counts": [0] * 9}, 0.5)[0].strip() == ""
 
 
 # Ctrl-C

@@ -12,13 +12,24 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "classact"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     (
-        *("progress", "statistics", "normalize", "storage", "tsne", "optim", "augment", "objectives"),
-        *("windows", "images", "video", "runs", "checkpoints", "encoders", "similarity"),
+        *(
+            "progress",
+            "statistics",
+            "machine",
+            "interruptions",
+            "normalize",
+            "storage",
+            "tsne",
+            "optim",
+            "augment",
+            "objectives",
+        ),
+        *("windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "similarity"),
     ),
     ("readers", "policies", "sims"),
-    ("frames", "training", "rollout", "presets", "doctor", "analysis", "pipeline"),
+    ("frames", "training", "rollout", "presets", "doctor", "analysis", "pipeline", "survey", "bench"),
     ("report",),
-    ("cli", "__main__"),
+    ("commands", "cli", "__main__"),
 )
 """Modules and packages by level. One imports from lower levels, and within its level from those listed before it.
 

@@ -14,7 +14,7 @@ import fakes
 from classact import analysis, pipeline, rollout
 from classact.checkpoints import list_checkpoints
 from classact.errors import ConfigError, DataError, StorageError
-from classact.pipeline import Pipeline, RunConfig, evaluate_run, first_difference, from_preset
+from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
 from classact.runs import Run
 from classact.sims import make_simulator
 from classact.storage import write_folder
@@ -257,12 +257,6 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_folder(tmp_path / "encoder", lambda path: (path / "a").write_text("whole") and None)
     analysis.remove_leftovers(Run(tmp_path))
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.tmp", "a", "checksums.json", "encoder", "sub"]
-
-
-def test_first_difference_names_the_path() -> None:
-    assert first_difference({"a": {"b": [1]}}, {"a": {"b": [1]}}, "s") is None
-    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "s") == "s.a.b = 1, now it is 2"
-    assert first_difference({"a": 1}, {"a": 1, "c": 3}, "s") == "s.c = None, now it is 3"
 
 
 def test_every_preset_makes_a_config_that_survives_json() -> None:

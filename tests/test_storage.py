@@ -17,6 +17,7 @@ from classact.errors import CheckpointError, DataError, StorageError
 from classact.storage import (
     append_jsonl,
     atomic_path,
+    first_difference,
     read_arrays,
     read_json,
     read_jsonl,
@@ -347,3 +348,14 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     write_folder(tmp_path / "folder", lambda path: write_arrays(path / "a.safetensors", {"a": np.zeros(2)}))
     for path in (tmp_path / "a.safetensors", tmp_path / "folder" / "a.safetensors"):
         assert path.stat().st_mode == plain.stat().st_mode
+
+
+# Differences
+
+
+def test_first_difference_names_the_path() -> None:
+    assert first_difference({"a": {"b": [1]}}, {"a": {"b": [1]}}, "s") is None
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "s") == "s.a.b = 1, now it is 2"
+    assert first_difference({"a": 1}, {"a": 1, "c": 3}, "s") == "s.c = None, now it is 3"
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "") == "a.b = 1, now it is 2"
+    assert first_difference({"a": {"c": 1}}, {"a": 5}, "") == "a = {'c': 1}, now it is 5"

@@ -331,7 +331,7 @@ def test_unusable_data_and_settings() -> None:
         Trainer(data, fakes.pretrain_config(encoder=EncoderConfig(camera="wrist", image_size=32, crop_size=28)))
     with pytest.raises(DataError, match=r"walks: expected images of 64 x 64 pixels for this encoder, got 32 x 32"):
         Trainer(data, fakes.pretrain_config(encoder=EncoderConfig()))
-    with pytest.raises(ConfigError, match=r"walks \(memory\): K = 1e-05 of 4,000 pairs selects no pair.*Raise K"):
+    with pytest.raises(ConfigError, match=r"walks \(memory\): K = 1e-05 of 7,140 pairs selects no pair.*Raise K"):
         Trainer(data, fakes.pretrain_config(similarity=SimilarityConfig(quantile=1e-5, pairs=4000)))
     with pytest.raises(ConfigError, match=r"unknown precision 'half': available are 'auto', 'bfloat16', 'float32'"):
         fakes.pretrain_config(precision="half")
@@ -340,11 +340,18 @@ def test_unusable_data_and_settings() -> None:
 
 
 def test_episodes_shorter_than_the_window_are_padded() -> None:
-    data = fakes.demonstrations(lengths=(3, 1, 5, 4))
+    data = fakes.demonstrations(lengths=(3, 1, 5, 24))
     short = Trainer(data, fakes.pretrain_config(batch_size=8, similarity=SimilarityConfig(quantile=0.4, pairs=2000)))
     short.fit()
-    assert_array_equal(short.similarity.windows[3], [3] * 16)  # the episode of one step
-    assert_array_equal(short.similarity.windows[0], [0, 1] + [2] * 14)
+    points = short.similarity.stream.windows(np.arange(33))
+    assert_array_equal(points[3], points[3, :1].repeat(16, axis=0))  # the episode of one step
+    assert_array_equal(points[0, 2:], points[2, :1].repeat(14, axis=0))
+
+
+def test_a_horizon_longer_than_every_episode() -> None:
+    data = fakes.demonstrations(lengths=(3, 1, 5, 4))
+    with pytest.raises(ConfigError, match=r"walks \(memory\): a horizon of 16 steps is longer than every episode"):
+        Trainer(data, fakes.pretrain_config(batch_size=8))
 
 
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])

@@ -7,23 +7,20 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from classact import analysis
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import ConfigError, DataError, choose
 from classact.frames import FramesConfig, needs_rendering, prepare_frames
+from classact.machine import choose_device, hardware, versions
 from classact.normalize import MinMax
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents, retrievable
 from classact.presets import Preset, get_preset
@@ -32,7 +29,7 @@ from classact.readers import read_demonstrations
 from classact.rollout import EvaluationConfig, run_evaluation
 from classact.runs import Run
 from classact.sims import make_simulator
-from classact.storage import write_json
+from classact.storage import first_difference, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
@@ -53,6 +50,8 @@ class RunConfig:
         retrieval: acting.
         evaluation: rollouts.
         baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
+        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
+            graph are used instead of being measured again.
     """
 
     data: str = "pusht-expert"
@@ -62,6 +61,7 @@ class RunConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     baselines: bool = True
+    similarity: str | None = None
 
 
 def from_preset(name: str, *, shift: str = "fixed-color", **changes: Any) -> RunConfig:
@@ -192,7 +192,10 @@ class Pipeline:
             return ImageEncoder.from_pretrained(self.run.encoder)
         frames = self.frames()
         with self._timed("action similarity"):
-            trainer = Trainer(frames, self.config.pretrain, self.run.root, self.device)
+            folder = self.config.similarity
+            trainer = Trainer(
+                frames, self.config.pretrain, self.run.root, self.device, None if folder is None else Path(folder)
+            )
             analysis.write_similarity(self.run, trainer.similarity)
         with self._timed("pre-training"), progress_bar("learn the representation", quiet=self.quiet) as bar:
             encoder = trainer.fit(bar)
@@ -281,62 +284,12 @@ def _deciding(settings: Any) -> Any:
     """The settings that decide what is learned: not how it is evaluated, nor on how many processes."""
     if not isinstance(settings, dict):
         return settings
-    kept = {key: value for key, value in settings.items() if key not in ("evaluation", "baselines")}
+    kept = {key: value for key, value in settings.items() if key not in ("evaluation", "baselines", "similarity")}
     if isinstance(kept.get("frames"), dict):
         kept["frames"] = {key: value for key, value in kept["frames"].items() if key != "workers"}
     if isinstance(kept.get("pretrain"), dict):
         kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in ("log_every", "checkpoint_every")}
     return kept
-
-
-def first_difference(found: Any, expected: Any, name: str) -> str | None:
-    """Names the first setting that differs, with both values; None where all agree."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in sorted(found.keys() | expected.keys()):
-            if difference := first_difference(found.get(key), expected.get(key), f"{name}.{key}"):
-                return difference
-        return None
-    return None if found == expected else f"{name} = {found!r}, now it is {expected!r}"
-
-
-def choose_device(name: str) -> str:
-    """ "cpu" or "cuda" for a device setting; "auto" takes a GPU if torch sees one.
-
-    Raises:
-        ConfigError: an unknown name, or "cuda" where there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(choose("device", name, ("auto", "cpu", "cuda")))
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError(
-            "device 'cuda' was asked for, but torch sees no GPU. Use device 'cpu', or see 'classact doctor'."
-        )
-    return "cuda" if available and name != "cpu" else "cpu"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    names = ("classact", "torch", "torchvision", "numpy", "numba", "pymunk", "gym-pusht", "opencv-python")
-    out = {"python": platform.python_version()}
-    for name in names:
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and GPU of this machine."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": torch.get_num_threads(), "gpu": gpu, "platform": platform.platform()}
 
 
 def evaluate_run(

@@ -145,6 +145,23 @@ def read_json(path: Path, error: type[Exception] = DataError) -> Any:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
 
+def first_difference(found: Any, expected: Any, name: str) -> str | None:
+    """Names the first setting that differs, with both values; None where all agree.
+
+    Args:
+        found: JSON that was read.
+        expected: JSON as it is now.
+        name: of the whole, before the first dot; "" names the keys alone.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys()):
+            path = f"{name}.{key}" if name else key
+            if difference := first_difference(found.get(key), expected.get(key), path):
+                return difference
+        return None
+    return None if found == expected else f"{name} = {found!r}, now it is {expected!r}"
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, allow_nan=False, default=_plain) + "\n" for row in rows))

@@ -6,11 +6,9 @@ that was not, and there is no generator state to save.
 
 from __future__ import annotations
 
-import signal
-import threading
+import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 
 from classact.augment import AugmentConfig, augment
+from classact.batches import epoch_batches, positive_batches
 from classact.checkpoints import (
     TrainingState,
     load_latest,
@@ -29,13 +28,18 @@ from classact.checkpoints import (
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted, choose
 from classact.images import sample_digest
+from classact.interruptions import interruptible
 from classact.objectives import SoftInfoNCEConfig, soft_infonce
 from classact.optim import OptimizerConfig, ema_decay, learning_rate, make_optimizer, update_ema
-from classact.similarity import ActionSimilarity, SimilarityConfig
-from classact.storage import append_jsonl
+from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
+from classact.similarity.distribution import read_distribution
+from classact.similarity.graph import SimilarityGraph
+from classact.similarity.model import naming
+from classact.storage import append_jsonl, first_difference
 from classact.types import Demonstrations, IntArray
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+POSITIVES = ("online", "graph")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class PretrainConfig:
         epochs: passes over all steps; steps of training = ceil(N epochs / batch_size).
         batch_size: images per step, drawn without replacement within an epoch (table 4: 160).
         seed: of initial weights, batches and augmentations.
+        positives: where a batch's weights come from: "online": its B x B distances are computed when it is used (the
+            paper's appendix B); "graph": looked up in the graph that ``classact similarity --graph`` wrote. Both give
+            the same weights, unless the graph is capped.
+        positives_per_anchor: with "graph", draw for each anchor of a batch so many of its positives into the batch; 0
+            draws all steps alike.
         precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
             in it natively.
         log_every: steps between rows of train.jsonl.
@@ -60,6 +69,8 @@ class PretrainConfig:
     epochs: float = 100.0
     batch_size: int = 160
     seed: int = 0
+    positives: str = "online"
+    positives_per_anchor: int = 0
     precision: str = "auto"
     log_every: int = 20
     checkpoint_every: int = 200
@@ -67,6 +78,13 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(choose("precision", self.precision, PRECISIONS))
+        if self.positives not in POSITIVES:
+            raise ConfigError(choose("source of positives", self.positives, POSITIVES))
+        if self.positives_per_anchor < 0 or (self.positives_per_anchor and self.positives != "graph"):
+            raise ConfigError(
+                f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
+                f"{self.positives_per_anchor} with positives {self.positives!r}."
+            )
         if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
             raise ConfigError(
                 f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
@@ -96,29 +114,6 @@ def _cpu_flags() -> str:
         return ""
 
 
-def epoch_batches(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[IntArray]:
-    """Batches of step indices from ``first_step`` on, without end.
-
-    Each epoch is a permutation drawn from (seed, epoch); batches run across its end, so that every step occurs equally
-    often and no batch is short.
-    """
-    batch = min(batch_size, n)
-    position = first_step * batch
-    permutations: dict[int, IntArray] = {}
-    while True:
-        rows = np.empty(batch, np.int64)
-        filled = 0
-        while filled < batch:
-            epoch, offset = divmod(position + filled, n)
-            if epoch not in permutations:
-                permutations = {epoch: np.random.default_rng([seed, epoch]).permutation(n)}
-            part = permutations[epoch][offset : offset + batch - filled]
-            rows[filled : filled + len(part)] = part
-            filled += len(part)
-        position += batch
-        yield rows
-
-
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of one step's augmentations."""
     entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
@@ -134,12 +129,15 @@ class Trainer:
         config: settings.
         folder: where checkpoints and train.jsonl go; None keeps nothing.
         device: "cpu" or "cuda".
+        similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF,
+            and its graph, are used, not measured again.
     """
 
     demonstrations: Demonstrations
     config: PretrainConfig
     folder: Path | None = None
     device: str = "cpu"
+    similarity_folder: Path | None = None
 
     def __post_init__(self) -> None:
         camera, size = self.config.encoder.camera, self.config.encoder.image_size
@@ -156,16 +154,51 @@ class Trainer:
         self.steps = self.config.steps(self.demonstrations.num_steps)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(self.config.precision, device)
-        try:
-            self.similarity = ActionSimilarity(self.demonstrations, self.config.similarity)
-        except ConfigError as error:
-            raise ConfigError(f"{self.demonstrations.name} ({self.demonstrations.source}): {error}") from None
+        self._measure_similarity()
         self.encoder = ImageEncoder(self.config.encoder, seed=self.config.seed).to(device)
         self.average = ImageEncoder(self.config.encoder, load_init=False).to(device)
         self.average.load_state_dict(self.encoder.state_dict())
         self.optimizer = make_optimizer(self.encoder.parameters(), self.config.optimizer)
         self.step = 0
         self.seconds = 0.0
+
+    def _measure_similarity(self) -> None:
+        config, folder = self.config.similarity, self.similarity_folder
+        if self.config.positives == "graph" and folder is None:
+            raise ConfigError(
+                "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
+                "and name its folder."
+            )
+        distribution, self.graph = None, None
+        with naming(self.demonstrations):
+            if folder is not None:
+                identity = similarity_identity(window_stream(self.demonstrations, config), config)
+                distribution = read_distribution(folder / "distribution", identity)
+                if self.config.positives == "graph":
+                    self.graph = SimilarityGraph.open(folder / "graph", identity)
+            self.similarity = ActionSimilarity(
+                self.demonstrations, config, device=self.device, distribution=distribution
+            )
+
+    def _batches(self) -> Iterator[IntArray]:
+        n, config = self.demonstrations.num_steps, self.config
+        if self.graph is None or not config.positives_per_anchor:
+            return epoch_batches(n, config.batch_size, config.seed, self.step)
+        return positive_batches(
+            n,
+            config.batch_size,
+            config.seed,
+            self.step,
+            self.graph,
+            config.positives_per_anchor,
+            weigh=self.similarity.distribution.weights,
+        )
+
+    def _weights(self, rows: IntArray) -> torch.Tensor:
+        """(B, B) soft positive weights on the training device."""
+        if self.graph is None:
+            return self.similarity.weights_tensor(rows)
+        return torch.from_numpy(self.graph.weights(rows, self.similarity.distribution)).to(self.device)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -174,11 +207,11 @@ class Trainer:
         config = self.config
         device = torch.device(self.device)
         rows = np.sort(rows)  # neighbours in the file: fewer page faults, and the loss does not care
-        weights = self.similarity.weights(rows)
+        weights = self._weights(rows)
         ignore = None
         if config.objective.pairs == "cross-episode":
-            ignore = self.episodes[rows][:, None] == self.episodes[rows][None, :]
-            weights[ignore] = 0.0
+            ignore = torch.from_numpy(self.episodes[rows][:, None] == self.episodes[rows][None, :]).to(device)
+            weights = weights.masked_fill(ignore, 0.0)
         generator = step_generator(config.seed, self.step, device)
         images = torch.from_numpy(np.ascontiguousarray(self.images[rows])).to(device)
         pixels = augment(images, config.encoder.crop_size, config.augment, generator)
@@ -188,10 +221,10 @@ class Trainer:
             features = features + config.augment.feature_noise * noise
         loss = soft_infonce(
             features,
-            torch.from_numpy(weights).to(device),
+            weights,
             temperature=config.objective.temperature,
             reduction=config.objective.reduction,
-            ignore=None if ignore is None else torch.from_numpy(ignore).to(device),
+            ignore=ignore,
         )
         rate = learning_rate(config.optimizer, self.step, self.steps)
         for group in self.optimizer.param_groups:
@@ -206,13 +239,13 @@ class Trainer:
             list(self.encoder.parameters()),
             ema_decay(self.step, config.optimizer.ema_power),
         )
-        positives = (weights > 0).sum(axis=1)
+        positives = (weights > 0).sum(dim=1).double()
         return {
             "loss": float(loss.detach()),
             "lr": rate,
             "grad_norm": float(norm),
             "positives": float(positives.mean()),
-            "anchors": float((positives > 0).mean()),
+            "anchors": float((positives > 0).double().mean()),
         }
 
     # -- the run ----------------------------------------------------------------------------------------------------
@@ -232,10 +265,10 @@ class Trainer:
             ClassactError: the loss became NaN or infinite; the last checkpoint is from before.
         """
         self.resume()
-        rows = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, self.step)
+        rows = self._batches()
         begin, spent = time.perf_counter(), self.seconds
         mark, window = self.step, begin
-        with _interruptible() as interrupted:
+        with interruptible() as interrupted:
             while self.step < self.steps:
                 batch = next(rows)
                 stats = self.train_step(batch)
@@ -284,6 +317,7 @@ class Trainer:
             "config": config,
             "data": self.demonstrations.fingerprint(),
             "images": sample_digest(self.images),
+            "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,
         }
 
@@ -307,7 +341,11 @@ class Trainer:
         if state is None:
             return False
         where = f"{self.folder}/checkpoints/step-{state.step:08d}"
-        _same(state.meta["identity"], self.identity(), where)
+        if difference := first_difference(state.meta["identity"], json.loads(json.dumps(self.identity())), ""):
+            raise CheckpointError(
+                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
+                f"to start over."
+            )
         source = Path(where)
         self.encoder.load_weights(_part(state, "model."), source)
         self.average.load_weights(_part(state, "ema."), source)
@@ -318,42 +356,3 @@ class Trainer:
 
 def _part(state: TrainingState, prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-
-
-def _same(found: Any, expected: Any, where: str, path: str = "") -> None:
-    """Raise on the first setting that differs, naming it and both values."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in sorted(found.keys() | expected.keys()):
-            _same(found.get(key), expected.get(key), where, f"{path}.{key}" if path else key)
-        return
-    if isinstance(expected, tuple):
-        expected = list(expected)
-    if found != expected:
-        raise CheckpointError(
-            f"{where} was made with {path} = {found!r}, now it is {expected!r}. Give another --out for the new "
-            f"settings, or remove that folder to start over."
-        )
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a flag that is looked at between steps; a second signal acts at once."""
-    caught = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught.is_set  # signals belong to the main thread
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handler(number: int, _: Any) -> None:
-        if caught.is_set():
-            signal.signal(number, before[signal.Signals(number)])
-            raise KeyboardInterrupt
-        caught.set()
-
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield caught.is_set
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

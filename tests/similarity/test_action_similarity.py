@@ -207,12 +207,14 @@ def test_settings_refused(change: dict[str, object], message: str) -> None:
 
 def test_one_step_cannot_be_compared() -> None:
     data = Demonstrations("one", np.array([1]), np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32))
-    with pytest.raises(ConfigError, match="one: expected at least 2 steps to compare, got 1"):
+    with pytest.raises(ConfigError, match="expected at least 2 steps to compare, got 1"):
         ActionSimilarity(data, CONFIG)
 
 
 def test_a_horizon_longer_than_every_episode() -> None:
-    with pytest.raises(ConfigError, match=r"a horizon of 151 steps is longer than every episode \(the longest has 150\)"):
+    with pytest.raises(
+        ConfigError, match=r"a horizon of 151 steps is longer than every episode \(the longest has 150\)"
+    ):
         ActionSimilarity(walks(), replace(CONFIG, horizon=151))
 
 

@@ -47,8 +47,9 @@ def test_counted_values_are_added_to_what_is_there() -> None:
     assert found.total == 16
 
 
-def test_a_counter_goes_on_beyond_32_bits() -> None:
+def test_a_counter_goes_on_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = DistanceCounts(4)
+    monkeypatch.setattr(counts, "_SPARSE", 0)
     full = 2**32 - 1
     value = np.array([2], np.float32)
     found.add_counted(value, np.array([full]))

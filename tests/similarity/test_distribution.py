@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
 from classact.similarity import DistanceCounts, DistanceDistribution
+from classact.similarity.distribution import read_distribution, write_distribution
 
 DISTANCES = np.arange(1, 11, dtype=np.float32)
 
@@ -163,3 +165,28 @@ def test_equal_distances() -> None:
 def test_non_finite(bad: float) -> None:
     with pytest.raises(ConfigError, match="NaN or infinite"):
         fit(1, 2, bad)
+
+
+# On disk
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    found = fit(*DISTANCES, quantile=0.4)
+    identity = {"windows": "abc", "settings": {"horizon": 16, "band": None}}
+    write_distribution(tmp_path / "d", found, identity)
+    back = read_distribution(tmp_path / "d", identity)
+    assert back.to_json() == found.to_json()
+    assert_array_equal(back.weights(DISTANCES), found.weights(DISTANCES))
+
+
+def test_other_settings_and_damage_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    with pytest.raises(CheckpointError, match="d does not exist; 'classact similarity' writes it"):
+        read_distribution(folder, {})
+    write_distribution(folder, fit(*DISTANCES, quantile=0.4), {"settings": {"horizon": 16}})
+    with pytest.raises(ConfigError, match=r"d was made with settings\.horizon = 16, now it is 8\. Use the data"):
+        read_distribution(folder, {"settings": {"horizon": 8}})
+    file = folder / "distribution.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"distribution\.safetensors has [\d,]+ bytes, expected [\d,]+"):
+        read_distribution(folder, {"settings": {"horizon": 16}})

@@ -5,31 +5,17 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
 from classact.report import figures, headline, learning
+from classact.report.plots import Plot, duration, environment, make_plot
 from classact.report.reasons import reasons, world_size
 from classact.report.sources import Row, Sources, encoder_name, plain, read_sources, row_label
 from classact.report.style import BLUE, GREY, PURPLE, TEAL, percent, styles
 from classact.runs import Run
 from classact.storage import write_text
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure for the page: its JSON, what a screen reader says, and the sentence beneath."""
-
-    key: str
-    figure: dict[str, Any]
-    alt: str
-    caption: str = ""
-    title: str = ""
-    views: list[str] = field(default_factory=list)
 
 
 def build_report(root: Path) -> Path:
@@ -45,21 +31,14 @@ def build_report(root: Path) -> Path:
         DataError: the folder does not exist, holds nothing to report, or one of its files is damaged (named).
         StorageError: the page cannot be written; an older page is left as it was.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     sources = read_sources(root)
-    environment = Environment(
-        loader=PackageLoader("classact.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "duration": duration, "encoder_name": encoder_name}
+    templates = environment()
+    templates.filters["encoder_name"] = encoder_name
     path = Run(sources.root).report
-    page = environment.get_template("template.html").render(context(sources), plotly_js=Markup(get_plotlyjs()))
+    page = templates.get_template("template.html").render(context(sources), plotly_js=Markup(get_plotlyjs()))
     write_text(path, page)
     return path
 
@@ -92,14 +71,6 @@ def context(sources: Sources) -> dict[str, Any]:
         "settings": settings(config),
         "absent": sources.absent,
     }
-
-
-def duration(seconds: float) -> str:
-    """``5400`` as ``1 h 30 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _date(text: str) -> str:
@@ -143,12 +114,6 @@ def _constants(rows: list[Row]) -> str:
     return ", ".join(f"{k} {next(iter(v))}" for k, v in same if len(v) == 1 and v != {""})
 
 
-def _plot(key: str, figure: go.Figure, alt: str, caption: str = "", title: str = "") -> Plot:
-    value = json.loads(figure.to_json())
-    views = (value["layout"].get("meta") or {}).get("views", {})
-    return Plot(key, value, alt, caption, title, list(views))
-
-
 def _success_plot(rows: list[Row]) -> Plot | None:
     if not rows:
         return None
@@ -157,7 +122,7 @@ def _success_plot(rows: list[Row]) -> Plot | None:
         f"interval {percent(row['low'])} to {percent(row['high'])}"
         for row in rows
     )
-    return _plot("success", figures.success_figure(rows), f"Success rates with 95% intervals. {words}.")
+    return make_plot("success", figures.success_figure(rows), f"Success rates with 95% intervals. {words}.")
 
 
 def _coverage_plots(sources: Sources) -> list[Plot]:
@@ -167,14 +132,14 @@ def _coverage_plots(sources: Sources) -> list[Plot]:
     metric = evaluations[0].metric
     same = [e for e in evaluations if e.metric == metric]
     return [
-        _plot(
+        make_plot(
             "reached",
             figures.reached_figure(same),
             f"Share of episodes whose largest {metric} is at least a value, one curve per evaluation.",
             "Read upwards from any threshold: the height is the success rate that this threshold would give.",
             f"How far episodes get: largest {metric}",
         ),
-        _plot(
+        make_plot(
             "strip",
             figures.strip_figure(same),
             f"Largest {metric} of every episode, one row per evaluation, with medians.",
@@ -187,7 +152,7 @@ def _coverage_plots(sources: Sources) -> list[Plot]:
 def _curve_plots(sources: Sources) -> list[Plot]:
     look = styles([e.encoder for e in sources.evaluations])
     return [
-        _plot(
+        make_plot(
             f"curve-{i}",
             figures.curves_figure(e, look[e.encoder][0]),
             f"{e.metric} over steps for {e.label}: mean of {len(e.curves)} episodes over one thin line per episode; "
@@ -213,7 +178,7 @@ def _training_plots(rows: list[Row]) -> list[Plot]:
         if values:
             alt = f"{title} over training steps, from {values[0]:.4g} to {values[-1]:.4g}."
             figure = learning.training_figure(rows, key, axis, colour)
-            plots.append(_plot(f"training-{key}", figure, alt, title=title))
+            plots.append(make_plot(f"training-{key}", figure, alt, title=title))
     return plots
 
 
@@ -222,7 +187,7 @@ def _similarity_plots(similarity: Row | None) -> list[Plot]:
         return []
     alt = f"Distribution of DTW distances between action sequences; threshold at {float(similarity['threshold']):.4g}."
     return [
-        _plot(f"similarity-{name}", learning.similarity_figure(similarity, zoom), alt, title=title)
+        make_plot(f"similarity-{name}", learning.similarity_figure(similarity, zoom), alt, title=title)
         for name, zoom, title in (("all", False, "All pairs, logarithmic axis"), ("kept", True, "Around the threshold"))
     ]
 
@@ -234,7 +199,7 @@ def _latent_plot(sources: Sources) -> Plot | None:
     count = len(set(episode.tolist()))
     drawn = min(count, learning.MAX_EPISODES)
     some = f"{drawn} of the {count} mapped episodes are drawn" if drawn < count else f"{count} episodes"
-    return _plot(
+    return make_plot(
         "latent",
         learning.latent_figure(xy, episode, progress),
         f"Two-dimensional t-SNE map of {len(xy)} latents from {count} episodes, one spline per episode.",

@@ -1,9 +1,8 @@
-"""An exact multiset of distances in bounded memory: one counter per float32 value."""
+"""An exact multiset of distances in bounded memory."""
 
 from __future__ import annotations
 
-import mmap
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numba as nb
@@ -13,17 +12,53 @@ from numpy.typing import NDArray
 from classact.errors import ConfigError
 from classact.types import FloatArray
 
-_PAGE = 10  # bits: 1,024 counters of 4 bytes are one page of memory
+_OCTAVE = 23  # bits of a float32 fraction: patterns that share the others lie within a factor of two
+_SPARSE = 1 << 21  # distinct distances of an octave from which on a counter for each of its values is smaller
+_WAITING = 1 << 22  # distances that are collected and sorted before they are counted: random access would take longer
+_BLOCK = 1 << 20
 _FULL = (1 << 32) - 1
-_WAITING = 1 << 23  # distances that are collected and sorted before they are counted: random access would take longer
+
+Counted = tuple[NDArray[np.uint32], NDArray[np.int64]]
+"""Distinct bit patterns, ascending, and how often each occurs."""
 
 
 @nb.njit(cache=True)  # type: ignore[untyped-decorator]
-def _add(table: Any, used: Any, bits: Any, counts: Any, over: Any) -> int:
+def _run_lengths(ordered: Any, counts: Any) -> int:
+    # In place: the distinct values move to the front.
+    n = 0
+    for k in range(len(ordered)):
+        if n and ordered[k] == ordered[n - 1]:
+            counts[n - 1] += 1
+        else:
+            ordered[n] = ordered[k]
+            counts[n] = 1
+            n += 1
+    return n
+
+
+@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+def _merge(a: Any, a_counts: Any, b: Any, b_counts: Any, out: Any, counts: Any) -> int:
+    i = j = n = 0
+    while i < len(a) or j < len(b):
+        if j == len(b) or (i < len(a) and a[i] < b[j]):
+            out[n], counts[n] = a[i], a_counts[i]
+            i += 1
+        elif i == len(a) or b[j] < a[i]:
+            out[n], counts[n] = b[j], b_counts[j]
+            j += 1
+        else:
+            out[n], counts[n] = a[i], a_counts[i] + b_counts[j]
+            i += 1
+            j += 1
+        n += 1
+    return n
+
+
+@nb.njit(cache=True)  # type: ignore[untyped-decorator]
+def _raise(table: Any, bits: Any, counts: Any, mask: int, over: Any) -> int:
     n = 0
     for k in range(len(bits)):
-        b = np.int64(bits[k])
-        used[b >> _PAGE] = True
+        b = np.int64(bits[k]) & mask
         total = np.int64(table[b]) + counts[k]
         if total > _FULL:
             times = (total - 1) // _FULL  # leaves at least 1, so that the counter stays listed
@@ -34,34 +69,54 @@ def _add(table: Any, used: Any, bits: Any, counts: Any, over: Any) -> int:
     return n
 
 
-@nb.njit(cache=True)  # type: ignore[untyped-decorator]
-def _list(table: Any, pages: Any, bits: Any, counts: Any) -> int:
-    n = 0
-    for page in pages:
-        for b in range(page << _PAGE, min((page + 1) << _PAGE, len(table))):
-            if table[b]:
-                bits[n] = b
-                counts[n] = table[b]
-                n += 1
-    return n
+class _Sparse:
+    """Counts of the distances within one factor of two, few of which occur: a sorted list."""
+
+    def __init__(self) -> None:
+        self.bits, self.counts = np.empty(0, np.uint32), np.empty(0, np.int64)
+
+    def add(self, bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        out = np.empty(len(bits) + len(self.bits), np.uint32)
+        total = np.empty(len(out), np.int64)
+        n = _merge(self.bits, self.counts, bits, counts, out, total)
+        self.bits, self.counts = out[:n].copy(), total[:n].copy()
+
+    def blocks(self) -> Iterator[Counted]:
+        for at in range(0, len(self.bits), _BLOCK):
+            yield self.bits[at : at + _BLOCK], self.counts[at : at + _BLOCK]
 
 
-def _reserve(size: int) -> NDArray[np.uint32]:
-    # Address space only: a page of memory is taken when a counter in it is first raised.
-    if sys.platform == "win32":
-        return np.zeros(size, np.uint32)
-    reserved = mmap.mmap(-1, 4 * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        reserved.madvise(mmap.MADV_NOHUGEPAGE)  # else each lone small distance would take 2 MiB
-    return np.frombuffer(reserved, np.uint32)
+class _Dense:
+    """The same with a counter for each of the 2^23 float32 values: 32 MiB."""
+
+    def __init__(self, octave: int) -> None:
+        self.first = octave << _OCTAVE
+        self.table = np.zeros(1 << _OCTAVE, np.uint32)
+        self.carried: dict[int, int] = {}
+
+    def add(self, bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        over = np.empty((len(bits), 2), np.int64)
+        for b, times in over[: _raise(self.table, bits, counts, (1 << _OCTAVE) - 1, over)].tolist():
+            self.carried[b] = self.carried.get(b, 0) + times * _FULL
+
+    def blocks(self) -> Iterator[Counted]:
+        for at in range(0, len(self.table), _BLOCK):
+            part = self.table[at : at + _BLOCK]
+            found = np.flatnonzero(part)
+            counts = part[found].astype(np.int64)
+            for b, more in self.carried.items():
+                if at <= b < at + _BLOCK:
+                    counts[np.searchsorted(found, b - at)] += more
+            if len(found):
+                yield (found + (self.first + at)).astype(np.uint32), counts
 
 
 class DistanceCounts:
     """How often each distance up to a limit occurs.
 
-    Non-negative float32 values order like their bit patterns, so a table indexed by the pattern is an exact, sorted
-    multiset. Only its pages that hold a distance take memory: 4 kB for each 1,024 neighbouring float32 values, so 32
-    MiB for each factor of two of distances that is filled, however many pairs are counted.
+    Non-negative float32 values order like their bit patterns, and between a distance and its double there are only 2^23
+    of them. So however many pairs are counted, each such octave takes at most 32 MiB, and those near the limit, where
+    nearly all distances are, suffice.
 
     Args:
         limit: largest distance that may be added.
@@ -74,10 +129,7 @@ class DistanceCounts:
         if not limit >= 0:
             raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
         self.limit = np.float32(limit)
-        size = int(self.limit.view(np.uint32)) + 1
-        self._table = _reserve(size)
-        self._used = np.zeros((size >> _PAGE) + 1, np.bool_)
-        self._carried: dict[int, int] = {}
+        self._octaves: dict[int, _Sparse | _Dense] = {}
         self._waiting: list[NDArray[np.uint32]] = []
         self._waiting_total = 0
         self.total = 0
@@ -94,43 +146,51 @@ class DistanceCounts:
         self.total += len(distances)
 
     def add_counted(self, values: FloatArray, counts: NDArray[np.int64]) -> None:
-        """Count each of the distinct distances ``values`` (U,) as often as ``counts`` (U,) says."""
+        """Count each of the distinct distances ``values`` (U,), ascending, as often as ``counts`` (U,) says."""
         self._check(values)
-        self._raise(_patterns(values), np.asarray(counts, np.int64))
+        if len(values) == 0:
+            return
+        if (values[1:] <= values[:-1]).any():
+            raise ConfigError("expected distinct distances in ascending order.")
+        self._add(_patterns(values), np.asarray(counts, np.int64))
         self.total += int(counts.sum())
 
     def items(self) -> tuple[FloatArray, NDArray[np.int64]]:
         """Distinct distances (U,) float32, ascending, and how often each occurs (U,)."""
-        if not self._used.any():
-            bits, counts = self._sorted()
-            return bits.view(np.float32), counts
+        parts = list(self.blocks())
+        values = np.concatenate([np.empty(0, np.float32), *(part[0] for part in parts)])
+        return values, np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
+
+    def blocks(self) -> Iterator[tuple[FloatArray, NDArray[np.int64]]]:
+        """:meth:`items` in ascending blocks of bounded size."""
         self._flush()
-        pages = np.flatnonzero(self._used)
-        distinct = sum(int(np.count_nonzero(self._table[p << _PAGE : (p + 1) << _PAGE])) for p in pages.tolist())
-        bits, counts = np.empty(distinct, np.uint32), np.empty(distinct, np.int64)
-        _list(self._table, pages, bits, counts)
-        for b, more in self._carried.items():
-            counts[np.searchsorted(bits, b)] += more
-        return bits.view(np.float32), counts
+        for octave in sorted(self._octaves):
+            for bits, counts in self._octaves[octave].blocks():
+                yield bits.view(np.float32), counts
 
     def _check(self, values: FloatArray) -> None:
         if len(values) and not (values.min() >= 0 and values.max() <= self.limit):
             raise ConfigError(f"expected distances within 0..{self.limit}, got {values.min()}..{values.max()}.")
 
-    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        bits = np.concatenate([np.empty(0, np.uint32), *self._waiting])
-        bits.sort()
-        first = np.flatnonzero(np.concatenate([np.ones(min(len(bits), 1), np.bool_), bits[1:] != bits[:-1]]))
-        return bits[first], np.diff(first, append=len(bits)).astype(np.int64)
-
     def _flush(self) -> None:
-        self._raise(*self._sorted())
+        if not self._waiting:
+            return
+        bits = np.concatenate([np.empty(0, np.uint32), *self._waiting])
         self._waiting, self._waiting_total = [], 0
+        bits.sort()
+        counts = np.empty(len(bits), np.int64)
+        distinct = _run_lengths(bits, counts)
+        self._add(bits[:distinct], counts[:distinct])
 
-    def _raise(self, bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
-        over = np.empty((len(bits), 2), np.int64)
-        for b, times in over[: _add(self._table, self._used, bits, counts, over)].tolist():
-            self._carried[b] = self._carried.get(b, 0) + times * _FULL
+    def _add(self, bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+        octaves, first = np.unique(bits >> np.uint32(_OCTAVE), return_index=True)
+        for octave, begin, end in zip(octaves.tolist(), first, np.append(first[1:], len(bits)), strict=True):
+            found = self._octaves.setdefault(octave, _Sparse())
+            found.add(bits[begin:end], counts[begin:end])
+            if isinstance(found, _Sparse) and len(found.bits) > _SPARSE:
+                dense = _Dense(octave)
+                dense.add(found.bits, found.counts)
+                self._octaves[octave] = dense
 
 
 def _patterns(distances: FloatArray) -> NDArray[np.uint32]:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.statistics import dkw_epsilon
+from classact.storage import (
+    first_difference,
+    read_arrays,
+    read_json,
+    verify_folder,
+    write_arrays,
+    write_folder,
+    write_json,
+)
 from classact.types import FloatArray
 
 HISTOGRAM_BINS = 120
+_CARD, _ARRAYS = "distribution.json", "distribution.safetensors"
+_ARRAY_FIELDS = ("values", "weight", "edges", "counts")
+_NUMBER_FIELDS = ("quantile", "threshold", "kept", "pairs", "exact", "epsilon")
 _BRACKET_DELTA = 1e-9
 """How rarely the bracket of an exact threshold may fail; then it is widened and the pairs are counted again."""
 
@@ -73,10 +87,9 @@ class DistanceDistribution:
                 equal, which would give every positive the weight zero.
         """
         ordered = _ordered(distances, quantile)
-        values, counts = np.unique(ordered[: _rank(quantile, len(ordered))], return_counts=True)
-        if len(values):
-            counts[-1] = np.searchsorted(ordered, values[-1], side="right") - counts[:-1].sum()
-        return _from_counts(values, counts, quantile, len(ordered), False, *_histogram(ordered))
+        counts = DistanceCounts(ordered[-1])
+        counts.add(ordered)
+        return _from_counts(counts, quantile, len(ordered), False, *_histogram(ordered))
 
     @staticmethod
     def fit_exact(
@@ -107,8 +120,7 @@ class DistanceDistribution:
                 break
             _log.warning("the sampled bracket of the threshold was too low; counting again with a wider one")
             slack *= 4
-        values, counts = found.items()
-        return _from_counts(values, counts, quantile, pairs, True, *_histogram(ordered))
+        return _from_counts(found, quantile, pairs, True, *_histogram(ordered))
 
     def weights(self, distances: FloatArray) -> FloatArray:
         """Soft positive weights w = 1 - CDF(distance) for positives, 0 above the threshold (section 4.2).
@@ -135,6 +147,38 @@ class DistanceDistribution:
         }
 
 
+def write_distribution(folder: Path, distribution: DistanceDistribution, identity: Mapping[str, Any]) -> None:
+    """Keep a distribution in a folder sealed with checksums, with what it is of (similarity_identity)."""
+
+    def fill(temporary: Path) -> None:
+        write_arrays(temporary / _ARRAYS, {name: getattr(distribution, name) for name in _ARRAY_FIELDS})
+        numbers = {name: getattr(distribution, name) for name in _NUMBER_FIELDS}
+        write_json(temporary / _CARD, {"identity": identity} | numbers)
+
+    write_folder(folder, fill)
+
+
+def read_distribution(folder: Path, identity: Mapping[str, Any]) -> DistanceDistribution:
+    """What :func:`write_distribution` wrote.
+
+    Raises:
+        CheckpointError: missing or damaged.
+        ConfigError: of other data or settings, naming the first difference.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; 'classact similarity' writes it.")
+    verify_folder(folder)
+    card = read_json(folder / _CARD, CheckpointError)
+    if difference := first_difference(card["identity"], json.loads(json.dumps(identity)), ""):
+        raise ConfigError(
+            f"{folder} was made with {difference}. Use the data and settings that it was made with, or run "
+            f"'classact similarity' for the new ones with another --out."
+        )
+    fields: dict[str, Any] = {name: card[name] for name in _NUMBER_FIELDS}
+    arrays = read_arrays(folder / _ARRAYS, CheckpointError)
+    return DistanceDistribution(**fields | {name: arrays[name] for name in _ARRAY_FIELDS})
+
+
 def _ordered(distances: FloatArray, quantile: float) -> FloatArray:
     if not 0 < quantile < 1:
         raise ConfigError(f"expected a quantile K between 0 and 1 (the paper's 1.5 % is 0.015), got {quantile}.")
@@ -148,25 +192,30 @@ def _rank(quantile: float, pairs: int) -> int:
 
 
 def _from_counts(
-    values: FloatArray,
-    counts: NDArray[np.int64],
+    counted: DistanceCounts,
     quantile: float,
     pairs: int,
     exact: bool,
     edges: NDArray[np.float64],
     histogram: NDArray[np.int64],
 ) -> DistanceDistribution:
-    # values may go on beyond the threshold.
     rank = _rank(quantile, pairs)
     if rank < 1:
         raise ConfigError(
             f"K = {quantile} of {pairs:,} pairs selects no pair at all; expected K of at least "
             f"{1 / max(pairs, 1):.2g}. Raise K (the paper uses 0.01 to 0.025), or measure more pairs."
         )
-    total = np.cumsum(counts)
-    last = int(np.searchsorted(total, rank))
-    threshold, kept = values[last], int(total[last])
-    if last == 0:
+    # Twice through the counts, a block at a time: there may be more distinct distances than fit the memory.
+    kept, threshold, smallest = 0, np.float32(0), None
+    for values, counts in counted.blocks():
+        smallest = values[0] if smallest is None else smallest
+        total = kept + np.cumsum(counts)
+        last = int(np.searchsorted(total, rank))
+        kept = int(total[min(last, len(total) - 1)])
+        threshold = values[min(last, len(total) - 1)]
+        if last < len(total):
+            break
+    if threshold == smallest:
         raise ConfigError(
             f"K = {quantile} keeps {kept:,} of {pairs:,} pairs whose distances all equal "
             f"{float(threshold):.6g}: no graded weights can be made. The actions hardly vary, or K is too small."
@@ -176,14 +225,23 @@ def _from_counts(
             f"K = {quantile} keeps all {pairs:,} pairs (distances up to {float(threshold):.6g}): nothing is left to "
             f"contrast with. Lower K; the paper uses 0.01 to 0.025."
         )
-    # The order of roundings is that of float32 throughout, so that equal ranks give equal weights in every mode.
-    weight = np.float32(1) - total[: last + 1].astype(np.float32) / np.float32(kept)
-    steps = np.concatenate([[True], weight[1:] != weight[:-1]])
+    before, previous = 0, np.float32(np.nan)
+    steps: list[tuple[FloatArray, FloatArray]] = []
+    for values, counts in counted.blocks():
+        total = before + np.cumsum(counts)
+        before = int(total[-1])
+        # Roundings are those of float32 throughout, so that equal ranks give equal weights in every mode.
+        weight = np.float32(1) - total.astype(np.float32) / np.float32(kept)
+        new = np.concatenate([[weight[0] != previous], weight[1:] != weight[:-1]]) & (values <= threshold)
+        previous = weight[-1]
+        steps.append((values[new], weight[new]))
+        if values[-1] >= threshold:
+            break
     return DistanceDistribution(
         quantile,
         float(threshold),
-        np.ascontiguousarray(values[: last + 1][steps], np.float32),
-        np.ascontiguousarray(weight[steps], np.float32),
+        np.concatenate([part[0] for part in steps]),
+        np.concatenate([part[1] for part in steps]),
         kept,
         pairs,
         exact,

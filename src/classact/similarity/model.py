@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from classact.errors import ConfigError, choose
 from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution
-from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
+from classact.similarity.pairwise import dtw_pairwise, stream_pairs
 from classact.similarity.reference import check_band, check_cost
 from classact.similarity.stream import Sweep, WindowStream
 from classact.similarity.sweep import make_sweep
@@ -110,15 +111,24 @@ def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> W
     """
     n, longest = demonstrations.num_steps, int(demonstrations.lengths.max())
     if n < 2:
-        raise ConfigError(f"{demonstrations.name}: expected at least 2 steps to compare, got {n}.")
+        raise ConfigError(f"expected at least 2 steps to compare, got {n}.")
     if config.horizon > longest:
         raise ConfigError(
-            f"{demonstrations.name}: a horizon of {config.horizon} steps is longer than every episode (the longest has "
+            f"a horizon of {config.horizon} steps is longer than every episode (the longest has "
             f"{longest}), so every window would end in repeated actions. Choose a horizon of at most {longest}."
         )
     normalized = MinMax.fit(demonstrations.actions).apply(demonstrations.actions)
     actions = scale_rotation(normalized, config.rotation_scale)
     return WindowStream.build(actions, demonstrations.episode_ends, config.horizon)
+
+
+@contextmanager
+def naming(demonstrations: Demonstrations) -> Iterator[None]:
+    """Say in what goes wrong with the settings which data they were meant for."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{demonstrations.name} ({demonstrations.source}): {error}") from None
 
 
 def similarity_identity(stream: WindowStream, config: SimilarityConfig) -> dict[str, Any]:
@@ -133,9 +143,9 @@ def sample_distances(stream: WindowStream, config: SimilarityConfig) -> FloatArr
     n = len(stream)
     rng = np.random.default_rng(config.seed)
     left = rng.integers(0, n, config.pairs)
-    right = (left + rng.integers(1, n, config.pairs)) % n  # skips the first
-    windows = stream.starts[:, None] + np.arange(stream.horizon)
-    return dtw_pairs(stream.points, windows, left, right, cost=config.cost, band=config.alignment_band)
+    skipped = rng.integers(1, n, config.pairs)
+    right = (left + skipped) % n  # never the left one
+    return stream_pairs(stream, left, right, cost=config.cost, band=config.alignment_band)
 
 
 def fit_distribution(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numba as nb
 import numpy as np
@@ -11,7 +11,7 @@ from classact.errors import ConfigError
 from classact.similarity.cpu import MARGIN
 from classact.similarity.lanes import LANES, align, step_distances, unrolled
 from classact.similarity.reference import check_finite
-from classact.similarity.stream import check_sweep
+from classact.similarity.stream import WindowStream, check_sweep
 from classact.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ def _mirror(out: Any) -> None:
 
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _pairs(
-    points: Any, windows: Any, left: Any, right: Any, width: Any, skew: Any, band: int, squared: bool, out: Any
+    points: Any, windows: Any, T: int, left: Any, right: Any, width: Any, skew: Any, band: int, squared: bool, out: Any
 ) -> None:
-    # Sixteen pairs at a time; the first windows differ from lane to lane, too.
-    T, D = windows.shape[1], points.shape[1]
+    # Sixteen pairs at a time; the first windows differ from lane to lane, too. windows (N, T), or (N, 1) where the
+    # steps of a window lie one behind the other.
+    D, listed = points.shape[1], windows.shape[1] == T
     margin = 0 if skew is None else band
     count = (len(left) + LANES - 1) // LANES
     for task in nb.prange(count):
@@ -86,9 +87,11 @@ def _pairs(
         for v in range(lanes):
             i, j = left[first + v], right[first + v]
             for p in range(T):
+                a = windows[i, p] if listed else windows[i, 0] + p
+                b = windows[j, p] if listed else windows[j, 0] + p
                 for k in range(D):
-                    x[p, k, v] = points[windows[i, p], k]
-                    y[p, k, v] = points[windows[j, p], k]
+                    x[p, k, v] = points[a, k]
+                    y[p, k, v] = points[b, k]
         for p in range(T):
             for q in range(T):
                 if abs(p - q) > band:
@@ -132,14 +135,14 @@ def dtw_pairwise(
     if y is not None and isinstance(x, np.ndarray) != isinstance(y, np.ndarray):
         raise ConfigError(f"expected both sets as NumPy arrays or both as tensors, got {type(x)} and {type(y)}.")
     if isinstance(x, np.ndarray):
-        return _pairwise(x, cast("FloatArray | None", y), cost, band, limit)
+        return _pairwise(x, y, cost, band, limit)
     if x.device.type != "cpu":
         from classact.similarity.gpu import dtw_pairwise_torch
 
-        return dtw_pairwise_torch(x, cast("torch.Tensor | None", y), cost=cost, band=band, limit=limit)
+        return dtw_pairwise_torch(x, y, cost=cost, band=band, limit=limit)
     import torch
 
-    other = None if y is None else cast("torch.Tensor", y).detach().numpy()
+    other = None if y is None else y.detach().numpy()
     return torch.from_numpy(_pairwise(x.detach().numpy(), other, cost, band, limit))
 
 
@@ -211,9 +214,29 @@ def dtw_pairs(
     ):
         if index.size and not 0 <= index.min() <= index.max() < size:
             raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
-    T = windows.shape[1]
+    return _some(actions, windows, windows.shape[1], left, right, cost, band)
+
+
+def stream_pairs(
+    stream: WindowStream, left: IntArray, right: IntArray, *, cost: str = "sqeuclidean", band: int | None = None
+) -> FloatArray:
+    """:func:`dtw_pairs` for the windows ``left`` (P,) and ``right`` (P,) of a stream, without a table of all windows.
+
+    Raises:
+        ConfigError: unknown cost, a negative band, or no such window.
+    """
+    check_sweep(cost, band)
+    for name, index in (("left", left), ("right", right)):
+        if index.size and not 0 <= index.min() <= index.max() < len(stream):
+            raise ConfigError(f"expected {name} within 0..{len(stream) - 1}, got {index.min()}..{index.max()}.")
+    return _some(stream.points, stream.starts[:, None], stream.horizon, left, right, cost, band)
+
+
+def _some(
+    points: FloatArray, windows: IntArray, T: int, left: IntArray, right: IntArray, cost: str, band: int | None
+) -> FloatArray:
     width, skew = unrolled(T, band)
     out = np.empty(len(left), np.float32)
     reach = 2 * T if band is None else min(band, 2 * T)
-    _pairs(actions, windows, left, right, width, skew, reach, cost == "sqeuclidean", out)
+    _pairs(points, windows, T, left, right, width, skew, reach, cost == "sqeuclidean", out)
     return out

@@ -1,0 +1,26 @@
+"""The commands: one dataclass of flags and one function each. What they need is imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from classact.commands.about import Doctor, Presets, doctor, presets
+from classact.commands.bench import BenchSimilarity, bench_similarity
+from classact.commands.data import DataGenerate, DataInfo, data_generate, data_info
+from classact.commands.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
+from classact.commands.similarity import Similarity, measure_similarity
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
+    "demo": (Demo, demo),
+    "pretrain": (Pretrain, pretrain),
+    "evaluate": (Evaluate, evaluate),
+    "report": (Report, report),
+    "similarity": (Similarity, measure_similarity),
+    "data info": (DataInfo, data_info),
+    "data generate": (DataGenerate, data_generate),
+    "bench similarity": (BenchSimilarity, bench_similarity),
+    "presets": (Presets, presets),
+    "doctor": (Doctor, doctor),
+}
+"""Name, of one word or two -> its flags and its function, which returns the exit status (None: 0)."""

@@ -1,0 +1,55 @@
+"""Commands on classact itself: doctor, presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from classact.commands.console import console
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
+
+
+def doctor(_: Doctor) -> int:
+    """Print the table; 1 where something that the main job needs fails."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from classact.doctor import examine
+
+    checks = examine()
+    table = Table("", "what")
+    for title in ("found", "remedy"):
+        table.add_column(title, overflow="fold")  # a path or address is of use only whole
+    for check in checks:
+        mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
+        table.add_row(Text(*mark), check.name, check.detail, check.remedy)
+    console().print(table)
+    return int(any(check.required and not check.works for check in checks))
+
+
+@dataclass(frozen=True)
+class Presets:
+    """List the named settings."""
+
+
+def presets(_: Presets) -> None:
+    """Print a table."""
+    from rich.table import Table
+
+    from classact.presets import PRESETS
+
+    table = Table("preset", "settings", show_lines=True)
+    for name, preset in PRESETS.items():
+        p, r = preset.pretrain, preset.retrieval
+        table.add_row(
+            name,
+            f"{preset.about}\n"
+            f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
+            f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
+            f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
+            f" (shifted {preset.tau_shifted:g})",
+        )
+    console().print(table)

@@ -1,0 +1,99 @@
+"""``classact bench``: what things cost, beside what else does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.commands.console import console
+
+
+@dataclass(frozen=True)
+class BenchSimilarity:
+    """Action similarity: pairs per second beside aeon, dtaidistance and tslearn, exact thresholds, memory, training."""
+
+    json: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="Results file; sections that it holds are kept, so the command can be stopped and continued."
+        ),
+    ] = None
+    sections: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="Which: contenders, horizons, data, memory, training, gpu. Default: all.")
+    ] = ()
+    data: Annotated[str, tyro.conf.arg(help="Demonstrations of the section 'data': a path, or 'pusht-expert'.")] = (
+        "pusht-expert"
+    )
+    again: Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")] = False
+
+
+def bench_similarity(arguments: BenchSimilarity) -> None:
+    """Measure and print."""
+    from classact.bench.similarity import SECTIONS, run
+
+    out = console()
+    results = run(
+        arguments.sections or SECTIONS,
+        source=arguments.data,
+        path=arguments.json,
+        again=arguments.again,
+        say=lambda text: out.print(text),
+    )
+    for name in arguments.sections or SECTIONS:
+        print_section(name, results[name])
+
+
+def print_section(name: str, found: Mapping[str, Any]) -> None:
+    """One section as a table, with the machine it was measured on."""
+    from rich.table import Table
+
+    machine = found["hardware"]
+    table = Table(title=f"{name} ({machine['cpu']}, {machine['cores']} cores)", title_justify="left")
+
+    def columns(*titles: str) -> None:
+        for k, title in enumerate(titles):
+            table.add_column(title, justify="right" if k else "left")
+
+    if name == "contenders":
+        ratios = found["ratios"]
+        columns(f"T = {found['horizon']}, D = {found['dimensions']}", "million pairs/s", "classact is faster by")
+        for row in found["rows"]:
+            ratio = ratios.get(row["name"])
+            table.add_row(row["name"], f"{row['pairs_per_second'] / 1e6:.3g}", f"{ratio:.0f} x" if ratio else "")
+    elif name == "horizons":
+        columns("T", "D", "cost", "band", "million pairs/s")
+        for row in found["rows"]:
+            band = "" if row["band"] is None else str(row["band"])
+            rate = f"{row['pairs_per_second'] / 1e6:.3g}"
+            table.add_row(str(row["horizon"]), str(row["dimensions"]), row["cost"], band, rate)
+    elif name == "data":
+        columns(f"{found['data']}: {found['windows']:,} windows, {found['pairs']:,} pairs", "seconds")
+        for label, seconds in found["seconds"].items():
+            table.add_row(f"threshold and CDF, {label.replace('_', ' ')}", f"{seconds:.2f}")
+    elif name == "memory":
+        columns("windows", "pairs", "seconds", "million pairs/s", "peak MiB beyond data")
+        for row in found["rows"]:
+            rate = f"{row['pairs'] / row['seconds'] / 1e6:.3g}"
+            peak = f"{row['peak_beyond_data_mib']:.0f}"
+            table.add_row(f"{row['windows']:,}", f"{row['pairs']:,}", f"{row['seconds']:.1f}", rate, peak)
+    elif name == "training":
+        columns(f"on {found['device']}", "batch", "step ms", "weights ms", "share")
+        for row in found["rows"]:
+            times = f"{row['step_ms']:.0f}", f"{row['weights_ms']:.2f}", f"{100 * row['share']:.2f} %"
+            table.add_row(f"D = {row['dimensions']}", f"{row['batch_size']:,}", *times)
+    elif found["available"]:
+        columns(f"{machine['gpu']}: {found['windows']:,} windows", "seconds")
+        for label, seconds in found["seconds"].items():
+            table.add_row(label.replace("_", " "), f"{seconds:.2f}")
+        limit = found["pairs_per_second"] / found["physical_limit_pairs_per_second"]
+        table.add_row(f"{found['pairs_per_second'] / 1e9:.2f} billion pairs/s", f"{100 * limit:.0f} % of the limit")
+    else:
+        console().print("gpu: none here")
+        return
+    console().print(table)
+    for line in found.get("missing", ()):
+        console().print(line)

@@ -1,0 +1,252 @@
+"""Commands that make, evaluate and show a run: demo, pretrain, evaluate, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.commands.console import print_summary, print_timings
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Settings that demo and pretrain share."""
+
+    out: Annotated[Path, tyro.conf.arg(help="Folder of the run. The same command continues what lies there.")]
+    data: Annotated[
+        str,
+        tyro.conf.arg(help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact."),
+    ] = "pusht-expert"
+    preset: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Named settings; see 'classact presets'. Other flags change them. Default: pusht-demo for the "
+            "embedded data, pusht-cpu for others, pusht-rand-whiten under rand-color."
+        ),
+    ] = None
+    shift: Annotated[
+        str, tyro.conf.arg(help="Visual shift of demonstrations and evaluation: fixed-color or rand-color.")
+    ] = "fixed-color"
+    color_augmentation: Annotated[
+        str | None,
+        tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine; see AugmentConfig. Default: the preset's."),
+    ] = None
+    pairs: Annotated[
+        str | None,
+        tyro.conf.arg(help="all (the paper) or cross-episode: contrast only between episodes. Default: the preset's."),
+    ] = None
+    color: Annotated[
+        str | None, tyro.conf.arg(help="Encoder input: rgb, or whiten each image's colours. Default: the preset's.")
+    ] = None
+    epochs: Annotated[float | None, tyro.conf.arg(help="Passes over the data. Default: the preset's.")] = None
+    batch_size: Annotated[int | None, tyro.conf.arg(help="Images per step. Default: the preset's.")] = None
+    learning_rate: Annotated[float | None, tyro.conf.arg(help="Peak learning rate. Default: the preset's.")] = None
+    quantile: Annotated[
+        float | None,
+        tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %. Default: preset's."),
+    ] = None
+    cost: Annotated[
+        str | None,
+        tyro.conf.arg(help="DTW step cost: sqeuclidean (released code) or euclidean (the paper's text)."),
+    ] = None
+    metric: Annotated[str | None, tyro.conf.arg(help="dtw, or l2: no warping. Default: the preset's.")] = None
+    band: Annotated[int | None, tyro.conf.arg(help="Sakoe-Chiba band of DTW in steps. Default: the preset's.")] = None
+    estimate: Annotated[
+        str | None,
+        tyro.conf.arg(help="Of the threshold: exact (all pairs), sampled, or auto. Default: the preset's."),
+    ] = None
+    similarity: Annotated[
+        Path | None,
+        tyro.conf.arg(help="Folder of 'classact similarity': its settings, threshold and graph are used."),
+    ] = None
+    positives: Annotated[
+        str | None, tyro.conf.arg(help="online (computed per batch), or graph: looked up in that of --similarity.")
+    ] = None
+    positives_per_anchor: Annotated[
+        int | None,
+        tyro.conf.arg(help="With graph: draw so many positives of each anchor into its batch. Default: the preset's."),
+    ] = None
+    init: Annotated[
+        str | None, tyro.conf.arg(help="Initial weights: scratch, imagenet or r3m. Default: the preset's.")
+    ] = None
+    init_path: Annotated[str | None, tyro.conf.arg(help="R3M checkpoint on disk, for --init r3m.")] = None
+    precision: Annotated[
+        str | None, tyro.conf.arg(help="auto, float32 or bfloat16 (the encoder's convolutions). Default: auto.")
+    ] = None
+    k: Annotated[int | None, tyro.conf.arg(help="Neighbours averaged (k_nn). Default: the preset's.")] = None
+    temperature: Annotated[
+        float | None, tyro.conf.arg(help="Temperature of the neighbours' weights (tau_nn). Default: the preset's.")
+    ] = None
+    min_actions: Annotated[
+        int | None,
+        tyro.conf.arg(help="Retrieve no moment with fewer demonstrated actions left (1: all). Default: the preset's."),
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda. For training.")] = "auto"
+    episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
+    seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches and augmentations.")] = 0
+    workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
+    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+
+
+@dataclass(frozen=True)
+class Demo(RunArguments):
+    """Learn a representation from demonstrations, act by retrieval, and show it: DIR/report.html."""
+
+    test_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts per policy.")] = 50
+    baselines: Annotated[
+        bool, tyro.conf.arg(help="Also roll out an untrained encoder and the true state as latent.")
+    ] = True
+
+
+@dataclass(frozen=True)
+class Pretrain(RunArguments):
+    """Learn a representation and build the retrieval policy; no rollouts."""
+
+
+def run_config(arguments: RunArguments) -> Any:
+    """The run's settings: the preset, changed by the flags that were given."""
+    from classact.pipeline import from_preset
+    from classact.presets import default_preset
+
+    preset = arguments.preset or default_preset(arguments.data, arguments.shift)
+    config = from_preset(preset, shift=arguments.shift, data=arguments.data, episodes=arguments.episodes)
+
+    def changed(value: Any, **changes: Any) -> Any:
+        return replace(value, **{k: v for k, v in changes.items() if v is not None})
+
+    pretrain = config.pretrain
+    similarity = pretrain.similarity
+    if arguments.similarity is not None:
+        from classact.survey import measured_config
+
+        similarity = measured_config(arguments.similarity)
+    pretrain = changed(
+        pretrain,
+        encoder=changed(pretrain.encoder, color=arguments.color, init=arguments.init, init_path=arguments.init_path),
+        augment=changed(pretrain.augment, color=arguments.color_augmentation),
+        objective=changed(pretrain.objective, pairs=arguments.pairs),
+        similarity=changed(
+            similarity,
+            quantile=arguments.quantile,
+            cost=arguments.cost,
+            metric=arguments.metric,
+            band=arguments.band,
+            estimate=arguments.estimate,
+        ),
+        positives=arguments.positives,
+        positives_per_anchor=arguments.positives_per_anchor,
+        optimizer=changed(pretrain.optimizer, learning_rate=arguments.learning_rate),
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        seed=arguments.seed,
+    )
+    evaluation = replace(config.evaluation, workers=arguments.workers)
+    baselines = False
+    if isinstance(arguments, Demo):
+        evaluation = replace(evaluation, episodes=arguments.test_episodes)
+        baselines = arguments.baselines
+    return replace(
+        config,
+        pretrain=pretrain,
+        retrieval=changed(
+            config.retrieval, k=arguments.k, temperature=arguments.temperature, min_actions=arguments.min_actions
+        ),
+        frames=replace(config.frames, workers=arguments.workers),
+        evaluation=evaluation,
+        baselines=baselines,
+        similarity=None if arguments.similarity is None else str(arguments.similarity),
+    )
+
+
+def _pipeline(arguments: RunArguments) -> Any:
+    from classact.pipeline import Pipeline
+    from classact.runs import Run
+
+    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet, device=arguments.device)
+
+
+def demo(arguments: Demo) -> None:
+    """Run all stages and print the success table."""
+    from classact.pipeline import LEARNED
+    from classact.report import build_report
+
+    pipeline = _pipeline(arguments)
+    results = pipeline.evaluate()
+    pipeline.analyze(results[LEARNED])
+    page = build_report(arguments.out)
+    print_summary(pipeline.run.read_summary())
+    print_timings(pipeline.run.read_config()["timings"])
+    print(f"Report: {page}")
+
+
+def pretrain(arguments: Pretrain) -> None:
+    """Train, save encoder and policy."""
+    pipeline = _pipeline(arguments)
+    pipeline.policy()
+    print_timings(pipeline.run.read_config()["timings"])
+    print(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll out the policy of a run on unseen starts; adds rows to RUN/summary.json."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run with a policy.")]
+    simulator: Annotated[str | None, tyro.conf.arg(help="Simulator by name. Default: that of the run.")] = None
+    shift: Annotated[str | None, tyro.conf.arg(help="Visual shift. Default: that of the run.")] = None
+    episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts. Default: as many as in the run.")] = None
+    first_seed: Annotated[
+        int | None, tyro.conf.arg(help="Seed of the first start; the others follow. Default: that of the run.")
+    ] = None
+    max_steps: Annotated[int | None, tyro.conf.arg(help="Time limit in control steps. Default: the task's.")] = None
+    k: Annotated[int | None, tyro.conf.arg(help="Neighbours averaged. Default: as saved.")] = None
+    temperature: Annotated[float | None, tyro.conf.arg(help="tau_nn. Default: as saved.")] = None
+    chunk_length: Annotated[int | None, tyro.conf.arg(help="T_a. Default: as saved.")] = None
+    name: Annotated[
+        str | None, tyro.conf.arg(help="Name of the evaluation. Default: made of policy, shift and what differs.")
+    ] = None
+    workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
+    quiet: Annotated[bool, tyro.conf.arg(help="No progress bar.")] = False
+
+
+def evaluate(arguments: Evaluate) -> None:
+    """Load, roll out, add to the run's table, print."""
+    from classact.pipeline import evaluate_run
+    from classact.runs import Run
+
+    overrides = {"k": arguments.k, "temperature": arguments.temperature, "chunk_length": arguments.chunk_length}
+    rows = evaluate_run(
+        Run(arguments.run),
+        simulator=arguments.simulator,
+        shift=arguments.shift,
+        episodes=arguments.episodes,
+        first_seed=arguments.first_seed,
+        max_steps=arguments.max_steps,
+        workers=arguments.workers,
+        name=arguments.name,
+        overrides={key: value for key, value in overrides.items() if value is not None},
+        quiet=arguments.quiet,
+    )
+    print_summary(rows)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw RUN/report.html again from the files of a run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run.")]
+    picture: Annotated[Path | None, tyro.conf.arg(help="Also draw one picture (PNG) of the run to this file.")] = None
+
+
+def report(arguments: Report) -> None:
+    """Draw."""
+    from classact.report import build_report, hero_image
+
+    print(f"Report: {build_report(arguments.run)}")
+    if arguments.picture is not None:
+        hero_image(arguments.run, arguments.picture)
+        print(f"Picture: {arguments.picture}")

@@ -1,0 +1,277 @@
+"""One self-contained HTML page about the action similarity of a data set, from the files of ``classact similarity``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from classact.errors import DataError
+from classact.report import learning
+from classact.report.plots import Plot, environment, make_plot
+from classact.report.reasons import png_uri
+from classact.report.style import BLUE, ORANGE, figure_base, percent
+from classact.storage import read_arrays, read_json, write_text
+
+NUMBERS = "similarity.json"
+EXAMPLES = "examples.safetensors"
+PAGE = "similarity.html"
+
+MOST_DIMENSIONS = 3  # of the actions, drawn per pair: those that vary most
+WIDTH, HEIGHT, PAD = 260.0, 88.0, 6.0  # of one curve's drawing, in its own units
+
+Row = dict[str, Any]
+
+KINDS = {
+    "near": "Nearest elsewhere",
+    "threshold": "At the threshold",
+    "far": "Far",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One action dimension of a pair as SVG: both polylines, and a line from each step to those it is aligned with."""
+
+    dimension: int
+    anchor: str
+    other: str
+    links: list[tuple[float, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One moment beside an anchor, ready to draw; ``ratio`` is its distance over the threshold."""
+
+    kind: str
+    title: str
+    image: str | None
+    episode: int
+    step: int
+    distance: float
+    ratio: float | None
+    positive: bool
+    curves: list[Curve]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A moment and those beside it."""
+
+    image: str | None
+    episode: int
+    step: int
+    pairs: list[Pair]
+
+
+def build_similarity_page(folder: Path) -> Path:
+    """Write ``similarity.html`` into a folder of ``classact similarity``, from that folder's files alone.
+
+    The page needs no network: everything is inside, and a content security policy forbids the browser to load
+    anything.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: the folder holds no similarity.json, or a file is damaged (named).
+        StorageError: the page cannot be written; an older page is left as it was.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    folder = Path(folder)
+    numbers = read_numbers(folder)
+    arrays = read_arrays(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
+    templates = environment()
+    templates.filters |= {"share": share, "amount": amount}
+    content = context(numbers, arrays)
+    page = templates.get_template("similarity.html").render(content, plotly_js=Markup(get_plotlyjs()))
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def read_numbers(folder: Path) -> Row:
+    """The content of similarity.json.
+
+    Raises:
+        DataError: it does not exist, is damaged, or lacks something.
+    """
+    path = folder / NUMBERS
+    numbers = read_json(path)
+    wanted = ("data", "settings", "threshold", "kept", "pairs", "anchors", "histogram", "positives", "batch", "batches")
+    if not isinstance(numbers, dict) or (missing := [key for key in wanted if key not in numbers]):
+        lacks = ", ".join(missing) if isinstance(numbers, dict) else "everything"
+        raise DataError(f"{path} lacks {lacks}: it was not written by 'classact similarity'. Run that command again.")
+    return numbers
+
+
+def share(value: float) -> str:
+    """A fraction as percent, small ones with two digits: ``0.00253`` is ``0.25%``, ``0.5`` is ``50.0%``."""
+    if abs(value) < 0.0095:
+        return f"{100 * value:.2g}%"
+    return percent(value)
+
+
+def amount(value: float) -> str:
+    """A count or a mean: ``1234567`` is ``1,234,567``, ``3.75`` is ``3.8``."""
+    if value == round(value):
+        return f"{round(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def context(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> Row:
+    """Everything the template shows."""
+    sensitivity = numbers.get("sensitivity") or {}
+    return {
+        "n": numbers,
+        "s": numbers["settings"],
+        "p": numbers["positives"],
+        "metric": metric_name(numbers["settings"]),
+        "width": WIDTH,
+        "height": HEIGHT,
+        "distances": _distance_plots(numbers),
+        "anchors": _anchors_plot(numbers),
+        "examples": examples(numbers, arrays) if arrays else [],
+        "quantiles": sensitivity.get("quantile"),
+        "agreements": [
+            (title, sensitivity[key])
+            for key, title in (("horizon", "Horizon"), ("metric", "Metric"))
+            if sensitivity.get(key)
+        ],
+        "settings": [(key, "none" if value is None else value) for key, value in numbers["settings"].items()],
+    }
+
+
+def metric_name(settings: Mapping[str, Any]) -> str:
+    """The distance in words."""
+    if settings.get("metric") == "l2":
+        return "L2 without warping"
+    steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[str(settings["cost"])]
+    band = settings.get("band")
+    return f"dynamic time warping, {steps} steps" + ("" if band is None else f", band of {band}")
+
+
+def _distance_plots(numbers: Row) -> list[Plot]:
+    alt = f"Distribution of the distances between action windows; threshold at {float(numbers['threshold']):.4g}."
+    views = (
+        ("all", False, "All pairs, logarithmic axis"),
+        ("kept", True, "Around the threshold"),
+    )
+    plots = []
+    for name, zoom, title in views:
+        figure = learning.similarity_figure(numbers, zoom)
+        figure.update_xaxes(title="distance")  # of whatever metric
+        plots.append(make_plot(f"distances-{name}", figure, alt, title=title))
+    return plots
+
+
+def anchors_figure(positives: Mapping[str, Any]) -> go.Figure:
+    """Histogram of positives per anchor, anchors without any apart, the median marked."""
+    edges = np.asarray(positives["edges"], np.float64)
+    counts = np.asarray(positives["counts"], np.float64)
+    total = counts.sum()
+    none = float(positives["none"])
+    parts = counts / max(total, 1)
+    parts[0] = max(parts[0] - none, 0.0)
+    width = float(edges[1] - edges[0])
+    # Bins hold whole numbers: the bin from a to b holds a .. b - 1, and stands over the middle of these.
+    middle = edges[:-1] + (width - 1) / 2
+    figure = figure_base(
+        height=270,
+        xaxis={"title": "positives of an anchor, in the whole data set", "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": "share of anchors", "tickformat": ".2~%", "rangemode": "tozero", "zeroline": False},
+        margin={"l": 60, "r": 16, "t": 34, "b": 44},
+        bargap=0,
+        barmode="stack",
+    )
+    spans = [f"{int(a):,}" if width == 1 else f"{int(a):,} to {int(a + width) - 1:,}" for a in edges[:-1]]
+    figure.add_bar(
+        x=middle,
+        y=parts.round(6),
+        width=width,
+        marker={"color": BLUE, "line": {"width": 0}},
+        opacity=0.8,
+        customdata=spans,
+        hovertemplate="%{customdata} positives: %{y:.2%} of anchors<extra></extra>",
+    )
+    if none:
+        figure.add_bar(
+            x=[middle[0]],
+            y=[none],
+            width=width,
+            marker={"color": ORANGE, "line": {"width": 0}},
+            hovertemplate="no positive: %{y:.2%} of anchors<extra></extra>",
+        )
+    median = float(positives["median"])
+    figure.add_vline(x=median, line={"color": ORANGE, "width": 2, "dash": "dash"})
+    figure.add_annotation(
+        x=median, y=1.01, yref="paper", yanchor="bottom", text=f"median {amount(median)}", showarrow=False
+    )
+    return figure
+
+
+def _anchors_plot(numbers: Row) -> Plot:
+    p = numbers["positives"]
+    words = (
+        f"Positives per anchor: from {amount(p['least'])} to {amount(p['most'])}, median {amount(p['median'])}; "
+        f"{share(p['none'])} of anchors have none."
+    )
+    if numbers["anchors"] < numbers["data"]["steps"]:
+        words += f" Measured on {amount(numbers['anchors'])} sampled anchors against all windows."
+    return make_plot("anchors", anchors_figure(p), f"Histogram. {words}", words, "Positives per anchor")
+
+
+def examples(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> list[Anchor]:
+    """Anchors with their pairs, ready to draw."""
+    windows = arrays["windows"]  # (A, 1 + pairs, T, D)
+    frames = arrays.get("frames")
+    threshold = float(numbers["threshold"])
+    drawn = []
+    for a, row in enumerate(numbers["examples"]):
+        dimensions = widest(windows[a])
+        pairs = []
+        for k, pair in enumerate(row["pairs"], 1):
+            distance = float(pair["distance"])
+            pairs.append(
+                Pair(
+                    kind=str(pair["kind"]),
+                    title=KINDS.get(str(pair["kind"]), str(pair["kind"])),
+                    image=None if frames is None else png_uri(frames[a, k]),
+                    episode=int(pair["episode"]),
+                    step=int(pair["step"]),
+                    distance=distance,
+                    ratio=distance / threshold if threshold > 0 else None,
+                    positive=distance <= threshold,
+                    curves=curves(windows[a], k, pair["path"], dimensions),
+                )
+            )
+        image = None if frames is None else png_uri(frames[a, 0])
+        drawn.append(Anchor(image, int(row["episode"]), int(row["step"]), pairs))
+    return drawn
+
+
+def widest(windows: NDArray[Any], most: int = MOST_DIMENSIONS) -> list[int]:
+    """The at most ``most`` dimensions of (K, T, D) windows with the largest range, in their own order."""
+    span = windows.max(axis=(0, 1)) - windows.min(axis=(0, 1))
+    return sorted(int(d) for d in np.argsort(-span, kind="stable")[:most])
+
+
+def curves(windows: NDArray[Any], other: int, path: Sequence[Sequence[int]], dimensions: Sequence[int]) -> list[Curve]:
+    """The anchor ``windows[0]`` and ``windows[other]`` per dimension, at one scale for all of (K, T, D) ``windows``."""
+    T = windows.shape[1]
+    x = PAD + (WIDTH - 2 * PAD) * (np.arange(T) / max(T - 1, 1) if T > 1 else np.array([0.5]))
+    drawn = []
+    for d in dimensions:
+        low, high = float(windows[:, :, d].min()), float(windows[:, :, d].max())
+        scale = (HEIGHT - 2 * PAD) / (high - low) if high > low else 0.0
+        y = HEIGHT - PAD - (windows[[0, other], :, d] - low) * scale if scale else np.full((2, T), HEIGHT / 2)
+        points = [" ".join(f"{u:.1f},{v:.1f}" for u, v in zip(x, line, strict=True)) for line in y]
+        links = [tuple(round(float(v), 1) for v in (x[p], y[0, p], x[q], y[1, q])) for p, q in path]
+        drawn.append(Curve(d, points[0], points[1], links))  # type: ignore[arg-type]
+    return drawn

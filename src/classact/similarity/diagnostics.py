@@ -1,0 +1,326 @@
+"""What a choice of K, horizon and metric means for training: numbers to choose them by.
+
+What is measured here is measured on seeded samples; exact positives per anchor: :mod:`classact.similarity.degrees`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.errors import ConfigError
+from classact.similarity.degrees import Degrees
+from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
+from classact.similarity.stream import WindowStream
+from classact.types import FloatArray, IntArray
+
+QUANTILES = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1)
+HORIZONS = (1, 2, 4, 8, 16, 32)
+HISTOGRAM_BINS = 50
+
+_CELLS = 1 << 22  # distances that are held at once
+_PAIRS = 1 << 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PositivesPerAnchor:
+    """Distribution of the number of positives over anchors.
+
+    Attributes:
+        least, median, mean, most: positives per anchor.
+        none: share of anchors without any.
+        same_episode: share of positive pairs within one episode; 0 where there are no pairs.
+        edges, counts: histogram over anchors; integers fall into the bin that begins at or below them.
+    """
+
+    least: int
+    median: float
+    mean: float
+    most: int
+    none: float
+    same_episode: float
+    edges: list[float]
+    counts: list[int]
+
+
+def positives_per_anchor(degrees: Degrees, bins: int = HISTOGRAM_BINS) -> PositivesPerAnchor:
+    """Minimum, median, maximum, share with none, and histogram of the positives per anchor."""
+    d = degrees.positives
+    most, total = int(d.max()), int(d.sum())
+    # Whole numbers per bin: bins of unequal content would show as teeth.
+    width = -(-(most + 1) // bins)
+    edges = np.arange(0, most + 1 + width, width)
+    counts = np.histogram(d, edges)[0]
+    return PositivesPerAnchor(
+        least=int(d.min()),
+        median=float(np.median(d)),
+        mean=total / len(d),
+        most=most,
+        none=float((d == 0).mean()),
+        same_episode=int(degrees.same_episode.sum()) / total if total else 0.0,
+        edges=[float(edge) for edge in edges],
+        counts=[int(count) for count in counts],
+    )
+
+
+@dataclass(frozen=True)
+class BatchPositives:
+    """What a batch of distinct steps, drawn uniformly, holds of an anchor's positives.
+
+    Attributes:
+        batch_size: B; at most N.
+        positives: expected positives of an anchor in its batch, mean over anchors.
+        none: expected share of a batch's anchors without a positive in the batch: they add nothing to the loss.
+    """
+
+    batch_size: int
+    positives: float
+    none: float
+
+
+def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = None) -> BatchPositives:
+    """Expected positives per anchor in a batch, exactly: the other B - 1 are drawn from N - 1 without replacement.
+
+    An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability
+    C(N - 1 - d, B - 1) / C(N - 1, B - 1).
+
+    Args:
+        positives: (M,) of each anchor in the whole data set.
+        batch_size: B; a larger one than N counts as N.
+        n: N, number of windows; None where ``positives`` is of all of them.
+
+    Raises:
+        ConfigError: fewer than two windows, or a batch size below 1.
+    """
+    from scipy.special import gammaln
+
+    n = len(positives) if n is None else n
+    if n < 2 or batch_size < 1:
+        raise ConfigError(f"expected at least 2 windows and a batch size of at least 1, got {n} and {batch_size}.")
+    size = min(batch_size, n)
+    draws = size - 1
+    d, anchors = np.unique(np.asarray(positives, np.int64), return_counts=True)
+    rest = (n - 1 - d).astype(np.float64)  # windows that are no positives of the anchor
+    possible = rest >= draws
+    log = np.full(len(d), -np.inf)
+    rest = rest[possible]
+    log[possible] = (
+        gammaln(rest + 1) - gammaln(rest - draws + 1) - gammaln(np.float64(n)) + gammaln(np.float64(n - draws))
+    )
+    log[d == 0] = 0.0  # else off by the rounding of the terms
+    none = float((np.minimum(np.exp(log), 1.0) * anchors).sum() / len(positives))
+    return BatchPositives(size, draws / (n - 1) * float(np.mean(positives)), none)
+
+
+def same_episode_share(episode_ends: IntArray) -> float:
+    """Share of all pairs i < j that lie within one episode: what a choice of positives by chance would have."""
+    lengths = np.diff(np.asarray(episode_ends, np.int64), prepend=0).astype(np.float64)
+    n = float(lengths.sum())
+    return float((lengths * (lengths - 1)).sum() / (n * (n - 1))) if n > 1 else 0.0
+
+
+def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
+    """(P,), (P,) random pairs of distinct windows out of ``n``; every unordered pair is equally likely.
+
+    Raises:
+        ConfigError: fewer than two windows.
+    """
+    if n < 2:
+        raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
+    rng = np.random.default_rng(seed)
+    left = rng.integers(0, n, pairs)
+    # The second index skips the first.
+    return left, (left + rng.integers(1, n, pairs)) % n
+
+
+def quantile_threshold(distances: FloatArray, quantile: float) -> float:
+    """Largest distance of a positive: the K-quantile of (P,) measured distances, at least the smallest of them."""
+    rank = max(int(np.floor(quantile * len(distances))), 1)
+    return float(np.partition(distances, rank - 1)[rank - 1])
+
+
+def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Pairs in both sets of those in either; 1 where both are empty."""
+    either = int((a | b).sum())
+    return int((a & b).sum()) / either if either else 1.0
+
+
+@dataclass(frozen=True)
+class QuantileRow:
+    """One K: what its positives would be.
+
+    Attributes:
+        quantile: K.
+        threshold: of the sampled pairs.
+        least, median: positives per sampled anchor, among all windows.
+        none: share of sampled anchors without any.
+        same_episode: share of their positives in the anchor's own episode.
+    """
+
+    quantile: float
+    threshold: float
+    least: int
+    median: float
+    none: float
+    same_episode: float
+
+
+@dataclass(frozen=True)
+class AgreementRow:
+    """One setting: its positives compared with those of the setting in use, both at their own K-quantile.
+
+    Attributes:
+        name: of the setting, for tables.
+        threshold: its own K-quantile of the sampled pairs; comparable only where horizon and metric are the same.
+        jaccard: pairs that both settings call positive, of those that either does.
+        same_episode: share of its positives within one episode.
+        current: it is the setting in use.
+    """
+
+    name: str
+    threshold: float
+    jaccard: float
+    same_episode: float
+    current: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to compare windows: horizon T, step cost and Sakoe-Chiba band (None: none; 0: no warping)."""
+
+    name: str
+    horizon: int
+    cost: str
+    band: int | None
+
+
+def anchor_degrees(
+    stream: WindowStream,
+    episode: IntArray,
+    thresholds: Sequence[float],
+    anchors: IntArray,
+    *,
+    cost: str = "sqeuclidean",
+    band: int | None = None,
+    progress: Progress | None = None,
+) -> list[Degrees]:
+    """Positives of some anchors among all windows, exactly, at several thresholds.
+
+    Args:
+        stream: N windows.
+        episode: (N,) episode of each window.
+        thresholds: largest distances of a positive pair.
+        anchors: (M,) window numbers.
+        cost, band: as in :func:`classact.similarity.dtw_pairwise`.
+        progress: called with (anchors done, in all).
+
+    Returns:
+        for each threshold, of M anchors.
+    """
+    n, limits = len(stream), np.array(thresholds, np.float32)
+    positives = np.zeros((len(limits), len(anchors)), np.int64)
+    inside = np.zeros_like(positives)
+    step = min(64, len(anchors))
+    width = _CELLS // step
+    for a in range(0, len(anchors), step):
+        rows = anchors[a : a + step]
+        x = stream.windows(rows)
+        for b in range(0, n, width):
+            columns = np.arange(b, min(b + width, n))
+            d = dtw_pairwise(x, stream.windows(columns), cost=cost, band=band, limit=float(limits.max()))
+            d[rows[:, None] == columns] = np.inf  # an anchor is no positive of its own
+            at, column = np.nonzero(d <= limits.max())
+            own = episode[rows[at]] == episode[columns[column]]
+            near = d[at, column]
+            for k, limit in enumerate(limits):
+                below = near <= limit
+                positives[k, a : a + step] += np.bincount(at[below], minlength=len(rows))
+                inside[k, a : a + step] += np.bincount(at[below & own], minlength=len(rows))
+        if progress is not None:
+            progress(min(a + step, len(anchors)), len(anchors))
+    return [Degrees(p, e) for p, e in zip(positives, inside, strict=True)]
+
+
+def quantile_row(quantile: float, threshold: float, degrees: Degrees) -> QuantileRow:
+    """The line of one K, from the positives of sampled anchors at its threshold."""
+    d = degrees.positives
+    return QuantileRow(
+        quantile=quantile,
+        threshold=threshold,
+        least=int(d.min()),
+        median=float(np.median(d)),
+        none=float((d == 0).mean()),
+        same_episode=int(degrees.same_episode.sum()) / max(int(d.sum()), 1),
+    )
+
+
+def setting_distances(
+    actions: FloatArray, episode_ends: IntArray, setting: Setting, left: IntArray, right: IntArray
+) -> FloatArray:
+    """(P,) distances of the pairs (left[k], right[k]) of windows of ``actions`` (N, D), normalised, under a setting."""
+    last = np.asarray(episode_ends, np.int64) - 1
+    steps = np.arange(setting.horizon)
+    out = np.empty(len(left), np.float32)
+    for at in range(0, len(left), _PAIRS):
+        rows = np.concatenate([left[at : at + _PAIRS], right[at : at + _PAIRS]])
+        # As in window_indices, but for these windows alone: all of them would take 2.6 GB at N = 10 million, T = 32.
+        end = last[np.searchsorted(last, rows)]
+        windows = np.minimum(rows[:, None] + steps, end[:, None])
+        k = np.arange(len(rows) // 2)
+        out[at : at + _PAIRS] = dtw_pairs(actions, windows, k, k + len(k), cost=setting.cost, band=setting.band)
+    return out
+
+
+def agreement(
+    settings: Sequence[Setting],
+    current: Setting,
+    distances: Callable[[Setting], FloatArray],
+    quantile: float,
+    same_episode: NDArray[np.bool_],
+) -> list[AgreementRow]:
+    """How much the positives under each setting are those under the current one.
+
+    Args:
+        settings: to compare.
+        current: the setting in use.
+        distances: (P,) of one and the same sample of pairs, under a setting.
+        quantile: K; each setting has its own threshold at this quantile of the sample.
+        same_episode: (P,) whether the two windows of a pair lie in one episode.
+    """
+
+    def positives(setting: Setting) -> tuple[float, NDArray[np.bool_]]:
+        d = distances(setting)
+        threshold = quantile_threshold(d, quantile)
+        return threshold, np.asarray(d <= np.float32(threshold))
+
+    reference = positives(current)
+    rows = []
+    for setting in settings:
+        same = (setting.horizon, setting.cost, setting.band) == (current.horizon, current.cost, current.band)
+        threshold, found = reference if same else positives(setting)
+        share = float(same_episode[found].mean()) if found.any() else 0.0
+        rows.append(AgreementRow(setting.name, threshold, jaccard(found, reference[1]), share, same))
+    return rows
+
+
+def horizon_settings(current: Setting, horizons: Sequence[int] = HORIZONS) -> list[Setting]:
+    """The current setting at several horizons, its own among them."""
+    return [
+        Setting(f"{t} step{'s' * (t > 1)}", t, current.cost, current.band) for t in sorted({*horizons, current.horizon})
+    ]
+
+
+def metric_settings(current: Setting) -> list[Setting]:
+    """The current horizon under DTW with both step costs, without warping, and as it is."""
+    known = [
+        Setting("DTW, squared Euclidean steps", current.horizon, "sqeuclidean", None),
+        Setting("DTW, Euclidean steps", current.horizon, "euclidean", None),
+        Setting("L2, no warping", current.horizon, "sqeuclidean", 0),
+    ]
+    mine = (current.cost, current.band)
+    return known if any((s.cost, s.band) == mine for s in known) else [current, *known]
