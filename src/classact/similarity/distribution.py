@@ -43,10 +43,11 @@ def _weigh(distances: Any, values: Any, weight: Any, threshold: Any, out: Any) -
     for i in nb.prange(len(distances)):
         for j in range(distances.shape[1]):
             d = distances[i, j]
-            out[i, j] = 0
+            w = np.float32(0)
             if d <= threshold:
                 at = np.searchsorted(values, d, side="right")
-                out[i, j] = weight[at - 1] if at else np.float32(1)
+                w = weight[at - 1] if at else np.float32(1)
+            out[i, j] = w
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,18 @@ class DistanceDistribution:
             slack *= 4
         return _from_counts(found, quantile, pairs, True, *_histogram(ordered))
 
-    def weights(self, distances: FloatArray) -> FloatArray:
+    def weights(self, distances: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
         """Soft positive weights w = 1 - CDF(distance) for positives, 0 above the threshold (section 4.2).
 
         Args:
             distances: any shape, float32; infinity is above every threshold.
+            out: contiguous array of that shape for the result; may be ``distances`` itself.
         """
         flat = np.ascontiguousarray(distances, np.float32)
-        flat = flat.reshape(len(flat), -1) if flat.ndim > 1 else flat.reshape(1, -1)
-        out = np.empty_like(flat)
-        _weigh(flat, self.values, self.weight, np.float32(self.threshold), out)
-        return out.reshape(np.shape(distances))
+        result = np.empty_like(flat) if out is None else out
+        rows = len(flat) if flat.ndim > 1 else 1
+        _weigh(flat.reshape(rows, -1), self.values, self.weight, np.float32(self.threshold), result.reshape(rows, -1))
+        return result.reshape(np.shape(distances))
 
     def to_json(self) -> dict[str, Any]:
         """Numbers for the report; the weight function is saved as arrays elsewhere."""

@@ -82,8 +82,13 @@ def _next_row(b: Any, row: Any, rows: Any) -> Any:
     return b.select(b.icmp_signed("==", following, rows), _i64(0), following)
 
 
-def _rows_in_registers(b: Any, n: int, skewed: bool, read: Any, first: Any, rows: Any, T: Any) -> Any:
-    """Loop over p with the row in registers; returns the row after the last p."""
+def _rows_in_registers(
+    b: Any, n: int, skewed: bool, read: Any, first: Any, rows: Any, T: Any, start: Any = None
+) -> Any:
+    """Loop over T rows with the row in registers; returns the last row.
+
+    ``start``: the row before them and the value left above their first cell; None where they are the first.
+    """
     entry, loop = b.block, b.append_basic_block("row")
     done = b.append_basic_block("aligned")
     b.branch(loop)
@@ -94,9 +99,10 @@ def _rows_in_registers(b: Any, n: int, skewed: bool, read: Any, first: Any, rows
     row = [b.phi(_VECTOR) for _ in range(n)]
     origin = b.phi(_VECTOR)  # left above the first cell of all: 0 for the first row, infinite later
     inf = _constant(float("inf"))
-    for cell in row:
-        cell.add_incoming(inf, entry)
-    origin.add_incoming(_constant(0.0), entry)
+    before, corner = start or ([inf] * n, _constant(0.0))
+    for cell, value in zip(row, before, strict=True):
+        cell.add_incoming(value, entry)
+    origin.add_incoming(corner, entry)
     new: list[Any] = []
     for q in range(n):
         if skewed:  # index q - p + band: the cell above is one to the right, the one left above in place
@@ -375,3 +381,49 @@ def lowest(typing: Any, mask: Any) -> Any:
         return b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def advance(
+    typing: Any, width: Any, steps: Any, column: Any, step: Any, begin: Any, end: Any, row: Any, out: Any
+) -> Any:
+    """Some rows of :func:`align` without a band, so that hopeless pairs can be given up between them.
+
+    Args:
+        typing: Numba's.
+        width: from :func:`unrolled`, not empty.
+        steps: (R, S) float32: row p of the step distances is ``steps[p]``; see :func:`align`.
+        column, step: see :func:`align`.
+        begin, end: rows to do, begin <= p < end.
+        row: (len(width), LANES) float32: read where ``begin`` is above 0, and written: the row of accumulated costs.
+        out: (LANES,) float32: receives the last accumulated cost where ``end`` is the last row, and before that the
+            least of the row, which no continuation falls below.
+    """
+    position = types.intp
+    signature = types.void(width, steps, position, position, position, position, row, out)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, ring, column, step, begin, end, memory, target = args
+        kinds = signature.args
+        n = len(kinds[0])
+        rows = context.make_array(kinds[1])(context, b, ring)
+        count, stride = b.extract_value(rows.shape, 0), b.extract_value(rows.shape, 1)
+        base = b.gep(rows.data, [column])
+        saved = _data(context, b, kinds[6], memory)
+        inf, first = _constant(float("inf")), b.icmp_signed("==", begin, _i64(0))
+
+        def read(b: Any, row: Any, _: Any, q: int) -> Any:
+            return _load(b, b.gep(base, [b.add(b.mul(row, stride), b.mul(_i64(q), step))]))
+
+        start = [b.select(first, inf, _load(b, b.gep(saved, [_i64(q * LANES)]))) for q in range(n)]
+        corner = b.select(first, _constant(0.0), inf)
+        new = _rows_in_registers(b, n, False, read, begin, count, b.sub(end, begin), (start, corner))
+        least = new[0]
+        for q, cell in enumerate(new):
+            _store(b, cell, b.gep(saved, [_i64(q * LANES)]))
+            least = _minimum(b, least, cell)
+        finished = b.icmp_signed("==", end, count)
+        _store(b, b.select(finished, new[-1], least), _data(context, b, kinds[7], target))
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -217,8 +217,10 @@ class ActionSimilarity:
 
         A step that occurs twice in the batch is the best positive of itself (weight 1), never its negative.
         """
-        w = self.distribution.weights(self.distances(rows, limit=self.distribution.threshold))
-        w[rows[:, None] == rows[None, :]] = 1.0
+        d = self.distances(rows, limit=self.distribution.threshold)
+        w = self.distribution.weights(d, out=d)
+        if len(np.unique(rows)) < len(rows):
+            w[rows[:, None] == rows[None, :]] = 1.0
         np.fill_diagonal(w, 0.0)
         return w
 

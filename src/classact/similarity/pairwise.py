@@ -9,7 +9,7 @@ import numpy as np
 
 from classact.errors import ConfigError
 from classact.similarity.cpu import MARGIN
-from classact.similarity.lanes import LANES, align, step_distances, unrolled
+from classact.similarity.lanes import LANES, advance, align, step_distances, unrolled
 from classact.similarity.reference import check_finite
 from classact.similarity.stream import WindowStream, check_sweep
 from classact.types import FloatArray, IntArray
@@ -29,12 +29,13 @@ def _cross(
     n, T, _ = x.shape
     columns = blocks.shape[2] // LANES
     margin = 0 if skew is None else band  # columns that a row along the diagonal reads beyond the windows
-    begin = margin * LANES
+    givesup = len(width) > 0 and skew is None and np.isfinite(limit)
     stop = np.float32(limit * np.float32(1 + MARGIN))
     for task in nb.prange(n):
         # With itself only the upper triangle is computed: long and short rows alternate, so that threads share fairly.
         i = task // 2 if task % 2 == 0 else n - 1 - task // 2
-        ring = np.zeros((T, (columns + 2 * margin) * LANES), np.float32)
+        ring = np.zeros((T, (columns + 2 * margin + 1) * LANES), np.float32)
+        begin = margin * LANES + -(ring.ctypes.data // 4) % LANES  # a vector within one cache line
         scratch = np.empty((columns, LANES), np.float32)
         ends = np.empty((2, LANES), np.float32)
         d = np.empty(LANES, np.float32)
@@ -46,13 +47,26 @@ def _cross(
             nearest = np.float32(np.inf)
             for v in range(LANES):
                 nearest = min(nearest, ends[0, v] + ends[1, v] if T + columns > 2 else ends[0, v])
+            done = 0
+            if givesup:
+                # Any alignment goes through every row and to the last cell: a few rows show which pairs are too far.
+                while done < T and nearest <= stop:
+                    end = min(T, done + (T + 7) // 8 if done else (T + 3) // 4)
+                    for p in range(done, end):
+                        step_distances(x[i, p], values, 0, columns * LANES, squared, ring, p, begin)
+                    advance(width, ring, begin, LANES, done, end, scratch, d)
+                    done = end
+                    nearest = np.float32(np.inf)
+                    for v in range(LANES):
+                        nearest = min(nearest, d[v] + ends[1, v] if done < T else np.float32(0))
             if nearest > stop:
                 for v in range(LANES):
                     out[i, block * LANES + v] = np.inf
                 continue
-            for p in range(T):
-                step_distances(x[i, p], values, 0, columns * LANES, squared, ring, p, begin)
-            align(width, skew, ring, 0, begin, LANES, T, columns, band, scratch, limit, d)
+            if not givesup:
+                for p in range(T):
+                    step_distances(x[i, p], values, 0, columns * LANES, squared, ring, p, begin)
+                align(width, skew, ring, 0, begin, LANES, T, columns, band, scratch, limit, d)
             for v in range(LANES):
                 out[i, block * LANES + v] = d[v]
 
@@ -146,6 +160,15 @@ def dtw_pairwise(
     return torch.from_numpy(_pairwise(x.detach().numpy(), other, cost, band, limit))
 
 
+def _aligned(values: FloatArray) -> FloatArray:
+    # A vector that crosses two cache lines takes two loads.
+    store = np.empty(values.size + LANES, np.float32)
+    first = -(store.ctypes.data // 4) % LANES
+    out = store[first : first + values.size].reshape(values.shape)
+    out[...] = values
+    return out
+
+
 def _pairwise(x: Any, y: Any, cost: str, band: int | None, limit: float) -> FloatArray:
     x = np.ascontiguousarray(x, np.float32)
     same = y is None
@@ -169,7 +192,7 @@ def _pairwise(x: Any, y: Any, cost: str, band: int | None, limit: float) -> Floa
         width, skew = (), None  # the diagonal of a band ends in the last cell only where lengths are equal
     out = np.empty((n, len(padded)), np.float32)
     reach = T + columns if band is None else min(band, T + columns)
-    _cross(x, np.ascontiguousarray(blocks), width, skew, reach, cost == "sqeuclidean", np.float32(limit), same, out)
+    _cross(x, _aligned(blocks), width, skew, reach, cost == "sqeuclidean", np.float32(limit), same, out)
     out = np.ascontiguousarray(out[:, :m])
     if same:
         _mirror(out)
