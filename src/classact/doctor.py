@@ -66,7 +66,13 @@ def _gpu() -> str:
 
     if not torch.cuda.is_available():
         raise RuntimeError("no CUDA device is visible to torch")
-    return torch.cuda.get_device_name()
+    from classact.similarity import dtw_pairwise
+
+    x = torch.rand(32, 16, 2)
+    error = float((dtw_pairwise(x.cuda()).cpu() - dtw_pairwise(x)).abs().max())
+    if error > 1e-3:
+        raise ArithmeticError(f"its DTW differs from the CPU's by {error:.3g}")
+    return f"{torch.cuda.get_device_name()}, DTW equal to the CPU's"
 
 
 def _simulator(name: str) -> str:

@@ -38,6 +38,7 @@ class MatrixSweep:
         self.block = block
         self.calls = 0
         self.counted: list[tuple[int, int]] = []
+        self.deferred: list[tuple[DistanceCounts, FloatArray]] = []
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -59,9 +60,27 @@ class MatrixSweep:
             i, j = left[part] + first, right[part]
             yield Pairs(i.astype(np.uint32), j.astype(np.uint32), self.matrix[i, j])
 
-    def count(self, first: int, last: int, limit: float, counts: DistanceCounts, *, prune: bool = True) -> None:
-        for pairs in self.pairs(first, last, limit=limit, prune=prune):
-            counts.add(pairs.distances)
+    def count(
+        self,
+        first: int,
+        last: int,
+        limit: float,
+        counts: DistanceCounts,
+        *,
+        prune: bool = True,
+        defer: bool = False,
+    ) -> None:
+        self.settle()
+        found = [pairs.distances for pairs in self.pairs(first, last, limit=limit, prune=prune)]
+        self.deferred = [(counts, distances) for distances in found]
+        if not defer:
+            self.settle()
+
+    def settle(self) -> None:
+        """As a GPU's: nothing is in the counts before."""
+        for counts, distances in self.deferred:
+            counts.add(distances)
+        self.deferred = []
 
 
 class SlowSweep(MatrixSweep):

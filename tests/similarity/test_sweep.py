@@ -215,3 +215,18 @@ def test_messages() -> None:
         WindowStream.build(np.zeros((2, 1), np.float32), np.array([2]), 0)
     with pytest.raises(DataError, match=r"actions\[1, 0\] is nan; 1 of 2 values"):
         WindowStream.build(np.array([[0], [np.nan]], np.float32), np.array([2]), 2)
+
+
+def test_auto_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where torch sees a GPU that the kernels cannot use; asked for by name it is an error."""
+    stream = stream_of((5,), 2, 1)
+
+    def unusable(*_: Any, **__: Any) -> None:
+        raise ConfigError("no triton")
+
+    monkeypatch.setattr("classact.similarity.sweep._has_gpu", lambda: True)
+    monkeypatch.setattr("classact.similarity.gpu.GpuSweep", unusable)
+    assert make_sweep(stream).device == "cpu"
+    assert "the CPU sweeps over all pairs: no triton" in caplog.text
+    with pytest.raises(ConfigError, match="no triton"):
+        make_sweep(stream, device="cuda")

@@ -227,7 +227,20 @@ class CpuSweep:
         if waiting:
             yield np.array(waiting, np.int64)
 
-    def count(self, first: int, last: int, limit: float, counts: DistanceCounts, *, prune: bool = True) -> None:
-        """See :meth:`classact.similarity.stream.Sweep.count`."""
+    def count(
+        self,
+        first: int,
+        last: int,
+        limit: float,
+        counts: DistanceCounts,
+        *,
+        prune: bool = True,
+        defer: bool = False,
+    ) -> None:
+        """See :meth:`classact.similarity.stream.Sweep.count`; nothing is ever deferred."""
+        del defer
         for block in self.pairs(first, last, limit=limit, prune=prune):
             counts.add(block.distances)
+
+    def settle(self) -> None:
+        """See :meth:`classact.similarity.stream.Sweep.settle`."""

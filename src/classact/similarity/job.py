@@ -131,7 +131,7 @@ def count_pairs(
     top = float(counts.limit) if np.isfinite(counts.limit) else "infinite"
     card = {"identity": plain(identity), "format": FORMAT, "n": n, "limit": top}
     check_ranks(ranks, card)
-    counting = _Counting(Path(folder), card, counts, ranks)
+    counting = _Counting(Path(folder), card, counts, ranks, sweep)
     left, whole = ranks.on_first(lambda: counting.adopt(len(cut) - 1))
     if not whole:
         counting.launch = ranks.on_first(lambda: uuid.uuid4().hex[:8])
@@ -173,21 +173,22 @@ def _count(
     if progress is not None:
         progress(done, total, "")
     for unit in units:
-        sweep.count(int(cut[unit]), int(cut[unit + 1]), float(counts.limit), counts)
+        sweep.count(int(cut[unit]), int(cut[unit + 1]), float(counts.limit), counts, defer=True)
         done += int(pairs[unit])
         stop = after(unit)
         if progress is not None:
             progress(done, total, f"{counts.total:,} kept")
         if stop:
             return True
+    sweep.settle()
     return False
 
 
 class _Counting:
     """One rank's counts, and the files of all."""
 
-    def __init__(self, folder: Path, card: dict[str, Any], counts: DistanceCounts, ranks: Ranks) -> None:
-        self.folder, self.card, self.counts, self.ranks = folder, card, counts, ranks
+    def __init__(self, folder: Path, card: dict[str, Any], counts: DistanceCounts, ranks: Ranks, sweep: Sweep) -> None:
+        self.folder, self.card, self.counts, self.ranks, self.sweep = folder, card, counts, ranks, sweep
         self.launch = ""
         self.units: list[int] = []
         self.adopted: list[Path] = []
@@ -231,6 +232,7 @@ class _Counting:
         """Replace this rank's part, unless the last one is recent."""
         begin = time.monotonic()
         if now or begin - self.saved >= self.pause:
+            self.sweep.settle()
             self._write(self.part(self.ranks.rank))
             drop(self.adopted)
             self.adopted = []

@@ -122,8 +122,27 @@ class Sweep(Protocol):
         """
         ...
 
-    def count(self, first: int, last: int, limit: float, counts: DistanceCounts, *, prune: bool = True) -> None:
-        """Add the distances of the pairs i < j of :meth:`pairs` to ``counts``."""
+    def count(
+        self,
+        first: int,
+        last: int,
+        limit: float,
+        counts: DistanceCounts,
+        *,
+        prune: bool = True,
+        defer: bool = False,
+    ) -> None:
+        """Add the distances of the pairs i < j of :meth:`pairs` to ``counts``.
+
+        Args:
+            first, last, limit, prune: as for :meth:`pairs`.
+            counts: what is added to.
+            defer: the device may keep the distances until :meth:`settle`; reading them out once saves time.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Add what :meth:`count` left on the device."""
         ...
 
 

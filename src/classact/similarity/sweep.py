@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from classact.errors import ConfigError, choose
 from classact.similarity.cpu import CpuSweep
 from classact.similarity.stream import Sweep, WindowStream
@@ -18,19 +20,26 @@ def make_sweep(
         stream: the windows.
         cost: step cost.
         band: Sakoe-Chiba band in steps; None for none.
-        device: "cpu", "cuda", or "auto": a GPU if there is one.
+        device: "cpu", "cuda", or "auto": a GPU if there is one that can be used.
 
     Raises:
         ConfigError: an unknown device, "cuda" where there is none, or settings that no backend knows.
     """
     if device not in DEVICES:
         raise ConfigError(choose("device", device, DEVICES))
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if device != "cpu" and (device == "cuda" or _has_gpu()):
         from classact.similarity.gpu import GpuSweep
 
-        return GpuSweep(stream, cost=cost, band=band)
+        try:
+            return GpuSweep(stream, cost=cost, band=band)
+        except ConfigError as error:
+            if device == "cuda":
+                raise
+            logging.getLogger("classact").warning("the CPU sweeps over all pairs: %s", error)
     return CpuSweep(stream, cost=cost, band=band)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,79 @@
+"""What a policy head must offer: a loss to train it by, and chunks of actions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from classact.errors import ConfigError
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One generator for a batch, or one for each of its rows: then no row depends on what else is in the batch."""
+
+
+class Head(nn.Module, ABC):
+    """Maps features of observations to chunks of normalised actions (paper C.2).
+
+    Attributes:
+        feature_dim: C, features of one decision: those of T_o observations one behind the other.
+        action_dim: D.
+        horizon: T_p, actions of a chunk.
+    """
+
+    def __init__(self, feature_dim: int, action_dim: int, horizon: int) -> None:
+        super().__init__()
+        if min(feature_dim, action_dim, horizon) < 1:
+            raise ConfigError(
+                f"expected at least one feature, action dimension and step, got feature_dim {feature_dim}, action_dim "
+                f"{action_dim}, horizon {horizon}."
+            )
+        self.feature_dim, self.action_dim, self.horizon = feature_dim, action_dim, horizon
+
+    @abstractmethod
+    def loss(self, features: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar behaviour-cloning loss, the mean over batch, steps and dimensions.
+
+        Args:
+            features: (B, C).
+            actions: (B, T_p, D) in [-1, 1].
+            generator: source of all randomness.
+
+        Raises:
+            ConfigError: shapes other than those the head was made for.
+        """
+
+    @abstractmethod
+    def sample(self, features: Tensor, generator: Generators) -> Tensor:
+        """Chunks (B, T_p, D) of normalised actions for (B, C) features; without gradient.
+
+        Raises:
+            ConfigError: another number of features than the head was made for, or of generators than rows.
+        """
+
+    def _check(self, features: Tensor, actions: Tensor | None = None, generator: Generators | None = None) -> None:
+        if features.ndim != 2 or features.shape[1] != self.feature_dim:
+            raise ConfigError(f"expected features of shape (B, {self.feature_dim}), got {tuple(features.shape)}.")
+        expected = (len(features), self.horizon, self.action_dim)
+        if actions is not None and tuple(actions.shape) != expected:
+            raise ConfigError(f"expected actions of shape {expected}, got {tuple(actions.shape)}.")
+        if isinstance(generator, Sequence) and len(generator) != len(features):
+            raise ConfigError(
+                f"expected one generator, or one for each of {len(features)} rows, got {len(generator)} generators."
+            )
+
+
+def standard_normal(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    """Noise of ``shape`` on ``device``, drawn where the generators are, so that it is the same on every device.
+
+    Args:
+        shape: (B, ...).
+        generator: one for the batch, or B, of which each draws its row.
+        device: where the noise is needed.
+    """
+    if isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    rows = [torch.randn(shape[1:], generator=g, device=g.device) for g in generator]
+    return torch.stack(rows).to(device) if rows else torch.zeros(shape, device=device)
