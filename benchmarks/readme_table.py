@@ -1,7 +1,7 @@
-"""Write the numbers of the README from the results files, between its markers.
+"""Write the numbers of README.md and docs/similarity.md from the results files, between their markers.
 
-uv run python benchmarks/readme_table.py            rewrites README.md
-uv run python benchmarks/readme_table.py --check    exits 1 where README.md does not agree with the results
+uv run python benchmarks/readme_table.py            rewrites both
+uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any
 
 from classact.statistics import wilson_interval
 from common import RESULTS
+from similarity_table import page_lines, readme_lines
 
 README = Path(__file__).parent.parent / "README.md"
+SIMILARITY = Path(__file__).parent.parent / "docs" / "similarity.md"
 ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 RECIPES = {
     "pusht-demo": "crop and noise (the paper's)",
@@ -84,23 +86,31 @@ def block() -> str:
             f"{s['steps_with_image_per_second']:,.0f} with an image, on one core; one decision over a bank of "
             f"{p['bank']:,} moments takes {whole['p50_ms']:.1f} ms (p50), {whole['p95_ms']:.1f} ms (p95)."
         )
+    parts.append("")
+    parts += readme_lines()
     return "\n".join(parts) + "\n"
+
+
+def between(text: str, name: str, new: str) -> str:
+    """``text`` with what stands between the markers ``name`` replaced."""
+    before, _, rest = text.partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- /{name} -->")
+    return f"{before}<!-- {name} -->\n{new}<!-- /{name} -->{after}"
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
-    text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition("<!-- results -->\n")
-    _, _, after = rest.partition("<!-- /results -->")
-    new = f"{before}<!-- results -->\n{block()}<!-- /results -->{after}"
-    if options.check:
-        if new != text:
-            print("README.md does not agree with benchmarks/results: run benchmarks/readme_table.py", file=sys.stderr)
+    pages = {README: ("results", block()), SIMILARITY: ("measured", "\n".join(page_lines()) + "\n")}
+    for path, (name, new) in pages.items():
+        text = path.read_text(encoding="utf-8")
+        written = between(text, name, new)
+        if not options.check:
+            path.write_text(written, encoding="utf-8")
+        elif written != text:
+            print(f"{path} does not agree with benchmarks/results: run benchmarks/readme_table.py", file=sys.stderr)
             return 1
-        return 0
-    README.write_text(new, encoding="utf-8")
     return 0
 
 

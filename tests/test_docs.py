@@ -23,7 +23,7 @@ def test_numbers_of_the_readme_come_from_the_results_files() -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    named = re.findall(r"uv run classact (data \w+|\w+)", README)
+    named = re.findall(r"uv run classact ((?:data|bench) \w+|\w+)", README)
     assert len(named) >= 8
     assert set(named) <= set(COMMANDS)
 
@@ -42,7 +42,10 @@ def test_python_of_the_readme_names_what_exists() -> None:
     assert "Pipeline" in imports
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/rand-color.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/rand-color.md", "docs/similarity.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_files_named_in_pages_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

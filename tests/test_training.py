@@ -168,7 +168,7 @@ def test_the_log_has_each_step_once_after_resuming(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
+def server() -> Any:
     """Starts processes that hold everything imported already, on one thread each: spinning ones starve each other."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["classact.training", "torch._dynamo", "pytest"])  # optimisers import dynamo
@@ -176,7 +176,7 @@ def server() -> Iterator[Any]:
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
             patch.setenv(variable, "1")
         forkserver.ensure_running()  # the server takes them over; here Numba would notice that they changed
-    yield context
+    return context
 
 
 def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = None) -> tuple[Any, Any]:

@@ -225,7 +225,7 @@ def data(source: str | None) -> Row:
 def memory(_: str | None) -> Row:
     """Peak memory beyond the data, and time, of exact threshold and CDF of all pairs, each size in its own process."""
     rows = []
-    for n in (25_000, 250_000):
+    for n in (25_000, 100_000, 250_000):
         command = [sys.executable, "-m", "classact.bench.memory", str(n), "16", "10", "0.015"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from classact.actions import ActionSpace
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.policies.latents import ImageLatents, Latents, StateLatents, load
 from classact.storage import read_arrays, read_json, verify_folder, write_folder
@@ -88,33 +89,51 @@ class RetrievalPolicy:
         actions: (N, D) unnormalised actions.
         episode_ends: (E,) of the demonstrations.
         config: settings.
+        action_space: what the D dimensions mean; its rotations are averaged as rotations. None where there are none:
+            every dimension is averaged by itself.
 
     Raises:
         ConfigError: k is larger than the bank.
-        DataError: bank, actions and episode_ends disagree about the number of steps.
+        DataError: bank, actions and episode_ends disagree about the number of steps, or the actions are none of the
+            action space.
     """
 
     name = "retrieval"
 
     def __init__(
-        self, latents: Latents, bank: FloatArray, actions: FloatArray, episode_ends: IntArray, config: RetrievalConfig
+        self,
+        latents: Latents,
+        bank: FloatArray,
+        actions: FloatArray,
+        episode_ends: IntArray,
+        config: RetrievalConfig,
+        *,
+        action_space: ActionSpace | None = None,
     ) -> None:
         if not len(bank) == len(actions) == episode_ends[-1]:
             raise DataError(
                 f"expected one latent and one action per step, got a bank of {len(bank)} moments, {len(actions)} "
                 f"actions and episodes of {int(episode_ends[-1])} steps in all. Build the policy from one data set."
             )
-        self.latents, self.config = latents, config
+        if action_space is not None:
+            action_space.check_rotations(actions, "the demonstrated actions")
+        self.latents, self.config, self.action_space = latents, config, action_space
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
         self._rows = torch.from_numpy(retrievable(episode_ends, config, "the bank"))
         self._bank = torch.from_numpy(np.ascontiguousarray(bank))[self._rows]
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
 
     @staticmethod
-    def build(latents: Latents, data: Demonstrations, config: RetrievalConfig) -> RetrievalPolicy:
+    def build(
+        latents: Latents, data: Demonstrations, config: RetrievalConfig, *, action_space: ActionSpace | None = None
+    ) -> RetrievalPolicy:
         """Encode all demonstrations into a bank."""
-        retrievable(data.episode_ends, config, f"{data.name} ({data.source})")  # before the long encoding
-        return RetrievalPolicy(latents, latents.demonstrations(data), data.actions, data.episode_ends, config)
+        where = f"{data.name} ({data.source})"
+        retrievable(data.episode_ends, config, where)  # this and the next before the long encoding
+        if action_space is not None:
+            action_space.check_rotations(data.actions, where)
+        bank = latents.demonstrations(data)
+        return RetrievalPolicy(latents, bank, data.actions, data.episode_ends, config, action_space=action_space)
 
     @property
     def needs_images(self) -> bool:
@@ -139,8 +158,13 @@ class RetrievalPolicy:
     def decide(self, observations: Sequence[Observation]) -> tuple[FloatArray, Neighbors]:
         """The chunk (B, T_a, D) and the neighbours it was averaged from."""
         neighbors = self.search(self.latents.observations(observations))
-        chunk = np.einsum("bk,bktd->btd", neighbors.weights, self.chunks(neighbors.rows))
-        return chunk.astype(np.float32), neighbors
+        return self._average(self.chunks(neighbors.rows), neighbors.weights), neighbors
+
+    def _average(self, chunks: FloatArray, weights: FloatArray) -> FloatArray:
+        """(B, k, T_a, D) chunks and (B, k) weights -> (B, T_a, D), rotations orthonormal."""
+        if self.action_space is not None and self.action_space.has_rotations:
+            return self.action_space.average(chunks, weights)
+        return np.einsum("bk,bktd->btd", weights, chunks).astype(np.float32)
 
     def act(self, observations: Sequence[Observation]) -> FloatArray:
         """(B, T_a, D) unnormalised actions."""
@@ -156,6 +180,8 @@ class RetrievalPolicy:
             "latents": self.latents.settings(),
             "bank": len(self.bank),
         }
+        if self.action_space is not None:
+            card["action_space"] = self.action_space.to_json()
 
         def fill(path: Path) -> None:
             if isinstance(self.latents, ImageLatents):
@@ -189,4 +215,8 @@ class RetrievalPolicy:
         arrays = read_arrays(path / "bank.safetensors", CheckpointError)
         latents: ImageLatents | StateLatents = load(card["latents"], path)
         config = RetrievalConfig(**(card["config"] | overrides))
-        return RetrievalPolicy(latents, arrays["bank"], arrays["actions"], arrays["episode_ends"], config)
+        space = None  # in policies without rotations, and in all that were saved before there were any
+        if "action_space" in card:
+            space = ActionSpace.from_json(card["action_space"], str(path / "policy.json"))
+        bank, actions, ends = (arrays[name] for name in ("bank", "actions", "episode_ends"))
+        return RetrievalPolicy(latents, bank, actions, ends, config, action_space=space)
