@@ -21,7 +21,8 @@ _GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 
 def _usage() -> str:
     lines = [f"usage: {PROGRAM} COMMAND [flags]; {PROGRAM} COMMAND --help", "", "commands:"]
-    lines += [f"  {name:<14} {(cls.__doc__ or '').strip().splitlines()[0]}" for name, (cls, _) in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:<{width}} {(cls.__doc__ or '').strip().splitlines()[0]}" for name, (cls, _) in COMMANDS.items()]
     return "\n".join(lines)
 
 

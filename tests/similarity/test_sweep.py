@@ -230,3 +230,16 @@ def test_auto_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "the CPU sweeps over all pairs: no triton" in caplog.text
     with pytest.raises(ConfigError, match="no triton"):
         make_sweep(stream, device="cuda")
+
+
+def test_compiled_code_depends_on_the_instructions_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba alone would reuse it after a change of lanes.py, for cpu.py did not change."""
+    from numba.core.registry import cpu_target
+
+    from classact.similarity import cpu, lanes, pairwise
+
+    for function in (cpu._sweep, pairwise._cross, pairwise._pairs):
+        key = function._cache._index_key((), cpu_target.target_context.codegen())
+        monkeypatch.setattr(lanes, "_DIGEST", "another")
+        assert function._cache._index_key((), cpu_target.target_context.codegen()) != key
+        monkeypatch.undo()

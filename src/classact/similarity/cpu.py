@@ -16,7 +16,7 @@ import numpy as np
 
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.lanes import LANES, align, bounded, lowest, step_distances, unrolled
+from classact.similarity.lanes import LANES, align, bounded, kernel, lowest, step_distances, unrolled
 from classact.similarity.stream import Pairs, WindowStream, check_sweep
 from classact.types import IntArray
 
@@ -46,7 +46,7 @@ def _sliding_minima(row: Any, T: int, out: Any) -> None:
             out[v] = min(out[v], out[v + T - span])
 
 
-@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
 def _sweep(
     values: Any,
     points: Any,

@@ -10,10 +10,15 @@ row[q] = c[p, q] + min(row[q] of p - 1, row[q - 1] of p - 1, row[q - 1]).
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numba as nb
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 LANES = 16
@@ -25,6 +30,24 @@ MAX_UNROLLED = 24
 _F32 = ir.FloatType()
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)
+
+
+_DIGEST = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), _DIGEST)
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compile a function that uses these instructions, for all cores, and keep the machine code on disk.
+
+    Numba's own cache looks at the file of the function alone: after a change here it would go on with the old code.
+    """
+    compiled = nb.njit(parallel=True)(function)
+    compiled._cache = _Cache(function)
+    return compiled
 
 
 def unrolled(columns: int, band: int | None) -> tuple[tuple[int, ...], int | None]:

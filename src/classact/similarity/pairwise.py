@@ -9,7 +9,7 @@ import numpy as np
 
 from classact.errors import ConfigError
 from classact.similarity.cpu import MARGIN
-from classact.similarity.lanes import LANES, advance, align, step_distances, unrolled
+from classact.similarity.lanes import LANES, advance, align, kernel, step_distances, unrolled
 from classact.similarity.reference import check_finite
 from classact.similarity.stream import WindowStream, check_sweep
 from classact.types import FloatArray, IntArray
@@ -21,7 +21,7 @@ Windows = TypeVar("Windows", FloatArray, "torch.Tensor")
 """(N, T, D), NumPy or torch."""
 
 
-@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
 def _cross(
     x: Any, blocks: Any, width: Any, skew: Any, band: int, squared: bool, limit: Any, same: bool, out: Any
 ) -> None:
@@ -82,7 +82,7 @@ def _mirror(out: Any) -> None:
                     out[j, i] = out[i, j]
 
 
-@nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@kernel
 def _pairs(
     points: Any, windows: Any, T: int, left: Any, right: Any, width: Any, skew: Any, band: int, squared: bool, out: Any
 ) -> None:
