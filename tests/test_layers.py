@@ -12,22 +12,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "classact"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     (
-        *(
-            "progress",
-            "statistics",
-            "machine",
-            "interruptions",
-            "normalize",
-            "storage",
-            "tsne",
-            "optim",
-            "augment",
-            "objectives",
-        ),
-        *("windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "similarity"),
+        *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
+        *("objectives", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "similarity"),
+        *("rotations", "actions", "heads"),
     ),
     ("readers", "policies", "sims"),
-    ("frames", "training", "rollout", "presets", "doctor", "analysis", "pipeline", "survey", "bench"),
+    ("frames", "training", "finetuning", "rollout", "presets", "doctor", "analysis", "pipeline", "survey", "bench"),
     ("report",),
     ("commands", "cli", "__main__"),
 )

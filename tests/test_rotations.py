@@ -71,7 +71,7 @@ def test_geodesic_distance_of_pairs() -> None:
 @pytest.mark.parametrize("angle", [1e-12, 1e-9, 1e-4, np.pi - 1e-4, np.pi - 1e-9])
 def test_geodesic_distance_keeps_its_digits_at_both_ends(angle: float) -> None:
     m = ro.axis_angle_to_matrix(np.array([0.6, 0.0, 0.8]) * angle)
-    assert abs(ro.geodesic_distance(np.eye(3), m) - angle) < 5e-16 + 2e-16 * angle * 4
+    assert abs(ro.geodesic_distance(np.eye(3), m) - angle) < 1e-15 * max(angle, 0.5)
 
 
 # Round trips
@@ -205,7 +205,7 @@ SIX = np.array([1.0, 0, 0, 0, 1, 0])
         (ro.quaternion_to_matrix, np.zeros((3,)), r"quaternions of shape \(..., 4\), got \(3,\)"),
         (ro.axis_angle_to_matrix, np.array([0, np.inf, 0]), r"axis-angle vectors: the value at index \[1\] is inf"),
         (ro.axis_angle_to_matrix, np.array(1.0), r"axis-angle vectors of shape \(..., 3\), got \(\)"),
-        (ro.matrix_to_axis_angle, np.eye(3) * 2, r"matrix is no rotation: R R\^T is 3 off.* at most 0.005.*is 8, expe"),
+        (ro.matrix_to_axis_angle, np.eye(3) * 2, r"matrix is no rotation: R R\^T is 3 off.*at most 0.005.*is 8, expe"),
         (ro.matrix_to_quaternion, np.diag([1.0, 1, -1]), r"determinant is -1, expected 1"),
         (ro.matrix_to_rotation_6d, np.zeros((2, 3, 3)), r"matrix at index \[0\] is no rotation"),
         (ro.matrix_to_rotation_6d, np.eye(4), r"rotation matrices of shape \(..., 3, 3\), got \(4, 4\)"),
@@ -213,7 +213,7 @@ SIX = np.array([1.0, 0, 0, 0, 1, 0])
     ],
 )
 def test_refuses(function: Callable[[Any], Any], values: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message.replace(" at most", ".*at most")):
+    with pytest.raises(DataError, match=message):
         function(values)
 
 

@@ -16,7 +16,7 @@ frame      position       rotation   used by
 =========  =============  =========  ==================================================================================
 "tool"     R0^T (p - p0)  R0^T R     UMI ("relative"). One rigid motion as the tool sees it: the same numbers wherever
                                      the robot's base stands, hence the default
-"world"    p - p0         R R0^T     UMI ("rel", "delta"), robosuite's OSC_POSE deltas
+"world"    p - p0         R R0^T     UMI ("rel", "delta")
 "mixed"    p - p0         R0^T R     the released code of CLASS ("rel_ee_pose")
 =========  =============  =========  ==================================================================================
 
@@ -147,7 +147,7 @@ class ActionSpace:
         for arm in arms or (None,):
             parts += [Part(_name(arm, "position"), "position", arm=arm)]
             parts += [Part(_name(arm, "rotation"), "rotation_6d", arm=arm)]
-            parts += [Part(_name(arm, "gripper"), "gripper", gripper, arm)] * bool(gripper)
+            parts += _gripper(arm, gripper)
         return ActionSpace(tuple(parts), convention, rotation_mean)
 
     @staticmethod
@@ -162,7 +162,7 @@ class ActionSpace:
         parts: list[Part] = []
         for arm in arms or (None,):
             parts += [Part(_name(arm, "joints"), "joint", count, arm)]
-            parts += [Part(_name(arm, "gripper"), "gripper", gripper, arm)] * bool(gripper)
+            parts += _gripper(arm, gripper)
         return ActionSpace(tuple(parts))
 
     @staticmethod
@@ -550,6 +550,10 @@ _UNAMBIGUOUS = ("point", "pose", "two-arm-pose")
 
 def _name(arm: str | None, what: str) -> str:
     return what if arm is None else f"{arm}_{what}"
+
+
+def _gripper(arm: str | None, size: int) -> list[Part]:
+    return [Part(_name(arm, "gripper"), "gripper", size, arm)] if size else []
 
 
 @contextmanager

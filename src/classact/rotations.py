@@ -5,10 +5,10 @@ world frame. Everything is computed in float64 and returned in the input's dtype
 
 **The 6-D representation** (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks";
 paper section D) is two orthonormal vectors of the matrix, from which Gram-Schmidt restores the third. Zhou et al. take
-the first two *columns*. PyTorch3D takes the first two *rows*, and with it Diffusion Policy, UMI, robomimic's training
-code and the released code of CLASS: so did whoever recorded 10-D pose actions with these. Both are here by name;
-"rows" is the default, for it is what the data hold. Nothing in the numbers tells the two apart (each is the other's
-inverse rotation), so the convention must be declared, not guessed.
+the first two *columns*. PyTorch3D takes the first two *rows*, and with it Diffusion Policy, UMI and the released code
+of CLASS: so did whoever recorded 10-D pose actions with these. Both are here by name; "rows" is the default, for it is
+what the data hold. Nothing in the numbers tells the two apart (each is the other's inverse rotation), so the convention
+must be declared, not guessed.
 """
 
 from __future__ import annotations

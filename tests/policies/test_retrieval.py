@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
+from classact.actions import ActionSpace
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.normalize import MinMax
@@ -136,6 +138,84 @@ def test_bank_of_other_data() -> None:
 def test_config_refuses(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RetrievalConfig(**changes)
+
+
+# Action spaces
+
+POSE = ActionSpace.pose("left", "right")
+
+
+def pose_demonstrations() -> Demonstrations:
+    """The walks, commanded as poses of two arms whose rotations differ widely between episodes."""
+    data = fakes.demonstrations()
+    rng = np.random.default_rng(3)
+    seven = rng.normal(0, 0.15, (data.num_steps, 14)) + rng.normal(0, 0.8, (len(data), 14))[data.episode_index()]
+    return replace(data, actions=POSE.from_representation(seven, "axis_angle").astype(np.float32))
+
+
+def test_averaged_rotations_are_rotations() -> None:
+    data, config = pose_demonstrations(), RetrievalConfig(k=20, temperature=1.0, chunk_length=5)
+    plain = RetrievalPolicy.build(state_latents(), data, config)
+    turning = RetrievalPolicy.build(state_latents(), data, config, action_space=POSE)
+    averaged, (chunk, found) = plain.act(observations()), turning.decide(observations())
+    with pytest.raises(DataError, match="is no 6-D rotation"):
+        POSE.check_rotations(averaged)
+    POSE.check_rotations(chunk)
+    assert chunk.dtype == np.float32
+    assert_allclose(chunk, POSE.orthogonalize(averaged), atol=1e-5)  # average, then orthogonalise: the released code
+    rotations = POSE.dimensions("rotation_6d")
+    assert_allclose(chunk[..., ~rotations], averaged[..., ~rotations], atol=1e-6)
+    assert_array_equal(found.rows, plain.decide(observations())[1].rows)
+
+
+@pytest.mark.parametrize("space", [None, ActionSpace.points()])
+def test_without_rotations_the_average_is_the_plain_one_to_the_bit(space: ActionSpace | None, tmp_path: Path) -> None:
+    made = RetrievalPolicy.build(state_latents(), fakes.demonstrations(), CONFIG, action_space=space)
+    chunk, found = made.decide(observations())
+    plain = np.einsum("bk,bktd->btd", found.weights, made.chunks(found.rows)).astype(np.float32)
+    assert chunk.tobytes() == plain.tobytes()
+    made.save(tmp_path / "p")
+    card = json.loads((tmp_path / "p" / "policy.json").read_text())
+    assert set(card) == {"format", "config", "latents", "bank"} | ({"action_space"} if space else set())
+    assert RetrievalPolicy.load(tmp_path / "p").action_space == space
+
+
+def test_the_action_space_is_saved_with_the_policy(tmp_path: Path) -> None:
+    space = ActionSpace.pose("left", "right", rotation_mean="chordal")
+    data, config = pose_demonstrations(), RetrievalConfig(k=20, temperature=1.0)
+    made = RetrievalPolicy.build(state_latents(), data, config, action_space=space)
+    made.save(tmp_path / "p")
+    loaded = RetrievalPolicy.load(tmp_path / "p")
+    assert loaded.action_space == space
+    assert loaded.act(observations()).tobytes() == made.act(observations()).tobytes()
+    other = RetrievalPolicy.build(state_latents(), data, config, action_space=POSE)
+    assert loaded.act(observations()).tobytes() != other.act(observations()).tobytes()
+
+
+def test_actions_of_another_space() -> None:
+    class Unused:
+        """Demonstrations must be refused before they are encoded, which takes minutes."""
+
+        kind = "state"
+
+        def demonstrations(self, _: Demonstrations) -> np.ndarray:
+            raise AssertionError
+
+    with pytest.raises(DataError, match=r"walks \(memory\): expected actions of shape \(..., 20\), got \(120, 2\)"):
+        RetrievalPolicy.build(Unused(), fakes.demonstrations(), CONFIG, action_space=POSE)  # type: ignore[arg-type]
+    data = pose_demonstrations()
+    shifted = replace(data, actions=np.roll(data.actions, 1, axis=1))
+    with pytest.raises(DataError, match=r"walks \(memory\): left_rotation \(dimensions 3:9\) at index \[0\] is no 6-D"):
+        RetrievalPolicy.build(Unused(), shifted, CONFIG, action_space=POSE)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="the demonstrated actions: left_rotation"):
+        RetrievalPolicy(
+            state_latents(),
+            np.ones((120, 6), np.float32),
+            shifted.actions,
+            data.episode_ends,
+            CONFIG,
+            action_space=POSE,
+        )
 
 
 # The folder
