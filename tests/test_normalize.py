@@ -90,3 +90,8 @@ def test_other_number_of_dimensions() -> None:
 def test_missing_statistics_are_not_the_identity(value: Any) -> None:
     with pytest.raises(CheckpointError, match="normalisation statistics are missing"):
         MinMax.from_json(value)
+
+
+def test_a_range_that_float32_cannot_hold() -> None:
+    with pytest.raises(DataError, match=r"dimension 1: its values from -2e\+38 to 3e\+38 span more than float32 holds"):
+        MinMax.fit(np.array([[0, -2e38], [1, 3e38]], np.float32))

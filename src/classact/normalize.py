@@ -34,7 +34,14 @@ class MinMax:
             raise DataError("cannot fit a normalisation on NaN or infinite values.")
         low = values.min(axis=0).astype(np.float32)
         high = values.max(axis=0).astype(np.float32)
-        constant = high - low < 1e-6
+        span = high.astype(np.float64) - low
+        if (span > np.finfo(np.float32).max / 2).any():
+            d = int(np.argmax(span))
+            raise DataError(
+                f"cannot normalise dimension {d}: its values from {low[d]:.3g} to {high[d]:.3g} span more than float32 "
+                f"holds. Give the data other units."
+            )
+        constant = span < 1e-6
         return MinMax(np.where(constant, low - CONSTANT_MARGIN, low), np.where(constant, high + CONSTANT_MARGIN, high))
 
     def apply(self, values: NDArray[Any]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from typing import Any
 from classact import analysis
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.frames import FramesConfig, needs_rendering, prepare_frames
 from classact.machine import choose_device, hardware, versions
 from classact.normalize import MinMax
@@ -28,8 +28,9 @@ from classact.progress import progress_bar
 from classact.readers import read_demonstrations
 from classact.rollout import EvaluationConfig, run_evaluation
 from classact.runs import Run
+from classact.similarity.graph import CARD
 from classact.sims import make_simulator
-from classact.storage import first_difference, write_json
+from classact.storage import first_difference, read_json, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
@@ -122,6 +123,10 @@ class Pipeline:
     def _claim(self, data: dict[str, Any]) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
         settings = json.loads(json.dumps(asdict(self.config)))  # as they come back from the file: lists, not tuples
+        if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
+            # Where the graph lies does not matter, what it leaves out does.
+            card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
+            settings["max_neighbors"] = card["cap"]
         started = self._started()
         if started:
             card = self.run.read_config()
@@ -191,10 +196,15 @@ class Pipeline:
         if self.run.encoder.is_dir():
             return ImageEncoder.from_pretrained(self.run.encoder)
         frames = self.frames()
-        with self._timed("action similarity"):
+        with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
             folder = self.config.similarity
             trainer = Trainer(
-                frames, self.config.pretrain, self.run.root, self.device, None if folder is None else Path(folder)
+                frames,
+                self.config.pretrain,
+                self.run.root,
+                self.device,
+                None if folder is None else Path(folder),
+                bar,
             )
             analysis.write_similarity(self.run, trainer.similarity)
         with self._timed("pre-training"), progress_bar("learn the representation", quiet=self.quiet) as bar:

@@ -256,8 +256,12 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
-def verify_folder(path: Path) -> None:
+def verify_folder(path: Path, remedy: str = "Use another checkpoint, or train again.") -> None:
     """Check a folder written by :func:`write_folder` against its checksums.
+
+    Args:
+        path: the folder.
+        remedy: what to do about a damaged one.
 
     Raises:
         CheckpointError: naming the file, expected and found size or digest.
@@ -267,15 +271,13 @@ def verify_folder(path: Path) -> None:
     for name, (size, digest) in read_json(path / CHECKSUMS, CheckpointError).items():
         file = path / name
         if not file.exists():
-            raise CheckpointError(f"{file} is missing: {path} is incomplete. Use another checkpoint, or train again.")
+            raise CheckpointError(f"{file} is missing: {path} is incomplete. {remedy}")
         found = file.stat().st_size
         if found != size:
             raise CheckpointError(
-                f"{file} has {found:,} bytes, expected {size:,}: it was truncated or overwritten. "
-                f"Use another checkpoint, or train again."
+                f"{file} has {found:,} bytes, expected {size:,}: it was truncated or overwritten. {remedy}"
             )
         if (other := sha256_file(file)) != digest:
             raise CheckpointError(
-                f"{file} has SHA-256 {other[:12]}..., expected {digest[:12]}...: its content is damaged. "
-                f"Use another checkpoint, or train again."
+                f"{file} has SHA-256 {other[:12]}..., expected {digest[:12]}...: its content is damaged. {remedy}"
             )

@@ -13,6 +13,7 @@ Everything ends up in one folder::
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ConfigError, DataError
+from classact.errors import CheckpointError, ConfigError, DataError
 from classact.images import resize_images
 from classact.progress import Callback, progress_bar
 from classact.similarity import diagnostics
@@ -47,6 +48,8 @@ from classact.types import Demonstrations, ImageArray, IntArray
 
 NUMBERS, EXAMPLES, DEGREES = "similarity.json", "examples.safetensors", "degrees.safetensors"
 DISTRIBUTION, GRAPH, WORK = "distribution", "graph", "work"
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZES = (32, 64, 160, 256, 512, 1024, 2048, 4096)
 PICTURE = 160
@@ -178,6 +181,14 @@ class _Survey:
             difference = f"other data, {row['data']['name']} of {row['data']['steps']:,} steps"
         if difference:
             raise ConfigError(f"{self.folder} was made with {difference}. Choose another --out, or remove that folder.")
+        try:
+            read_distribution(self.folder / DISTRIBUTION, self.identity)
+            for name in (DEGREES, EXAMPLES):
+                read_arrays(self.folder / name, CheckpointError)
+        except CheckpointError as error:
+            logger.warning("%s It is measured again.", error)
+            (self.folder / NUMBERS).unlink()
+            return None
         return row
 
     def check_space(self) -> None:
@@ -225,6 +236,7 @@ class _Survey:
 
     def distribution(self) -> DistanceDistribution:
         folder, config = self.folder / DISTRIBUTION, self.config.similarity
+        self.ranks.on_first(self.remove_leftovers)
         if self.ranks.on_first(folder.is_dir):
             return read_distribution(folder, self.identity)
         attempts = count(1)
@@ -241,6 +253,17 @@ class _Survey:
                 self.rate = found.pairs / (time.perf_counter() - begin)
         self.ranks.on_first(lambda: write_distribution(folder, found, self.identity))
         return found
+
+    def remove_leftovers(self) -> None:
+        """What launches left behind that were killed while they wrote, and a damaged distribution."""
+        for leftover in self.folder.glob(f".{DISTRIBUTION}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if (self.folder / DISTRIBUTION).is_dir():
+            try:
+                read_distribution(self.folder / DISTRIBUTION, self.identity)
+            except CheckpointError as error:
+                logger.warning("%s It is measured again.", error)
+                shutil.rmtree(self.folder / DISTRIBUTION)
 
     def sampled_anchors(self) -> IntArray:
         n = len(self.episode)

@@ -131,6 +131,7 @@ class Trainer:
         device: "cpu" or "cuda".
         similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF,
             and its graph, are used, not measured again.
+        progress: called with (pairs done, pairs in all, status) while the similarity is measured.
     """
 
     demonstrations: Demonstrations
@@ -138,6 +139,7 @@ class Trainer:
     folder: Path | None = None
     device: str = "cpu"
     similarity_folder: Path | None = None
+    progress: Callable[[int, int, str], None] | None = None
 
     def __post_init__(self) -> None:
         camera, size = self.config.encoder.camera, self.config.encoder.image_size
@@ -177,7 +179,7 @@ class Trainer:
                 if self.config.positives == "graph":
                     self.graph = SimilarityGraph.open(folder / "graph", identity)
             self.similarity = ActionSimilarity(
-                self.demonstrations, config, device=self.device, distribution=distribution
+                self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
             )
 
     def _batches(self) -> Iterator[IntArray]:

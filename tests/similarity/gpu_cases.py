@@ -162,7 +162,7 @@ def test_limit(cost: str, prune: bool) -> None:
     sweep = sweep_of(stream, cost=cost)
     all_ = expected_pairs(stream, rows, cost=cost)
     at = float(np.sort(all_.distances)[len(all_) // 5])
-    for limit in (at, np.nextafter(at, 0), np.nextafter(at, 1e9), -1.0, 0.0, 1e300):
+    for limit in (at, np.nextafter(at, 0), np.nextafter(at, 1e9), 0.0, 1e300):
         expected = expected_pairs(stream, rows, limit=limit, cost=cost)
         assert_same(joined(list(sweep.pairs(rows.start, rows.stop, limit=limit, prune=prune))), expected)
 
@@ -305,7 +305,7 @@ def test_nan_is_refused() -> None:
         dtw_pairwise_torch(x, bad)
     with pytest.raises(DataError, match=r"x\[1, 2, 0\] is nan"):
         dtw_pairwise_torch(bad)
-    with pytest.raises(ConfigError, match="limit of distances, got NaN"):
+    with pytest.raises(ConfigError, match="limit of distances of at least 0, got nan"):
         dtw_pairwise_torch(x, limit=np.nan)
 
 
@@ -316,7 +316,7 @@ def test_shapes() -> None:
             dtw_pairwise_torch(x, y)
     with pytest.raises(ConfigError, match="unknown step cost 'l1'"):
         dtw_pairwise_torch(x, cost="l1")
-    with pytest.raises(ConfigError, match="band of at least 0 steps"):
+    with pytest.raises(ConfigError, match="band of at least 0 whole steps"):
         dtw_pairwise_torch(x, band=-1)
 
 
@@ -327,7 +327,7 @@ def test_anchors_out_of_range() -> None:
             list(sweep.pairs(first, last))
         with pytest.raises(ConfigError, match="expected anchors within"):
             sweep.count(first, last, 1.0, DistanceCounts(1.0))
-    with pytest.raises(ConfigError, match="limit of distances, got NaN"):
+    with pytest.raises(ConfigError, match="limit of distances of at least 0, got nan"):
         list(sweep.pairs(0, 3, limit=np.nan))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -191,11 +192,12 @@ def test_rotation_counts_a_quarter_in_the_squared_cost() -> None:
         ({"quantile": 0.0}, r"K between 0 and 1 .* got 0\.0"),
         ({"quantile": 1.0}, r"K between 0 and 1 .* got 1\.0"),
         ({"quantile": float("nan")}, "got nan"),
+        ({"seed": -1}, "a seed of at least 0, got -1"),
         ({"pairs": 0}, "at least 1 pair to measure, got 0"),
         ({"cost": "cosine"}, "unknown step cost 'cosine'"),
         ({"metric": "cosine"}, "unknown metric 'cosine'"),
         ({"estimate": "guess"}, "unknown estimate 'guess'"),
-        ({"band": -1}, "Sakoe-Chiba band of at least 0 steps, or none, got -1"),
+        ({"band": -1}, "Sakoe-Chiba band of at least 0 whole steps, or none, got -1"),
         ({"metric": "l2", "band": 2}, "no band and no other step cost, got band 2"),
         ({"metric": "l2", "cost": "euclidean"}, "got band None and cost 'euclidean'"),
     ],
@@ -222,3 +224,24 @@ def test_actions_that_never_change() -> None:
     data = replace(walks(), actions=np.ones((300, 2), np.float32))
     with pytest.raises(ConfigError, match=r"distances all equal 0.*The actions hardly vary"):
         ActionSimilarity(data, replace(CONFIG, pairs=1000))
+
+
+def test_steps_that_do_not_exist(similarity: ActionSimilarity) -> None:
+    for rows, found in (([-1, 0], "-1..0"), ([0, 300], "0..300")):
+        with pytest.raises(ConfigError, match=rf"expected steps within 0\.\.299, got {re.escape(found)}"):
+            similarity.weights(np.array(rows))
+
+
+def test_a_device_that_cannot_be_used_falls_back(caplog: pytest.LogCaptureFixture) -> None:
+    """As on a machine whose torch has no triton; the sweep is not even looked for where the distribution is known."""
+    known = ActionSimilarity(walks(), CONFIG).distribution
+    other = ActionSimilarity(walks(), CONFIG, device="meta", distribution=known)
+
+    def unusable(_: Any) -> Any:
+        raise ConfigError("no triton")
+
+    other._weights_on_device = unusable  # type: ignore[method-assign]
+    for _ in range(2):
+        assert other.weights_tensor(np.arange(4)).shape == (4, 4)
+    assert caplog.text.count("weights of batches are computed on the CPU: no triton") == 1
+    assert "sweep" not in vars(other)

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.errors import CheckpointError, ConfigError
 from classact.similarity import DistanceCounts, DistanceDistribution
-from classact.similarity.distribution import read_distribution, write_distribution
+from classact.similarity.distribution import quantile_rank, read_distribution, write_distribution
 
 DISTANCES = np.arange(1, 11, dtype=np.float32)
 
@@ -55,7 +55,7 @@ samples = arrays(np.float32, st.integers(20, 60), elements=st.floats(0, 1e6, wid
 @given(samples, st.floats(0.15, 0.95))
 def test_weights_are_one_minus_the_cdf_of_the_kept(distances: Any, quantile: float) -> None:
     found = DistanceDistribution.fit(distances, quantile)
-    kept = sorted(distances)[: int(np.floor(quantile * len(distances)))]
+    kept = sorted(distances)[: int(np.floor(np.round(quantile * len(distances), 6)))]
     assert found.threshold == kept[-1]
     for d in (*distances, np.float32(0), np.float32(2e6)):
         expected = 1 - sum(k <= d for k in kept) / len(kept) if d <= kept[-1] else 0
@@ -165,6 +165,13 @@ def test_equal_distances() -> None:
 def test_non_finite(bad: float) -> None:
     with pytest.raises(ConfigError, match="NaN or infinite"):
         fit(1, 2, bad)
+
+
+@pytest.mark.parametrize(
+    ("quantile", "pairs", "rank"), [(0.29, 100, 29), (1 / 3, 39, 13), (0.015, 10**13, 15 * 10**10)]
+)
+def test_the_rank_is_that_of_the_number_as_written(quantile: float, pairs: int, rank: int) -> None:
+    assert quantile_rank(quantile, pairs) == rank
 
 
 # On disk

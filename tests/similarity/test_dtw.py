@@ -338,3 +338,16 @@ def test_alignment_costs_the_distance(cost: str, T: int, other: int, seed: int, 
     assert_allclose((steps**2 if cost == "sqeuclidean" else steps).sum(), dtw(a, b, cost, band), atol=1e-9)
     if band is not None:
         assert max(abs(p - q) for p, q in path) <= band
+
+
+def test_inputs_of_other_kinds() -> None:
+    x = torch.from_numpy(draw((3, 4, 2)))
+    assert_array_equal(dtw_pairwise(x.bfloat16()).numpy(), dtw_pairwise(x.bfloat16().float().numpy()))
+    with pytest.raises(ConfigError, match="as a NumPy array or a tensor, got list"):
+        dtw_pairwise([[[1.0]]])  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match="on one device, got cpu and meta"):
+        dtw_pairwise(x, x.to("meta"))
+    with pytest.raises(ConfigError, match=r"whole steps, or none, got 1\.5"):
+        dtw_pairwise(x, band=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="limit of distances of at least 0, got nan"):
+        dtw_pairwise(x, limit=float("nan"))

@@ -192,7 +192,7 @@ def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings() -> None:
     with pytest.raises(ConfigError, match="unknown step cost 'l1'"):
         GpuSweep(stream(), cost="l1")
-    with pytest.raises(ConfigError, match="band of at least 0 steps"):
+    with pytest.raises(ConfigError, match="band of at least 0 whole steps"):
         GpuSweep(stream(), band=-1)
 
 

@@ -205,7 +205,7 @@ def test_messages() -> None:
         list(CpuSweep(stream).pairs(2, 6))
     with pytest.raises(ConfigError, match="limit of distances of at least 0, got -1"):
         list(CpuSweep(stream).pairs(0, 5, limit=-1))
-    with pytest.raises(ConfigError, match="band of at least 0 steps, or none, got -2"):
+    with pytest.raises(ConfigError, match="band of at least 0 whole steps, or none, got -2"):
         CpuSweep(stream, band=-2)
     with pytest.raises(ConfigError, match="unknown step cost 'l1'"):
         make_sweep(stream, cost="l1", device="cpu")
@@ -243,3 +243,27 @@ def test_compiled_code_depends_on_the_instructions_it_is_made_of(monkeypatch: py
         monkeypatch.setattr(lanes, "_DIGEST", "another")
         assert function._cache._index_key((), cpu_target.target_context.codegen()) != key
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_episodes_much_shorter_than_the_horizon(upper: bool) -> None:
+    """They are compared without sharing steps: with the same distances, and in seconds, not minutes."""
+    stream = stream_of((1,) * 300 + (70,), 64, 2)
+    n = len(stream)
+    sweep = CpuSweep(stream)
+    assert sweep._sparse
+    pairwise = dtw_pairwise(stream.windows(np.arange(n)))
+    limit = float(np.quantile(pairwise, 0.1))
+    keep = (pairwise <= np.float32(limit)) & (np.triu(np.ones((n, n), bool), 1) if upper else ~np.eye(n, dtype=bool))
+    assert_array_equal(matrix(sweep, n, limit=limit, upper=upper), np.where(keep, pairwise, np.nan))
+
+
+@pytest.mark.parametrize("limit", [0.1, 1 / 3, 1.0, 0.7])
+def test_a_limit_between_two_float32_values(limit: float) -> None:
+    actions = np.zeros((2, 1), np.float32)
+    actions[1] = np.sqrt(limit)
+    stream = WindowStream.build(actions, np.array([1, 2]), 1)
+    distance = float(dtw_pairwise(stream.windows(np.arange(2)))[0, 1])
+    below = np.nextafter(np.float32(distance), np.float32(0))
+    for bound, kept in ((distance, 1), ((distance + float(below)) / 2, 0)):
+        assert sum(len(block) for block in CpuSweep(stream).pairs(0, 2, limit=bound)) == kept

@@ -111,7 +111,7 @@ def _build(kind: type[Any], value: Any, where: Path) -> Any:
         )
     plain: dict[str, Any] = {}
     for name, item in value.items():
-        factory = known[name].default_factory
+        factory: Any = known[name].default_factory
         nested = isinstance(factory, type) and is_dataclass(factory)
         plain[name] = _build(factory, item, where) if nested else tuple(item) if isinstance(item, list) else item
     return kind(**plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,13 @@ class Head(nn.Module, ABC):
     """Maps features of observations to chunks of normalised actions (paper C.2).
 
     Attributes:
+        config: settings, of the class that :data:`classact.heads.HEADS` names for this head.
         feature_dim: C, features of one decision: those of T_o observations one behind the other.
         action_dim: D.
         horizon: T_p, actions of a chunk.
     """
+
+    config: Any
 
     def __init__(self, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__()

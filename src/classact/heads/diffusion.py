@@ -70,9 +70,8 @@ def make_scheduler(config: DiffusionConfig) -> Any:
         "clip_sample": config.clip_sample,
         "prediction_type": "epsilon",
     }
-    if config.scheduler == "ddim":
-        return DDIMScheduler(**common, set_alpha_to_one=True, steps_offset=0)
-    return DDPMScheduler(**common, variance_type="fixed_small")
+    kind: Any = DDIMScheduler if config.scheduler == "ddim" else DDPMScheduler
+    return kind(**common)
 
 
 class DiffusionHead(Head):

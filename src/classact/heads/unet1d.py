@@ -53,7 +53,7 @@ class UNetConfig:
 
 
 class StepEmbedding(nn.Module):
-    """Denoising step k -> (B, dim): sines, then cosines of k at geometric frequencies from 1 to 1/10000, then an MLP."""
+    """Denoising step k -> (B, dim): sines, then cosines at geometric frequencies from 1 to 1/10000, then an MLP."""
 
     frequencies: Tensor
 
@@ -101,6 +101,11 @@ class _Level(nn.Module):
         self.first = FiLMBlock(channels_in, channels, condition_dim, config)
         self.second = FiLMBlock(channels, channels, condition_dim, config)
         self.resample = resample
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes to the other side of the U, and to the next level."""
+        x = self.second(self.first(x, condition), condition)
+        return x, self.resample(x)
 
 
 class ConditionalUNet1d(nn.Module):
@@ -151,17 +156,15 @@ class ConditionalUNet1d(nn.Module):
         if self.embedding is not None:
             features = torch.cat([self.embedding(step), features], dim=1)
         x = sequence.transpose(1, 2)
-        kept = []
+        kept: list[Tensor] = []
         for level in self.down:
-            x = level.second(level.first(x, features), features)
-            kept.append(x)
-            x = level.resample(x)
+            across, x = level(x, features)
+            kept.append(across)
         for block in self.middle:
             x = block(x, features)
         # What the top level keeps is not used: Diffusion Policy has one level less on the way up.
         for level in self.up:
-            x = level.first(torch.cat([x, kept.pop()], dim=1), features)
-            x = level.resample(level.second(x, features))
+            _, x = level(torch.cat([x, kept.pop()], dim=1), features)
         out: Tensor = self.out(x).transpose(1, 2)
         return out
 

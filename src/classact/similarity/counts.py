@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import ConfigError
+from classact.similarity.reference import float32_limit
 from classact.types import FloatArray
 
 _OCTAVE = 23  # bits of a float32 fraction: patterns that share the others lie within a factor of two
@@ -126,9 +127,7 @@ class DistanceCounts:
     """
 
     def __init__(self, limit: float) -> None:
-        if not limit >= 0:
-            raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
-        self.limit = np.float32(limit)
+        self.limit = float32_limit(limit)
         self._octaves: dict[int, _Sparse | _Dense] = {}
         self._waiting: list[NDArray[np.uint32]] = []
         self._waiting_total = 0

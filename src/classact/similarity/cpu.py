@@ -17,6 +17,8 @@ import numpy as np
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.lanes import LANES, align, bounded, kernel, lowest, step_distances, unrolled
+from classact.similarity.pairwise import dtw_pairwise
+from classact.similarity.reference import float32_limit, rounding_margin
 from classact.similarity.stream import Pairs, WindowStream, check_sweep
 from classact.types import IntArray
 
@@ -25,9 +27,10 @@ COLUMNS = 256
 """Size of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the first cache, its pairs in the second."""
 
 _TILES = 64
+_LEAST_LANES = 5  # windows of a vector, on average, from which on the tiles are faster
+_PACKED = 2048
 
-MARGIN = 1e-4
-"""Relative slack of lower bounds. Sums of at most 128 rounded terms are off by less than 128 * 2^-24 = 8e-6."""
+_MOST_TILES = 256  # half a megabyte each at most
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
@@ -73,7 +76,7 @@ def _sweep(
     for tile in nb.prange(len(tiles)):
         i0, i1, g0, g1 = tiles[tile]
         at = group_at[g0]
-        margin = min(band, T)  # columns that a row along the diagonal reads beyond its windows, on either side
+        margin = 0 if skew is None else band  # columns that a row along the diagonal reads beyond the windows
         size = group_at[g1 - 1] + LANES + T - 1 + margin - (at - margin)
         size = (size + LANES - 1) // LANES * LANES
         ring = np.empty((T, size), np.float32)
@@ -142,6 +145,7 @@ class CpuSweep:
         check_sweep(cost, band)
         self.stream = stream
         self._squared = cost == "sqeuclidean"
+        self._given_band = band
         T = stream.horizon
         self._width, self._skew = unrolled(T, band)
         self._band = 2 * T if band is None else min(band, 2 * T)
@@ -151,6 +155,8 @@ class CpuSweep:
         self._window_at = np.full(stream.values.shape[1], -1, np.int64)
         self._window_at[starts] = np.arange(len(starts))
         self._groups()
+        # Episodes much shorter than the horizon share hardly any step distance, and leave most lanes empty.
+        self._sparse = len(stream) < _LEAST_LANES * len(self._group_at)
 
     def _groups(self) -> None:
         # Sixteen neighbouring positions of the stream each, skipping the gaps behind episodes where no window starts.
@@ -177,12 +183,13 @@ class CpuSweep:
         """See :meth:`classact.similarity.stream.Sweep.pairs`."""
         if not 0 <= first <= last <= len(self.stream):
             raise ConfigError(f"expected anchors within 0..{len(self.stream)}, got {first} to {last}.")
-        limit32 = np.float32(limit)
-        if not limit32 >= 0:
-            raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
+        limit32 = float32_limit(limit)
         prune = prune and self._prunes and bool(np.isfinite(limit32))
-        bound = np.float32(limit32 * (1 + MARGIN)) if prune else np.float32(-1)
-        at_once = max(_TILES, 8 * nb.get_num_threads())
+        bound = np.float32(limit32 * (1 + rounding_margin(self.stream.horizon))) if prune else np.float32(-1)
+        if self._sparse:
+            yield from self._packed(first, last, limit32, upper)
+            return
+        at_once = min(max(_TILES, 2 * nb.get_num_threads()), _MOST_TILES)
         slots = tuple(np.empty((at_once, ANCHORS * COLUMNS), kind) for kind in (np.uint16, np.uint16, np.float32))
         for tiles in self._tiles(first, last, upper, at_once):
             found = np.zeros(len(tiles), np.int64)
@@ -213,6 +220,21 @@ class CpuSweep:
             _gather(*slots, found, tiles, columns, block.left, block.right, block.distances)
             if total:
                 yield block
+
+    def _packed(self, first: int, last: int, limit: np.float32, upper: bool) -> Iterator[Pairs]:
+        """:meth:`pairs` with windows of any episodes side by side in a vector, sharing nothing."""
+        n = len(self.stream)
+        cost = "sqeuclidean" if self._squared else "euclidean"
+        for i in range(first, last, ANCHORS):
+            anchors = np.arange(i, min(i + ANCHORS, last))
+            for j in range(i if upper else 0, n, _PACKED):
+                others = np.arange(j, min(j + _PACKED, n))
+                windows = self.stream.windows(anchors), self.stream.windows(others)
+                d = dtw_pairwise(*windows, cost=cost, band=self._given_band, limit=float(limit))
+                kept = (d <= limit) & (others > anchors[:, None] if upper else others != anchors[:, None])
+                row, column = np.nonzero(kept)
+                if len(row):
+                    yield Pairs(anchors[row].astype(np.uint32), others[column].astype(np.uint32), d[row, column])
 
     def _tiles(self, first: int, last: int, upper: bool, at_once: int) -> Iterator[IntArray]:
         waiting: list[tuple[int, int, int, int]] = []

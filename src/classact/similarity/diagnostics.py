@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError
 from classact.similarity.degrees import Degrees
+from classact.similarity.distribution import quantile_rank
 from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
 from classact.similarity.stream import WindowStream
 from classact.types import FloatArray, IntArray
@@ -140,7 +141,7 @@ def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
 
 def quantile_threshold(distances: FloatArray, quantile: float) -> float:
     """Largest distance of a positive: the K-quantile of (P,) measured distances, at least the smallest of them."""
-    rank = max(int(np.floor(quantile * len(distances))), 1)
+    rank = max(quantile_rank(quantile, len(distances)), 1)
     return float(np.partition(distances, rank - 1)[rank - 1])
 
 

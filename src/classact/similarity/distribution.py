@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class DistanceDistribution:
             ConfigError: as :meth:`fit`.
         """
         ordered = _ordered(sample, quantile)
-        rank = _rank(quantile, pairs)
+        rank = quantile_rank(quantile, pairs)
         slack = dkw_epsilon(len(ordered), _BRACKET_DELTA)
         while True:
             at = math.ceil((quantile + slack) * len(ordered))
@@ -169,7 +170,7 @@ def read_distribution(folder: Path, identity: Mapping[str, Any]) -> DistanceDist
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; 'classact similarity' writes it.")
-    verify_folder(folder)
+    verify_folder(folder, "Run 'classact similarity' again: it measures what is damaged.")
     card = read_json(folder / _CARD, CheckpointError)
     if difference := first_difference(card["identity"], json.loads(json.dumps(identity)), ""):
         raise ConfigError(
@@ -189,8 +190,10 @@ def _ordered(distances: FloatArray, quantile: float) -> FloatArray:
     return np.sort(distances)
 
 
-def _rank(quantile: float, pairs: int) -> int:
-    return math.floor(quantile * pairs)
+def quantile_rank(quantile: float, pairs: int) -> int:
+    """How many of ``pairs`` pairs K selects."""
+    # As meant: 0.29 of 100 pairs are 29, though the nearest float is a little less.
+    return math.floor(Fraction(quantile).limit_denominator(1_000_000_000) * pairs)
 
 
 def _from_counts(
@@ -201,7 +204,7 @@ def _from_counts(
     edges: NDArray[np.float64],
     histogram: NDArray[np.int64],
 ) -> DistanceDistribution:
-    rank = _rank(quantile, pairs)
+    rank = quantile_rank(quantile, pairs)
     if rank < 1:
         raise ConfigError(
             f"K = {quantile} of {pairs:,} pairs selects no pair at all; expected K of at least "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.reference import check_band, check_cost, check_finite
+from classact.similarity.reference import check_band, check_cost, check_finite, float32_limit
 from classact.similarity.stream import Pairs, WindowStream, check_sweep
 from classact.types import IntArray
 
@@ -145,15 +145,6 @@ def launch_options(width: int, neighbours: int) -> dict[str, Any]:
 def _narrowed(band: int | None, T: int, U: int) -> int | None:
     """None where a band excludes nothing."""
     return None if band is None or band >= max(T, U) - 1 else band
-
-
-def _rounded_down(limit: float) -> np.float32:
-    """The largest float32 of at most ``limit``."""
-    if math.isnan(limit):
-        raise ConfigError("expected a limit of distances, got NaN.")
-    with np.errstate(over="ignore"):
-        near = np.float32(limit)
-    return np.nextafter(near, np.float32(-np.inf)) if float(near) > limit else near
 
 
 def _pattern(value: float | np.float32) -> int:
@@ -428,7 +419,7 @@ class GpuSweep:
         Raises:
             ConfigError: anchors out of range, or a limit of NaN.
         """
-        largest = _rounded_down(limit)
+        largest = float32_limit(limit)
         waiting: Iterator[Pairs] = iter(())
         for tile in self._tiles(first, last, upper, self._tile_pairs):
             ready = next(waiting, None)
@@ -468,7 +459,7 @@ class GpuSweep:
         """
         import torch
 
-        largest = _rounded_down(limit)
+        largest = float32_limit(limit)
         open_ = self._open
         if open_ is None or open_.counts is not counts or open_.limit != largest:
             self.settle()
@@ -605,7 +596,7 @@ def dtw_pairwise_torch(
     check_cost(cost)
     check_band(band)
     kernels = _kernels(x.device)
-    largest = _rounded_down(limit)
+    largest = float32_limit(limit)
     same = y is None or y is x
     y = x if y is None else y
     if x.ndim != 3 or y.ndim != 3 or x.shape[2] != y.shape[2] or 0 in x.shape or 0 in y.shape:

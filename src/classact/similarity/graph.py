@@ -181,6 +181,10 @@ def _swap(keys: _Keys) -> _Keys:
     return (keys << np.uint64(32)) | (keys >> np.uint64(32))
 
 
+class _TooManyError(Exception):
+    """More edges than shall be held at once."""
+
+
 def search_rows(
     sweep: Sweep, first: int, last: int, n: int, threshold: float, cap: int | None
 ) -> tuple[IntArray, IntArray, NDArray[np.int32], FloatArray]:
@@ -207,6 +211,8 @@ def search_rows(
         keys.append((right << np.uint64(32)) | bits if cap is None else (bits << np.uint64(32)) | right)
         rows.append(row)
         held += len(row)
+        if cap is None and held > 2 * UNIT_ENTRIES and count > 1:
+            raise _TooManyError
         if cap is not None and held > most:
             nearest = _nearest(np.concatenate(rows), np.concatenate(keys), count, cap)
             rows, keys = [nearest[0]], [nearest[1]]
@@ -468,6 +474,8 @@ def build_graph(
             shutil.rmtree(shards.folder, ignore_errors=True)  # of a launch that ended between its last two steps
             return None
         drop(list(shards.folder.glob(".shard*.tmp")))
+        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a launch that was killed while it assembled
+            shutil.rmtree(leftover, ignore_errors=True)
         left = shards.missing()
         written = sum(file.stat().st_size for file in shards.folder.glob("shard-*"))
         check_space(folder, size, quantile, written=written)
@@ -555,7 +563,11 @@ class _Shards:
             for at in range(first, last, step)
         ]
         names = ("lengths", "found", "indices", "distances")
-        arrays = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
+        columns = [list(column) for column in zip(*parts, strict=True)]
+        del parts
+        arrays: dict[str, NDArray[Any]] = {}
+        for name in names:
+            arrays[name] = np.concatenate(columns.pop(0))  # one at a time: what is joined is let go
         write_sealed(self.path(unit), arrays, self.card | {"unit": unit, "first": first, "last": last})
         return len(arrays["indices"])
 

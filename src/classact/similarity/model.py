@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from classact.errors import ConfigError, choose
 from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution
+from classact.similarity.job import Progress, count_pairs
 from classact.similarity.pairwise import dtw_pairwise, stream_pairs
 from classact.similarity.reference import check_band, check_cost
 from classact.similarity.stream import Sweep, WindowStream
@@ -75,6 +78,8 @@ class SimilarityConfig:
             raise ConfigError(f"expected a quantile K between 0 and 1 (1.5 % is 0.015), got {self.quantile}.")
         if self.pairs < 1:
             raise ConfigError(f"expected at least 1 pair to measure, got {self.pairs}.")
+        if self.seed < 0:
+            raise ConfigError(f"expected a seed of at least 0, got {self.seed}.")
 
     @property
     def alignment_band(self) -> int | None:
@@ -133,8 +138,8 @@ def naming(demonstrations: Demonstrations) -> Iterator[None]:
 
 def similarity_identity(stream: WindowStream, config: SimilarityConfig) -> dict[str, Any]:
     """What decides every distance, threshold and weight: files made for another one are refused."""
-    digest = hashlib.sha256(stream.values.tobytes())
-    digest.update(stream.starts.tobytes())
+    digest = hashlib.sha256(stream.values.data)
+    digest.update(stream.starts.data)
     return {"windows": digest.hexdigest(), "settings": asdict(config)}
 
 
@@ -153,6 +158,7 @@ def fit_distribution(
     sweep: Sweep,
     config: SimilarityConfig,
     count: Callable[[float], DistanceCounts] | None = None,
+    progress: Progress | None = None,
 ) -> DistanceDistribution:
     """Threshold and CDF of a stream's windows.
 
@@ -162,6 +168,7 @@ def fit_distribution(
         config: settings.
         count: counts all pairs up to a limit, where that shall be resumable or shared among machines (job.py). By
             default it is done here in one go.
+        progress: called with (pairs done, pairs in all, status) meanwhile.
     """
     n = len(stream)
     pairs = n * (n - 1) // 2
@@ -170,9 +177,7 @@ def fit_distribution(
         return DistanceDistribution.fit(sample, config.quantile)
 
     def count_here(limit: float) -> DistanceCounts:
-        counts = DistanceCounts(limit)
-        sweep.count(0, n, limit, counts)
-        return counts
+        return count_pairs(None, sweep, n, limit, {}, progress=progress)
 
     return DistanceDistribution.fit_exact(sample, config.quantile, pairs, count or count_here)
 
@@ -185,10 +190,10 @@ class ActionSimilarity:
         config: settings.
         device: where all pairs are swept and batches compared: "cpu" or "cuda".
         distribution: threshold and CDF where they are known already.
+        progress: called with (pairs done, pairs in all, status) while all pairs are measured.
 
     Attributes:
         stream: the windows.
-        sweep: over all their pairs.
         distribution: threshold and CDF.
     """
 
@@ -199,16 +204,29 @@ class ActionSimilarity:
         *,
         device: str = "cpu",
         distribution: DistanceDistribution | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.config = config
         self.device = device
         self.stream = window_stream(demonstrations, config)
-        self.sweep = make_sweep(self.stream, cost=config.cost, band=config.alignment_band, device=device)
-        self.distribution = distribution or fit_distribution(self.stream, self.sweep, config)
+        self.distribution = distribution or fit_distribution(self.stream, self.sweep, config, progress=progress)
         self._on_device: tuple[Any, ...] | None = None
+        self._batches_on_device = device != "cpu"
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """Over all pairs of the windows: on the GPU where that is the device and can be used."""
+        device = "cpu" if self.device == "cpu" else "auto"
+        return make_sweep(self.stream, cost=self.config.cost, band=self.config.alignment_band, device=device)
 
     def distances(self, rows: IntArray, *, limit: float = np.inf) -> FloatArray:
-        """(B, B) distances between the windows that start at steps ``rows`` (B,); above ``limit`` maybe infinite."""
+        """(B, B) distances between the windows that start at steps ``rows`` (B,); above ``limit`` maybe infinite.
+
+        Raises:
+            ConfigError: no such step.
+        """
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.stream):
+            raise ConfigError(f"expected steps within 0..{len(self.stream) - 1}, got {rows.min()}..{rows.max()}.")
         windows = self.stream.windows(rows)
         return dtw_pairwise(windows, cost=self.config.cost, band=self.config.alignment_band, limit=limit)
 
@@ -225,11 +243,22 @@ class ActionSimilarity:
         return w
 
     def weights_tensor(self, rows: IntArray) -> torch.Tensor:
-        """:meth:`weights` as a tensor on ``device``; on a GPU everything is computed there."""
+        """:meth:`weights` as a tensor on ``device``; on a GPU that the kernels can use everything is computed there."""
         import torch
 
-        if self.device == "cpu":
-            return torch.from_numpy(self.weights(rows))
+        if self._batches_on_device:
+            try:
+                return self._weights_on_device(rows)
+            except ConfigError as error:
+                self._batches_on_device = False
+                logging.getLogger("classact").warning("weights of batches are computed on the CPU: %s", error)
+        return torch.from_numpy(self.weights(rows)).to(self.device)
+
+    def _weights_on_device(self, rows: IntArray) -> torch.Tensor:
+        import torch
+
+        from classact.similarity.gpu import dtw_pairwise_torch
+
         if self._on_device is None:
             parts = (self.stream.points, self.stream.starts, self.distribution.values, self.distribution.weight)
             self._on_device = tuple(torch.from_numpy(part).to(self.device) for part in parts)
@@ -238,7 +267,9 @@ class ActionSimilarity:
         steps = torch.arange(self.stream.horizon, device=self.device)
         windows = points[starts[index][:, None] + steps]
         threshold = self.distribution.threshold
-        d = dtw_pairwise(windows, cost=self.config.cost, band=self.config.alignment_band, limit=threshold)
+        # The stream is known to be finite; looking again would wait for the device at every step.
+        band = self.config.alignment_band
+        d = dtw_pairwise_torch(windows, cost=self.config.cost, band=band, limit=threshold, check=False)
         at = torch.searchsorted(values, d, right=True)
         w = torch.where(at > 0, weight[(at - 1).clamp(min=0)], 1.0)
         w = torch.where(d <= threshold, w, 0.0)

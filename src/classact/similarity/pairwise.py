@@ -8,9 +8,8 @@ import numba as nb
 import numpy as np
 
 from classact.errors import ConfigError
-from classact.similarity.cpu import MARGIN
 from classact.similarity.lanes import LANES, advance, align, kernel, step_distances, unrolled
-from classact.similarity.reference import check_finite
+from classact.similarity.reference import check_finite, float32_limit, rounding_margin
 from classact.similarity.stream import WindowStream, check_sweep
 from classact.types import FloatArray, IntArray
 
@@ -23,14 +22,13 @@ Windows = TypeVar("Windows", FloatArray, "torch.Tensor")
 
 @kernel
 def _cross(
-    x: Any, blocks: Any, width: Any, skew: Any, band: int, squared: bool, limit: Any, same: bool, out: Any
+    x: Any, blocks: Any, width: Any, skew: Any, band: int, squared: bool, limit: Any, stop: Any, same: bool, out: Any
 ) -> None:
     # x (N, T, D); blocks (M / LANES, D, T' * LANES), so that lanes are contiguous; out (N, LANES * len(blocks)).
     n, T, _ = x.shape
     columns = blocks.shape[2] // LANES
     margin = 0 if skew is None else band  # columns that a row along the diagonal reads beyond the windows
     givesup = len(width) > 0 and skew is None and np.isfinite(limit)
-    stop = np.float32(limit * np.float32(1 + MARGIN))
     for task in nb.prange(n):
         # With itself only the upper triangle is computed: long and short rows alternate, so that threads share fairly.
         i = task // 2 if task % 2 == 0 else n - 1 - task // 2
@@ -144,20 +142,26 @@ def dtw_pairwise(
     Raises:
         ConfigError: unknown cost, or shapes that do not fit.
         DataError: NaN or infinite values.
+
+    Squares of differences below 1e-23 vanish in float32 and those above 1e19 become infinite; normalise first.
     """
     check_sweep(cost, band)
     if y is not None and isinstance(x, np.ndarray) != isinstance(y, np.ndarray):
         raise ConfigError(f"expected both sets as NumPy arrays or both as tensors, got {type(x)} and {type(y)}.")
+    if not hasattr(x, "ndim"):
+        raise ConfigError(f"expected windows as a NumPy array or a tensor, got {type(x).__name__}.")
     if isinstance(x, np.ndarray):
         return _pairwise(x, y, cost, band, limit)
+    if y is not None and x.device != y.device:
+        raise ConfigError(f"expected both sets on one device, got {x.device} and {y.device}.")
     if x.device.type != "cpu":
         from classact.similarity.gpu import dtw_pairwise_torch
 
         return dtw_pairwise_torch(x, y, cost=cost, band=band, limit=limit)
     import torch
 
-    other = None if y is None else y.detach().numpy()
-    return torch.from_numpy(_pairwise(x.detach().numpy(), other, cost, band, limit))
+    other = None if y is None else y.detach().float().numpy()
+    return torch.from_numpy(_pairwise(x.detach().float().numpy(), other, cost, band, limit))
 
 
 def _aligned(values: FloatArray) -> FloatArray:
@@ -192,7 +196,9 @@ def _pairwise(x: Any, y: Any, cost: str, band: int | None, limit: float) -> Floa
         width, skew = (), None  # the diagonal of a band ends in the last cell only where lengths are equal
     out = np.empty((n, len(padded)), np.float32)
     reach = T + columns if band is None else min(band, T + columns)
-    _cross(x, _aligned(blocks), width, skew, reach, cost == "sqeuclidean", np.float32(limit), same, out)
+    limit32 = float32_limit(limit)
+    stop = np.float32(limit32 * (1 + rounding_margin(max(T, columns))))
+    _cross(x, _aligned(blocks), width, skew, reach, cost == "sqeuclidean", limit32, stop, same, out)
     out = np.ascontiguousarray(out[:, :m])
     if same:
         _mirror(out)

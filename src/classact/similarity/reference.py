@@ -22,8 +22,26 @@ def check_cost(cost: str) -> None:
 
 def check_band(band: int | None) -> None:
     """Refuse a negative Sakoe-Chiba band; None is no band."""
-    if band is not None and band < 0:
-        raise ConfigError(f"expected a Sakoe-Chiba band of at least 0 steps, or none, got {band}.")
+    if band is not None and (band < 0 or band != int(band)):
+        raise ConfigError(f"expected a Sakoe-Chiba band of at least 0 whole steps, or none, got {band}.")
+
+
+def float32_limit(limit: float) -> np.float32:
+    """The largest float32 of at most ``limit``: a distance is within one exactly where it is within the other.
+
+    Raises:
+        ConfigError: a negative limit, or NaN.
+    """
+    if not limit >= 0:
+        raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
+    with np.errstate(over="ignore"):
+        rounded = np.float32(limit)
+    return np.nextafter(rounded, np.float32(0)) if float(rounded) > limit else rounded
+
+
+def rounding_margin(T: int) -> float:
+    """Relative slack of float32 lower bounds of windows of T steps: 12 times what 3 T rounded additions are off."""
+    return 36 * max(T, 46) * 2.0**-24
 
 
 def check_finite(name: str, values: NDArray[Any]) -> None:

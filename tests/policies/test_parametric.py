@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fakes
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import CheckpointError, ConfigError, DataError
+from classact.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
+from classact.normalize import MinMax
+from classact.policies import Policy
+from classact.policies.parametric import ParametricConfig, ParametricPolicy
+from classact.rollout import EvaluationConfig, evaluate
+from classact.storage import sha256_file, write_json
+from classact.types import Observation
+
+TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
+DIFFUSION, DDPM, MLP = DiffusionConfig(TINY), DiffusionConfig(TINY, scheduler="ddpm"), MLPConfig(TINY)
+HEADS = pytest.mark.parametrize("head", [DIFFUSION, DDPM, MLP], ids=["ddim", "ddpm", "mlp"])
+
+
+def policy(head: HeadConfig = DIFFUSION, **config: Any) -> ParametricPolicy:
+    data = fakes.demonstrations()
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
+    settings = ParametricConfig(**({"chunk_length": 5} | config))
+    features = settings.history * (encoder.feature_dim + 2)
+    made = make_head(head, features, 2, 8)
+    return ParametricPolicy(
+        encoder, made, MinMax.fit(data.actions), MinMax.fit(data.proprioception), settings, {"frozen": True}
+    )
+
+
+def observations(count: int = 6, seed: int = 5) -> list[Observation]:
+    data = fakes.demonstrations(seed)
+    rows = np.linspace(0, data.num_steps - 1, count).astype(int)
+    return [Observation({"top": data.images["top"][r]}, data.proprioception[r]) for r in rows]
+
+
+@HEADS
+def test_acts_in_the_units_of_the_data(head: HeadConfig) -> None:
+    acting: Policy = policy(head)
+    made = policy(head)
+    seen = observations()
+    chunk = acting.act(seen)
+    assert chunk.shape == (6, 5, 2)
+    assert chunk.dtype == np.float32
+    assert (acting.name, acting.needs_images, acting.chunk_length) == (head_name(head), True, 5)
+    # Word by word: encode, normalise, sample with each decision's own generator, first T_a steps, back to units.
+    image = made.encoder.encode(np.stack([o.images["top"] for o in seen]))
+    own = made.proprioception.apply(np.stack([o.proprioception for o in seen]))
+    features = torch.from_numpy(np.concatenate([image, own], axis=1))
+    normal = made.head.sample(features, [made._generator([o]) for o in seen])[:, :5].numpy()
+    low, high = made.actions.low, made.actions.high
+    assert_allclose(chunk, (normal + 1) / 2 * (high - low) + low, rtol=1e-5)
+    assert chunk.std() > 1
+
+
+@HEADS
+def test_decisions_depend_on_what_is_seen_and_on_the_seed_only(head: HeadConfig) -> None:
+    acting, seen = policy(head), observations()
+    first = acting.act(seen)
+    assert_array_equal(acting.act(seen), first)  # no state between calls
+    assert_allclose(acting.act(seen[::-1])[::-1], first, rtol=1e-4)  # whatever the order
+    for row in range(6):
+        assert_allclose(acting.act(seen[row : row + 1])[0], first[row], rtol=1e-4)  # or the batch
+    other = policy(head, seed=1).act(seen)
+    assert np.array_equal(other, first) == isinstance(head, MLPConfig)
+    before = torch.random.get_rng_state()
+    acting.act(seen)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert acting.act([]).shape == (0, 5, 2)
+
+
+def test_the_smallest_change_of_an_observation_changes_the_noise() -> None:
+    acting = policy()
+    seen = observations(1)[0]
+    image = np.array(seen.images["top"])
+    image[0, 0, 0] ^= 1
+    variants = [seen, replace(seen, images={"top": image}), replace(seen, proprioception=seen.proprioception + 1e-4)]
+    draws = {tuple(torch.randn(3, generator=acting._generator([v])).tolist()) for v in variants}
+    assert len(draws) == 3
+    with_more = replace(seen, state=np.zeros(5), images={**seen.images, "wrist": image})  # which the policy ignores
+    assert_array_equal(acting.act([with_more]), acting.act([seen]))
+
+
+def test_histories() -> None:
+    acting = policy(history=2)
+    seen = observations()
+    pairs = [[seen[i], seen[i + 1]] for i in range(5)]
+    assert acting.act_on_histories(pairs).shape == (5, 5, 2)
+    assert not np.allclose(acting.act_on_histories([pairs[0]]), acting.act_on_histories([pairs[0][::-1]]))
+    with pytest.raises(ConfigError, match=r"decides from the last 2 observations.*act_on_histories"):
+        acting.act(seen)
+    with pytest.raises(ConfigError, match=r"expected histories of 2 observations, got 1"):
+        acting.act_on_histories([[seen[0]]])
+    assert_array_equal(policy().act_on_histories([[o] for o in seen]), policy().act(seen))
+
+
+def test_rollouts_are_the_same_for_any_number_of_workers() -> None:
+    acting = policy(DDPM)
+    one, two = (
+        evaluate(acting, "pusht", EvaluationConfig(episodes=3, max_steps=8, workers=workers)) for workers in (1, 2)
+    )
+    for a, b in zip(one, two, strict=True):
+        assert_array_equal(a.actions, b.actions)
+        assert_array_equal(a.states, b.states)
+    assert not np.array_equal(one[0].actions, one[1].actions)
+
+
+# Files
+
+
+@HEADS
+def test_a_saved_policy_acts_with_the_same_bits(head: HeadConfig, tmp_path: Path) -> None:
+    acting = policy(head)
+    acting.save(tmp_path / "policy")
+    loaded = ParametricPolicy.load(tmp_path / "policy")
+    assert_array_equal(loaded.act(observations()), acting.act(observations()))
+    assert (loaded.config, loaded.head_config, loaded.training) == (acting.config, head, {"frozen": True})
+    files = {p.relative_to(tmp_path / "policy").as_posix() for p in (tmp_path / "policy").rglob("*") if p.is_file()}
+    assert files == {
+        *("checksums.json", "policy.json", "head.safetensors"),
+        *("encoder/checksums.json", "encoder/config.json", "encoder/model.safetensors"),
+    }
+
+
+def test_what_training_does_not_depend_on_can_be_changed(tmp_path: Path) -> None:
+    policy(DIFFUSION).save(tmp_path / "dp")
+    seen = observations()
+    as_saved = ParametricPolicy.load(tmp_path / "dp").act(seen)
+    assert_array_equal(ParametricPolicy.load(tmp_path / "dp", chunk_length=3).act(seen), as_saved[:, :3])
+    ddpm = ParametricPolicy.load(tmp_path / "dp", scheduler="ddpm")
+    assert_array_equal(ddpm.act(seen), policy(DDPM).act(seen))
+    for change in ({"seed": 3}, {"inference_steps": 4}, {"scheduler": "ddpm"}):
+        assert not np.array_equal(ParametricPolicy.load(tmp_path / "dp", **change).act(seen), as_saved)
+    with pytest.raises(ConfigError, match=r"unknown policy setting 'k': available are 'bf16', .*'scheduler', 'seed'"):
+        ParametricPolicy.load(tmp_path / "dp", k=3)
+    with pytest.raises(ConfigError, match=r"at most the head's horizon T_p = 8, got 12"):
+        ParametricPolicy.load(tmp_path / "dp", chunk_length=12)
+    policy(MLP).save(tmp_path / "mlp")
+    with pytest.raises(ConfigError, match=r"scheduler: settings of diffusion, but the head in .*mlp is 'mlp'"):
+        ParametricPolicy.load(tmp_path / "mlp", scheduler="ddpm")
+
+
+@pytest.mark.parametrize(
+    "name", ["head.safetensors", "policy.json", "encoder/model.safetensors", "encoder/config.json"]
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    policy().save(tmp_path / "p")
+    file = tmp_path / "p" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} has SHA-256 .*damaged"):
+        ParametricPolicy.load(tmp_path / "p")
+    file.unlink()
+    with pytest.raises(CheckpointError, match=rf"{name} is missing"):
+        ParametricPolicy.load(tmp_path / "p")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        ParametricPolicy.load(tmp_path / "q")
+
+
+def change_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    card = json.loads((folder / "policy.json").read_text())
+    change(card)
+    write_json(folder / "policy.json", card)
+    sums = json.loads((folder / "checksums.json").read_text())
+    file = folder / "policy.json"
+    sums["policy.json"] = [file.stat().st_size, sha256_file(file)]
+    write_json(folder / "checksums.json", sums)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-1', got"),
+        (lambda card: card.pop("actions"), r"normalisation statistics are missing"),
+        (lambda card: card.pop("proprioception"), r"normalisation statistics are missing"),
+        (lambda card: card.pop("head"), r"unknown head 'None'"),
+        (lambda card: card["config"].pop("seed"), r"unknown settings .*another version"),
+        (lambda card: card["shape"].pop("horizon"), r"expected feature_dim, action_dim and horizon, got"),
+        (lambda card: card["shape"].update(action_dim=3), r"has shape .*, expected .*another architecture"),
+    ],
+)
+def test_cards_of_other_policies_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    policy().save(tmp_path / "p")
+    change_card(tmp_path / "p", change)
+    with pytest.raises(CheckpointError, match=message):
+        ParametricPolicy.load(tmp_path / "p")
+
+
+# Bad input
+
+
+def test_parts_that_do_not_fit() -> None:
+    made = policy()
+    with pytest.raises(ConfigError, match=r"head takes 66 features, but 2 x \(64 of the image \+ 2 .*\) make 132"):
+        replace(made, config=ParametricConfig(5, history=2))
+    with pytest.raises(ConfigError, match=r"makes actions of 2 dimensions, their normalisation was fitted on 3"):
+        replace(made, actions=MinMax.fit(np.eye(3)))
+    for bad in ({"chunk_length": 0}, {"history": 0}, {"seed": -1}):
+        with pytest.raises(ConfigError, match="expected chunk_length >= 1, history >= 1 and seed >= 0"):
+            ParametricConfig(**bad)
+
+
+def test_unusable_observations() -> None:
+    seen = observations(1)[0]
+    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds \['front'\]"):
+        policy().act([replace(seen, images={"front": seen.images["top"]})])
+    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds no images"):
+        policy().act([replace(seen, images={})])
+    with pytest.raises(DataError, match=r"fitted on 2 dimensions, got values of shape \(1, 3\)"):
+        policy().act([replace(seen, proprioception=np.zeros(3, np.float32))])
