@@ -366,6 +366,11 @@ def test_training_with_the_measured_similarity(data: Path, tmp_path: Path, capsy
     settings = Run(out).read_config()["settings"]
     assert settings["pretrain"]["similarity"]["quantile"] == 0.1
     assert settings["pretrain"]["positives_per_anchor"] == 2
+    capped = ["similarity", str(data), "--out", str(tmp_path / "capped"), "--max-neighbors", "3", *measure[4:]]
+    captured([*capped, "--quantile", "0.1", "--horizon", "7"])
+    again = arguments("pretrain", out, data, "--similarity", str(tmp_path / "capped"), "--positives", "graph")
+    refused = error([*again, "--device", "cpu", "--positives-per-anchor", "2"], capsys)
+    assert "settings.max_neighbors = None, now it is 3" in refused
     other = arguments("pretrain", tmp_path / "other", data, "--similarity", str(folder))
     assert "was made with settings.quantile = 0.1, now it is 0.2" in error([*other, "--quantile", "0.2"], capsys)
     nowhere = arguments("pretrain", out, data, "--similarity", str(tmp_path))
@@ -404,7 +409,7 @@ def test_similarity_of_a_sample(tmp_path: Path) -> None:
         (("--cost", "manhattan"), "unknown step cost 'manhattan'"),
         (("--metric", "l2", "--band", "3"), "metric 'l2' compares equal steps"),
         (("--estimate", "guess"), "unknown estimate 'guess'"),
-        (("--band", "-1"), "band of at least 0 steps"),
+        (("--band", "-1"), "band of at least 0 whole steps"),
         (("--horizon", "0"), "horizon of at least 1 step, got 0"),
         (("--horizon", "9999"), "a horizon of 9999 steps is longer than every episode"),
         (("--batch-size", "1"), "batch size of at least 2, got 1"),

@@ -218,7 +218,10 @@ def test_bad_settings_leave_no_folder_that_looks_started(
 
 def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:
     wrong = config(data)
-    wrong = replace(wrong, pretrain=replace(wrong.pretrain, similarity=replace(wrong.pretrain.similarity, pairs=2)))
+    wrong = replace(
+        wrong,
+        pretrain=replace(wrong.pretrain, similarity=replace(wrong.pretrain.similarity, pairs=2, estimate="sampled")),
+    )
     with pytest.raises(ConfigError, match=r"tiny \(.*tiny.zarr\): K = 0.05 of 2 pairs selects no pair"):
         Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
     Pipeline(Run(tmp_path), config(data), quiet=True).data()

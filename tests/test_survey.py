@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,24 @@ def test_unusable_folders_and_settings(surveyed: tuple[Path, dict[str, Any]], tm
         measured_config(tmp_path)
     with pytest.raises(ConfigError, match="batch size of at least 2, got 1"):
         replace(CONFIG, batch_size=1)
+
+
+@pytest.mark.parametrize("damage", ["distribution", "degrees", "gone"])
+def test_what_is_damaged_is_measured_again(
+    surveyed: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(surveyed[0], folder)
+    if damage == "gone":
+        shutil.rmtree(folder / DISTRIBUTION)
+    else:
+        file = folder / DEGREES if damage == "degrees" else folder / DISTRIBUTION / "distribution.safetensors"
+        file.write_bytes(file.read_bytes()[:-8])
+    (folder / f".{DISTRIBUTION}.1.abc.tmp").mkdir()  # of a launch that was killed while it wrote
+    again = survey_similarity(DATA, CONFIG, folder, quiet=True)
+    assert "measured again" in caplog.text
+    for key in ("threshold", "kept", "positives", "batches"):
+        assert again[key] == surveyed[1][key]
+    identity = similarity_identity(window_stream(DATA, CONFIG.similarity), CONFIG.similarity)
+    assert read_distribution(folder / DISTRIBUTION, identity).threshold == again["threshold"]
+    assert not list(folder.glob(".*"))

@@ -465,3 +465,24 @@ def test_graphs_are_values(example: SimilarityGraph) -> None:
     smaller = replace(example, indptr=example.indptr[:11])
     assert len(smaller) == 10
     assert smaller.threshold == np.float32(THRESHOLD)
+
+
+def test_anchors_with_far_more_neighbours_than_average_are_searched_few_at_a_time(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = MatrixSweep(fake_sweep.example_matrix())
+    threshold = SimilarityGraph.open(whole).threshold
+    expected = search_rows(sweep, 0, N, N, threshold, None)
+    calls = sweep.calls
+    monkeypatch.setattr(graph, "UNIT_ENTRIES", len(expected[2]) // 10)
+    found = search_rows(sweep, 0, N, N, threshold, None)
+    for a, b in zip(found, expected, strict=True):
+        assert_array_equal(a, b)
+    assert sweep.calls - calls > 5
+
+
+def test_leftovers_of_a_launch_killed_while_assembling_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".graph.99.abc.tmp").mkdir()
+    (tmp_path / ".graph.99.abc.tmp" / "indices.npy").write_bytes(b"x")
+    build(tmp_path / "graph")
+    assert [path.name for path in tmp_path.iterdir()] == ["graph"]
