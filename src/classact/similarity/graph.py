@@ -192,8 +192,20 @@ def search_rows(
 
     Returns:
         lengths (A,), how many neighbours were found before the cap (A,), and the rows one behind the other: neighbours,
-        ascending within a row, and distances.
+        ascending within a row, and distances. Where anchors have far more than average, half of them at a time.
     """
+    try:
+        return _search(sweep, first, last, n, threshold, cap)
+    except _TooManyError:
+        middle = (first + last) // 2
+        halves = [search_rows(sweep, a, b, n, threshold, cap) for a, b in ((first, middle), (middle, last))]
+        lengths, found, indices, distances = (np.concatenate(part) for part in zip(*halves, strict=True))
+        return lengths, found, indices, distances
+
+
+def _search(
+    sweep: Sweep, first: int, last: int, n: int, threshold: float, cap: int | None
+) -> tuple[IntArray, IntArray, NDArray[np.int32], FloatArray]:
     count = last - first
     found = np.zeros(count, np.int64)
     rows: list[IntArray] = []
