@@ -140,10 +140,10 @@ def cost_lines(found: dict[str, Any]) -> list[str]:
     )
     lines += [
         "",
-        f"What larger sets cost. {about} Exact is one sweep over the pairs i < j. `classact similarity` makes a second one "
-        "for the positives of each moment, pruned harder, for the threshold is known then; a graph one over all ordered "
-        f"pairs, twice the work, which its column has alone. Its size is with the {CAP} nearest positives of each window "
-        "kept.",
+        f"What larger sets cost. {about} Exact is one sweep over the pairs i < j. `classact similarity` makes a "
+        "second one for the positives of each moment, pruned harder, for the threshold is known then; a graph takes "
+        "one over all ordered pairs, twice the work, which its column has alone. Its size is with the "
+        f"{CAP} nearest positives of each window kept.",
         "",
         "| windows | exact, two cores | exact, one GPU | exact, eight GPUs | graph, eight GPUs "
         f"| graph on disk (m = {CAP}) | sensible |",
