@@ -26,11 +26,9 @@ ANCHORS = 256
 COLUMNS = 256
 """Size of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the first cache, its pairs in the second."""
 
-_TILES = 64
+_TILES, _MOST_TILES = 64, 256  # that are worked on at once; half a megabyte each at most
 _LEAST_LANES = 5  # windows of a vector, on average, from which on the tiles are faster
 _PACKED = 2048
-
-_MOST_TILES = 256  # half a megabyte each at most
 
 
 @nb.njit(inline="always")  # type: ignore[untyped-decorator]
