@@ -265,3 +265,13 @@ def test_small_words():
         ("Versions", [("versions", "1.0")]),
         ("Other settings", [("seed", "3")]),
     ]
+
+
+def test_an_exact_similarity_says_so_and_a_sampled_one_how_far_it_may_be_off(run_copy):
+    path = run_copy.analysis / "similarity.json"
+    numbers = json.loads(path.read_text())
+    for exact, said in ((False, "percentage points"), (True, "All 1,234,567 pairs were measured")):
+        path.write_text(json.dumps(numbers | {"exact": exact, "pairs": 1234567}))
+        text = build(run_copy).text
+        assert said in text
+        assert ("Estimated from" in text) != exact
