@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,15 +30,15 @@ from classact.checkpoints import (
     save_checkpoint,
 )
 from classact.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
-from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted, choose
+from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, choose
 from classact.heads import DiffusionConfig, HeadConfig, head_config_to_json, head_name, load_head_weights, make_head
 from classact.images import sample_digest
 from classact.interruptions import interruptible
 from classact.normalize import MinMax
 from classact.optim import OptimizerConfig, ema_decay, learning_rate, update_ema
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.storage import append_jsonl, first_difference, write_json
-from classact.training import PRECISIONS, step_generator, use_bfloat16
+from classact.storage import append_jsonl, write_json
+from classact.training import PRECISIONS, encoder_images, step_generator, use_bfloat16
 from classact.types import Demonstrations, IntArray
 from classact.windows import window_indices
 
@@ -206,7 +205,7 @@ def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
     assert state is not None
     settings = state.meta.get("identity", {}).get("config", {}).get("encoder")
     encoder = ImageEncoder(encoder_config_from_json(settings, found[-1]), load_init=False)
-    encoder.load_weights(_part(state, "ema." if weights == "average" else "model."), found[-1])
+    encoder.load_weights(state.part("ema." if weights == "average" else "model."), found[-1])
     return encoder
 
 
@@ -249,7 +248,7 @@ class FineTuner:
         else:
             self.encoder = load_encoder(self.encoder_folder, config.weights)
         self._started_from = _digest(self.encoder)
-        self.images = _images(data, self.encoder.config)
+        self.images = encoder_images(data, self.encoder.config)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)
         self.action_range, self.proprioception_range = MinMax.fit(data.actions), MinMax.fit(data.proprioception)
@@ -496,17 +495,12 @@ class FineTuner:
         if state is None:
             return False
         where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
-        found = state.meta.get("identity")
-        if difference := first_difference(found, json.loads(json.dumps(self.identity())), ""):
-            raise CheckpointError(
-                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
-                f"to start over."
-            )
+        state.check_identity(self.identity(), where)
         for prefix, network in self._networks().items():
             if isinstance(network, ImageEncoder):
-                network.load_weights(_part(state, prefix), where)
+                network.load_weights(state.part(prefix), where)
             else:
-                load_head_weights(network, _part(state, prefix), where)
+                load_head_weights(network, state.part(prefix), where)
         load_optimizer_tensors(self.optimizer, state.tensors)
         self.step, self.seconds = state.step, float(state.meta["seconds"])
         return True
@@ -516,19 +510,6 @@ class FineTuner:
         if not self.config.frozen:
             networks |= {"model.encoder.": self.encoder, "ema.encoder.": self.average_encoder}
         return networks
-
-
-def _images(data: Demonstrations, config: EncoderConfig) -> Any:
-    camera, size = config.camera, config.image_size
-    if camera not in data.images:
-        raise DataError(choose("camera", camera, data.images) + f" in {data.name}.")
-    shape = data.images[camera].shape
-    if shape[1:3] != (size, size):
-        raise DataError(
-            f"{data.name}: expected images of {size} x {size} pixels for this encoder, got {shape[1]} x {shape[2]}; "
-            f"prepare them with classact.frames."
-        )
-    return data.images[camera]
 
 
 def _digest(module: nn.Module) -> str:
@@ -543,7 +524,3 @@ def _digest(module: nn.Module) -> str:
 def _texts(stats: dict[str, float]) -> dict[str, str]:
     # JSON knows no NaN.
     return {name: repr(value) for name, value in stats.items()}
-
-
-def _part(state: TrainingState, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}

@@ -6,7 +6,6 @@ that was not, and there is no generator state to save.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from classact.checkpoints import (
     save_checkpoint,
 )
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted, choose
+from classact.errors import ClassactError, ConfigError, DataError, TrainingInterrupted, choose
 from classact.images import sample_digest
 from classact.interruptions import interruptible
 from classact.objectives import SoftInfoNCEConfig, soft_infonce
@@ -35,8 +34,8 @@ from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_i
 from classact.similarity.distribution import read_distribution
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
-from classact.storage import append_jsonl, first_difference
-from classact.types import Demonstrations, IntArray
+from classact.storage import append_jsonl
+from classact.types import Demonstrations, ImageArray, IntArray
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 POSITIVES = ("online", "graph")
@@ -120,6 +119,24 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
 
 
+def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> ImageArray:
+    """(N, S, S, 3) uint8: the images that an encoder is trained on.
+
+    Raises:
+        DataError: the data have no such camera, or images of another size.
+    """
+    camera, size = config.camera, config.image_size
+    if camera not in demonstrations.images:
+        raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
+    images = demonstrations.images[camera]
+    if images.shape[1:3] != (size, size):
+        raise DataError(
+            f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
+            f"{images.shape[1]} x {images.shape[2]}; prepare them with classact.frames."
+        )
+    return images
+
+
 @dataclass
 class Trainer:
     """One pre-training.
@@ -142,16 +159,7 @@ class Trainer:
     progress: Callable[[int, int, str], None] | None = None
 
     def __post_init__(self) -> None:
-        camera, size = self.config.encoder.camera, self.config.encoder.image_size
-        images = self.demonstrations.images
-        if camera not in images:
-            raise DataError(choose("camera", camera, images) + f" in {self.demonstrations.name}.")
-        if images[camera].shape[1:3] != (size, size):
-            raise DataError(
-                f"{self.demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
-                f"{images[camera].shape[1]} x {images[camera].shape[2]}; prepare them with classact.frames."
-            )
-        self.images = images[camera]
+        self.images = encoder_images(self.demonstrations, self.config.encoder)
         self.episodes = self.demonstrations.episode_index()
         self.steps = self.config.steps(self.demonstrations.num_steps)
         device = torch.device(self.device)
@@ -342,19 +350,10 @@ class Trainer:
         state = load_latest(self.folder / "checkpoints") if self.folder else None
         if state is None:
             return False
-        where = f"{self.folder}/checkpoints/step-{state.step:08d}"
-        if difference := first_difference(state.meta["identity"], json.loads(json.dumps(self.identity())), ""):
-            raise CheckpointError(
-                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
-                f"to start over."
-            )
-        source = Path(where)
-        self.encoder.load_weights(_part(state, "model."), source)
-        self.average.load_weights(_part(state, "ema."), source)
+        where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
+        state.check_identity(self.identity(), where)
+        self.encoder.load_weights(state.part("model."), where)
+        self.average.load_weights(state.part("ema."), where)
         load_optimizer_tensors(self.optimizer, state.tensors)
         self.step, self.seconds = state.step, float(state.meta["seconds"])
         return True
-
-
-def _part(state: TrainingState, prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 from classact.bench.similarity import walks
-from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution
 from classact.similarity.model import SimilarityConfig, fit_distribution
 from classact.similarity.stream import WindowStream
@@ -50,7 +49,6 @@ def main(arguments: list[str]) -> None:
     n, T, D = (int(value) for value in arguments[:3])
     quantile = float(arguments[3])
     sweep(2000, T, D, quantile)  # compiles
-    DistanceCounts(1).add_counted(*DistanceCounts(1).items())
     config = SimilarityConfig(horizon=T, quantile=quantile, estimate="exact")
     actions, ends = walks(n, D)
     stream = WindowStream.build(actions, ends, T)

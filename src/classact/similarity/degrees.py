@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from classact.errors import StorageError, TrainingInterrupted
 from classact.interruptions import interruptible
-from classact.similarity.job import UNIT_PAIRS, check_ranks, cut_units, unit_pairs
+from classact.similarity.job import UNIT_PAIRS, Progress, check_ranks, cut_units, unit_pairs
 from classact.similarity.ranks import Ranks
 from classact.similarity.sealed import DamagedFileError, check_same, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
@@ -25,7 +25,6 @@ MOST_GROUPS = 64
 """Files that the work is kept in until all of it is done: 8 bytes per window each."""
 
 logger = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 
 
 @nb.njit(cache=True)  # type: ignore[untyped-decorator]

@@ -27,7 +27,7 @@ from classact.storage import (
     write_folder,
     write_json,
 )
-from classact.types import FloatArray
+from classact.types import FloatArray, IntArray
 
 HISTOGRAM_BINS = 120
 _CARD, _ARRAYS = "distribution.json", "distribution.safetensors"
@@ -148,6 +148,17 @@ class DistanceDistribution:
             "epsilon": self.epsilon,
             "histogram": {"edges": self.edges.tolist(), "counts": self.counts.tolist()},
         }
+
+
+def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
+    """Set, in place, the weights (B, B) of a batch's equal steps to 1 and the diagonal to 0; returns them.
+
+    A step that occurs twice in the batch ``rows`` (B,) is the best positive of itself, never its negative.
+    """
+    if len(np.unique(rows)) < len(rows):
+        weights[rows[:, None] == rows[None, :]] = 1.0
+    np.fill_diagonal(weights, 0.0)
+    return weights
 
 
 def write_distribution(folder: Path, distribution: DistanceDistribution, identity: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
 from classact.interruptions import interruptible
+from classact.similarity.distribution import mark_duplicates
 from classact.similarity.job import LEAST_UNITS, MOST_UNITS, Progress, check_ranks
 from classact.similarity.ranks import Ranks
 from classact.similarity.sealed import DamagedFileError, check_same, drop, open_sealed, plain, write_sealed
@@ -391,10 +392,7 @@ class SimilarityGraph:
             rows: (B,) steps; one that occurs twice is the best positive of itself (weight 1).
             distribution: threshold and CDF; 0 for distances above the threshold.
         """
-        w = distribution.weights(self.distances_of(rows))
-        w[rows[:, None] == rows[None, :]] = 1.0
-        np.fill_diagonal(w, 0.0)
-        return w
+        return mark_duplicates(distribution.weights(self.distances_of(rows)), rows)
 
     def _check_rows(self, rows: IntArray) -> None:
         # The compiled loops check no bounds.

@@ -15,7 +15,7 @@ import numpy as np
 from classact.errors import ConfigError, choose
 from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.distribution import DistanceDistribution
+from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
 from classact.similarity.pairwise import dtw_pairwise, stream_pairs
 from classact.similarity.reference import check_band, check_cost
@@ -236,11 +236,7 @@ class ActionSimilarity:
         A step that occurs twice in the batch is the best positive of itself (weight 1), never its negative.
         """
         d = self.distances(rows, limit=self.distribution.threshold)
-        w = self.distribution.weights(d, out=d)
-        if len(np.unique(rows)) < len(rows):
-            w[rows[:, None] == rows[None, :]] = 1.0
-        np.fill_diagonal(w, 0.0)
-        return w
+        return mark_duplicates(self.distribution.weights(d, out=d), rows)
 
     def weights_tensor(self, rows: IntArray) -> torch.Tensor:
         """:meth:`weights` as a tensor on ``device``; on a GPU that the kernels can use everything is computed there."""
