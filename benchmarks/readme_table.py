@@ -1,6 +1,6 @@
-"""Write the numbers of README.md and docs/similarity.md from the results files, between their markers.
+"""Write the numbers of README.md, docs/similarity.md and docs/policies.md from the results files.
 
-uv run python benchmarks/readme_table.py            rewrites both
+uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
 """
 
@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import heads_table
+import similarity_table
 from classact.statistics import wilson_interval
 from common import RESULTS
-from similarity_table import page_lines, readme_lines
 
 README = Path(__file__).parent.parent / "README.md"
 SIMILARITY = Path(__file__).parent.parent / "docs" / "similarity.md"
+POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
 ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 RECIPES = {
     "pusht-demo": "crop and noise (the paper's)",
@@ -77,17 +79,18 @@ def block() -> str:
     if throughput.exists():
         t = json.loads(throughput.read_text(encoding="utf-8"))
         s = json.loads((RESULTS / "simulator_speed.json").read_text(encoding="utf-8"))["simulators"]["pusht"]
-        p = json.loads((RESULTS / "policy_latency.json").read_text(encoding="utf-8"))
-        whole = p["latency"]["batch_1"]["whole"]
+        rows = json.loads((RESULTS / "latency.json").read_text(encoding="utf-8"))["act"]["rows"]
+        decision = [r for r in rows if (r["stage"], r["batch"]) == ("whole", 1) and r["name"].startswith("retrieval")]
+        whole = next(r for r in decision if "small" in r["name"])
         parts.append(
             f"A training step takes {t['ratio']:.2f} times the bare encoder's forward and backward pass "
             f"({t['images_per_second']:.0f} images/s; DTW and weights {t['similarity_ms']:.1f} ms of "
             f"{t['step_ms']:.0f}); the simulator makes {s['steps_per_second']:,.0f} steps/s, "
-            f"{s['steps_with_image_per_second']:,.0f} with an image, on one core; one decision over a bank of "
-            f"{p['bank']:,} moments takes {whole['p50_ms']:.1f} ms (p50), {whole['p95_ms']:.1f} ms (p95)."
+            f"{s['steps_with_image_per_second']:,.0f} with an image, on one core; one decision ({whole['name']}) takes "
+            f"{whole['p50_ms']:.1f} ms (p50), {whole['p95_ms']:.1f} ms (p95)."
         )
     parts.append("")
-    parts += readme_lines()
+    parts += similarity_table.readme_lines()
     return "\n".join(parts) + "\n"
 
 
@@ -102,7 +105,11 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
-    pages = {README: ("results", block()), SIMILARITY: ("measured", "\n".join(page_lines()) + "\n")}
+    pages = {
+        README: ("results", block()),
+        SIMILARITY: ("measured", "\n".join(similarity_table.page_lines()) + "\n"),
+        POLICIES: ("heads", "\n".join(heads_table.page_lines()) + "\n"),
+    }
     for path, (name, new) in pages.items():
         text = path.read_text(encoding="utf-8")
         written = between(text, name, new)

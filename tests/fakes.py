@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
 from classact.optim import OptimizerConfig
+from classact.policies.base import Decision, Moment, as_histories
+from classact.schema import Schema
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec
 from classact.training import PretrainConfig
@@ -39,6 +42,32 @@ def demonstrations(
         states=np.concatenate([positions.astype(np.float64), block], axis=1),
         images={"top": images},
     )
+
+
+def two_views(data: Demonstrations, language: int = 0, seed: int = 1) -> Demonstrations:
+    """The same walks seen by two cameras that each show half of where the agent is: "top" its column, "wrist" its row;
+    with an instruction for each episode where ``language`` is its embedding's size."""
+    rng = np.random.default_rng(seed)
+    steps, size = data.images["top"].shape[:2]
+    views = {camera: rng.integers(0, 60, (steps, size, size, 3), dtype=np.uint8) for camera in ("top", "wrist")}
+    for row, (x, y) in enumerate((data.proprioception / 512 * (size - 6)).astype(int)):
+        views["top"][row, :, x : x + 6] = 250
+        views["wrist"][row, y : y + 6] = 250
+    words = rng.normal(size=(len(data), language)).astype(np.float32) if language else None
+    return replace(data, images=views, language=words, schema=Schema())
+
+
+def observations(data: Demonstrations, rows: Sequence[int]) -> list[Observation]:
+    """What was recorded at some steps, without the simulator's state."""
+    episodes = data.episode_index()
+    return [
+        Observation(
+            {camera: array[row] for camera, array in data.images.items()},
+            data.proprioception[row],
+            language=None if data.language is None else data.language[episodes[row]],
+        )
+        for row in rows
+    ]
 
 
 def _walk(rng: np.random.Generator, length: int) -> np.ndarray:
@@ -94,6 +123,26 @@ class ChasePolicy:
         angles = states[:, 4:5] + np.arange(self.chunk_length)  # (B, T)
         offsets = 40 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
         return (states[:, None, 2:4] + offsets).astype(np.float32)
+
+
+class WatchfulPolicy(ChasePolicy):
+    """Decides from T_o observations: leans to where the agent went, and finds a block that turned far novel."""
+
+    name = "watchful"
+    alarm = 0.5
+
+    def __init__(self, chunk_length: int = 8, history: int = 2) -> None:
+        super().__init__(chunk_length)
+        self.history = history
+
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        histories = as_histories(observations, self.history)
+        first, last = (np.stack([np.asarray(h[i].state) for h in histories]) for i in (0, -1))
+        chunk = super().act([h[-1] for h in histories]) + (last - first)[:, None, :2]
+        return Decision(chunk.astype(np.float32), (last[:, 4] / 7).astype(np.float32))
+
+    def act(self, observations: Sequence[Moment]) -> FloatArray:  # type: ignore[override]
+        return self.decide(observations).chunk
 
 
 class LadderSimulator:

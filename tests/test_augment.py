@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from classact.augment import (
     COLOR_AUGMENTATIONS,
     WIDE_RANGE,
     AugmentConfig,
+    Part,
     augment,
     change_color,
     hsv_matrices,
@@ -132,6 +136,49 @@ def test_a_view_does_not_depend_on_the_other_images() -> None:
             images[1:] = value
             views.append(augment(images, 30, AugmentConfig(color=color, noise_std=40.0), rng())[0])
         assert torch.equal(*views)
+
+
+# Parts of a batch
+
+
+@settings(max_examples=30)
+@given(
+    color=st.sampled_from(COLOR_AUGMENTATIONS),
+    crop=st.sampled_from(["image", "batch"]),
+    noise=st.sampled_from([0.0, 5.0]),
+    cuts=st.lists(st.integers(0, 13), max_size=4),
+    seed=st.integers(0, 3),
+)
+def test_parts_of_a_batch_have_the_views_of_the_whole(
+    color: str, crop: str, noise: float, cuts: list[int], seed: int
+) -> None:
+    """However it is cut; and each part leaves the generator where the whole does."""
+    config = AugmentConfig(crop=crop, color=color, noise_std=noise)
+    images, generator = positions(13, 20), rng(seed)
+    whole = augment(images, 16, config, generator)
+    edges = [0, *sorted(cuts), 13]
+    found = []
+    for first, last in pairwise(edges):
+        part, own = Part(slice(first, last), 13), rng(seed)
+        views = augment(images[first:last], 16, config, own, part)
+        assert views.shape == (last - first, 3, 16, 16)
+        assert torch.equal(own.get_state(), generator.get_state())
+        found.append(views)
+    # Products of matrices may be rounded otherwise in another batch; everything else is to the bit.
+    assert torch.allclose(torch.cat(found), whole, rtol=0, atol=1e-3 if color != "none" else 0)
+
+
+def test_a_part_that_is_everything_changes_nothing() -> None:
+    for color in COLOR_AUGMENTATIONS:
+        config, images = AugmentConfig(color=color), positions(9, 20)
+        plain = augment(images, 16, config, rng())
+        assert torch.equal(augment(images, 16, config, rng(), Part(slice(0, 9), 9)), plain)
+
+
+def test_a_part_is_no_batch_of_its_own() -> None:
+    images = positions(8, 20)
+    later = augment(images[4:], 16, PLAIN, rng(), Part(slice(4, 8), 8))
+    assert not torch.equal(later, augment(images[4:], 16, PLAIN, rng()))
 
 
 # Colours

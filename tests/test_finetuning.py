@@ -19,6 +19,7 @@ from classact import checkpoints
 from classact.augment import AugmentConfig, augment
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
+from classact.engine import DIVERGED, step_generator
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted
 from classact.finetuning import (
     TABLE_9,
@@ -31,8 +32,9 @@ from classact.finetuning import (
 from classact.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name
 from classact.optim import ema_decay, learning_rate
 from classact.policies.parametric import ParametricPolicy
+from classact.ranks import Ranks
 from classact.storage import read_jsonl
-from classact.training import Trainer, step_generator
+from classact.training import Trainer
 from classact.types import Demonstrations, Observation
 from classact.windows import window_indices
 
@@ -147,7 +149,7 @@ def test_one_step_word_by_word(head: HeadConfig) -> None:
     for name, values in (("actions", data.actions), ("proprioception", data.proprioception)):
         low, high = values.min(0), values.max(0)
         scaled[name] = torch.from_numpy((values - low) / (high - low) * 2 - 1)
-    features = torch.cat([twin.encoder(twin.encoder.normalize(pixels)), scaled["proprioception"][rows]], dim=1)
+    features = torch.cat([twin.encoder(twin.encoder.normalize(pixels)[:, None]), scaled["proprioception"][rows]], dim=1)
     chunks = scaled["actions"][window_indices(data.episode_ends, 16)[rows]]
     loss = twin.head.loss(features, chunks, generator)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -274,12 +276,13 @@ def test_a_pretrained_encoder_brings_its_architecture(pretrained: Path) -> None:
     scratch = tuner()
     assert equal(scratch.encoder, ImageEncoder(ENCODER, seed=0))
     labels = [m.labels() for m in (made, scratch, tuner(frozen=True, augment=None))]
-    assert [(one["pretrained"], one["frozen"], one["augmented"]) for one in labels] == [
-        (True, False, True),
-        (False, False, True),
-        (False, True, False),
+    assert labels == [
+        {"head": "diffusion", "training": "fine-tuned", "augmentation": "crop, noise"},
+        {"head": "diffusion", "training": "from scratch", "augmentation": "crop, noise"},
+        {"head": "diffusion", "training": "frozen", "augmentation": "none"},
     ]
-    assert tuner(augment=AugmentConfig(color="hsv"), head=MLP).labels()["color_augmented"] is True
+    other = tuner(augment=AugmentConfig(color="hsv", noise_std=0), head=MLP).labels()
+    assert (other["head"], other["augmentation"]) == ("mlp", "crop, hsv")
 
 
 def test_fine_tuning_changes_the_encoder_and_freezing_does_not(pretrained: Path) -> None:
@@ -292,23 +295,75 @@ def test_fine_tuning_changes_the_encoder_and_freezing_does_not(pretrained: Path)
     assert not equal(frozen.head, tuner(None, pretrained / "encoder").head)
 
 
+def head_input(made: FineTuner, rows: np.ndarray, seed: int = 0) -> torch.Tensor:
+    """(B, C) features that the head is trained on when a batch is ``rows``."""
+    seen: list[torch.Tensor] = []
+    losses = made.head.losses
+
+    def spy(features: torch.Tensor, *args: Any) -> torch.Tensor:
+        seen.append(features)
+        return losses(features, *args)
+
+    images = {} if made.feed is None else made.feed.take(made.moments(rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.head, "losses", spy)
+        made.gradients(rows, slice(0, len(rows)), images, torch.Generator().manual_seed(seed))
+    (features,) = seen
+    return features
+
+
 def test_fixed_features_are_those_of_run_time() -> None:
     data = fakes.demonstrations()
     fixed, centre = (tuner(augment=None, frozen=frozen) for frozen in (True, False))
-    rows, generator = np.array([0, 7, 119]), torch.Generator()
-    got = fixed.features(rows, generator)
+    rows = np.array([0, 7, 119])
+    got = head_input(fixed, rows)
+    assert fixed.feed is None  # no image is read again
     seen = [Observation({"top": data.images["top"][r]}, data.proprioception[r]) for r in rows]
     assert_allclose(got, fixed.policy().features(seen), atol=1e-6)
-    assert_allclose(centre.features(rows, generator).detach(), got, atol=1e-5)
-    assert centre.features(rows, generator).requires_grad
-    assert not fixed.features(rows, generator).requires_grad
-    assert not tuner(frozen=True).features(rows, generator).requires_grad
+    assert_allclose(head_input(centre, rows).detach(), got, atol=1e-5)
+    assert head_input(centre, rows).requires_grad
+    assert not got.requires_grad
+    assert not head_input(tuner(frozen=True), rows).requires_grad
+
+
+def test_ranks_compute_fixed_features_together() -> None:
+    whole = tuner(augment=None, frozen=True)
+    features = torch.from_numpy(whole.encoder.encode(whole.images))
+    sent: list[torch.Tensor] = []
+
+    class Second(Ranks):
+        def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+            sent.append(tensor)
+            return torch.cat([features[:60], tensor])
+
+    said: list[str] = []
+    settings = config(augment=None, frozen=True)
+    for ranks, count in ((Second(1, 2), 0), (Ranks(), 1)):
+        made = FineTuner(fakes.demonstrations(), settings, ranks=ranks, say=said.append)
+        made.prepare()
+        made.prepare()
+        assert len(said) == count
+        assert_allclose(made._all_features(), features, atol=1e-6)
+    assert [len(own) for own in sent] == [60]
+    assert said == ["frozen encoder: computing the features of 120 steps once, before training"]
+    tuner(frozen=True).prepare()  # random views: nothing is fixed
+
+
+def test_fixed_features_are_computed_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    prepare, gradients = FineTuner.prepare, FineTuner.gradients
+    monkeypatch.setattr(FineTuner, "prepare", lambda self: order.append("prepare") or prepare(self))
+    monkeypatch.setattr(FineTuner, "gradients", lambda *args: order.append("step") or gradients(*args))
+    made = fitted(augment=None, frozen=True)
+    assert order == ["prepare", *["step"] * 4]
+    made.run()  # there is nothing left to do
+    assert order == ["prepare", *["step"] * 4]
 
 
 def test_feature_noise() -> None:
     rows = np.arange(50)
-    plain = tuner(augment=AugmentConfig()).features(rows, torch.Generator().manual_seed(0))
-    noisy = tuner(augment=AugmentConfig(feature_noise=0.1)).features(rows, torch.Generator().manual_seed(0))
+    plain = head_input(tuner(augment=AugmentConfig()), rows)
+    noisy = head_input(tuner(augment=AugmentConfig(feature_noise=0.1)), rows)
     difference = (noisy - plain).detach()
     assert 0.09 < difference[:, :-2].std() < 0.11
     assert difference[:, -2:].abs().max() == 0  # proprioception has none
@@ -318,10 +373,10 @@ def test_histories_repeat_the_first_observation_of_their_episode() -> None:
     assert history_indices(np.array([3, 5]), 3).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [3, 3, 3], [3, 3, 4]]
     assert_array_equal(history_indices(np.array([3, 5]), 1)[:, 0], np.arange(5))
     two, one = tuner(history=2, augment=None), tuner(augment=None)
-    rows, generator = np.array([0, 30, 31, 90]), torch.Generator()
-    got = two.features(rows, generator).detach()
-    before = one.features(np.array([0, 30, 30, 89]), generator).detach()
-    assert_allclose(got, torch.cat([before, one.features(rows, generator).detach()], dim=1), atol=1e-5)
+    rows = np.array([0, 30, 31, 90])
+    got = head_input(two, rows).detach()
+    before, now = head_input(one, np.array([0, 30, 30, 89])).detach(), head_input(one, rows).detach()
+    assert_allclose(got, torch.cat([before, now], dim=1), atol=1e-5)
     policy = two.policy()
     assert (policy.config.history, policy.head.feature_dim) == (2, 2 * (two.encoder.feature_dim + 2))
 
@@ -354,13 +409,135 @@ def test_learns_to_act_and_survives_its_folder(head: HeadConfig, tmp_path: Path)
     json.dumps(loaded.training)
 
 
+@pytest.mark.parametrize("head", [DIFFUSION, MLP], ids=head_name)
+def test_a_head_in_bfloat16_learns_as_in_float32_and_acts_in_float32(head: HeadConfig, tmp_path: Path) -> None:
+    options = {"head": head, "epochs": 12, "batch_size": 40, "checkpoint_every": 1000, "frozen": True, "augment": None}
+    ends, modes = {}, []
+    for precision in ("float32", "bfloat16"):
+        made = tuner(tmp_path / precision, head_precision=precision, **options)
+        kernel, seen = made.head.unet.out[1], []
+        watch = kernel.register_forward_hook(lambda _, __, out: seen.append(out.dtype))  # noqa: B023
+        policy = made.fit()
+        watch.remove()
+        modes.append(set(seen))
+        losses = [row["loss"] for row in read_jsonl(tmp_path / precision / "train.jsonl")]
+        ends[precision] = float(np.mean(losses[-8:]))
+        assert {p.dtype for p in (*made.head.parameters(), *policy.head.parameters())} == {torch.float32}
+        acting: list[torch.dtype] = []
+        policy.head.unet.out[1].register_forward_hook(lambda _, __, out: acting.append(out.dtype))  # noqa: B023
+        data = made.demonstrations
+        policy.act([Observation({"top": data.images["top"][0]}, data.proprioception[0])])
+        assert set(acting) == {torch.float32}
+    assert modes == [{torch.float32}, {torch.bfloat16}]
+    assert ends["bfloat16"] != ends["float32"]
+    assert_allclose(ends["bfloat16"], ends["float32"], rtol=0.03)
+
+
+def test_the_heads_precision_is_part_of_what_is_trained(tmp_path: Path) -> None:
+    plain = tuner()
+    assert not plain.head_bf16
+    assert not plain.identity()["head_bfloat16"]
+    chosen = tuner(head_precision="bfloat16")
+    assert chosen.identity()["config"]["head_precision"] == "bfloat16"
+    assert chosen.identity()["head_bfloat16"]
+    assert not tuner(head_precision="auto").head_bf16  # no GPU
+    with pytest.raises(TrainingInterrupted):
+        tuner(tmp_path, head_precision="bfloat16").fit(stop_after(2))
+    with pytest.raises(CheckpointError, match=r"was made with config.head_precision = 'bfloat16', now it is 'float32'"):
+        tuner(tmp_path).fit()
+    assert same(fitted(tmp_path, head_precision="bfloat16"), fitted(head_precision="bfloat16"))
+
+
+# Several views, chosen proprioception, instructions
+
+TWO = replace(ENCODER, cameras=("top", "wrist"))
+
+
+def rich() -> Demonstrations:
+    """Two views, three proprioception keys and an instruction for each episode."""
+    data = fakes.two_views(fakes.demonstrations(), language=3)
+    own = np.concatenate([data.proprioception, np.cumsum(data.proprioception, axis=0)[:, :2], data.actions], axis=1)
+    keys = (("place", 2), ("path", 2), ("answer", 2))
+    return replace(data, proprioception=own.astype(np.float32), schema=replace(data.schema, proprioception=keys))
+
+
+@pytest.mark.parametrize("history", [1, 2])
+def test_the_head_sees_chosen_keys_then_the_instruction(history: int) -> None:
+    data = rich()
+    assert data.language is not None
+    settings = config(encoder=TWO, keys=("path", "place"), augment=None, history=history)
+    made, rows = FineTuner(data, settings), np.array([3, 31, 119])  # two episodes' middles and the last one's end
+    found = head_input(made, rows).detach().numpy().reshape(3, history, -1)[:, -1]
+    assert found.shape[1] == 2 * 64 + 4 + 3
+    own = data.proprioception[:, [2, 3, 0, 1]]
+    scaled = (own - own.min(0)) / (own.max(0) - own.min(0)) * 2 - 1
+    assert_allclose(found[:, 128:132], scaled[rows], atol=1e-5)
+    assert_array_equal(found[:, 132:], data.language[[0, 1, 4]])
+    images = {camera: array[rows] for camera, array in data.images.items()}
+    assert_allclose(found[:, :128], made.encoder.encode(images), atol=1e-5)
+
+
+def test_unknown_keys() -> None:
+    with pytest.raises(ConfigError, match=r"unknown proprioception key 'speed': available are 'proprioception'"):
+        tuner(keys=("speed",))
+
+
+@pytest.mark.parametrize("changes", [{}, {"frozen": True, "augment": None}], ids=["tuned", "fixed-features"])
+def test_two_views_train_resume_and_act_from_their_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
+    data = rich()
+    settings = config(encoder=TWO, keys=("place",), **changes)
+    straight = FineTuner(data, settings)
+    acting = straight.fit()
+    with pytest.raises(TrainingInterrupted):
+        FineTuner(data, settings, tmp_path).fit(stop_after(2))
+    resumed = FineTuner(data, settings, tmp_path)
+    resumed.fit()
+    assert same(resumed, straight)
+    with pytest.raises(CheckpointError, match=r"was made with .*config.keys"):
+        FineTuner(data, replace(settings, keys=("path",)), tmp_path).fit()
+    acting.save(tmp_path / "policy")
+    loaded = ParametricPolicy.load(tmp_path / "policy")
+    assert (loaded.schema, loaded.lowdim.keys) == (data.schema, ("place",))
+    seen = fakes.observations(data, [0, 40, 119])
+    chunk = loaded.act(seen)
+    assert_array_equal(chunk, acting.act(seen))
+    # All that is seen counts: both views and the instruction.
+    black = [replace(o, images=dict(o.images) | {"wrist": np.zeros_like(o.images["wrist"])}) for o in seen]
+    told = [replace(o, language=-np.asarray(o.language)) for o in seen]
+    assert not np.allclose(loaded.features(black), loaded.features(seen))
+    assert not np.allclose(loaded.features(told), loaded.features(seen))
+    for bad, message in (
+        (replace(seen[0], images={"top": seen[0].images["top"]}), r"lacks camera 'wrist'; there are \['top'\]"),
+        (replace(seen[0], language=None), "lacks the instruction's embedding"),
+        (replace(seen[0], proprioception=seen[0].proprioception[:2]), r"expected 6 numbers, shape \(6,\), got \(2,\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            loaded.act([bad])
+
+
+def test_learns_what_the_chosen_keys_tell() -> None:
+    """One key is the answer itself: with it the head learns, where it sees no image and nothing else."""
+    data = rich()
+    dark = data.with_images({camera: np.zeros_like(array) for camera, array in data.images.items()})
+    quick = AdamWConfig(head_rate=1e-2, encoder_rate=1e-4, warmup_steps=5)
+    errors = {}
+    for keys in (("answer",), ()):
+        settings = config(
+            head=MLP, encoder=TWO, keys=keys, frozen=True, augment=None, optimizer=quick, epochs=25, batch_size=40
+        )
+        acting = FineTuner(dark, replace(settings, log_every=100, checkpoint_every=1000)).fit()
+        first = acting.act(fakes.observations(dark, range(dark.num_steps)))[:, 0]
+        errors[keys] = float(np.linalg.norm(first - dark.actions, axis=-1).mean())
+    assert errors[("answer",)] < 0.6 * errors[()], errors
+
+
 # Bad input
 
 
 def test_unusable_data_and_settings(pretrained: Path) -> None:
     data = fakes.demonstrations()
     with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
-        FineTuner(data, config(encoder=replace(ENCODER, camera="wrist")))
+        FineTuner(data, config(encoder=replace(ENCODER, cameras=("wrist",))))
     with pytest.raises(DataError, match=r"walks: expected images of 32 x 32 pixels for this encoder, got 48 x 48"):
         FineTuner(fakes.demonstrations(size=48), config(), None, pretrained / "encoder")
     with pytest.raises(ConfigError, match=r"multiple of 2, got 15"):
@@ -371,6 +548,7 @@ def test_unusable_data_and_settings(pretrained: Path) -> None:
     ("options", "message"),
     [
         ({"precision": "half"}, "unknown precision 'half'"),
+        ({"head_precision": "half"}, "unknown head_precision 'half': available are 'auto', 'bfloat16', 'float32'"),
         ({"weights": "best"}, "unknown weights 'best': available are 'average', 'last'"),
         ({"epochs": 0}, "expected epochs > 0"),
         ({"epochs": math.nan}, "expected epochs > 0"),
@@ -407,19 +585,24 @@ def test_impossible_rates(options: dict[str, Any], message: str) -> None:
 def test_a_diverged_training_stops_before_its_checkpoint_and_keeps_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    step, rows_seen = FineTuner.train_step, []
+    made = tuner(tmp_path)
+    losses = made.head.losses
 
-    def diverging(self: FineTuner, rows: Any) -> dict[str, float]:
-        rows_seen.append(sorted(rows.tolist()))
-        stats = step(self, rows)
-        return stats | {what: math.nan} if self.step == 3 else stats
+    def diverging(features: torch.Tensor, *args: Any) -> torch.Tensor:
+        found = losses(features, *args)
+        if made.step < 2:
+            return found
+        # The root of zero is zero, and has no slope there.
+        return found * math.nan if what == "loss" else found + torch.sqrt(0 * features.sum(dim=1))
 
-    monkeypatch.setattr(FineTuner, "train_step", diverging)
-    with pytest.raises(ClassactError, match=r"nan.* at step 3 of 4. .*diverged.json. Lower .*now 0.002 and 0.0002"):
-        tuner(tmp_path).fit()
+    monkeypatch.setattr(made.head, "losses", diverging)
+    with pytest.raises(ClassactError, match=r"nan.* at step 3 of 4\. .*diverged.json\. Lower .*now 0.0002, 0.002\)"):
+        made.fit()
     assert [s for s, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
-    kept = json.loads((tmp_path / "diverged.json").read_text())
-    assert (kept["step"], kept[what], kept["rows"]) == (3, "nan", rows_seen[2])
+    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2]
+    kept = json.loads((tmp_path / DIVERGED).read_text())
+    assert (kept["step"], kept[what], kept["grad_norm"]) == (3, "nan", "nan")
+    assert kept["rows"] == sorted(next(made.batches(2)).tolist())
 
 
 @pytest.mark.parametrize(
@@ -429,9 +612,16 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, error
     def full(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(FineTuner, "train_step", full)
-    with pytest.raises(ClassactError, match=r"out of memory at step 1 of 4. Lower batch_size \(now 16\), .*\(8, 16\)"):
+    monkeypatch.setattr(FineTuner, "gradients", full)
+    monkeypatch.setattr(Trainer, "gradients", full)
+    lower = (
+        r"out of memory at step 1 of \d\. Raise accumulate \(--accumulate, now 1; .*\), or lower batch_size "
+        r"\(--batch-size, now 16\)"
+    )
+    with pytest.raises(ClassactError, match=lower + r".* \(now \(8, 16\)\) or the encoder's crop_size \(now 28\)"):
         tuner().fit()
+    with pytest.raises(ClassactError, match=lower + r" or the encoder's crop_size \(now 28\)"):
+        Trainer(fakes.demonstrations(), fakes.pretrain_config()).fit()
     error.args = ("something else",)
     if type(error) is RuntimeError:
         with pytest.raises(RuntimeError, match="something else"):

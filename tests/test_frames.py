@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 import fakes
 from classact.errors import ConfigError, DataError
-from classact.frames import FramesConfig, needs_rendering, prepare_frames
+from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.images import ImageStore, resize_images
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
@@ -51,36 +51,36 @@ def test_recorded_or_rendered(source: str, shift: str, cameras: bool, rendered: 
 )
 def test_what_cannot_be_prepared(data: Demonstrations, config: FramesConfig, message: str, store: ImageStore) -> None:
     with pytest.raises(DataError, match=message):
-        prepare_frames(data, "top", 32, config, store=store)
+        prepare_frames(data, ("top",), 32, config, store=store)
     assert not list(store.root.iterdir())
 
 
 def test_resized_is_what_is_resized_live(store: ImageStore) -> None:
     calls: list[tuple[int, int]] = []
-    frames = prepare_frames(DATA, "top", 32, ONE, lambda *a: calls.append(a), store)
+    frames = prepare_frames(DATA, ("top",), 32, ONE, lambda *a: calls.append(a), store)
     assert list(frames.images) == ["top"]
     for row in range(DATA.num_steps):
         assert_array_equal(frames.images["top"][row], resize_images(DATA.images["top"][row][None], 32)[0])
     assert calls == [(8, 8)]
-    again = prepare_frames(DATA, "top", 32, ONE, lambda *a: calls.append(a), store)
+    again = prepare_frames(DATA, ("top",), 32, ONE, lambda *a: calls.append(a), store)
     assert_array_equal(again.images["top"], frames.images["top"])
     assert calls == [(8, 8)]
 
 
 def test_images_of_the_right_size_are_taken_as_they_are(store: ImageStore) -> None:
-    assert prepare_frames(DATA, "top", 48, ONE, store=store).images["top"] is DATA.images["top"]
+    assert prepare_frames(DATA, ("top",), 48, ONE, store=store).images["top"] is DATA.images["top"]
 
 
 def test_other_images_under_the_same_name_are_not_mixed_up(store: ImageStore) -> None:
     darker = DATA.with_images({"top": np.asarray(DATA.images["top"]) // 2})
-    one, two = (prepare_frames(d, "top", 32, ONE, store=store).images["top"] for d in (DATA, darker))
+    one, two = (prepare_frames(d, ("top",), 32, ONE, store=store).images["top"] for d in (DATA, darker))
     assert np.abs(np.asarray(one, int) - two).max() > 50
 
 
 @pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
 def test_rendered_is_what_the_simulator_shows(shift: str, store: ImageStore) -> None:
     config = FramesConfig(source="rendered", shift=shift, seed=3, workers=1)
-    frames = prepare_frames(DATA, "top", 64, config, store=store)
+    frames = prepare_frames(DATA, ("top",), 64, config, store=store)
     assert DATA.states is not None
     sim = make_simulator("pusht", image_size=96, shift=shift)
     for row, episode in enumerate(DATA.episode_index()):
@@ -94,7 +94,7 @@ def test_rendered_is_what_the_simulator_shows(shift: str, store: ImageStore) -> 
 def test_every_setting_of_rendering_has_its_own_images(store: ImageStore) -> None:
     base = FramesConfig(shift="rand-color", workers=1)
     images = [
-        np.asarray(prepare_frames(DATA, "top", 32, config, store=store).images["top"])
+        np.asarray(prepare_frames(DATA, ("top",), 32, config, store=store).images["top"])
         for config in (base, replace(base, seed=1), replace(base, render_size=128), replace(base, source="recorded"))
     ]
     for i in range(4):
@@ -102,6 +102,31 @@ def test_every_setting_of_rendering_has_its_own_images(store: ImageStore) -> Non
             assert not np.array_equal(images[i], images[j])
 
 
+def test_several_cameras(store: ImageStore) -> None:
+    data, calls = fakes.two_views(DATA), []
+    assert not np.array_equal(data.images["top"], data.images["wrist"])
+    frames = prepare_frames(data, ("wrist", "top"), 32, ONE, lambda *a: calls.append(a), store)
+    assert list(frames.images) == ["wrist", "top"]
+    for camera in frames.images:
+        assert_array_equal(frames.images[camera], resize_images(data.images[camera], 32))
+    assert calls == [(8, 16), (16, 16)]  # steps done of both
+    only = prepare_frames(data, ("wrist",), 32, ONE, lambda *a: calls.append(a), store)
+    assert_array_equal(only.images["wrist"], frames.images["wrist"])
+    assert len(calls) == 2  # from the store
+    with pytest.raises(DataError, match=r"no usable images of camera 'side' and simulator 'pusht' cannot render it"):
+        prepare_frames(data, ("top", "side"), 32, ONE, store=store)
+
+
+def test_shape_of_images_before_they_are_resized() -> None:
+    data = fakes.two_views(DATA)
+    wide = data.with_images({**data.images, "wrist": data.images["wrist"][:, :32]})
+    assert aspect(data, ("top", "wrist"), ONE) == 1.0
+    assert aspect(wide, ("wrist",), ONE) == 1.5
+    assert aspect(wide, ("top",), replace(ONE, shift="rand-color")) == 1.0  # rendered
+    with pytest.raises(DataError, match=r"several shapes \(width / height: top 1\.00, wrist 1\.50\)\. Crop them alike"):
+        aspect(wide, ("top", "wrist"), ONE)
+
+
 def test_unknown_shift(store: ImageStore) -> None:
     with pytest.raises(ConfigError, match="unknown shift 'rand-light': available are"):
-        prepare_frames(DATA, "top", 32, FramesConfig(shift="rand-light", workers=1), store=store)
+        prepare_frames(DATA, ("top",), 32, FramesConfig(shift="rand-light", workers=1), store=store)

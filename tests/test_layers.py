@@ -10,14 +10,26 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "classact"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types"),
+    ("errors", "rotations", "actions", "schema", "types"),
     (
         *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
-        *("objectives", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "similarity"),
-        *("rotations", "actions", "heads"),
+        *("objectives", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "ranks"),
+        *("similarity", "lowdim", "feeding", "trackers", "engine", "heads"),
     ),
-    ("readers", "policies", "sims"),
-    ("frames", "training", "finetuning", "rollout", "presets", "doctor", "analysis", "pipeline", "survey", "bench"),
+    ("readers", "policies", "control", "sims"),
+    (
+        "frames",
+        "training",
+        "finetuning",
+        "rollout",
+        "presets",
+        "doctor",
+        "analysis",
+        "pipeline",
+        "head_pipeline",
+        "survey",
+        "bench",
+    ),
     ("report",),
     ("commands", "cli", "__main__"),
 )

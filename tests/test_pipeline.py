@@ -198,7 +198,7 @@ def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
         (lambda c: replace(c, frames=replace(c.frames, shift="dark")), ConfigError, r"unknown shift 'dark'"),
         (lambda c: replace(c, evaluation=replace(c.evaluation, image_size=32)), ConfigError, r"96..256 pixels, got 32"),
         (
-            lambda c: replace(c, pretrain=replace(c.pretrain, encoder=replace(c.pretrain.encoder, camera="wrist"))),
+            lambda c: replace(c, pretrain=replace(c.pretrain, encoder=replace(c.pretrain.encoder, cameras=("wrist",)))),
             DataError,
             r"no usable images of camera 'wrist' and simulator 'pusht' cannot render it: .*\['top'\]",
         ),
@@ -216,6 +216,26 @@ def test_bad_settings_leave_no_folder_that_looks_started(
     Pipeline(run, config(data), quiet=True).data()
 
 
+def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None:
+    made = config(data)
+    approximate = replace(made.retrieval, search="faiss:IVF8,Flat")
+    with pytest.raises(ConfigError, match=r"search 'faiss:IVF8,Flat' is approximate.*Hold demonstrations out"):
+        replace(made, retrieval=approximate)
+    assert replace(made, retrieval=approximate, heldout=2).heldout == 2
+    with pytest.raises(ConfigError, match="expected heldout >= 0"):
+        replace(made, heldout=-1)
+
+
+def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_path: Path) -> None:
+    pipeline = make(tmp_path, data, heldout=2)
+    policy = pipeline.policy()
+    assert list(np.diff(policy.episode_ends, prepend=0)) == list(LENGTHS[:-2])
+    assert policy.calibration is not None
+    assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
+    with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
+        make(tmp_path / "none", data, heldout=6).data()
+
+
 def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:
     wrong = config(data)
     wrong = replace(
@@ -230,7 +250,7 @@ def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path
 
 def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp_path: Path) -> None:
     made = config(data)
-    made = replace(made, pretrain=replace(made.pretrain, encoder=replace(made.pretrain.encoder, camera="wrist")))
+    made = replace(made, pretrain=replace(made.pretrain, encoder=replace(made.pretrain.encoder, cameras=("wrist",))))
     with pytest.raises(ConfigError, match="unknown camera 'wrist': available are 'top' in simulator 'pusht'"):
         Pipeline(Run(tmp_path), made, quiet=True).evaluate()
 

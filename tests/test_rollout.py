@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -19,10 +20,13 @@ import fakes
 from classact import rollout, sims
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import ConfigError, SimulatorError
-from classact.normalize import MinMax
+from classact.lowdim import LowDim
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
+from classact.policies.base import Decision, Moment, as_histories
 from classact.rollout import EvaluationConfig, evaluate, run_evaluation, summarize, write_episodes
+from classact.schema import Schema
 from classact.sims import make_simulator
+from classact.sims.worker import run_chunk
 from classact.statistics import wilson_interval
 from classact.storage import read_arrays, read_jsonl
 from classact.types import FloatArray, Observation, RolloutResult
@@ -33,7 +37,7 @@ SHORT = EvaluationConfig(episodes=5, max_steps=21, workers=1)
 def retrieval() -> RetrievalPolicy:
     data = fakes.demonstrations()
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
-    latents = ImageLatents(encoder, MinMax.fit(data.proprioception))
+    latents = ImageLatents(encoder, LowDim.fit(data))
     return RetrievalPolicy.build(latents, data, RetrievalConfig(k=8, temperature=0.005, chunk_length=8))
 
 
@@ -46,6 +50,12 @@ def assert_same(one: Sequence[RolloutResult], two: Sequence[RolloutResult]) -> N
         assert a.states.tobytes() == b.states.tobytes()
         assert a.actions.tobytes() == b.actions.tobytes()
         assert {k: v.tobytes() for k, v in a.metrics.items()} == {k: v.tobytes() for k, v in b.metrics.items()}
+        assert (a.decisions is None) == (b.decisions is None)
+        assert (a.novelty is None) == (b.novelty is None)
+        if a.decisions is not None and b.decisions is not None:
+            assert_array_equal(a.decisions, b.decisions)
+        if a.novelty is not None and b.novelty is not None:
+            assert a.novelty.tobytes() == b.novelty.tobytes()
 
 
 class Threads:
@@ -105,6 +115,20 @@ def test_retrieval_is_the_same_for_any_number_of_workers() -> None:
     )
 
 
+def test_history_and_ensembling_are_the_same_for_any_number_of_workers() -> None:
+    policy = fakes.WatchfulPolicy(chunk_length=8, history=2)
+    config = replace(SHORT, execute=3, ensemble=0.1)
+    results = evaluate(policy, "pusht", config)
+    assert_same(results, evaluate(policy, "pusht", replace(config, workers=3)))
+    for result in results:
+        assert result.steps == 21
+        assert_array_equal(result.decisions, np.arange(0, 21, 3))
+        assert_array_equal(result.novelty, (result.states[:-1:3, 4] / 7).astype(np.float32))
+    (plain,) = evaluate(policy, "pusht", replace(config, episodes=1, ensemble=None))
+    assert_array_equal(plain.actions[:3], results[0].actions[:3])  # until there is a second proposal
+    assert not np.array_equal(plain.actions[3:6], results[0].actions[3:6])
+
+
 def test_groups_do_not_change_what_a_policy_without_arithmetic_does(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(fakes.ChasePolicy(), "pusht", SHORT)
     monkeypatch.setattr(rollout, "GROUP", 2)
@@ -135,6 +159,95 @@ def test_progress_reaches_the_end() -> None:
     calls: list[tuple[int, int]] = []
     evaluate(fakes.ChasePolicy(), "pusht", replace(SHORT, episodes=2), lambda d, t, _: calls.append((d, t)))
     assert calls == [(16, 42), (32, 42), (42, 42)]
+
+
+# How the policy is called
+
+
+class Recorder:
+    """Steps up by one, and keeps what it was shown: per call and environment the states, and whether with images."""
+
+    name = "recorder"
+    needs_images = True
+
+    def __init__(self, chunk_length: int, history: int) -> None:
+        self.chunk_length, self.history = chunk_length, history
+        self.moments: list[list[list[float]]] = []
+
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
+        histories = as_histories(observations, self.history)
+        assert all(observation.images for history in histories for observation in history)
+        self.moments.append([[float(o.proprioception[0]) for o in history] for history in histories])
+        return np.ones((len(observations), self.chunk_length, 1), np.float32)
+
+
+@pytest.mark.usefixtures("ladder")
+@pytest.mark.parametrize(
+    ("execute", "expected"),
+    [
+        (None, [[0, 0, 0], [2, 3, 4]]),
+        (1, [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6]]),
+        (2, [[0, 0, 0], [0, 1, 2], [2, 3, 4], [4, 5, 6]]),
+    ],
+)
+def test_a_policy_with_history_sees_the_last_observations(execute: int | None, expected: list[list[float]]) -> None:
+    # As if those before the first were equal to it, and again so in the second group of episodes.
+    config = EvaluationConfig(episodes=3, first_seed=0, shift="plain", workers=2, execute=execute)
+    policy = Recorder(4, 3)
+    results = evaluate(policy, "ladder", config)
+    assert policy.moments == [[moment] * 3 for moment in expected]
+    assert [r.steps for r in results] == [7, 7, 7]
+    step = execute or 4
+    for result in results:
+        assert_array_equal(result.decisions, np.arange(0, 7, step))
+        assert result.novelty is None
+
+
+@pytest.mark.usefixtures("ladder")
+def test_each_group_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "GROUP", 2)
+    policy = Recorder(4, 2)
+    config = EvaluationConfig(episodes=3, first_seed=0, shift="plain", workers=1, execute=3, ensemble=0.5)
+    evaluate(policy, "ladder", config)
+    moments = [[0, 0], [2, 3], [5, 6]]
+    assert policy.moments == [[moment] * 2 for moment in moments] + [[moment] for moment in moments]
+
+
+@pytest.mark.parametrize(("history", "expected"), [(1, [5]), (2, [4, 5]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_only_what_is_returned_is_rendered(history: int, expected: list[int]) -> None:
+    rendered = []
+
+    class Counting(fakes.LadderSimulator):
+        def observe(self, *, render: bool = True) -> Observation:
+            rendered.append(self.steps)
+            return super().observe(render=render)
+
+    observations, metrics, states = run_chunk(Counting(), np.ones((5, 1), np.float32), True, history)
+    assert rendered == expected == [o.proprioception[0] for o in observations]
+    assert len(metrics) == len(states) == 5
+
+
+def test_control_that_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="execute 9 asked of policy 'chase', whose chunks hold T_a = 8"):
+        evaluate(fakes.ChasePolicy(), "pusht", replace(SHORT, execute=9))
+    with pytest.raises(ConfigError, match=r"ensemble 0.1 has no effect with execute 8 = T_a"):
+        evaluate(fakes.ChasePolicy(), "pusht", replace(SHORT, execute=8, ensemble=0.1))
+    with pytest.raises(ConfigError, match=r"ensemble 0.1 has no effect where whole chunks"):
+        replace(SHORT, ensemble=0.1)
+
+
+class Moody(Constant):
+    """Scores only its first decision."""
+
+    def decide(self, observations: Sequence[Observation]) -> Decision:
+        first = observations[0].proprioception[0] == 0
+        return Decision(self.act(observations), np.zeros(len(observations), np.float32) if first else None)
+
+
+@pytest.mark.usefixtures("ladder")
+def test_scores_at_some_decisions_only() -> None:
+    with pytest.raises(ConfigError, match="'constant' gave novelty scores at 1 of 3 decisions, expected all or none"):
+        evaluate(Moody([[1.0]] * 3), "ladder", EvaluationConfig(episodes=2, shift="plain", workers=1))
 
 
 # Success
@@ -276,3 +389,118 @@ def test_summary_counts_successes(tmp_path: Path) -> None:
     assert 0 < row["low"] < 0.75 < row["high"] < 1
     write_episodes(tmp_path, results)
     assert [r["first_success"]["h"] for r in read_jsonl(tmp_path / "episodes.jsonl")] == [1, None, 2, 2]
+
+
+# Novelty
+
+
+def scored(seed: int, success: bool, novelty: Sequence[float], first: int = 9) -> RolloutResult:
+    steps = 4 * len(novelty)
+    return RolloutResult(
+        seed=seed,
+        steps=steps,
+        maxima={"height": 0.75},
+        success={"h": success, "never": False},
+        first_success={"h": first if success else None, "never": None},
+        states=np.zeros((steps + 1, 1)),
+        actions=np.zeros((steps, 1), np.float32),
+        metrics={"height": np.zeros(steps, np.float32)},
+        decisions=np.arange(0, steps, 4, dtype=np.int64),
+        novelty=np.asarray(novelty, np.float32),
+    )
+
+
+SCORED = [
+    scored(0, True, [0.1, 0.2]),
+    scored(1, True, [0.1, 0.75, 0.9]),
+    scored(2, False, [0.8, 0.1]),
+    scored(3, False, [0.5, 0.5, 0.5, 0.625]),
+    scored(4, False, [0.5]),  # equal to the level is not above it
+    # Success after 8 steps is what the decision before step 8 sees: an alarm there comes too late to count.
+    scored(5, True, [0.1, 0.2, 0.9], first=8),
+    scored(6, True, [0.1, 0.2, 0.9], first=9),
+    scored(7, True, [0.1, 0.9, 0.9], first=4),
+    scored(8, True, [0.1, 0.9, 0.9], first=5),
+]
+
+
+def test_alarms_are_counted() -> None:
+    rows = summarize(SCORED, 1.0, alarm=0.5, policy="p")
+    assert [row["criterion"] for row in rows] == ["h", "never"]
+    assert [[row[name] for name in rollout.ALARMS] for row in rows] == [[5, 2, 3], [7, 7, 0]]
+    assert list(rows[0]) == ["policy", *rollout.COLUMNS, "mean_max_height", *rollout.ALARMS]
+    for without in (summarize(SCORED, 1.0), summarize([replace(r, novelty=None) for r in SCORED], 1.0, alarm=0.5)):
+        assert not any(name in row for row in without for name in rollout.ALARMS)
+
+
+def test_novelty_is_written(tmp_path: Path) -> None:
+    write_episodes(tmp_path, SCORED, alarm=0.5)
+    rows = read_jsonl(tmp_path / "episodes.jsonl")
+    assert [row["first_alarm"] for row in rows] == [None, 4, 0, 12, None, 8, 8, 4, 4]
+    assert [row["alarm_before_success"]["h"] for row in rows] == [
+        *(False, True, True, True, False),
+        *(False, True, False, True),
+    ]
+    assert [row["alarm_before_success"]["never"] for row in rows] == [r["first_alarm"] is not None for r in rows]
+    highest = np.float32([0.2, 0.9, 0.8, 0.625, 0.5, 0.9, 0.9, 0.9, 0.9])
+    assert_array_equal(np.float32([row["max_novelty"] for row in rows]), highest)
+    arrays = read_arrays(tmp_path / "rollouts.safetensors")
+    assert_array_equal(arrays["decision_ends"], [2, 5, 7, 11, 12, 15, 18, 21, 24])
+    assert arrays["decision_ends"].dtype == arrays["decisions"].dtype == np.int64
+    assert_array_equal(arrays["decisions"], [0, 4, 0, 4, 8, 0, 4, 0, 4, 8, 12, 0, *[0, 4, 8] * 4])
+    assert arrays["novelty"].dtype == np.float32
+    for part, result in zip(np.split(arrays["novelty"], arrays["decision_ends"][:-1]), SCORED, strict=True):
+        assert_array_equal(part, result.novelty)
+    write_episodes(tmp_path / "quiet", SCORED)
+    for row in read_jsonl(tmp_path / "quiet" / "episodes.jsonl"):
+        assert row.keys() & {"max_novelty", "first_alarm", "alarm_before_success"} == {"max_novelty"}
+
+
+def test_without_scores_files_are_as_they_were(tmp_path: Path) -> None:
+    results = [replace(result, novelty=None) for result in SCORED]
+    write_episodes(tmp_path, results, alarm=0.5)
+    expected = {"seeds", "ends", "actions", "states", "height"}
+    assert read_arrays(tmp_path / "rollouts.safetensors").keys() == expected
+    keys = ["seed", "steps", "maxima", "max_height", "success", "first_success"]
+    assert all(list(row) == keys for row in read_jsonl(tmp_path / "episodes.jsonl"))
+
+
+def test_evaluation_with_novelty_and_labels(tmp_path: Path) -> None:
+    config = replace(SHORT, execute=4)
+    results, rows = run_evaluation(
+        fakes.WatchfulPolicy(), "pusht", config, tmp_path / "a", encoder="state", labels={"training": "frozen"}
+    )
+    level = fakes.WatchfulPolicy.alarm
+    alarms = sum(bool((result.states[:-1:4, 4] / 7 > level).any()) for result in results)
+    assert 0 < alarms < 5
+    for row in rows:
+        assert (row["training"], row["alarms"], row["alarms_of_failures"]) == ("frozen", alarms, alarms)
+    assert sum(r["first_alarm"] is not None for r in read_jsonl(tmp_path / "a" / "episodes.jsonl")) == alarms
+    json.dumps(rows, allow_nan=False)
+    for name in ("shift", "success", "alarms", "alarm"):
+        with pytest.raises(ConfigError, match=rf"further labels \['{name}'\] are names that summary rows have already"):
+            run_evaluation(fakes.ChasePolicy(), "pusht", SHORT, tmp_path, encoder="e", labels={name: "x"})
+
+
+def test_where_no_alarm_can_ring_none_are_counted(tmp_path: Path) -> None:
+    class Uncertain(fakes.WatchfulPolicy):
+        alarm = math.inf
+
+    _, rows = run_evaluation(Uncertain(), "pusht", replace(SHORT, episodes=1), tmp_path, encoder="e")
+    assert not any(name in row for row in rows for name in rollout.ALARMS)
+    (episode,) = read_jsonl(tmp_path / "episodes.jsonl")
+    assert episode["max_novelty"] > 0
+    assert "first_alarm" not in episode
+
+
+def test_retrieval_from_demonstrations_of_another_task_is_refused() -> None:
+    data = fakes.demonstrations()
+    schema = Schema(("top",), (("arm", 1), ("gripper", 1)), actions=data.schema.actions)
+    lowdim = LowDim.fit(replace(data, schema=schema))
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
+    policy = RetrievalPolicy.build(ImageLatents(encoder, lowdim), data, RetrievalConfig(k=8))
+    assert policy.schema == schema
+    with pytest.raises(
+        ConfigError, match=r"policy 'retrieval' was trained on other .* than simulator 'pusht' has: propr"
+    ):
+        evaluate(policy, "pusht", SHORT)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 import multiprocessing
@@ -21,14 +22,16 @@ from numpy.testing import assert_array_equal
 import fakes
 import kill_runner
 from classact import checkpoints
+from classact.augment import AugmentConfig, Part, augment
 from classact.batches import epoch_batches
 from classact.checkpoints import list_checkpoints, load_latest
 from classact.encoders import EncoderConfig, ImageEncoder
+from classact.engine import DIVERGED, EngineConfig, step_generator, use_bfloat16
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
 from classact.frames import FramesConfig, prepare_frames
-from classact.normalize import MinMax
-from classact.objectives import SoftInfoNCEConfig
-from classact.optim import OptimizerConfig, learning_rate
+from classact.lowdim import LowDim
+from classact.objectives import SoftInfoNCEConfig, soft_infonce
+from classact.optim import OptimizerConfig, ema_decay, learning_rate, make_optimizer, update_ema
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.readers import read_demonstrations
 from classact.runs import Run
@@ -36,7 +39,7 @@ from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_i
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph
 from classact.storage import read_jsonl
-from classact.training import PretrainConfig, Trainer, step_generator, use_bfloat16
+from classact.training import PretrainConfig, Trainer, encoder_images, random_views
 from classact.types import Demonstrations
 from classact.windows import window_indices
 
@@ -116,10 +119,106 @@ def test_training_leaves_the_global_generators_alone() -> None:
     assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
 
 
+@pytest.mark.parametrize("color", ["none", "hsv"])
+def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
+    """What a step computes, written down plainly for one process and one camera: results that are published were made
+    so, in this order of sums."""
+    views = AugmentConfig(color=color, feature_noise=0.01)
+    made, twin = trainer(augment=views), trainer(augment=views)
+    config, encoder, average = twin.config, twin.encoder, twin.average
+    optimizer = make_optimizer(encoder.parameters(), config.optimizer)
+    for step, batch in enumerate(islice(epoch_batches(120, 16, 0, 0), 4)):
+        stats = made.train_step(batch)
+        rows, generator = np.sort(batch), step_generator(0, step, torch.device("cpu"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, 4)
+        pixels = augment(torch.from_numpy(twin.demonstrations.images["top"][rows]), 28, views, generator)
+        z = encoder(encoder.normalize(pixels)[:, None])
+        z = z + 0.01 * torch.randn(z.shape, generator=generator)
+        loss = soft_infonce(z, twin.similarity.weights_tensor(rows), temperature=config.objective.temperature)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        decay = ema_decay(step + 1, config.optimizer.ema_power)
+        update_ema(list(average.parameters()), list(encoder.parameters()), decay)
+        assert (stats["loss"], stats["grad_norm"]) == (loss.item(), norm.item())
+    assert equal(made.encoder, encoder)
+    assert equal(made.average, average)
+
+
 def test_same_seed_same_bits_other_seed_other_bits() -> None:
     first, again, other = trainer().fit(), trainer().fit(), trainer(seed=1).fit()
     assert equal(first, again)
     assert not equal(first, other)
+
+
+# Compiling
+
+
+def compiling(monkeypatch: pytest.MonkeyPatch, made: Callable[[torch.nn.Module], Any], choice: str) -> Trainer:
+    """A training whose encoder is compiled by ``made``."""
+    monkeypatch.setattr(torch, "compile", made)
+    monkeypatch.setattr(EngineConfig, "compiled", lambda *_: True)
+    config = fakes.pretrain_config(epochs=FOUR)
+    return Trainer(fakes.demonstrations(), config, engine=EngineConfig(compile=choice))
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+class BackendError(RuntimeError):
+    """As torch wraps what its compiler raises."""
+
+    inner_exception = ValueError("no working compiler\nwas found in PATH")
+
+
+@pytest.mark.parametrize("error", [BackendError("backend raised:"), ValueError("no working compiler")])
+@pytest.mark.parametrize("early", [False, True])
+def test_what_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, early: bool
+) -> None:
+    calls: list[Any] = []
+
+    def compiler(module: torch.nn.Module) -> Any:
+        calls.append(module)
+        return raising(error)() if early else raising(error)
+
+    plain = trainer().fit()
+    with caplog.at_level(logging.WARNING):
+        found = compiling(monkeypatch, compiler, "auto")
+        assert equal(found.fit(), plain)
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile failed (ValueError: no working compiler): the encoder runs uncompiled, slower but alike."
+    ]
+    assert len(calls) == 1
+    message = r"torch.compile failed \(ValueError: no working compiler\). Train with --compile no"
+    with pytest.raises(ClassactError, match=message):
+        compiling(monkeypatch, compiler, "yes").fit()
+
+
+@pytest.mark.parametrize("choice", ["auto", "yes"])
+def test_what_is_no_failure_to_compile_passes(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    full = compiling(monkeypatch, lambda _: raising(torch.OutOfMemoryError("CUDA out of memory")), choice)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        full.train_step(np.arange(16))
+    calls: list[int] = []
+
+    def compiler(module: torch.nn.Module) -> Any:
+        def once(*args: Any, **options: Any) -> Any:
+            calls.append(1)
+            return module(*args, **options) if len(calls) == 1 else raising(ValueError("a bug"))()
+
+        return once
+
+    later = compiling(monkeypatch, compiler, choice)
+    later.train_step(np.arange(16))
+    with pytest.raises(ValueError, match="a bug"):
+        later.train_step(np.arange(16))
 
 
 # Resuming
@@ -333,7 +432,7 @@ def test_weights_of_another_architecture_name_the_tensor(tmp_path: Path) -> None
 def test_unusable_data_and_settings() -> None:
     data = fakes.demonstrations()
     with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
-        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig(camera="wrist", image_size=32, crop_size=28)))
+        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig(cameras=("wrist",), image_size=32, crop_size=28)))
     with pytest.raises(DataError, match=r"walks: expected images of 64 x 64 pixels for this encoder, got 32 x 32"):
         Trainer(data, fakes.pretrain_config(encoder=EncoderConfig()))
     with pytest.raises(ConfigError, match=r"walks \(memory\): K = 1e-05 of 7,140 pairs selects no pair.*Raise K"):
@@ -363,15 +462,27 @@ def test_a_horizon_longer_than_every_episode() -> None:
 def test_a_diverged_training_stops_before_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    step = Trainer.train_step
+    calls = []
 
-    def diverging(self: Trainer, rows: Any) -> dict[str, float]:
-        stats = step(self, rows)
-        return stats | {what: math.nan} if self.step == 4 else stats
+    def diverging(features: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        calls.append(features)
+        loss = soft_infonce(features, *args, **options)
+        if len(calls) < 4:
+            return loss
+        # The root of zero is zero, and has no slope there.
+        return loss * math.nan if what == "loss" else loss + torch.sqrt(0 * features.sum())
 
-    monkeypatch.setattr(Trainer, "train_step", diverging)
-    with pytest.raises(ClassactError, match=r"nan.* at step 4 of 4. Lower the learning rate \(now 0.002\)"):
-        trainer(tmp_path).fit()
+    monkeypatch.setattr("classact.training.soft_infonce", diverging)
+    made = trainer(tmp_path)
+    message = (
+        r"nan.* at step 4 of 4\. The steps of its batch are in .*diverged.json\. Lower the learning rate \(now 0.002\)"
+    )
+    with pytest.raises(ClassactError, match=message):
+        made.fit()
+    kept = json.loads((tmp_path / DIVERGED).read_text())
+    assert kept["step"] == 4
+    assert (kept["grad_norm"], kept["loss"] == "nan") == ("nan", what == "loss")
+    assert kept["rows"] == sorted(next(islice(made.batches(3), 1)).tolist())
     assert [s for s, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
     assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3]
 
@@ -397,7 +508,7 @@ def test_precision() -> None:
 
 def chunk_error(encoder: ImageEncoder, known: Demonstrations, new: Demonstrations) -> float:
     """Mean distance in pixels of retrieved from demonstrated chunks on unseen episodes."""
-    latents = ImageLatents(encoder, MinMax.fit(known.proprioception))
+    latents = ImageLatents(encoder, LowDim.fit(known))
     policy = RetrievalPolicy.build(latents, known, RetrievalConfig(k=8, temperature=0.005))
     neighbors = policy.search(latents.demonstrations(new))
     chunk = np.einsum("bk,bktd->btd", neighbors.weights, policy.chunks(neighbors.rows))
@@ -421,7 +532,7 @@ def human_config(seed: int) -> PretrainConfig:
 @pytest.mark.slow
 def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> None:
     data = read_demonstrations(human_zarr, episodes=60)
-    frames = prepare_frames(data, "top", 48, FramesConfig(source="recorded"))
+    frames = prepare_frames(data, ("top",), 48, FramesConfig(source="recorded"))
     # Without proprioception, which finds good neighbours by itself: what the encoder sees must do it.
     frames = replace(frames, proprioception=np.zeros_like(frames.proprioception))
     known, new = frames.subset(range(50)), frames.subset(range(50, 60))
@@ -444,6 +555,72 @@ def test_learns_where_the_agent_is() -> None:
     untrained = min(chunk_error(ImageEncoder(config.encoder, seed=seed), *blind) for seed in range(3))
     learned = chunk_error(Trainer(blind[0], config).fit(), *blind)
     assert learned < 0.8 * untrained, (learned, untrained)
+
+
+# Several views
+
+TWO = EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top", "wrist"))
+
+
+def test_each_camera_has_random_views_of_its_own() -> None:
+    images = torch.from_numpy(fakes.demonstrations().images["top"][:16])
+    both, config = {"top": images, "wrist": images}, AugmentConfig(color="hsv")
+
+    def views(encoder: EncoderConfig, part: Part) -> torch.Tensor:
+        own = {camera: array[part.rows] for camera, array in both.items()}
+        return random_views(own, encoder, config, torch.Generator().manual_seed(0), part)
+
+    whole = views(TWO, Part(slice(0, 16), 16))
+    assert whole.shape == (16, 2, 3, 28, 28)
+    assert not torch.isclose(whole[:, 0], whole[:, 1]).flatten(1).all(dim=1).any()
+    single = views(replace(TWO, cameras=("top",)), Part(slice(0, 16), 16))
+    assert torch.equal(whole[:, :1], single)  # a second camera changes nothing for the first
+    parts = [views(TWO, Part(rows, 16)) for rows in (slice(0, 5), slice(5, 16))]
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-3)
+
+
+def test_the_images_that_an_encoder_of_two_views_needs() -> None:
+    data = fakes.two_views(fakes.demonstrations())
+    assert list(encoder_images(data, replace(TWO, cameras=("wrist", "top")))) == ["wrist", "top"]
+    with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
+        Trainer(fakes.demonstrations(), fakes.pretrain_config(encoder=TWO))
+    mixed = data.with_images({"top": data.images["top"], "wrist": data.images["wrist"][:, :30]})
+    with pytest.raises(DataError, match=r"expected images of 32 x 32 pixels .*, got 30 x 32 of camera 'wrist'"):
+        Trainer(mixed, fakes.pretrain_config(encoder=TWO))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_views_resume_to_the_same_bits(shared: bool, tmp_path: Path) -> None:
+    data = fakes.two_views(fakes.demonstrations())
+    config = fakes.pretrain_config(epochs=FOUR, encoder=replace(TWO, shared=shared))
+    straight = Trainer(data, config).fit()
+    with pytest.raises(TrainingInterrupted):
+        Trainer(data, config, tmp_path).fit(stop_after(2))
+    assert equal(Trainer(data, config, tmp_path).fit(), straight)
+    other = data.with_images({**data.images, "wrist": np.asarray(data.images["wrist"]) // 2})
+    with pytest.raises(CheckpointError, match=r"was made with images.wrist = "):
+        Trainer(other, config, tmp_path).fit()
+    with pytest.raises(CheckpointError, match="was made with "):
+        Trainer(data, replace(config, encoder=replace(TWO, shared=not shared)), tmp_path).fit()
+
+
+def test_learns_from_two_views_what_neither_shows(tmp_path: Path) -> None:
+    walks = fakes.demonstrations(lengths=(40,) * 6)
+    # The same moments under other noise, and without proprioception, which would give the place away.
+    known, again = (
+        replace(data, proprioception=np.zeros_like(data.proprioception))
+        for data in (fakes.two_views(walks), fakes.two_views(walks, seed=2))
+    )
+    config = replace(fakes.pretrain_config(epochs=4), batch_size=40)
+    errors, ends = {}, {}
+    for cameras in (("top", "wrist"), ("top",), ("wrist",)):
+        folder = tmp_path / "-".join(cameras)
+        made = Trainer(known, replace(config, encoder=replace(TWO, cameras=cameras)), folder)
+        errors[cameras] = chunk_error(made.fit(), known, again)
+        ends[cameras] = np.mean(losses(folder)[-6:])
+        assert ends[cameras] < np.mean(losses(folder)[:3])
+    assert ends["top", "wrist"] < min(ends["top",], ends["wrist",]), ends
+    assert errors["top", "wrist"] < 0.7 * min(errors["top",], errors["wrist",]), errors
 
 
 # Positives from a graph
@@ -493,7 +670,7 @@ def test_drawn_batches_resume_to_the_same_bits(tmp_path: Path) -> None:
     folder = write_similarity(tmp_path / "similarity", data, config)
     straight = Trainer(data, config, similarity_folder=folder).fit()
     part = Trainer(data, config, tmp_path / "run", similarity_folder=folder)
-    batches = part._batches()
+    batches = part.batches(part.step)
     for _ in range(3):
         part.train_step(next(batches))
     part.save()

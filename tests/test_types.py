@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from classact.errors import DataError
+from classact.schema import Schema
 from classact.types import Demonstrations, Episode
 
 ENDS = (3, 4, 9)
@@ -76,7 +77,7 @@ def test_with_images() -> None:
     assert list(seen.images) == ["side"]
     assert seen.actions is demos.actions
     assert list(demos.images) == ["top"]
-    with pytest.raises(DataError, match=r"images 'side' of shape \(9, H, W, 3\), got \(8, 2, 2, 3\)"):
+    with pytest.raises(DataError, match=r"camera 'side': expected images of shape \(9, H, W, 3\).* got \(8, 2, 2, 3\)"):
         demos.with_images({"side": np.zeros((N - 1, 2, 2, 3), np.uint8)})
 
 
@@ -95,9 +96,11 @@ def test_fingerprint_says_which_data_this_is() -> None:
         replace(demos, actions=nudged),
         replace(demos, states=None),
         replace(demos, episode_ends=np.array([3, 5, 9], np.int64)),
-        replace(demos, proprioception=demos.actions, actions=demos.proprioception),
+        replace(demos, proprioception=demos.actions, actions=demos.proprioception, schema=Schema()),
+        replace(demos, language=np.zeros((3, 2), np.float32), schema=Schema()),
+        replace(demos, language=np.ones((3, 2), np.float32), schema=Schema()),
     ]
-    assert len({demos.fingerprint(), *(other.fingerprint() for other in others)}) == 5
+    assert len({demos.fingerprint(), *(other.fingerprint() for other in others)}) == 7
 
 
 def bad_value(shape: tuple[int, ...], dtype: type, value: float) -> np.ndarray:
@@ -125,10 +128,11 @@ def bad_value(shape: tuple[int, ...], dtype: type, value: float) -> np.ndarray:
         ({"proprioception": [[0.0]]}, r"proprioception of shape \(9, D\), got list"),
         ({"states": np.zeros((N, 5), np.float32)}, r"states of dtype float64, got float32"),
         ({"states": bad_value((N, 5), np.float64, np.inf)}, r"states\[6, 1\] is inf"),
-        ({"images": {"top": np.zeros((8, 4, 6, 3), np.uint8)}}, r"images 'top' of shape \(9, H, W, 3\), got \(8, 4"),
-        ({"images": {"top": np.zeros((N, 3, 4, 6), np.uint8)}}, r"got \(9, 3, 4, 6\)\. One RGB frame per step"),
-        ({"images": {"top": np.zeros((N, 4, 6, 3))}}, r"images 'top' of dtype uint8 \(0\.\.255\), got float64"),
-        ({"images": {"top": None}}, r"images 'top' of shape \(9, H, W, 3\), got None"),
+        ({"images": {"top": np.zeros((8, 4, 6, 3), np.uint8)}}, r"'top': expected images of shape \(9, H.* got \(8, 4"),
+        ({"images": {"top": np.zeros((N, 3, 4, 6), np.uint8)}}, r"got \(9, 3, 4, 6\)\. Channels are first: transpose"),
+        ({"images": {"top": np.zeros((N, 4, 6, 3))}}, r"camera 'top': expected uint8 values 0\.\.255, got float64"),
+        ({"images": {"top": np.zeros((N, 0, 6, 3), np.uint8)}}, r"camera 'top': .* which has no pixels"),
+        ({"images": {"top": None}}, r"'top': expected images of shape \(9, H, W, 3\), .* got NoneType"),
     ],
 )
 def test_what_demonstrations_refuse(changed: dict[str, Any], expected: str) -> None:

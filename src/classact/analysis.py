@@ -79,12 +79,14 @@ def write_neighbors(
         result = results[index]
         reached = min((step for step in result.first_success.values() if step), default=result.steps)
         fraction = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6]
-        # Decisions are made at multiples of T_a only.
-        step = int(fraction * reached) // policy.chunk_length * policy.chunk_length
+        assert result.decisions is not None
+        step = int(result.decisions[np.searchsorted(result.decisions, max(1, fraction * reached)) - 1])
         sim.reset(result.seed)
         sim.set_state(result.states[step])
         observation = sim.observe()
-        chunk, neighbors = policy.decide([observation])
+        decision = policy.decide([observation])
+        neighbors = decision.neighbors
+        assert neighbors is not None
         rows = neighbors.rows[0]
         episodes = np.searchsorted(policy.episode_ends, rows, side="right")
         first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
@@ -97,7 +99,7 @@ def write_neighbors(
             "step": (rows - first).astype(np.int64),
             "query_seed": np.int64(result.seed),
             "query_step": np.int64(step),
-            "query_chunk": chunk[0],
+            "query_chunk": decision.chunk[0],
             "neighbor_chunks": policy.chunks(rows),
         }
         for key, value in row.items():

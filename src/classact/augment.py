@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from classact.errors import ConfigError, choose
 
 CROPS = ("image", "batch")
 COLOR_AUGMENTATIONS = ("none", "hsv", "rotate", "affine")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``rows`` of a batch of ``total``: what one process or one micro-batch computes of it.
+
+    Random numbers are drawn for the whole batch and then cut, so that a batch gets the same views however it is shared.
+    """
+
+    rows: slice
+    total: int
+
+    def cut(self, drawn: Tensor) -> Tensor:
+        """The part of what was drawn for all ``total`` rows."""
+        return drawn[self.rows]
+
+
 PIXEL_RANGE = (0.0, 255.0)
 WIDE_RANGE = (-94.0, 349.0)
 """Beyond 0..255 on purpose (a rotated RGB cube): clamping to it would make different colours of one palette equal."""
@@ -56,7 +74,21 @@ class AugmentConfig:
             raise ConfigError(f"augmentation strengths cannot be negative: {self}.")
 
 
-def random_crop(images: Tensor, size: int, generator: torch.Generator, *, per: str = "image") -> Tensor:
+def describe(config: AugmentConfig | None) -> str:
+    """Random views in a few words, for tables: ``crop, noise, hsv``; ``none`` for the centre crop alone."""
+    if config is None:
+        return "none"
+    parts = ["crop"] + (["noise"] if config.noise_std else []) + ([config.color] if config.color != "none" else [])
+    return ", ".join(parts)
+
+
+def _whole(images: Tensor, part: Part | None) -> Part:
+    return Part(slice(0, len(images)), len(images)) if part is None else part
+
+
+def random_crop(
+    images: Tensor, size: int, generator: torch.Generator, *, per: str = "image", part: Part | None = None
+) -> Tensor:
     """Random crops of a batch.
 
     Args:
@@ -64,6 +96,7 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator, *, per: s
         size: side of the crop.
         generator: source of the offsets.
         per: "image" or "batch", see :class:`AugmentConfig`.
+        part: which rows of a larger batch the images are.
 
     Returns:
         (B, size, size, 3) uint8.
@@ -74,24 +107,38 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator, *, per: s
     B, H, W, _ = images.shape
     if not 1 <= size <= min(H, W):
         raise ConfigError(f"expected a crop of 1 to {min(H, W)} pixels for images of {H} x {W}, got {size}.")
-    count = B if per == "image" else 1
+    whole = _whole(images, part)
+    count = whole.total if per == "image" else 1
     device = images.device
-    top = torch.randint(0, H - size + 1, (count, 1), generator=generator, device=device).expand(B, 1)
-    left = torch.randint(0, W - size + 1, (count, 1), generator=generator, device=device).expand(B, 1)
+    top = whole.cut(
+        torch.randint(0, H - size + 1, (count, 1), generator=generator, device=device).expand(whole.total, 1)
+    )
+    left = whole.cut(
+        torch.randint(0, W - size + 1, (count, 1), generator=generator, device=device).expand(whole.total, 1)
+    )
     offset = torch.arange(size, device=device)
     rows = (top + offset)[:, :, None]
     columns = (left + offset)[:, None, :]
     return images[torch.arange(B, device=device)[:, None, None], rows, columns]
 
 
+@cache
+def _color_bases(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Projection onto the grey axis, identity, and cross product with that axis: (3, 3) each.
+
+    Kept, because to copy them onto a GPU makes the host wait.
+    """
+    with torch.inference_mode(False):
+        cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=dtype, device=device) / math.sqrt(3)
+        return torch.full((3, 3), 1 / 3, dtype=dtype, device=device), torch.eye(3, dtype=dtype, device=device), cross
+
+
 def hsv_matrices(batch: int, config: AugmentConfig, generator: torch.Generator, device: torch.device) -> Tensor:
     """(B, 3, 3) colour matrices: a rotation about the grey axis (hue), then a scaling of the distance to it."""
     turn = (torch.rand(batch, generator=generator, device=device) * 2 - 1) * config.hue * 2 * math.pi
     c, s = torch.cos(turn)[:, None, None], torch.sin(turn)[:, None, None]
-    grey = torch.full((3, 3), 1 / 3, device=device)
-    eye = torch.eye(3, device=device)
+    grey, eye, cross = _color_bases(turn.device, turn.dtype)
     # Rodrigues' formula with the unit axis (1, 1, 1) / sqrt(3).
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=device) / math.sqrt(3)
     rotation = c * eye + s * cross + (1 - c) * grey
     factor = 1 + (torch.rand(batch, 1, 1, generator=generator, device=device) * 2 - 1) * config.saturation
     return (factor * eye + (1 - factor) * grey) @ rotation
@@ -104,9 +151,10 @@ def random_rotations(batch: int, generator: torch.Generator, device: torch.devic
     return Q * torch.sign(R.diagonal(dim1=1, dim2=2))[:, None, :]
 
 
-def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generator, part: Part | None = None) -> Tensor:
     """Random colours for each image: (B, 3, H, W) float 0..255 -> the same shape."""
-    B, device = len(pixels), pixels.device
+    whole = _whole(pixels, part)
+    B, device = whole.total, pixels.device
     if config.color == "none":
         return pixels
     if config.color == "hsv":
@@ -122,7 +170,7 @@ def change_color(pixels: Tensor, config: AugmentConfig, generator: torch.Generat
         matrix = 0.6 * random_rotations(B, generator, device) + 0.35 * stretch
         shift = torch.randn(B, 3, generator=generator, device=device) * config.brightness
         center = 127.5
-    flat = matrix @ (pixels - center).flatten(2) + (shift + center)[:, :, None]
+    flat = whole.cut(matrix) @ (pixels - center).flatten(2) + whole.cut(shift + center)[:, :, None]
     return flat.reshape(pixels.shape).clamp_(*color_range(config))
 
 
@@ -131,7 +179,9 @@ def color_range(config: AugmentConfig) -> tuple[float, float]:
     return WIDE_RANGE if config.color in ("rotate", "affine") else PIXEL_RANGE
 
 
-def augment(images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """One random view of each image.
 
     Args:
@@ -139,13 +189,16 @@ def augment(images: Tensor, crop_size: int, config: AugmentConfig, generator: to
         crop_size: side of the crop.
         config: strengths.
         generator: source of all randomness; the same state gives the same views.
+        part: which rows of a larger batch the images are; they get the views that they get in that batch.
 
     Returns:
         (B, 3, crop_size, crop_size) float32 pixels, within :func:`color_range`.
     """
-    cropped = random_crop(images, crop_size, generator, per=config.crop)
-    pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator)
+    whole = _whole(images, part)
+    cropped = random_crop(images, crop_size, generator, per=config.crop, part=whole)
+    pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator, whole)
     if config.noise_std:
-        noise = torch.randn(pixels.shape, generator=generator, device=pixels.device)
+        shape = (whole.total, *pixels.shape[1:])
+        noise = whole.cut(torch.randn(shape, generator=generator, device=pixels.device))
         pixels = pixels.add_(noise, alpha=config.noise_std).clamp_(*color_range(config))
     return pixels

@@ -45,7 +45,7 @@ def _try(name: str, test: Callable[[], str], remedy: str, *, required: bool = Tr
 def _torch() -> str:
     import torch
 
-    from classact.training import use_bfloat16
+    from classact.engine import use_bfloat16
 
     native = "bfloat16 native" if use_bfloat16("auto", torch.device("cpu")) else "float32"
     return f"{torch.__version__}, {torch.get_num_threads()} threads, {native}"

@@ -8,43 +8,41 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classact.augment import AugmentConfig, augment
+from classact.augment import AugmentConfig, Part, describe
 from classact.batches import epoch_batches
-from classact.checkpoints import (
-    TrainingState,
-    list_checkpoints,
-    load_checkpoint,
-    load_latest,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from classact.checkpoints import list_checkpoints, load_checkpoint, load_latest
 from classact.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
-from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, choose
-from classact.heads import DiffusionConfig, HeadConfig, head_config_to_json, head_name, load_head_weights, make_head
-from classact.images import sample_digest
-from classact.interruptions import interruptible
+from classact.engine import PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.errors import CheckpointError, ConfigError, choose
+from classact.feeding import upload
+from classact.heads import (
+    DiffusionConfig,
+    Head,
+    HeadConfig,
+    head_config_to_json,
+    head_name,
+    load_head_weights,
+    make_head,
+)
+from classact.lowdim import LowDim
 from classact.normalize import MinMax
-from classact.optim import OptimizerConfig, ema_decay, learning_rate, update_ema
+from classact.optim import OptimizerConfig
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.storage import append_jsonl, write_json
-from classact.training import PRECISIONS, encoder_images, step_generator, use_bfloat16
+from classact.ranks import Ranks
+from classact.training import EncoderPass, encoder_images, images_digest, random_views, updates
 from classact.types import Demonstrations, IntArray
 from classact.windows import window_indices
 
 WEIGHTS = ("average", "last")
-LOG = "train.jsonl"
-DIVERGED = "diverged.json"
 
 TABLE_9: Mapping[str, tuple[int, int]] = {
     "square": (500, 100),
@@ -125,9 +123,11 @@ class FinetuneConfig:
         horizon: T_p, actions of a predicted chunk (table 7: 16).
         history: T_o, observations of a decision (table 7: 1); before an episode's start its first one is repeated.
         chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         seed: of initial weights, batches, views and noise.
-        precision: of the trunk's convolutions, see :class:`classact.training.PretrainConfig`. The head computes in
-            float32.
+        precision: of the trunk's convolutions, see :class:`classact.training.PretrainConfig`.
+        head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
+            loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
         evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).
         log_every: steps between rows of train.jsonl.
         checkpoint_every: steps between checkpoints.
@@ -144,15 +144,18 @@ class FinetuneConfig:
     horizon: int = 16
     history: int = 1
     chunk_length: int = 12
+    keys: tuple[str, ...] | None = None
     seed: int = 0
     precision: str = "auto"
+    head_precision: str = "float32"
     evaluations: int = 10
     log_every: int = 20
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(choose("precision", self.precision, PRECISIONS))
+        for kind, value in (("precision", self.precision), ("head_precision", self.head_precision)):
+            if value not in PRECISIONS:
+                raise ConfigError(choose(kind, value, PRECISIONS))
         if self.weights not in WEIGHTS:
             raise ConfigError(choose("weights", self.weights, WEIGHTS))
         head_name(self.head)
@@ -174,7 +177,7 @@ class FinetuneConfig:
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
-        return int(np.ceil(n * self.epochs / min(self.batch_size, n)))
+        return updates(n, self.epochs, self.batch_size)
 
     def milestones(self, steps: int) -> list[int]:
         """After which updates a training of ``steps`` is to be evaluated: 10 %, 20 %, ... 100 % of it."""
@@ -205,7 +208,7 @@ def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
     assert state is not None
     settings = state.meta.get("identity", {}).get("config", {}).get("encoder")
     encoder = ImageEncoder(encoder_config_from_json(settings, found[-1]), load_init=False)
-    encoder.load_weights(state.part("ema." if weights == "average" else "model."), found[-1])
+    encoder.load_weights(state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
     return encoder
 
 
@@ -218,16 +221,19 @@ def history_indices(episode_ends: IntArray, history: int) -> IntArray:
 
 
 @dataclass(eq=False)
-class FineTuner:
+class FineTuner(Training):
     """One fine-tuning, or one training from scratch.
 
     Args:
-        demonstrations: actions, proprioception, and images (N, S, S, 3) of the encoder's camera and image size.
+        demonstrations: actions, proprioception, and images (N, S, S, 3) of the encoder's cameras and image size.
         config: settings.
         folder: where checkpoints and train.jsonl go; None keeps nothing.
         encoder_folder: pre-trained encoder to start from, see :func:`load_encoder`; None starts from scratch, with
             ``config.encoder`` and the initial weights that it names.
         device: "cpu" or "cuda".
+        engine: how it is computed.
+        ranks: this process among those that share the training.
+        say: told where the images are kept, and that features are computed before the first step.
 
     Attributes:
         encoder, head: the networks that are trained.
@@ -240,9 +246,13 @@ class FineTuner:
     folder: Path | None = None
     encoder_folder: Path | None = None
     device: str = "cpu"
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranks: Ranks = field(default_factory=Ranks)
+    say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         data, config = self.demonstrations, self.config
+        self.check(config.batch_size, data.num_steps)
         if self.encoder_folder is None:
             self.encoder = ImageEncoder(config.encoder, seed=config.seed)
         else:
@@ -251,22 +261,41 @@ class FineTuner:
         self.images = encoder_images(data, self.encoder.config)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)
-        self.action_range, self.proprioception_range = MinMax.fit(data.actions), MinMax.fit(data.proprioception)
+        native = device.type == "cuda" or config.head_precision != "auto"
+        self.head_bf16 = native and use_bfloat16(config.head_precision, device)
+        self.action_range, self.lowdim = MinMax.fit(data.actions), LowDim.fit(data, config.keys)
         self._actions = torch.from_numpy(self.action_range.apply(data.actions)).to(device)
-        self._proprioception = torch.from_numpy(self.proprioception_range.apply(data.proprioception)).to(device)
-        self._windows = torch.from_numpy(window_indices(data.episode_ends, config.horizon))
+        self._lowdim = torch.from_numpy(self.lowdim.demonstrations(data)).to(device)
+        # On the device with all that is indexed: a step sends its rows there, and waits for nothing.
+        self._windows = torch.from_numpy(window_indices(data.episode_ends, config.horizon)).to(device)
         self._histories = history_indices(data.episode_ends, config.history)
-        features = config.history * (self.encoder.feature_dim + data.proprioception.shape[1])
+        self._moments = torch.from_numpy(self._histories).to(device)
+        features = config.history * (self.encoder.feature_dim + self.lowdim.dim)
         self.head = make_head(config.head, features, data.actions.shape[1], config.horizon, seed=config.seed).to(device)
         self.encoder = self.encoder.to(device).requires_grad_(not config.frozen)
         self.average_head = copy.deepcopy(self.head).requires_grad_(False)
         self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.optimizer = self._optimizer()
-        self._schedule = config.optimizer.schedule()
+        self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average_encoder)
         self._fixed_features: Tensor | None = None
-        self.steps = config.steps(data.num_steps)
-        self.step = 0
-        self.seconds = 0.0
+        self.start(
+            networks={"encoder": self.encoder, "head": self.head},
+            averages={"encoder": self.average_encoder, "head": self.average_head},
+            optimizer=self._optimizer(),
+            schedule=config.optimizer.schedule(),
+            images=None if self.features_are_fixed else self.images,
+            examples=data.num_steps,
+            batch_size=config.batch_size,
+            steps=config.steps(data.num_steps),
+            seed=config.seed,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            say=self.say,
+        )
+
+    @property
+    def features_are_fixed(self) -> bool:
+        """Whether each step of the data has one feature vector throughout: a frozen encoder, no random views."""
+        return self.config.frozen and self.config.augment is None
 
     def _optimizer(self) -> torch.optim.AdamW:
         config = self.config.optimizer
@@ -284,65 +313,92 @@ class FineTuner:
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
-    def features(self, rows: IntArray, generator: torch.Generator) -> Tensor:
-        """(B, T_o (F + D_p)) features of decisions at ``rows`` (B,): of each observation image, then proprioception."""
-        config = self.config
-        moments = self._histories[rows].ravel()
-        if config.frozen and config.augment is None:
-            image = self._all_features()[torch.from_numpy(moments)].to(self.device)
-        else:
-            with torch.set_grad_enabled(not config.frozen and torch.is_grad_enabled()):
-                pixels = self._views(moments, generator)
-                image = self.encoder(self.encoder.normalize(pixels), bf16=self.bf16)
-        if config.augment is not None and config.augment.feature_noise:
-            noise = torch.randn(image.shape, generator=generator, device=image.device)
-            image = image + config.augment.feature_noise * noise
-        proprioception = self._proprioception[torch.from_numpy(moments).to(self.device)]
-        return torch.cat([image, proprioception], dim=1).reshape(len(rows), -1)
+    def batches(self, first_step: int) -> Iterator[IntArray]:
+        """Slices of shuffled epochs."""
+        return epoch_batches(self.examples, self.config.batch_size, self.config.seed, first_step)
 
-    def _views(self, moments: IntArray, generator: torch.Generator) -> Tensor:
-        # Histories overlap and begin with repeated steps: each image is read once.
-        unique, inverse = np.unique(moments, return_inverse=True)
-        images = torch.from_numpy(np.ascontiguousarray(self.images[unique]))[torch.from_numpy(inverse)].to(self.device)
-        crop = self.encoder.config.crop_size
+    def moments(self, rows: IntArray) -> IntArray:
+        """(B T_o,) the steps whose images a decision at each of ``rows`` (B,) is made from, oldest first."""
+        return self._histories[rows].ravel()
+
+    def images_per_row(self) -> int:
+        """T_o images of each camera per decision."""
+        return self.config.history * len(self.encoder.config.cameras)
+
+    def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
+        """The head's loss, averaged over the whole batch."""
+        B, history = len(rows), self.config.history
+        device = torch.device(self.device)
+        own = upload(rows[part], device)
+        moments = self._moments[own].reshape(-1)
+        of_moments = Part(slice(part.start * history, part.stop * history), B * history)
+        pixels = self._views(images, generator, of_moments)
+        noise = self._feature_noise(generator, of_moments)
+        drawn = self.head.draw(B, generator, device)
+        actions = self._actions[self._windows[own]]
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for piece in np.array_split(np.arange(len(own)), self.engine.accumulate):
+            first, last = int(piece[0]), int(piece[-1]) + 1
+            inside = slice(first * history, last * history)
+            features = self._features(None if pixels is None else pixels[inside], moments[inside])
+            if noise is not None:
+                features = features + noise[inside]
+            joined = torch.cat([features, self._lowdim[moments[inside]]], dim=1).reshape(last - first, -1)
+            share = tuple(values[part][first:last] for values in drawn)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.head_bf16):
+                losses = self.head.losses(joined, actions[first:last], share)
+            loss = losses.float().sum() / B
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double()
+        if self.ranks.world > 1:
+            self.ranks.sum_([total])
+        return {"loss": total}
+
+    def _views(self, images: Batch, generator: torch.Generator, part: Part) -> Tensor | None:
+        if self.features_are_fixed:
+            return None
+        encoder = self.encoder.config
         if self.config.augment is not None:
-            return augment(images, crop, self.config.augment, generator)
-        edge = (images.shape[1] - crop) // 2
-        centre = images[:, edge : edge + crop, edge : edge + crop]
-        return centre.permute(0, 3, 1, 2).float().contiguous()
+            return random_views(images, encoder, self.config.augment, generator, part)
+        edge = (encoder.image_size - encoder.crop_size) // 2
+        inside = slice(edge, edge + encoder.crop_size)
+        views = [images[camera][:, inside, inside].permute(0, 3, 1, 2).float() for camera in encoder.cameras]
+        return torch.stack(views, dim=1).contiguous()
+
+    def _feature_noise(self, generator: torch.Generator, part: Part) -> Tensor | None:
+        augment = self.config.augment
+        if augment is None or not augment.feature_noise:
+            return None
+        shape = (part.total, self.encoder.feature_dim)
+        return augment.feature_noise * part.cut(torch.randn(shape, generator=generator, device=generator.device))
+
+    def _features(self, pixels: Tensor | None, moments: Tensor) -> Tensor:
+        if pixels is None:
+            return self._all_features()[moments]
+        with torch.set_grad_enabled(not self.config.frozen):
+            return self._encode(pixels)
+
+    def prepare(self) -> None:
+        """Compute the features of a frozen encoder, where they are fixed."""
+        if self.features_are_fixed:
+            self._all_features()
 
     def _all_features(self) -> Tensor:
-        # The encoder as it is at run time, once for all steps.
+        # The encoder as it is at run time, once for all steps; each rank computes its part of them.
         if self._fixed_features is None:
-            self._fixed_features = torch.from_numpy(self.encoder.encode(self.images, bf16=self.bf16))
+            if self.say is not None and self.ranks.first:
+                self.say(f"frozen encoder: computing the features of {self.examples:,} steps once, before training")
+            part = self.ranks.part(self.examples)
+            images = {camera: array[part] for camera, array in self.images.items()}
+            own = torch.from_numpy(self.encoder.encode(images, bf16=self.bf16))
+            self._fixed_features = self.ranks.gather(own).to(self.device)
         return self._fixed_features
 
-    def train_step(self, rows: IntArray) -> dict[str, float]:
-        """One update on decisions at the steps ``rows`` (B,). Returns what is logged."""
-        rows = np.sort(rows)  # neighbours in the file: fewer page faults, and the loss does not care
-        generator = step_generator(self.config.seed, self.step, torch.device(self.device))
-        features = self.features(rows, generator)
-        actions = self._actions[self._windows[torch.from_numpy(rows)].to(self.device)]
-        loss = self.head.loss(features, actions, generator)
-        factor = learning_rate(self._schedule, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, self._schedule.clip_norm)
-        self.optimizer.step()
-        self.step += 1
-        decay = ema_decay(self.step, self._schedule.ema_power)
-        for average, network in ((self.average_encoder, self.encoder), (self.average_head, self.head)):
-            if any(p.requires_grad for p in network.parameters()):
-                update_ema(list(average.parameters()), list(network.parameters()), decay)
-        return {
-            "loss": float(loss.detach()),
-            "lr": self.config.optimizer.head_rate * factor,
-            "encoder_lr": 0.0 if self.config.frozen else self.config.optimizer.encoder_rate * factor,
-            "grad_norm": float(norm),
-        }
+    def rates(self, rate: float) -> dict[str, float]:
+        """The head's and the encoder's."""
+        config = self.config
+        encoder = 0.0 if config.frozen else config.optimizer.encoder_rate * rate
+        return {"lr": config.optimizer.head_rate * rate, "encoder_lr": encoder}
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -355,9 +411,8 @@ class FineTuner:
 
         Args:
             progress: called with (steps done, steps in all, a short status) after each step.
-            milestone: called at ``config.milestones``, after the checkpoint of that step is written: to evaluate
-                :meth:`policy` and ``average_encoder``. A run that goes on from such a step calls it for that step
-                again, with the same weights, because it may have been stopped before or in it.
+            milestone: called at ``config.milestones``: to evaluate :meth:`policy` and ``average_encoder``; see
+                :meth:`classact.engine.Training.run`.
 
         Returns:
             The policy with averaged (EMA) weights.
@@ -367,77 +422,9 @@ class FineTuner:
             CheckpointError: the checkpoint belongs to other settings, data or initial weights.
             ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
         """
-        self.resume()
-        batches: Iterator[IntArray] = epoch_batches(
-            self.demonstrations.num_steps, self.config.batch_size, self.config.seed, self.step
-        )
-        milestones = set(self.config.milestones(self.steps)) if milestone is not None else set()
-        begin, spent = time.perf_counter(), self.seconds
-        mark, window = self.step, begin
-        with interruptible() as interrupted:
-            while True:
-                if milestone is not None and self.step in milestones:
-                    paused = time.perf_counter()
-                    milestone(self)
-                    paused = time.perf_counter() - paused  # evaluation is no training time
-                    begin, window = begin + paused, window + paused
-                if self.step >= self.steps:
-                    break
-                rows = next(batches)
-                stats = self._guarded_step(rows)
-                now = time.perf_counter()
-                self.seconds = spent + now - begin
-                if progress is not None:
-                    progress(self.step, self.steps, f"loss {stats['loss']:.4f}")
-                if self.step % self.config.log_every == 0 or self.step == self.steps:
-                    speed = (self.step - mark) * len(rows) / max(now - window, 1e-9)
-                    mark, window = self.step, now
-                    self._log(stats, speed)
-                if interrupted():
-                    self.save()
-                    what = f"saved in {self.folder}; training goes on from there" if self.folder else "lost: no folder"
-                    raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
-                due = self.step % self.config.checkpoint_every == 0 or self.step == self.steps
-                if due or self.step in milestones:
-                    self.save()
+        call = None if milestone is None else lambda: milestone(self)
+        self.run(progress, self.config.milestones(self.steps), call)
         return self.policy()
-
-    def _guarded_step(self, rows: IntArray) -> dict[str, float]:
-        try:
-            stats = self.train_step(rows)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                raise ClassactError(
-                    f"out of memory at step {self.step + 1} of {self.steps}. Lower batch_size (now "
-                    f"{self.config.batch_size}), the head's widths (now {self.config.head.unet.widths}) or the "
-                    f"encoder's crop_size (now {self.encoder.config.crop_size})."
-                ) from error
-            raise
-        if not np.isfinite([stats["loss"], stats["grad_norm"]]).all():
-            where = ""
-            if self.folder is not None:
-                write_json(self.folder / DIVERGED, {"step": self.step, **_texts(stats), "rows": np.sort(rows)})
-                where = f" The steps of its batch are in {self.folder / DIVERGED}."
-            raise ClassactError(
-                f"the loss became {stats['loss']} and its gradient's norm {stats['grad_norm']} at step {self.step} of "
-                f"{self.steps}.{where} Lower the learning rates (now {self.config.optimizer.head_rate} and "
-                f"{self.config.optimizer.encoder_rate}); the last checkpoint is from before that."
-            )
-        return stats
-
-    def _log(self, stats: dict[str, float], speed: float) -> None:
-        if self.folder is None:
-            return
-        n = self.demonstrations.num_steps
-        row = {
-            "step": self.step,
-            "steps": self.steps,
-            "epoch": self.step * min(self.config.batch_size, n) / n,
-            **stats,
-            "images_per_second": speed * self.config.history,
-            "seconds": self.seconds,
-        }
-        append_jsonl(self.folder / LOG, row)
 
     def policy(self) -> ParametricPolicy:
         """The policy with the present averaged (EMA) weights, which it shares: they change as training goes on."""
@@ -447,19 +434,19 @@ class FineTuner:
             self.average_encoder,
             self.average_head,
             self.action_range,
-            self.proprioception_range,
+            self.lowdim,
             acting,
             {"step": self.step, "steps": self.steps, **self.labels(), "data": self.demonstrations.fingerprint()},
         )
 
-    def labels(self) -> dict[str, bool | str]:
-        """How the policy was trained, for tables: what kind of head, and what happened to the encoder."""
+    def labels(self) -> dict[str, str]:
+        """How the policy was trained, for tables: head, what happened to the encoder, random views."""
+        config = self.config
+        started = "fine-tuned" if self.encoder_folder is not None else "from scratch"
         return {
-            "head": head_name(self.config.head),
-            "pretrained": self.encoder_folder is not None,
-            "frozen": self.config.frozen,
-            "augmented": self.config.augment is not None,
-            "color_augmented": self.config.augment is not None and self.config.augment.color != "none",
+            "head": head_name(config.head),
+            "training": "frozen" if config.frozen else started,
+            "augmentation": describe(config.augment),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -467,49 +454,33 @@ class FineTuner:
         config = asdict(self.config)
         for key in ("log_every", "checkpoint_every", "evaluations", "chunk_length", "weights"):
             del config[key]
+        head = head_config_to_json(self.config.head)
+        for key in ("scheduler", "inference_steps"):  # diffusion is trained alike for all ways of sampling
+            head.pop(key, None)
         return {
-            "config": config | {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)},
+            "config": config | {"head": head, "encoder": asdict(self.encoder.config)},
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
-            "images": sample_digest(self.images),
+            "schema": self.demonstrations.schema.to_json(),
+            "images": images_digest(self.images),
             "bfloat16": self.bf16,
+            "head_bfloat16": self.head_bf16,
         }
 
-    def save(self) -> None:
-        """Write a checkpoint of the present state. A frozen encoder is no part of it: it is as it was."""
-        if self.folder is None:
-            return
-        tensors = optimizer_tensors(self.optimizer)
-        for prefix, network in self._networks().items():
-            tensors |= {f"{prefix}{name}": value for name, value in network.state_dict().items()}
-        meta = {"identity": self.identity(), "seconds": self.seconds}
-        save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
+    def memory_advice(self) -> str:
+        """What to lower."""
+        return (
+            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
+            f"(--batch-size, now {self.config.batch_size}), the head's widths (now {self.config.head.unet.widths}) or "
+            f"the encoder's crop_size (now {self.encoder.config.crop_size})."
+        )
 
-    def resume(self) -> bool:
-        """Load the newest intact checkpoint of ``folder``; False where there is none.
-
-        Raises:
-            CheckpointError: it belongs to other settings, other data or another encoder.
-        """
-        state = load_latest(self.folder / "checkpoints") if self.folder else None
-        if state is None:
-            return False
-        where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
-        state.check_identity(self.identity(), where)
-        for prefix, network in self._networks().items():
-            if isinstance(network, ImageEncoder):
-                network.load_weights(state.part(prefix), where)
-            else:
-                load_head_weights(network, state.part(prefix), where)
-        load_optimizer_tensors(self.optimizer, state.tensors)
-        self.step, self.seconds = state.step, float(state.meta["seconds"])
-        return True
-
-    def _networks(self) -> dict[str, Any]:
-        networks: dict[str, Any] = {"model.head.": self.head, "ema.head.": self.average_head}
-        if not self.config.frozen:
-            networks |= {"model.encoder.": self.encoder, "ema.encoder.": self.average_encoder}
-        return networks
+    def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+        """Copy weights into encoder or head."""
+        if isinstance(network, ImageEncoder):
+            network.load_weights(state, where)
+        else:
+            load_head_weights(cast(Head, network), state, where)
 
 
 def _digest(module: nn.Module) -> str:
@@ -519,8 +490,3 @@ def _digest(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _texts(stats: dict[str, float]) -> dict[str, str]:
-    # JSON knows no NaN.
-    return {name: repr(value) for name, value in stats.items()}

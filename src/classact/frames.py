@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from classact.types import Demonstrations, ImageArray
 
 Progress = Callable[[int, int], None]
 _BLOCK = 1024
+DEFAULT_CAMERA = "top"
 
 
 @dataclass(frozen=True)
@@ -79,26 +80,63 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
 
 def prepare_frames(
     data: Demonstrations,
-    camera: str,
+    cameras: Sequence[str],
     size: int,
     config: FramesConfig,
     progress: Progress | None = None,
     store: ImageStore | None = None,
 ) -> Demonstrations:
-    """The demonstrations with one camera's images at ``size`` x ``size``, from the image store or made now.
+    """The demonstrations with the images of some cameras at ``size`` x ``size``, from the image store or made now.
 
     Args:
         data: demonstrations.
-        camera: which camera.
+        cameras: which views.
         size: the encoder's image_size.
         config: recorded or rendered, and how.
-        progress: called with (steps done, in all); not called where the store has the images.
+        progress: called with (steps done, in all) over all cameras; not called where the store has the images.
         store: where images are kept.
 
     Raises:
         DataError: no such camera, or no states to render from.
     """
     store = store or ImageStore()
+    total = len(cameras) * data.num_steps
+    images = {}
+    for number, camera in enumerate(cameras):
+
+        def report(done: int, _: int, before: int = number * data.num_steps) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        images[camera] = _camera_frames(data, camera, size, config, report, store)
+    return data.with_images(images)
+
+
+def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
+    """Width / height of the images that are resized to squares: recorded ones may have any, rendered ones are square.
+
+    Raises:
+        DataError: cameras of several shapes, for which one encoder transform does not do.
+    """
+    found = {}
+    for camera in cameras:
+        if needs_rendering(data, camera, config):
+            found[camera] = 1.0
+        else:
+            height, width = data.images[camera].shape[1:3]
+            found[camera] = width / height
+    if max(found.values()) > 1.02 * min(found.values()):
+        shapes = ", ".join(f"{camera} {value:.2f}" for camera, value in found.items())
+        raise DataError(
+            f"{data.name} ({data.source}): the cameras have images of several shapes (width / height: {shapes}). Crop "
+            f"them alike first."
+        )
+    return found[cameras[0]]
+
+
+def _camera_frames(
+    data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress, store: ImageStore
+) -> ImageArray:
     shape = (data.num_steps, size, size, 3)
     if needs_rendering(data, camera, config):
         assert data.states is not None
@@ -111,6 +149,8 @@ def prepare_frames(
             "render_size": config.render_size,
             "seed": config.seed,
         }
+        if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
+            key["camera"] = camera
 
         def render(out: ImageArray) -> None:
             render_states(
@@ -121,22 +161,22 @@ def prepare_frames(
                 shift=config.shift,
                 seed=config.seed,
                 out=out,
+                camera=camera,
                 workers=config.workers or multiprocessing.cpu_count(),
                 progress=progress,
             )
 
-        return data.with_images({camera: store.get_or_create(key, shape, render)})
+        return store.get_or_create(key, shape, render)
 
     recorded = data.images[camera]
     if recorded.shape[1:3] == (size, size):
-        return data.with_images({camera: recorded})
+        return recorded
     # Not where they come from: a recording that was made again under the same path has other images.
     key = {"kind": "resized", "native": list(recorded.shape), "images": sample_digest(recorded)}
 
     def resize(out: ImageArray) -> None:
         for start in range(0, len(recorded), _BLOCK):
             out[start : start + _BLOCK] = resize_images(np.asarray(recorded[start : start + _BLOCK]), size)
-            if progress is not None:
-                progress(min(start + _BLOCK, len(recorded)), len(recorded))
+            progress(min(start + _BLOCK, len(recorded)), len(recorded))
 
-    return data.with_images({camera: store.get_or_create(key, shape, resize)})
+    return store.get_or_create(key, shape, resize)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from classact.errors import ConfigError, choose
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_device(name: str) -> str:
@@ -20,17 +23,50 @@ def choose_device(name: str) -> str:
         raise ConfigError(choose("device", name, ("auto", "cpu", "cuda")))
     import torch
 
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError(
-            "device 'cuda' was asked for, but torch sees no GPU. Use device 'cpu', or see 'classact doctor'."
-        )
-    return "cuda" if available and name != "cpu" else "cpu"
+    if name != "auto":
+        return check_device(name).type
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str | torch.device) -> torch.device:
+    """A device that networks can be moved to: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ConfigError: an unknown name, or a GPU that torch does not see.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(choose("device", str(name), ("cpu", "cuda", "cuda:N"))) from None
+    if device.type == "cuda":
+        seen = "" if torch.cuda.is_available() else "no GPU"
+        if not seen and device.index is not None and device.index >= (count := torch.cuda.device_count()):
+            seen = f"{count} of them, numbered from 0"
+        if seen:
+            raise ConfigError(
+                f"device {str(device)!r} was asked for, but torch sees {seen}. Use another device, such as 'cpu', or "
+                f"see 'classact doctor'."
+            )
+    return device
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    names = ("classact", "torch", "torchvision", "triton", "numpy", "numba", "pymunk", "gym-pusht", "opencv-python")
+    names = (
+        "classact",
+        "torch",
+        "torchvision",
+        "triton",
+        "diffusers",
+        "accelerate",
+        "numpy",
+        "numba",
+        "pymunk",
+        "gym-pusht",
+        "opencv-python",
+    )
     out = {"python": platform.python_version()}
     for name in names:
         try:

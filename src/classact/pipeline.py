@@ -6,9 +6,9 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,25 +16,42 @@ from pathlib import Path
 from typing import Any
 
 from classact import analysis
+from classact.augment import AugmentConfig, describe
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
+from classact.engine import EngineConfig
 from classact.errors import CheckpointError, ConfigError, DataError, choose
-from classact.frames import FramesConfig, needs_rendering, prepare_frames
+from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
+from classact.lowdim import LowDim
 from classact.machine import choose_device, hardware, versions
-from classact.normalize import MinMax
-from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents, retrievable
+from classact.policies import (
+    ImageLatents,
+    NoveltyConfig,
+    ParametricPolicy,
+    Policy,
+    RetrievalConfig,
+    RetrievalPolicy,
+    StateLatents,
+    retrievable,
+)
+from classact.policies.search import is_exact
+from classact.policies.watched import watched
 from classact.presets import Preset, get_preset
 from classact.progress import progress_bar
-from classact.readers import read_demonstrations
+from classact.ranks import Ranks
+from classact.readers import first_episodes, last_episodes, read_demonstrations
 from classact.rollout import EvaluationConfig, run_evaluation
 from classact.runs import Run
 from classact.similarity.graph import CARD
 from classact.sims import make_simulator
-from classact.storage import first_difference, read_json, write_json
+from classact.storage import first_difference, plain_json, read_json, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
 LEARNED = "class"
+NO_LABELS = {"training": "none", "augmentation": "none"}
+"""Of what was not trained."""
+
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 
@@ -53,6 +70,13 @@ class RunConfig:
         baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
         similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
             graph are used instead of being measured again.
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
+        heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
+            them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
+            each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
+        milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
+        novelty: of the score that decisions carry.
+        layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
     """
 
     data: str = "pusht-expert"
@@ -63,6 +87,22 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     baselines: bool = True
     similarity: str | None = None
+    keys: tuple[str, ...] | None = None
+    heldout: int = 0
+    milestone_episodes: int = 50
+    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heldout < 0 or self.milestone_episodes < 1:
+            raise ConfigError(
+                f"expected heldout >= 0 and milestone_episodes >= 1, got {self.heldout} and {self.milestone_episodes}."
+            )
+        if not self.heldout and not is_exact(self.retrieval.search):
+            raise ConfigError(
+                f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
+                f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
+            )
 
 
 def from_preset(name: str, *, shift: str = "fixed-color", **changes: Any) -> RunConfig:
@@ -86,6 +126,80 @@ def from_preset(name: str, *, shift: str = "fixed-color", **changes: Any) -> Run
     )
 
 
+class RunData:
+    """The demonstrations of a run and the images that its encoder sees, read once.
+
+    Args:
+        source: a path in a known format, or an embedded name.
+        episodes: only the first so many.
+        heldout: the last so many of these are kept apart.
+        frames: which images.
+        encoder: whose cameras and image size are prepared.
+        layout: see :class:`RunConfig`.
+        quiet: no progress bars.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        episodes: int | None,
+        heldout: int,
+        frames: FramesConfig,
+        encoder: EncoderConfig,
+        *,
+        layout: str | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.layout = layout
+        self.source, self.episodes, self.held, self.config = source, episodes, heldout, frames
+        self.encoder, self.quiet = encoder, quiet
+        self._recorded: Demonstrations | None = None
+        self._seen: Demonstrations | None = None
+
+    def recorded(self) -> Demonstrations:
+        """All of them as recorded.
+
+        Raises:
+            ConfigError: nothing would be left to learn from.
+        """
+        if self._recorded is None:
+            with progress_bar("read demonstrations", quiet=self.quiet) as bar:
+                self._recorded = read_demonstrations(
+                    self.source, episodes=self.episodes, progress=bar, layout=self.layout
+                )
+            if self.held >= len(self._recorded):
+                raise ConfigError(
+                    f"{self.held} of {len(self._recorded)} demonstrations are to be held out; hold out at most "
+                    f"{len(self._recorded) - 1}."
+                )
+            for camera in self.encoder.cameras:
+                needs_rendering(self._recorded, camera, self.config)
+        return self._recorded
+
+    def _all_frames(self) -> Demonstrations:
+        if self._seen is None:
+            data, encoder = self.recorded(), self.encoder
+            with progress_bar("prepare images", quiet=self.quiet) as bar:
+                self._seen = prepare_frames(data, encoder.cameras, encoder.image_size, self.config, bar)
+        return self._seen
+
+    def states(self) -> Demonstrations:
+        """Those that are learned from, as recorded."""
+        data = self.recorded()
+        return first_episodes(data, len(data) - self.held)
+
+    def frames(self) -> Demonstrations:
+        """Those that are learned from, with the images that the encoder trains on."""
+        data = self._all_frames()
+        return first_episodes(data, len(data) - self.held)
+
+    def heldout(self) -> Demonstrations | None:
+        """Those that are kept apart, with images; None where there are none."""
+        if self.held == 0:
+            return None
+        return last_episodes(self._all_frames(), self.held)
+
+
 class Pipeline:
     """The stages of one run.
 
@@ -94,25 +208,48 @@ class Pipeline:
         config: settings; must be those that the folder was started with.
         quiet: no progress bars.
         device: where the encoder is trained: "cpu", "cuda", or "auto" for a GPU if there is one.
+        engine: how training is computed.
+        ranks: this process among those that share the training; all but the first only train.
 
     Raises:
         ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
     """
 
-    def __init__(self, run: Run, config: RunConfig, *, quiet: bool = False, device: str = "auto") -> None:
-        self.run, self.config, self.quiet = run, config, quiet
-        self.device = choose_device(device)
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        *,
+        quiet: bool = False,
+        device: str = "auto",
+        engine: EngineConfig | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks or Ranks()
+        self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
+        self.device, self.engine = choose_device(device), engine or EngineConfig()
         # What is wrong with the settings shall show now, not after an hour of training.
         for shift, size in (
             (config.frames.shift, config.frames.render_size),
             (config.evaluation.shift, config.evaluation.image_size),
         ):
             make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
+        self.ranks.on_first(self._check_folder)
+        self._data = RunData(
+            config.data,
+            config.episodes,
+            config.heldout,
+            config.frames,
+            config.pretrain.encoder,
+            layout=config.layout,
+            quiet=self.quiet,
+        )
+        self._claimed = False
+
+    def _check_folder(self) -> None:
         if self._started():
             self._claim({})
-            analysis.remove_leftovers(run)
-        self._data: Demonstrations | None = None
-        self._frames: Demonstrations | None = None
+            analysis.remove_leftovers(self.run)
 
     def _started(self) -> bool:
         """Whether the folder holds anything that was learned under the settings it was started with."""
@@ -122,7 +259,7 @@ class Pipeline:
 
     def _claim(self, data: dict[str, Any]) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
-        settings = json.loads(json.dumps(asdict(self.config)))  # as they come back from the file: lists, not tuples
+        settings = plain_json(asdict(self.config))
         if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
             # Where the graph lies does not matter, what it leaves out does.
             card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
@@ -149,88 +286,122 @@ class Pipeline:
             }
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
         if not started:
-            self.run.train_log.unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
+            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
+            self.run.train_log.unlink(missing_ok=True)
+            self.run.drop_milestones("pretrain")
 
     @contextmanager
     def _timed(self, stage: str, *, again: bool = False) -> Iterator[None]:
-        """Add the time of a stage to what earlier calls spent on it, or replace that where it is done ``again``."""
-        begin = time.perf_counter()
-        yield
-        card = self.run.read_config()
-        before = 0.0 if again else card["timings"].get(stage, 0.0)
-        card["timings"][stage] = round(before + time.perf_counter() - begin, 2)
-        write_json(self.run.config, card)
+        with timed(self.run, stage, again=again, keep=self.ranks.first):
+            yield
 
     def data(self) -> Demonstrations:
-        """Demonstrations as recorded."""
-        if self._data is None:
-            with progress_bar("read demonstrations", quiet=self.quiet) as bar:
-                data = read_demonstrations(self.config.data, episodes=self.config.episodes, progress=bar)
-            encoder = self.config.pretrain.encoder
-            retrievable(data.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
-            needs_rendering(data, encoder.camera, self.config.frames)
-            self._claim(
-                {
-                    "name": data.name,
-                    "source": data.source,
-                    "episodes": len(data),
-                    "steps": data.num_steps,
-                    "image_size": encoder.image_size,
-                    "fingerprint": data.fingerprint(),
-                }
-            )
-            self._data = data
-        return self._data
+        """The demonstrations that are learned from, as recorded."""
+        data = self._data.recorded()
+        if not self._claimed:
+            states = self._data.states()
+            retrievable(states.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
+            data.schema.columns(self.config.keys)
+            card = {
+                "name": data.name,
+                "source": data.source,
+                "episodes": len(data),
+                "steps": data.num_steps,
+                "heldout": self.config.heldout,
+                "image_size": self.config.pretrain.encoder.image_size,
+                "schema": data.schema.to_json(),
+                "fingerprint": data.fingerprint(),
+            }
+            self.ranks.on_first(lambda: self._claim(card))
+            self._claimed = True
+        return self._data.states()
 
     def frames(self) -> Demonstrations:
-        """Demonstrations with the images that the encoder trains on."""
-        if self._frames is None:
-            data = self.data()
-            encoder = self.config.pretrain.encoder
-            with self._timed("images"), progress_bar("prepare images", quiet=self.quiet) as bar:
-                self._frames = prepare_frames(data, encoder.camera, encoder.image_size, self.config.frames, bar)
-        return self._frames
+        """The demonstrations that are learned from, with the images that the encoder trains on."""
+        self.data()
+        with self._timed("images"):
+            # One rank makes what is not in the store yet; the others find it there.
+            self.ranks.on_first(lambda: self._data.frames() and None)
+            return self._data.frames()
 
     def pretrain(self) -> ImageEncoder:
-        """The learned encoder, trained now or read from the folder."""
-        if self.run.encoder.is_dir():
+        """The learned encoder, trained now or read from the folder.
+
+        The last thing that ranks do together: afterwards each is by itself.
+        """
+        if self.ranks.on_first(self.run.encoder.is_dir):
+            self.ranks = self.ranks.alone()
             return ImageEncoder.from_pretrained(self.run.encoder)
         frames = self.frames()
         with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
             folder = self.config.similarity
+            config, recorded = self.config.pretrain, self._data.recorded()
+            seen = aspect(recorded, config.encoder.cameras, self.config.frames)
             trainer = Trainer(
                 frames,
-                self.config.pretrain,
+                replace(config, encoder=replace(config.encoder, aspect=seen)),
                 self.run.root,
                 self.device,
                 None if folder is None else Path(folder),
                 bar,
+                engine=self.engine,
+                ranks=self.ranks,
+                say=None if self.quiet else lambda line: print(line, file=sys.stderr),
             )
-            analysis.write_similarity(self.run, trainer.similarity)
-        with self._timed("pre-training"), progress_bar("learn the representation", quiet=self.quiet) as bar:
-            encoder = trainer.fit(bar)
-        encoder.save_pretrained(self.run.encoder)
+            if self.ranks.first:
+                analysis.write_similarity(self.run, trainer.similarity)
+        evaluating: list[float] = []
+
+        def milestone(at: Trainer) -> None:
+            begin = time.perf_counter()
+            policy = self._retrieval(at.average, frames)
+            evaluate_milestone(
+                self.run, policy, LEARNED, "pretrain", (at.step, at.steps), self._milestone_config(), self._labels()
+            )
+            evaluating.append(time.perf_counter() - begin)
+
+        begin = time.perf_counter()
+        with progress_bar("learn the representation", quiet=self.quiet) as bar:
+            encoder = trainer.fit(bar, milestone if self.config.pretrain.evaluations else None)
+        if self.ranks.first:
+            add_time(self.run, "pre-training", time.perf_counter() - begin - sum(evaluating))
+            if evaluating:
+                add_time(self.run, "evaluate during pre-training", sum(evaluating))
+            encoder.save_pretrained(self.run.encoder)
+        self.ranks.barrier()
+        self.ranks = self.ranks.alone()
         return ImageEncoder.from_pretrained(self.run.encoder)
+
+    def _milestone_config(self) -> tuple[str, EvaluationConfig]:
+        evaluation = replace(self.config.evaluation, episodes=self.config.milestone_episodes)
+        return self.config.frames.simulator, evaluation
+
+    def _labels(self) -> dict[str, str]:
+        return retrieval_labels(self.config.pretrain.augment)
 
     def policy(self) -> RetrievalPolicy:
         """Retrieval with the learned encoder, saved in the folder."""
         encoder = self.pretrain()
         if self.run.policy.is_dir():
-            return RetrievalPolicy.load(self.run.policy)
+            return RetrievalPolicy.load(self.run.policy).to(self.device)
         with self._timed("encode demonstrations"):
-            policy = self._retrieval(encoder)
+            policy = self._retrieval(encoder, self.frames())
+        with self._timed("calibrate novelty"), progress_bar("calibrate novelty", quiet=self.quiet) as bar:
+            # A stage of its own, for it takes N^2 cosines where nothing was held out.
+            policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
             policy.save(self.run.policy)
         return policy
 
-    def _retrieval(self, encoder: ImageEncoder) -> RetrievalPolicy:
-        frames = self.frames()
-        latents = ImageLatents(encoder, MinMax.fit(frames.proprioception))
-        return RetrievalPolicy.build(latents, frames, self.config.retrieval)
+    def _retrieval(self, encoder: ImageEncoder, frames: Demonstrations) -> RetrievalPolicy:
+        latents = ImageLatents(encoder.to(self.device), LowDim.fit(frames, self.config.keys))
+        space = frames.schema.actions
+        return RetrievalPolicy.build(latents, frames, self.config.retrieval, action_space=space).to(self.device)
 
     def untrained_policy(self) -> RetrievalPolicy:
         """The same retrieval with an encoder of random weights."""
-        config: EncoderConfig = replace(self.config.pretrain.encoder, init="scratch", init_path=None)
-        return self._retrieval(ImageEncoder(config, seed=self.config.pretrain.seed))
+        learned = self.pretrain().config
+        config: EncoderConfig = replace(learned, init="scratch", init_path=None)
+        return self._retrieval(ImageEncoder(config, seed=self.config.pretrain.seed), self.frames())
 
     def state_policy(self) -> RetrievalPolicy:
         """Retrieval with the true simulator state as latent."""
@@ -251,8 +422,10 @@ class Pipeline:
         simulator = make_simulator(self.config.frames.simulator)
         cameras = simulator.spec.cameras
         simulator.close()
-        if (camera := self.config.pretrain.encoder.camera) not in cameras:
-            raise ConfigError(choose("camera", camera, cameras) + f" in simulator {self.config.frames.simulator!r}.")
+        for camera in self.config.pretrain.encoder.cameras:
+            if camera not in cameras:
+                where = f" in simulator {self.config.frames.simulator!r}."
+                raise ConfigError(choose("camera", camera, cameras) + where)
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy
@@ -270,8 +443,16 @@ class Pipeline:
             progress_bar(f"roll out: {encoder}", quiet=self.quiet) as bar,
         ):
             results, rows = run_evaluation(
-                policy, self.config.frames.simulator, self.config.evaluation, folder, encoder=encoder, progress=bar
+                policy,
+                self.config.frames.simulator,
+                self.config.evaluation,
+                folder,
+                encoder=encoder,
+                labels=(self._labels() if encoder == LEARNED else NO_LABELS) | {"checkpoint": "last"},
+                progress=bar,
             )
+        if encoder == LEARNED:
+            rows = rows + maximum_rows(self.run, "pretrain", rows)
         self.run.add_summary(rows)
         return results
 
@@ -290,15 +471,87 @@ class Pipeline:
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
 
 
+def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
+    """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
+    card = run.read_config()
+    before = 0.0 if again else card["timings"].get(stage, 0.0)
+    card["timings"][stage] = round(before + seconds, 2)
+    write_json(run.config, card)
+
+
+@contextmanager
+def timed(run: Run, stage: str, *, again: bool = False, keep: bool = True) -> Iterator[None]:
+    """Measure a stage and write it into the run's settings, see :func:`add_time`."""
+    begin = time.perf_counter()
+    yield
+    if keep:
+        add_time(run, stage, time.perf_counter() - begin, again=again)
+
+
+def evaluate_milestone(
+    run: Run,
+    policy: Policy,
+    encoder: str,
+    stage: str,
+    at: tuple[int, int],
+    evaluation: tuple[str, EvaluationConfig],
+    labels: Mapping[str, str],
+) -> None:
+    """Roll out a policy in the middle of its training and add the rows to milestones.jsonl, unless they are there.
+
+    Args:
+        run: the folder.
+        policy: with the weights of this moment.
+        encoder: label for tables.
+        stage: "pretrain" or "heads/NAME".
+        at: (step, steps) of the training.
+        evaluation: simulator and settings.
+        labels: further labels.
+    """
+    simulator, config = evaluation
+    mark = {"stage": stage, "step": at[0], "steps": at[1], "episodes": config.episodes, "shift": config.shift}
+    if any(all(row.get(key) == value for key, value in mark.items()) for row in run.read_milestones()):
+        return
+    folder = run.milestone(stage, at[0])
+    _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
+    run.add_milestones([row | mark for row in rows])
+
+
+def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
+
+    It is biased upwards, the more so the more evaluations there are; the rows say how many.
+
+    Args:
+        run: the folder.
+        stage: of milestones.jsonl.
+        last: rows of the evaluation with the last weights, whose evaluation's name the rows extend.
+    """
+    out = []
+    for row in last:
+        found = [m for m in run.read_milestones() if m["stage"] == stage and m["criterion"] == row["criterion"]]
+        found = [m for m in found if (m["steps"], m["shift"]) == (found[-1]["steps"], row["shift"])]
+        if len(found) > 1:
+            best = max(found, key=lambda m: m["success"])
+            name = f"{row['evaluation']}-maximum"
+            out.append(best | {"evaluation": name, "checkpoint": f"maximum of {len(found)}"})
+    return out
+
+
 def _deciding(settings: Any) -> Any:
     """The settings that decide what is learned: not how it is evaluated, nor on how many processes."""
     if not isinstance(settings, dict):
         return settings
-    kept = {key: value for key, value in settings.items() if key not in ("evaluation", "baselines", "similarity")}
+    # What a layout says shows in the data's schema and fingerprint; where it lies decides nothing.
+    free = ("evaluation", "baselines", "similarity", "milestone_episodes", "layout")
+    kept = {key: value for key, value in settings.items() if key not in free}
     if isinstance(kept.get("frames"), dict):
         kept["frames"] = {key: value for key, value in kept["frames"].items() if key != "workers"}
+    if isinstance(kept.get("retrieval"), dict):
+        kept["retrieval"] = {key: value for key, value in kept["retrieval"].items() if key != "search"}
     if isinstance(kept.get("pretrain"), dict):
-        kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in ("log_every", "checkpoint_every")}
+        loose = ("log_every", "checkpoint_every", "evaluations")
+        kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in loose}
     return kept
 
 
@@ -311,20 +564,28 @@ def evaluate_run(
     first_seed: int | None = None,
     max_steps: int | None = None,
     workers: int = 0,
+    execute: int | None = None,
+    ensemble: float | None = None,
+    head: str | None = None,
+    device: str = "auto",
     name: str | None = None,
     overrides: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Roll out the saved policy of a run and add the result to its table.
+    """Roll out a saved policy of a run and add the result to its table.
 
     Args:
         run: a folder with a policy.
         simulator: registry name; None, here and below: as in the run's settings.
         shift: visual shift.
         episodes, first_seed, max_steps, workers: see :class:`classact.rollout.EvaluationConfig`.
+        execute, ensemble: see :class:`classact.control.ControlConfig`.
+        head: of the run's heads, by the name of its folder; None: retrieval.
+        device: where the policy computes.
         name: of the evaluation's folder. By default made of policy, encoder, shift and whatever differs from the run's
             settings, so that no evaluation replaces another one.
-        overrides: fields of :class:`classact.policies.RetrievalConfig` to change.
+        overrides: fields of :class:`classact.policies.RetrievalConfig` to change, or of a head what
+            :meth:`classact.policies.ParametricPolicy.load` takes.
         quiet: no progress bar.
 
     Returns:
@@ -334,22 +595,80 @@ def evaluate_run(
         CheckpointError: no policy there, or a damaged one.
         DataError: the folder is none of a run.
     """
-    settings = run.read_config().get("settings")
-    if not isinstance(settings, dict) or not {"evaluation", "frames"} <= settings.keys():
-        raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
-    usual, standard = EvaluationConfig(**settings["evaluation"]), settings["frames"]["simulator"]
+    settings = run_settings(run)
+    standard = settings["frames"]["simulator"]
+    # A head has settings of its own: how much of a chunk is executed, for instance.
+    own = settings if head is None else _head_card(run, head)["settings"]
+    usual = EvaluationConfig(**own["evaluation"])
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
+    asked |= {"execute": execute, "ensemble": ensemble}
     config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
-    policy = RetrievalPolicy.load(run.policy, **(overrides or {}))
+    policy, encoder, labels = _load_policy(run, head, overrides or {}, choose_device(device))
     simulator = simulator or standard
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
-    for key in ("episodes", "first_seed", "max_steps"):
+    for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
             differing[key] = getattr(config, key)
     changed = "".join(f"-{key}{value}" for key, value in sorted((differing | (overrides or {})).items()))
-    folder = run.evaluation(name or f"{policy.name}-{LEARNED}-{config.shift}{changed}")
-    label = f"{LEARNED}{changed}"
-    with progress_bar(f"roll out: {label}", quiet=quiet) as bar:
-        _, rows = run_evaluation(policy, simulator, config, folder, encoder=label, progress=bar)
+    folder = run.evaluation(name or f"{head or policy.name}-{encoder}-{config.shift}{changed}")
+    label = f"{encoder}{changed}"
+    with progress_bar(f"roll out: {head or label}", quiet=quiet) as bar:
+        _, rows = run_evaluation(policy, simulator, config, folder, encoder=label, labels=labels, progress=bar)
+    if not changed and name is None:
+        rows = rows + maximum_rows(run, "pretrain" if head is None else f"heads/{head}", rows)
     run.add_summary(rows)
     return rows
+
+
+def run_settings(run: Run) -> dict[str, Any]:
+    """The settings that a run was started with.
+
+    Raises:
+        DataError: the folder is none of a run.
+    """
+    settings = run.read_config().get("settings") if run.config.exists() else None
+    if not isinstance(settings, dict) or not {"evaluation", "frames", "pretrain", "data"} <= settings.keys():
+        raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
+    return settings
+
+
+def retrieval_labels(augment: AugmentConfig) -> dict[str, str]:
+    """How tables label retrieval with a learned encoder."""
+    return {"training": "representation only", "augmentation": describe(augment)}
+
+
+def encoder_label(start: str) -> str:
+    """How tables name the encoder that a head's training started from: "run", "scratch" or a folder."""
+    path = Path(start)
+    return {"run": LEARNED, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")
+
+
+def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
+    """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
+
+    Only heads that started from the run's encoder are watched: its latents are what they began with.
+    """
+    return RetrievalPolicy.load(run.policy).to(device) if start == "run" and run.policy.is_dir() else None
+
+
+def _head_card(run: Run, head: str) -> dict[str, Any]:
+    folder = Run(run.head(head))
+    if not folder.policy.is_dir():
+        there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"
+        raise CheckpointError(f"{run.root} has no trained head {head!r}; there are {there}.")
+    return folder.read_config()
+
+
+def _load_policy(
+    run: Run, head: str | None, overrides: dict[str, Any], device: str
+) -> tuple[Policy, str, dict[str, str]]:
+    """A run's policy, how tables name its encoder, and further labels of its rows."""
+    last = {"checkpoint": "last"}
+    if head is None:
+        augment = AugmentConfig(**run_settings(run)["pretrain"]["augment"])
+        return RetrievalPolicy.load(run.policy, **overrides).to(device), LEARNED, retrieval_labels(augment) | last
+    card = _head_card(run, head)
+    start = card["settings"]["start"]
+    policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
+    labels = {key: card["labels"][key] for key in ("training", "augmentation")} | last
+    return watched(policy, run_watcher(run, start, device)), encoder_label(start), labels

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
 from classact.errors import ConfigError, choose
+from classact.finetuning import TABLE_9, AdamWConfig, FinetuneConfig
+from classact.heads import HEADS, UNetConfig
 from classact.optim import OptimizerConfig
 from classact.policies import RetrievalConfig
 from classact.readers import EMBEDDED
@@ -97,6 +99,85 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(choose("preset", name, PRESETS))
     return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class HeadPreset:
+    """Settings of a policy head that belong together.
+
+    Attributes:
+        unet: architecture of either head.
+        optimizer: rates, schedule, averaging.
+        epochs: (trained from scratch, fine-tuned after pre-training), as in table 9.
+        about: one line.
+    """
+
+    unet: UNetConfig
+    optimizer: AdamWConfig
+    epochs: tuple[float, float]
+    about: str
+
+    def config(self, head: str, *, scratch: bool = False, frozen: bool = False) -> FinetuneConfig:
+        """Settings of a training.
+
+        Args:
+            head: "diffusion" or "mlp".
+            scratch: for an encoder that starts from its initial weights.
+            frozen: train the head only, on features that are computed once.
+        """
+        if head not in HEADS:
+            raise ConfigError(choose("head", head, HEADS))
+        augment = None if frozen else AugmentConfig()
+        return FinetuneConfig(
+            head=HEADS[head].config(unet=self.unet),
+            optimizer=self.optimizer,
+            epochs=self.epochs[0 if scratch else 1],
+            frozen=frozen,
+            augment=augment,
+        )
+
+
+HEAD_PRESETS: dict[str, HeadPreset] = {
+    "head-cpu": HeadPreset(
+        UNetConfig(widths=(64, 128, 256), step_dim=64),
+        AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=100),
+        (8, 4),
+        "a small head on a small encoder, within minutes on two CPU cores",
+    ),
+    **{
+        f"paper-{task}": HeadPreset(UNetConfig(), AdamWConfig(), epochs, f"the paper's settings for {task}")
+        for task, epochs in TABLE_9.items()
+    },
+    "head-debug": HeadPreset(
+        UNetConfig(widths=(16, 32), groups=4, step_dim=16),
+        AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=5),
+        (0.5, 0.5),
+        "seconds, for tests: nothing useful is learned",
+    ),
+}
+
+
+def get_head_preset(name: str) -> HeadPreset:
+    """A head's preset by name."""
+    if name not in HEAD_PRESETS:
+        raise ConfigError(choose("preset of a head", name, HEAD_PRESETS))
+    return HEAD_PRESETS[name]
+
+
+def default_head_preset(trunk: str, simulator: str) -> str:
+    """The preset of a head where none is named: small for a small encoder, else the paper's for the task.
+
+    Raises:
+        ConfigError: table 9 has no such task.
+    """
+    if trunk == "small":
+        return "head-cpu"
+    if (paper := f"paper-{simulator}") not in HEAD_PRESETS:
+        raise ConfigError(
+            f"the paper has no epochs for a head of encoder {trunk!r} on {simulator!r}. Name the preset: "
+            f"{', '.join(HEAD_PRESETS)}."
+        )
+    return paper
 
 
 def default_preset(data: str, shift: str) -> str:

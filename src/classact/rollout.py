@@ -8,23 +8,25 @@ checked at every step, not only between chunks.
 
 from __future__ import annotations
 
+import math
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from classact.control import ControlConfig, Controller
 from classact.errors import ConfigError, SimulatorError
-from classact.policies import Policy
+from classact.policies.base import Policy, alarm_level
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.worker import serve
 from classact.statistics import wilson_interval
 from classact.storage import write_arrays, write_jsonl
-from classact.types import Criterion, RolloutResult
+from classact.types import Criterion, FloatArray, RolloutResult
 
 FIRST_SEED = 100_000
 """Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
@@ -38,7 +40,7 @@ TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which episodes are run.
+    """Which episodes are run, and how the policy is called in them.
 
     Attributes:
         episodes: how many, with seeds first_seed, first_seed + 1, ...
@@ -47,6 +49,7 @@ class EvaluationConfig:
         image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
         max_steps: time limit in control steps; None takes the simulator's own.
         workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
+        execute, ensemble: see :class:`classact.control.ControlConfig`.
     """
 
     episodes: int = 50
@@ -55,6 +58,8 @@ class EvaluationConfig:
     image_size: int = 96
     max_steps: int | None = None
     workers: int = 0
+    execute: int | None = None
+    ensemble: float | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.workers < 0 or (self.max_steps is not None and self.max_steps < 1):
@@ -62,6 +67,12 @@ class EvaluationConfig:
                 f"expected episodes >= 1, workers >= 0 and max_steps >= 1, got episodes {self.episodes}, workers "
                 f"{self.workers}, max_steps {self.max_steps}."
             )
+        _ = self.control
+
+    @property
+    def control(self) -> ControlConfig:
+        """How the policy is called."""
+        return ControlConfig(self.execute, self.ensemble)
 
 
 # -- worker processes ------------------------------------------------------------------------------
@@ -125,18 +136,21 @@ def evaluate(
     Args:
         policy: acts on batches of observations.
         simulator: registry name.
-        config: episodes, seeds, shift.
+        config: episodes, seeds, shift, control.
         progress: called with (control steps done, in all, status).
 
     Returns:
-        One result per episode, in the order of seeds.
+        One result per episode, in the order of seeds; with novelty scores where the policy gives them.
 
     Raises:
         SimulatorError: a worker process died, failed or hung.
+        ConfigError: control that does not fit the policy's chunks, or actions that do not fit the simulator.
     """
+    controller = Controller(policy, config.control)
     probe = make_simulator(simulator, image_size=config.image_size, shift=config.shift)
     spec = probe.spec
     probe.close()
+    _check_schema(policy, spec)
     limit = config.max_steps or spec.max_steps
     seeds = [config.first_seed + i for i in range(config.episodes)]
     workers = min(config.workers or mp.cpu_count(), config.episodes)
@@ -156,12 +170,12 @@ def evaluate(
                 if progress is not None:
                     progress(done + step * len(group), len(seeds) * limit, f"step {step} of {limit}")
 
-            results += _run_group(policy, pool, group, spec, limit, report)
+            results += _run_group(controller, pool, group, spec, limit, report)
     return results
 
 
 def _run_group(
-    policy: Policy,
+    controller: Controller,
     pool: Sequence[_Worker],
     seeds: Sequence[int],
     spec: SimulatorSpec,
@@ -169,7 +183,7 @@ def _run_group(
     report: Callable[[int], None],
 ) -> list[RolloutResult]:
     shares = [np.arange(len(seeds))[i :: len(pool)] for i in range(len(pool))]
-    render = policy.needs_images
+    render = controller.policy.needs_images
 
     def gather(command: str, payloads: Sequence[Any]) -> list[Any]:
         busy = [(w, share, p) for w, share, p in zip(pool, shares, payloads, strict=True) if len(share)]
@@ -181,41 +195,62 @@ def _run_group(
                 out[index] = value
         return out
 
-    observations = gather("reset", [([seeds[i] for i in share], render) for share in shares])
-    states = [[observation.state] for observation in observations]
+    started = gather("reset", [([seeds[i] for i in share], render) for share in shares])
+    observations = [[observation] for observation in started]
+    states = [[observation.state] for observation in started]
     actions: list[list[Any]] = [[] for _ in seeds]
     traces: list[list[Mapping[str, float]]] = [[] for _ in seeds]
+    decisions: list[int] = []
+    scores: list[FloatArray | None] = []
+    controller.reset(len(seeds))
     step = 0
     while step < limit:
-        chunks = np.asarray(policy.act(observations), np.float32)
-        _check_actions(chunks, policy.name, len(seeds), spec)
-        chunks = chunks[:, : limit - step]
-        answers = gather("step", [(chunks[share], render) for share in shares])
-        for i, (observation, metrics, visited) in enumerate(answers):
-            observations[i] = observation
+        decision = controller.act(observations)
+        _check_actions(decision.chunk, controller.policy.name, spec)
+        decisions.append(step)
+        scores.append(decision.novelty)
+        chunks = decision.chunk[:, : limit - step]
+        answers = gather("step", [(chunks[share], render, controller.history) for share in shares])
+        for i, (seen, metrics, visited) in enumerate(answers):
+            observations[i] = seen
             actions[i].extend(chunks[i])
             traces[i].extend(metrics)
             states[i].extend(visited)
         step += chunks.shape[1]
         report(step)
+    given = [score for score in scores if score is not None]
+    if given and len(given) < len(scores):
+        raise ConfigError(
+            f"policy {controller.policy.name!r} gave novelty scores at {len(given)} of {len(scores)} decisions, "
+            f"expected all or none."
+        )
+    novelty = np.stack(given, axis=1) if given else None  # (B, n)
     return [
-        _result(seed, spec.criteria, np.asarray(states[i]), np.asarray(actions[i], np.float32), traces[i])
+        replace(
+            _result(seed, spec.criteria, np.asarray(states[i]), np.asarray(actions[i], np.float32), traces[i]),
+            decisions=np.asarray(decisions, np.int64),
+            novelty=None if novelty is None else novelty[i],
+        )
         for i, seed in enumerate(seeds)
     ]
 
 
-def _check_actions(chunks: np.ndarray[Any, Any], name: str, count: int, spec: SimulatorSpec) -> None:
-    expected = f"({count}, T_a, {spec.action_dim})"
-    if chunks.ndim != 3 or (chunks.shape[0], chunks.shape[2]) != (count, spec.action_dim) or chunks.shape[1] < 1:
+def _check_schema(policy: Policy, spec: SimulatorSpec) -> None:
+    schema = getattr(policy, "schema", None)
+    if schema is None or spec.schema is None:
+        return
+    if difference := schema.difference(spec.schema):
         raise ConfigError(
-            f"policy {name!r} gave actions of shape {chunks.shape}, but simulator {spec.name!r} takes {expected} with "
-            f"T_a >= 1. Was the policy trained on another task?"
+            f"policy {policy.name!r} was trained on other observations or actions than simulator {spec.name!r} has: "
+            f"{difference}. Evaluate it on its own task, or train with these."
         )
-    if not (finite := np.isfinite(chunks)).all():
-        bad = int((~finite).sum())
+
+
+def _check_actions(chunks: FloatArray, name: str, spec: SimulatorSpec) -> None:
+    if chunks.shape[2] != spec.action_dim:
         raise ConfigError(
-            f"policy {name!r} gave {bad} NaN or infinite of {finite.size} action values to simulator {spec.name!r}, "
-            f"expected finite {expected}. Its weights or normalisation are damaged: train or build it again."
+            f"policy {name!r} gave actions of shape {chunks.shape}, but simulator {spec.name!r} takes "
+            f"({len(chunks)}, T_a, {spec.action_dim}). Was the policy trained on another task?"
         )
 
 
@@ -247,17 +282,58 @@ def _result(
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def summarize(results: Sequence[RolloutResult], seconds: float, **labels: str) -> list[dict[str, Any]]:
+LABELS = ("policy", "encoder", "simulator", "shift", "evaluation")
+COLUMNS = ("criterion", "episodes", "successes", "success", "low", "high", "seconds")
+"""What every row of the summary holds, in this order, after :data:`LABELS`."""
+
+ALARMS = ("alarms", "alarms_of_failures", "alarms_of_successes")
+"""What rows hold as well where the policy has novelty scores and an alarm level."""
+
+
+def first_alarm(result: RolloutResult, alarm: float) -> int | None:
+    """The control step, counted from 0, before which an episode's novelty first exceeded ``alarm``; None if never.
+
+    All steps count, those after success too.
+    """
+    if result.novelty is None or result.decisions is None:
+        return None
+    above = result.novelty.astype(np.float64) > alarm
+    return int(result.decisions[np.argmax(above)]) if above.any() else None
+
+
+def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]:
+    """Criterion -> whether an alarm rang at a decision before success, or at any where the episode failed.
+
+    Episodes run on to their time limit, and what comes after success was never demonstrated: that it is new to the
+    policy says nothing about how it got there.
+    """
+    rang = first_alarm(result, alarm)
+    return {
+        criterion: rang is not None and (reached is None or rang < reached)
+        for criterion, reached in result.first_success.items()
+    }
+
+
+def summarize(
+    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, **labels: str
+) -> list[dict[str, Any]]:
     """One row per criterion with a 95 % Wilson interval.
 
     Args:
         results: episodes.
         seconds: wall-clock time of the evaluation.
-        labels: policy, encoder, simulator, shift, evaluation.
+        alarm: the policy's alarm level. With it, and where there are novelty scores, rows also count the episodes with
+            an alarm before success (:func:`alarm_before_success`), those of them that failed and those that succeeded
+            (:data:`ALARMS`).
+        labels: policy, encoder, simulator, shift, evaluation, and any other.
     """
+    alarms = None
+    if alarm is not None and all(result.novelty is not None for result in results):
+        alarms = [alarm_before_success(result, alarm) for result in results]
     rows = []
     for criterion in results[0].success:
-        successes = sum(result.success[criterion] for result in results)
+        reached = [result.success[criterion] for result in results]
+        successes = sum(reached)
         low, high = wilson_interval(successes, len(results))
         row: dict[str, Any] = dict(labels)
         row |= {
@@ -270,13 +346,22 @@ def summarize(results: Sequence[RolloutResult], seconds: float, **labels: str) -
             "seconds": seconds,
         }
         row |= {f"mean_max_{m}": float(np.mean([r.maxima[m] for r in results])) for m in results[0].maxima}
+        if alarms is not None:
+            raised = [success for success, rang in zip(reached, alarms, strict=True) if rang[criterion]]
+            row |= dict(zip(ALARMS, (len(raised), len(raised) - sum(raised), sum(raised)), strict=True))
         rows.append(row)
     return rows
 
 
-def write_episodes(folder: Path, results: Sequence[RolloutResult]) -> None:
-    """episodes.jsonl (one row per episode) and rollouts.safetensors (states, actions, metrics of all steps)."""
-    rows = [
+def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: float | None = None) -> None:
+    """episodes.jsonl (one row per episode) and rollouts.safetensors (states, actions, metrics of all steps).
+
+    Where there are novelty scores, rows also hold "max_novelty" and the arrays "decisions", "novelty" and
+    "decision_ends" (all decisions of all episodes one after another, and the cumulative number of them per episode).
+    Where there is an alarm level, too, rows hold "first_alarm" (:func:`first_alarm`, null where there was none) and
+    "alarm_before_success" (:func:`alarm_before_success`).
+    """
+    rows: list[dict[str, Any]] = [
         {
             "seed": result.seed,
             "steps": result.steps,
@@ -295,6 +380,16 @@ def write_episodes(folder: Path, results: Sequence[RolloutResult]) -> None:
         "states": np.concatenate([result.states for result in results]),
     }
     arrays |= {name: np.concatenate([result.metrics[name] for result in results]) for name in results[0].metrics}
+    scored = [(r.decisions, r.novelty) for r in results if r.decisions is not None and r.novelty is not None]
+    if len(scored) == len(results):
+        arrays["decision_ends"] = np.cumsum([len(steps) for steps, _ in scored], dtype=np.int64)
+        arrays["decisions"] = np.concatenate([steps for steps, _ in scored])
+        arrays["novelty"] = np.concatenate([novelty for _, novelty in scored])
+        for row, result, (_, novelty) in zip(rows, results, scored, strict=True):
+            row["max_novelty"] = float(novelty.max())
+            if alarm is not None:
+                row["first_alarm"] = first_alarm(result, alarm)
+                row["alarm_before_success"] = alarm_before_success(result, alarm)
     write_arrays(folder / "rollouts.safetensors", arrays)
     write_jsonl(folder / "episodes.jsonl", rows)
 
@@ -307,6 +402,7 @@ def run_evaluation(
     *,
     encoder: str,
     progress: Callable[[int, int, str], None] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
     """Evaluate, write the episodes into ``folder`` and return (results, summary rows).
 
@@ -314,18 +410,20 @@ def run_evaluation(
         policy, simulator, config, progress: as for :func:`evaluate`.
         folder: its name names the evaluation.
         encoder: label for tables.
+        labels: further labels of the rows.
+
+    Raises:
+        ConfigError: a further label with the name of a column.
     """
+    further = dict(labels or {})
+    if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, "alarm"}):
+        raise ConfigError(f"further labels {taken} are names that summary rows have already. Name them differently.")
+    alarm = alarm_level(policy)
+    if alarm is not None and math.isinf(alarm):
+        alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
     begin = time.perf_counter()
     results = evaluate(policy, simulator, config, progress)
     seconds = time.perf_counter() - begin
-    write_episodes(folder, results)
-    rows = summarize(
-        results,
-        seconds,
-        policy=policy.name,
-        encoder=encoder,
-        simulator=simulator,
-        shift=config.shift,
-        evaluation=folder.name,
-    )
-    return results, rows
+    write_episodes(folder, results, alarm=alarm)
+    own = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
+    return results, summarize(results, seconds, alarm=alarm, **(own | further))

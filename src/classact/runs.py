@@ -4,20 +4,34 @@ DIR/config.json                     what was run: every setting, data, seeds, ve
 DIR/train.jsonl                     one row per logged training step
 DIR/checkpoints/step-00001200/      complete training state, sealed with checksums (the last two are kept)
 DIR/encoder/                        the trained (EMA) encoder: config.json, model.safetensors
-DIR/policy/                         the retrieval policy: encoder, bank, settings
-DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states and actions)
+DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
+DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
+                                    (title, settings, labels, timings), train.jsonl, checkpoints/, policy/
+DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
 DIR/summary.json                    one row per evaluation and criterion
+DIR/milestones.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
+                                    "heads/NAME"), step and steps
+DIR/milestones/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       numbers behind the report's pictures
 DIR/report.html                     the report
+
+Rows of summary.json and milestones.jsonl say which policy acted ("retrieval", "mlp", "diffusion"), with which encoder
+("class", "untrained", "state", "scratch"), how it was trained ("representation only", "frozen", "fine-tuned", "from
+scratch"), with which augmentation, and at which checkpoint: "last", or "maximum of 10", the largest success over so
+many evaluations during one training (the paper's Table 1), which is biased upwards. Older runs have the first two
+alone.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classact.storage import read_json, read_jsonl, write_json
+from classact.errors import DataError
+from classact.storage import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,16 @@ class Run:
         return self.root / "policy"
 
     @property
+    def heads(self) -> Path:
+        """Folder of the heads that were trained."""
+        return self.root / "heads"
+
+    @property
+    def milestones(self) -> Path:
+        """Success during training (JSONL)."""
+        return self.root / "milestones.jsonl"
+
+    @property
     def summary(self) -> Path:
         """Success table (JSON list of rows)."""
         return self.root / "summary.json"
@@ -69,6 +93,14 @@ class Run:
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's episodes and trajectories."""
         return self.root / "evaluations" / name
+
+    def milestone(self, stage: str, step: int) -> Path:
+        """Folder of one evaluation during training, laid out like :meth:`evaluation`."""
+        return self.root / "milestones" / stage / f"step-{step:08d}"
+
+    def head(self, name: str) -> Path:
+        """Folder of one head; ``Run(run.head(name))`` has its config, train log, checkpoints and policy."""
+        return self.heads / name
 
     def read_config(self) -> dict[str, Any]:
         """The run's settings."""
@@ -91,3 +123,36 @@ class Run:
         """
         new = {row["evaluation"] for row in rows}
         write_json(self.summary, [row for row in self.read_summary() if row.get("evaluation") not in new] + rows)
+
+    def read_milestones(self) -> list[dict[str, Any]]:
+        """Success during training by stage (in the order of their first rows) and step, empty where there is none.
+
+        Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
+
+        Raises:
+            DataError: a row is damaged (its number is named).
+        """
+        rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for number, row in enumerate(read_jsonl(self.milestones), 1):
+            known = isinstance(row, dict) and {"stage", "step", "criterion"} <= row.keys()
+            if not known or not isinstance(row["step"], int):
+                found = f"step {row['step']!r}" if known else sorted(row) if isinstance(row, dict) else row
+                raise DataError(
+                    f"{self.milestones}, row {number}: expected stage, criterion and step (a whole number), "
+                    f"got {found}. Remove the row, or evaluate during training again."
+                )
+            rows[str(row["stage"]), row["step"], str(row["criterion"])] = row
+        stages = list(dict.fromkeys(stage for stage, _, _ in rows))
+        return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
+
+    def drop_milestones(self, stage: str) -> None:
+        """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
+        if self.milestones.exists():
+            kept = [row for row in self.read_milestones() if row["stage"] != stage]
+            write_jsonl(self.milestones, kept)
+        shutil.rmtree(self.root / "milestones" / stage, ignore_errors=True)
+
+    def add_milestones(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append the rows of one evaluation during training; each has ``stage``, ``step`` and ``criterion``."""
+        for row in rows:
+            append_jsonl(self.milestones, row)

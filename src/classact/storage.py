@@ -145,6 +145,11 @@ def read_json(path: Path, error: type[Exception] = DataError) -> Any:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
 
+def plain_json(value: Any) -> Any:
+    """``value`` as it comes back from a JSON file: lists, not tuples."""
+    return json.loads(json.dumps(value))
+
+
 def first_difference(found: Any, expected: Any, name: str) -> str | None:
     """Names the first setting that differs, with both values; None where all agree.
 

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.images import resize_images
 from classact.progress import Callback, progress_bar
+from classact.ranks import Ranks
 from classact.similarity import diagnostics
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.degrees import Degrees, count_degrees
@@ -39,7 +40,6 @@ from classact.similarity.examples import Example, choose_examples
 from classact.similarity.graph import GraphSize, build_graph, check_space, estimate_size
 from classact.similarity.job import count_pairs
 from classact.similarity.model import SimilarityConfig, fit_distribution, naming, similarity_identity, window_stream
-from classact.similarity.ranks import Ranks
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
 from classact.sims import make_simulator

@@ -1,4 +1,4 @@
-"""CLASS pre-training (paper sections 4.2, 4.3, C.1): the loop, and nothing else.
+"""CLASS pre-training (paper sections 4.2, 4.3, C.1): what a step computes; the loop is :mod:`classact.engine`'s.
 
 Every random draw is a function of (seed, step). So a run that was killed and resumed ends with the same bits as one
 that was not, and there is no generator state to save.
@@ -6,8 +6,8 @@ that was not, and there is no generator state to save.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.augment import AugmentConfig, augment
+from classact.augment import AugmentConfig, Part, augment
 from classact.batches import epoch_batches, positive_batches
-from classact.checkpoints import (
-    TrainingState,
-    load_latest,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import ClassactError, ConfigError, DataError, TrainingInterrupted, choose
+from classact.engine import PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.feeding import upload
 from classact.images import sample_digest
-from classact.interruptions import interruptible
 from classact.objectives import SoftInfoNCEConfig, soft_infonce
-from classact.optim import OptimizerConfig, ema_decay, learning_rate, make_optimizer, update_ema
+from classact.optim import OptimizerConfig, make_optimizer
+from classact.ranks import Ranks
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
 from classact.similarity.distribution import read_distribution
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
-from classact.storage import append_jsonl
 from classact.types import Demonstrations, ImageArray, IntArray
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 POSITIVES = ("online", "graph")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,8 @@ class PretrainConfig:
             draws all steps alike.
         precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
             in it natively.
+        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, from 55 % of the training to its
+            end (the paper: 10).
         log_every: steps between rows of train.jsonl.
         checkpoint_every: steps between checkpoints.
     """
@@ -71,6 +68,7 @@ class PretrainConfig:
     positives: str = "online"
     positives_per_anchor: int = 0
     precision: str = "auto"
+    evaluations: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
 
@@ -84,6 +82,8 @@ class PretrainConfig:
                 f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
                 f"{self.positives_per_anchor} with positives {self.positives!r}."
             )
+        if self.evaluations < 0:
+            raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
         if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
             raise ConfigError(
                 f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
@@ -93,62 +93,124 @@ class PretrainConfig:
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
-        return int(np.ceil(n * self.epochs / min(self.batch_size, n)))
+        return updates(n, self.epochs, self.batch_size)
+
+    def milestones(self, steps: int) -> list[int]:
+        """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten."""
+        if self.evaluations == 1:
+            return [steps]
+        return sorted({max(1, round(steps * share)) for share in np.linspace(0.55, 1.0, self.evaluations)})
 
 
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether the trunk runs in bfloat16 on this machine."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    # Without the instructions bfloat16 is emulated and slower than float32.
-    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+def updates(n: int, epochs: float, batch_size: int) -> int:
+    """Steps of a training: ceil(n epochs / min(batch_size, n))."""
+    # Not one more because of a rounding error: 12 * 16 / 180 epochs of 180 steps are 12 batches of 16.
+    return int(np.ceil(n * epochs / min(batch_size, n) - 1e-9))
 
 
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one step's augmentations."""
-    entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
-
-
-def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> ImageArray:
-    """(N, S, S, 3) uint8: the images that an encoder is trained on.
+def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, ImageArray]:
+    """Camera -> (N, S, S, 3) uint8: the images that an encoder is trained on, in its order of cameras.
 
     Raises:
         DataError: the data have no such camera, or images of another size.
     """
-    camera, size = config.camera, config.image_size
-    if camera not in demonstrations.images:
-        raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
-    images = demonstrations.images[camera]
-    if images.shape[1:3] != (size, size):
-        raise DataError(
-            f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
-            f"{images.shape[1]} x {images.shape[2]}; prepare them with classact.frames."
-        )
-    return images
+    size, chosen = config.image_size, {}
+    for camera in config.cameras:
+        if camera not in demonstrations.images:
+            raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
+        images = demonstrations.images[camera]
+        if images.shape[1:3] != (size, size):
+            raise DataError(
+                f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
+                f"{images.shape[1]} x {images.shape[2]} of camera {camera!r}; prepare them with classact.frames."
+            )
+        chosen[camera] = images
+    return chosen
 
 
-@dataclass
-class Trainer:
+def images_digest(images: Mapping[str, ImageArray]) -> str | dict[str, str]:
+    """Which images these are; of one camera its digest alone."""
+    digests = {camera: sample_digest(array) for camera, array in images.items()}
+    return next(iter(digests.values())) if len(digests) == 1 else digests
+
+
+def random_views(
+    images: Batch, encoder: EncoderConfig, config: AugmentConfig, generator: torch.Generator, part: Part
+) -> torch.Tensor:
+    """(B, V, 3, crop, crop) pixels: one random view of each camera's image, each camera drawn by itself."""
+    views = [augment(images[camera], encoder.crop_size, config, generator, part) for camera in encoder.cameras]
+    return views[0][:, None] if len(views) == 1 else torch.stack(views, dim=1)
+
+
+class EncoderPass:
+    """An encoder as training runs it: compiled and channels-last where the engine says so.
+
+    Args:
+        encoder: what is run; its parameters stay where they are.
+        engine: how.
+        bf16: the trunk in bfloat16.
+        average: its averaged weights, which are laid out alike, so that averaging walks both in memory's order.
+
+    What goes wrong in the first compiled call is taken for a failure to compile: under "auto" the encoder then runs as
+    it is, with a warning.
+    """
+
+    def __init__(self, encoder: ImageEncoder, engine: EngineConfig, *, bf16: bool, average: ImageEncoder) -> None:
+        device = encoder.mean.device
+        self.encoder, self.bf16, self.format = encoder, bf16, engine.memory_format(device)
+        if self.format == torch.channels_last:
+            encoder.views.to(memory_format=torch.channels_last)
+            average.views.to(memory_format=torch.channels_last)
+        self.run: Callable[..., torch.Tensor] = encoder
+        self.compile, self._untried = engine.compile, engine.compiled(device)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F).
+
+        Raises:
+            ClassactError: in the first call, with compile "yes": torch.compile failed.
+        """
+        inputs = self.encoder.normalize(pixels)
+        if self.format == torch.channels_last:
+            B, V = inputs.shape[:2]
+            flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            inputs = flat.reshape(B, V, *flat.shape[1:])
+        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+
+    def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            run: Callable[..., torch.Tensor] = torch.compile(self.encoder)
+            features = run(inputs, bf16=self.bf16)
+        except (torch.OutOfMemoryError, ClassactError):
+            raise
+        except Exception as error:
+            inner = getattr(error, "inner_exception", error)  # the compiler's own, where torch says whose it is
+            lines = str(inner).strip().splitlines()
+            what = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
+            if self.compile == "yes":
+                raise ClassactError(f"torch.compile failed ({what}). Train with --compile no.") from error
+            logger.warning("torch.compile failed (%s): the encoder runs uncompiled, slower but alike.", what)
+            self._untried = False
+            return self.run(inputs, bf16=self.bf16)
+        self.run, self._untried = run, False
+        return features
+
+
+@dataclass(eq=False)
+class Trainer(Training):
     """One pre-training.
 
     Args:
-        demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.camera`` at ``config.encoder.image_size``.
+        demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.cameras`` at ``config.encoder.image_size``.
         config: settings.
         folder: where checkpoints and train.jsonl go; None keeps nothing.
         device: "cpu" or "cuda".
         similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF,
             and its graph, are used, not measured again.
         progress: called with (pairs done, pairs in all, status) while the similarity is measured.
+        engine: how it is computed.
+        ranks: this process among those that share the training.
+        say: told where the images are kept.
     """
 
     demonstrations: Demonstrations
@@ -157,20 +219,36 @@ class Trainer:
     device: str = "cpu"
     similarity_folder: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranks: Ranks = field(default_factory=Ranks)
+    say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        self.images = encoder_images(self.demonstrations, self.config.encoder)
-        self.episodes = self.demonstrations.episode_index()
-        self.steps = self.config.steps(self.demonstrations.num_steps)
+        config = self.config
+        self.check(config.batch_size, self.demonstrations.num_steps)
+        self.images = encoder_images(self.demonstrations, config.encoder)
         device = torch.device(self.device)
-        self.bf16 = use_bfloat16(self.config.precision, device)
+        self._episodes = torch.from_numpy(self.demonstrations.episode_index()).to(device)
+        self.bf16 = use_bfloat16(config.precision, device)
         self._measure_similarity()
-        self.encoder = ImageEncoder(self.config.encoder, seed=self.config.seed).to(device)
-        self.average = ImageEncoder(self.config.encoder, load_init=False).to(device)
+        self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
+        self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
         self.average.load_state_dict(self.encoder.state_dict())
-        self.optimizer = make_optimizer(self.encoder.parameters(), self.config.optimizer)
-        self.step = 0
-        self.seconds = 0.0
+        self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average)
+        self.start(
+            networks={"encoder": self.encoder},
+            averages={"encoder": self.average},
+            optimizer=make_optimizer(self.encoder.parameters(), config.optimizer),
+            schedule=config.optimizer,
+            images=self.images,
+            examples=self.demonstrations.num_steps,
+            batch_size=config.batch_size,
+            steps=config.steps(self.demonstrations.num_steps),
+            seed=config.seed,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            say=self.say,
+        )
 
     def _measure_similarity(self) -> None:
         config, folder = self.config.similarity, self.similarity_folder
@@ -190,15 +268,16 @@ class Trainer:
                 self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
             )
 
-    def _batches(self) -> Iterator[IntArray]:
+    def batches(self, first_step: int) -> Iterator[IntArray]:
+        """Slices of shuffled epochs, or anchors with positives from the graph."""
         n, config = self.demonstrations.num_steps, self.config
         if self.graph is None or not config.positives_per_anchor:
-            return epoch_batches(n, config.batch_size, config.seed, self.step)
+            return epoch_batches(n, config.batch_size, config.seed, first_step)
         return positive_batches(
             n,
             config.batch_size,
             config.seed,
-            self.step,
+            first_step,
             self.graph,
             config.positives_per_anchor,
             weigh=self.similarity.distribution.weights,
@@ -210,22 +289,29 @@ class Trainer:
             return self.similarity.weights_tensor(rows)
         return torch.from_numpy(self.graph.weights(rows, self.similarity.distribution)).to(self.device)
 
-    # -- one step ---------------------------------------------------------------------------------------------------
+    def images_per_row(self) -> int:
+        """One of each camera."""
+        return len(self.config.encoder.cameras)
 
-    def train_step(self, rows: IntArray) -> dict[str, float]:
-        """One update on the steps ``rows`` (B,). Returns what is logged."""
+    def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
+        """Soft InfoNCE over the whole batch (eq. 1)."""
         config = self.config
         device = torch.device(self.device)
-        rows = np.sort(rows)  # neighbours in the file: fewer page faults, and the loss does not care
         weights = self._weights(rows)
         ignore = None
         if config.objective.pairs == "cross-episode":
-            ignore = torch.from_numpy(self.episodes[rows][:, None] == self.episodes[rows][None, :]).to(device)
+            episodes = self._episodes[upload(rows, device)]
+            ignore = episodes[:, None] == episodes[None, :]
             weights = weights.masked_fill(ignore, 0.0)
-        generator = step_generator(config.seed, self.step, device)
-        images = torch.from_numpy(np.ascontiguousarray(self.images[rows])).to(device)
-        pixels = augment(images, config.encoder.crop_size, config.augment, generator)
-        features = self.encoder(self.encoder.normalize(pixels), bf16=self.bf16)
+        pixels = random_views(images, config.encoder, config.augment, generator, Part(part, len(rows)))
+        pieces = [pixels] if self.engine.accumulate == 1 else list(pixels.tensor_split(self.engine.accumulate))
+        live: list[torch.Tensor] = []
+        with torch.set_grad_enabled(len(pieces) == 1):
+            live = [self._encode(piece) for piece in pieces]
+        local = torch.cat([z.detach() for z in live]) if len(live) > 1 else live[0].detach()
+        # The loss needs the features of all ranks; the gradient of its own part goes back through each rank's network.
+        z = (self.ranks.gather(local) if self.ranks.world > 1 else local).requires_grad_()
+        features = z
         if config.augment.feature_noise:
             noise = torch.randn(features.shape, generator=generator, device=device)
             features = features + config.augment.feature_noise * noise
@@ -236,35 +322,27 @@ class Trainer:
             reduction=config.objective.reduction,
             ignore=ignore,
         )
-        rate = learning_rate(config.optimizer, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), config.optimizer.clip_norm)
-        self.optimizer.step()
-        self.step += 1
-        update_ema(
-            list(self.average.parameters()),
-            list(self.encoder.parameters()),
-            ema_decay(self.step, config.optimizer.ema_power),
-        )
+        assert z.grad is not None
+        own = z.grad[part]
+        if len(pieces) == 1:
+            live[0].backward(own)  # type: ignore[no-untyped-call]
+        else:
+            for piece, gradient in zip(pieces, own.tensor_split(len(pieces)), strict=True):
+                self._encode(piece).backward(gradient)  # type: ignore[no-untyped-call]
         positives = (weights > 0).sum(dim=1).double()
-        return {
-            "loss": float(loss.detach()),
-            "lr": rate,
-            "grad_norm": float(norm),
-            "positives": float(positives.mean()),
-            "anchors": float((positives > 0).double().mean()),
-        }
+        return {"loss": loss.detach(), "positives": positives.mean(), "anchors": (positives > 0).double().mean()}
 
-    # -- the run ----------------------------------------------------------------------------------------------------
-
-    def fit(self, progress: Callable[[int, int, str], None] | None = None) -> ImageEncoder:
+    def fit(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        milestone: Callable[[Trainer], None] | None = None,
+    ) -> ImageEncoder:
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
             progress: called with (steps done, steps in all, a short status) after each step.
+            milestone: called at ``config.milestones``: to evaluate ``average``; see :meth:`Training.run`.
 
         Returns:
             The encoder with averaged (EMA) weights.
@@ -272,88 +350,35 @@ class Trainer:
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
             CheckpointError: the checkpoint belongs to other settings or data.
-            ClassactError: the loss became NaN or infinite; the last checkpoint is from before.
+            ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
         """
-        self.resume()
-        rows = self._batches()
-        begin, spent = time.perf_counter(), self.seconds
-        mark, window = self.step, begin
-        with interruptible() as interrupted:
-            while self.step < self.steps:
-                batch = next(rows)
-                stats = self.train_step(batch)
-                now = time.perf_counter()
-                self.seconds = spent + now - begin
-                if not np.isfinite([stats["loss"], stats["grad_norm"]]).all():
-                    raise ClassactError(
-                        f"the loss became {stats['loss']} and its gradient's norm {stats['grad_norm']} at step "
-                        f"{self.step} of {self.steps}. Lower the learning rate (now "
-                        f"{self.config.optimizer.learning_rate}); the last checkpoint is from before that."
-                    )
-                if progress is not None:
-                    progress(self.step, self.steps, f"loss {stats['loss']:.3f}")
-                if self.step % self.config.log_every == 0 or self.step == self.steps:
-                    speed = (self.step - mark) * len(batch) / max(now - window, 1e-9)
-                    mark, window = self.step, now
-                    self._log(stats, speed)
-                if interrupted():
-                    self.save()
-                    what = f"saved in {self.folder}; training goes on from there" if self.folder else "lost: no folder"
-                    raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
-                if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
-                    self.save()
+        call = None if milestone is None else lambda: milestone(self)
+        self.run(progress, self.config.milestones(self.steps), call)
         return self.average
-
-    def _log(self, stats: dict[str, float], speed: float) -> None:
-        if self.folder is None:
-            return
-        n = self.demonstrations.num_steps
-        row = {
-            "step": self.step,
-            "steps": self.steps,
-            "epoch": self.step * min(self.config.batch_size, n) / n,
-            **stats,
-            "images_per_second": speed,
-            "seconds": self.seconds,
-        }
-        append_jsonl(self.folder / "train.jsonl", row)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         config = asdict(self.config)
-        for key in ("log_every", "checkpoint_every"):
+        for key in ("log_every", "checkpoint_every", "evaluations"):
             del config[key]
         return {
             "config": config,
             "data": self.demonstrations.fingerprint(),
-            "images": sample_digest(self.images),
+            "schema": self.demonstrations.schema.to_json(),
+            "images": images_digest(self.images),
             "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,
         }
 
-    def save(self) -> None:
-        """Write a checkpoint of the present state."""
-        if self.folder is None:
-            return
-        tensors = {f"model.{k}": v for k, v in self.encoder.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.average.state_dict().items()}
-        tensors |= optimizer_tensors(self.optimizer)
-        meta = {"identity": self.identity(), "seconds": self.seconds}
-        save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """In the network's order, not that of the optimizer's groups: the gradient's norm is summed in it."""
+        return list(self.encoder.parameters())
 
-    def resume(self) -> bool:
-        """Load the newest intact checkpoint of ``folder``; False where there is none.
-
-        Raises:
-            CheckpointError: it belongs to other settings, other data or another architecture.
-        """
-        state = load_latest(self.folder / "checkpoints") if self.folder else None
-        if state is None:
-            return False
-        where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
-        state.check_identity(self.identity(), where)
-        self.encoder.load_weights(state.part("model."), where)
-        self.average.load_weights(state.part("ema."), where)
-        load_optimizer_tensors(self.optimizer, state.tensors)
-        self.step, self.seconds = state.step, float(state.meta["seconds"])
-        return True
+    def memory_advice(self) -> str:
+        """What to lower."""
+        encoder = self.config.encoder
+        return (
+            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
+            f"(--batch-size, now {self.config.batch_size}) or the encoder's crop_size (now {encoder.crop_size})."
+        )

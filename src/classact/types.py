@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
+from classact.schema import Schema, check_images
 
 FloatArray = NDArray[np.float32]
 StateArray = NDArray[np.float64]
@@ -41,14 +42,7 @@ def _check_matrix(name: str, array: Any, length: int, dtype: type, where: str) -
 
 def _check_images(images: Mapping[str, Any], length: int, where: str) -> None:
     for camera, array in images.items():
-        shape = getattr(array, "shape", None)
-        if shape is None or len(shape) != 4 or shape[0] != length or shape[3] != 3:
-            raise DataError(
-                f"{where}: expected images {camera!r} of shape ({length}, H, W, 3), got {shape}. "
-                f"One RGB frame per step, channels last."
-            )
-        if array.dtype != np.uint8:
-            raise DataError(f"{where}: expected images {camera!r} of dtype uint8 (0..255), got {array.dtype}.")
+        check_images(array, f"{where}: camera {camera!r}", length)
 
 
 @dataclass(frozen=True)
@@ -96,6 +90,10 @@ class Demonstrations:
         states: (N, D_s) float64 or None.
         images: camera name -> (N, H, W, 3) uint8; memory-mapped, never copied into RAM as a whole.
         source: where the data came from, for messages.
+        schema: what observations hold and what actions mean. Where a reader declares none, it is assumed: one
+            proprioception key, and the action space that D_a alone tells (:meth:`Schema.assumed`). Rotations that are
+            declared are checked: 6 of D_a dimensions that are something else hardly ever look like one.
+        language: (E, D_l) float32, the embedding of each episode's instruction, or None.
     """
 
     name: str
@@ -105,6 +103,8 @@ class Demonstrations:
     states: StateArray | None = None
     images: Mapping[str, ImageArray] = field(default_factory=dict)
     source: str = "memory"
+    schema: Schema = field(default_factory=Schema)
+    language: FloatArray | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -134,6 +134,41 @@ class Demonstrations:
         if self.states is not None:
             _check_matrix("states", self.states, steps, np.float64, where)
         _check_images(self.images, steps, where)
+        if self.language is not None:
+            _check_matrix("language", self.language, len(ends), np.float32, where)
+        if self.schema == Schema():
+            sizes = (self.proprioception.shape[1], self.actions.shape[1])
+            assumed = Schema.assumed(tuple(self.images), *sizes, values=self.actions)
+            language = 0 if self.language is None else self.language.shape[1]
+            object.__setattr__(self, "schema", replace(assumed, language=language))
+        self._check_schema(where)
+
+    def _check_schema(self, where: str) -> None:
+        schema = self.schema
+        if undeclared := [camera for camera in self.images if camera not in schema.cameras]:
+            # Re-rendered views join those that were recorded.
+            schema = schema.with_cameras((*schema.cameras, *undeclared))
+            object.__setattr__(self, "schema", schema)
+        found = self.proprioception.shape[1]
+        if schema.proprioception_dim != found:
+            raise DataError(
+                f"{where}: the schema declares {schema.proprioception_dim} dimensions of proprioception "
+                f"({', '.join(f'{key} {size}' for key, size in schema.proprioception) or 'none'}), the data have "
+                f"{found}. Declare the keys that are recorded."
+            )
+        language = 0 if self.language is None else self.language.shape[1]
+        if schema.language != language:
+            raise DataError(
+                f"{where}: the schema declares a language embedding of size {schema.language}, the data have one of "
+                f"{language}."
+            )
+        if schema.actions is not None and schema.actions.dim != self.actions.shape[1]:
+            raise DataError(
+                f"{where}: the schema declares actions of {schema.actions.dim} dimensions "
+                f"({schema.actions.describe()}), the data have {self.actions.shape[1]}."
+            )
+        if schema.actions is not None and schema.actions.has_rotations:
+            schema.actions.check_rotations(self.actions, where)
 
     def __len__(self) -> int:
         """Number of episodes E."""
@@ -184,6 +219,7 @@ class Demonstrations:
             proprioception=self.proprioception[rows],
             states=None if self.states is None else self.states[rows],
             images={camera: np.asarray(array[rows]) for camera, array in self.images.items()},
+            language=None if self.language is None else self.language[np.asarray(episodes, np.int64)],
         )
 
     def with_images(self, images: Mapping[str, ImageArray]) -> Demonstrations:
@@ -191,9 +227,9 @@ class Demonstrations:
         return replace(self, images=images)
 
     def fingerprint(self) -> str:
-        """SHA-256 over episode bounds, actions, proprioception and states (not images): which data this is."""
+        """SHA-256 over episode bounds, actions, proprioception, states, language (not images): which data this is."""
         digest = hashlib.sha256()
-        for array in (self.episode_ends, self.actions, self.proprioception, self.states):
+        for array in (self.episode_ends, self.actions, self.proprioception, self.states, self.language):
             if array is not None:
                 digest.update(str((array.shape, array.dtype)).encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
@@ -208,11 +244,39 @@ class Observation:
         images: camera name -> (H, W, 3) uint8 RGB.
         proprioception: (D_p,) float32.
         state: (D_s,) float64 true simulator state; for state policies and re-rendering, None on a real robot.
+        language: (D_l,) float32 embedding of the instruction, None where the task has none.
     """
 
     images: Mapping[str, ImageArray]
     proprioception: FloatArray
     state: StateArray | None = None
+    language: FloatArray | None = None
+
+    @staticmethod
+    def of(
+        schema: Schema,
+        images: Mapping[str, Any],
+        proprioception: Mapping[str, Any],
+        *,
+        state: Any = None,
+        language: Any = None,
+    ) -> Observation:
+        """An observation from values by key, as a robot's driver has them.
+
+        Args:
+            schema: of the data that a policy was trained on (``policy.schema``).
+            images: camera -> (H, W, 3) uint8 RGB.
+            proprioception: key -> numbers, all keys that the schema declares.
+            state: (D_s,) true state, for state policies.
+            language: (D_l,) embedding of the instruction.
+
+        Raises:
+            DataError: a declared key is missing or of another size, or an image is of another shape or dtype.
+        """
+        joined = schema.join(proprioception)
+        words = None if language is None else np.asarray(language, np.float32)
+        schema.check(images, joined, words, cameras=tuple(images))
+        return Observation(images, joined, None if state is None else np.asarray(state, np.float64), words)
 
 
 @dataclass(frozen=True)
@@ -237,6 +301,9 @@ class RolloutResult:
         states: (steps + 1, D_s) float64, from the start state on: enough to re-render the episode.
         actions: (steps, D_a) float32 as executed.
         metrics: metric name -> (steps,) float32 trace.
+        decisions: (n,) control steps, counted from 0, before which the policy decided; None where it was not kept.
+        novelty: (n,) float32, how far each of these observations was from what was demonstrated, in [0, 1]; None
+            where the policy does not say.
     """
 
     seed: int
@@ -247,3 +314,5 @@ class RolloutResult:
     states: StateArray
     actions: FloatArray
     metrics: Mapping[str, FloatArray]
+    decisions: IntArray | None = None
+    novelty: FloatArray | None = None

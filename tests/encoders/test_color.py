@@ -65,6 +65,28 @@ def test_any_affine_change_changes_nothing_but_for_the_regularisation(
     )
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 24, 575, 576])
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_the_median_by_sorting_is_torchs(count: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    whole = torch.randint(0, levels, (3, 3, count), generator=generator).float()
+    for flat in (whole, whole + torch.randn(whole.shape, generator=generator)):
+        found = color._sorted_median(flat)
+        assert found.shape == (3, 3, 1)
+        assert torch.equal(found, flat.median(dim=-1, keepdim=True).values)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_deterministic_kernels_give_the_same_bits() -> None:
+    pixels = scene().cuda()
+    plain = whiten(pixels)
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert torch.equal(whiten(pixels), plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_half_the_contrast_changes_little() -> None:
     half = whiten(scene() / 2 + 60)
     assert abs(half - whiten(scene())).max() < 0.05

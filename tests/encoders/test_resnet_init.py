@@ -58,7 +58,7 @@ def check(encoder: ImageEncoder, state: dict[str, Tensor]) -> None:
     assert len(found) == len(convolutions) == 20
     assert all(torch.equal(a, b) for a, b in zip(found, convolutions, strict=True))
     assert all(torch.equal(v, fresh[k]) for k, v in own.items() if v.ndim != 4)
-    assert not torch.equal(fresh["trunk.stem.0.weight"], own["trunk.stem.0.weight"])
+    assert not torch.equal(fresh["views.0.trunk.stem.0.weight"], own["views.0.trunk.stem.0.weight"])
 
 
 def test_imagenet(torchvision_state: dict[str, Tensor], tmp_path: Path, downloads: list[str]) -> None:

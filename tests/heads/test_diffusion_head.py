@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classact.errors import ConfigError, MissingDependencyError
 from classact.heads import DiffusionConfig, DiffusionHead, UNetConfig, make_head, standard_normal
-from classact.heads.diffusion import make_scheduler
+from classact.heads.diffusion import BETA_SCHEDULES, make_scheduler
 
 TINY = DiffusionConfig(UNetConfig(widths=(16, 32), kernel_size=3, groups=4, step_dim=16))
 K = 16
@@ -126,6 +126,61 @@ def test_ddpm_equals_equations_6_and_7_of_ho_et_al() -> None:
     assert_allclose(got, x, rtol=1e-3, atol=1e-4)
 
 
+def sample_by_diffusers(made: DiffusionHead, features: Tensor, generator: Any) -> list[Tensor]:
+    """Sampling as diffusers' own step() does it; the first noise, then what is left after each step."""
+    scheduler = make_scheduler(made.config)
+    states = [standard_normal((len(features), made.horizon, made.action_dim), generator, features.device)]
+    scheduler.set_timesteps(made.config.inference_steps)
+    with torch.no_grad():
+        for k in scheduler.timesteps.tolist():
+            noise = made.unet(states[-1], features, torch.full((len(features),), k))
+            options = {"eta": 0.0} if made.config.scheduler == "ddim" else {"generator": generator}
+            states.append(scheduler.step(noise, k, states[-1], **options).prev_sample)
+    return states
+
+
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (16, 1), (100, 16), (1, 1)])
+@pytest.mark.parametrize(("scheduler", "clip"), [("ddim", True), ("ddim", False), ("ddpm", True)])
+def test_each_step_equals_diffusers(schedule: str, training: int, inference: int, scheduler: str, clip: bool) -> None:
+    options: dict[str, Any] = {"training_steps": training, "inference_steps": inference}
+    made = head(replace(TINY, scheduler=scheduler, beta_schedule=schedule, clip_sample=clip, **options))
+    made.unet = unet = Instead(noise_of)  # type: ignore[assignment]
+    features = torch.zeros(5, 4)
+    states = sample_by_diffusers(made, features, generator(4))
+    unet.calls.clear()
+    got = made.sample(features, generator(4))
+    assert len(unet.calls) == inference
+    for mine, theirs in zip([*(x for x, _, _ in unet.calls), got], states, strict=True):
+        assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("per_row", [True, False])
+def test_noise_is_drawn_as_diffusers_draws_it(scheduler: str, per_row: bool) -> None:
+    made = head(replace(TINY, scheduler=scheduler, inference_steps=4))
+    made.unet = unet = Instead(lambda x, *_: 0 * x)  # type: ignore[assignment]
+    mine, theirs = ([generator(s) for s in (7, 8, 9)] if per_row else generator(7) for _ in range(2))
+    states = sample_by_diffusers(made, torch.zeros(3, 4), theirs)
+    unet.calls.clear()
+    got = made.sample(torch.zeros(3, 4), mine)
+    assert torch.equal(unet.calls[0][0], states[0])
+    assert_allclose(got, states[-1], rtol=1e-6, atol=1e-6)
+    for one, other in zip(mine, theirs, strict=True) if per_row else [(mine, theirs)]:
+        assert torch.equal(one.get_state(), other.get_state())
+    (noise,) = made.sampling_noise(3, generator(7), torch.device("cpu"))
+    assert noise.shape == (3, 4 if scheduler == "ddpm" else 1, 8, 2)
+
+
+def test_noise_is_added_as_diffusers_adds_it() -> None:
+    made = head()
+    made.unet = unet = Instead(noise_of)  # type: ignore[assignment]
+    actions = torch.rand(40, 8, 2, generator=generator(2)) * 2 - 1
+    k, noise = made.draw(40, generator(3), torch.device("cpu"))
+    made.losses(torch.zeros(40, 4), actions, (k, noise))
+    assert torch.equal(unet.calls[0][0], make_scheduler(made.config).add_noise(actions, noise, k))
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_of_data_that_are_one_chunk_every_sample_is_that_chunk(scheduler: str) -> None:
     made = head(replace(TINY, scheduler=scheduler))
@@ -224,6 +279,9 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         made.loss(torch.zeros(3, 4), torch.zeros(3, 16, 2), generator())
     with pytest.raises(ConfigError, match=r"one for each of 3 rows, got 2 generators"):
         made.sample(torch.zeros(3, 4), [generator(), generator()])
+    drawn = made.draw(3, generator(), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"draws for the 2 rows of features, got draws for 3: take the same rows"):
+        made.losses(torch.zeros(2, 4), torch.zeros(2, 8, 2), drawn)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from classact.errors import CheckpointError, ConfigError
@@ -51,6 +54,29 @@ def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig)
     assert sample.shape == (5, 8, 3)
     assert not sample.requires_grad
     assert (made.feature_dim, made.action_dim, made.horizon, made.config) == (6, 3, 8, config)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 2**31))
+def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: list[int], seed: int) -> None:
+    made = make_head(config, 6, 3, 8)
+    features = torch.randn(12, 6, generator=generator(seed))
+    actions = torch.rand(12, 8, 3, generator=generator(seed + 1)) * 2 - 1
+    drawn = made.draw(12, generator(seed), features.device)
+    assert all(len(rows) == 12 for rows in drawn)
+    with torch.no_grad():
+        whole = made.losses(features, actions, drawn)
+        bounds = [0, *sorted(cuts), 12]
+        parts = [
+            made.losses(features[a:b], actions[a:b], tuple(rows[a:b] for rows in drawn))
+            for a, b in pairwise(bounds)
+            if a < b
+        ]
+        loss = made.loss(features, actions, generator(seed))
+    assert whole.shape == (12,)
+    assert_allclose(torch.cat(parts), whole, rtol=1e-4, atol=1e-6)
+    assert_allclose(loss, whole.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=head_name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import fakes
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, DataError
 from classact.images import resize_images
+from classact.lowdim import LowDim
 from classact.normalize import MinMax
-from classact.policies import ImageLatents, StateLatents
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.latents import load, unit
+from classact.schema import Schema
 from classact.types import Observation
 
 STATES = np.array([[100.0, 200, 300, 150, 1.0], [100, 200, 300, 150, 2.0], [101, 200, 300, 150, 1.0]])
@@ -25,7 +28,7 @@ def seen(state: np.ndarray) -> Observation:
 def image_latents() -> ImageLatents:
     data = fakes.demonstrations()
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
-    return ImageLatents(encoder, MinMax.fit(data.proprioception))
+    return ImageLatents(encoder, LowDim.fit(data))
 
 
 def test_unit() -> None:
@@ -70,12 +73,62 @@ def test_image_latents_resize_as_recordings_are_resized() -> None:
     assert_array_equal(latents.demonstrations(data), latents.demonstrations(small))
 
 
+def test_two_views_and_an_instruction_end_to_end(tmp_path: Path) -> None:
+    data = fakes.two_views(fakes.demonstrations(), language=3)
+    assert data.language is not None
+    both = EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top", "wrist"))
+    latents = ImageLatents(ImageEncoder(both), LowDim.fit(data))
+    z = latents.demonstrations(data)
+    own = MinMax.fit(data.proprioception).apply(data.proprioception)
+    images = latents.encoder.encode(data.images)
+    assert_array_equal(z, unit(np.concatenate([images, own, data.language[data.episode_index()]], axis=1)))
+    seen = fakes.observations(data, range(data.num_steps))
+    assert_array_equal(latents.observations(seen), z)
+    policy = RetrievalPolicy.build(latents, data, RetrievalConfig(k=1, chunk_length=4))
+    rows = np.array([0, 29, 60, 100])
+    chunk = policy.act([seen[row] for row in rows])
+    assert_allclose(chunk[:, 0], data.actions[rows], rtol=1e-5)  # what was done at these moments
+    policy.save(tmp_path / "policy")
+    loaded = RetrievalPolicy.load(tmp_path / "policy")
+    assert_array_equal(loaded.act([seen[row] for row in rows]), chunk)
+    assert isinstance(loaded.latents, ImageLatents)
+    assert loaded.latents.schema == data.schema
+    # All that is seen counts.
+    here = seen[29]
+    changed = [
+        replace(here, images=dict(here.images) | {"wrist": np.zeros_like(here.images["wrist"])}),
+        replace(here, language=-np.asarray(here.language)),
+        replace(here, proprioception=here.proprioception + 50),
+    ]
+    assert (loaded.latents.observations(changed) @ z[29] < 0.999).all()
+    for bad, message in (
+        (replace(here, images={"top": here.images["top"]}), r"lacks camera 'wrist'; there are \['top'\]"),
+        (replace(here, language=None), r"lacks the instruction's embedding \(3 numbers\)"),
+    ):
+        with pytest.raises(DataError, match=f"observation 1 of 2: {message}"):
+            loaded.act([here, bad])
+    plain = fakes.demonstrations()
+    with pytest.raises(DataError, match=r"encoder reads camera 'wrist', available are \['top'\]"):
+        latents.demonstrations(plain)
+    with pytest.raises(DataError, match="of another schema: language embedding of size 3 here, 0 there"):
+        latents.demonstrations(replace(data, language=None, schema=Schema()))
+
+
+def test_observations_of_one_batch_have_images_of_one_size() -> None:
+    data, latents = fakes.demonstrations(lengths=(6,)), image_latents()
+    small, large = (Observation({"top": np.zeros((n, n, 3), np.uint8)}, data.proprioception[0]) for n in (32, 64))
+    with pytest.raises(
+        DataError, match=r"camera 'top': observations of one batch have images of sizes \[\(32, 32, 3\)"
+    ):
+        latents.observations([small, large])
+
+
 def test_what_is_not_there_is_named() -> None:
     data = fakes.demonstrations()
     blind = Observation({}, data.proprioception[0], None)
-    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds no images"):
+    with pytest.raises(DataError, match=r"observation: lacks camera 'top'; there are no images, needed are \['top'\]"):
         image_latents().observations([blind])
-    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds \['wrist'\]"):
+    with pytest.raises(DataError, match=r"lacks camera 'top'; there are \['wrist'\], needed are \['top'\]"):
         image_latents().observations([replace(blind, images={"wrist": data.images["top"][0]})])
     with pytest.raises(DataError, match=r"an observation has no simulator state.*Use image latents"):
         StateLatents(256.0, 256.0, (4,)).observations([blind])
@@ -83,7 +136,9 @@ def test_what_is_not_there_is_named() -> None:
         StateLatents(256.0, 256.0, (4,)).demonstrations(replace(data, states=None))
     with pytest.raises(DataError, match=r"walks \(memory\): the encoder reads camera 'top', available are no cameras"):
         image_latents().demonstrations(data.with_images({}))
-    with pytest.raises(DataError, match=r"fitted on 2 dimensions, got values of shape \(1, 3\)"):
+    with pytest.raises(
+        DataError, match=r"proprioception \['proprioception'\]: expected 2 numbers, shape \(2,\), got \(3,\)"
+    ):
         image_latents().observations([Observation({"top": data.images["top"][0]}, np.zeros(3, np.float32))])
 
 
@@ -97,7 +152,14 @@ def test_settings_make_the_same_latents(tmp_path: object) -> None:
 def test_missing_statistics_are_an_error(tmp_path: object) -> None:
     latents = image_latents()
     latents.encoder.save_pretrained(tmp_path / "encoder")  # type: ignore[operator]
+    for lowdim, message in (
+        ({}, "expected schema, keys and range of proprioception, got {}"),
+        (None, "expected schema, keys and range of proprioception, got None"),
+        ({**latents.lowdim.to_json(), "range": None}, "normalisation statistics are missing"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(latents.settings() | {"lowdim": lowdim}, tmp_path)  # type: ignore[arg-type]
     settings = latents.settings()
-    del settings["proprioception"]
-    with pytest.raises(CheckpointError, match="normalisation statistics are missing"):
+    del settings["lowdim"]
+    with pytest.raises(CheckpointError, match="expected schema, keys and range of proprioception, got None"):
         load(settings, tmp_path)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,16 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
+from classact.actions import ActionSpace
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
+from classact.lowdim import LowDim
 from classact.normalize import MinMax
-from classact.policies import Policy
+from classact.policies import Policy, parametric
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
 from classact.rollout import EvaluationConfig, evaluate
+from classact.schema import Schema
 from classact.storage import sha256_file, write_json
 from classact.types import Observation
 
@@ -33,9 +37,7 @@ def policy(head: HeadConfig = DIFFUSION, **config: Any) -> ParametricPolicy:
     settings = ParametricConfig(**({"chunk_length": 5} | config))
     features = settings.history * (encoder.feature_dim + 2)
     made = make_head(head, features, 2, 8)
-    return ParametricPolicy(
-        encoder, made, MinMax.fit(data.actions), MinMax.fit(data.proprioception), settings, {"frozen": True}
-    )
+    return ParametricPolicy(encoder, made, MinMax.fit(data.actions), LowDim.fit(data), settings, {"frozen": True})
 
 
 def observations(count: int = 6, seed: int = 5) -> list[Observation]:
@@ -55,7 +57,7 @@ def test_acts_in_the_units_of_the_data(head: HeadConfig) -> None:
     assert (acting.name, acting.needs_images, acting.chunk_length) == (head_name(head), True, 5)
     # Word by word: encode, normalise, sample with each decision's own generator, first T_a steps, back to units.
     image = made.encoder.encode(np.stack([o.images["top"] for o in seen]))
-    own = made.proprioception.apply(np.stack([o.proprioception for o in seen]))
+    own = made.lowdim.range.apply(np.stack([o.proprioception for o in seen]))
     features = torch.from_numpy(np.concatenate([image, own], axis=1))
     normal = made.head.sample(features, [made._generator([o]) for o in seen])[:, :5].numpy()
     low, high = made.actions.low, made.actions.high
@@ -85,8 +87,9 @@ def test_the_smallest_change_of_an_observation_changes_the_noise() -> None:
     image = np.array(seen.images["top"])
     image[0, 0, 0] ^= 1
     variants = [seen, replace(seen, images={"top": image}), replace(seen, proprioception=seen.proprioception + 1e-4)]
+    variants += [replace(seen, language=np.zeros(2, np.float32)), replace(seen, language=np.ones(2, np.float32))]
     draws = {tuple(torch.randn(3, generator=acting._generator([v])).tolist()) for v in variants}
-    assert len(draws) == 3
+    assert len(draws) == 5
     with_more = replace(seen, state=np.zeros(5), images={**seen.images, "wrist": image})  # which the policy ignores
     assert_array_equal(acting.act([with_more]), acting.act([seen]))
 
@@ -95,17 +98,130 @@ def test_histories() -> None:
     acting = policy(history=2)
     seen = observations()
     pairs = [[seen[i], seen[i + 1]] for i in range(5)]
-    assert acting.act_on_histories(pairs).shape == (5, 5, 2)
-    assert not np.allclose(acting.act_on_histories([pairs[0]]), acting.act_on_histories([pairs[0][::-1]]))
-    with pytest.raises(ConfigError, match=r"decides from the last 2 observations.*act_on_histories"):
+    assert acting.history == 2
+    assert acting.act(pairs).shape == (5, 5, 2)
+    assert not np.allclose(acting.act([pairs[0]]), acting.act([pairs[0][::-1]]))
+    features = acting.features([seen[0], seen[1]]).reshape(1, -1)  # oldest first, one behind the other
+    normal = acting.head.sample(torch.from_numpy(features), [acting._generator(pairs[0])])[:, :5].numpy()
+    assert_allclose(acting.act([pairs[0]]), acting.actions.invert(normal), rtol=1e-4)
+    for short in (seen, [[seen[0]]], [seen[:3]]):
+        with pytest.raises(DataError, match=r"moment 0 of \d holds [13] observations, expected the last 2 \(T_o\)"):
+            acting.act(short)
+    assert_array_equal(policy().act([[o] for o in seen]), policy().act(seen))
+    with pytest.raises(DataError, match=r"moment 0 of 5 holds 2 observations, expected the last 1 "):
+        policy().act(pairs)
+
+
+def posing() -> tuple[ParametricPolicy, list[Observation]]:
+    """A policy of a gripper that turns, from two views and an instruction; untrained."""
+    data = fakes.two_views(fakes.demonstrations(), language=3)
+    space = ActionSpace.pose()
+    poses = np.random.default_rng(0).normal(size=(data.num_steps, 10)).astype(np.float32)
+    data = replace(data, actions=space.orthogonalize(poses), schema=Schema())
+    assert data.schema.actions == space
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("wrist", "top")))
+    lowdim = LowDim.fit(data)
+    head = make_head(MLP, encoder.feature_dim + lowdim.dim, 10, 8)
+    acting = ParametricPolicy(encoder, head, MinMax.fit(data.actions), lowdim, ParametricConfig(5))
+    return acting, fakes.observations(data, [0, 40, 90, 119])
+
+
+def test_rotations_that_leave_the_policy_are_rotations(tmp_path: Path) -> None:
+    acting, seen = posing()
+    chunk = acting.act(seen)
+    ActionSpace.pose().check_rotations(chunk)
+    features = torch.from_numpy(acting.features(seen))
+    normal = acting.head.sample(features, [torch.Generator()] * 4)[:, :5].numpy()
+    raw = acting.actions.invert(normal)
+    with pytest.raises(DataError, match="no 6-D rotation"):
+        ActionSpace.pose().check_rotations(raw)
+    rest = [0, 1, 2, 9]
+    assert_array_equal(chunk[..., rest], raw[..., rest])
+    assert_array_equal(chunk, ActionSpace.pose().orthogonalize(raw))
+    acting.save(tmp_path / "p")
+    loaded = ParametricPolicy.load(tmp_path / "p")
+    assert_array_equal(loaded.act(seen), chunk)
+    assert loaded.schema == acting.schema
+    assert (loaded.encoder.config.cameras, loaded.schema.language) == (("wrist", "top"), 3)
+
+
+def test_actions_beyond_those_demonstrated_are_passed_on_and_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parametric, "_said", set())
+    acting, seen = policy(MLP), observations(2)
+    chunks = torch.zeros(2, 8, 2)
+    monkeypatch.setattr(acting._sampler, "sample", lambda *_: chunks)
+    with caplog.at_level(logging.WARNING):
+        chunks[0, 0, 0] = 1.04  # networks overshoot a little
+        chunks[1, 7, 1] = 9.0  # never executed: the chunk ends after 5
         acting.act(seen)
-    with pytest.raises(ConfigError, match=r"expected histories of 2 observations, got 1"):
-        acting.act_on_histories([[seen[0]]])
-    assert_array_equal(policy().act_on_histories([[o] for o in seen]), policy().act(seen))
+        assert caplog.text == ""
+        chunks[1, 2, 1] = -1.5
+        low, high = float(acting.actions.low[1]), float(acting.actions.high[1])
+        given = acting.act(seen)
+        assert_allclose(given[1, 2, 1], low - 0.25 * (high - low), rtol=1e-5)
+        acting.act(seen)
+        again = policy(MLP)  # of a later step of its training
+        monkeypatch.setattr(again._sampler, "sample", lambda *_: chunks)
+        again.act(seen)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"'mlp' gave actions outside those demonstrated: dimension 1 from {given[1, 2, 1]:.4g} to" in said
+    assert f"demonstrated were {low:.4g} to {high:.4g}" in said
+
+
+def test_what_slows_decisions_down_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parametric, "_said", {("mlp", "range")})
+    seen = observations(2)
+    for acting in (policy(MLP), policy(MLP)):
+        acting._sampler.notes.append("not captured as a graph: RuntimeError: why")
+        for _ in range(2):
+            acting.act(seen)
+    acting._sampler.notes.append("not compiled: OSError: why")
+    acting.act(seen)
+    assert caplog.messages == [
+        f"policy 'mlp' decides more slowly than it could: {note}: why (said once)."
+        for note in ("not captured as a graph: RuntimeError", "not compiled: OSError")
+    ]
+
+
+@HEADS
+def test_preparing_changes_no_decision(head: HeadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    acting, seen = policy(head), observations(3)
+    expected = policy(head).act(seen)
+    passes: list[int] = []
+    encode = ImageEncoder.encode
+    monkeypatch.setattr(
+        ImageEncoder,
+        "encode",
+        lambda self, views, **rest: passes.append(len(views["top"])) or encode(self, views, **rest),
+    )
+    sizes: list[int] = []
+    monkeypatch.setattr(acting._sampler, "prepare", sizes.append)
+    acting.prepare(3)
+    assert (passes, sizes) == ([3], [3])
+    monkeypatch.undo()
+    acting.prepare()
+    assert acting.act(seen).tobytes() == expected.tobytes()
+
+
+def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device 'cuda' was asked for, but torch sees no GPU"):
+        policy(MLP).to("cuda")
+    with pytest.raises(ConfigError, match="device 'cuda' was asked for, but torch sees no GPU"):
+        ParametricPolicy.load(tmp_path / "none", device="cuda")
+    with pytest.raises(ConfigError, match="unknown device 'gpu'"):
+        policy(MLP).to("gpu")
 
 
 def test_rollouts_are_the_same_for_any_number_of_workers() -> None:
     acting = policy(DDPM)
+    schema = replace(acting.schema, proprioception=(("agent_pos", 2),))  # as the simulator calls it
+    acting = replace(acting, lowdim=replace(acting.lowdim, schema=schema, keys=("agent_pos",)))
     one, two = (
         evaluate(acting, "pusht", EvaluationConfig(episodes=3, max_steps=8, workers=workers)) for workers in (1, 2)
     )
@@ -181,9 +297,11 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-1', got"),
+        (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-2', got"),
         (lambda card: card.pop("actions"), r"normalisation statistics are missing"),
-        (lambda card: card.pop("proprioception"), r"normalisation statistics are missing"),
+        (lambda card: card.pop("lowdim"), r"expected schema, keys and range of proprioception, got None"),
+        (lambda card: card["lowdim"].pop("range"), r"expected schema, keys and range of proprioception, got \{"),
+        (lambda card: card["lowdim"].update(range=None), r"normalisation statistics are missing"),
         (lambda card: card.pop("head"), r"unknown head 'None'"),
         (lambda card: card["config"].pop("seed"), r"unknown settings .*another version"),
         (lambda card: card["shape"].pop("horizon"), r"expected feature_dim, action_dim and horizon, got"),
@@ -215,9 +333,9 @@ def test_parts_that_do_not_fit() -> None:
 
 def test_unusable_observations() -> None:
     seen = observations(1)[0]
-    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds \['front'\]"):
+    with pytest.raises(DataError, match=r"lacks camera 'top'; there are \['front'\], needed are \['top'\]"):
         policy().act([replace(seen, images={"front": seen.images["top"]})])
-    with pytest.raises(DataError, match=r"reads camera 'top', but an observation holds no images"):
-        policy().act([replace(seen, images={})])
-    with pytest.raises(DataError, match=r"fitted on 2 dimensions, got values of shape \(1, 3\)"):
+    with pytest.raises(DataError, match=r"observation 1 of 2: lacks camera 'top'; there are no images"):
+        policy().act([seen, replace(seen, images={})])
+    with pytest.raises(DataError, match=r"\['proprioception'\]: expected 2 numbers, shape \(2,\), got \(3,\)"):
         policy().act([replace(seen, proprioception=np.zeros(3, np.float32))])

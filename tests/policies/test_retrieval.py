@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
 from classact.actions import ActionSpace
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.normalize import MinMax
+from classact.lowdim import LowDim
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
+from classact.policies.base import decide
+from classact.policies.novelty import NoveltyConfig, distance, episode_maxima
+from classact.policies.search import ExactSearch, FaissSearch
 from classact.storage import sha256_file
 from classact.types import Demonstrations, Observation
 
@@ -23,7 +30,7 @@ CONFIG = RetrievalConfig(k=6, temperature=0.01, chunk_length=5, horizon=16)
 
 def image_latents(data: Demonstrations, seed: int = 0) -> ImageLatents:
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28), seed=seed)
-    return ImageLatents(encoder, MinMax.fit(data.proprioception))
+    return ImageLatents(encoder, LowDim.fit(data))
 
 
 def state_latents() -> StateLatents:
@@ -76,14 +83,18 @@ def test_agrees_with_the_equation(kind: str, k: int, temperature: float, chunk: 
 @pytest.mark.parametrize("kind", ["image", "state"])
 def test_neighbours_are_sorted_and_weighted(kind: str) -> None:
     made = policy(kind)
-    chunk, found = made.decide(observations())
+    decision = made.decide(observations())
+    found = decision.neighbors
+    assert found is not None
+    assert decision.novelty is None
+    assert made.alarm is None
     assert found.rows.shape == found.cosine.shape == found.weights.shape == (7, 6)
     assert (np.diff(found.cosine, axis=1) <= 0).all()
     assert (np.diff(found.weights, axis=1) <= 0).all()
     assert_allclose(found.weights.sum(axis=1), 1, atol=1e-6)
     assert_allclose(np.linalg.norm(made.bank, axis=1), 1, atol=1e-6)
     assert_array_equal(made.chunks(found.rows[0]).shape, (6, 5, 2))
-    assert_array_equal(chunk, made.act(observations()))
+    assert_array_equal(decision.chunk, made.act(observations()))
 
 
 @pytest.mark.parametrize("kind", ["image", "state"])
@@ -93,7 +104,9 @@ def test_a_demonstrated_moment_is_its_own_nearest(kind: str) -> None:
     assert data.states is not None
     rows = [0, 40, 60, 119]
     seen = [Observation({"top": data.images["top"][r]}, data.proprioception[r], data.states[r]) for r in rows]
-    chunk, found = made.decide(seen)
+    decision = made.decide(seen)
+    chunk, found = decision.chunk, decision.neighbors
+    assert found is not None
     assert_array_equal(found.rows[:, 0], rows)
     assert_allclose(found.cosine[:, 0], 1, atol=1e-6)
     assert_allclose(chunk[3], np.repeat(data.actions[119:], 16, axis=0), atol=0.5)
@@ -150,14 +163,18 @@ def pose_demonstrations() -> Demonstrations:
     data = fakes.demonstrations()
     rng = np.random.default_rng(3)
     seven = rng.normal(0, 0.15, (data.num_steps, 14)) + rng.normal(0, 0.8, (len(data), 14))[data.episode_index()]
-    return replace(data, actions=POSE.from_representation(seven, "axis_angle").astype(np.float32))
+    poses = POSE.from_representation(seven, "axis_angle").astype(np.float32)
+    return replace(data, actions=poses, schema=replace(data.schema, actions=POSE))
 
 
 def test_averaged_rotations_are_rotations() -> None:
     data, config = pose_demonstrations(), RetrievalConfig(k=20, temperature=1.0, chunk_length=5)
     plain = RetrievalPolicy.build(state_latents(), data, config)
     turning = RetrievalPolicy.build(state_latents(), data, config, action_space=POSE)
-    averaged, (chunk, found) = plain.act(observations()), turning.decide(observations())
+    expected, decision = plain.decide(observations()), turning.decide(observations())
+    averaged, chunk = expected.chunk, decision.chunk
+    assert expected.neighbors is not None
+    assert decision.neighbors is not None
     with pytest.raises(DataError, match="is no 6-D rotation"):
         POSE.check_rotations(averaged)
     POSE.check_rotations(chunk)
@@ -165,13 +182,15 @@ def test_averaged_rotations_are_rotations() -> None:
     assert_allclose(chunk, POSE.orthogonalize(averaged), atol=1e-5)  # average, then orthogonalise: the released code
     rotations = POSE.dimensions("rotation_6d")
     assert_allclose(chunk[..., ~rotations], averaged[..., ~rotations], atol=1e-6)
-    assert_array_equal(found.rows, plain.decide(observations())[1].rows)
+    assert_array_equal(decision.neighbors.rows, expected.neighbors.rows)
 
 
 @pytest.mark.parametrize("space", [None, ActionSpace.points()])
 def test_without_rotations_the_average_is_the_plain_one_to_the_bit(space: ActionSpace | None, tmp_path: Path) -> None:
     made = RetrievalPolicy.build(state_latents(), fakes.demonstrations(), CONFIG, action_space=space)
-    chunk, found = made.decide(observations())
+    decision = made.decide(observations())
+    chunk, found = decision.chunk, decision.neighbors
+    assert found is not None
     plain = np.einsum("bk,bktd->btd", found.weights, made.chunks(found.rows)).astype(np.float32)
     assert chunk.tobytes() == plain.tobytes()
     made.save(tmp_path / "p")
@@ -204,7 +223,8 @@ def test_actions_of_another_space() -> None:
     with pytest.raises(DataError, match=r"walks \(memory\): expected actions of shape \(..., 20\), got \(120, 2\)"):
         RetrievalPolicy.build(Unused(), fakes.demonstrations(), CONFIG, action_space=POSE)  # type: ignore[arg-type]
     data = pose_demonstrations()
-    shifted = replace(data, actions=np.roll(data.actions, 1, axis=1))
+    undeclared = replace(data.schema, actions=None)  # what is declared, the demonstrations check themselves
+    shifted = replace(data, actions=np.roll(data.actions, 1, axis=1), schema=undeclared)
     with pytest.raises(DataError, match=r"walks \(memory\): left_rotation \(dimensions 3:9\) at index \[0\] is no 6-D"):
         RetrievalPolicy.build(Unused(), shifted, CONFIG, action_space=POSE)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the demonstrated actions: left_rotation"):
@@ -218,7 +238,245 @@ def test_actions_of_another_space() -> None:
         )
 
 
+# Search and devices
+
+
+def test_the_search_is_a_computing_choice(tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    made, other = policy("image"), policy("image", replace(CONFIG, search="faiss"))
+    assert isinstance(made._search, ExactSearch)
+    assert isinstance(other._search, FaissSearch)
+    one, two = made.decide(observations()), other.decide(observations())
+    assert one.neighbors is not None
+    assert two.neighbors is not None
+    assert_array_equal(two.neighbors.rows, one.neighbors.rows)
+    assert_allclose(two.neighbors.cosine, one.neighbors.cosine, atol=1e-6)
+    assert_allclose(two.chunk, one.chunk, atol=0.5)
+    other.save(tmp_path / "p")
+    assert isinstance(RetrievalPolicy.load(tmp_path / "p", search="torch")._search, ExactSearch)
+    with pytest.raises(ConfigError, match="unknown search 'scann'"):
+        RetrievalPolicy.load(tmp_path / "p", search="scann")
+
+
+@pytest.mark.parametrize("k", [1, 6, 100])
+def test_decisions_keep_the_bits_of_one_product_and_topk(k: int) -> None:
+    """Published results were made so."""
+    made = policy("state", replace(CONFIG, k=k, min_actions=3))
+    z = made.latents.observations(observations())
+    rows = torch.from_numpy(made._rows)
+    cosine, nearest = torch.topk(torch.from_numpy(z) @ torch.from_numpy(made.bank)[rows].T, k, dim=1)
+    weights = torch.softmax(cosine / CONFIG.temperature, dim=1).numpy()
+    for found in (made.search(z), made.decide(observations()).neighbors):
+        assert found is not None
+        assert found.rows.tobytes() == rows[nearest].numpy().tobytes()
+        assert found.cosine.tobytes() == cosine.numpy().tobytes()
+        assert found.weights.tobytes() == weights.tobytes()
+
+
+def test_moments_of_one_observation() -> None:
+    made = policy("state")
+    seen = observations()
+    assert made.history == 1
+    assert made.act([[one] for one in seen]).tobytes() == made.act(seen).tobytes()
+    with pytest.raises(DataError, match="moment 0 of 1 holds 2 observations, expected the last 1"):
+        made.act([seen[:2]])
+
+
+@pytest.mark.parametrize("kind", ["image", "state"])
+def test_moving(kind: str) -> None:
+    made = policy(kind)
+    expected = made.act(observations())
+    assert made.to("cpu") is made
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device 'cuda:0' was asked for, but torch sees no GPU"):
+            made.to("cuda:0")
+        with pytest.raises(ConfigError, match="unknown device 'gpu': available are 'cpu'"):
+            made.to("gpu")
+        assert made.act(observations()).tobytes() == expected.tobytes()
+        # A device without memory shows that bank and encoder go where they are sent.
+        made.to("meta")
+        assert isinstance(made._search, ExactSearch)
+        assert made._search.bank.device.type == "meta"
+        if isinstance(made.latents, ImageLatents):
+            assert {parameter.device.type for parameter in made.latents.encoder.parameters()} == {"meta"}
+        return
+    made.to("cuda")
+    assert made.device.type == "cuda"
+    assert_allclose(made.act(observations()), expected, atol=1)
+    assert made.to("cpu").act(observations()).tobytes() == expected.tobytes()
+
+
+# Novelty
+
+
+def far_away() -> list[Observation]:
+    """The block and the agent where no demonstration ever was."""
+    return [replace(seen, state=np.array([-900.0, 2000, 3000, -700, 2])) for seen in observations(3)]
+
+
+def test_a_far_observation_alarms_and_a_demonstrated_one_does_not(tmp_path: Path) -> None:
+    made = RetrievalPolicy.build(state_latents(), fakes.demonstrations(0, lengths=[40] * 8), CONFIG)
+    heldout = fakes.demonstrations(1, lengths=[20] * 12)
+    found = made.calibrate(heldout, NoveltyConfig(m=3, alpha=0.2))
+    assert (found.kind, found.episodes, found.moments) == ("held-out", 12, 320)
+    assert made.alarm == found.alarm
+    z = made.latents.demonstrations(heldout)
+    cosine = np.sort(z.astype(np.float64) @ made.bank.T.astype(np.float64), axis=1)[:, ::-1]
+    maxima = episode_maxima(1 - cosine[:, :3].mean(axis=1), heldout.episode_ends)
+    assert_allclose(found.maxima, np.sort(maxima), rtol=0, atol=1e-6)
+    assert (made.novelty(z) > found.alarm).any()
+    data = fakes.demonstrations(0, lengths=[40] * 8)
+    assert data.states is not None
+    known = [Observation({}, data.proprioception[r], data.states[r]) for r in (0, 77, 319)]
+    decision = decide(made, [*known, *far_away()])
+    assert decision.novelty is not None
+    assert decision.novelty.dtype == np.float32
+    assert_array_equal(decision.novelty > found.alarm, [False] * 3 + [True] * 3)
+    assert_array_equal(decision.novelty, made.novelty(made.latents.observations([*known, *far_away()])))
+    made.save(tmp_path / "p")
+    loaded = RetrievalPolicy.load(tmp_path / "p")
+    assert loaded.alarm == made.alarm
+    again = decide(loaded, [*known, *far_away()])
+    assert again.novelty is not None
+    assert again.novelty.tobytes() == decision.novelty.tobytes()
+    assert again.chunk.tobytes() == decision.chunk.tobytes()
+    assert "nan" not in (tmp_path / "p" / "policy.json").read_text().lower()
+
+
+@pytest.mark.parametrize("m", [1, 6, 30])
+def test_the_score_changes_no_decision(m: int) -> None:
+    made = policy("image")
+    before = made.decide(observations())
+    made.calibrate(config=NoveltyConfig(m=m, alpha=0.3))
+    after = made.decide(observations())
+    assert before.neighbors is not None
+    assert after.neighbors is not None
+    assert_array_equal(after.neighbors.rows, before.neighbors.rows)
+    assert after.chunk.tobytes() == before.chunk.tobytes()
+    assert after.novelty is not None
+
+
+def test_leaving_each_episode_of_the_bank_out() -> None:
+    data = fakes.demonstrations()
+    config = replace(CONFIG, min_actions=4)
+    found = RetrievalPolicy.build(state_latents(), data, config).calibrate(config=NoveltyConfig(m=2, alpha=0.3))
+    assert (found.kind, found.episodes) == ("leave-one-out", 5)
+    expected = []
+    for left in range(5):
+        others = RetrievalPolicy.build(state_latents(), data.subset([e for e in range(5) if e != left]), config)
+        z = others.latents.demonstrations(data.subset([left]))
+        expected.append(distance(ExactSearch(others.bank[others._rows]).search(z, 2)[1]).max())
+    assert_allclose(found.maxima, np.sort(expected), rtol=0, atol=1e-6)
+
+
+def test_leave_one_out_with_an_index() -> None:
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    config = NoveltyConfig(m=2, alpha=0.3)
+    plain, made = policy("state").calibrate(config=config), policy("state", replace(CONFIG, search="faiss"))
+    assert_allclose(made.calibrate(config=config).maxima, plain.maxima, rtol=0, atol=1e-6)
+
+
+def test_too_few_episodes_are_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    made = policy("state")
+    with caplog.at_level(logging.WARNING):
+        made.calibrate(fakes.demonstrations(1), NoveltyConfig(m=3, alpha=0.1))
+    assert "novelty: No alarm: calibrated on 5 held-out demonstrations" in caplog.text
+    assert "at most 0.1 per episode needs 9" in caplog.text
+    assert made.alarm == math.inf
+    decision = made.decide(far_away())
+    assert decision.novelty is not None
+    assert_allclose(decision.novelty, 5 / 6)
+    made.save(tmp_path / "p")
+    assert RetrievalPolicy.load(tmp_path / "p").alarm == math.inf
+
+
+def test_bad_calibrations() -> None:
+    made = policy("state")
+    with pytest.raises(ConfigError, match="has no calibrated novelty score: call calibrate first"):
+        made.novelty(made.bank)
+    with pytest.raises(ConfigError, match="m = 121 nearest moments asked of a bank of 120"):
+        made.calibrate(config=NoveltyConfig(m=121))
+    known, unknown = fakes.demonstrations(), fakes.demonstrations(1)
+    actions = np.concatenate([unknown.actions[:30], known.actions[known.episode_index() == 3]])
+    mixed = replace(
+        unknown.subset([0, 3]),
+        actions=actions,
+    )
+    with pytest.raises(
+        DataError, match=r"walks \(memory\): episode 1 has the same 33 actions as episode 3 of the bank"
+    ):
+        made.calibrate(mixed)
+    other = policy("state", replace(CONFIG, min_actions=5))
+    found = made.calibrate(config=NoveltyConfig(m=2))
+    with pytest.raises(ConfigError, match="calibrated on a bank of 120 moments, this one has 100"):
+        RetrievalPolicy(made.latents, other.bank, other.actions, other.episode_ends, other.config, calibration=found)
+
+
+def test_another_bank_on_loading_drops_the_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = policy("state")
+    made.calibrate(config=NoveltyConfig(m=2, alpha=0.3))
+    made.save(tmp_path / "p")
+    assert RetrievalPolicy.load(tmp_path / "p", k=3, temperature=1.0).alarm == made.alarm
+    assert not caplog.records
+    assert RetrievalPolicy.load(tmp_path / "p", min_actions=2).alarm is None
+    assert "calibrated with min_actions 1 and is left out, for now it is 2" in caplog.text
+
+
+def test_another_approximate_search_on_loading_drops_the_score(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    config, heldout = NoveltyConfig(m=2, alpha=0.3), fakes.demonstrations(1)
+    exact, approximate = policy("state"), policy("state", replace(CONFIG, search="faiss:IVF2,Flat@1"))
+    for name, made in (("exact", exact), ("approximate", approximate)):
+        made.calibrate(heldout, config)
+        made.save(tmp_path / name)
+    for search in ("torch", "faiss", "faiss:Flat"):
+        assert RetrievalPolicy.load(tmp_path / "exact", search=search).alarm == exact.alarm
+    assert RetrievalPolicy.load(tmp_path / "approximate").alarm == approximate.alarm
+    assert not caplog.records
+    for name, search in (("exact", "faiss:IVF2,Flat"), ("approximate", "faiss:IVF2,Flat"), ("approximate", "auto")):
+        assert RetrievalPolicy.load(tmp_path / name, search=search).alarm is None
+    assert "calibrated with search auto and is left out, for now it is faiss:IVF2,Flat" in caplog.messages[0]
+    assert "calibrated with search faiss:IVF2,Flat@1 and is left out, for now it is auto" in caplog.messages[2]
+
+
+def test_leaving_out_takes_an_exact_search() -> None:
+    pytest.importorskip("faiss", reason="the extra faiss is not installed")
+    made = policy("state", replace(CONFIG, search="faiss:IVF2,Flat"))
+    with pytest.raises(
+        ConfigError, match=r"'faiss:IVF2,Flat' may miss.* Hold demonstrations out and calibrate on them"
+    ):
+        made.calibrate(config=NoveltyConfig(m=2))
+    assert made.calibration is None
+
+
 # The folder
+
+
+def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    data = fakes.demonstrations()
+    data = replace(data, schema=replace(data.schema, proprioception=(("agent_pos", 2),)))
+    made = RetrievalPolicy.build(image_latents(data), data, CONFIG)
+    made.calibrate(fakes.demonstrations(1), NoveltyConfig(m=2, alpha=0.3))
+    made.save(tmp_path / "run" / "policy")
+    monkeypatch.chdir(tmp_path)
+    stopped: list[bool] = []
+    given = {"frame": data.images["top"][7], "position": data.proprioception[7], "stop": lambda: stopped.append(True)}
+    names: dict[str, Any] = dict(given)
+    exec(code, names)
+    assert names["policy"].schema == data.schema
+    assert names["decision"].chunk.shape == (1, CONFIG.chunk_length, 2)
+    assert names["decision"].novelty.shape == (1,)
+    assert names["action"].shape == (2,)
+    assert not stopped
+
+
+def test_state_latents_know_no_schema() -> None:
+    assert policy("state").schema is None
+    assert policy("image").schema == fakes.demonstrations().schema
 
 
 @pytest.mark.parametrize("kind", ["image", "state"])
@@ -282,7 +540,7 @@ def test_another_format(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     sums["policy.json"] = [file.stat().st_size, sha256_file(file)]
     (tmp_path / "checksums.json").write_text(json.dumps(sums))
-    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-1', got 'classact-retrieval-9'"):
+    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-2', got 'classact-retrieval-9'"):
         RetrievalPolicy.load(tmp_path)
 
 

@@ -15,10 +15,12 @@ from numcodecs import Blosc, Zlib
 from numpy.testing import assert_array_equal
 
 import classact.readers
+from classact.actions import ActionSpace, Part
+from classact.cli import main
 from classact.errors import ConfigError, DataError
 from classact.images import ImageStore
-from classact.readers import READERS, read_demonstrations, reader
-from classact.readers.diffusion_policy import ZarrLayout, read
+from classact.readers import READERS, first_episodes, last_episodes, read_demonstrations, reader
+from classact.readers.diffusion_policy import LAYOUT_FILE, PUSH_T, Columns, ZarrLayout, read
 
 STEPS, ENDS = 20, (8, 13, 20)
 ZSTD = Blosc("zstd")
@@ -183,7 +185,7 @@ def test_several_cameras_and_a_declared_layout(tmp_path: Path) -> None:
     content["wrist"] = content["img"][:, :4, :4].astype(np.uint8)
     content["pose"] = np.arange(STEPS * 3, dtype=np.float64).reshape(STEPS, 3)
     path = write(tmp_path / "a.zarr", content)
-    layout = ZarrLayout(state=None, proprioception="pose", proprioception_columns=None, cameras={"img": "front"})
+    layout = ZarrLayout(proprioception={"arm": "pose"}, cameras={"front": "img"})
     demos = read(path, layout=layout)
     assert sorted(demos.images) == ["front", "wrist"]
     assert_array_equal(demos.images["wrist"], content["wrist"])
@@ -192,11 +194,318 @@ def test_several_cameras_and_a_declared_layout(tmp_path: Path) -> None:
     assert demos.states is None
 
 
-def test_columns_that_do_not_exist(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", [(0, 5), (-1,), ()])
+def test_columns_that_do_not_exist(tmp_path: Path, columns: tuple[int, ...]) -> None:
     path = write(tmp_path / "a.zarr", arrays())
-    assert "data/state has 5 columns, but proprioception is declared as columns (0, 5)" in message(
-        path, layout=ZarrLayout(proprioception_columns=(0, 5))
+    layout = ZarrLayout(proprioception={"arm": Columns("state", columns)})
+    expected = f"data/state has 5 columns, but proprioception 'arm' is declared as columns {columns}. Declare columns"
+    assert expected in message(path, layout=layout)
+
+
+# What data declare
+
+DECLARED = {
+    "action_space": "pose",
+    "proprioception": {
+        "arm": {"array": "robot", "columns": [2, 0]},
+        "gripper": "opening",
+        "joints": {"array": "data/joints"},
+    },
+    "language": "instruction",
+    "cameras": {"front": "rgb"},
+}
+
+
+def robot_arrays(**changed: np.ndarray | None) -> Arrays:
+    """Of a robot with two cameras, three keys, an instruction for each episode and 10-D poses."""
+    rng = np.random.default_rng(1)
+    words = rng.normal(size=(len(ENDS), 6)).astype(np.float32)
+    robot: dict[str, Any] = {
+        "img": None,
+        "state": None,
+        "keypoint": None,
+        "rgb": rng.integers(0, 256, (STEPS, 6, 8, 3)).astype(np.uint8),
+        "wrist": rng.integers(0, 256, (STEPS, 4, 4, 3)).astype(np.uint8),
+        "robot": rng.normal(size=(STEPS, 4)),
+        "opening": rng.uniform(size=STEPS).astype(np.float32),
+        "joints": rng.normal(size=(STEPS, 7)).astype(np.float32),
+        "instruction": np.repeat(words, np.diff(ENDS, prepend=0), axis=0),
+        "action": ActionSpace.pose().orthogonalize(rng.normal(size=(STEPS, 10))).astype(np.float32),
+    }
+    return arrays(**(robot | changed))
+
+
+def declare(path: Path, declared: Any) -> Path:
+    path.write_text(declared if isinstance(declared, str) else json.dumps(declared))
+    return path
+
+
+@pytest.mark.parametrize("place", ["file", "store"])
+def test_everything_declared_in_a_layout_file(target: Path, tmp_path: Path, place: str) -> None:
+    content = robot_arrays()
+    if place == "file":
+        write(target, content)
+        demos = read_demonstrations(target, layout=declare(tmp_path / "layout.json", DECLARED))
+    elif target.suffix == ".zip":
+        write(target, content)
+        with zipfile.ZipFile(target, "a") as archive:
+            archive.writestr(LAYOUT_FILE, json.dumps(DECLARED))
+        demos = read_demonstrations(target)
+    else:
+        declare(write(target, content) / LAYOUT_FILE, DECLARED)
+        demos = read_demonstrations(target)
+    assert demos.schema.cameras == ("front", "wrist")
+    assert demos.schema.proprioception == (("arm", 2), ("gripper", 1), ("joints", 7))
+    assert (demos.schema.language, demos.schema.actions) == (6, ActionSpace.pose())
+    assert demos.schema.assumption == ""
+    assert demos.states is None
+    parts = [content["robot"][:, [2, 0]], content["opening"][:, None], content["joints"]]
+    assert_array_equal(demos.proprioception, np.concatenate(parts, axis=1).astype(np.float32))
+    assert_array_equal(demos.language, content["instruction"][[0, *ENDS[:-1]]])
+    assert_array_equal(demos.actions, content["action"])
+    assert_array_equal(demos.images["front"], content["rgb"])
+    assert_array_equal(demos.images["wrist"], content["wrist"])
+    assert_array_equal(demos.schema.columns(("gripper",)), [2])
+
+
+def test_data_info_prints_what_is_declared_and_what_was_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def printed(*command: str) -> str:
+        assert main(["data", "info", *command]) == 0
+        return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+    path = write(tmp_path / "a.zarr", robot_arrays())
+    found = printed(str(path), "--layout", str(declare(tmp_path / "layout.json", DECLARED)))
+    for words in (
+        "camera front 8 x 6 pixels",
+        "camera wrist 4 x 4 pixels",
+        "proprioception keys arm 2, gripper 1, joints 7",
+        "language 6 numbers for each episode",
+        f"action space {ActionSpace.pose().describe()}",
+        "assumed nothing: all of this is declared",
+    ):
+        assert words in found
+    found = printed(str(write(tmp_path / "b.zarr", arrays(action=np.ones((STEPS, 7), np.float32)))))
+    for words in (
+        "proprioception keys agent_pos 2",
+        "language none",
+        "action space none: each dimension is a number by itself",
+        "assumed Push-T's layout; no action space is assumed: 7 action dimensions can mean several things",
+    ):
+        assert words in found
+
+
+def test_an_explicit_layout_goes_before_that_in_the_store(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", robot_arrays())
+    declare(path / LAYOUT_FILE, DECLARED)
+    own = {"proprioception": {"q": "joints"}, "find_cameras": False, "action_space": None}
+    demos = read_demonstrations(path, layout=declare(tmp_path / "own.json", own))
+    assert demos.schema.proprioception == (("q", 7),)
+    assert (dict(demos.images), demos.schema.cameras, demos.language) == ({}, (), None)
+    assert demos.schema.actions == ActionSpace.pose()
+    assert "assumed from D = 10" in demos.schema.assumption
+
+
+def test_language_of_each_episode_or_of_each_step(tmp_path: Path) -> None:
+    steps = robot_arrays()
+    rows = steps["instruction"][[0, *ENDS[:-1]]]
+    path = write(tmp_path / "a.zarr", steps)
+    layout = ZarrLayout.from_json(DECLARED)
+    one = read(path, layout=layout)
+    other = read(write(tmp_path / "b.zarr", robot_arrays(instruction=rows)), layout=layout)
+    assert_array_equal(one.language, other.language)
+    assert one.fingerprint() == other.fingerprint()
+    assert_array_equal(read(path, layout=layout, episodes=2).language, rows[:2])
+    changed = steps["instruction"].copy()
+    changed[10, 3] += 1
+    path = write(tmp_path / "c.zarr", robot_arrays(instruction=changed))
+    found = message(path, layout=layout)
+    assert "data/instruction differs within episode 1: step 10 holds another embedding than step 8" in found
+    path = write(tmp_path / "d.zarr", robot_arrays(instruction=rows[:2]))
+    assert (
+        "data/instruction has shape (2, 6), expected one embedding for each of 3 episodes or for each of 20 steps"
+        in (message(path, layout=layout))
     )
+    path = write(tmp_path / "e.zarr", robot_arrays(instruction=steps["instruction"] * np.nan))
+    assert "language[0, 0] is nan" in message(path, layout=layout)
+
+
+def test_language_beside_the_episode_ends(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", robot_arrays(instruction=None))
+    words = np.random.default_rng(2).normal(size=(len(ENDS), 5))
+    group = zarr.open_group(str(path), mode="a", zarr_format=2)
+    group.create_array("meta/words", shape=words.shape, chunks=words.shape, dtype=words.dtype)[...] = words
+    demos = read(path, layout=ZarrLayout.from_json(DECLARED | {"language": "meta/words"}))
+    assert_array_equal(demos.language, words.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"robot": None}, "data/robot is missing; arrays in data: action, instruction, joints, opening, rgb, wrist."),
+        ({"instruction": None}, "data/instruction is missing"),
+        ({"rgb": None}, "data/rgb is missing"),
+        (
+            {"opening": np.ones(STEPS - 1, np.float32)},
+            "data/opening has shape (19,), but data/action has shape (20, 10)",
+        ),
+        ({"opening": np.ones((STEPS, 1, 1))}, "data/opening has shape (20, 1, 1) and dtype float64, expected (N, D)"),
+        ({"rgb": np.ones((STEPS, 3, 6, 8), np.uint8)}, "data/rgb has shape (20, 3, 6, 8), expected images of shape"),
+        (
+            {"front": np.ones((STEPS, 6, 8, 3), "u1")},
+            "data/front holds images, but camera 'front' is declared as data/rgb",
+        ),
+        ({"action": np.ones((STEPS, 7), np.float32)}, "declares actions of 10 dimensions"),
+        ({"action": np.ones((STEPS, 10), np.float32)}, "rotation (dimensions 3:9) at index [0] is no 6-D rotation"),
+    ],
+)
+def test_data_that_are_not_as_declared(tmp_path: Path, changed: dict[str, Any], expected: str) -> None:
+    path = write(tmp_path / "a.zarr", robot_arrays(**changed))
+    assert expected in message(path, layout=ZarrLayout.from_json(DECLARED))
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        ("{", r"layout\.json is not valid JSON \(Expecting property name"),
+        ([], r"layout\.json: expected an object \{\.\.\.\}, got \[\]"),
+        ({"camera": {}}, r"layout\.json: unknown field 'camera': available are 'action', 'action_space', 'cameras', "),
+        ({"action": None}, r"layout\.json: action: expected the name of an array, got None"),
+        ({"language": 3}, r"layout\.json: language: expected the name of an array, got 3"),
+        ({"cameras": ["rgb"]}, r"layout\.json: cameras: expected an object \{\.\.\.\}, got \['rgb'\]"),
+        ({"cameras": {"front": 1}}, r"cameras 'front': expected the name of an array, got 1"),
+        ({"proprioception": "robot"}, r"proprioception: expected an object \{\.\.\.\}, got 'robot'"),
+        (
+            {"proprioception": {"arm": {"columns": [1]}}},
+            r"proprioception 'arm': expected the name of an array, got None",
+        ),
+        (
+            {"proprioception": {"arm": {"array": "robot", "column": 1}}},
+            r"proprioception 'arm': unknown field 'column': available are 'array', 'columns'",
+        ),
+        (
+            {"proprioception": {"arm": {"array": "robot", "columns": [0, True]}}},
+            r"'arm': expected columns as a list of whole numbers from 0 on, got \[0, True\]",
+        ),
+        ({"proprioception": {"arm": {"array": "robot", "columns": []}}}, r"whole numbers from 0 on, got \[\]"),
+        ({"find_cameras": 1}, r"find_cameras: expected true or false, got 1"),
+        ({"action_space": "poses"}, r"layout\.json: action_space: unknown action space 'poses': available are 'aloha'"),
+        ({"action_space": {"part": []}}, r"layout\.json: action_space: expected an action space with parts"),
+        ({"action_space": 10}, r"action_space: expected an object \{\.\.\.\}, got 10"),
+    ],
+)
+def test_layouts_refused(tmp_path: Path, declared: Any, expected: str) -> None:
+    path = write(tmp_path / "a.zarr", robot_arrays())
+    file = declare(tmp_path / "layout.json", declared)
+    with pytest.raises(ConfigError, match=expected):
+        read_demonstrations(path, layout=file)
+
+
+def test_a_damaged_layout_in_the_store_names_it(target: Path) -> None:
+    path = write(target, arrays())
+    if path.is_dir():
+        declare(path / LAYOUT_FILE, {"actions": "action"})
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(LAYOUT_FILE, json.dumps({"actions": "action"}))
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {LAYOUT_FILE}: unknown field 'actions'")):
+        read(path)
+
+
+def test_a_layout_that_is_not_there_or_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.zarr", arrays())
+    with pytest.raises(ConfigError, match=r"layout .*none\.json cannot be read \(No such file"):
+        read_demonstrations(path, layout=tmp_path / "none.json")
+    file = declare(tmp_path / "layout.json", {})
+    with pytest.raises(ConfigError, match=r"'pusht-expert' \(the demonstrations that come with .* takes none"):
+        read_demonstrations("pusht-expert", layout=file)
+
+    class Plain:
+        DESCRIPTION, TAKES_LAYOUT = "anything", False
+
+        def matches(self, _: Path) -> bool:
+            return True
+
+    modules = {"diffusion-policy-zarr": reader("diffusion-policy-zarr"), "plain": Plain()}
+    monkeypatch.setattr(classact.readers, "reader", lambda name: modules[name])
+    monkeypatch.setattr(classact.readers, "READERS", dict.fromkeys(("plain", "diffusion-policy-zarr"), ""))
+    with pytest.raises(ConfigError, match=r"a\.zarr \(plain\) takes none; formats that do: diffusion-policy-zarr\."):
+        read_demonstrations(path, layout=file)
+
+
+def test_action_spaces_in_layouts() -> None:
+    space = ActionSpace.joints(3, "left", "right")
+    assert ZarrLayout.from_json({"action_space": space.to_json()}).action_space == space
+    parts = [{"name": "tip", "kind": "position"}, {"name": "hand", "kind": "gripper", "size": 2}]
+    expected = ActionSpace((Part("tip", "position"), Part("hand", "gripper", 2)))
+    assert ZarrLayout.from_json({"action_space": {"parts": parts}}).action_space == expected
+    assert ZarrLayout.from_json({}) == ZarrLayout()
+
+
+@pytest.mark.parametrize("D", [10, 20])
+def test_ten_numbers_that_are_no_pose_are_not_taken_for_one(tmp_path: Path, D: int) -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(STEPS, D)).astype(np.float32)
+    demos = read(write(tmp_path / "a.zarr", arrays(action=numbers)))
+    assert demos.schema.actions is None
+    assert re.search(
+        rf"no action space is assumed, although {D} dimensions can be poses: .*rotation", demos.schema.assumption
+    )
+    space = ActionSpace.pose() if D == 10 else ActionSpace.pose("left", "right")
+    poses = space.orthogonalize(numbers.astype(np.float64))
+    demos = read(write(tmp_path / "b.zarr", arrays(action=poses)))
+    assert demos.schema.actions == space
+    poses[3, 1] = np.nan
+    assert "actions[3, 1] is nan" in message(write(tmp_path / "c.zarr", arrays(action=poses)))
+
+
+def test_without_a_layout_push_t_is_assumed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", arrays())
+    demos = read(path)
+    assert demos.schema.proprioception == (("agent_pos", 2),)
+    assert demos.schema.assumption.startswith("Push-T's layout; assumed from D = 2: action space 'point'")
+    assert read(path, layout=PUSH_T).schema == demos.schema
+    assert dict(read(write(tmp_path / "b.zarr", arrays(img=None))).images) == {}
+    assert "data/img is missing" in message(tmp_path / "b.zarr", layout=PUSH_T)
+
+
+def test_without_proprioception(tmp_path: Path) -> None:
+    demos = read(write(tmp_path / "a.zarr", arrays()), layout=ZarrLayout())
+    assert demos.proprioception.shape == (STEPS, 0)
+    assert (demos.schema.keys, demos.states, list(demos.images)) == ((), None, ["img"])
+
+
+# Some of them
+
+
+def test_first_and_last_episodes_are_views(tmp_path: Path) -> None:
+    demos = read(write(tmp_path / "a.zarr", robot_arrays()), layout=ZarrLayout.from_json(DECLARED))
+    assert demos.language is not None
+    for count in (1, 2, 3):
+        last, copied = last_episodes(demos, count), demos.subset(range(3 - count, 3))
+        assert_array_equal(last.episode_ends, copied.episode_ends)
+        assert last.fingerprint() == copied.fingerprint()
+        assert last.schema == demos.schema
+        assert_array_equal(last.language, demos.language[3 - count :])
+        for camera, images in last.images.items():
+            assert_array_equal(images, copied.images[camera])
+            assert isinstance(images, np.memmap)
+            assert np.shares_memory(images, demos.images[camera])
+        assert np.shares_memory(last.actions, demos.actions)
+        first = first_episodes(demos, 3 - count) if count < 3 else None
+        assert (0 if first is None else first.num_steps) + last.num_steps == STEPS
+    for count in (0, 4):
+        with pytest.raises(ConfigError, match=rf"asked for the last {count} episodes, but a .* has 3\. Ask for 1 to 3"):
+            last_episodes(demos, count)
+
+
+def test_states_of_the_last_episodes(tmp_path: Path) -> None:
+    demos = read(write(tmp_path / "a.zarr", arrays()))
+    assert demos.states is not None
+    assert_array_equal(last_episodes(demos, 1).states, demos.states[ENDS[1] :])
 
 
 # Damaged files
@@ -412,6 +721,7 @@ def test_registry() -> None:
     for name in READERS:
         module = reader(name)
         assert module.DESCRIPTION
+        assert module.TAKES_LAYOUT in (True, False)
         assert not module.matches(Path(classact.readers.__file__))
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from classact.runs import Run
 from classact.statistics import wilson_interval
-from classact.storage import write_arrays, write_json, write_jsonl
+from classact.storage import read_arrays, read_jsonl, write_arrays, write_json, write_jsonl
 from classact.video import write_mp4
 
 WORLD = 512
@@ -47,8 +47,10 @@ def scene(progress: float, rng: np.random.Generator, size: int = 96) -> tuple[np
     return frame(agent, x, y, angle, size), (agent + times * (goal - agent) + bend).astype(np.float32), agent
 
 
-def write_fake_run(root: Path, episodes: int = 50, queries: int = 5, neighbors: int = 8, size: int = 96) -> Run:
-    """Write the folder; every number is drawn from fixed seeds."""
+def write_fake_run(
+    root: Path, episodes: int = 50, queries: int = 5, neighbors: int = 8, size: int = 96, heads: bool = True
+) -> Run:
+    """Write the folder; every number is drawn from fixed seeds. Without ``heads``: as it was before there were any."""
     run, rng = Run(root), np.random.default_rng(7)
     write_json(run.config, config())
     write_jsonl(run.train_log, training_rows(rng))
@@ -61,7 +63,112 @@ def write_fake_run(root: Path, episodes: int = 50, queries: int = 5, neighbors: 
     write_arrays(run.analysis / "latent_map.safetensors", latent_map(rng))
     write_arrays(run.analysis / "neighbors.safetensors", neighbor_arrays(rng, queries, neighbors, size))
     videos(run, rng)
+    if heads:
+        add_heads(run, rows, episodes, np.random.default_rng(11))
     return run
+
+
+HEADS = {
+    "diffusion": ("diffusion", "fine-tuned", "crop, noise", "class", 9.0),
+    "mlp": ("mlp", "fine-tuned", "crop, noise", "class", 5.0),
+    "mlp-frozen": ("mlp", "frozen", "none", "class", 3.0),
+    "diffusion-scratch": ("diffusion", "from scratch", "crop, noise", "scratch", 4.0),
+}
+"""Name -> head, training, augmentation, encoder, skill."""
+
+
+def add_heads(run: Run, rows: list[dict], episodes: int, rng: np.random.Generator) -> None:
+    """Trained heads, evaluations during training with their maxima, and novelty."""
+    for row in rows:
+        row["training"] = "representation only"
+    milestones = []
+    milestones += stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
+    rows += maxima(rows[:2], milestones)
+    for name, (head, training, augmentation, encoder, skill) in HEADS.items():
+        folder = run.head(name)
+        labels = {"head": head, "training": training, "augmentation": augmentation}
+        card = {"title": f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}", "labels": labels}
+        settings = {"learning_rate": 1e-4, "encoder_learning_rate": 1e-5, "ema_power": 0.75}
+        timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "milestones": 900.0}
+        write_json(Run(folder).config, card | {"settings": settings, "timings": timings})
+        write_jsonl(Run(folder).train_log, head_rows(training, rng))
+        own = evaluation(run, encoder, "none", episodes, rng, policy=head, skill=skill, name=f"{name}-none")
+        own = [row | {"training": training, "augmentation": augmentation, "checkpoint": "last"} for row in own]
+        steps = stage_rows(f"heads/{name}", own, np.linspace(300, 3000, 10), rng)
+        milestones += steps
+        rows += own + maxima(own, steps)
+    run.add_milestones([milestones[0] | {"successes": 0, "success": 0.0}])  # written again below: the later row counts
+    run.add_milestones(milestones)
+    write_json(run.summary, rows)
+    write_json(
+        run.policy / "policy.json", {"novelty": {"alarm": 0.9, "alpha": 0.1, "episodes": 20, "heldout": True, "x": []}}
+    )
+    for shift in ("none", "camera"):
+        add_novelty(run, f"retrieval-class-{shift}", 0.35 if shift == "none" else 0.6, rng)
+
+
+def head_rows(training: str, rng: np.random.Generator) -> list[dict]:
+    steps = 3000
+    return [
+        {
+            "step": step,
+            "steps": steps,
+            "loss": 0.4 * np.exp(-step / 300) + 0.02 + rng.normal(0, 0.004),
+            "lr": 1e-4 * min(step / 500, 0.5 * (1 + np.cos(np.pi * step / steps))),
+            "encoder_lr": (training != "frozen") * 1e-5 * min(step / 500, 0.5 * (1 + np.cos(np.pi * step / steps))),
+            "grad_norm": 0.3 + np.exp(-step / 400) + rng.normal(0, 0.03),
+            "images_per_second": 120.0,
+            "seconds": step * 0.6,
+        }
+        for step in range(20, steps + 1, 20)
+    ]
+
+
+def stage_rows(stage: str, last: list[dict], steps: np.ndarray, rng: np.random.Generator) -> list[dict]:
+    """Ten evaluations by each criterion, the last of which is the last checkpoint's."""
+    rows = []
+    for i, step in enumerate(steps.astype(int)):
+        for end in last:
+            n, k = end["episodes"], end["successes"]
+            if i < len(steps) - 1:
+                k = int(rng.binomial(n, min(0.98, k / n * (0.3 + 0.7 * ((i + 1) / len(steps)) ** 0.5))))
+            low, high = wilson_interval(k, n)
+            row = {key: end[key] for key in ("policy", "encoder", "simulator", "shift", "training", "episodes")}
+            row |= {"augmentation": end["augmentation"]} if "augmentation" in end else {}
+            row |= {"criterion": end["criterion"], "successes": k, "success": k / n, "low": low, "high": high}
+            rows.append(row | {"stage": stage, "step": int(step), "steps": int(steps[-1])})
+    return rows
+
+
+def maxima(last: list[dict], milestones: list[dict]) -> list[dict]:
+    """The largest row of a stage by criterion, labelled like the last checkpoint's."""
+    found = []
+    for end in last:
+        same = [row for row in milestones if row["criterion"] == end["criterion"]]
+        best = max(same, key=lambda row: row["success"])
+        kept = {key: best[key] for key in ("successes", "episodes", "success", "low", "high")}
+        found.append({**end, **kept, "checkpoint": "maximum of 10", "evaluation": f"{end['evaluation']}-maximum"})
+    return found
+
+
+def add_novelty(run: Run, name: str, base: float, rng: np.random.Generator) -> None:
+    """Novelty of every decision into an evaluation; failed episodes drift away from what was demonstrated."""
+    folder = run.evaluation(name)
+    rows, arrays = read_jsonl(folder / "episodes.jsonl"), read_arrays(folder / "rollouts.safetensors")
+    decisions, scores, ends = [], [], []
+    for row in rows:
+        steps = np.arange(0, row["steps"], 12)
+        drift = 0.0 if next(iter(row["success"].values())) else np.linspace(0, 1.1, len(steps))
+        raw = base * np.exp(-steps / 150) + drift * rng.uniform(0.4, 1) + rng.normal(0, 0.07, len(steps))
+        values = (np.clip(raw, 0, 1) * 21).round() / 21
+        over = np.flatnonzero(values > 0.9)
+        row |= {"max_novelty": float(values.max()), "first_alarm": int(steps[over[0]]) if len(over) else None}
+        decisions.append(steps)
+        scores.append(values)
+        ends.append(len(steps))
+    write_jsonl(folder / "episodes.jsonl", rows)
+    arrays |= {"decision_ends": np.cumsum(ends), "decisions": np.concatenate(decisions)}
+    write_arrays(folder / "rollouts.safetensors", arrays | {"novelty": np.concatenate(scores).astype(np.float32)})
 
 
 def config() -> dict:
@@ -106,9 +213,18 @@ def training_rows(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def evaluation(run: Run, encoder: str, shift: str, episodes: int, rng: np.random.Generator) -> list[dict]:
-    skill = SKILL[encoder] * (1.0 if shift == "none" or encoder == "state" else 0.35)
-    name = f"retrieval-{encoder}-{shift}"
+def evaluation(
+    run: Run,
+    encoder: str,
+    shift: str,
+    episodes: int,
+    rng: np.random.Generator,
+    policy: str = "retrieval",
+    skill: float | None = None,
+    name: str = "",
+) -> list[dict]:
+    skill = (skill or SKILL[encoder]) * (1.0 if shift == "none" or encoder == "state" else 0.35)
+    name = name or f"{policy}-{encoder}-{shift}"
     rows, traces = [], []
     for seed in range(10_000, 10_000 + episodes):
         best = float(min(1.0, rng.beta(skill + 0.6, 1.0) * 1.02))
@@ -140,7 +256,7 @@ def evaluation(run: Run, encoder: str, shift: str, episodes: int, rng: np.random
         low, high = wilson_interval(successes, episodes)
         result.append(
             {
-                "policy": "retrieval",
+                "policy": policy,
                 "encoder": encoder,
                 "simulator": "pusht",
                 "shift": shift,
@@ -236,4 +352,4 @@ def videos(run: Run, rng: np.random.Generator, size: int = 192, steps: int = 40)
 if __name__ == "__main__":
     import sys
 
-    write_fake_run(Path(sys.argv[1]))
+    write_fake_run(Path(sys.argv[1]), heads="--old" not in sys.argv)

@@ -41,3 +41,14 @@ def test_without_chunks_and_with_an_unevaluated_run(run_copy, tmp_path):
     shutil.rmtree(run_copy.root / "evaluations")
     write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
     assert hero_image(run_copy.root, tmp_path / "hero.png").stat().st_size > 1000
+
+
+def test_long_labels_of_heads_stay_inside_and_maxima_are_left_out(whole_run, old_run, tmp_path):
+    with (
+        Image.open(hero_image(whole_run.root, tmp_path / "a.png")) as image,
+        Image.open(hero_image(old_run.root, tmp_path / "b.png")) as old,
+    ):
+        assert image.height - old.height == 4 * 38  # four heads, one criterion; no row for any maximum
+        bottom = np.asarray(image.convert("L"))[-(10 * 38 + 22) :]
+    assert (bottom[:, :60] > 240).all()  # nothing is written into the edge
+    assert (bottom[:, 64:300] < 100).any()

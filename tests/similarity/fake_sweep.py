@@ -153,9 +153,9 @@ def talk(ranks: Any) -> None:
 
 
 def main() -> None:
+    from classact.ranks import Ranks
     from classact.similarity import job
     from classact.similarity.graph import build_graph
-    from classact.similarity.ranks import Ranks
 
     what, folder, *rest = sys.argv[1:]
     pause, die_rank, die_call = (*map(float, rest), *(0.0, -1.0, -1.0)[len(rest) :])

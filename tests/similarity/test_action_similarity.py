@@ -9,8 +9,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from classact.actions import ActionSpace
 from classact.errors import ConfigError
 from classact.objectives import soft_infonce
+from classact.schema import Schema
 from classact.similarity import (
     ActionSimilarity,
     SimilarityConfig,
@@ -31,6 +33,14 @@ def walks(D: int = 2, steps: int = 300, seed: int = 0) -> Demonstrations:
     actions = np.cumsum(rng.normal(size=(steps, D)), axis=0).astype(np.float32)
     ends = np.array([steps // 5, steps // 2, steps], np.int64)
     return Demonstrations("walks", ends, actions, np.zeros((steps, 1), np.float32))
+
+
+def poses(steps: int = 300) -> Demonstrations:
+    """The same motion of a gripper that turns."""
+    data = walks(10, steps)
+    actions = data.actions.copy()
+    actions[:, 3:9] = ActionSpace.pose().orthogonalize(actions)[:, 3:9]
+    return replace(data, actions=actions, schema=Schema())
 
 
 @pytest.fixture(scope="module")
@@ -165,20 +175,26 @@ def test_a_duplicated_step_is_pulled_never_pushed(similarity: ActionSimilarity) 
 
 
 def test_scaling_touches_the_rotation_of_pose_actions_only() -> None:
-    ones = np.ones((2, 10), np.float32)
-    assert_array_equal(scale_rotation(ones, 0.5), [[1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1]] * 2)
-    assert_array_equal(ones, 1)
-    for D in (2, 8, 9, 14):
-        assert_array_equal(scale_rotation(np.ones((2, D), np.float32), 0.5), np.ones((2, D)))
+    arm = [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1]
+    for space, expected in ((ActionSpace.pose(), arm), (ActionSpace.pose("left", "right"), arm * 2)):
+        ones = np.ones((2, space.dim), np.float32)
+        assert_array_equal(scale_rotation(ones, space, 0.5), [expected] * 2)
+        assert_array_equal(ones, 1)
+    for D in (2, 7, 8, 9, 10, 14, 20):
+        for undeclared in (None, ActionSpace.joints(D, gripper=0)):
+            assert_array_equal(scale_rotation(np.ones((2, D), np.float32), undeclared, 0.5), np.ones((2, D)))
 
 
 def test_rotation_counts_a_quarter_in_the_squared_cost() -> None:
-    data = walks(D=10)
+    data = poses()
+    assert data.schema.actions == ActionSpace.pose()  # ten dimensions, and six of them are rotations
     plain, scaled = (ActionSimilarity(data, replace(CONFIG, pairs=1000, rotation_scale=s)) for s in (1.0, 0.5))
     assert_allclose(scaled.stream.values[3:9], plain.stream.values[3:9] / 2)
     assert_array_equal(scaled.stream.values[[0, 1, 2, 9]], plain.stream.values[[0, 1, 2, 9]])
     assert abs(plain.stream.values).max() == 1
     rows = np.array([0, 200])
+    undeclared = ActionSimilarity(walks(D=10), replace(CONFIG, pairs=1000, rotation_scale=0.5))
+    assert abs(undeclared.stream.values).max(axis=1) == pytest.approx(np.ones(10))  # ten numbers that are no pose
     assert 0.25 < scaled.distances(rows)[0, 1] / plain.distances(rows)[0, 1] < 1
 
 

@@ -16,11 +16,11 @@ from numpy.testing import assert_array_equal
 
 from classact.errors import ConfigError, StorageError, TrainingInterrupted
 from classact.interruptions import interruptible
+from classact.ranks import Ranks
 from classact.similarity import dtw_pairwise, job, make_sweep
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.job import COUNTS, count_pairs, cut_units, unit_pairs
-from classact.similarity.ranks import Ranks
 from classact.similarity.reference import dtw
 from classact.similarity.sealed import DamagedFileError, open_sealed, write_sealed
 from classact.similarity.stream import Sweep

@@ -251,7 +251,7 @@ def training(_: str | None) -> Row:
     for D in (2, 10):
         actions, ends = walks(n, D)
         demonstrations = Demonstrations(
-            "walks", ends, actions, np.zeros((n, 1), np.float32), images={config.encoder.camera: images}
+            "walks", ends, actions, np.zeros((n, 1), np.float32), images={config.encoder.cameras[0]: images}
         )
         trainer = Trainer(demonstrations, config, device=device)
         for batch in (160, 2048):

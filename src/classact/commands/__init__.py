@@ -6,20 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from classact.commands.about import Doctor, Presets, doctor, presets
-from classact.commands.bench import BenchSimilarity, bench_similarity
+from classact.commands.bench import BenchLatency, BenchSimilarity, bench_latency, bench_similarity
 from classact.commands.data import DataGenerate, DataInfo, data_generate, data_info
+from classact.commands.finetune import Finetune, finetune
 from classact.commands.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
 from classact.commands.similarity import Similarity, measure_similarity
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "demo": (Demo, demo),
     "pretrain": (Pretrain, pretrain),
+    "finetune": (Finetune, finetune),
     "evaluate": (Evaluate, evaluate),
     "report": (Report, report),
     "similarity": (Similarity, measure_similarity),
     "data info": (DataInfo, data_info),
     "data generate": (DataGenerate, data_generate),
     "bench similarity": (BenchSimilarity, bench_similarity),
+    "bench latency": (BenchLatency, bench_latency),
     "presets": (Presets, presets),
     "doctor": (Doctor, doctor),
 }

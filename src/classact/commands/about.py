@@ -39,7 +39,7 @@ def presets(_: Presets) -> None:
     """Print a table."""
     from rich.table import Table
 
-    from classact.presets import PRESETS
+    from classact.presets import HEAD_PRESETS, PRESETS
 
     table = Table("preset", "settings", show_lines=True)
     for name, preset in PRESETS.items():
@@ -53,3 +53,14 @@ def presets(_: Presets) -> None:
             f" (shifted {preset.tau_shifted:g})",
         )
     console().print(table)
+    heads = Table("preset of a head", "settings", show_lines=True)
+    for name, head in HEAD_PRESETS.items():
+        rates = head.optimizer
+        heads.add_row(
+            name,
+            f"{head.about}\n"
+            f"U-Net of widths {', '.join(map(str, head.unet.widths))}; AdamW, head {rates.head_rate:g}, encoder "
+            f"{rates.encoder_rate:g}\n"
+            f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
+        )
+    console().print(heads)

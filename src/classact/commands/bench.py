@@ -47,6 +47,72 @@ def bench_similarity(arguments: BenchSimilarity) -> None:
         print_section(name, results[name])
 
 
+@dataclass(frozen=True)
+class BenchLatency:
+    """What a decision costs, p50 and p95 by stage: encode, search, denoise, and whole policies beside the paper's."""
+
+    json: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="Results file; sections that it holds are kept, so the command can be stopped and continued."
+        ),
+    ] = None
+    sections: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="Which: encode, search, denoise, mlp, act, run. Default: all but run; with --run, run."),
+    ] = ()
+    run: Annotated[
+        Path | None, tyro.conf.arg(help="Folder of a run: measure its policies instead of untrained ones.")
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
+    calls: Annotated[int | None, tyro.conf.arg(help="Timed calls of a row. Default: 1000 on a GPU, 100 on a CPU.")] = (
+        None
+    )
+    seconds: Annotated[float, tyro.conf.arg(help="Of a row, at most: slower ones get fewer calls, at least 5.")] = 60.0
+    compiled: Annotated[bool, tyro.conf.arg(help="Also measure what torch.compile makes, a minute for each.")] = True
+    again: Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")] = False
+
+
+def bench_latency(arguments: BenchLatency) -> None:
+    """Measure and print."""
+    from classact.bench.latency import LatencyConfig, run
+
+    out = console()
+    config = LatencyConfig(
+        arguments.device, arguments.calls, arguments.seconds, compiled=arguments.compiled, run=arguments.run
+    )
+    results = run(
+        arguments.sections, config, path=arguments.json, again=arguments.again, say=lambda text: out.print(text)
+    )
+    for name, found in results.items():
+        print_latency(name, found)
+
+
+def print_latency(name: str, found: Mapping[str, Any]) -> None:
+    """One section as a table, with the machine it was measured on and, where it has one, the paper's figure."""
+    from rich.table import Table
+
+    machine = found["hardware"]
+    on = machine["gpu"] if found["setting"]["device"] == "cuda" else f"{machine['cpu']}, {machine['cores']} cores"
+    table = Table(title=f"{name} ({on}): {found['about']}", title_justify="left")
+    paper = any("paper_ms" in row for row in found["rows"])
+    for k, title in enumerate(
+        ("", "", "batch", "p50 ms", "p95 ms", "calls", *(["paper, mean of tasks, A40"] if paper else []))
+    ):
+        table.add_column(title, justify="right" if k > 1 else "left", no_wrap=k > 0)
+    for row in found["rows"]:
+        cells = [row["name"], row["stage"], str(row["batch"]), *(_ms(row[key]) for key in ("p50_ms", "p95_ms"))]
+        beside = [f"{row['paper_ms']:g}" if "paper_ms" in row else ""] if paper else []
+        table.add_row(*cells, f"{row['calls']:,}", *beside)
+    console().print(table)
+    for line in found["notes"]:
+        console().print(line)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
 def print_section(name: str, found: Mapping[str, Any]) -> None:
     """One section as a table, with the machine it was measured on."""
     from rich.table import Table

@@ -14,30 +14,71 @@ def console() -> Any:
 
 
 def print_summary(rows: Sequence[dict[str, Any]]) -> None:
-    """The success table with its intervals; what is the same in all rows stands above it."""
+    """The success table with its intervals; what is the same in all rows stands above it.
+
+    A maximum over training stands beside the last checkpoint of the same training, with a note that it is biased.
+    """
     from rich.table import Table
 
-    def constant(key: str) -> bool:
-        return len({row[key] for row in rows}) == 1
+    from classact.report.table import LABELS, evaluations_of_maxima, is_other, results, told_apart
 
-    def both(row: dict[str, Any], keys: Sequence[str], join: str) -> str:
-        return join.join(row[key] for key in keys)
+    where = [key for key in ("simulator", "shift") if not _varies(rows, key)]
+    same_policy = not _varies(rows, "policy")
+    title = (str(rows[0]["policy"]) if same_policy else "success") + (" on " if where else "")
+    varying = [key for key in LABELS if key == "encoder" or _varies(rows, key)]
+    maxima = evaluations_of_maxima(rows)
+    table = Table(title=title + _name(rows[0], where), title_justify="left")
+    rates = ("last checkpoint", f"maximum\nof {maxima} *") if maxima else ("success", "95 % interval")
+    for column in ("encoder" if same_policy else "policy", "criterion", *rates, "mean max.\ncoverage"):
+        table.add_column(column, no_wrap=column not in ("encoder", "policy"))  # numbers stay whole in a short line
 
-    where = [key for key in ("simulator", "shift") if constant(key)]
-    title = (rows[0]["policy"] if constant("policy") else "success") + (" on " if where else "")
-    varying = [key for key in ("policy", "simulator", "shift") if not constant(key)]
-    table = Table(title=title + both(rows[0], where, ", "), title_justify="left")
-    for name in ("encoder", "criterion", "success", "95 % interval", "mean max.\ncoverage"):
-        table.add_column(name, no_wrap=name != "encoder")  # numbers stay whole where the line is short
-    for row in rows:
-        table.add_row(
-            both(row, ["encoder", *varying], ", "),
-            row["criterion"],
-            f"{100 * row['success']:.0f} % ({row['successes']} of {row['episodes']})",
-            f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %",
-            f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else "",
-        )
+    def name(row: dict[str, Any]) -> str:
+        return _name(row, [*varying, "checkpoint"] if is_other(row) else varying)
+
+    before = ""
+    for result in results(rows):
+        row = result.row
+        label = ", ".join(filter(None, (name(row), told_apart(row, rows, name))))
+        if maxima:
+            cells = [_cell(result.last, counts=True), _cell(result.maximum, counts=False)]
+        else:
+            cells = [_rate(row), _interval(row)]
+        coverage = f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else ""
+        if maxima and before and label != before:
+            table.add_section()
+        # Cells of two lines under one name, which need not be said twice.
+        table.add_row("" if maxima and label == before else label, row["criterion"], *cells, coverage)
+        before = label
     console().print(table)
+    if maxima:
+        console().print(f"* the largest of {maxima} evaluations during a training, chosen afterwards: biased upwards")
+
+
+def _varies(rows: Sequence[dict[str, Any]], key: str) -> bool:
+    from classact.report.table import varies
+
+    # Every shift and simulator has a name here, "none" too, unlike on the page.
+    return varies(rows, key) or (key not in ("training", "augmentation") and len({row.get(key) for row in rows}) > 1)
+
+
+def _name(row: dict[str, Any], keys: Sequence[str]) -> str:
+    from classact.report.table import row_augmentation, training_name
+
+    words = {"training": training_name(row), "augmentation": row_augmentation(row)}
+    return ", ".join(filter(None, (words[key] if key in words else str(row.get(key) or "") for key in keys)))
+
+
+def _cell(row: dict[str, Any] | None, *, counts: bool) -> str:
+    return "" if row is None else f"{_rate(row, counts=counts)}\n{_interval(row)}"
+
+
+def _rate(row: dict[str, Any], *, counts: bool = True) -> str:
+    rate = f"{100 * row['success']:.0f} %"
+    return f"{rate} ({row['successes']} of {row['episodes']})" if counts else rate
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
 
 
 def print_timings(timings: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ class DataInfo:
     """Read demonstrations, check them and say what they hold."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A path, or 'pusht-expert'.")]
+    layout: Annotated[Path | None, tyro.conf.arg(help="JSON file: which array is what (docs/policies.md).")] = None
 
 
 def data_info(arguments: DataInfo) -> None:
@@ -27,7 +28,7 @@ def data_info(arguments: DataInfo) -> None:
     from classact.readers import read_demonstrations
 
     with progress_bar("read demonstrations") as bar:
-        data = read_demonstrations(arguments.source, progress=bar)
+        data = read_demonstrations(arguments.source, progress=bar, layout=arguments.layout)
     table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
     lengths = data.lengths
     table.add_row("episodes", f"{len(data):,}")
@@ -44,7 +45,17 @@ def data_info(arguments: DataInfo) -> None:
         size = images.nbytes / 2**20
         table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels, {size:,.0f} MiB on disk")
     if not data.images:
-        table.add_row("cameras", "none recorded; rendered on demand from states")
+        instead = "no states to render from" if data.states is None else "rendered on demand from states"
+        table.add_row("cameras", f"none recorded; {instead}")
+    schema = data.schema
+    table.add_section()
+    keys = ", ".join(f"{key} {size}" for key, size in schema.proprioception)
+    table.add_row("proprioception keys", keys or "none")
+    table.add_row("language", f"{schema.language} numbers for each episode" if schema.language else "none")
+    space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
+    table.add_row("action space", space)
+    table.add_row("assumed", schema.assumption or "nothing: all of this is declared")
+    table.add_section()
     table.add_row("fingerprint", data.fingerprint()[:16])
     console().print(table)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import tyro
 
 from classact.commands.console import print_summary, print_timings
+from classact.commands.engine import EngineArguments, engine_config, training_ranks
 
 
-@dataclass(frozen=True)
-class RunArguments:
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(EngineArguments):
     """Settings that demo and pretrain share."""
 
     out: Annotated[Path, tyro.conf.arg(help="Folder of the run. The same command continues what lies there.")]
@@ -20,6 +21,9 @@ class RunArguments:
         str,
         tyro.conf.arg(help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact."),
     ] = "pusht-expert"
+    layout: Annotated[
+        Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what (docs/policies.md).")
+    ] = None
     preset: Annotated[
         str | None,
         tyro.conf.arg(
@@ -84,14 +88,41 @@ class RunArguments:
         int | None,
         tyro.conf.arg(help="Retrieve no moment with fewer demonstrated actions left (1: all). Default: the preset's."),
     ] = None
-    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda. For training.")] = "auto"
+    cameras: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(help="Views that the encoder reads. Default: the preset's, top.")
+    ] = None
+    shared_encoder: Annotated[bool, tyro.conf.arg(help="One network for all views instead of one each.")] = False
+    keys: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(help="Proprioception keys that the policy sees. Default: all declared.")
+    ] = None
+    heldout: Annotated[
+        int,
+        tyro.conf.arg(
+            help="Learn nothing from the last so many demonstrations of the file (shuffle it if it is sorted); the "
+            "novelty alarm is calibrated on them. 0: each is left out of the bank in turn, which is approximate."
+        ),
+    ] = 0
+    alarm_level: Annotated[
+        float, tyro.conf.arg(help="alpha: largest chance that the novelty alarm rings in a usual episode.")
+    ] = 0.1
+    search: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Nearest neighbours: auto, torch (exact) or faiss, as in faiss:IVF1024,Flat. Default: auto."
+        ),
+    ] = None
+    evaluations: Annotated[
+        int,
+        tyro.conf.arg(help="Roll out at so many points from 55 % of training on (the paper: 10); 0: at the end only."),
+    ] = 0
+    milestone_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts of each of these.")] = 50
     episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
     seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches and augmentations.")] = 0
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
     quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Demo(RunArguments):
     """Learn a representation from demonstrations, act by retrieval, and show it: DIR/report.html."""
 
@@ -101,9 +132,9 @@ class Demo(RunArguments):
     ] = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pretrain(RunArguments):
-    """Learn a representation and build the retrieval policy; no rollouts."""
+    """Learn a representation and build the retrieval policy; rollouts with --evaluations only."""
 
 
 def run_config(arguments: RunArguments) -> Any:
@@ -125,7 +156,14 @@ def run_config(arguments: RunArguments) -> Any:
         similarity = measured_config(arguments.similarity)
     pretrain = changed(
         pretrain,
-        encoder=changed(pretrain.encoder, color=arguments.color, init=arguments.init, init_path=arguments.init_path),
+        encoder=changed(
+            pretrain.encoder,
+            color=arguments.color,
+            init=arguments.init,
+            init_path=arguments.init_path,
+            cameras=arguments.cameras,
+            shared=arguments.shared_encoder,
+        ),
         augment=changed(pretrain.augment, color=arguments.color_augmentation),
         objective=changed(pretrain.objective, pairs=arguments.pairs),
         similarity=changed(
@@ -142,6 +180,7 @@ def run_config(arguments: RunArguments) -> Any:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
+        evaluations=arguments.evaluations,
         seed=arguments.seed,
     )
     evaluation = replace(config.evaluation, workers=arguments.workers)
@@ -153,20 +192,36 @@ def run_config(arguments: RunArguments) -> Any:
         config,
         pretrain=pretrain,
         retrieval=changed(
-            config.retrieval, k=arguments.k, temperature=arguments.temperature, min_actions=arguments.min_actions
+            config.retrieval,
+            k=arguments.k,
+            temperature=arguments.temperature,
+            min_actions=arguments.min_actions,
+            search=arguments.search,
         ),
         frames=replace(config.frames, workers=arguments.workers),
         evaluation=evaluation,
         baselines=baselines,
         similarity=None if arguments.similarity is None else str(arguments.similarity),
+        layout=None if arguments.layout is None else str(arguments.layout.absolute()),
+        keys=arguments.keys,
+        heldout=arguments.heldout,
+        milestone_episodes=arguments.milestone_episodes,
+        novelty=replace(config.novelty, alpha=arguments.alarm_level),
     )
 
 
-def _pipeline(arguments: RunArguments) -> Any:
+def _pipeline(arguments: RunArguments, ranks: Any) -> Any:
     from classact.pipeline import Pipeline
     from classact.runs import Run
 
-    return Pipeline(Run(arguments.out), run_config(arguments), quiet=arguments.quiet, device=arguments.device)
+    return Pipeline(
+        Run(arguments.out),
+        run_config(arguments),
+        quiet=arguments.quiet,
+        device=arguments.device,
+        engine=engine_config(arguments),
+        ranks=ranks,
+    )
 
 
 def demo(arguments: Demo) -> None:
@@ -174,10 +229,14 @@ def demo(arguments: Demo) -> None:
     from classact.pipeline import LEARNED
     from classact.report import build_report
 
-    pipeline = _pipeline(arguments)
-    results = pipeline.evaluate()
-    pipeline.analyze(results[LEARNED])
-    page = build_report(arguments.out)
+    with training_ranks(arguments) as ranks:
+        pipeline = _pipeline(arguments, ranks)
+        pipeline.pretrain()
+        if not ranks.first:
+            return
+        results = pipeline.evaluate()
+        pipeline.analyze(results[LEARNED])
+        page = build_report(arguments.out)
     print_summary(pipeline.run.read_summary())
     print_timings(pipeline.run.read_config()["timings"])
     print(f"Report: {page}")
@@ -185,17 +244,24 @@ def demo(arguments: Demo) -> None:
 
 def pretrain(arguments: Pretrain) -> None:
     """Train, save encoder and policy."""
-    pipeline = _pipeline(arguments)
-    pipeline.policy()
+    with training_ranks(arguments) as ranks:
+        pipeline = _pipeline(arguments, ranks)
+        pipeline.pretrain()
+        if not ranks.first:
+            return
+        pipeline.policy()
     print_timings(pipeline.run.read_config()["timings"])
     print(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll out the policy of a run on unseen starts; adds rows to RUN/summary.json."""
+    """Roll out a policy of a run on unseen starts; adds rows to RUN/summary.json."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run with a policy.")]
+    head: Annotated[
+        str | None, tyro.conf.arg(help="A head of the run, by the name of its folder in RUN/heads. Default: retrieval.")
+    ] = None
     simulator: Annotated[str | None, tyro.conf.arg(help="Simulator by name. Default: that of the run.")] = None
     shift: Annotated[str | None, tyro.conf.arg(help="Visual shift. Default: that of the run.")] = None
     episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts. Default: as many as in the run.")] = None
@@ -206,6 +272,20 @@ class Evaluate:
     k: Annotated[int | None, tyro.conf.arg(help="Neighbours averaged. Default: as saved.")] = None
     temperature: Annotated[float | None, tyro.conf.arg(help="tau_nn. Default: as saved.")] = None
     chunk_length: Annotated[int | None, tyro.conf.arg(help="T_a. Default: as saved.")] = None
+    scheduler: Annotated[
+        str | None, tyro.conf.arg(help="Sampler of a diffusion head: ddim or ddpm. Default: as saved.")
+    ] = None
+    inference_steps: Annotated[
+        int | None, tyro.conf.arg(help="Denoising steps of a diffusion head. Default: as saved.")
+    ] = None
+    execute: Annotated[
+        int | None, tyro.conf.arg(help="Receding horizon: execute only so many actions of a chunk. Default: all T_a.")
+    ] = None
+    ensemble: Annotated[
+        float | None,
+        tyro.conf.arg(help="Temporal ensembling: m of the weights exp(-m i), with --execute. Default: none."),
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="Where the policy computes: auto, cpu or cuda.")] = "auto"
     name: Annotated[
         str | None, tyro.conf.arg(help="Name of the evaluation. Default: made of policy, shift and what differs.")
     ] = None
@@ -218,7 +298,8 @@ def evaluate(arguments: Evaluate) -> None:
     from classact.pipeline import evaluate_run
     from classact.runs import Run
 
-    overrides = {"k": arguments.k, "temperature": arguments.temperature, "chunk_length": arguments.chunk_length}
+    names = ("k", "temperature", "chunk_length", "scheduler", "inference_steps")
+    overrides = {name: getattr(arguments, name) for name in names}
     rows = evaluate_run(
         Run(arguments.run),
         simulator=arguments.simulator,
@@ -227,6 +308,10 @@ def evaluate(arguments: Evaluate) -> None:
         first_seed=arguments.first_seed,
         max_steps=arguments.max_steps,
         workers=arguments.workers,
+        execute=arguments.execute,
+        ensemble=arguments.ensemble,
+        head=arguments.head,
+        device=arguments.device,
         name=arguments.name,
         overrides={key: value for key, value in overrides.items() if value is not None},
         quiet=arguments.quiet,

@@ -48,6 +48,9 @@ class Similarity:
     ] = None
     device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
     html: Annotated[bool, tyro.conf.arg(help="Write the page.")] = True
+    layout: Annotated[
+        Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what (docs/policies.md).")
+    ] = None
     episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
     quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
 
@@ -55,9 +58,9 @@ class Similarity:
 def measure_similarity(arguments: Similarity) -> None:
     """Measure, write, print. Under torchrun all ranks measure; rank 0 writes and prints."""
     from classact.progress import progress_bar
+    from classact.ranks import Ranks
     from classact.readers import read_demonstrations
     from classact.similarity.model import SimilarityConfig
-    from classact.similarity.ranks import Ranks
     from classact.survey import SurveyConfig, graph_size, survey_similarity
 
     config = SurveyConfig(
@@ -79,7 +82,9 @@ def measure_similarity(arguments: Similarity) -> None:
     ranks = Ranks.from_environment()
     try:
         with progress_bar("read demonstrations", quiet=arguments.quiet or not ranks.first) as bar:
-            data = read_demonstrations(arguments.data, episodes=arguments.episodes, progress=bar)
+            data = read_demonstrations(
+                arguments.data, episodes=arguments.episodes, progress=bar, layout=arguments.layout
+            )
         if arguments.graph and ranks.first:
             console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
         numbers = survey_similarity(data, config, arguments.out, ranks=ranks, quiet=arguments.quiet)

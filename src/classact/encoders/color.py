@@ -10,6 +10,18 @@ FLOOR = 4.0
 """Variance (grey levels squared) below which a colour direction counts as noise and is not amplified."""
 
 
+def _median(flat: Tensor) -> Tensor:
+    """(B, 3, P) -> (B, 3, 1), of two middle values the lower."""
+    if flat.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _sorted_median(flat)  # torch's own is refused there
+    return flat.median(dim=-1, keepdim=True).values
+
+
+def _sorted_median(flat: Tensor) -> Tensor:
+    middle = (flat.shape[-1] - 1) // 2
+    return flat.sort(dim=-1).values[..., middle : middle + 1]
+
+
 def whiten(pixels: Tensor) -> Tensor:
     """Remove each image's own colour statistics.
 
@@ -25,7 +37,7 @@ def whiten(pixels: Tensor) -> Tensor:
         (B, 3, H, W) float.
     """
     flat = pixels.flatten(2)
-    flat = flat - flat.median(dim=-1, keepdim=True).values
+    flat = flat - _median(flat)
     moment = flat @ flat.transpose(1, 2) / flat.shape[-1]
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(0)

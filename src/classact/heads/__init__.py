@@ -13,6 +13,7 @@ from torch import Tensor
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.heads.base import Generators, Head, standard_normal
 from classact.heads.diffusion import DiffusionConfig, DiffusionHead
+from classact.heads.fast import FastSampler
 from classact.heads.mlp import MLPConfig, MLPHead
 from classact.heads.unet1d import ConditionalUNet1d, UNetConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "ConditionalUNet1d",
     "DiffusionConfig",
     "DiffusionHead",
+    "FastSampler",
     "Generators",
     "Head",
     "HeadConfig",

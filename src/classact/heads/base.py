@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ class Head(nn.Module, ABC):
         feature_dim: C, features of one decision: those of T_o observations one behind the other.
         action_dim: D.
         horizon: T_p, actions of a chunk.
+        unet: what takes nearly all of the time, for those who compile it.
     """
 
     config: Any
+    unet: nn.Module
 
     def __init__(self, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__()
@@ -37,27 +39,79 @@ class Head(nn.Module, ABC):
         self.feature_dim, self.action_dim, self.horizon = feature_dim, action_dim, horizon
 
     @abstractmethod
-    def loss(self, features: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Scalar behaviour-cloning loss, the mean over batch, steps and dimensions.
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
+        """All that is random in the loss of a batch; empty where nothing is.
+
+        Processes that share a batch draw for the whole of it, from generators that are alike, and take the rows that
+        are theirs: together they then have the losses of one process.
+
+        Args:
+            count: B, rows of the batch.
+            generator: source of all randomness.
+            device: where the result is needed.
+
+        Returns:
+            Tensors with B rows each.
+        """
+
+    @abstractmethod
+    def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """(B,) behaviour-cloning losses, each the mean over steps and dimensions; a function of its own row alone.
 
         Args:
             features: (B, C).
             actions: (B, T_p, D) in [-1, 1].
-            generator: source of all randomness.
+            drawn: the rows of :meth:`draw` that belong to these.
 
         Raises:
             ConfigError: shapes other than those the head was made for.
         """
 
+    def loss(self, features: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar: the mean of :meth:`losses` under fresh draws; arguments and errors are those of both."""
+        return self.losses(features, actions, self.draw(len(features), generator, features.device)).mean()
+
     @abstractmethod
+    def sampling_noise(self, count: int, generator: Generators, device: torch.device) -> tuple[Tensor, ...]:
+        """All that is random in ``count`` chunks, as tensors with one row for each; empty where nothing is."""
+
+    @abstractmethod
+    def generate(
+        self, features: Tensor, noise: tuple[Tensor, ...], network: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Chunks (B, T_p, D) of normalised actions, by tensor operations alone.
+
+        Nothing is drawn here and no value is read back from the device, so that the call can be recorded once and
+        replayed (:mod:`classact.heads.fast`).
+
+        Args:
+            features: (B, C).
+            noise: from :meth:`sampling_noise`, for B rows.
+            network: called in the place of :attr:`unet`: the same network, compiled.
+        """
+
+    @torch.no_grad()
     def sample(self, features: Tensor, generator: Generators) -> Tensor:
         """Chunks (B, T_p, D) of normalised actions for (B, C) features; without gradient.
 
         Raises:
             ConfigError: another number of features than the head was made for, or of generators than rows.
         """
+        self.check(features, generator=generator)
+        return self.generate(features, self.sampling_noise(len(features), generator, features.device))
 
-    def _check(self, features: Tensor, actions: Tensor | None = None, generator: Generators | None = None) -> None:
+    def check(
+        self,
+        features: Tensor,
+        actions: Tensor | None = None,
+        generator: Generators | None = None,
+        drawn: tuple[Tensor, ...] = (),
+    ) -> None:
+        """Refuse what does not fit the head or each other.
+
+        Raises:
+            ConfigError: with the shapes found and expected.
+        """
         if features.ndim != 2 or features.shape[1] != self.feature_dim:
             raise ConfigError(f"expected features of shape (B, {self.feature_dim}), got {tuple(features.shape)}.")
         expected = (len(features), self.horizon, self.action_dim)
@@ -66,6 +120,11 @@ class Head(nn.Module, ABC):
         if isinstance(generator, Sequence) and len(generator) != len(features):
             raise ConfigError(
                 f"expected one generator, or one for each of {len(features)} rows, got {len(generator)} generators."
+            )
+        if other := [len(rows) for rows in drawn if len(rows) != len(features)]:
+            raise ConfigError(
+                f"expected draws for the {len(features)} rows of features, got draws for {other[0]}: take the same "
+                f"rows of both."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,57 @@ def make_scheduler(config: DiffusionConfig) -> Any:
     return kind(**common)
 
 
+@dataclass(frozen=True)
+class DenoisingStep:
+    """The constants of one step of sampling: x is the noisy chunk, e the noise that the network sees in it.
+
+    With clean = (x - ``spread`` e) / ``signal``, clamped where the settings say so, the next x is
+    ``of_clean`` clean + ``of_rest`` r + ``of_noise`` n, where r is e (DDIM) or x (DDPM) and n is fresh noise.
+
+    Attributes:
+        k: which training step it undoes.
+        signal, spread: sqrt(a_k) and sqrt(1 - a_k), where a_k is the share of the signal's variance left at step k.
+        of_clean, of_rest, of_noise: as above.
+    """
+
+    k: int
+    signal: float
+    spread: float
+    of_clean: float
+    of_rest: float
+    of_noise: float
+
+
+def denoising_steps(config: DiffusionConfig, scheduler: Any) -> tuple[DenoisingStep, ...]:
+    """The steps of sampling, first to last, from a scheduler of the diffusers package.
+
+    DDIM is equation 12 of Song et al. (2021) without noise, DDPM equations 6 and 7 of Ho et al. (2020) with the
+    smaller variance. Computed in float32 in the order in which diffusers computes, and kept as plain numbers: on a GPU
+    they are arguments of kernels, and nothing is read from memory or waited for.
+
+    Args:
+        config: settings.
+        scheduler: from :func:`make_scheduler` for the same settings.
+    """
+    scheduler.set_timesteps(config.inference_steps)
+    steps: list[int] = scheduler.timesteps.tolist()
+    one = torch.ones(())
+    out = []
+    for k, after in zip(steps, [*steps[1:], None], strict=True):
+        left = scheduler.alphas_cumprod[k]
+        next_left = one if after is None else scheduler.alphas_cumprod[after]
+        if config.scheduler == "ddim":
+            of_clean, of_rest, of_noise = next_left**0.5, (1 - next_left) ** 0.5, torch.zeros(())
+        else:
+            ratio = left / next_left
+            of_clean = next_left**0.5 * (1 - ratio) / (1 - left)
+            of_rest = ratio**0.5 * (1 - next_left) / (1 - left)
+            of_noise = ((1 - next_left) / (1 - left) * (1 - ratio)).clamp(min=1e-20) ** 0.5 if k else torch.zeros(())
+        numbers = (left**0.5, (1 - left) ** 0.5, of_clean, of_rest, of_noise)
+        out.append(DenoisingStep(k, *(float(number) for number in numbers)))
+    return tuple(out)
+
+
 class DiffusionHead(Head):
     """Predicts the noise in a noisy chunk; samples by removing it step by step.
 
@@ -82,36 +134,52 @@ class DiffusionHead(Head):
         feature_dim, action_dim, horizon: C, D and T_p.
     """
 
+    signal: Tensor
+    spread: Tensor
+
     def __init__(self, config: DiffusionConfig, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__(feature_dim, action_dim, horizon)
         check_horizon(horizon, config.unet)
         self.config = config
-        self.scheduler = make_scheduler(config)
+        scheduler = make_scheduler(config)
+        self.register_buffer("signal", scheduler.alphas_cumprod**0.5, persistent=False)
+        self.register_buffer("spread", (1 - scheduler.alphas_cumprod) ** 0.5, persistent=False)
+        self.steps = denoising_steps(config, scheduler)
         self.unet = ConditionalUNet1d(action_dim, feature_dim, config.unet)
 
-    def loss(self, features: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise at a random denoising step of each row."""
-        self._check(features, actions)
-        B, device = len(features), features.device
-        drawn = torch.randint(0, self.config.training_steps, (B,), generator=generator, device=generator.device)
-        step = drawn.to(device)
-        noise = standard_normal(tuple(actions.shape), generator, device)
-        noisy = self.scheduler.add_noise(actions, noise, step)
-        return torch.nn.functional.mse_loss(self.unet(noisy, features, step), noise)
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
+        """A denoising step (B,) and noise (B, T_p, D) for each row."""
+        k = torch.randint(0, self.config.training_steps, (count,), generator=generator, device=generator.device)
+        return k.to(device), standard_normal((count, self.horizon, self.action_dim), generator, device)
 
-    @torch.no_grad()
-    def sample(self, features: Tensor, generator: Generators) -> Tensor:
-        """Denoised chunks. DDIM draws the first noise only, DDPM one more after each step but the last."""
-        self._check(features, generator=generator)
-        B, device = len(features), features.device
-        x = standard_normal((B, self.horizon, self.action_dim), generator, device)
-        self.scheduler.set_timesteps(self.config.inference_steps)
-        for k in self.scheduler.timesteps.tolist():
-            step = torch.full((B,), k, dtype=torch.int64, device=device)
-            noise = self.unet(x, features, step)
-            if self.config.scheduler == "ddim":
-                x = self.scheduler.step(noise, k, x, eta=0.0).prev_sample
-            else:
-                sources = generator if isinstance(generator, torch.Generator) else list(generator)
-                x = self.scheduler.step(noise, k, x, generator=sources).prev_sample
+    def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+        """Squared error of the predicted noise at each row's denoising step, the mean over a row."""
+        self.check(features, actions, drawn=drawn)
+        k, noise = drawn
+        noisy = self.signal[k][:, None, None] * actions + self.spread[k][:, None, None] * noise
+        return torch.nn.functional.mse_loss(self.unet(noisy, features, k), noise, reduction="none").mean(dim=(1, 2))
+
+    def sampling_noise(self, count: int, generator: Generators, device: torch.device) -> tuple[Tensor, ...]:
+        """(B, S, T_p, D): for DDIM the first noise only (S = 1), for DDPM one more after each step but the last."""
+        draws = 1 + sum(step.of_noise > 0 for step in self.steps)
+        sources = [generator] if isinstance(generator, torch.Generator) else generator
+        here = sources[0].device if len(sources) else device
+        shape = (count, self.horizon, self.action_dim)
+        return (torch.stack([standard_normal(shape, generator, here) for _ in range(draws)], dim=1).to(device),)
+
+    def generate(
+        self, features: Tensor, noise: tuple[Tensor, ...], network: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Denoised chunks: as many passes as ``config.inference_steps``."""
+        unet, (drawn,) = self.unet if network is None else network, noise
+        x = drawn[:, 0].contiguous()
+        for number, step in enumerate(self.steps, 1):
+            k = torch.full((len(features),), step.k, dtype=torch.int64, device=features.device)
+            seen = unet(x, features, k)
+            clean = (x - step.spread * seen) / step.signal
+            if self.config.clip_sample:
+                clean = clean.clamp(-1, 1)
+            x = step.of_clean * clean + step.of_rest * (seen if self.config.scheduler == "ddim" else x)
+            if step.of_noise > 0:
+                x = x + step.of_noise * drawn[:, number]
         return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -39,17 +40,33 @@ class MLPHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, T_p, D)."""
-        chunk: Tensor = self.unet(self.start.expand(len(features), -1, -1), features)
-        return chunk
+        return self.generate(features, ())
 
-    def loss(self, features: Tensor, actions: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """Mean squared error of the actions; nothing is random."""
-        self._check(features, actions)
-        return torch.nn.functional.mse_loss(self(features), actions)
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Nothing is random."""
+        return ()
 
-    @torch.no_grad()
-    def sample(self, features: Tensor, generator: Generators) -> Tensor:
-        """The predicted chunks; nothing is random."""
-        self._check(features, generator=generator)
-        chunk: Tensor = self(features)
+    def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
+        """Squared error of the actions, the mean over a row."""
+        self.check(features, actions)
+        return torch.nn.functional.mse_loss(self(features), actions, reduction="none").mean(dim=(1, 2))
+
+    def sampling_noise(
+        self,
+        count: int,  # noqa: ARG002
+        generator: Generators,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """Nothing is random."""
+        return ()
+
+    def generate(
+        self,
+        features: Tensor,
+        noise: tuple[Tensor, ...],  # noqa: ARG002
+        network: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The predicted chunks: one pass."""
+        unet = self.unet if network is None else network
+        chunk: Tensor = unet(self.start.expand(len(features), -1, -1), features)
         return chunk

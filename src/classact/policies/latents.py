@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from classact.encoders import ImageEncoder
 from classact.errors import DataError
-from classact.normalize import MinMax
+from classact.lowdim import LowDim
+from classact.schema import Schema
 from classact.types import Demonstrations, FloatArray, ImageArray, Observation
 
 
@@ -38,51 +39,76 @@ class Latents(Protocol):
 
 
 class ImageLatents:
-    """Image features concatenated with normalised proprioception, jointly L2-normalised (paper section 4.4).
+    """Image features of all views concatenated with normalised proprioception (and the instruction's embedding where
+    there is one), jointly L2-normalised (paper section 4.4).
 
     Args:
         encoder: image encoder with its declared transform.
-        proprioception: normalisation fitted on the demonstrations.
+        lowdim: what is observed beside images, and its normalisation, fitted on the demonstrations.
         bf16: run the encoder's trunk in bfloat16.
     """
 
     kind = "image"
 
-    def __init__(self, encoder: ImageEncoder, proprioception: MinMax, *, bf16: bool = False) -> None:
+    def __init__(self, encoder: ImageEncoder, lowdim: LowDim, *, bf16: bool = False) -> None:
         self.encoder = encoder.eval()
-        self.proprioception = proprioception
+        self.lowdim = lowdim
         self.bf16 = bf16
 
-    def _join(self, images: ImageArray, proprioception: FloatArray) -> FloatArray:
-        features = self.encoder.encode(images, bf16=self.bf16)
-        return unit(np.concatenate([features, self.proprioception.apply(proprioception)], axis=1))
+    @property
+    def schema(self) -> Schema:
+        """Of the demonstrations, and so of the observations that are understood."""
+        return self.lowdim.schema
+
+    def _join(self, images: Mapping[str, ImageArray], lowdim: FloatArray) -> FloatArray:
+        return unit(np.concatenate([self.encoder.encode(images, bf16=self.bf16), lowdim], axis=1))
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step; images may be at any resolution."""
-        if self.encoder.config.camera not in data.images:
-            raise DataError(
-                f"{data.name} ({data.source}): the encoder reads camera {self.encoder.config.camera!r}, available are "
-                f"{sorted(data.images) or 'no cameras'}. Prepare images with classact.frames, or train an encoder for "
-                f"a camera that is there."
-            )
-        return self._join(data.images[self.encoder.config.camera], data.proprioception)
+        for camera in self.encoder.config.cameras:
+            if camera not in data.images:
+                raise DataError(
+                    f"{data.name} ({data.source}): the encoder reads camera {camera!r}, available are "
+                    f"{sorted(data.images) or 'no cameras'}. Prepare images with classact.frames, or train an encoder "
+                    f"for a camera that is there."
+                )
+        return self._join(data.images, self.lowdim.demonstrations(data))
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, d) latents of live observations."""
-        camera = self.encoder.config.camera
-        for observation in observations:
-            if camera not in observation.images:
-                raise DataError(
-                    f"the encoder reads camera {camera!r}, but an observation holds "
-                    f"{sorted(observation.images) or 'no images'}. "
-                    f"Observe with rendering, in a simulator that has this camera."
-                )
-        images = np.stack([observation.images[camera] for observation in observations])
-        return self._join(images, np.stack([observation.proprioception for observation in observations]))
+        """(B, d) latents of live observations.
+
+        Raises:
+            DataError: an observation that is not of the schema, or lacks a camera.
+        """
+        cameras = self.encoder.config.cameras
+        self.lowdim.check(observations, cameras)
+        return self._join(stack_images(observations, cameras), self.lowdim.observations(observations))
 
     def settings(self) -> dict[str, Any]:
         """Without the encoder, which has a folder of its own."""
-        return {"kind": self.kind, "proprioception": self.proprioception.to_json(), "bfloat16": self.bf16}
+        return {"kind": self.kind, "lowdim": self.lowdim.to_json(), "bfloat16": self.bf16}
+
+
+def stack_images(observations: Sequence[Observation], cameras: Sequence[str]) -> dict[str, ImageArray]:
+    """camera -> (B, H, W, 3) of B observations, all of one size.
+
+    Raises:
+        DataError: images of several sizes.
+    """
+    stacked = {}
+    for camera in cameras:
+        sizes = {observation.images[camera].shape for observation in observations}
+        if len(sizes) > 1:
+            raise DataError(f"camera {camera!r}: observations of one batch have images of sizes {sorted(sizes)}.")
+        stacked[camera] = np.stack([observation.images[camera] for observation in observations])
+    return stacked
+
+
+def warm_up(encoder: ImageEncoder, batch: int, *, bf16: bool = False) -> None:
+    """Encode black images, so that kernels are chosen and memory is allocated before the first decision."""
+    size = encoder.config.image_size
+    black = np.zeros((batch, size, size, 3), np.uint8)
+    encoder.encode(dict.fromkeys(encoder.config.cameras, black), bf16=bf16)
 
 
 class StateLatents:
@@ -144,8 +170,13 @@ class StateLatents:
 
 
 def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents:
-    """Inverse of ``settings()``; an image encoder is read from ``folder/encoder``."""
+    """Inverse of ``settings()``; an image encoder is read from ``folder/encoder``.
+
+    Raises:
+        CheckpointError: missing normalisation statistics: never taken as the identity.
+    """
     if settings.get("kind") == "state":
         return StateLatents(settings["center"], settings["half"], settings["angles"], settings["angle_scale"])
     encoder = ImageEncoder.from_pretrained(folder / "encoder")
-    return ImageLatents(encoder, MinMax.from_json(settings.get("proprioception")), bf16=bool(settings["bfloat16"]))
+    lowdim = LowDim.from_json(settings.get("lowdim"), str(folder))
+    return ImageLatents(encoder, lowdim, bf16=bool(settings["bfloat16"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from classact.actions import ActionSpace
 from classact.encoders import ImageEncoder
-from classact.errors import CheckpointError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, choose
 from classact.heads import (
     DiffusionConfig,
+    FastSampler,
     Head,
     HeadConfig,
     head_config_from_json,
@@ -24,15 +27,27 @@ from classact.heads import (
     load_head_weights,
     make_head,
 )
+from classact.lowdim import LowDim
+from classact.machine import check_device
 from classact.normalize import MinMax
+from classact.policies.base import Moment, as_histories
+from classact.policies.latents import stack_images, warm_up
+from classact.schema import Schema
 from classact.storage import read_json, verify_folder, write_folder
 from classact.types import FloatArray, Observation
 
-FORMAT = "classact-parametric-1"
+logger = logging.getLogger(__name__)
+
+FORMAT = "classact-parametric-2"
 WEIGHTS = "head.safetensors"
 CARD = "policy.json"
+BEYOND = 0.05
+"""Share of half the demonstrated range by which actions may leave it without a word: networks overshoot a little."""
 SAMPLING = ("scheduler", "inference_steps")
 """Settings of diffusion that may be changed after training."""
+
+_said: set[tuple[str, str]] = set()
+"""(policy, subject) of warnings of this process: a training makes a new policy for each of its evaluations."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class ParametricPolicy:
         encoder: image encoder with its declared transform.
         head: of ``history * (F + D_p)`` features.
         actions: normalisation of actions, fitted on the demonstrations.
-        proprioception: normalisation of proprioception, fitted on the demonstrations.
+        lowdim: what is observed beside images, and its normalisation, fitted on the demonstrations.
         config: settings.
         training: plain JSON about how it was trained, for reports; saved with it.
 
@@ -82,17 +97,18 @@ class ParametricPolicy:
     encoder: ImageEncoder
     head: Head
     actions: MinMax
-    proprioception: MinMax
+    lowdim: LowDim
     config: ParametricConfig = field(default_factory=ParametricConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         head, history = self.head, self.config.history
-        expected = history * (self.encoder.feature_dim + len(self.proprioception.low))
+        self._sampler = FastSampler(self.head)
+        expected = history * (self.encoder.feature_dim + self.lowdim.dim)
         if head.feature_dim != expected:
             raise ConfigError(
                 f"the head takes {head.feature_dim} features, but {history} x ({self.encoder.feature_dim} of the image "
-                f"+ {len(self.proprioception.low)} of proprioception) make {expected}."
+                f"+ {self.lowdim.dim} of proprioception and language) make {expected}."
             )
         if len(self.actions.low) != head.action_dim:
             raise ConfigError(
@@ -126,62 +142,115 @@ class ParametricPolicy:
         """T_a."""
         return self.config.chunk_length
 
-    def act(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, T_a, D) unnormalised actions.
+    @property
+    def history(self) -> int:
+        """T_o."""
+        return self.config.history
+
+    @property
+    def schema(self) -> Schema:
+        """Of the demonstrations: what observations must hold and actions mean."""
+        return self.lowdim.schema
+
+    @property
+    def action_space(self) -> ActionSpace | None:
+        """What an action's dimensions mean, where that was declared."""
+        return self.schema.actions
+
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
+        """(B, T_a, D) unnormalised actions; 6-D rotations are orthonormal.
+
+        Args:
+            observations: of B environments; for T_o > 1 the last T_o observations of each, oldest first (at the start
+                of an episode, repeat its first one, as in training).
 
         Raises:
-            ConfigError: the policy decides from more than one observation: use :meth:`act_on_histories`.
-            DataError: an observation without the encoder's camera, or of other proprioception than was trained on.
+            DataError: histories of another length, an observation that is not of the schema, or lacks a camera.
         """
-        if self.config.history != 1:
-            raise ConfigError(
-                f"this policy decides from the last {self.config.history} observations, and keeps none itself: call "
-                f"act_on_histories with them."
-            )
-        return self.act_on_histories([[observation] for observation in observations])
-
-    def act_on_histories(self, histories: Sequence[Sequence[Observation]]) -> FloatArray:
-        """(B, T_a, D) unnormalised actions from the last T_o observations of each environment, oldest first.
-
-        At the start of an episode, repeat its first observation, as in training.
-        """
-        for history in histories:
-            if len(history) != self.config.history:
-                raise ConfigError(f"expected histories of {self.config.history} observations, got {len(history)}.")
+        histories = as_histories(observations, self.history)
         if not histories:
             return np.zeros((0, self.config.chunk_length, self.head.action_dim), np.float32)
         features = self.features([observation for history in histories for observation in history])
         joined = torch.from_numpy(features.reshape(len(histories), -1)).to(self.encoder.mean.device)
         generators = [self._generator(history) for history in histories]
-        chunks = self.head.sample(joined, generators).cpu().numpy()
-        return self.actions.invert(chunks[:, : self.config.chunk_length])
+        chunks = self._sampler.sample(joined, generators).cpu().numpy()[:, : self.config.chunk_length]
+        self._say_notes()
+        self._say_range(chunks)
+        actions = self.actions.invert(chunks)
+        space = self.action_space
+        return actions if space is None or not space.has_rotations else space.orthogonalize(actions)
+
+    def prepare(self, batch: int = 1) -> None:
+        """Choose kernels and record graphs now, so that the first decisions are as fast as the later ones.
+
+        Args:
+            batch: environments of each decision.
+        """
+        warm_up(self.encoder, batch * self.history, bf16=self.config.bf16)
+        self._sampler.prepare(batch)
+        self._say_notes()
+
+    def _say_notes(self) -> None:
+        for note in self._sampler.notes:
+            if self._first(note):
+                logger.warning("policy %r decides more slowly than it could: %s (said once).", self.name, note)
+
+    def _first(self, subject: str) -> bool:
+        """Whether this process has not said it yet of a policy of this name."""
+        key = self.name, subject
+        if key in _said:
+            return False
+        _said.add(key)
+        return True
+
+    def _say_range(self, chunks: FloatArray) -> None:
+        beyond = np.abs(chunks) - 1.0
+        if not (beyond > BEYOND).any() or not self._first("range"):
+            return
+        d = int(np.argmax(beyond.max(axis=(0, 1))))
+        worst = self.actions.invert(chunks)[..., d]
+        logger.warning(
+            "policy %r gave actions outside those demonstrated: dimension %d from %.4g to %.4g, demonstrated were %.4g "
+            "to %.4g. They are passed on as they are (said once).",
+            self.name,
+            d,
+            worst.min(),
+            worst.max(),
+            self.actions.low[d],
+            self.actions.high[d],
+        )
 
     def features(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, F + D_p) image features and normalised proprioception of single observations."""
-        camera = self.encoder.config.camera
-        for observation in observations:
-            if camera not in observation.images:
-                raise DataError(
-                    f"the encoder reads camera {camera!r}, but an observation holds "
-                    f"{sorted(observation.images) or 'no images'}. Observe with rendering, in a simulator that has "
-                    f"this camera."
-                )
-        image = self.encoder.encode(np.stack([o.images[camera] for o in observations]), bf16=self.config.bf16)
-        proprioception = self.proprioception.apply(np.stack([o.proprioception for o in observations]))
-        return np.concatenate([image, proprioception], axis=1)
+        """(B, F + d) image features, normalised proprioception and language of single observations.
+
+        Raises:
+            DataError: an observation that is not of the schema, or lacks a camera.
+        """
+        cameras = self.encoder.config.cameras
+        self.lowdim.check(observations, cameras)
+        image = self.encoder.encode(stack_images(observations, cameras), bf16=self.config.bf16)
+        return np.concatenate([image, self.lowdim.observations(observations)], axis=1)
 
     def _generator(self, history: Sequence[Observation]) -> torch.Generator:
         digest = hashlib.blake2b(self.config.seed.to_bytes(16, "little"), digest_size=8)
         for observation in history:
-            digest.update(np.ascontiguousarray(observation.images[self.encoder.config.camera]).tobytes())
+            for camera in self.encoder.config.cameras:
+                digest.update(np.ascontiguousarray(observation.images[camera]).tobytes())
             digest.update(np.asarray(observation.proprioception, np.float32).tobytes())
+            if observation.language is not None:
+                digest.update(np.asarray(observation.language, np.float32).tobytes())
         # On the CPU whatever the policy runs on: the same noise on every device.
         return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
     def to(self, device: str) -> ParametricPolicy:
-        """Move the networks to a device, in place."""
-        self.encoder.to(device)
-        self.head.to(device)
+        """Move the networks to a device, in place.
+
+        Raises:
+            ConfigError: an unknown device, or a GPU that torch does not see.
+        """
+        wanted = check_device(device)
+        self.encoder.to(wanted)
+        self.head.to(wanted)
         return self
 
     def save(self, folder: Path) -> None:
@@ -195,7 +264,7 @@ class ParametricPolicy:
             "head": head_config_to_json(self.head_config),
             "shape": {"feature_dim": head.feature_dim, "action_dim": head.action_dim, "horizon": head.horizon},
             "actions": self.actions.to_json(),
-            "proprioception": self.proprioception.to_json(),
+            "lowdim": self.lowdim.to_json(),
             "training": dict(self.training),
         }
 
@@ -218,11 +287,12 @@ class ParametricPolicy:
 
         Raises:
             CheckpointError: damaged or incomplete, or not a parametric policy.
-            ConfigError: unknown overrides, or values out of range.
+            ConfigError: unknown overrides, values out of range, or a device that is not there.
             MissingDependencyError: the head needs a package that is not installed.
         """
         from safetensors.torch import load_file
 
+        check_device(device)
         path = Path(folder)
         verify_folder(path)
         where = path / CARD
@@ -253,7 +323,7 @@ class ParametricPolicy:
             ImageEncoder.from_pretrained(path / "encoder"),
             head,
             MinMax.from_json(card.get("actions")),
-            MinMax.from_json(card.get("proprioception")),
+            LowDim.from_json(card.get("lowdim"), str(where)),
             ParametricConfig(**(config | overrides)),
             dict(card.get("training") or {}),
         )

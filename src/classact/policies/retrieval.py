@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from classact.actions import ActionSpace
 from classact.errors import CheckpointError, ConfigError, DataError, choose
-from classact.policies.latents import ImageLatents, Latents, StateLatents, load
+from classact.machine import check_device
+from classact.policies.base import Decision, Moment, as_histories
+from classact.policies.latents import ImageLatents, Latents, load, warm_up
+from classact.policies.novelty import (
+    HELD_OUT,
+    LEFT_OUT,
+    Novelty,
+    NoveltyConfig,
+    Progress,
+    distance,
+    episode_maxima,
+    left_out_distances,
+)
+from classact.policies.search import ExactSearch, Search, check_backend, is_exact, make_search
+from classact.schema import Schema
 from classact.storage import read_arrays, read_json, verify_folder, write_folder
-from classact.types import Demonstrations, FloatArray, IntArray, Observation
+from classact.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.windows import window_indices
 
-FORMAT = "classact-retrieval-1"
+logger = logging.getLogger(__name__)
+
+FORMAT = "classact-retrieval-2"
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class RetrievalConfig:
         min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
             more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
             last chunks are mostly the repeated last action.
+        search: how neighbours are searched, see :func:`classact.policies.search.make_search`. A computing choice: all
+            but approximate indexes find the same to rounding.
     """
 
     k: int = 64
@@ -40,6 +59,7 @@ class RetrievalConfig:
     chunk_length: int = 16
     horizon: int = 16
     min_actions: int = 1
+    search: str = "auto"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not self.temperature > 0:
@@ -52,6 +72,7 @@ class RetrievalConfig:
             raise ConfigError(
                 f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
             )
+        check_backend(self.search)
 
 
 @dataclass(frozen=True)
@@ -91,14 +112,17 @@ class RetrievalPolicy:
         config: settings.
         action_space: what the D dimensions mean; its rotations are averaged as rotations. None where there are none:
             every dimension is averaged by itself.
+        calibration: of the novelty score, see :meth:`calibrate`; None: decisions have no score.
 
     Raises:
-        ConfigError: k is larger than the bank.
+        ConfigError: k is larger than the bank, or the calibration is of another bank.
+        MissingDependencyError: ``config.search`` asks for a package that is not installed.
         DataError: bank, actions and episode_ends disagree about the number of steps, or the actions are none of the
             action space.
     """
 
     name = "retrieval"
+    history = 1
 
     def __init__(
         self,
@@ -109,6 +133,7 @@ class RetrievalPolicy:
         config: RetrievalConfig,
         *,
         action_space: ActionSpace | None = None,
+        calibration: Novelty | None = None,
     ) -> None:
         if not len(bank) == len(actions) == episode_ends[-1]:
             raise DataError(
@@ -119,8 +144,15 @@ class RetrievalPolicy:
             action_space.check_rotations(actions, "the demonstrated actions")
         self.latents, self.config, self.action_space = latents, config, action_space
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
-        self._rows = torch.from_numpy(retrievable(episode_ends, config, "the bank"))
-        self._bank = torch.from_numpy(np.ascontiguousarray(bank))[self._rows]
+        self._rows = retrievable(episode_ends, config, "the bank")
+        if calibration is not None and calibration.moments != len(self._rows):
+            raise ConfigError(
+                f"the novelty score was calibrated on a bank of {calibration.moments} moments, this one has "
+                f"{len(self._rows)}. Calibrate again."
+            )
+        self.calibration = calibration
+        self.device = torch.device("cpu")
+        self._search = self._make_search()
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
 
     @staticmethod
@@ -145,20 +177,141 @@ class RetrievalPolicy:
         """T_a."""
         return self.config.chunk_length
 
+    @property
+    def schema(self) -> Schema | None:
+        """Of the demonstrations: what observations must hold and actions mean; None for state latents."""
+        return getattr(self.latents, "schema", None)
+
+    @property
+    def alarm(self) -> float | None:
+        """The novelty beyond which an observation counts as unknown: infinite where too few episodes calibrated it,
+        None where none did."""
+        return None if self.calibration is None else self.calibration.alarm
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move bank and encoder; an index of faiss stays on the CPU.
+
+        Raises:
+            ConfigError: an unknown device, or a GPU that torch does not see.
+        """
+        wanted = check_device(device)
+        encoder = getattr(self.latents, "encoder", None)
+        if isinstance(encoder, torch.nn.Module):
+            encoder.to(wanted)
+        if wanted != self.device:
+            self.device = wanted
+            self._search = self._make_search()
+        return self
+
+    def prepare(self, batch: int = 1) -> None:
+        """Choose kernels and allocate memory now, so that the first decisions are as fast as the later ones."""
+        if isinstance(self.latents, ImageLatents):
+            warm_up(self.latents.encoder, batch, bf16=self.latents.bf16)
+        m = 0 if self.calibration is None else self.calibration.config.m
+        self._search.search(np.repeat(self.bank[:1], batch, axis=0), max(self.config.k, m))
+
+    def _make_search(self) -> Search:
+        # On the CPU ties stay as torch.topk leaves them: results that are published were made so.
+        ties = "any" if self.device.type == "cpu" else "row"
+        return make_search(self._moments(), self.config.search, device=self.device, ties=ties)
+
+    def _moments(self) -> FloatArray:
+        """(R, d) what may be retrieved; the bank itself where all may."""
+        return self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows]
+
     def search(self, z: FloatArray) -> Neighbors:
-        """The k nearest bank rows of (B, d) unit latents by cosine similarity, exact."""
-        cosine, nearest = torch.topk(torch.from_numpy(z) @ self._bank.T, self.config.k, dim=1)
-        weights = torch.softmax(cosine / self.config.temperature, dim=1)
-        return Neighbors(self._rows[nearest].numpy(), cosine.numpy(), weights.numpy())
+        """The k nearest bank rows of (B, d) unit latents by cosine similarity."""
+        return self._neighbors(*self._search.search(z, self.config.k))
+
+    def _neighbors(self, nearest: IntArray, cosine: FloatArray) -> Neighbors:
+        weights = torch.softmax(torch.from_numpy(cosine) / self.config.temperature, dim=1)
+        return Neighbors(self._rows[nearest], cosine, weights.numpy())
+
+    def calibrate(
+        self,
+        heldout: Demonstrations | None = None,
+        config: NoveltyConfig | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> Novelty:
+        """Give decisions a novelty score, see :mod:`classact.policies.novelty`. All steps of an episode count.
+
+        Args:
+            heldout: demonstrations that are not in the bank and that the encoder did not train on: the bound on false
+                alarms is exact. None: each episode of the bank against the others: the bound is approximate, and N x N
+                cosines are computed, on the policy's device.
+            config: settings.
+            progress: called with (steps done, in all).
+
+        Returns:
+            The calibration, which the policy keeps and saves.
+
+        Raises:
+            ConfigError: fewer than m moments to compare with, or an index that misses neighbours and nothing held out.
+            DataError: a held-out episode is in the bank.
+        """
+        config = config or NoveltyConfig()
+        if config.m > len(self._rows):
+            raise ConfigError(
+                f"m = {config.m} nearest moments asked of a bank of {len(self._rows)}. Lower m, or add demonstrations."
+            )
+        if heldout is None:
+            if not is_exact(self.config.search):
+                raise ConfigError(
+                    f"leaving episodes out of the bank takes the exact nearest moments, which search "
+                    f"{self.config.search!r} may miss, so that decisions would be scored too novel. Hold "
+                    f"demonstrations out and calibrate on them, or use search 'auto'."
+                )
+            search, ends = self._search, self.episode_ends
+            if not isinstance(search, ExactSearch):
+                search = ExactSearch(self._moments(), device=self.device)
+            distances = left_out_distances(search, self._rows, self.bank, ends, config.m, progress)
+        else:
+            self._check_heldout(heldout)
+            ends = heldout.episode_ends
+            distances = self.distances(self.latents.demonstrations(heldout), config.m)
+        kind = LEFT_OUT if heldout is None else HELD_OUT
+        self.calibration = Novelty(episode_maxima(distances, ends), len(self._rows), config, kind)
+        if self.calibration.rank > self.calibration.episodes:
+            logger.warning("novelty: %s", self.calibration.describe())
+        return self.calibration
+
+    def _check_heldout(self, heldout: Demonstrations) -> None:
+        known = {part.tobytes(): e for e, part in enumerate(np.split(self.actions, self.episode_ends[:-1]))}
+        for e, part in enumerate(np.split(heldout.actions, heldout.episode_ends[:-1])):
+            if (same := known.get(part.tobytes())) is not None:
+                raise DataError(
+                    f"{heldout.name} ({heldout.source}): episode {e} has the same {len(part)} actions as episode "
+                    f"{same} of the bank. Calibrate on episodes that are not in it, or leave one out (heldout=None)."
+                )
+
+    def distances(self, z: FloatArray, m: int) -> StateArray:
+        """(B,) one minus the mean of the m largest cosines of (B, d) unit latents with the bank, not calibrated."""
+        return distance(self._search.search(z, m)[1])
+
+    def novelty(self, z: FloatArray) -> FloatArray:
+        """(B,) calibrated score in [0, 1] of (B, d) unit latents; above :attr:`alarm` they count as unknown.
+
+        Raises:
+            ConfigError: the policy is not calibrated.
+        """
+        if self.calibration is None:
+            raise ConfigError("this policy has no calibrated novelty score: call calibrate first.")
+        return self.calibration.score(self.distances(z, self.calibration.config.m))
 
     def chunks(self, rows: IntArray) -> FloatArray:
         """(..., T_a, D) demonstrated actions from the given bank rows on."""
         return self.actions[self._chunks[rows]]
 
-    def decide(self, observations: Sequence[Observation]) -> tuple[FloatArray, Neighbors]:
-        """The chunk (B, T_a, D) and the neighbours it was averaged from."""
-        neighbors = self.search(self.latents.observations(observations))
-        return self._average(self.chunks(neighbors.rows), neighbors.weights), neighbors
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores."""
+        z = self.latents.observations([moment for (moment,) in as_histories(observations, self.history)])
+        k, calibration = self.config.k, self.calibration
+        m = 0 if calibration is None else calibration.config.m
+        rows, cosine = self._search.search(z, max(k, m))
+        neighbors = self._neighbors(rows[:, :k], cosine[:, :k])
+        novelty = None if calibration is None else calibration.score(distance(cosine[:, :m]))
+        return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors)
 
     def _average(self, chunks: FloatArray, weights: FloatArray) -> FloatArray:
         """(B, k, T_a, D) chunks and (B, k) weights -> (B, T_a, D), rotations orthonormal."""
@@ -166,9 +319,9 @@ class RetrievalPolicy:
             return self.action_space.average(chunks, weights)
         return np.einsum("bk,bktd->btd", weights, chunks).astype(np.float32)
 
-    def act(self, observations: Sequence[Observation]) -> FloatArray:
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
         """(B, T_a, D) unnormalised actions."""
-        return self.decide(observations)[0]
+        return self.decide(observations).chunk
 
     def save(self, folder: Path) -> None:
         """Write everything needed to act as one folder, sealed with checksums."""
@@ -182,6 +335,8 @@ class RetrievalPolicy:
         }
         if self.action_space is not None:
             card["action_space"] = self.action_space.to_json()
+        if self.calibration is not None:
+            card["novelty"] = self.calibration.to_json()
 
         def fill(path: Path) -> None:
             if isinstance(self.latents, ImageLatents):
@@ -198,7 +353,9 @@ class RetrievalPolicy:
 
         Args:
             folder: the policy's folder.
-            overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``.
+            overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``. With another ``min_actions`` the
+                bank is another one, and with another approximate ``search`` others are the nearest: the novelty score
+                must then be calibrated again.
 
         Raises:
             CheckpointError: damaged or incomplete, or not a retrieval policy.
@@ -213,10 +370,26 @@ class RetrievalPolicy:
         if card.get("format") != FORMAT:
             raise CheckpointError(f"{path / 'policy.json'}: expected format {FORMAT!r}, got {card.get('format')!r}.")
         arrays = read_arrays(path / "bank.safetensors", CheckpointError)
-        latents: ImageLatents | StateLatents = load(card["latents"], path)
+        latents = load(card["latents"], path)
         config = RetrievalConfig(**(card["config"] | overrides))
         space = None  # in policies without rotations, and in all that were saved before there were any
         if "action_space" in card:
             space = ActionSpace.from_json(card["action_space"], str(path / "policy.json"))
+        calibration = None
+        if "novelty" in card:
+            calibration = Novelty.from_json(card["novelty"], str(path / "policy.json"))
+            before = RetrievalConfig(**card["config"])
+            exact = is_exact(before.search) and is_exact(config.search)
+            for key in ("min_actions",) if exact else ("min_actions", "search"):
+                saved, now = getattr(before, key), getattr(config, key)
+                if saved != now:
+                    logger.warning(
+                        "%s: its novelty score was calibrated with %s %s and is left out, for now it is %s",
+                        path,
+                        key,
+                        saved,
+                        now,
+                    )
+                    calibration = None
         bank, actions, ends = (arrays[name] for name in ("bank", "actions", "episode_ends"))
-        return RetrievalPolicy(latents, bank, actions, ends, config, action_space=space)
+        return RetrievalPolicy(latents, bank, actions, ends, config, action_space=space, calibration=calibration)

@@ -1,6 +1,6 @@
 """Readers: one module per format turns files into :class:`~classact.types.Demonstrations`.
 
-A new format is one module beside this one, with the three members of :class:`Reader`, and one line in :data:`READERS`.
+A new format is one module beside this one, with the members of :class:`Reader`, and one line in :data:`READERS`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from classact.errors import ConfigError, DataError
 from classact.types import Demonstrations
@@ -32,6 +32,9 @@ class Reader(Protocol):
     DESCRIPTION: str
     """One line: what files of this format look like."""
 
+    TAKES_LAYOUT: bool
+    """Whether a layout file can declare what its files hold; ``read`` then has an argument ``layout``."""
+
     def matches(self, path: Path) -> bool:
         """Whether the existing ``path`` looks like this format. Cheap; damaged files of the format match as well."""
 
@@ -45,7 +48,11 @@ def reader(name: str) -> Reader:
 
 
 def read_demonstrations(
-    source: str | Path, *, episodes: int | None = None, progress: Progress | None = None
+    source: str | Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: str | Path | None = None,
 ) -> Demonstrations:
     """Read demonstrations from a path, whatever its format, or those that come with classact.
 
@@ -53,21 +60,32 @@ def read_demonstrations(
         source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
         episodes: only the first so many demonstrations.
         progress: called with (done, total) steps while images are decoded.
+        layout: JSON file that declares which array is what, for formats whose ``TAKES_LAYOUT`` says so (Zarr stores:
+            :meth:`classact.readers.diffusion_policy.ZarrLayout.from_json`). None: what the data themselves declare.
 
     Raises:
         DataError: no such path, no known format, or data that cannot be used; the message names the file and field.
-        ConfigError: fewer than one episode asked for, or more than there are.
+        ConfigError: fewer than one episode asked for, or more than there are; a layout that cannot be read, or for a
+            format that takes none.
     """
     if isinstance(source, str) and source in EMBEDDED:
         from classact.readers.embedded import load_embedded
 
+        if layout is not None:
+            raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
         return first_episodes(load_embedded(), episodes)
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist. {_available()}")
     for name in READERS:
-        if reader(name).matches(path):
-            return reader(name).read(path, episodes=episodes, progress=progress)
+        module = reader(name)
+        if not module.matches(path):
+            continue
+        if layout is None:
+            return module.read(path, episodes=episodes, progress=progress)
+        if not module.TAKES_LAYOUT:
+            raise ConfigError(_no_layout(layout, str(path), name))
+        return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=Path(layout).expanduser())
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
 
 
@@ -84,15 +102,40 @@ def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demo
             f"asked for the first {episodes} episodes, but {demonstrations.name} ({demonstrations.source}) has "
             f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
         )
-    steps = int(demonstrations.episode_ends[episodes - 1])
+    return _slice(demonstrations, 0, episodes)
+
+
+def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
+    """The last ``count`` demonstrations as views, nothing copied; their episodes and steps count from 0 again.
+
+    Raises:
+        ConfigError: fewer than one, or more than there are.
+    """
+    if not 1 <= count <= len(demonstrations):
+        raise ConfigError(
+            f"asked for the last {count} episodes, but {demonstrations.name} ({demonstrations.source}) has "
+            f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
+        )
+    return _slice(demonstrations, len(demonstrations) - count, len(demonstrations))
+
+
+def _slice(data: Demonstrations, first: int, end: int) -> Demonstrations:
+    start = data.bounds(first)[0]
+    rows = slice(start, data.bounds(end - 1)[1])
     return replace(
-        demonstrations,
-        episode_ends=demonstrations.episode_ends[:episodes],
-        actions=demonstrations.actions[:steps],
-        proprioception=demonstrations.proprioception[:steps],
-        states=None if demonstrations.states is None else demonstrations.states[:steps],
-        images={camera: array[:steps] for camera, array in demonstrations.images.items()},
+        data,
+        episode_ends=data.episode_ends[first:end] - start,
+        actions=data.actions[rows],
+        proprioception=data.proprioception[rows],
+        states=None if data.states is None else data.states[rows],
+        images={camera: array[rows] for camera, array in data.images.items()},
+        language=None if data.language is None else data.language[first:end],
     )
+
+
+def _no_layout(layout: str | Path, source: str, what: str) -> str:
+    formats = ", ".join(name for name in READERS if reader(name).TAKES_LAYOUT)
+    return f"layout {layout}: {source} ({what}) takes none; formats that do: {formats}. Leave the layout out."
 
 
 def _available() -> str:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.actions import ActionSpace
 from classact.errors import DataError
+from classact.schema import Schema
 from classact.storage import atomic_path
 from classact.types import Demonstrations, IntArray, StateArray
 
@@ -83,6 +85,7 @@ def read_file(path: Path, *, name: str) -> Demonstrations:
         proprioception=states[:, :2].astype(np.float32),
         states=states,
         source=str(path),
+        schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
     )
 
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.report.sources import Evaluation, row_label
-from classact.report.style import BLUE, figure_base, label, percent, styles, thin
+from classact.report.novelty import Novelty
+from classact.report.sources import Evaluation
+from classact.report.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
+from classact.report.table import Row, by_criterion, row_label, series
 
 
-def success_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Success rates as dots with their 95% interval as whiskers, grouped by criterion.
+def success_figure(rows: Sequence[Row]) -> go.Figure:
+    """Success rates as dots with their 95% interval as whiskers, grouped by criterion; maxima as hollow marks.
 
     Args:
         rows: of summary.json: encoder, criterion, episodes, successes, success, low, high.
     """
-    look = styles([str(row["encoder"]) for row in rows])
+    look = styles([series(row) for row in rows])
     positions: list[float] = []
     labels: list[str] = []
     headings: list[tuple[float, str]] = []
     y = 0.0
-    ordered: list[Mapping[str, Any]] = []
-    for criterion in dict.fromkeys(str(row["criterion"]) for row in rows):
+    lines: list[tuple[float, str, str, Row]] = []
+    for criterion, results in by_criterion(rows):
         headings.append((y, criterion))
-        for row in (r for r in rows if str(r["criterion"]) == criterion):
+        for result in results:
             y += 1
             positions.append(y)
-            labels.append(label(row_label(row, rows)))
-            ordered.append(row)
+            labels.append(label(row_label(result.row, rows)))
+            if result.maximum:
+                lines.append((y, "maximum", labels[-1], result.maximum))
+            if result.last:
+                lines.append((y, "last", labels[-1], result.last))
         y += 1.3
     figure = figure_base(
         height=round(24 * y + 60),
@@ -49,18 +53,22 @@ def success_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         },
         margin={"l": 8, "r": 16, "t": 6, "b": 44},
     )
-    for position, row in zip(positions, ordered, strict=True):
-        colour, symbol = look[str(row["encoder"])]
+    for position, kind, name, row in lines:
+        colour, symbol = look[series(row)]
         rate, low, high = float(row["success"]), float(row["low"]), float(row["high"])
-        figure.add_scatter(
-            x=[low, high], y=[position] * 2, mode="lines", line={"color": colour, "width": 2.5}, hoverinfo="skip"
-        )
+        if kind == "last":
+            figure.add_scatter(
+                x=[low, high], y=[position] * 2, mode="lines", line={"color": colour, "width": 2.5}, hoverinfo="skip"
+            )
+        words = "" if kind == "last" else f"<br>{label(row['checkpoint'])} evaluations, biased upwards"
         figure.add_scatter(
             x=[rate],
             y=[position],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 11},
-            hovertext=f"{label(row_label(row, rows))}<br>{label(row['criterion'])}<br><b>{percent(rate)}</b> "
+            marker={"color": colour, "symbol": symbol, "size": 11}
+            if kind == "last"
+            else {"color": colour, "symbol": f"{symbol}-open", "size": 14, "line": {"width": 1.5}},
+            hovertext=f"{name}<br>{label(row['criterion'])}{words}<br><b>{percent(rate)}</b> "
             f"({row['successes']} of {row['episodes']}), 95% interval {percent(low)} to {percent(high)}",
             hoverinfo="text",
         )
@@ -74,7 +82,7 @@ def success_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
 def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
     """Share of episodes that reach at least x: the success rate at every possible threshold."""
     metric = evaluations[0].metric
-    look = styles([e.encoder for e in evaluations])
+    look = styles([e.series for e in evaluations])
     figure = figure_base(
         height=330 + 19 * len(evaluations),
         xaxis={"range": [0, 1.005], "title": f"largest {label(metric)} of the episode, at least", "zeroline": False},
@@ -93,7 +101,12 @@ def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
             x=x.round(4),
             y=share.round(5),
             mode="lines",
-            line={"shape": "vh", "color": look[evaluation.encoder][0], "width": 2, "dash": dashes[evaluation.name]},
+            line={
+                "shape": "vh",
+                "color": look[evaluation.series][0],
+                "width": 2,
+                "dash": dashes[evaluation.name],
+            },
             name=label(evaluation.label),
             hovertemplate="%{y:.1%} reach %{x:.3f}<extra>" + label(evaluation.label) + "</extra>",
         )
@@ -101,11 +114,11 @@ def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
 
 
 def _dashes(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    # Evaluations of one encoder (shifts, policies) share its colour and differ by dash.
+    # Evaluations of one series (shifts) share its colour and differ by dash.
     seen: dict[str, int] = {}
     result = {}
     for evaluation in evaluations:
-        count = seen[evaluation.encoder] = seen.get(evaluation.encoder, -1) + 1
+        count = seen[evaluation.series] = seen.get(evaluation.series, -1) + 1
         result[evaluation.name] = ("solid", "dash", "dot", "dashdot")[count % 4]
     return result
 
@@ -113,14 +126,15 @@ def _dashes(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
     """Largest coverage of every single episode as a point, median as a tick."""
     metric = evaluations[0].metric
-    look = styles([e.encoder for e in evaluations])
+    look = styles([e.series for e in evaluations])
+    texts = [wrapped(label(e.label)) for e in evaluations]
     figure = figure_base(
-        height=70 + 62 * len(evaluations),
+        height=70 + max(62, 17 * max(text.count("<br>") + 1 for text in texts)) * len(evaluations),
         xaxis={"range": [-0.01, 1.02], "title": f"largest {label(metric)} of the episode", "zeroline": False},
         yaxis={
             "range": [len(evaluations) - 0.5, -0.5],
             "tickvals": list(range(len(evaluations))),
-            "ticktext": [label(e.label).replace(", ", ",<br>") for e in evaluations],
+            "ticktext": texts,
             "showgrid": False,
             "zeroline": False,
             "automargin": True,
@@ -131,7 +145,7 @@ def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
         margin={"l": 8, "r": 16, "t": 12, "b": 44},
     )
     for i, evaluation in enumerate(evaluations):
-        colour, symbol = look[evaluation.encoder]
+        colour, symbol = look[evaluation.series]
         values = evaluation.maxima
         # A fixed golden-ratio offset spreads points evenly: no randomness, the same picture every time.
         offset = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
@@ -191,5 +205,59 @@ def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
             mode="lines",
             line={"color": colour, "width": 3},
             hovertemplate="step %{x}: mean %{y:.3f}<extra></extra>",
+        )
+    return figure
+
+
+def novelty_figure(
+    novelty: Novelty, success: bool, colour: str, alarm: float | None, longest: int | None = None
+) -> go.Figure:
+    """Novelty of every decision: one thin line per episode, first alarms as dots, the alarm level dashed.
+
+    What comes after success is drawn lighter and has no dots.
+
+    Args:
+        novelty: of one evaluation.
+        success: draw the successful episodes, else the failed ones.
+        colour: of the lines.
+        alarm: level above which a score is an alarm; None draws no level and no dots.
+        longest: last step of the axis, so that two figures can share it.
+    """
+    figure = figure_base(
+        height=260,
+        xaxis={"title": "step", "zeroline": False, "range": [0, (longest or 1) * 1.02]},
+        yaxis={"title": "novelty", "range": [-0.03, 1.06], "zeroline": False},
+        margin={"l": 56, "r": 48, "t": 12, "b": 44},
+    )
+    before: tuple[list[float | None], list[float | None]] = [], []
+    after: tuple[list[float | None], list[float | None]] = [], []
+    dots: list[tuple[int, float]] = []
+    for i in novelty.episodes(success):
+        steps, scores = novelty.steps[i], novelty.scores[i]
+        count = int((steps < novelty.until[i]).sum())
+        # The lighter line starts where the other one ends.
+        rest = len(steps) if count < len(steps) else 0
+        for (xs, ys), start, stop in ((before, 0, count), (after, max(count - 1, 0), rest)):
+            if stop > start:
+                xs += [*steps[start:stop].tolist(), None]
+                ys += [*scores[start:stop].round(4).tolist(), None]
+        if alarm is not None and (over := np.flatnonzero(scores[:count] > alarm)).size:
+            dots.append((int(steps[over[0]]), float(scores[over[0]])))
+    for (xs, ys), opacity in ((before, 0.5), (after, 0.15)):
+        if xs:
+            line = {"color": colour, "width": 1.1}
+            figure.add_scatter(x=xs, y=ys, mode="lines", line=line, opacity=opacity, hoverinfo="skip")
+    if dots:
+        figure.add_scatter(
+            x=[step for step, _ in dots],
+            y=[score for _, score in dots],
+            mode="markers",
+            marker={"color": colour, "size": 7},
+            hovertemplate="first alarm at step %{x}: novelty %{y:.2f}<extra></extra>",
+        )
+    if alarm is not None:
+        figure.add_hline(y=alarm, line={"color": GREY, "width": 1.5, "dash": "dash"})
+        figure.add_annotation(
+            x=1, xref="paper", xanchor="left", y=alarm, yanchor="middle", text=f"alarm<br>{alarm:.2f}", showarrow=False
         )
     return figure

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from classact.report.sources import Row, plain
 from classact.report.style import percent
+from classact.report.table import (
+    BASELINES,
+    Row,
+    maximum_of,
+    plain,
+    policy_name,
+    row_augmentation,
+    training_name,
+    varies,
+)
 
 
 def main_row(rows: Sequence[Row]) -> Row | None:
-    """The row the headline is about: the learned encoder, without shift, by the criterion listed first.
+    """The row the headline is about: retrieval with the learned encoder, without shift, by the criterion listed first.
 
-    Where there is none, the first row that is neither a baseline nor the true state; else the first row.
+    Where there is none, another policy with that encoder, else the first row that is neither a baseline nor the true
+    state, else the first row. Never a maximum over training: that is biased upwards.
     """
+    rows = [row for row in rows if maximum_of(row) is None]
     learned = [row for row in rows if row["encoder"] == "class"]
-    unshifted = [row for row in learned if not plain(row.get("shift"))]
-    others = [row for row in rows if row["encoder"] not in ("untrained", "state")]
-    return next((candidates[0] for candidates in (unshifted, learned, others, list(rows)) if candidates), None)
+    retrieval = [row for row in learned if plain(row.get("policy")) in ("", "retrieval")]
+    choices = [[r for r in rs if not plain(r.get("shift"))] or rs for rs in (retrieval, learned)]
+    others = [row for row in rows if row["encoder"] not in BASELINES]
+    return next((candidates[0] for candidates in (*choices, others, rows) if candidates), None)
 
 
 def beside(row: Row, rows: Sequence[Row], encoder: str) -> Row | None:
     """The row that differs from ``row`` by its encoder alone."""
     keys = ("policy", "simulator", "shift", "criterion")
-    same = [other for other in rows if all(plain(other.get(k)) == plain(row.get(k)) for k in keys)]
+    last = [other for other in rows if maximum_of(other) is None]
+    same = [other for other in last if all(plain(other.get(k)) == plain(row.get(k)) for k in keys)]
     return next((other for other in same if other["encoder"] == encoder and other is not row), None)
 
 
@@ -35,3 +48,22 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
         if other:
             result.append(f"{name} reaches {percent(other['success'])} ({other['successes']} of {other['episodes']})")
     return result
+
+
+def heads(rows: Sequence[Row]) -> list[str]:
+    """What trained heads reach where the main row was measured, at their last checkpoints, one phrase each."""
+    row = main_row(rows)
+    if row is None:
+        return []
+    keys = ("simulator", "shift", "criterion")
+    same = [other for other in rows if all(plain(other.get(k)) == plain(row.get(k)) for k in keys)]
+    found = [r for r in same if plain(r.get("policy")) not in ("", "retrieval") and maximum_of(r) is None]
+    return [_reaches(head, found) for head in found if head is not row]
+
+
+def _reaches(head: Row, heads: Sequence[Row]) -> str:
+    augmentation = row_augmentation(head) if varies(heads, "augmentation") else ""
+    training = training_name(head) or plain(head.get("training"))
+    how = ", ".join(filter(None, (training, augmentation)))
+    reached = f"{percent(head['success'])} ({head['successes']} of {head['episodes']})"
+    return f"{policy_name(plain(head['policy']))}{f', {how},' if how else ''} {reached}"

@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from classact.errors import DataError
+from classact.report.checks import Arrays
 from classact.report.headline import main_row
 from classact.report.reasons import MOST_NEIGHBORS, shares, world_size
-from classact.report.sources import Arrays, Row, Sources, plain, read_sources, row_label
+from classact.report.sources import Sources, read_sources
 from classact.report.style import percent, styles
+from classact.report.table import Row, maximum_of, plain, row_label, series
 from classact.runs import Run
 from classact.storage import atomic_path
 from classact.types import ImageArray
@@ -43,6 +45,10 @@ class Canvas:
         font = ImageFont.load_default(size * SCALE)
         self.draw.text((x * SCALE, y * SCALE), text, fill=colour, font=font, anchor=anchor)
         return float(font.getlength(text)) / SCALE
+
+    def width(self, text: str, size: float) -> float:
+        """The width of one line."""
+        return float(ImageFont.load_default(size * SCALE).getlength(text)) / SCALE
 
     def bold(self, x: float, y: float, text: str, size: float, colour: str = INK, anchor: str = "ls") -> float:
         """Write one line heavily (Pillow's own font has one weight: the outline is thickened)."""
@@ -217,7 +223,7 @@ def _draw_film(canvas: Canvas, row: Row, frames: ImageArray, top: float) -> None
 def _success_rows(rows: list[Row]) -> list[Row]:
     """Rows of the headline's criterion; one figure in a README carries one criterion, named beside it."""
     main = main_row(rows)
-    return [row for row in rows if main and row["criterion"] == main["criterion"]]
+    return [r for r in rows if main and r["criterion"] == main["criterion"] and maximum_of(r) is None]
 
 
 def _success_height(rows: list[Row]) -> float:
@@ -226,19 +232,20 @@ def _success_height(rows: list[Row]) -> float:
 
 def _draw_success(canvas: Canvas, rows: list[Row], top: float) -> None:
     shown = _success_rows(rows)
-    look = styles([str(row["encoder"]) for row in shown])
+    look = styles([series(row) for row in shown])
     width = canvas.bold(EDGE, top + 18, "How often it works", 24)
     simulators = " and ".join(sorted({plain(row.get("simulator")) for row in shown} - {""}))
     note = f"share of episodes with {shown[0]['criterion']}{f' on {simulators}' if simulators else ''}, 95% intervals"
     canvas.text(EDGE + width + 18, top + 18, note, 17, SOFT)
-    left, right = EDGE + 330.0, WIDTH - EDGE - 330.0
+    longest = max(canvas.width(row_label(row, shown), 18) for row in shown)
+    left, right = EDGE + max(330.0, longest + 22), WIDTH - EDGE - 330.0
     bottom = top + HEAD + 38 * len(shown)
     for tick in range(0, 101, 25):
         x = left + (right - left) * tick / 100
         canvas.line([(x, top + HEAD - 4), (x, bottom - 4)], LINE, 1)
         canvas.text(x, bottom + 18, f"{tick}%", 15, SOFT, "ms")
     for i, row in enumerate(shown):
-        y, colour = top + HEAD + 38 * i + 14, look[str(row["encoder"])][0]
+        y, colour = top + HEAD + 38 * i + 14, look[series(row)][0]
         x0, x, x1 = (left + (right - left) * float(row[key]) for key in ("low", "success", "high"))
         canvas.text(left - 22, y, row_label(row, shown), 18, INK, "rm")
         canvas.line([(x0, y), (x1, y)], colour, 3.5)

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.report.style import BLUE, GREY, ORANGE, PALETTE, figure_base, label, thin
+from classact.report.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
 MAX_EPISODES = 40  # in the latent map
@@ -43,6 +43,101 @@ def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, col
         figure.add_scatter(
             x=steps[keep], y=line[keep], mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover
         )
+    return figure
+
+
+def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Learning rates of a head and of the encoder under it; the latter only where it learns."""
+    figure = figure_base(
+        height=230,
+        xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": "learning rate", "zeroline": False, "exponentformat": "power", "automargin": True},
+        showlegend=True,
+        legend={"y": 1.0, "yanchor": "bottom", "x": 0, "orientation": "h"},
+        margin={"l": 56, "r": 16, "t": 34, "b": 44},
+    )
+    for key, name, colour, dash in (("lr", "head", TEAL, "solid"), ("encoder_lr", "encoder", BLUE, "dash")):
+        pairs = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
+        if not any(value > 0 for _, value in pairs):
+            continue
+        steps, values = (np.array(column) for column in zip(*pairs, strict=True))
+        keep = thin(len(steps), MAX_POINTS)
+        figure.add_scatter(
+            x=steps[keep],
+            y=values[keep],
+            mode="lines" if len(keep) > 1 else "markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            name=name,
+            hovertemplate=f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+        )
+    return figure
+
+
+def milestones_figure(
+    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
+) -> go.Figure:
+    """Success over training steps, one line per stage with its 95% interval as a band (paper, Figure 10).
+
+    Several criteria become views, of which the first is shown.
+
+    Args:
+        rows: of milestones.jsonl, with success, low and high, in the order of steps.
+        names: stage -> name.
+        looks: stage -> colour and marker.
+    """
+    stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
+    criteria = list(dict.fromkeys(str(row["criterion"]) for row in rows))
+    many = len(stages) > 1
+    figure = figure_base(
+        height=310 + (19 * len(stages) + 24 if many else 0),
+        xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
+        yaxis={"title": "success rate", "tickformat": ".0%", "range": [-0.02, 1.03], "zeroline": False},
+        showlegend=many,
+        legend={"y": -0.25, "yanchor": "top", "x": 0},
+        margin={"l": 56, "r": 16, "t": 12, "b": 44 + (19 * len(stages) + 24 if many else 0)},
+    )
+    drawn: list[str] = []
+    for criterion in criteria:
+        for stage in stages:
+            part = [r for r in rows if str(r["stage"]) == stage and str(r["criterion"]) == criterion]
+            if not part:
+                continue
+            colour, symbol = looks[stage]
+            steps = [int(row["step"]) for row in part]
+            success, low, high = ([float(row[key]) for row in part] for key in ("success", "low", "high"))
+            # A band around one point has no area: there, the interval is a whisker.
+            single = len(part) == 1
+            figure.add_scatter(
+                x=steps * 2 if single else steps + steps[::-1],
+                y=low + high if single else high + low[::-1],
+                mode="lines",
+                line={"color": colour, "width": 2.5 if single else 0},
+                fill=None if single else "toself",
+                fillcolor=None if single else veil(colour, 0.16),
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=label(stage),
+                visible=criterion == criteria[0],
+            )
+            figure.add_scatter(
+                x=steps,
+                y=[round(value, 5) for value in success],
+                mode="lines+markers",
+                line={"color": colour, "width": 2.5},
+                marker={"color": colour, "symbol": symbol, "size": 8},
+                name=label(names[stage]),
+                legendgroup=label(stage),
+                customdata=[
+                    f"{row['successes']} of {row['episodes']}, 95% interval {percent(float(row['low']))} to "
+                    f"{percent(float(row['high']))}"
+                    for row in part
+                ],
+                hovertemplate="step %{x}: <b>%{y:.1%}</b> (%{customdata})<extra>" + label(names[stage]) + "</extra>",
+                visible=criterion == criteria[0],
+            )
+            drawn += [criterion] * 2
+    if len(criteria) > 1:
+        figure.update_layout(meta={"views": {name: [shown == name for shown in drawn] for name in criteria}})
     return figure
 
 

@@ -42,14 +42,35 @@
 
   const current = () => (query.matches ? themes.dark : themes.light);
 
-  for (const script of document.querySelectorAll("script[data-for]")) {
+  function wrapped(text, width) {
+    const lines = [];
+    for (const part of text.split(", ")) {
+      const last = lines.length - 1;
+      if (last >= 0 && (lines[last] + ", " + part).length <= width) lines[last] += ", " + part;
+      else lines.push(part);
+    }
+    return lines.join(",<br>");
+  }
+
+  function draw(script) {
     const element = document.getElementById(script.dataset.for);
     const { data, layout } = JSON.parse(script.textContent);
     for (const [path, value] of Object.entries(colours(layout, current()))) put(layout, path, value);
     layout.autosize = true;
     if (element.clientWidth < 520 && layout.yaxis.ticktext && !layout.yaxis.ticktext.join().includes("<br>")) {
-      layout.yaxis.ticktext = layout.yaxis.ticktext.map((text) => text.replace(/, /g, ",<br>"));
-      layout.height *= 1.35;
+      layout.yaxis.ticktext = layout.yaxis.ticktext.map((text) => wrapped(text, 24));
+      const lines = Math.max(...layout.yaxis.ticktext.map((text) => text.split("<br>").length));
+      layout.height *= lines < 3 ? 1.35 : lines * 0.68;
+    }
+    if (element.clientWidth < 520 && layout.showlegend) {
+      let extra = 0;
+      for (const trace of data.filter((trace) => trace.name && trace.showlegend !== false && trace.visible !== false)) {
+        trace.name = wrapped(trace.name, 40);
+        extra += 17 * (trace.name.split("<br>").length - 1);
+      }
+      layout.height += extra;
+      layout.margin[layout.legend.yanchor === "top" ? "b" : "t"] += extra;
+      layout.legend.maxheight = 1;  // else it scrolls above half of the figure
     }
     const map = layout.dragmode === "zoom" && fine;
     if (!map) layout.dragmode = false;
@@ -60,12 +81,25 @@
     plots.push({ element, layout });
   }
 
+  // A chart in a closed box has no width: it is drawn when the box is first opened.
+  const closed = (script) => script.closest("details:not([open])");
+  for (const script of document.querySelectorAll("script[data-for]")) if (!closed(script)) draw(script);
+  for (const box of document.querySelectorAll("details:not([open])")) {
+    const waiting = [...box.querySelectorAll("script[data-for]")];
+    box.drawAll = () => waiting.splice(0).forEach(draw);
+    box.addEventListener("toggle", () => { if (box.open) box.drawAll(); });
+  }
+
   query.addEventListener("change", () => apply(current()));
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
+    document.querySelectorAll("details").forEach((item) => {
+      item.dataset.was = item.open;
+      item.open = true;
+      if (item.drawAll) item.drawAll();
+    });
     apply(themes.light);
     plots.forEach(({ element }) => Plotly.relayout(element, { autosize: false, width: element.clientWidth }));
-    document.querySelectorAll("details").forEach((item) => { item.dataset.was = item.open; item.open = true; });
   });
   addEventListener("afterprint", () => {
     document.documentElement.classList.remove("printing");

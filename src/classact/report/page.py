@@ -9,11 +9,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from classact.report import figures, headline, learning
+from classact.report import figures, headline, learning, novelty
+from classact.report.heads import PRETRAIN, Head, stage_names
 from classact.report.plots import Plot, duration, environment, make_plot
 from classact.report.reasons import reasons, world_size
-from classact.report.sources import Row, Sources, encoder_name, plain, read_sources, row_label
-from classact.report.style import BLUE, GREY, PURPLE, TEAL, percent, styles
+from classact.report.sources import Sources, read_sources
+from classact.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, TEAL, percent, styles
+from classact.report.table import (
+    BASELINES,
+    LABELS,
+    Result,
+    Row,
+    augmentation_name,
+    by_criterion,
+    encoder_name,
+    evaluations_of_maxima,
+    plain,
+    policy_name,
+    row_label,
+    row_parts,
+    series,
+)
 from classact.runs import Run
 from classact.storage import write_text
 
@@ -36,7 +52,7 @@ def build_report(root: Path) -> Path:
 
     sources = read_sources(root)
     templates = environment()
-    templates.filters["encoder_name"] = encoder_name
+    templates.filters |= {"encoder_name": encoder_name, "policy_name": policy_name}
     path = Run(sources.root).report
     page = templates.get_template("template.html").render(context(sources), plotly_js=Markup(get_plotlyjs()))
     write_text(path, page)
@@ -56,19 +72,27 @@ def context(sources: Sources) -> dict[str, Any]:
         "main_policy": plain(main.get("policy")) if main else "",
         "main_shift": plain(main.get("shift")) if main else "",
         "comparisons": headline.comparisons(rows),
+        "head_results": headline.heads(rows),
         "criteria": _table(rows),
+        "maxima": evaluations_of_maxima(rows),
         "constants": _constants(rows),
         "success": _success_plot(rows),
         "coverage": _coverage_plots(sources),
         "curves": _curve_plots(sources),
+        "milestones": _milestone_plots(sources),
+        "novelty": _novelty(sources),
+        "novelty_meaning": novelty.meaning(sources.calibration),
         "training": _training_plots(sources.training),
+        "heads": [(head, _head_facts(head), _head_plots(head)) for head in sources.heads if head.training],
+        "times": times(sources),
         "similarity": _similarity_plots(sources.similarity),
         "similarity_facts": sources.similarity,
         "videos": _videos(sources),
         "latent": _latent_plot(sources),
         "reasons": reasons(sources.neighbors) if sources.neighbors else [],
         "world": world_size(sources.neighbors) if sources.neighbors else 0,
-        "settings": settings(config),
+        "settings": settings(config, timings=not times(sources))
+        + [(f"Head: {head.title}", flatten(head.settings)) for head in sources.heads if head.settings],
         "absent": sources.absent,
     }
 
@@ -87,16 +111,16 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, "none" if value is None else value if isinstance(value, str) else json.dumps(value, default=str))]
 
 
-def settings(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration as titled tables; timings are written as durations."""
+def settings(config: Row, *, timings: bool = True) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The configuration as titled tables; timings are written as durations, or left out."""
     names = {"pretrain": "Pre-training", "data": "Data", "versions": "Versions", "hardware": "Hardware"}
     groups = []
     for key, title in names.items():
         if config.get(key):
             groups.append((title, flatten(config[key], "" if isinstance(config[key], dict) else key)))
-    timings = config.get("timings")
-    if isinstance(timings, dict) and timings:
-        rows = [(str(k), duration(v) if isinstance(v, int | float) else str(v)) for k, v in timings.items()]
+    spent = config.get("timings")
+    if timings and isinstance(spent, dict) and spent:
+        rows = [(str(k), duration(v) if isinstance(v, int | float) else str(v)) for k, v in spent.items()]
         groups.append(("Timings", rows))
     rest = {k: v for k, v in config.items() if k not in names and k not in ("title", "timings", "created")}
     if rest:
@@ -104,23 +128,49 @@ def settings(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:
     return groups
 
 
-def _table(rows: list[Row]) -> list[tuple[str, list[tuple[str, Row]]]]:
-    criteria = dict.fromkeys(str(row["criterion"]) for row in rows)
-    return [(c, [(row_label(r, rows), r) for r in rows if str(r["criterion"]) == c]) for c in criteria]
+def times(sources: Sources) -> list[tuple[str, list[tuple[str, float, float]]]]:
+    """How long each stage of the run and of its heads took: titled rows of (stage, seconds, share of all).
+
+    Empty where no head says how long it took: then the run's own times stand among its settings.
+    """
+    if not any(head.timings for head in sources.heads):
+        return []
+    own = sources.config.get("timings")
+    run = {k: v for k, v in own.items() if isinstance(v, int | float)} if isinstance(own, dict) else {}
+    groups = [("The run", run), *((head.title, head.timings) for head in sources.heads)]
+    total = sum(sum(group.values()) for _, group in groups) or 1.0
+    return [(t, [(str(k), float(v), float(v) / total) for k, v in group.items()]) for t, group in groups if group]
+
+
+def _table(rows: list[Row]) -> list[tuple[str, list[tuple[str, str, Result]]]]:
+    return [(criterion, [(*row_parts(r.row, rows), r) for r in results]) for criterion, results in by_criterion(rows)]
 
 
 def _constants(rows: list[Row]) -> str:
-    same = [(k, {plain(row.get(k)) for row in rows}) for k in ("policy", "simulator", "shift")]
-    return ", ".join(f"{k} {next(iter(v))}" for k, v in same if len(v) == 1 and v != {""})
+    parts = []
+    for key in LABELS:
+        if key == "encoder":
+            continue
+        known = rows
+        if key in ("training", "augmentation"):
+            known = [row for row in rows if row.get(key) is not None and row["encoder"] not in BASELINES]
+        names = {augmentation_name(row[key]) if key == "augmentation" else plain(row.get(key)) for row in known}
+        if len(names) == 1 and names != {""}:
+            name = next(iter(names))
+            parts.append(name if key in ("training", "augmentation") else f"{key} {name}")
+    return ", ".join(parts)
 
 
 def _success_plot(rows: list[Row]) -> Plot | None:
     if not rows:
         return None
     words = "; ".join(
-        f"{row_label(row, rows)} by {row['criterion']}: {percent(row['success'])}, "
+        f"{row_label(row, rows)} by {row['criterion']}{f', {kind}' if kind else ''}: {percent(row['success'])}, "
         f"interval {percent(row['low'])} to {percent(row['high'])}"
-        for row in rows
+        for _, results in by_criterion(rows)
+        for result in results
+        for kind, row in (("", result.last), ("maximum", result.maximum))
+        if row
     )
     return make_plot("success", figures.success_figure(rows), f"Success rates with 95% intervals. {words}.")
 
@@ -150,11 +200,11 @@ def _coverage_plots(sources: Sources) -> list[Plot]:
 
 
 def _curve_plots(sources: Sources) -> list[Plot]:
-    look = styles([e.encoder for e in sources.evaluations])
+    look = styles([e.series for e in sources.evaluations])
     return [
         make_plot(
             f"curve-{i}",
-            figures.curves_figure(e, look[e.encoder][0]),
+            figures.curves_figure(e, look[e.series][0]),
             f"{e.metric} over steps for {e.label}: mean of {len(e.curves)} episodes over one thin line per episode; "
             f"the mean ends at {figures.held_mean(e.curves)[-1]:.3f}.",
             f"{len(e.curves)} episodes; the mean ends at {figures.held_mean(e.curves)[-1]:.3f}.",
@@ -172,13 +222,113 @@ def _training_plots(rows: list[Row]) -> list[Plot]:
         ("positives", "positives per anchor", "Positives per anchor, mean over the batch", TEAL),
         ("grad_norm", "gradient norm", "Gradient norm", PURPLE),
     )
+    return [plot for key, *words in wanted if (plot := _training_plot(f"training-{key}", rows, key, *words))]
+
+
+def _training_plot(name: str, rows: list[Row], key: str, axis: str, title: str, colour: str) -> Plot | None:
+    values = [float(row[key]) for row in rows if row.get(key) is not None]
+    if not values:
+        return None
+    alt = f"{title} over training steps, from {values[0]:.4g} to {values[-1]:.4g}."
+    return make_plot(name, learning.training_figure(rows, key, axis, colour), alt, title=title)
+
+
+def _head_plots(head: Head) -> list[Plot]:
+    loss = _training_plot(f"{head.name}-loss", head.training, "loss", "loss", "Loss", BLUE)
+    norm = _training_plot(f"{head.name}-norm", head.training, "grad_norm", "gradient norm", "Gradient norm", PURPLE)
+    rates = learning.rates_figure(head.training)
+    alt = f"Learning rate over training steps of {' and '.join(trace.name for trace in rates.data)}."
+    drawn = make_plot(f"{head.name}-rates", rates, alt, title="Learning rate") if rates.data else None
+    return [plot for plot in (loss, drawn, norm) if plot]
+
+
+def _head_facts(head: Head) -> str:
+    last = head.training[-1]
+    steps = f"{last['step']:,} of {last['steps']:,} steps" if "steps" in last else f"{last['step']:,} steps"
+    facts = [head.notes, steps]
+    if last.get("loss") is not None:
+        facts.append(f"loss {last['loss']:.3g}")
+    if last.get("seconds") is not None:
+        facts.append(duration(last["seconds"]))
+    return ", ".join(filter(None, facts))
+
+
+def _milestone_plots(sources: Sources) -> list[Plot]:
+    rows = sources.milestones
+    stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
+    names = stage_names(sources.heads, stages)
+    kinds = {stage: series(next(row for row in rows if str(row["stage"]) == stage)) for stage in stages}
+    look = styles([*(series(row) for row in sources.summary), *kinds.values()])
+    looks = {stage: look[kind] for stage, kind in kinds.items()}
     plots = []
-    for key, axis, title, colour in wanted:
-        values = [float(row[key]) for row in rows if row.get(key) is not None]
-        if values:
-            alt = f"{title} over training steps, from {values[0]:.4g} to {values[-1]:.4g}."
-            figure = learning.training_figure(rows, key, axis, colour)
-            plots.append(make_plot(f"training-{key}", figure, alt, title=title))
+    for key, title, chosen in (
+        ("milestones-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
+        ("milestones-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
+    ):
+        part = [row for row in rows if row["stage"] in chosen]
+        if part:
+            words = _milestone_words(part, names)
+            figure = learning.milestones_figure(part, names, looks)
+            # With several heads the sentence grows too long to read; the table above says the same.
+            caption = words if len(chosen) == 1 else ""
+            plots.append(make_plot(key, figure, f"Success over training steps. {words}", caption, title))
+    return plots
+
+
+def _milestone_words(rows: list[Row], names: Mapping[str, str]) -> str:
+    criterion = str(rows[0]["criterion"])
+    words = []
+    for stage in dict.fromkeys(str(row["stage"]) for row in rows):
+        part = [row for row in rows if str(row["stage"]) == stage and str(row["criterion"]) == criterion]
+        if not part:
+            continue
+        last, best = part[-1], max(part, key=lambda row: float(row["success"]))
+        words.append(
+            f"{names[stage]}: {percent(last['success'])} ({last['successes']} of {last['episodes']}) at step "
+            f"{last['step']:,}, the last; the largest of {len(part)} is {percent(best['success'])}, at {best['step']:,}"
+        )
+    return f"By {criterion}. {'. '.join(words)}."
+
+
+def _novelty(sources: Sources) -> list[Row]:
+    """Per evaluation with novelty or alarms: its name, its figures, and alarms of successes and of failures."""
+    found: list[Row] = []
+    rows = {str(row.get("evaluation", "")): row for row in reversed(sources.summary)}
+    names = {e.name: e for e in sources.evaluations}
+    for name in [*names, *(name for name in dict.fromkeys(rows) if name not in names)]:
+        evaluation, row = names.get(name), rows.get(name, {})
+        given = evaluation.novelty if evaluation else None
+        counts = (given.alarms(True), given.alarms(False)) if given else (None, None)
+        total = (len(given.episodes(True)), len(given.episodes(False))) if given else (0, 0)
+        if None in counts and (said := novelty.alarm_counts(row)):
+            counts = said
+            total = int(row["successes"]), int(row["episodes"]) - int(row["successes"])
+        if given is None and None in counts:
+            continue
+        label = evaluation.label if evaluation else row_label(row, sources.summary)
+        found.append(
+            {
+                "label": label,
+                "criterion": given.criterion if given else str(row["criterion"]),
+                "counts": [(count, of) for count, of in zip(counts, total, strict=True)],
+                "plots": _novelty_plots(f"novelty-{len(found)}", given, sources.calibration.alarm) if given else [],
+            }
+        )
+    return found
+
+
+def _novelty_plots(key: str, given: novelty.Novelty, alarm: float | None) -> list[Plot]:
+    longest = max((int(steps[-1]) for steps in given.steps if len(steps)), default=1)
+    plots = []
+    for success, one, many, colour in ((True, "success", "successes", GREEN), (False, "failure", "failures", ORANGE)):
+        count, alarms = len(given.episodes(success)), given.alarms(success)
+        if not count:
+            continue
+        name = f"{count} {one if count == 1 else many}"
+        words = "" if alarms is None else f"; {alarms} of them raised an alarm{' before success' if success else ''}"
+        figure = figures.novelty_figure(given, success, colour, alarm, longest)
+        alt = f"Novelty over the steps of {name}, one line per episode{words}."
+        plots.append(make_plot(f"{key}-{many}", figure, alt, title=name))
     return plots
 
 

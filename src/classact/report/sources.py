@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
+from classact.report.checks import Arrays, mapping, need, shapes, with_interval
+from classact.report.heads import Head, read_heads, read_log, read_milestones
+from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
+from classact.report.table import Row, maximum_of, row_label, series
 from classact.runs import Run
-from classact.statistics import wilson_interval
 from classact.storage import read_arrays, read_json, read_jsonl
-
-Row = dict[str, Any]
-Arrays = dict[str, NDArray[Any]]
-
-ENCODER_NAMES = {"class": "CLASS (learned)", "untrained": "untrained encoder", "state": "true state as latent"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +23,12 @@ class Evaluation:
     """One folder under ``evaluations/``: its episodes, and per episode the trace of ``metric`` where stored."""
 
     name: str
-    encoder: str
+    series: str
     label: str
     metric: str
     maxima: NDArray[np.float64]
     curves: list[NDArray[np.float32]] | None
+    novelty: Novelty | None = None
 
 
 @dataclass(frozen=True)
@@ -47,26 +45,9 @@ class Sources:
     neighbors: Arrays | None
     videos: list[Row]
     absent: dict[str, str] = field(default_factory=dict)
-
-
-def encoder_name(name: str) -> str:
-    """How the report writes an encoder's name."""
-    return ENCODER_NAMES.get(name, name)
-
-
-def row_label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Encoder, and whatever else tells this row apart: policy, simulator, shift, each only where rows differ."""
-    parts = [encoder_name(str(row.get("encoder", "?")))]
-    for key in ("policy", "simulator", "shift"):
-        if len({plain(other.get(key)) for other in rows}) > 1:
-            value = plain(row.get(key))
-            parts.append(f"{value or 'no'} shift" if key == "shift" else value)
-    return ", ".join(part for part in parts if part)
-
-
-def plain(value: object) -> str:
-    """A name as text; ``None`` and ``"none"`` are empty."""
-    return "" if value is None or str(value).lower() == "none" else str(value)
+    heads: list[Head] = field(default_factory=list)
+    milestones: list[Row] = field(default_factory=list)
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 def read_sources(root: Path) -> Sources:
@@ -85,18 +66,31 @@ def read_sources(root: Path) -> Sources:
             absent[section] = f"{path.relative_to(run.root)} is not there"
         return path.exists()
 
-    config = _mapping(run.config) if present("Settings", run.config) else {}
-    training = _training(run) if present("Training", run.train_log) else []
+    config = mapping(run.config) if present("Settings", run.config) else {}
+    training = read_log(run) if present("Training", run.train_log) else []
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
     summary = _summary(run) if present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
-    evaluations = _evaluations(run, summary)
+    calibration = read_calibration(run)
+    evaluations = _evaluations(run, summary, calibration.alarm)
     if not evaluations:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
     elif all(e.curves is None for e in evaluations):
         absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
+    heads, milestones = read_heads(run), read_milestones(run)
+    absent |= {f"Training of {h.title}": f"{h.stage}/train.jsonl holds no row yet" for h in heads if not h.training}
+    novel = any(e.novelty for e in evaluations) or any(alarm_counts(row) for row in summary)
+    # Runs from before there were heads could have none of these; nothing is missing there.
+    if heads or milestones or calibration.alarm is not None or any("training" in row for row in summary):
+        for section, there, reason in (
+            ("Heads", heads, "no heads/NAME/config.json is there"),
+            ("Success during training", milestones, f"{run.milestones.name} is not there or holds no row"),
+            ("Novelty", novel, "no evaluations/NAME/rollouts.safetensors holds novelty"),
+        ):
+            if not there:
+                absent[section] = reason
     similarity_path = run.analysis / "similarity.json"
     map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.analysis / "neighbors.safetensors"
     videos_path = run.analysis / "videos" / "videos.json"
@@ -111,53 +105,29 @@ def read_sources(root: Path) -> Sources:
         neighbors=_neighbors(neighbors_path) if present("Reasons", neighbors_path) else None,
         videos=_videos(videos_path) if present("Videos", videos_path) else [],
         absent=absent,
+        heads=heads,
+        milestones=milestones,
+        calibration=calibration,
     )
     if videos_path.exists() and not sources.videos:
         absent["Videos"] = "analysis/videos/videos.json lists no video"
     drawn = (config, training, summary, evaluations, sources.similarity, sources.latent_map, sources.neighbors)
-    if not any(drawn) and not sources.videos:
+    if not any(drawn) and not any((sources.videos, heads, milestones)):
         raise DataError(f"{run.root} holds nothing to report: {'; '.join(absent.values())}. Train or evaluate first.")
     return sources
-
-
-def _mapping(path: Path) -> Row:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}. Regenerate the file.")
-    return value
-
-
-def _need(path: Path, row: Any, keys: Sequence[str], where: str) -> None:
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, {where}: expected a JSON object, got {type(row).__name__}. Regenerate the file.")
-    if missing := [key for key in keys if key not in row]:
-        raise DataError(f"{path}, {where}: lacks {missing}; there are {sorted(row)}. Regenerate the file.")
-
-
-def _training(run: Run) -> list[Row]:
-    for number, row in enumerate(read_jsonl(run.train_log), 1):
-        _need(run.train_log, row, ("step",), f"row {number}")
-    return run.read_train_log()
 
 
 def _summary(run: Run) -> list[Row]:
     rows = read_json(run.summary)
     if not isinstance(rows, list):
         raise DataError(f"{run.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
-    result: list[Row] = []
-    for number, row in enumerate(rows, 1):
-        _need(run.summary, row, ("encoder", "criterion", "episodes", "successes"), f"row {number}")
-        k, n = int(row["successes"]), int(row["episodes"])
-        if not (n >= 1 and 0 <= k <= n):
-            raise DataError(f"{run.summary}, row {number}: {k} successes of {n} episodes. Evaluate again.")
-        low, high = wilson_interval(k, n)
-        result.append({"success": k / n, "low": low, "high": high, **row})
-    return result
+    return [with_interval(run.summary, row, number, ("encoder",)) for number, row in enumerate(rows, 1)]
 
 
-def _evaluations(run: Run, summary: list[Row]) -> list[Evaluation]:
+def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Evaluation]:
     first: dict[str, Row] = {}
-    for row in summary:
+    # A maximum may name the folder of the last checkpoint's evaluation: then the folder is the latter's.
+    for row in sorted(summary, key=lambda row: maximum_of(row) is not None):
         first.setdefault(str(row.get("evaluation", "")), row)
     folder = run.evaluation("x").parent
     found = sorted(path.parent.name for path in folder.glob("*/episodes.jsonl"))
@@ -167,28 +137,34 @@ def _evaluations(run: Run, summary: list[Row]) -> list[Evaluation]:
         path = run.evaluation(name) / "episodes.jsonl"
         episodes = read_jsonl(path)
         for number, episode in enumerate(episodes, 1):
-            _need(path, episode, ("seed", "maxima"), f"row {number}")
+            need(path, episode, ("seed", "maxima"), f"row {number}")
         if not episodes or not episodes[0]["maxima"]:
             continue
         metric = "coverage" if "coverage" in episodes[0]["maxima"] else sorted(episodes[0]["maxima"])[0]
         known = first.get(name)
+        judged = None if known is None else str(known["criterion"])
+        rollouts = run.evaluation(name) / "rollouts.safetensors"
+        arrays = read_arrays(rollouts) if rollouts.exists() else {}
         result.append(
             Evaluation(
                 name=name,
-                encoder=str(known["encoder"]) if known else name,
-                label=row_label(known, list(first.values())) if known else name,
+                series=series(known) if known else name,
+                label=_label(known, list(first.values())) if known else name,
                 metric=metric,
                 maxima=np.array([episode["maxima"].get(metric, np.nan) for episode in episodes], dtype=np.float64),
-                curves=_curves(run.evaluation(name) / "rollouts.safetensors", metric),
+                curves=_curves(rollouts, arrays, metric),
+                novelty=read_novelty(path, rollouts, episodes, arrays, judged, alarm),
             )
         )
     return result
 
 
-def _curves(path: Path, metric: str) -> list[NDArray[np.float32]] | None:
-    if not path.exists():
-        return None
-    arrays = read_arrays(path)
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    count = maximum_of(row)
+    return row_label(row, rows) + ("" if count is None else f", {row['checkpoint']}")
+
+
+def _curves(path: Path, arrays: Arrays, metric: str) -> list[NDArray[np.float32]] | None:
     if metric not in arrays or "ends" not in arrays:
         return None
     trace, ends = arrays[metric], arrays["ends"]
@@ -201,31 +177,19 @@ def _curves(path: Path, metric: str) -> list[NDArray[np.float32]] | None:
 
 
 def _similarity(path: Path) -> Row:
-    value = _mapping(path)
-    _need(path, value, ("threshold", "histogram"), "top level")
-    _need(path, value["histogram"], ("edges", "counts"), "histogram")
+    value = mapping(path)
+    need(path, value, ("threshold", "histogram"), "top level")
+    need(path, value["histogram"], ("edges", "counts"), "histogram")
     edges, counts = value["histogram"]["edges"], value["histogram"]["counts"]
     if len(edges) != len(counts) + 1 or not counts:
         raise DataError(f"{path}: expected one more edge than counts, got {len(edges)} edges and {len(counts)} counts.")
     return value
 
 
-def _shapes(path: Path, arrays: Arrays, wanted: Mapping[str, tuple[int | None, ...]]) -> None:
-    for name, shape in wanted.items():
-        if name not in arrays:
-            raise DataError(f"{path}: lacks {name!r}; there are {sorted(arrays)}. Regenerate the file.")
-        found = arrays[name].shape
-        if len(found) != len(shape) or any(w is not None and w != f for w, f in zip(shape, found, strict=True)):
-            text = ", ".join("*" if size is None else str(size) for size in shape)
-            raise DataError(f"{path}: expected {name} of shape ({text}), got {found}. Regenerate the file.")
-        if not np.isfinite(arrays[name]).all():
-            raise DataError(f"{path}: {name} holds NaN or infinite values. Regenerate the file.")
-
-
 def _latent_map(path: Path) -> Arrays:
     arrays = read_arrays(path)
     n = len(arrays.get("xy", ()))
-    _shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
+    shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
     if n == 0:
         raise DataError(f"{path}: xy holds 0 points, expected at least 1. Regenerate the file.")
     return arrays
@@ -242,7 +206,7 @@ def _neighbors(path: Path) -> Arrays:
     optional = {"cosine": (q, k), "episode": (q, k), "step": (q, k), "query_seed": (q,), "query_step": (q,)}
     chunks = {"query_chunk": (q, None, None), "neighbor_chunks": (q, k, None, None)}
     wanted |= {name: shape for name, shape in {**optional, **chunks}.items() if name in arrays}
-    _shapes(path, arrays, wanted)
+    shapes(path, arrays, wanted)
     weights = arrays["weights"]
     if k == 0 or q == 0 or (weights < 0).any() or not (weights.sum(axis=1) > 0).all():
         raise DataError(f"{path}: expected weights (Q, K) >= 0 with a positive sum per query, got {weights.shape}.")
@@ -254,7 +218,7 @@ def _videos(path: Path) -> list[Row]:
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
     for number, row in enumerate(rows, 1):
-        _need(path, row, ("file",), f"row {number}")
+        need(path, row, ("file",), f"row {number}")
         name = str(row["file"])
         if Path(name).name != name or Path(name).suffix not in (".mp4", ".webp"):
             raise DataError(f"{path}, row {number}: expected the name of an .mp4 or .webp file, got {name!r}.")

@@ -33,10 +33,16 @@ _ENCODERS = {
 _OTHERS = ((PURPLE, "triangle-up"), (OLIVE, "cross"), (TEAL, "star"), (GREY, "hexagon"))
 
 
-def styles(encoders: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each encoder, the same in every figure."""
-    others = [name for name in dict.fromkeys(encoders) if name not in _ENCODERS]
+def styles(series: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each series (an encoder, or a head with its training), the same in every figure."""
+    others = [name for name in dict.fromkeys(series) if name not in _ENCODERS]
     return _ENCODERS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
+
+
+def veil(colour: str, opacity: float) -> str:
+    """A hex colour as a see-through fill."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def percent(value: float) -> str:
@@ -60,6 +66,17 @@ def label(value: object) -> str:
     """A name as plotly text."""
     # Plotly reads a small HTML dialect, links included, in every label: names must not be able to use it.
     return html.escape(str(value), quote=False)
+
+
+def wrapped(text: str, width: int = 24) -> str:
+    """A label of parts joined by commas, broken into lines of whole parts, as page.js does where a page is narrow."""
+    lines: list[str] = []
+    for part in text.split(", "):
+        if lines and len(f"{lines[-1]}, {part}") <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return ",<br>".join(lines)
 
 
 def thin(n: int, most: int) -> NDArray[np.int64]:

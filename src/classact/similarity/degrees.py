@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from classact.errors import StorageError, TrainingInterrupted
 from classact.interruptions import interruptible
+from classact.ranks import Ranks
 from classact.similarity.job import UNIT_PAIRS, Progress, check_ranks, cut_units, unit_pairs
-from classact.similarity.ranks import Ranks
 from classact.similarity.sealed import DamagedFileError, check_same, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
 from classact.types import IntArray

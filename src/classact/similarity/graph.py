@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
 from classact.interruptions import interruptible
+from classact.ranks import Ranks
 from classact.similarity.distribution import mark_duplicates
 from classact.similarity.job import LEAST_UNITS, MOST_UNITS, Progress, check_ranks
-from classact.similarity.ranks import Ranks
 from classact.similarity.sealed import DamagedFileError, check_same, drop, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
 from classact.storage import CHECKSUMS, read_json, sha256_file, write_folder

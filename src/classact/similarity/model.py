@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from classact.actions import ActionSpace
 from classact.errors import ConfigError, choose
 from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
@@ -43,7 +44,7 @@ class SimilarityConfig:
             made with) or "euclidean" (the paper's text).
         band: Sakoe-Chiba band of DTW in steps; None for none (the paper).
         quantile: K as a fraction: pairs below this quantile of all distances are positives.
-        rotation_scale: factor on the six rotation dimensions of 10-D pose actions (B: 0.5).
+        rotation_scale: factor on the 6-D rotations that the data's action space declares (B: 0.5).
         estimate: of threshold and CDF: "exact" over all pairs, "sampled" from ``pairs`` random ones (B: "estimate the
             CDF from a data sample") with a stated error bound, or "auto": exact up to :data:`AUTO_EXACT_PAIRS` pairs.
         pairs: size of the sample. An exact threshold is bracketed by it, too.
@@ -91,17 +92,18 @@ class SimilarityConfig:
         return self.estimate == "exact" or (self.estimate == "auto" and pairs <= AUTO_EXACT_PAIRS)
 
 
-def scale_rotation(actions: FloatArray, scale: float) -> FloatArray:
-    """Scale the 6-D rotation of 10-D pose actions [position 3, rotation 6, gripper 1]; others pass unchanged.
+def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float) -> FloatArray:
+    """Scale the 6-D rotations of pose actions (of one arm or two); actions without any pass unchanged.
 
     Args:
         actions: (N, D) normalised.
-        scale: factor on dimensions 3..8 (appendix B: 0.5).
+        space: what the D dimensions mean; None where that is not known: nothing is scaled.
+        scale: factor on rotation dimensions (appendix B: 0.5).
     """
-    if actions.shape[-1] != 10:
+    if space is None or not space.has_rotations:
         return actions
     scaled = actions.copy()
-    scaled[..., 3:9] *= np.float32(scale)
+    scaled[..., space.dimensions("rotation_6d")] *= np.float32(scale)
     return scaled
 
 
@@ -123,7 +125,7 @@ def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> W
             f"{longest}), so every window would end in repeated actions. Choose a horizon of at most {longest}."
         )
     normalized = MinMax.fit(demonstrations.actions).apply(demonstrations.actions)
-    actions = scale_rotation(normalized, config.rotation_scale)
+    actions = scale_rotation(normalized, demonstrations.schema.actions, config.rotation_scale)
     return WindowStream.build(actions, demonstrations.episode_ends, config.horizon)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from classact.schema import Schema
 from classact.types import Criterion, FloatArray, Observation, StateArray
 
 
@@ -24,6 +25,7 @@ class SimulatorSpec:
         shifts: names of the visual shifts that this simulator knows, the plain appearance first.
         world: extent (low, high) of positions in states and actions, in the simulator's units.
         state_angles: which state dimensions are angles (radians); the others are positions.
+        schema: names and sizes of what is observed, and what actions mean.
     """
 
     name: str
@@ -38,6 +40,7 @@ class SimulatorSpec:
     shifts: tuple[str, ...]
     world: tuple[float, float]
     state_angles: tuple[int, ...] = ()
+    schema: Schema | None = None
 
 
 class Simulator(Protocol):

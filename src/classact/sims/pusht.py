@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from classact.actions import ActionSpace
 from classact.errors import ConfigError, SimulatorError, choose
+from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
 from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, sample_colors
 from classact.types import Criterion, FloatArray, ImageArray, Observation, StateArray
@@ -216,6 +218,7 @@ class PushT:
             shifts=SHIFTS,
             world=(0.0, 512.0),
             state_angles=(4,),
+            schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
         )
         self._world = _Physics(obs_type="state")
         self._world._setup()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.errors import ConfigError, DataError, SimulatorError
+from classact.errors import ConfigError, DataError, SimulatorError, choose
 from classact.images import resize_images
 from classact.sims import make_simulator
 from classact.types import ImageArray, IntArray, StateArray
@@ -40,13 +40,14 @@ def render_states(
     shift: str,
     seed: int,
     out: ImageArray,
+    camera: str | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Render every step of a set of demonstrations into ``out``.
+    """Render one camera's view of every step of a set of demonstrations into ``out``.
 
     Args:
-        simulator_name: a name of :data:`classact.sims.SIMULATORS` with one camera.
+        simulator_name: a name of :data:`classact.sims.SIMULATORS`.
         states: (N, D_s) float64 simulator states.
         episode_ends: (E,) cumulative steps.
         image_size: side of the images in pixels.
@@ -56,12 +57,13 @@ def render_states(
             (:func:`classact.images.resize_images`) where it differs from ``image_size``. With several workers it
             should be a ``numpy.memmap``, whose file the workers then write themselves, each its own rows; other
             arrays are filled from what they send back.
+        camera: which view; None for the simulator's first.
         workers: processes; 1 renders here. The bytes are the same for any number.
         progress: called from this process as episodes finish.
 
     Raises:
         DataError: ``states`` or ``out`` of the wrong shape.
-        ConfigError: unknown simulator, shift or image size.
+        ConfigError: unknown simulator, camera, shift or image size.
         SimulatorError: a worker process died or failed.
     """
     if workers < 1:
@@ -69,6 +71,9 @@ def render_states(
     simulator = make_simulator(simulator_name, image_size=image_size, shift=shift)
     spec = simulator.spec
     simulator.close()
+    camera = spec.cameras[0] if camera is None else camera
+    if camera not in spec.cameras:
+        raise ConfigError(choose("camera", camera, spec.cameras) + f" in simulator {simulator_name!r}.")
     total = int(episode_ends[-1])
     if states.shape != (total, spec.state_dim):
         raise DataError(
@@ -84,7 +89,7 @@ def render_states(
         last = min(first + EPISODES_PER_TASK, len(episode_ends))
         bounds = [(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)]
         tasks.append(bounds)
-    settings = (simulator_name, image_size, shift, seed)
+    settings = (simulator_name, image_size, shift, seed, camera)
     done = 0
     if workers == 1:
         for bounds in tasks:
@@ -138,7 +143,7 @@ def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
 
 
 def _worker(
-    settings: tuple[str, int, str, int],
+    settings: tuple[str, int, str, int, str],
     bounds: list[tuple[int, int, int]],
     states: StateArray,
     target: tuple[str, int] | None,
@@ -157,15 +162,14 @@ def _worker(
 
 
 def _render_task(
-    settings: tuple[str, int, str, int],
+    settings: tuple[str, int, str, int, str],
     bounds: list[tuple[int, int, int]],
     states: StateArray,
     out: ImageArray,
 ) -> None:
     """Render consecutive episodes; ``states`` and ``out`` start at the first of them."""
-    name, image_size, shift, seed = settings
+    name, image_size, shift, seed, camera = settings
     simulator = make_simulator(name, image_size=image_size, shift=shift)
-    (camera,) = simulator.spec.cameras
     first = bounds[0][1]
     try:
         for episode, begin, end in bounds:

@@ -19,8 +19,8 @@ from classact.types import FloatArray, Observation, StateArray
 def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
     """Answer requests until told to close, or until the other end is gone.
 
-    Requests are ("reset", (seeds, render)), ("step", (chunks, render)) and ("close", None); chunk i goes to the
-    simulator of seed i. Answers are ("ok", list) or ("error", traceback).
+    Requests are ("reset", (seeds, render)), ("step", (chunks, render, history)) and ("close", None); chunk i goes to
+    the simulator of seed i. Answers are ("ok", list) or ("error", traceback).
 
     Args:
         pipe: to the evaluator.
@@ -43,8 +43,8 @@ def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
                     sim.reset(int(seed))
                 pipe.send(("ok", [sim.observe(render=render) for sim in sims[: len(seeds)]]))
             else:
-                chunks, render = payload
-                pipe.send(("ok", [run_chunk(sim, chunk, render) for sim, chunk in zip(sims, chunks, strict=False)]))
+                chunks, *how = payload
+                pipe.send(("ok", [run_chunk(sim, chunk, *how) for sim, chunk in zip(sims, chunks, strict=False)]))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception:
@@ -56,11 +56,23 @@ def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
 
 
 def run_chunk(
-    sim: Simulator, chunk: FloatArray, render: bool
-) -> tuple[Observation, list[Mapping[str, float]], list[StateArray]]:
-    """Execute (T, D_a) actions open-loop: the observation after them, and metrics and state after each."""
-    metrics, states = [], []
-    for action in chunk:
+    sim: Simulator, chunk: FloatArray, render: bool, history: int = 1
+) -> tuple[list[Observation], list[Mapping[str, float]], list[StateArray]]:
+    """Execute (T, D_a) actions open-loop.
+
+    Args:
+        sim: stands where the chunk starts.
+        chunk: the actions.
+        render: whether observations hold images.
+        history: how many observations are returned, if the chunk is that long; only these are rendered.
+
+    Returns:
+        The observations after the last ``min(history, T)`` actions, oldest first, and metrics and state after each.
+    """
+    observations, metrics, states = [], [], []
+    for left, action in zip(range(len(chunk) - 1, -1, -1), chunk, strict=True):
         metrics.append(sim.step(action))
         states.append(sim.get_state())
-    return sim.observe(render=render), metrics, states
+        if left < history:
+            observations.append(sim.observe(render=render))
+    return observations, metrics, states

@@ -1,0 +1,221 @@
+"""How far an observation is from what was demonstrated, and when that is too far to act on.
+
+The distance of an observation is one minus the mean cosine of its m nearest demonstrated moments. What distances are
+usual is learned by split conformal prediction with the episode as the exchangeable unit: M_1, ..., M_n are the largest
+distances of n demonstrations that are not in the bank, all their steps counted. An observation at distance s scores
+
+    score(s) = #{i : M_i < s} / (n + 1),
+
+the share of these demonstrations that never were as far out; 1 - score is the conformal p-value of s as the largest
+distance of an episode. The alarm rings where s exceeds the j-th smallest M, j = ceil((n + 1)(1 - alpha)). At least j
+of them are smaller there, and the score exceeds (j - 1/2) / (n + 1): the level lies between two values that scores
+take, so that no rounding decides. If an episode and the n others are exchangeable (drawn alike and independently, say),
+the chance that the alarm rings at any of its steps is at most alpha.
+
+A rollout of a policy is no demonstration: that it rings more often there than alpha says is information, not an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from classact.errors import CheckpointError, ConfigError, DataError
+from classact.policies.search import ExactSearch
+from classact.types import FloatArray, IntArray, StateArray
+
+Progress = Callable[[int, int], None]
+
+HELD_OUT = "held-out"
+LEFT_OUT = "leave-one-out"
+_QUERIES = 1024
+
+
+def episodes_needed(alpha: float) -> int:
+    """The smallest number of calibration episodes with which an alarm of level alpha can ring: (1 - alpha) / alpha."""
+    level = _exact(alpha)
+    return math.ceil((1 - level) / level)
+
+
+def distance(cosine: FloatArray) -> StateArray:
+    """(B, m) cosines of the m nearest moments -> (B,) float64 distances, one minus their mean."""
+    return np.asarray(1 - cosine.mean(axis=1, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """Settings of the score.
+
+    Attributes:
+        m: nearest moments whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
+            fewer moments notice more of what changes in a part of the image only; one alone would trust a single odd
+            moment of the bank, 4 are nearly as sharp.
+        alpha: the largest chance that a usual episode raises any alarm.
+    """
+
+    m: int = 4
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.m < 1 or not 0 < self.alpha < 1:
+            raise ConfigError(f"expected m >= 1 and 0 < alpha < 1, got m {self.m} and alpha {self.alpha}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Novelty:
+    """A calibrated score.
+
+    Args:
+        maxima: (n,) largest distance of each calibration episode, in any order; kept sorted.
+        moments: rows of the bank that distances were measured to.
+        config: settings.
+        kind: "held-out": of demonstrations that are neither in the bank nor did the encoder train on them; the bound
+            alpha holds exactly. "leave-one-out": each episode of the bank against the bank without it; the bound holds
+            approximately, and is exceeded the more, the better the encoder remembers what it trained on.
+
+    Raises:
+        ConfigError: no episodes, maxima that are not finite, or an unknown kind.
+    """
+
+    maxima: StateArray
+    moments: int
+    config: NoveltyConfig
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.maxima.ndim != 1 or len(self.maxima) == 0 or not np.isfinite(self.maxima).all():
+            raise ConfigError(
+                f"expected the largest distances of n >= 1 episodes, all finite, got shape {self.maxima.shape}: "
+                f"{self.maxima[:8].tolist()}."
+            )
+        if self.kind not in (HELD_OUT, LEFT_OUT):
+            raise ConfigError(f"expected kind {HELD_OUT!r} or {LEFT_OUT!r}, got {self.kind!r}.")
+        object.__setattr__(self, "maxima", np.sort(self.maxima.astype(np.float64)))
+
+    @property
+    def episodes(self) -> int:
+        """N of the calibration episodes."""
+        return len(self.maxima)
+
+    @property
+    def rank(self) -> int:
+        """j: the alarm rings beyond the j-th smallest maximum; n + 1 where there are too few to ring at all."""
+        return math.ceil((self.episodes + 1) * (1 - _exact(self.config.alpha)))
+
+    @property
+    def threshold(self) -> float:
+        """The distance beyond which the alarm rings; infinite where there are too few episodes."""
+        return math.inf if self.rank > self.episodes else float(self.maxima[self.rank - 1])
+
+    @property
+    def alarm(self) -> float:
+        """The score beyond which the alarm rings; infinite where there are too few episodes."""
+        return math.inf if self.rank > self.episodes else (self.rank - 0.5) / (self.episodes + 1)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bound alpha holds exactly."""
+        return self.kind == HELD_OUT
+
+    def score(self, distances: StateArray | FloatArray) -> FloatArray:
+        """(B,) distances -> (B,) float32 scores in [0, n / (n + 1)], never falling with the distance."""
+        below = np.searchsorted(self.maxima, distances, side="left")
+        return np.asarray(below / (self.episodes + 1), np.float32)
+
+    def describe(self) -> str:
+        """One sentence for people: what the alarm promises, and from how many episodes."""
+        n, alpha = self.episodes, self.config.alpha
+        source = f"{n} held-out demonstrations" if self.exact else f"{n} demonstrations, each left out of the bank once"
+        if self.rank > n:
+            return (
+                f"No alarm: calibrated on {source}, but a chance of a false alarm of at most {alpha:g} per episode "
+                f"needs {episodes_needed(alpha)}."
+            )
+        bound = "at most" if self.exact else "about"
+        return f"The alarm rings in {bound} {alpha:g} of episodes like those demonstrated (calibrated on {source})."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; inverse: :meth:`from_json`. What follows from the rest is there for other readers."""
+        return {
+            "alarm": None if math.isinf(self.alarm) else self.alarm,
+            "episodes": self.episodes,
+            "heldout": self.exact,
+            "kind": self.kind,
+            "m": self.config.m,
+            "alpha": self.config.alpha,
+            "moments": self.moments,
+            "maxima": self.maxima.tolist(),
+        }
+
+    @staticmethod
+    def from_json(value: Any, where: str) -> Novelty:
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            CheckpointError: missing or wrong entries; ``where`` names the file.
+        """
+        expected = {"alarm", "episodes", "heldout", "kind", "m", "alpha", "moments", "maxima"}
+        if not isinstance(value, dict) or set(value) != expected:
+            found = sorted(value) if isinstance(value, dict) else value
+            raise CheckpointError(f"{where}: expected novelty settings {sorted(expected)}, got {found}.")
+        try:
+            config = NoveltyConfig(int(value["m"]), float(value["alpha"]))
+            return Novelty(np.array(value["maxima"], np.float64), int(value["moments"]), config, str(value["kind"]))
+        except (TypeError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{where}: the novelty settings are damaged ({error}). Calibrate again.") from None
+
+
+def episode_maxima(distances: StateArray, episode_ends: IntArray) -> StateArray:
+    """(N,) distances of all steps -> (E,) the largest of each episode.
+
+    Raises:
+        DataError: another number of steps than the episodes have.
+    """
+    if len(distances) != episode_ends[-1]:
+        raise DataError(f"expected one distance per step, got {len(distances)} for {int(episode_ends[-1])} steps.")
+    return np.asarray(np.maximum.reduceat(distances, np.concatenate([[0], episode_ends[:-1]])))
+
+
+def left_out_distances(
+    search: ExactSearch,
+    rows: IntArray,
+    latents: FloatArray,
+    episode_ends: IntArray,
+    m: int,
+    progress: Progress | None = None,
+) -> StateArray:
+    """Distance of every step to the moments of all other episodes. N x N cosines are computed, few held at a time.
+
+    Args:
+        search: over ``latents[rows]``.
+        rows: (R,) steps that may be retrieved, ascending.
+        latents: (N, d) of all steps.
+        episode_ends: (E,) of the steps.
+        m: nearest moments to average.
+        progress: called with (steps done, N).
+
+    Raises:
+        ConfigError: one episode only, or an episode without which fewer than m moments are left.
+    """
+    if len(episode_ends) < 2:
+        raise ConfigError("leaving an episode out needs at least 2 episodes, the bank has 1. Hold demonstrations out.")
+    starts = np.concatenate([[0], episode_ends[:-1]])
+    bounds = np.searchsorted(rows, np.stack([starts, episode_ends], axis=1))
+    without = np.repeat(bounds, np.diff(episode_ends, prepend=0), axis=0)
+    parts = []
+    for start in range(0, len(latents), _QUERIES):
+        stop = min(start + _QUERIES, len(latents))
+        parts.append(distance(search.search(latents[start:stop], m, without[start:stop])[1]))
+        if progress is not None:
+            progress(stop, len(latents))
+    return np.concatenate(parts)
+
+
+def _exact(alpha: float) -> Fraction:
+    # The number that was written: in binary, (n + 1) * (1 - 0.1) may come out above a whole number.
+    return Fraction(str(float(alpha)))

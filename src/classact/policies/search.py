@@ -1,0 +1,352 @@
+"""Nearest rows of a bank by cosine: exact in torch, or through an index of faiss; one contract for both."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classact.errors import ConfigError, DataError, MissingDependencyError, choose
+from classact.types import FloatArray, IntArray
+
+logger = logging.getLogger(__name__)
+
+AUTO_ROWS = 1_000_000
+"""Up to so many rows "auto" searches with torch. Beyond, an index of faiss where it is installed."""
+
+MAX_BYTES = 256 * 2**20
+"""Bytes of cosines that an exact search holds at a time."""
+
+_COLUMNS = 8192
+"""Bank rows that a block shall have at least: fewer queries are taken at a time where they would not fit."""
+
+BACKENDS = ("auto", "torch", "faiss")
+
+
+class Search(Protocol):
+    """Finds the nearest rows of a bank of N unit rows.
+
+    Every search raises a DataError for queries of another width than the bank's or that are not finite, and a
+    ConfigError for k < 1 or k > N.
+    """
+
+    def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+        """The k rows of largest cosine.
+
+        Args:
+            queries: (B, d) float32 unit rows.
+            k: how many.
+
+        Returns:
+            (B, k) int64 row numbers and (B, k) float32 cosines, nearest first, equal cosines in the order of their
+            row numbers.
+        """
+
+
+class ExactSearch:
+    """All N cosines by matrix multiplication, then the k largest.
+
+    Args:
+        bank: (N, d) float32 unit rows, copied.
+        device: where to search.
+        max_bytes: bytes of cosines held at a time. Larger problems are cut into blocks of queries and of bank rows;
+            what is found is the same.
+        ties: "row": rows of equal cosine in the order of their numbers. "any": as ``torch.topk`` happens to leave them,
+            which on a CPU depends on N and k alone; for results that were made so. Across blocks it is always "row".
+
+    Raises:
+        DataError: a bank that is no matrix, is empty, or is not finite.
+        ConfigError: less than one cosine in ``max_bytes``, or unknown ``ties``.
+    """
+
+    def __init__(
+        self, bank: FloatArray, *, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES, ties: str = "row"
+    ) -> None:
+        _check_bank(bank)
+        if max_bytes < 4:
+            raise ConfigError(f"expected max_bytes of at least 4 (one cosine), got {max_bytes}.")
+        if ties not in ("row", "any"):
+            raise ConfigError(choose("order of ties", ties, ("row", "any")))
+        # A copy, for the last bits of a product depend on how its operands are aligned in memory.
+        self.bank = torch.tensor(bank, dtype=torch.float32, device=device)
+        self.max_bytes, self.ties = max_bytes, ties
+
+    @torch.inference_mode()
+    def search(self, queries: FloatArray, k: int, without: IntArray | None = None) -> tuple[IntArray, FloatArray]:
+        """As :meth:`Search.search`.
+
+        Args:
+            queries: (B, d) float32 unit rows.
+            k: how many.
+            without: (B, 2) bank rows [from, to) that a query must not find: its own episode. None: all may be found.
+
+        Raises:
+            ConfigError: fewer than k rows are left.
+        """
+        rows, width = self.bank.shape
+        _check_queries(queries, k, rows, width)
+        if without is not None:
+            left = rows - int((without[:, 1] - without[:, 0]).max(initial=0))
+            if left < k:
+                raise ConfigError(
+                    f"{k} neighbours asked of {left} rows: of {rows}, {rows - left} may not be found. Ask for fewer."
+                )
+        z = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(self.bank.device)
+        cells = self.max_bytes // 4
+        at_once = max(1, cells // min(rows, _COLUMNS))
+        found_rows, found_cosine = [], []
+        with _full_precision():
+            for start in range(0, max(len(z), 1), at_once):
+                own = None if without is None else without[start : start + at_once]
+                found, cosine = self._pass(z[start : start + at_once], k, cells, own)
+                found_rows.append(found.cpu().numpy())
+                found_cosine.append(cosine.cpu().numpy())
+        return np.concatenate(found_rows), np.concatenate(found_cosine)
+
+    def _pass(self, z: Tensor, k: int, cells: int, without: IntArray | None) -> tuple[Tensor, Tensor]:
+        rows = len(self.bank)
+        block = min(rows, max(1, cells // max(len(z), 1)))
+        best: tuple[Tensor, Tensor] | None = None
+        for start in range(0, rows, block):
+            cosine = _products(z, self.bank[start : start + block])
+            if without is not None:
+                _hide(cosine, start, without)
+            value, row = _largest(cosine, min(k, cosine.shape[1]), self.ties if block == rows else "row")
+            row = row + start
+            if best is not None:
+                # Rows of earlier blocks come first and the sort is stable: ties stay in the order of their rows.
+                value, row = torch.cat([best[1], value], dim=1), torch.cat([best[0], row], dim=1)
+                value, order = torch.sort(value, dim=1, descending=True, stable=True)
+                value, row = value[:, :k], row.gather(1, order[:, :k])
+            best = row, value
+        assert best is not None
+        return best
+
+
+def _products(z: Tensor, bank: Tensor) -> Tensor:
+    # For one query the general product is several times slower on a CPU, and has the same bits.
+    return torch.mv(bank, z[0])[None] if len(z) == 1 else z @ bank.T
+
+
+def _largest(cosine: Tensor, k: int, ties: str) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of (B, n) and where they are, ties as asked."""
+    columns = cosine.shape[1]
+    if ties == "any":
+        value, row = torch.topk(cosine, k, dim=1)
+        return value, row
+    # One more tells whether the last place is contested; if it is not, only those found need to be put in order.
+    value, row = torch.topk(cosine, min(k + 1, columns), dim=1)
+    if columns > k:
+        edge = value[:, k]
+        for query in torch.nonzero(edge == value[:, k - 1]).flatten().tolist():
+            above = int((value[query] > edge[query]).sum())
+            row[query, above:k] = torch.nonzero(cosine[query] == edge[query]).flatten()[: k - above]
+        value, row = value[:, :k], row[:, :k]
+    row, order = torch.sort(row, dim=1)
+    value, order = torch.sort(value.gather(1, order), dim=1, descending=True, stable=True)
+    return value, row.gather(1, order)
+
+
+def _hide(cosine: Tensor, start: int, without: IntArray) -> None:
+    """Set what a query may not find to minus infinity; queries of one episode follow each other."""
+    cuts = np.flatnonzero((np.diff(without, axis=0) != 0).any(axis=1)) + 1
+    for first, last in zip([0, *cuts], [*cuts, len(without)], strict=True):
+        if first == last:
+            continue
+        low, high = (int(bound) - start for bound in without[first])
+        cosine[first:last, max(low, 0) : max(high, 0)] = -torch.inf
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    # Training may have allowed TF32 or bfloat16 products, whose error is larger than the temperature of retrieval.
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class FaissSearch:
+    """An index of faiss over inner products, on the CPU.
+
+    Approximate indexes see a part of the bank and may miss neighbours; quantised ones report approximate cosines. Where
+    the lists that were looked at for a query hold fewer than k rows, more are looked at until there are k. But for
+    rounding, what is found for a query does not depend on the others of its batch.
+
+    Args:
+        bank: (N, d) float32 unit rows.
+        factory: index as faiss names it: "Flat" is exact, "IVF1024,Flat" looks at ``nprobe`` of 1,024 lists.
+        nprobe: lists looked at by an IVF index.
+        seed: of the clustering that an IVF index is trained with.
+
+    Raises:
+        MissingDependencyError: faiss is not installed.
+        ConfigError: faiss does not know the index or cannot train it on this bank.
+        DataError: a bank that is no matrix, is empty, or is not finite.
+    """
+
+    def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = 32, seed: int = 0) -> None:
+        faiss = _faiss()
+        _check_bank(bank)
+        if nprobe < 1:
+            raise ConfigError(f"expected nprobe of at least 1 list, got {nprobe}.")
+        self.rows, self.width = bank.shape
+        self.nprobe = nprobe
+        contiguous = np.ascontiguousarray(bank, np.float32)
+        try:
+            self.index = faiss.index_factory(self.width, factory, faiss.METRIC_INNER_PRODUCT)
+            self._lists = faiss.try_extract_index_ivf(self.index)
+            if self._lists is not None:
+                self._lists.cp.seed = seed
+            if not self.index.is_trained:
+                self.index.train(contiguous)
+            self.index.add(contiguous)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(
+                f"faiss cannot make the index {factory!r} of {self.rows} rows of {self.width} ({reason}). Use 'Flat', "
+                f"or an IVF index of far fewer lists than rows."
+            ) from None
+
+    def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+        """As :meth:`Search.search`, of the rows that the index looks at."""
+        _check_queries(queries, k, self.rows, self.width)
+        z = np.ascontiguousarray(queries, np.float32)
+        rows, cosine = np.empty((len(z), k), np.int64), np.empty((len(z), k), np.float32)
+        # Queries that need the same are asked together: (numbers of the queries, rows asked for, lists looked at).
+        todo = [(np.arange(len(z)), min(k + 1, self.rows), self.nprobe)] if len(z) else []
+        while todo:
+            group, asked, lists = todo.pop()
+            value, row = self._ask(z[group], asked, lists)
+            all_lists = self._lists is None or lists >= self._lists.nlist
+            short = (row[:, :k] < 0).any(axis=1) & (not all_lists)
+            # Which of the rows that tie for the last place come first is known once a smaller cosine was seen.
+            contested = (row[:, -1] >= 0) & (value[:, -1] == value[:, k - 1]) & (asked < self.rows)
+            done = ~(short | contested)
+            order = np.lexsort((row[done], -value[done]), axis=1)[:, :k]
+            rows[group[done]] = np.take_along_axis(row[done], order, axis=1)
+            cosine[group[done]] = np.take_along_axis(value[done], order, axis=1)
+            for which, more, further in (
+                (short & contested, 2 * asked, 2 * lists),
+                (short & ~contested, asked, 2 * lists),
+                (contested & ~short, 2 * asked, lists),
+            ):
+                if which.any():
+                    todo.append((group[which], min(more, self.rows), further))
+        if (rows < 0).any():
+            raise ConfigError(
+                f"the index found fewer than k = {k} of {self.rows} rows. Use 'Flat' or an IVF index, or lower k."
+            )
+        return rows, cosine
+
+    def _ask(self, z: FloatArray, k: int, lists: int) -> tuple[FloatArray, IntArray]:
+        if self._lists is not None:
+            self._lists.nprobe = min(lists, self._lists.nlist)
+        value, row = self.index.search(z, k)
+        return value, row
+
+
+def make_search(
+    bank: FloatArray,
+    backend: str = "auto",
+    *,
+    device: str | torch.device = "cpu",
+    ties: str = "row",
+    max_bytes: int = MAX_BYTES,
+    nprobe: int = 32,
+    seed: int = 0,
+) -> Search:
+    """A search over a bank.
+
+    Args:
+        bank: (N, d) float32 unit rows.
+        backend: "torch", exact; "faiss", its exact index; "faiss:FACTORY", another one, such as "faiss:IVF1024,Flat",
+            or with ``nprobe`` "faiss:IVF1024,Flat@64"; "auto": torch on a GPU and up to ``AUTO_ROWS`` rows, beyond the
+            exact index of faiss where it is installed.
+        device, ties, max_bytes: of :class:`ExactSearch`.
+        nprobe, seed: of :class:`FaissSearch`, which searches on the CPU whatever the device.
+
+    Raises:
+        ConfigError: an unknown backend, or settings that do not fit the bank.
+        MissingDependencyError: faiss was asked for and is not installed.
+    """
+    check_backend(backend)
+    name, _, factory = backend.partition(":")
+    if name == "auto":
+        name = "torch"
+        if len(bank) > AUTO_ROWS and torch.device(device).type == "cpu":
+            try:
+                _faiss()
+                name = "faiss"
+            except MissingDependencyError as error:
+                logger.warning(
+                    "the bank has %s rows, beyond %s; it is searched with torch, for %s",
+                    f"{len(bank):,}",
+                    f"{AUTO_ROWS:,}",
+                    error,
+                )
+    if name == "faiss":
+        factory, _, lists = factory.partition("@")
+        return FaissSearch(bank, factory=factory or "Flat", nprobe=int(lists or nprobe), seed=seed)
+    return ExactSearch(bank, device=device, ties=ties, max_bytes=max_bytes)
+
+
+def check_backend(backend: str) -> None:
+    """Raises a ConfigError for a backend that :func:`make_search` does not know."""
+    name, colon, factory = backend.partition(":")
+    factory, at, lists = factory.partition("@")
+    counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
+    if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
+        raise ConfigError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
+
+
+def is_exact(backend: str) -> bool:
+    """Whether a backend finds the nearest rows up to rounding: all but indexes of faiss other than "Flat"."""
+    name, _, factory = backend.partition(":")
+    return name != "faiss" or factory.partition("@")[0] in ("", "Flat")
+
+
+def _faiss() -> Any:
+    try:
+        with warnings.catch_warnings():  # its wrapper is of an age that Python 3.12 complains about
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import faiss
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"searching with faiss needs the package faiss-cpu ({error}). Install it with: pip install "
+            f"'classact[faiss]'; or use search 'torch'."
+        ) from None
+    return faiss
+
+
+def _check_bank(bank: FloatArray) -> None:
+    if bank.ndim != 2 or 0 in bank.shape:
+        raise DataError(f"expected a bank of shape (N, d) with N, d >= 1, got {bank.shape}.")
+    if not (finite := np.isfinite(bank.sum(axis=1))).all():
+        raise DataError(
+            f"{int((~finite).sum())} of the bank's {len(bank)} latents are NaN or infinite, the first in row "
+            f"{int(np.argmin(finite))}. Check the encoder's weights and the demonstrations."
+        )
+
+
+def _check_queries(queries: FloatArray, k: int, rows: int, width: int) -> None:
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise DataError(f"expected queries of shape (B, {width}) as the bank's rows, got {queries.shape}.")
+    if not 1 <= k <= rows:
+        raise ConfigError(f"k = {k} neighbours asked of a bank of {rows} rows. Expected 1 <= k <= {rows}.")
+    if not (finite := np.isfinite(queries).all(axis=1)).all():
+        raise DataError(
+            f"{int((~finite).sum())} of {len(queries)} latents of observations are NaN or infinite, the first in row "
+            f"{int(np.argmin(finite))}. Check the encoder's weights and what the robot observes."
+        )

@@ -1,0 +1,300 @@
+"""Processes that do one job together, as ``torchrun`` or ``accelerate launch`` start them.
+
+A sweep's ranks exchange file names, its data go through files; a training's ranks exchange features and gradients.
+They are connected by Hugging Face Accelerate, which is imported only where there are several. (On processors start them
+with ``torchrun``: ``accelerate launch`` starts several processes on GPUs only.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from classact.errors import ClassactError, ConfigError, choose
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BACKENDS = ("gloo", "nccl")
+BUCKET_BYTES = 32 * 2**20
+"""How much :meth:`Ranks.sum_` sends at once: many small tensors cost little more than one, and little memory."""
+
+TIMEOUT = timedelta(days=30)
+"""How long a rank waits for the slowest. A rank that died is not noticed by this: gloo notices its closed connection;
+on GPUs the launcher, which sees it end, ends the survivors."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that do the same job.
+
+    Attributes:
+        rank: number of this process, 0 <= rank < world.
+        world: number of processes.
+        local_rank: number of this process on its machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @staticmethod
+    def from_environment(backend: str = "gloo", environment: Mapping[str, str] | None = None) -> Ranks:
+        """The rank that the launcher gave to this process; a single one where there is no launcher.
+
+        Args:
+            backend: "gloo" for processors, and for sweeps on GPUs as well, whose ranks tell each other nothing but
+                names; "nccl" for training on GPUs: one GPU per rank, number LOCAL_RANK of its machine, which becomes
+                the current one.
+            environment: variables RANK, WORLD_SIZE and LOCAL_RANK; None reads the process's own.
+
+        Raises:
+            ConfigError: an incomplete or contradictory environment, an unknown backend, or "nccl" without a GPU for
+                this rank.
+        """
+        if backend not in BACKENDS:
+            raise ConfigError(choose("backend", backend, BACKENDS))
+        environment = os.environ if environment is None else environment
+        given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
+        if given["RANK"] is None and given["WORLD_SIZE"] is None:
+            return Ranks()
+        try:
+            rank, world = int(given["RANK"] or ""), int(given["WORLD_SIZE"] or "")
+            local = int(environment.get("LOCAL_RANK", "0"))
+        except ValueError:
+            rank, world, local = -1, 0, 0
+        if not 0 <= rank < world:
+            raise ConfigError(
+                f"expected RANK and WORLD_SIZE with 0 <= RANK < WORLD_SIZE, got RANK = {given['RANK']!r} and "
+                f"WORLD_SIZE = {given['WORLD_SIZE']!r}. torchrun sets both; unset them to run one process."
+            )
+        if world > 1:
+            _connect(backend, rank, world, local)
+        return Ranks(rank, world, local)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which merges and prints."""
+        return self.rank == 0
+
+    def alone(self) -> Ranks:
+        """This process by itself, for what follows the shared part: it waits for nobody, and all rows are its own.
+
+        ``first`` keeps saying which rank it is; so :meth:`on_first` runs nothing on the others.
+        """
+        return Ranks(self.rank, 1, self.local_rank)
+
+    def share(self, items: list[int]) -> list[int]:
+        """This rank's part of ``items``, dealt in turn."""
+        return items[self.rank % self.world :: self.world]
+
+    def part(self, count: int) -> slice:
+        """This rank's run of ``count`` rows: the ranks' runs follow each other, their lengths differ by at most 1."""
+        each, more = divmod(count, self.world)
+        number = self.rank % self.world  # but for a rank alone, its own
+        start = number * each + min(number, more)
+        return slice(start, start + each + (number < more))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            import torch.distributed
+
+            torch.distributed.barrier()
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank."""
+        if self.world == 1:
+            return value
+        import torch.distributed
+
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_first(self, function: Callable[[], _T]) -> _T:
+        """Run ``function`` on rank 0 and give its result to every rank.
+
+        Raises:
+            ClassactError: what rank 0 raised, on every rank, so that none waits for one that gave up.
+        """
+        outcome: tuple[_T | None, Exception | None] = (None, None)
+        if self.first:
+            try:
+                outcome = (function(), None)
+            except Exception as error:
+                if not isinstance(error, ClassactError):
+                    self.broadcast_object((None, ClassactError(f"rank 0 failed: {type(error).__name__}: {error}")))
+                    raise
+                outcome = (None, error)
+        result, problem = self.broadcast_object(outcome)
+        if problem is not None:
+            raise problem
+        return result
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; the same answer on every rank."""
+        if self.world == 1:
+            return bool(flag)
+        import torch
+        import torch.distributed
+
+        box = torch.tensor([int(flag)], device=_carrier(torch.device("cpu")))
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
+        return bool(box.item())
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows of all ranks, rank by rank; the same on every rank, without gradient.
+
+        Args:
+            tensor: (n, ...) of any dtype; n may differ between ranks and may be 0, the rest of the shape may not.
+
+        Returns:
+            (sum of the ranks' n, ...) on the device of ``tensor``. In one process ``tensor`` itself, detached.
+
+        Raises:
+            ConfigError: a tensor without rows, or, on every rank, rows of different size.
+        """
+        import torch
+
+        if tensor.ndim == 0:
+            raise ConfigError("expected a tensor of shape (n, ...) to gather, got a single number: give it as (1,).")
+        if self.world == 1:
+            return tensor.detach()
+        import torch.distributed
+
+        with torch.no_grad():
+            width = tensor.element_size() * math.prod(tensor.shape[1:])
+            own = torch.tensor([len(tensor), width], device=_carrier(torch.device("cpu")))
+            every = [torch.empty_like(own) for _ in range(self.world)]
+            torch.distributed.all_gather(every, own)
+            counts, widths = torch.stack(every).T.tolist()
+            if any(other != width for other in widths):
+                raise ConfigError(
+                    f"rank {self.rank} gathers rows of {width} bytes, the ranks gather rows of {widths} bytes: give "
+                    f"tensors of one dtype and shape (n, ...) on all ranks."
+                )
+            # As bytes, for not every backend knows every dtype; of one length, for not every backend takes several.
+            sent = torch.zeros(max(counts) * width, dtype=torch.uint8, device=_carrier(tensor.device))
+            sent[: tensor.nbytes].copy_(tensor.detach().reshape(-1).view(torch.uint8))
+            received = [torch.empty_like(sent) for _ in range(self.world)]
+            torch.distributed.all_gather(received, sent)
+            whole = torch.cat([part[: count * width] for part, count in zip(received, counts, strict=True)])
+            return whole.to(tensor.device).view(tensor.dtype).reshape(sum(counts), *tensor.shape[1:])
+
+    def sum_(self, tensors: Sequence[Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
+        """Replace each tensor by its sum over the ranks, in place; every rank ends with the same bits.
+
+        Args:
+            tensors: of the same shapes and dtypes, in the same order, on every rank. They are sent together, up to
+                ``bucket_bytes`` at once; a larger one is sent by itself.
+            bucket_bytes: bytes of the copies that are sent.
+        """
+        if self.world == 1:
+            return
+        import torch
+
+        with torch.no_grad():
+            for bucket in _buckets(tensors, bucket_bytes):
+                _sum_bucket(bucket)
+
+    def close(self) -> None:
+        """Leave the group. A process joins one group in its life.
+
+        Not after an error: it may wait for ranks that did not fail and are somewhere else.
+        """
+        if self.world > 1:
+            import torch.distributed
+
+            torch.distributed.destroy_process_group()
+
+
+def _carrier(device: torch.device) -> torch.device:
+    """Where a tensor of ``device`` has to be for the ranks to exchange it."""
+    import torch
+    import torch.distributed
+
+    backends = str(torch.distributed.get_backend_config())  # such as "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
+        return device if "cuda:nccl" in backends else torch.device("cpu")  # gloo knows few operations on GPUs
+    return device if "cpu:" in backends else torch.device("cuda", torch.cuda.current_device())
+
+
+def _buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
+    """The tensors in groups of one dtype and device of at most ``limit`` bytes, unless a single one has more."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():
+            groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for members in groups.values():
+        bucket: list[Tensor] = []
+        size = 0
+        for tensor in members:
+            if bucket and size + tensor.nbytes > limit:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(tensor)
+            size += tensor.nbytes
+        yield bucket
+
+
+def _sum_bucket(bucket: list[Tensor]) -> None:
+    import torch
+    import torch.distributed
+
+    carrier = _carrier(bucket[0].device)
+    if len(bucket) == 1 and bucket[0].is_contiguous() and bucket[0].device == carrier:
+        torch.distributed.all_reduce(bucket[0].detach())
+        return
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket]).to(carrier)
+    torch.distributed.all_reduce(flat)
+    parts = torch.split(flat.to(bucket[0].device), [tensor.numel() for tensor in bucket])
+    for tensor, part in zip(bucket, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+def _connect(backend: str, rank: int, world: int, local: int) -> None:
+    import torch
+    import torch.distributed
+    from accelerate import PartialState
+
+    if backend == "nccl" and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"rank {rank} needs GPU {local} of its machine, which has {torch.cuda.device_count()}. Start at most one "
+            f"rank per GPU (torchrun --nproc-per-node), or train on the processor."
+        )
+    with _launched(local):
+        if backend == "gloo":
+            state = PartialState(cpu=True, backend="gloo", timeout=TIMEOUT)
+        else:
+            # Beside NCCL, names and flags go through gloo: no rank has to wait for its GPU to tell them.
+            both = "cpu:gloo,cuda:nccl" if torch.distributed.is_gloo_available() else "nccl"
+            state = PartialState(backend=both, timeout=TIMEOUT)
+    found = (state.process_index, state.num_processes)
+    if not torch.distributed.is_initialized() or found != (rank, world):
+        raise ConfigError(
+            f"expected to become rank {rank} of {world}, but Accelerate connected rank {found[0]} of {found[1]}. Start "
+            f"one process per rank with torchrun or accelerate launch, and connect it once."
+        )
+
+
+@contextmanager
+def _launched(local: int) -> Iterator[None]:
+    """Variables that Accelerate looks for; those that the launcher did not set are removed afterwards."""
+    # Without the number of threads Accelerate chooses one and warns: how many there are is not for this module to say.
+    added = {"LOCAL_RANK": str(local), "OMP_NUM_THREADS": "1"}
+    added = {name: value for name, value in added.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

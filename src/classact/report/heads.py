@@ -1,0 +1,95 @@
+"""Heads of a run and success during training: read from its folder and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from classact.errors import DataError
+from classact.report.checks import inner, mapping, need, with_interval
+from classact.report.table import Row, augmentation_name, plain, policy_name
+from classact.runs import Run
+from classact.storage import read_jsonl
+
+PRETRAIN = "pretrain"
+
+
+@dataclass(frozen=True)
+class Head:
+    """One folder under ``heads/``.
+
+    Attributes:
+        name: of the folder.
+        title: for people.
+        notes: training and augmentation, each only where the title does not say it.
+        settings: of its training.
+        timings: stage -> seconds.
+        training: logged steps.
+    """
+
+    name: str
+    title: str
+    notes: str
+    settings: Row
+    timings: dict[str, float]
+    training: list[Row]
+
+    @property
+    def stage(self) -> str:
+        """Its stage in ``milestones.jsonl``."""
+        return f"heads/{self.name}"
+
+
+def read_log(run: Run) -> list[Row]:
+    """Logged training steps of a run or a head, each with ``step``."""
+    for number, row in enumerate(read_jsonl(run.train_log), 1):
+        need(run.train_log, row, ("step",), f"row {number}")
+    return run.read_train_log()
+
+
+def read_heads(run: Run) -> list[Head]:
+    """All heads that have a ``config.json``, by name.
+
+    Raises:
+        DataError: a config or a train log is damaged (named).
+    """
+    return [_head(Run(path.parent)) for path in sorted(run.heads.glob("[!.]*/config.json"))]
+
+
+def _head(folder: Run) -> Head:
+    path = folder.config
+    card = mapping(path)
+    labels, timings = inner(path, card, "labels"), inner(path, card, "timings")
+    for stage, seconds in timings.items():
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            raise DataError(f"{path}, timings, {stage}: expected seconds, got {seconds!r}. Regenerate the file.")
+    training, augmentation = plain(labels.get("training")), augmentation_name(labels.get("augmentation"))
+    known = ", ".join(filter(None, (policy_name(plain(labels.get("head"))), training)))
+    title = str(card.get("title") or known or folder.root.name)
+    notes = ", ".join(word for word in (training, augmentation) if word and word not in title)
+    settings = inner(path, card, "settings")
+    return Head(folder.root.name, title, notes, settings, timings, read_log(folder))
+
+
+def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:
+    """Names of the stages of ``milestones.jsonl`` for people, no two alike."""
+    titles = {head.stage: head.title for head in heads} | {PRETRAIN: "Retrieval"}
+    names = {stage: titles.get(stage, stage.removeprefix("heads/")) for stage in stages}
+    shown = list(names.values())
+    return {
+        stage: f"{name} ({stage.removeprefix('heads/')})" if shown.count(name) > 1 else name
+        for stage, name in names.items()
+    }
+
+
+def read_milestones(run: Run) -> list[Row]:
+    """Rows of success during training with their intervals, by stage and step.
+
+    Raises:
+        DataError: a row is damaged (its number is named).
+    """
+    path: Path = run.milestones
+    for number, row in enumerate(read_jsonl(path), 1):
+        with_interval(path, row, number, ("stage", "step"))
+    return [with_interval(path, row, number, ()) for number, row in enumerate(run.read_milestones(), 1)]

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import fakes
+from classact.control import Runner
+from classact.encoders import EncoderConfig, ImageEncoder
+from classact.errors import ConfigError
+from classact.lowdim import LowDim
+from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy, watched
+from classact.policies.base import decide
+from classact.schema import Schema
+from classact.types import Demonstrations
+
+
+def watcher(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:
+    data = data or fakes.demonstrations()
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
+    made = RetrievalPolicy.build(ImageLatents(encoder, LowDim.fit(data)), data, RetrievalConfig(k=6))
+    if calibrated:
+        made.calibrate(config=NoveltyConfig(m=2, alpha=0.3))
+    return made
+
+
+class Acting(fakes.WatchfulPolicy):
+    """Also has a schema, and remembers what it was prepared for."""
+
+    name = "acting"
+
+    def __init__(self, schema: Schema | None) -> None:
+        super().__init__()
+        self.schema, self.prepared = schema, list[int]()
+
+    def prepare(self, batch: int) -> None:
+        self.prepared.append(batch)
+
+
+def test_the_policy_acts_and_the_newest_observation_is_scored() -> None:
+    data, bank = fakes.demonstrations(), watcher()
+    assert data.states is not None
+    seen = [
+        replace(one, state=data.states[row])
+        for row, one in zip([3, 9, 60], fakes.observations(data, [3, 9, 60]), strict=True)
+    ]
+    policy = WatchedPolicy(Acting(data.schema), bank)
+    decision = policy.decide([seen[:2], seen[1:]])
+    assert_array_equal(decision.chunk, Acting(None).act([seen[:2], seen[1:]]))
+    assert_array_equal(decision.novelty, decide(bank, seen[1:]).novelty)
+    assert (policy.name, policy.history, policy.alarm) == ("acting", 2, bank.alarm)
+    assert (policy.needs_images, policy.chunk_length, policy.schema) == (True, 8, data.schema)
+
+
+def test_watched_where_the_watcher_is_calibrated() -> None:
+    policy, bank = Acting(None), watcher()
+    assert watched(policy, None) is policy
+    assert watched(policy, watcher(calibrated=False)) is policy
+    made = watched(policy, bank)
+    assert isinstance(made, WatchedPolicy)
+    assert (made.policy, made.watcher) == (policy, bank)
+    with pytest.raises(ConfigError, match="the watching policy has no calibrated novelty score: call its calibrate"):
+        WatchedPolicy(policy, watcher(calibrated=False))
+
+
+def test_a_bank_of_another_task_is_refused() -> None:
+    data, bank = fakes.demonstrations(), watcher()
+    other = replace(data, schema=Schema(("top",), (("arm", 1), ("gripper", 1)), actions=data.schema.actions))
+    with pytest.raises(
+        ConfigError, match=r"policy 'acting' was trained on other .* than the bank .*: language embedding"
+    ):
+        WatchedPolicy(Acting(replace(data.schema, language=4)), bank)
+    with pytest.raises(
+        ConfigError, match=r"'acting' was trained on other .*: proprioception .*'agent', 2.*'gripper', 1"
+    ):
+        WatchedPolicy(Acting(Schema(("top",), (("agent", 2),))), watcher(other))
+    WatchedPolicy(Acting(other.schema), bank)  # one that declares no keys has as many dimensions
+
+
+def test_both_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, bank = Acting(None), watcher()
+    asked: list[Any] = []
+    monkeypatch.setattr(bank, "prepare", asked.append)
+    Runner(WatchedPolicy(policy, bank))
+    WatchedPolicy(fakes.WatchfulPolicy(), bank).prepare(3)  # has nothing to prepare
+    assert (policy.prepared, asked) == ([1], [1, 3])
+
+
+def test_preparing_retrieval_changes_nothing() -> None:
+    data, bank = fakes.demonstrations(), watcher()
+    seen = fakes.observations(data, [3, 9])
+    before = bank.decide(seen)
+    passes: list[np.ndarray] = []
+    search = bank._search.search
+    bank._search.search = lambda z, k: passes.append(z) or search(z, k)  # type: ignore[method-assign,assignment,func-returns-value]
+    bank.prepare(5)
+    assert [z.shape for z in passes] == [(5, bank.bank.shape[1])]
+    assert bank.decide(seen).chunk.tobytes() == before.chunk.tobytes()
