@@ -207,12 +207,8 @@ class Training(ABC):
         Raises:
             ConfigError: images that do not fit where they are to be kept.
         """
-        self.networks, self.averages, self.optimizer, self.schedule = (
-            dict(networks),
-            dict(averages),
-            optimizer,
-            schedule,
-        )
+        self.networks, self.averages = dict(networks), dict(averages)
+        self.optimizer, self.schedule = optimizer, schedule
         self.examples, self.batch_size, self.steps, self.seed = examples, min(batch_size, examples), steps, seed
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.step, self.seconds = 0, 0.0
@@ -335,14 +331,12 @@ class Training(ABC):
                 card = {"step": step, **{name: repr(value) for name, value in stats.items()}, "rows": np.sort(rows)}
                 write_json(self.folder / DIVERGED, card)
             where = f" The steps of its batch are in {self.folder / DIVERGED}."
-        rates = ", ".join(sorted({f"{group.get('peak', self.schedule.learning_rate):g}" for group in self._groups()}))
+        peaks = {group.get("peak", self.schedule.learning_rate) for group in self.optimizer.param_groups}
+        rates = ", ".join(f"{peak:g}" for peak in sorted(peaks))
         raise ClassactError(
             f"the loss became {stats['loss']} and its gradient's norm {stats['grad_norm']} at step {step} of "
             f"{self.steps}.{where} Lower the learning rate (now {rates}); the last checkpoint is from before that."
         )
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return list(self.optimizer.param_groups)
 
     # -- the run ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from classact.errors import CheckpointError, ConfigError, choose
 from classact.finetuning import FinetuneConfig, FineTuner
 from classact.frames import FramesConfig, aspect
 from classact.heads import DiffusionConfig, head_config_to_json, head_name, make_head
-from classact.machine import choose_device, hardware, versions
+from classact.machine import choose_device
 from classact.pipeline import (
     RunData,
     add_time,
     encoder_label,
     evaluate_milestone,
     maximum_rows,
+    new_card,
     run_settings,
     run_watcher,
 )
@@ -198,14 +198,7 @@ class HeadPipeline:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
             self.folder.train_log.unlink(missing_ok=True)
             self.run.drop_milestones(f"heads/{self.name}")
-            card = {
-                "title": self.name,
-                "labels": {},
-                "versions": versions(),
-                "hardware": hardware(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "timings": {},
-            }
+            card = new_card(self.name) | {"labels": {}}
         write_json(self.folder.config, card | {"settings": settings})
 
     def _digest(self) -> str | None:

@@ -275,15 +275,7 @@ class Pipeline:
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
                 )
         else:
-            card = {
-                "title": "CLASS",
-                "data": {},
-                "settings": {},
-                "versions": versions(),
-                "hardware": hardware(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "timings": {},
-            }
+            card = new_card("CLASS") | {"data": {}}
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
         if not started:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
@@ -469,6 +461,12 @@ class Pipeline:
             )
             name = f"{policy.name}-{LEARNED}-{evaluation.shift}"
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
+
+
+def new_card(title: str) -> dict[str, Any]:
+    """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"title": title, "versions": versions(), "hardware": hardware(), "created": created, "timings": {}}
 
 
 def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
