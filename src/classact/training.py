@@ -170,12 +170,17 @@ class EncoderPass:
         Raises:
             ClassactError: in the first call, with compile "yes": torch.compile failed.
         """
+        inputs = self.inputs(pixels)
+        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+
+    def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised, and laid out as the network likes it."""
         inputs = self.encoder.normalize(pixels)
         if self.format == torch.channels_last:
             B, V = inputs.shape[:2]
             flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             inputs = flat.reshape(B, V, *flat.shape[1:])
-        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+        return inputs
 
     def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
         try:

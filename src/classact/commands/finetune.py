@@ -111,9 +111,7 @@ def head_config(arguments: Finetune) -> Any:
     if arguments.augment != "auto":
         augment = AugmentConfig() if arguments.augment == "yes" else None
     if color not in (None, "none") and arguments.augment == "no":
-        raise ConfigError(
-            f"--augment no takes no random views, but --color-augmentation asks for {color!r} ones."
-        )
+        raise ConfigError(f"--augment no takes no random views, but --color-augmentation asks for {color!r} ones.")
     if color is not None and (augment is not None or color != "none"):
         augment = replace(augment or AugmentConfig(), color=color)
     config = replace(
