@@ -99,7 +99,9 @@ def print_latency(name: str, found: Mapping[str, Any]) -> None:
     for k, title in enumerate(
         ("", "", "batch", "p50 ms", "p95 ms", "calls", *(["paper, mean of tasks, A40"] if paper else []))
     ):
-        table.add_column(title, justify="right" if k > 1 else "left", no_wrap=k > 0)
+        # Names and the last heading may be broken, numbers may not.
+        wide: dict[str, Any] = {"min_width": 18} if k == 0 else {"max_width": 10} if k == 6 else {}
+        table.add_column(title, justify="right" if k > 1 else "left", no_wrap=0 < k < 6, **wide)
     for row in found["rows"]:
         cells = [row["name"], row["stage"], str(row["batch"]), *(_ms(row[key]) for key in ("p50_ms", "p95_ms"))]
         beside = [f"{row['paper_ms']:g}" if "paper_ms" in row else ""] if paper else []
