@@ -212,6 +212,22 @@ def test_doctor_finds_this_machine_fit() -> None:
     assert all(check.remedy for check in checks if not check.works)
 
 
+def test_doctor_knows_every_extra() -> None:
+    import tomllib
+
+    import classact.doctor
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "bench"}
+    assert set(classact.doctor.EXTRAS) == set(declared)
+    for name, (package, _) in classact.doctor.EXTRAS.items():
+        assert any(wanted.startswith(package) for wanted in declared[name])
+    checks = {check.name: check for check in classact.doctor.examine()}
+    assert checks["extra diffusion"].works
+    wandb = checks["extra wandb"]
+    assert wandb.works or "pip install 'classact[wandb]'" in wandb.remedy
+
+
 def test_version_and_help() -> None:
     assert captured(["--version"]) == f"{__version__}\n"
     printed = captured(["--help"])

@@ -125,6 +125,20 @@ def _cache() -> str:
     return f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
 
 
+EXTRAS = {
+    "diffusion": ("diffusers", "the head 'diffusion'"),
+    "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
+    "tensorboard": ("tensorboard", "--trackers tensorboard"),
+    "wandb": ("wandb", "--trackers wandb"),
+    "trackio": ("trackio", "--trackers trackio"),
+}
+"""Extra -> its package, and what needs it."""
+
+
+def _extra(package: str) -> str:
+    return f"{package} {metadata.version(package)}"
+
+
 def examine() -> list[Check]:
     """Try everything; nothing is downloaded."""
     checks = [
@@ -152,5 +166,14 @@ def examine() -> list[Check]:
             "needed for init 'r3m' only: downloaded at first use, or give init_path",
             required=False,
         ),
+    ]
+    checks += [
+        _try(
+            f"extra {extra}",
+            partial(_extra, package),
+            f"needed for {use} only: pip install 'classact[{extra}]'",
+            required=False,
+        )
+        for extra, (package, use) in EXTRAS.items()
     ]
     return checks
