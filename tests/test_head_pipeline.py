@@ -168,7 +168,7 @@ def test_other_settings_are_refused(run: Run) -> None:
 
 
 def test_what_cannot_be_started(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no settings of a run"):
+    with pytest.raises(DataError, match=r"config\.json does not exist\. Expected a folder written by"):
         make(Run(tmp_path / "nothing"), config())
     shutil.rmtree(run.encoder)
     with pytest.raises(CheckpointError, match="has no encoder yet: run 'classact pretrain'"):

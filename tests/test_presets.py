@@ -78,7 +78,7 @@ def test_features_of_the_paper() -> None:
     """512 maps of 7 x 7, two coordinates of each."""
     encoder = ImageEncoder(get_preset("paper-pusht").pretrain.encoder, load_init=False)
     assert encoder.feature_dim == 1024
-    assert encoder.pool.grid.shape == (49, 2)
+    assert encoder.views[0].pool.grid.shape == (49, 2)
 
 
 @pytest.mark.parametrize("name", PRESETS)

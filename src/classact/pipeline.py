@@ -624,7 +624,9 @@ def run_settings(run: Run) -> dict[str, Any]:
     Raises:
         DataError: the folder is none of a run.
     """
-    settings = run.read_config().get("settings") if run.config.exists() else None
+    if not run.config.exists():
+        raise DataError(f"{run.config} does not exist. Expected a folder written by 'classact pretrain'.")
+    settings = run.read_config().get("settings")
     if not isinstance(settings, dict) or not {"evaluation", "frames", "pretrain", "data"} <= settings.keys():
         raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
     return settings

@@ -143,7 +143,8 @@ def test_mlp_has_a_learned_sequence_and_no_steps() -> None:
     features = torch.randn(4, 6, generator=generator())
     actions = torch.rand(4, 8, 3, generator=generator(1))
     expected = made.unet(made.start.repeat(4, 1, 1), features)
-    assert_allclose(made.loss(features, actions, generator()).detach(), (expected - actions).square().mean().detach())
+    loss, mean = made.loss(features, actions, generator()).detach(), (expected - actions).square().mean().detach()
+    assert_allclose(loss, mean, rtol=1e-6)  # the mean of rows is rounded otherwise than that of all
     assert torch.equal(made.sample(features, generator(0)), made.sample(features, generator(1)))
 
 
