@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
@@ -14,11 +18,12 @@ from classact.optim import OptimizerConfig
 from classact.policies.base import Decision, Moment, as_histories
 from classact.schema import Schema
 from classact.similarity import SimilarityConfig
-from classact.sims import SimulatorSpec
+from classact.sims import SimulatorSpec, make_simulator
 from classact.training import PretrainConfig
 from classact.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
+LENGTHS = (25, 20, 7, 25, 20, 25)  # of the demonstrations of a whole run
 
 
 def demonstrations(
@@ -107,6 +112,30 @@ def pretrain_config(**changes: object) -> PretrainConfig:
         "checkpoint_every": 2,
     }
     return PretrainConfig(**(standard | changes))  # type: ignore[arg-type]
+
+
+def stop_after(steps: int) -> Callable[..., None]:
+    """A progress callback that presses Ctrl-C at a step."""
+
+    def callback(step: int, *_: Any) -> None:
+        if step == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return callback
+
+
+def equal(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    """Whether two networks hold the same numbers under the same names."""
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Short:
+    """Push-T with a time limit of two seconds, in the place of ``make_simulator``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.sim = make_simulator(*args, **options)
+        self.spec, self.close = replace(self.sim.spec, max_steps=20), self.sim.close
 
 
 class ChasePolicy:

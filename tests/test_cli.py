@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,6 @@ from classact.commands.similarity import histogram_lines
 from classact.doctor import Check
 from classact.runs import Run
 from classact.similarity.graph import SimilarityGraph
-from classact.sims import make_simulator
-
-LENGTHS = (25, 20, 7, 25, 20, 25)
-
-
-class Short:
-    """Push-T with a time limit of two seconds."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.sim = make_simulator(*args, **options)
-        self.spec, self.close = replace(self.sim.spec, max_steps=20), self.sim.close
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,14 +31,14 @@ def short_episodes_on_one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the subprocess below
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "make_simulator", Short)
+        patch.setattr(rollout, "make_simulator", fakes.Short)
         yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
 
 
 def arguments(command: str, out: Path, data: Path, *more: str) -> list[str]:
@@ -444,7 +432,7 @@ def test_similarity_errors_are_one_line(
 
 
 def test_similarity_of_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = fakes.demonstrations(0, 8, LENGTHS)
+    data = fakes.demonstrations(0, 8, fakes.LENGTHS)
     path = fakes.write_zarr(tmp_path / "bad.zarr", data)
     zarr.open_group(str(path), mode="r+")["data/action"][7, 1] = np.nan
     command = ["similarity", str(path), "--out", str(tmp_path / "out"), "--quiet"]

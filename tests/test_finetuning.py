@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,22 +69,9 @@ def tuner(folder: Path | None = None, start: Path | None = None, **changes: Any)
     return FineTuner(fakes.demonstrations(), config(**changes), folder, start)
 
 
-def stop_after(steps: int) -> Callable[..., None]:
-    def callback(step: int, *_: Any) -> None:
-        if step == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return callback
-
-
-def equal(one: torch.nn.Module, two: torch.nn.Module) -> bool:
-    a, b = one.state_dict(), two.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def same(one: FineTuner, two: FineTuner) -> bool:
     names = ("encoder", "head", "average_encoder", "average_head")
-    return all(equal(getattr(one, name), getattr(two, name)) for name in names)
+    return all(fakes.equal(getattr(one, name), getattr(two, name)) for name in names)
 
 
 def fitted(*args: Any, **changes: Any) -> FineTuner:
@@ -175,7 +160,7 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
     before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, again, other = fitted(), fitted(), fitted(seed=1)
     assert same(first, again)
-    assert not equal(first.head, other.head)
+    assert not fakes.equal(first.head, other.head)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
 
@@ -188,7 +173,7 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
 def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, changes: dict[str, Any]) -> None:
     straight = fitted(tmp_path / "a", **changes)
     with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 of 4; the state is saved in .*b"):
-        tuner(tmp_path / "b", **changes).fit(stop_after(2))
+        tuner(tmp_path / "b", **changes).fit(fakes.stop_after(2))
     resumed = fitted(tmp_path / "b", **changes)
     assert resumed.step == straight.step == 4
     assert same(resumed, straight)
@@ -217,7 +202,7 @@ def test_milestones_see_the_weights_of_their_step(tmp_path: Path) -> None:
     tuner(tmp_path, **options).fit(milestone=milestone)
     assert seen == [(4, [3, 4])]  # it may have been killed in it
     with pytest.raises(TrainingInterrupted):
-        tuner(tmp_path / "b", **options).fit(stop_after(2), milestone)
+        tuner(tmp_path / "b", **options).fit(fakes.stop_after(2), milestone)
     seen.clear()
     tuner(tmp_path / "b", **options).fit(milestone=milestone)
     assert [step for step, _ in seen] == [2, 4]
@@ -255,11 +240,11 @@ def test_an_encoder_from_every_kind_of_folder(pretrained: Path) -> None:
     average = ImageEncoder.from_pretrained(pretrained / "encoder")
     newest = pretrained / "checkpoints" / "step-00000004"
     for path in (pretrained / "encoder", pretrained / "checkpoints", newest):
-        assert equal(load_encoder(path), average)
+        assert fakes.equal(load_encoder(path), average)
     last, older = load_encoder(newest, "last"), load_encoder(newest.with_name("step-00000002"), "last")
-    assert equal(load_encoder(pretrained / "checkpoints", "last"), last)
-    assert not equal(last, average)
-    assert not equal(last, older)
+    assert fakes.equal(load_encoder(pretrained / "checkpoints", "last"), last)
+    assert not fakes.equal(last, average)
+    assert not fakes.equal(last, older)
     for path in (pretrained / "encoder", pretrained / "checkpoints" / "step-00000009"):
         with pytest.raises(CheckpointError, match=r"no folder of training checkpoints.*start from weights 'average'"):
             load_encoder(path, "last")
@@ -270,11 +255,11 @@ def test_an_encoder_from_every_kind_of_folder(pretrained: Path) -> None:
 def test_a_pretrained_encoder_brings_its_architecture(pretrained: Path) -> None:
     made = tuner(None, pretrained / "encoder", encoder=EncoderConfig())
     assert made.encoder.config == ENCODER
-    assert equal(made.encoder, ImageEncoder.from_pretrained(pretrained / "encoder"))
-    assert equal(made.average_encoder, made.encoder)
+    assert fakes.equal(made.encoder, ImageEncoder.from_pretrained(pretrained / "encoder"))
+    assert fakes.equal(made.average_encoder, made.encoder)
     assert made.identity()["config"]["encoder"]["width"] == 0.25
     scratch = tuner()
-    assert equal(scratch.encoder, ImageEncoder(ENCODER, seed=0))
+    assert fakes.equal(scratch.encoder, ImageEncoder(ENCODER, seed=0))
     labels = [m.labels() for m in (made, scratch, tuner(frozen=True, augment=None))]
     assert labels == [
         {"head": "diffusion", "training": "fine-tuned", "augmentation": "crop, noise"},
@@ -288,11 +273,11 @@ def test_a_pretrained_encoder_brings_its_architecture(pretrained: Path) -> None:
 def test_fine_tuning_changes_the_encoder_and_freezing_does_not(pretrained: Path) -> None:
     start = ImageEncoder.from_pretrained(pretrained / "encoder")
     tuned, frozen = (fitted(None, pretrained / "encoder", frozen=f) for f in (False, True))
-    assert not equal(tuned.encoder, start)
-    assert not equal(tuned.average_encoder, start)
-    assert equal(frozen.encoder, start)
-    assert equal(frozen.average_encoder, start)
-    assert not equal(frozen.head, tuner(None, pretrained / "encoder").head)
+    assert not fakes.equal(tuned.encoder, start)
+    assert not fakes.equal(tuned.average_encoder, start)
+    assert fakes.equal(frozen.encoder, start)
+    assert fakes.equal(frozen.average_encoder, start)
+    assert not fakes.equal(frozen.head, tuner(None, pretrained / "encoder").head)
 
 
 def head_input(made: FineTuner, rows: np.ndarray, seed: int = 0) -> torch.Tensor:
@@ -442,7 +427,7 @@ def test_the_heads_precision_is_part_of_what_is_trained(tmp_path: Path) -> None:
     assert chosen.identity()["head_bfloat16"]
     assert not tuner(head_precision="auto").head_bf16  # no GPU
     with pytest.raises(TrainingInterrupted):
-        tuner(tmp_path, head_precision="bfloat16").fit(stop_after(2))
+        tuner(tmp_path, head_precision="bfloat16").fit(fakes.stop_after(2))
     with pytest.raises(CheckpointError, match=r"was made with config.head_precision = 'bfloat16', now it is 'float32'"):
         tuner(tmp_path).fit()
     assert same(fitted(tmp_path, head_precision="bfloat16"), fitted(head_precision="bfloat16"))
@@ -489,7 +474,7 @@ def test_two_views_train_resume_and_act_from_their_folder(tmp_path: Path, change
     straight = FineTuner(data, settings)
     acting = straight.fit()
     with pytest.raises(TrainingInterrupted):
-        FineTuner(data, settings, tmp_path).fit(stop_after(2))
+        FineTuner(data, settings, tmp_path).fit(fakes.stop_after(2))
     resumed = FineTuner(data, settings, tmp_path)
     resumed.fit()
     assert same(resumed, straight)
@@ -630,4 +615,4 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, error
 
 def test_without_a_folder_nothing_is_kept() -> None:
     with pytest.raises(TrainingInterrupted, match=r"stopped at step 1 of 4; the state is lost: no folder"):
-        tuner().fit(stop_after(1))
+        tuner().fit(fakes.stop_after(1))

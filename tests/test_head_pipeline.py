@@ -24,30 +24,18 @@ from classact.pipeline import Pipeline, evaluate_run, from_preset
 from classact.policies import ParametricPolicy
 from classact.presets import get_head_preset
 from classact.runs import Run
-from classact.sims import make_simulator
 from classact.storage import read_arrays, read_jsonl, write_json
-
-LENGTHS = (25, 20, 7, 25, 20, 25)
-LIMIT = 20
-
-
-class Short:
-    """Push-T with a time limit of a second or two."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.sim = make_simulator(*args, **options)
-        self.spec, self.close = replace(self.sim.spec, max_steps=LIMIT), self.sim.close
 
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "make_simulator", Short)
+    monkeypatch.setattr(rollout, "make_simulator", fakes.Short)
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with encoder and calibrated retrieval policy, nothing evaluated."""
-    source = fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+    source = fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
     made = from_preset("debug", data=str(source))
     config = replace(
         made,
@@ -178,6 +166,14 @@ def test_what_cannot_be_started(run: Run, tmp_path: Path) -> None:
         HeadRunConfig(evaluation={"lenght": 3})
 
 
+def test_a_damaged_encoder_shows_before_anything_is_done(run: Run) -> None:
+    weights = run.encoder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for start in ("run", "scratch"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            make(run, config(start=start))
+
+
 def test_evaluations_of_a_head(run: Run) -> None:
     make(run, config("diffusion", evaluations=0)).train()
     rows = evaluate_run(run, head="diffusion", episodes=1, workers=1, quiet=True, overrides={"inference_steps": 4})
@@ -250,7 +246,7 @@ def torchrun(*command: str) -> str:
 @pytest.mark.slow
 def test_two_ranks_make_a_run_with_a_head(tmp_path: Path) -> None:
     """The whole way under torchrun: training together, everything else by the first rank, nobody left waiting."""
-    source = fakes.write_zarr(tmp_path / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+    source = fakes.write_zarr(tmp_path / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
     common = ["--preset", "debug", "--data", str(source), "--milestone-episodes", "1", "--quiet", "--workers", "1"]
     common += ["--precision", "float32", "--evaluations", "2"]
     two, one = tmp_path / "two", tmp_path / "one"
@@ -309,4 +305,11 @@ def test_a_head_on_another_runs_encoder(run: Run) -> None:
     pipeline = make(run, config(start=str(other), evaluations=0))
     assert pipeline.name == "mlp-other-elsewhere-encoder"
     pipeline.evaluate()
-    assert {r["encoder"] for r in run.read_summary()} == {"other: elsewhere/encoder"}
+    rows = run.read_summary()
+    assert {r["encoder"] for r in rows} == {"other: elsewhere/encoder"}
+    # Evaluated again, it is in the place of the first time: a label with a slash is one folder.
+    again = evaluate_run(run, head=pipeline.name, workers=1, quiet=True)
+    name = "mlp-other-elsewhere-encoder-other-elsewhere-encoder-fixed-color"
+    assert {r["evaluation"] for r in again} == {r["evaluation"] for r in rows} == {name}
+    assert [path.name for path in run.evaluation(name).parent.iterdir()] == [name]
+    assert len(run.read_summary()) == len(rows)

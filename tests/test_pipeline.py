@@ -14,31 +14,19 @@ import fakes
 from classact import analysis, pipeline, rollout
 from classact.checkpoints import list_checkpoints
 from classact.errors import ConfigError, DataError, StorageError
-from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
+from classact.pipeline import Pipeline, RunConfig, evaluate_run, evaluation_name, from_preset
 from classact.runs import Run
-from classact.sims import make_simulator
 from classact.storage import write_folder
-
-LENGTHS = (25, 20, 7, 25, 20, 25)
-LIMIT = 20
-
-
-class Short:
-    """Push-T with a time limit of a second or two."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        self.sim = make_simulator(*args, **options)
-        self.spec, self.close = replace(self.sim.spec, max_steps=LIMIT), self.sim.close
 
 
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "make_simulator", Short)
+    monkeypatch.setattr(rollout, "make_simulator", fakes.Short)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, LENGTHS))
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
 
 
 def config(data: Path, **changes: Any) -> RunConfig:
@@ -55,7 +43,7 @@ def make(root: Path, data: Path, **changes: Any) -> Pipeline:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, Any]]]:
     root = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout, "make_simulator", Short)
+        patch.setattr(rollout, "make_simulator", fakes.Short)
         done = make(root, data)
         done.evaluate()
     return done.run, done.run.read_summary()
@@ -78,7 +66,7 @@ def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
     assert [row["step"] for row in run.read_train_log()] == [1, 2, 3, 4]
     card = run.read_config()
-    assert (card["data"]["name"], card["data"]["episodes"], card["data"]["steps"]) == ("tiny", 6, sum(LENGTHS))
+    assert (card["data"]["name"], card["data"]["episodes"], card["data"]["steps"]) == ("tiny", 6, sum(fakes.LENGTHS))
     assert card["settings"]["pretrain"]["encoder"]["width"] == 0.25
     assert {"images", "pre-training", "evaluate class", "evaluate state"} <= card["timings"].keys()
     assert {"python", "torch", "numpy"} <= card["versions"].keys()
@@ -147,12 +135,12 @@ def test_other_settings_are_refused(
 
 def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
     path, root = tmp_path / "tiny.zarr", tmp_path / "run"
-    fakes.write_zarr(path, fakes.demonstrations(0, 96, LENGTHS))
+    fakes.write_zarr(path, fakes.demonstrations(0, 96, fakes.LENGTHS))
     make(root, path).data()
     Run(root).policy.mkdir()  # as if it had been built
     make(root, path).data()
     shutil.rmtree(path)
-    fakes.write_zarr(path, fakes.demonstrations(1, 96, LENGTHS))
+    fakes.write_zarr(path, fakes.demonstrations(1, 96, fakes.LENGTHS))
     with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
         make(root, path).data()
 
@@ -174,6 +162,11 @@ def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: 
     assert len(run.read_summary()) == count + 2
     shifted = evaluate_run(run, workers=1, episodes=1, shift="rand-color", quiet=True)
     assert shifted[0]["evaluation"] == "retrieval-class-rand-color-episodes1"
+
+
+def test_an_evaluation_is_one_folder_whatever_the_labels_hold() -> None:
+    assert evaluation_name("retrieval", "class", "fixed-color") == "retrieval-class-fixed-color"
+    assert evaluation_name("mlp", "other: a/b", "plain") == "mlp-other-a-b-plain"
 
 
 def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
@@ -229,7 +222,7 @@ def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None
 def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_path: Path) -> None:
     pipeline = make(tmp_path, data, heldout=2)
     policy = pipeline.policy()
-    assert list(np.diff(policy.episode_ends, prepend=0)) == list(LENGTHS[:-2])
+    assert list(np.diff(policy.episode_ends, prepend=0)) == list(fakes.LENGTHS[:-2])
     assert policy.calibration is not None
     assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
     with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
@@ -255,8 +248,23 @@ def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp
         Pipeline(Run(tmp_path), made, quiet=True).evaluate()
 
 
+def test_retrieval_by_state_needs_an_extent_of_the_world(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boundless(*args: Any, **options: Any) -> fakes.Short:
+        made = fakes.Short(*args, **options)
+        made.spec = replace(made.spec, world=None)
+        return made
+
+    monkeypatch.setattr(pipeline, "make_simulator", boundless)
+    made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
+    with pytest.raises(ConfigError, match=r"simulator 'pusht' names no extent of its world, .* Use the learned"):
+        made.state_policy()
+    assert list(made.evaluate()) == ["class", "untrained"]
+
+
 def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stateless = replace(fakes.demonstrations(0, 96, LENGTHS), states=None)
+    stateless = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), states=None)
     monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: stateless)
     changed = config(data)
     changed = replace(changed, frames=replace(changed.frames, shift="rand-color"))

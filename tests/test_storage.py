@@ -23,6 +23,7 @@ from classact.storage import (
     read_jsonl,
     sha256_file,
     verify_folder,
+    without,
     write_arrays,
     write_folder,
     write_json,
@@ -359,3 +360,13 @@ def test_first_difference_names_the_path() -> None:
     assert first_difference({"a": 1}, {"a": 1, "c": 3}, "s") == "s.c = None, now it is 3"
     assert first_difference({"a": {"b": 1}}, {"a": {"b": 2}}, "") == "a.b = 1, now it is 2"
     assert first_difference({"a": {"c": 1}}, {"a": 5}, "") == "a = {'c': 1}, now it is 5"
+
+
+def test_entries_are_left_out_by_their_paths() -> None:
+    value = {"a": 1, "b": {"a": 2, "c": {"d": 3, "e": [4]}}, "f": None}
+    assert without(value, "a") == {"b": value["b"], "f": None}
+    assert without(value, "b.a", "b.c.d") == {"a": 1, "b": {"c": {"e": [4]}}, "f": None}
+    assert without(value, "f.x", "c", "b.c") == {"a": 1, "b": {"a": 2}, "f": None}
+    assert (without(None, "a"), without([1], "a")) == (None, [1])
+    assert list(without({"z": 1, "y": 2, "x": 3}, "y")) == ["z", "x"]
+    assert value["b"] == {"a": 2, "c": {"d": 3, "e": [4]}}

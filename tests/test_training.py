@@ -60,21 +60,6 @@ def trainer(folder: Path | None = None, **changes: Any) -> Trainer:
     return Trainer(fakes.demonstrations(), fakes.pretrain_config(**({"epochs": FOUR} | changes)), folder)
 
 
-def stop_after(steps: int) -> Callable[..., None]:
-    """A progress callback that presses Ctrl-C at a step."""
-
-    def callback(step: int, *_: Any) -> None:
-        if step == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return callback
-
-
-def equal(one: torch.nn.Module, two: torch.nn.Module) -> bool:
-    a, b = one.state_dict(), two.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 # Batches and random numbers
 
 
@@ -143,14 +128,14 @@ def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
         decay = ema_decay(step + 1, config.optimizer.ema_power)
         update_ema(list(average.parameters()), list(encoder.parameters()), decay)
         assert (stats["loss"], stats["grad_norm"]) == (loss.item(), norm.item())
-    assert equal(made.encoder, encoder)
-    assert equal(made.average, average)
+    assert fakes.equal(made.encoder, encoder)
+    assert fakes.equal(made.average, average)
 
 
 def test_same_seed_same_bits_other_seed_other_bits() -> None:
     first, again, other = trainer().fit(), trainer().fit(), trainer(seed=1).fit()
-    assert equal(first, again)
-    assert not equal(first, other)
+    assert fakes.equal(first, again)
+    assert not fakes.equal(first, other)
 
 
 # Compiling
@@ -191,7 +176,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     plain = trainer().fit()
     with caplog.at_level(logging.WARNING):
         found = compiling(monkeypatch, compiler, "auto")
-        assert equal(found.fit(), plain)
+        assert fakes.equal(found.fit(), plain)
     assert [record.getMessage() for record in caplog.records] == [
         "torch.compile failed (ValueError: no working compiler): the encoder runs uncompiled, slower but alike."
     ]
@@ -230,12 +215,12 @@ def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, opti
     straight = trainer(tmp_path / "a", **options)
     straight.fit()
     with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 of 4; the state is saved in .*b"):
-        trainer(tmp_path / "b", **options).fit(stop_after(2))
+        trainer(tmp_path / "b", **options).fit(fakes.stop_after(2))
     resumed = trainer(tmp_path / "b", **options)
     resumed.fit()
     assert resumed.step == straight.step == 4
-    assert equal(resumed.encoder, straight.encoder)
-    assert equal(resumed.average, straight.average)
+    assert fakes.equal(resumed.encoder, straight.encoder)
+    assert fakes.equal(resumed.average, straight.average)
     files = [tmp_path / run / "checkpoints" / "step-00000004" / checkpoints.STATE for run in ("a", "b")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -245,14 +230,14 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
     done.fit()
     calls: list[Any] = []
     again = trainer(tmp_path)
-    assert equal(again.fit(lambda *a: calls.append(a)), done.average)
+    assert fakes.equal(again.fit(lambda *a: calls.append(a)), done.average)
     assert calls == []
     assert again.seconds == done.seconds
 
 
 def test_the_log_has_each_step_once_after_resuming(tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
-        trainer(tmp_path).fit(stop_after(3))
+        trainer(tmp_path).fit(fakes.stop_after(3))
     for _, path in list_checkpoints(tmp_path / "checkpoints")[1:]:
         (path / checkpoints.STATE).unlink()  # step 3 is lost, so it is trained and logged again
     trainer(tmp_path).fit()
@@ -379,7 +364,7 @@ def test_disk_full_while_training_keeps_the_last_checkpoint(tmp_path: Path, monk
     resumed = trainer(tmp_path)
     assert resumed.resume()
     assert resumed.step == 2
-    assert equal(resumed.fit(), trainer().fit())
+    assert fakes.equal(resumed.fit(), trainer().fit())
 
 
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -387,7 +372,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path: Path, caplog
     (newest := tmp_path / "checkpoints" / "step-00000004" / checkpoints.STATE).write_bytes(b"zeros")
     with caplog.at_level(logging.WARNING):
         again = trainer(tmp_path)
-        assert equal(again.fit(), straight)
+        assert fakes.equal(again.fit(), straight)
     assert f"{newest} has 5 bytes, expected" in caplog.text
     assert load_latest(tmp_path / "checkpoints").step == 4  # type: ignore[union-attr]
 
@@ -409,7 +394,7 @@ def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], mes
 
 def test_logging_and_saving_more_often_is_no_other_setting(tmp_path: Path) -> None:
     straight = trainer(tmp_path).fit()
-    assert equal(trainer(tmp_path, log_every=3, checkpoint_every=1).fit(), straight)
+    assert fakes.equal(trainer(tmp_path, log_every=3, checkpoint_every=1).fit(), straight)
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
@@ -595,8 +580,8 @@ def test_two_views_resume_to_the_same_bits(shared: bool, tmp_path: Path) -> None
     config = fakes.pretrain_config(epochs=FOUR, encoder=replace(TWO, shared=shared))
     straight = Trainer(data, config).fit()
     with pytest.raises(TrainingInterrupted):
-        Trainer(data, config, tmp_path).fit(stop_after(2))
-    assert equal(Trainer(data, config, tmp_path).fit(), straight)
+        Trainer(data, config, tmp_path).fit(fakes.stop_after(2))
+    assert fakes.equal(Trainer(data, config, tmp_path).fit(), straight)
     other = data.with_images({**data.images, "wrist": np.asarray(data.images["wrist"]) // 2})
     with pytest.raises(CheckpointError, match=r"was made with images.wrist = "):
         Trainer(other, config, tmp_path).fit()

@@ -52,6 +52,9 @@ from classact.types import ImageArray, IntArray
 PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES = ("auto", "yes", "no")
 DIVERGED = "diverged.json"
+INCIDENTAL = ("log_every", "checkpoint_every", "evaluations")
+"""Settings of all trainings that do not decide what is learned."""
+
 AGREE_EVERY = 8
 """Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
 processors, whose steps take longer than that, they do after each: ``torchrun`` kills 30 s after it asked."""

@@ -21,7 +21,7 @@ from classact.augment import AugmentConfig, Part, describe
 from classact.batches import epoch_batches
 from classact.checkpoints import list_checkpoints, load_checkpoint, load_latest
 from classact.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
-from classact.engine import PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.feeding import upload
 from classact.heads import (
@@ -38,11 +38,15 @@ from classact.normalize import MinMax
 from classact.optim import OptimizerConfig
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
 from classact.ranks import Ranks
+from classact.storage import without
 from classact.training import EncoderPass, encoder_images, images_digest, random_views, updates
 from classact.types import Demonstrations, IntArray
 from classact.windows import window_indices
 
 WEIGHTS = ("average", "last")
+
+ACTING = ("chunk_length", "head.scheduler", "head.inference_steps")
+"""Settings that may be changed after training: diffusion is trained alike for all ways of sampling."""
 
 TABLE_9: Mapping[str, tuple[int, int]] = {
     "square": (500, 100),
@@ -451,14 +455,9 @@ class FineTuner(Training):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        config = asdict(self.config)
-        for key in ("log_every", "checkpoint_every", "evaluations", "chunk_length", "weights"):
-            del config[key]
-        head = head_config_to_json(self.config.head)
-        for key in ("scheduler", "inference_steps"):  # diffusion is trained alike for all ways of sampling
-            head.pop(key, None)
+        made = {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)}
         return {
-            "config": config | {"head": head, "encoder": asdict(self.encoder.config)},
+            "config": without(asdict(self.config) | made, *INCIDENTAL, *ACTING, "weights"),
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),

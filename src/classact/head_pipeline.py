@@ -6,48 +6,47 @@ retrieval and heads side by side.
 
 from __future__ import annotations
 
-import re
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from classact.checkpoints import list_checkpoints
-from classact.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
-from classact.engine import EngineConfig
+from classact.encoders import EncoderConfig, encoder_config_from_json, pretrained_config
+from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, choose
-from classact.finetuning import FinetuneConfig, FineTuner
-from classact.frames import FramesConfig, aspect
+from classact.finetuning import ACTING, FinetuneConfig, FineTuner
+from classact.frames import FramesConfig
 from classact.heads import DiffusionConfig, head_config_to_json, head_name, make_head
 from classact.machine import choose_device
 from classact.pipeline import (
     RunData,
-    add_time,
     encoder_label,
     evaluate_milestone,
-    maximum_rows,
+    evaluation_name,
     new_card,
+    roll_out,
+    row_labels,
     run_settings,
     run_watcher,
+    slug,
+    timed,
+    timed_fit,
 )
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
-from classact.progress import progress_bar
+from classact.progress import teller
 from classact.ranks import Ranks
-from classact.rollout import EvaluationConfig, run_evaluation
+from classact.rollout import EvaluationConfig
 from classact.runs import Run
-from classact.storage import first_difference, plain_json, sha256_file, write_json
+from classact.storage import first_difference, plain_json, sha256_file, without, write_json
 from classact.types import RolloutResult
 
 RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""
 
-
-def slug(name: str) -> str:
-    """A name as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+FREE = ("evaluation", "milestone_episodes", *(f"finetune.{name}" for name in (*INCIDENTAL, *ACTING)))
+"""Settings that do not decide what is learned."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,8 @@ class HeadPipeline:
     def _encoder_config(self, settings: Mapping[str, Any]) -> EncoderConfig:
         if self.config.start == "scratch":
             made = encoder_config_from_json(settings["pretrain"]["encoder"], self.run.config)
-            return ImageEncoder.from_pretrained(self.run.encoder).config if self.run.encoder.is_dir() else made
-        return ImageEncoder.from_pretrained(self._encoder_folder()).config
+            return pretrained_config(self.run.encoder) if self.run.encoder.is_dir() else made
+        return pretrained_config(self._encoder_folder())
 
     def _encoder_folder(self) -> Path:
         folder = self.run.encoder if self.config.start == "run" else Path(self.config.start)
@@ -189,7 +188,8 @@ class HeadPipeline:
         )
         if started:
             card = self.folder.read_config()
-            if difference := first_difference(_deciding(card.get("settings")), _deciding(settings), "settings"):
+            found, asked = (without(value, *FREE) for value in (card.get("settings"), settings))
+            if difference := first_difference(found, asked, "settings"):
                 raise ConfigError(
                     f"{self.folder.root} was started with {difference}. Give the head another --name, or remove that "
                     f"folder."
@@ -221,7 +221,7 @@ class HeadPipeline:
                 f"the data of {self.run.root} have changed since its encoder was learned: their fingerprint was "
                 f"{known['fingerprint'][:12]}, now it is {found[:12]}. Bring them back, or start another run."
             )
-        self._data.frames()
+        self._data.prepare()
 
     def train(self) -> ParametricPolicy:
         """The policy, trained now or read from the folder. The last thing that ranks do together."""
@@ -236,8 +236,7 @@ class HeadPipeline:
         self.ranks.on_first(self._prepare)
         config, frames = self.finetune, self._data.frames()
         if self.config.start == "scratch":
-            seen = aspect(self._data.recorded(), config.encoder.cameras, self._data.config)
-            config = replace(config, encoder=replace(config.encoder, aspect=seen))
+            config = replace(config, encoder=self._data.encoder_config())
         tuner = FineTuner(
             frames,
             config,
@@ -246,14 +245,12 @@ class HeadPipeline:
             self.device,
             engine=self.engine,
             ranks=self.ranks,
-            say=None if self.quiet else lambda line: print(line, file=sys.stderr),
+            say=teller(quiet=self.quiet),
         )
         if self.ranks.first:
             write_json(self.folder.config, self.folder.read_config() | {"labels": tuner.labels()})
-        evaluating: list[float] = []
 
         def milestone(at: FineTuner) -> None:
-            begin = time.perf_counter()
             config = replace(self.evaluation, episodes=self.config.milestone_episodes)
             evaluate_milestone(
                 self.run,
@@ -262,17 +259,19 @@ class HeadPipeline:
                 f"heads/{self.name}",
                 (at.step, at.steps),
                 (self.simulator, config),
-                _row_labels(at.labels()),
+                row_labels(at.labels()),
             )
-            evaluating.append(time.perf_counter() - begin)
 
-        begin = time.perf_counter()
-        with progress_bar(f"train {self.name}", quiet=self.quiet) as bar:
-            trained = tuner.fit(bar, milestone if self.finetune.evaluations else None)
+        trained = timed_fit(
+            self.folder,
+            "training",
+            tuner.fit,
+            milestone if self.finetune.evaluations else None,
+            keep=self.ranks.first,
+            title=f"train {self.name}",
+            quiet=self.quiet,
+        )
         if self.ranks.first:
-            add_time(self.folder, "training", time.perf_counter() - begin - sum(evaluating))
-            if evaluating:
-                add_time(self.folder, "evaluate during training", sum(evaluating))
             trained.save(self.folder.policy)
         self.ranks.barrier()
         return self._load()
@@ -288,37 +287,17 @@ class HeadPipeline:
     def evaluate(self) -> list[RolloutResult]:
         """Roll out the trained policy; write episodes, and rows of the run's table: last weights, and the maximum."""
         policy = watched(self.train(), run_watcher(self.run, self.config.start, self.device))
-        name = f"{self.name}-{slug(encoder_label(self.config.start))}-{self.evaluation.shift}"
-        begin = time.perf_counter()
-        with progress_bar(f"roll out: {self.name}", quiet=self.quiet) as bar:
-            results, rows = run_evaluation(
+        encoder = encoder_label(self.config.start)
+        with timed(self.folder, "evaluation", again=True):
+            results, _ = roll_out(
+                self.run,
+                evaluation_name(self.name, encoder, self.evaluation.shift),
                 policy,
-                self.simulator,
-                self.evaluation,
-                self.run.evaluation(name),
-                encoder=encoder_label(self.config.start),
-                labels=_row_labels(self.folder.read_config()["labels"]) | {"checkpoint": "last"},
-                progress=bar,
+                encoder,
+                (self.simulator, self.evaluation),
+                row_labels(self.folder.read_config()["labels"]),
+                stage=f"heads/{self.name}",
+                title=self.name,
+                quiet=self.quiet,
             )
-        add_time(self.folder, "evaluation", time.perf_counter() - begin, again=True)
-        self.run.add_summary(rows + maximum_rows(self.run, f"heads/{self.name}", rows))
         return results
-
-
-def _row_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    return {key: labels[key] for key in ("training", "augmentation") if key in labels}
-
-
-def _deciding(settings: Any) -> Any:
-    """The settings that decide what is learned."""
-    if not isinstance(settings, dict):
-        return settings
-    kept = {key: value for key, value in settings.items() if key in ("finetune", "start", "started_from")}
-    if isinstance(kept.get("finetune"), dict):
-        loose = ("log_every", "checkpoint_every", "evaluations", "chunk_length")
-        kept["finetune"] = {k: v for k, v in kept["finetune"].items() if k not in loose}
-        if isinstance(kept["finetune"].get("head"), dict):
-            # Diffusion is trained alike for all ways of sampling.
-            head = kept["finetune"]["head"]
-            kept["finetune"]["head"] = {k: v for k, v in head.items() if k not in ("scheduler", "inference_steps")}
-    return kept

@@ -6,20 +6,20 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 
 from __future__ import annotations
 
-import sys
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from classact import analysis
 from classact.augment import AugmentConfig, describe
 from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.engine import EngineConfig
+from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.lowdim import LowDim
@@ -37,20 +37,30 @@ from classact.policies import (
 from classact.policies.search import is_exact
 from classact.policies.watched import watched
 from classact.presets import Preset, get_preset
-from classact.progress import progress_bar
+from classact.progress import Callback, progress_bar, teller
 from classact.ranks import Ranks
 from classact.readers import first_episodes, last_episodes, read_demonstrations
 from classact.rollout import EvaluationConfig, run_evaluation
 from classact.runs import Run
 from classact.similarity.graph import CARD
-from classact.sims import make_simulator
-from classact.storage import first_difference, plain_json, read_json, write_json
+from classact.sims import SimulatorSpec, make_simulator
+from classact.storage import first_difference, plain_json, read_json, without, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
 LEARNED = "class"
 NO_LABELS = {"training": "none", "augmentation": "none"}
 """Of what was not trained."""
+
+FREE = (
+    *("evaluation", "baselines", "similarity", "milestone_episodes", "layout", "frames.workers", "retrieval.search"),
+    *(f"pretrain.{name}" for name in INCIDENTAL),
+)
+"""Settings that do not decide what is learned: how it is evaluated, on how many processes. What a layout says shows in
+the data's schema and fingerprint; where it lies decides nothing."""
+
+Learner = TypeVar("Learner")
+Learned = TypeVar("Learned")
 
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
@@ -176,6 +186,15 @@ class RunData:
                 needs_rendering(self._recorded, camera, self.config)
         return self._recorded
 
+    def encoder_config(self) -> EncoderConfig:
+        """The encoder's settings, with the shape of the images that it learns from."""
+        seen = aspect(self.recorded(), self.encoder.cameras, self.config)
+        return replace(self.encoder, aspect=seen)
+
+    def prepare(self) -> None:
+        """Make the images that are not in the store yet."""
+        self._all_frames()
+
     def _all_frames(self) -> Demonstrations:
         if self._seen is None:
             data, encoder = self.recorded(), self.encoder
@@ -267,7 +286,7 @@ class Pipeline:
         started = self._started()
         if started:
             card = self.run.read_config()
-            difference = first_difference(_deciding(card.get("settings")), _deciding(settings), "settings")
+            difference = first_difference(without(card.get("settings"), *FREE), without(settings, *FREE), "settings")
             if not difference and data and card["data"]:
                 difference = first_difference(card["data"]["fingerprint"], data["fingerprint"], "data.fingerprint")
             if difference:
@@ -313,7 +332,7 @@ class Pipeline:
         self.data()
         with self._timed("images"):
             # One rank makes what is not in the store yet; the others find it there.
-            self.ranks.on_first(lambda: self._data.frames() and None)
+            self.ranks.on_first(self._data.prepare)
             return self._data.frames()
 
     def pretrain(self) -> ImageEncoder:
@@ -327,38 +346,36 @@ class Pipeline:
         frames = self.frames()
         with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
             folder = self.config.similarity
-            config, recorded = self.config.pretrain, self._data.recorded()
-            seen = aspect(recorded, config.encoder.cameras, self.config.frames)
             trainer = Trainer(
                 frames,
-                replace(config, encoder=replace(config.encoder, aspect=seen)),
+                replace(self.config.pretrain, encoder=self._data.encoder_config()),
                 self.run.root,
                 self.device,
                 None if folder is None else Path(folder),
                 bar,
                 engine=self.engine,
                 ranks=self.ranks,
-                say=None if self.quiet else lambda line: print(line, file=sys.stderr),
+                say=teller(quiet=self.quiet),
             )
             if self.ranks.first:
                 analysis.write_similarity(self.run, trainer.similarity)
-        evaluating: list[float] = []
 
         def milestone(at: Trainer) -> None:
-            begin = time.perf_counter()
             policy = self._retrieval(at.average, frames)
             evaluate_milestone(
                 self.run, policy, LEARNED, "pretrain", (at.step, at.steps), self._milestone_config(), self._labels()
             )
-            evaluating.append(time.perf_counter() - begin)
 
-        begin = time.perf_counter()
-        with progress_bar("learn the representation", quiet=self.quiet) as bar:
-            encoder = trainer.fit(bar, milestone if self.config.pretrain.evaluations else None)
+        encoder = timed_fit(
+            self.run,
+            "pre-training",
+            trainer.fit,
+            milestone if self.config.pretrain.evaluations else None,
+            keep=self.ranks.first,
+            title="learn the representation",
+            quiet=self.quiet,
+        )
         if self.ranks.first:
-            add_time(self.run, "pre-training", time.perf_counter() - begin - sum(evaluating))
-            if evaluating:
-                add_time(self.run, "evaluate during pre-training", sum(evaluating))
             encoder.save_pretrained(self.run.encoder)
         self.ranks.barrier()
         self.ranks = self.ranks.alone()
@@ -396,12 +413,20 @@ class Pipeline:
         return self._retrieval(ImageEncoder(config, seed=self.config.pretrain.seed), self.frames())
 
     def state_policy(self) -> RetrievalPolicy:
-        """Retrieval with the true simulator state as latent."""
+        """Retrieval with the true simulator state as latent.
+
+        Raises:
+            ConfigError: positions in the simulator's states have no common extent to be scaled by.
+        """
         data = self.data()
-        sim = make_simulator(self.config.frames.simulator)
-        low, high = sim.spec.world
-        latents = StateLatents((low + high) / 2, (high - low) / 2, sim.spec.state_angles)
-        sim.close()
+        spec = self._simulator_spec()
+        if spec.world is None:
+            raise ConfigError(
+                f"simulator {spec.name!r} names no extent of its world, which retrieval by state scales positions by. "
+                f"Use the learned encoder."
+            )
+        low, high = spec.world
+        latents = StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
         config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
         return RetrievalPolicy.build(latents, data, config)
 
@@ -411,41 +436,40 @@ class Pipeline:
         Raises:
             ConfigError: the simulator has no camera that the encoder reads.
         """
-        simulator = make_simulator(self.config.frames.simulator)
-        cameras = simulator.spec.cameras
-        simulator.close()
+        spec = self._simulator_spec()
         for camera in self.config.pretrain.encoder.cameras:
-            if camera not in cameras:
+            if camera not in spec.cameras:
                 where = f" in simulator {self.config.frames.simulator!r}."
-                raise ConfigError(choose("camera", camera, cameras) + where)
+                raise ConfigError(choose("camera", camera, spec.cameras) + where)
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy
-            if self.data().states is not None:
+            if self.data().states is not None and spec.world is not None:
                 policies["state"] = self.state_policy
         out = {}
         for encoder, make in policies.items():
             out[encoder] = self._evaluate(make(), encoder)
         return out
 
+    def _simulator_spec(self) -> SimulatorSpec:
+        simulator = make_simulator(self.config.frames.simulator)
+        simulator.close()
+        return simulator.spec
+
     def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
-        folder = self.run.evaluation(f"{policy.name}-{encoder}-{self.config.evaluation.shift}")
-        with (
-            self._timed(f"evaluate {encoder}", again=True),
-            progress_bar(f"roll out: {encoder}", quiet=self.quiet) as bar,
-        ):
-            results, rows = run_evaluation(
+        learned = encoder == LEARNED
+        with self._timed(f"evaluate {encoder}", again=True):
+            results, _ = roll_out(
+                self.run,
+                evaluation_name(policy.name, encoder, self.config.evaluation.shift),
                 policy,
-                self.config.frames.simulator,
-                self.config.evaluation,
-                folder,
-                encoder=encoder,
-                labels=(self._labels() if encoder == LEARNED else NO_LABELS) | {"checkpoint": "last"},
-                progress=bar,
+                encoder,
+                (self.config.frames.simulator, self.config.evaluation),
+                self._labels() if learned else NO_LABELS,
+                stage="pretrain" if learned else None,
+                title=encoder,
+                quiet=self.quiet,
             )
-        if encoder == LEARNED:
-            rows = rows + maximum_rows(self.run, "pretrain", rows)
-        self.run.add_summary(rows)
         return results
 
     def analyze(self, results: list[RolloutResult]) -> None:
@@ -459,7 +483,7 @@ class Pipeline:
             analysis.write_neighbors(
                 self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation
             )
-            name = f"{policy.name}-{LEARNED}-{evaluation.shift}"
+            name = evaluation_name(policy.name, LEARNED, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
 
 
@@ -484,6 +508,103 @@ def timed(run: Run, stage: str, *, again: bool = False, keep: bool = True) -> It
     yield
     if keep:
         add_time(run, stage, time.perf_counter() - begin, again=again)
+
+
+def timed_fit(
+    run: Run,
+    stage: str,
+    fit: Callable[[Callback, Callable[[Learner], None] | None], Learned],
+    evaluate: Callable[[Learner], None] | None,
+    *,
+    keep: bool,
+    title: str,
+    quiet: bool,
+) -> Learned:
+    """Train, and write into the run's settings how long the training took, and how long its evaluations did.
+
+    Args:
+        run: the folder.
+        stage: what the training is called there; its evaluations are "evaluate during STAGE".
+        fit: the training; takes a progress callback and what to call with itself at its milestones.
+        evaluate: called there; None: never.
+        keep: write the times.
+        title: of the progress bar.
+        quiet: show none.
+
+    Returns:
+        What ``fit`` returns.
+    """
+    evaluating: list[float] = []
+
+    def milestone(at: Learner) -> None:
+        begin = time.perf_counter()
+        if evaluate is not None:
+            evaluate(at)
+        evaluating.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    with progress_bar(title, quiet=quiet) as bar:
+        trained = fit(bar, None if evaluate is None else milestone)
+    if keep:
+        add_time(run, stage, time.perf_counter() - begin - sum(evaluating))
+        if evaluating:
+            add_time(run, f"evaluate during {stage}", sum(evaluating))
+    return trained
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def evaluation_name(policy: str, encoder: str, shift: str) -> str:
+    """The name of an evaluation, which is that of its folder, from the labels of its rows."""
+    return slug(f"{policy}-{encoder}-{shift}")
+
+
+def roll_out(
+    run: Run,
+    name: str,
+    policy: Policy,
+    encoder: str,
+    evaluation: tuple[str, EvaluationConfig],
+    labels: Mapping[str, str],
+    *,
+    stage: str | None,
+    title: str,
+    quiet: bool,
+) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
+    """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
+
+    Args:
+        run: the folder.
+        name: of the evaluation.
+        policy: what acts.
+        encoder: label for tables.
+        evaluation: simulator and settings.
+        labels: further labels.
+        stage: of milestones.jsonl, whose maximum is added to the table as well; None: none is.
+        title: of the progress bar.
+        quiet: show none.
+
+    Returns:
+        Results, and the new rows.
+    """
+    simulator, config = evaluation
+    with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
+        results, rows = run_evaluation(
+            policy,
+            simulator,
+            config,
+            run.evaluation(name),
+            encoder=encoder,
+            labels={**labels, "checkpoint": "last"},
+            progress=bar,
+        )
+    if stage is not None:
+        rows = rows + maximum_rows(run, stage, rows)
+    run.add_summary(rows)
+    return results, rows
 
 
 def evaluate_milestone(
@@ -536,23 +657,6 @@ def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[d
     return out
 
 
-def _deciding(settings: Any) -> Any:
-    """The settings that decide what is learned: not how it is evaluated, nor on how many processes."""
-    if not isinstance(settings, dict):
-        return settings
-    # What a layout says shows in the data's schema and fingerprint; where it lies decides nothing.
-    free = ("evaluation", "baselines", "similarity", "milestone_episodes", "layout")
-    kept = {key: value for key, value in settings.items() if key not in free}
-    if isinstance(kept.get("frames"), dict):
-        kept["frames"] = {key: value for key, value in kept["frames"].items() if key != "workers"}
-    if isinstance(kept.get("retrieval"), dict):
-        kept["retrieval"] = {key: value for key, value in kept["retrieval"].items() if key != "search"}
-    if isinstance(kept.get("pretrain"), dict):
-        loose = ("log_every", "checkpoint_every", "evaluations")
-        kept["pretrain"] = {k: v for k, v in kept["pretrain"].items() if k not in loose}
-    return kept
-
-
 def evaluate_run(
     run: Run,
     *,
@@ -596,25 +700,30 @@ def evaluate_run(
     settings = run_settings(run)
     standard = settings["frames"]["simulator"]
     # A head has settings of its own: how much of a chunk is executed, for instance.
-    own = settings if head is None else _head_card(run, head)["settings"]
-    usual = EvaluationConfig(**own["evaluation"])
+    card = {"settings": settings} if head is None else _head_card(run, head)
+    usual = EvaluationConfig(**card["settings"]["evaluation"])
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
     asked |= {"execute": execute, "ensemble": ensemble}
     config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
-    policy, encoder, labels = _load_policy(run, head, overrides or {}, choose_device(device))
+    policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
     simulator = simulator or standard
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
             differing[key] = getattr(config, key)
     changed = "".join(f"-{key}{value}" for key, value in sorted((differing | (overrides or {})).items()))
-    folder = run.evaluation(name or f"{head or policy.name}-{encoder}-{config.shift}{changed}")
     label = f"{encoder}{changed}"
-    with progress_bar(f"roll out: {head or label}", quiet=quiet) as bar:
-        _, rows = run_evaluation(policy, simulator, config, folder, encoder=label, labels=labels, progress=bar)
-    if not changed and name is None:
-        rows = rows + maximum_rows(run, "pretrain" if head is None else f"heads/{head}", rows)
-    run.add_summary(rows)
+    _, rows = roll_out(
+        run,
+        name or evaluation_name(head or policy.name, encoder, config.shift) + changed,
+        policy,
+        label,
+        (simulator, config),
+        labels,
+        stage=None if changed or name is not None else "pretrain" if head is None else f"heads/{head}",
+        title=head or label,
+        quiet=quiet,
+    )
     return rows
 
 
@@ -635,6 +744,11 @@ def run_settings(run: Run) -> dict[str, Any]:
 def retrieval_labels(augment: AugmentConfig) -> dict[str, str]:
     """How tables label retrieval with a learned encoder."""
     return {"training": "representation only", "augmentation": describe(augment)}
+
+
+def row_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Those labels of a head that the rows of its evaluations carry."""
+    return {key: labels[key] for key in ("training", "augmentation") if key in labels}
 
 
 def encoder_label(start: str) -> str:
@@ -660,15 +774,13 @@ def _head_card(run: Run, head: str) -> dict[str, Any]:
 
 
 def _load_policy(
-    run: Run, head: str | None, overrides: dict[str, Any], device: str
+    run: Run, head: str | None, card: Mapping[str, Any], overrides: dict[str, Any], device: str
 ) -> tuple[Policy, str, dict[str, str]]:
-    """A run's policy, how tables name its encoder, and further labels of its rows."""
-    last = {"checkpoint": "last"}
+    """A run's policy, how tables name its encoder, and further labels of its rows; the card is the head's or run's."""
+    settings = card["settings"]
     if head is None:
-        augment = AugmentConfig(**run_settings(run)["pretrain"]["augment"])
-        return RetrievalPolicy.load(run.policy, **overrides).to(device), LEARNED, retrieval_labels(augment) | last
-    card = _head_card(run, head)
-    start = card["settings"]["start"]
+        labels = retrieval_labels(AugmentConfig(**settings["pretrain"]["augment"]))
+        return RetrievalPolicy.load(run.policy, **overrides).to(device), LEARNED, labels
     policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
-    labels = {key: card["labels"][key] for key in ("training", "augmentation")} | last
-    return watched(policy, run_watcher(run, start, device)), encoder_label(start), labels
+    watcher = run_watcher(run, settings["start"], device)
+    return watched(policy, watcher), encoder_label(settings["start"]), row_labels(card["labels"])

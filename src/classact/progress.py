@@ -55,6 +55,11 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
         yield update
 
 
+def teller(*, quiet: bool = False) -> Callable[[str], None] | None:
+    """Prints single lines of news beside the bars; None where nothing is to be shown."""
+    return None if quiet else lambda line: print(line, file=sys.stderr)
+
+
 def _line_printer(title: str) -> Callback:
     begin = last = time.monotonic()
     first: int | None = None

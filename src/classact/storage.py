@@ -150,6 +150,17 @@ def plain_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def without(value: Any, *paths: str) -> Any:
+    """A JSON object without some entries, named by dotted paths such as "frames.workers"; other values as they are."""
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        if key not in paths:
+            kept[key] = without(item, *(path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")))
+    return kept
+
+
 def first_difference(found: Any, expected: Any, name: str) -> str | None:
     """Names the first setting that differs, with both values; None where all agree.
 

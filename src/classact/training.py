@@ -18,7 +18,7 @@ import torch
 from classact.augment import AugmentConfig, Part, augment
 from classact.batches import epoch_batches, positive_batches
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.engine import PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
 from classact.errors import ClassactError, ConfigError, DataError, choose
 from classact.feeding import upload
 from classact.images import sample_digest
@@ -29,6 +29,7 @@ from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_i
 from classact.similarity.distribution import read_distribution
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
+from classact.storage import without
 from classact.types import Demonstrations, ImageArray, IntArray
 
 POSITIVES = ("online", "graph")
@@ -363,11 +364,8 @@ class Trainer(Training):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        config = asdict(self.config)
-        for key in ("log_every", "checkpoint_every", "evaluations"):
-            del config[key]
         return {
-            "config": config,
+            "config": without(asdict(self.config), *INCIDENTAL),
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
             "images": images_digest(self.images),

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from classact.bench.sections import Row, run_sections
 from classact.encoders import EncoderConfig, ImageEncoder
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError
 from classact.heads import DiffusionConfig, FastSampler, Head, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
 from classact.lowdim import LowDim
-from classact.machine import choose_device, hardware, versions
+from classact.machine import choose_device
 from classact.normalize import MinMax
 from classact.policies.base import Moment, Policy
 from classact.policies.latents import ImageLatents, StateLatents
@@ -34,10 +34,8 @@ from classact.policies.retrieval import Neighbors, RetrievalConfig, RetrievalPol
 from classact.policies.search import make_search
 from classact.runs import Run
 from classact.schema import Schema
-from classact.storage import CHECKSUMS, first_difference, read_json, write_json
+from classact.storage import CHECKSUMS, first_difference, read_json
 from classact.types import FloatArray, IntArray, Observation
-
-Row = dict[str, Any]
 
 PAPER = {"retrieval": 5.5, "mlp": 7.3, "diffusion": 84.4}
 """Milliseconds per decision that the paper reports (appendix I): means over tasks, 100 runs each, on an NVIDIA A40."""
@@ -406,8 +404,7 @@ def act(watch: Watch, _: LatencyConfig) -> None:
 
 def run_section(watch: Watch, config: LatencyConfig) -> None:
     """Whole decisions of the policies of a run, with their stages."""
-    if config.run is None:
-        raise ConfigError("the section 'run' measures the policies of a run: name its folder with --run.")
+    assert config.run is not None
     for name, policy in run_policies(config.run, str(watch.device)).items():
         bank = f", {len(policy.bank):,} moments" if isinstance(policy, RetrievalPolicy) else ""
         measure_policy(watch, policy, f"{name}{bank}", BATCHES)
@@ -448,32 +445,28 @@ def run(
     """
     config = config or LatencyConfig()
     asked = tuple(sections) or (SECTIONS if config.run is None else ("run",))
-    for name in asked:
-        if name not in MEASURE:
-            raise ConfigError(choose("section", name, MEASURE))
     if "run" in asked and config.run is None:
         raise ConfigError("the section 'run' measures the policies of a run: name its folder with --run.")
-    results: Row = read_json(path, ConfigError) if path is not None and path.exists() else {}
-    for name in asked:
-        setting = config.setting
-        if name == "run" and config.run is not None:
-            setting |= {"run": config.run.resolve().name, "policies": policies_digest(config.run)}
-        if name in results and not again:
-            if difference := first_difference(results[name].get("setting"), setting, "setting"):
-                raise ConfigError(
-                    f"{path} holds the section {name!r}, measured with {difference}. Measure it again (--again), or "
-                    f"choose another file."
-                )
-            say(f"{name}: kept from {path}")
-            continue
-        say(f"{name} ...")
-        watch = Watch(setting)
+
+    def setting(name: str) -> Row:
+        if name != "run" or config.run is None:
+            return config.setting
+        return config.setting | {"run": config.run.resolve().name, "policies": policies_digest(config.run)}
+
+    def check(name: str, found: Row) -> None:
+        if difference := first_difference(found.get("setting"), setting(name), "setting"):
+            raise ConfigError(
+                f"{path} holds the section {name!r}, measured with {difference}. Measure it again (--again), or "
+                f"choose another file."
+            )
+
+    def measure(name: str) -> Row:
+        how = setting(name)
+        watch = Watch(how)
         MEASURE[name](watch, config)
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        found = {"setting": setting, "rows": watch.rows, "notes": watch.notes, "about": _about(name)}
-        results[name] = {**found, "hardware": hardware(), "versions": versions(), "measured": stamp}
-        if path is not None:
-            write_json(path, results)
+        return {"setting": how, "rows": watch.rows, "notes": watch.notes, "about": _about(name)}
+
+    results = run_sections(asked, MEASURE, measure, path=path, again=again, say=say, check=check, error=ConfigError)
     return {name: results[name] for name in asked}
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.bench.contenders import Contender, available
-from classact.errors import ConfigError, choose
-from classact.machine import hardware, versions
+from classact.bench.sections import Row, run_sections
+from classact.errors import ConfigError
 from classact.readers import read_demonstrations
 from classact.similarity import (
     DistanceCounts,
@@ -34,10 +33,8 @@ from classact.similarity import (
     window_stream,
 )
 from classact.similarity.cpu import CpuSweep
-from classact.storage import read_json, write_json
 from classact.types import Demonstrations, FloatArray, IntArray
 
-Row = dict[str, Any]
 SECTIONS = ("contenders", "horizons", "data", "memory", "training", "gpu")
 REPEATS = 5
 
@@ -365,18 +362,4 @@ def run(
     Raises:
         ConfigError: an unknown section.
     """
-    for name in sections:
-        if name not in MEASURE:
-            raise ConfigError(choose("section", name, MEASURE))
-    results: Row = read_json(path) if path is not None and path.exists() else {}
-    for name in sections:
-        if name in results and not again:
-            say(f"{name}: kept from {path}")
-            continue
-        say(f"{name} ...")
-        measured = MEASURE[name](source)
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        results[name] = measured | {"hardware": hardware(), "versions": versions(), "measured": stamp}
-        if path is not None:
-            write_json(path, results)
-    return results
+    return run_sections(sections, MEASURE, lambda name: MEASURE[name](source), path=path, again=again, say=say)

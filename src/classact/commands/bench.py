@@ -10,25 +10,21 @@ from typing import Annotated, Any
 import tyro
 
 from classact.commands.console import console
+from classact.commands.flags import Again, ResultsFile
 
 
 @dataclass(frozen=True)
 class BenchSimilarity:
     """Action similarity: pairs per second beside aeon, dtaidistance and tslearn, exact thresholds, memory, training."""
 
-    json: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help="Results file; sections that it holds are kept, so the command can be stopped and continued."
-        ),
-    ] = None
+    json: ResultsFile = None
     sections: Annotated[
         tuple[str, ...], tyro.conf.arg(help="Which: contenders, horizons, data, memory, training, gpu. Default: all.")
     ] = ()
     data: Annotated[str, tyro.conf.arg(help="Demonstrations of the section 'data': a path, or 'pusht-expert'.")] = (
         "pusht-expert"
     )
-    again: Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")] = False
+    again: Again = False
 
 
 def bench_similarity(arguments: BenchSimilarity) -> None:
@@ -51,12 +47,7 @@ def bench_similarity(arguments: BenchSimilarity) -> None:
 class BenchLatency:
     """What a decision costs, p50 and p95 by stage: encode, search, denoise, and whole policies beside the paper's."""
 
-    json: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            help="Results file; sections that it holds are kept, so the command can be stopped and continued."
-        ),
-    ] = None
+    json: ResultsFile = None
     sections: Annotated[
         tuple[str, ...],
         tyro.conf.arg(help="Which: encode, search, denoise, mlp, act, run. Default: all but run; with --run, run."),
@@ -70,7 +61,7 @@ class BenchLatency:
     )
     seconds: Annotated[float, tyro.conf.arg(help="Of a row, at most: slower ones get fewer calls, at least 5.")] = 60.0
     compiled: Annotated[bool, tyro.conf.arg(help="Also measure what torch.compile makes, a minute for each.")] = True
-    again: Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")] = False
+    again: Again = False
 
 
 def bench_latency(arguments: BenchLatency) -> None:

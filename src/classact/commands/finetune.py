@@ -10,6 +10,7 @@ import tyro
 
 from classact.commands.console import print_summary, print_timings
 from classact.commands.engine import EngineArguments, engine_config, training_ranks
+from classact.commands.flags import Ensemble, Execute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,8 @@ class Finetune(EngineArguments):
     ] = 10
     milestone_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts of each of these.")] = 50
     test_episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts at the end. Default: the run's.")] = None
-    execute: Annotated[
-        int | None, tyro.conf.arg(help="Receding horizon: execute only so many actions of a chunk. Default: T_a.")
-    ] = None
-    ensemble: Annotated[
-        float | None,
-        tyro.conf.arg(help="Temporal ensembling: m of the weights exp(-m i), with --execute. Default: none."),
-    ] = None
+    execute: Execute = None
+    ensemble: Ensemble = None
     seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches, views and noise.")] = 0
     precision: Annotated[
         str | None, tyro.conf.arg(help="auto, float32 or bfloat16 (the encoder's convolutions). Default: auto.")

@@ -10,6 +10,7 @@ import tyro
 
 from classact.commands.console import print_summary, print_timings
 from classact.commands.engine import EngineArguments, engine_config, training_ranks
+from classact.commands.flags import Ensemble, Execute, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,7 @@ class RunArguments(EngineArguments):
         str,
         tyro.conf.arg(help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact."),
     ] = "pusht-expert"
-    layout: Annotated[
-        Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what (docs/policies.md).")
-    ] = None
+    layout: Layout = None
     preset: Annotated[
         str | None,
         tyro.conf.arg(
@@ -278,13 +277,8 @@ class Evaluate:
     inference_steps: Annotated[
         int | None, tyro.conf.arg(help="Denoising steps of a diffusion head. Default: as saved.")
     ] = None
-    execute: Annotated[
-        int | None, tyro.conf.arg(help="Receding horizon: execute only so many actions of a chunk. Default: all T_a.")
-    ] = None
-    ensemble: Annotated[
-        float | None,
-        tyro.conf.arg(help="Temporal ensembling: m of the weights exp(-m i), with --execute. Default: none."),
-    ] = None
+    execute: Execute = None
+    ensemble: Ensemble = None
     device: Annotated[str, tyro.conf.arg(help="Where the policy computes: auto, cpu or cuda.")] = "auto"
     name: Annotated[
         str | None, tyro.conf.arg(help="Name of the evaluation. Default: made of policy, shift and what differs.")

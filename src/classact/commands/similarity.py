@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from classact.commands.console import console
+from classact.commands.flags import Layout
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
@@ -48,9 +49,7 @@ class Similarity:
     ] = None
     device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
     html: Annotated[bool, tyro.conf.arg(help="Write the page.")] = True
-    layout: Annotated[
-        Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what (docs/policies.md).")
-    ] = None
+    layout: Layout = None
     episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
     quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
 

@@ -1,5 +1,21 @@
 """Image encoders: one folder on disk each, with the image transform they expect."""
 
-from classact.encoders.image import COLORS, INITS, TRUNKS, EncoderConfig, ImageEncoder, encoder_config_from_json
+from classact.encoders.image import (
+    COLORS,
+    INITS,
+    TRUNKS,
+    EncoderConfig,
+    ImageEncoder,
+    encoder_config_from_json,
+    pretrained_config,
+)
 
-__all__ = ["COLORS", "INITS", "TRUNKS", "EncoderConfig", "ImageEncoder", "encoder_config_from_json"]
+__all__ = [
+    "COLORS",
+    "INITS",
+    "TRUNKS",
+    "EncoderConfig",
+    "ImageEncoder",
+    "encoder_config_from_json",
+    "pretrained_config",
+]

@@ -279,17 +279,11 @@ class ImageEncoder(nn.Module):
         from safetensors.torch import load_file
 
         path = _local(folder)
-        verify_folder(path)
-        card = read_json(path / CONFIG, CheckpointError)
-        found = card.get("format") if isinstance(card, dict) else card
-        if found not in (FORMAT, FORMAT_1):
-            raise CheckpointError(f"{path} is no encoder: {CONFIG} is of format {found!r}, expected {FORMAT!r}.")
-        settings, state = card.get("encoder"), load_file(path / WEIGHTS)
-        if found == FORMAT_1 and isinstance(settings, dict) and "camera" in settings:
-            settings = {k: v for k, v in settings.items() if k != "camera"}
-            settings |= {"cameras": [card["encoder"]["camera"]], "shared": False, "aspect": None}
+        config, found = _read_card(path)
+        state = load_file(path / WEIGHTS)
+        if found == FORMAT_1:
             state = {f"views.0.{name}": value for name, value in state.items()}
-        encoder = ImageEncoder(encoder_config_from_json(settings, path / CONFIG), load_init=False)
+        encoder = ImageEncoder(config, load_init=False)
         encoder.load_weights(state, path / WEIGHTS)
         return encoder
 
@@ -314,6 +308,29 @@ class ImageEncoder(nn.Module):
                     f"The checkpoint is of another architecture."
                 )
         self.load_state_dict(state)
+
+
+def pretrained_config(folder: str | Path) -> EncoderConfig:
+    """The settings of an encoder that :meth:`ImageEncoder.from_pretrained` would load; no network is built.
+
+    Raises:
+        CheckpointError: no encoder, a damaged one, or one of another version.
+    """
+    return _read_card(_local(folder))[0]
+
+
+def _read_card(path: Path) -> tuple[EncoderConfig, str]:
+    """Settings and format of a saved encoder, whose files are whole."""
+    verify_folder(path)
+    card = read_json(path / CONFIG, CheckpointError)
+    found = card.get("format") if isinstance(card, dict) else card
+    if found not in (FORMAT, FORMAT_1):
+        raise CheckpointError(f"{path} is no encoder: {CONFIG} is of format {found!r}, expected {FORMAT!r}.")
+    settings = card.get("encoder")
+    if found == FORMAT_1 and isinstance(settings, dict) and "camera" in settings:
+        several = {"cameras": [settings["camera"]], "shared": False, "aspect": None}
+        settings = {k: v for k, v in settings.items() if k != "camera"} | several
+    return encoder_config_from_json(settings, path / CONFIG), found
 
 
 def encoder_config_from_json(value: Any, where: Path) -> EncoderConfig:

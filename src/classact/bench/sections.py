@@ -1,0 +1,59 @@
+"""Sections of a benchmark: measured one by one, each written as soon as it is done, so that it can be continued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.machine import hardware, versions
+from classact.storage import read_json, write_json
+
+Row = dict[str, Any]
+
+
+def run_sections(
+    sections: Sequence[str],
+    known: Collection[str],
+    measure: Callable[[str], Row],
+    *,
+    path: Path | None,
+    again: bool,
+    say: Callable[[str], None],
+    check: Callable[[str, Row], None] | None = None,
+    error: type[ClassactError] = DataError,
+) -> Row:
+    """Measure sections and note where and when; return these and all others that the results file holds.
+
+    Args:
+        sections: names.
+        known: all names there are.
+        measure: measures one.
+        path: results file (JSON); sections that it holds already are kept.
+        again: measure those again, too.
+        say: told what is going on.
+        check: called with name and result of a section before it is kept; raises where it should not be.
+        error: raised where the file is damaged.
+
+    Raises:
+        ConfigError: an unknown section.
+    """
+    for name in sections:
+        if name not in known:
+            raise ConfigError(choose("section", name, known))
+    results: Row = read_json(path, error) if path is not None and path.exists() else {}
+    for name in sections:
+        if name in results and not again:
+            if check is not None:
+                check(name, results[name])
+            say(f"{name}: kept from {path}")
+            continue
+        say(f"{name} ...")
+        measured = measure(name)
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        results[name] = measured | {"hardware": hardware(), "versions": versions(), "measured": stamp}
+        if path is not None:
+            write_json(path, results)
+    return results
