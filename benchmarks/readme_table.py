@@ -1,4 +1,4 @@
-"""Write the numbers of README.md, docs/similarity.md and docs/policies.md from the results files.
+"""Write the numbers of README.md, docs/similarity.md, docs/policies.md and docs/simulators.md from the results files.
 
 uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
@@ -15,12 +15,14 @@ from typing import Any
 
 import heads_table
 import similarity_table
+import simulators_table
 from classact.statistics import wilson_interval
 from common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
 SIMILARITY = Path(__file__).parent.parent / "docs" / "similarity.md"
 POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
+SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
 ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 RECIPES = {
     "pusht-demo": "crop and noise (the paper's)",
@@ -109,6 +111,7 @@ def main() -> int:
         README: ("results", block()),
         SIMILARITY: ("measured", "\n".join(similarity_table.page_lines()) + "\n"),
         POLICIES: ("heads", "\n".join(heads_table.page_lines()) + "\n"),
+        SIMULATORS: ("measured", "\n".join(simulators_table.page_lines()) + "\n"),
     }
     for path, (name, new) in pages.items():
         text = path.read_text(encoding="utf-8")

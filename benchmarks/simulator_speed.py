@@ -1,4 +1,6 @@
-"""Steps and frames a second of the simulators, in one process, and beside the package that ours builds on.
+"""Steps and frames a second of Push-T, in one process, and beside the package that ours builds on.
+
+The MuJoCo tasks are measured by benchmarks/rendering.py and benchmarks/experts.py.
 
 uv run python benchmarks/simulator_speed.py
 """
@@ -10,7 +12,7 @@ import statistics
 import gymnasium
 import numpy as np
 
-from classact.sims import SIMULATORS, make_simulator
+from classact.sims import make_simulator
 from common import parser, save, seconds
 
 
@@ -25,7 +27,7 @@ def main() -> None:
     actions = rng.uniform(50, 450, (options.steps, 2)).astype(np.float32)
     plain = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels").unwrapped
     result: dict[str, dict[str, float]] = {}
-    for name in SIMULATORS:
+    for name in ("pusht",):
         sim = make_simulator(name)
 
         def ours_state(sim=sim) -> None:

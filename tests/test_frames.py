@@ -8,11 +8,13 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fakes
+from classact import frames as frames_module
 from classact.errors import ConfigError, DataError
 from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.images import ImageStore, resize_images
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
+from classact.sims.shifts import SHIFTS
 from classact.types import Demonstrations
 
 DATA = fakes.demonstrations(size=48, lengths=(5, 3))
@@ -130,3 +132,31 @@ def test_shape_of_images_before_they_are_resized() -> None:
 def test_unknown_shift(store: ImageStore) -> None:
     with pytest.raises(ConfigError, match="unknown shift 'rand-light': available are"):
         prepare_frames(DATA, ("top",), 32, FramesConfig(shift="rand-light", workers=1), store=store)
+
+
+@pytest.mark.parametrize("shift", ["fixed", "fixed-color", "dynamic", "rotation"])
+def test_every_shift_but_the_plain_appearance_is_drawn(shift: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_module, "make_simulator", Other)
+    assert needs_rendering(DATA, "top", FramesConfig(shift=shift)) is not shift.startswith("fixed")
+
+
+class Other:
+    """Push-T, as if it came from packages whose versions change what is seen."""
+
+    packages = ("numpy", "not-installed")
+
+    def __init__(self, name: str, *, image_size: int, shift: str) -> None:
+        assert shift in SHIFTS
+        sim = make_simulator(name, image_size=image_size)
+        self.spec, self.close = replace(sim.spec, packages=self.packages), sim.close
+
+
+def test_pictures_belong_to_the_versions_that_drew_them(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stored(version: str) -> int:
+        monkeypatch.setattr(frames_module, "installed_versions", lambda packages: {packages[0]: version})
+        prepare_frames(DATA.with_images({}), ("top",), 32, ONE, store=store)
+        return len([path for path in store.root.rglob("*") if path.is_file() and path.suffix == ".json"])
+
+    assert stored("1.0") == stored("2.0") == 1  # Push-T declares none: stores that were filled before stay valid
+    monkeypatch.setattr(frames_module, "make_simulator", Other)
+    assert [stored("1.0"), stored("1.0"), stored("2.0")] == [2, 2, 3]

@@ -14,7 +14,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     (
         *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
         *("objectives", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "ranks"),
-        *("similarity", "lowdim", "feeding", "trackers", "engine", "heads"),
+        *("similarity", "lowdim", "feeding", "trackers", "engine", "heads", "language"),
     ),
     ("readers", "policies", "control", "sims"),
     (
@@ -24,7 +24,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "rollout",
         "presets",
         "doctor",
+        "gallery",
         "analysis",
+        "recording",
         "pipeline",
         "head_pipeline",
         "survey",
@@ -41,7 +43,10 @@ A new module goes into the lowest level whose members it needs none of, behind t
 STRANGERS = (("policies", "sims"),)
 """Never import each other, in either direction."""
 
-HEAVY = ("torch", "numba", "plotly", "zarr", "gym_pusht", "openTSNE", "av", "timm", "scipy", "pygame", "safetensors")
+HEAVY = (
+    *("torch", "numba", "plotly", "zarr", "gym_pusht", "openTSNE", "av", "timm", "scipy", "pygame", "safetensors"),
+    *("h5py", "mujoco"),
+)
 POSITION = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
 

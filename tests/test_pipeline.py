@@ -14,7 +14,8 @@ import fakes
 from classact import analysis, pipeline, rollout
 from classact.checkpoints import list_checkpoints
 from classact.errors import ConfigError, DataError, StorageError
-from classact.pipeline import Pipeline, RunConfig, evaluate_run, evaluation_name, from_preset
+from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
+from classact.recording import evaluation_name
 from classact.runs import Run
 from classact.storage import write_folder
 
@@ -258,7 +259,7 @@ def test_retrieval_by_state_needs_an_extent_of_the_world(
 
     monkeypatch.setattr(pipeline, "make_simulator", boundless)
     made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
-    with pytest.raises(ConfigError, match=r"simulator 'pusht' names no extent of its world, .* Use the learned"):
+    with pytest.raises(ConfigError, match=r"simulator 'pusht' names neither objects nor an extent of its world"):
         made.state_policy()
     assert list(made.evaluate()) == ["class", "untrained"]
 

@@ -4,7 +4,8 @@ import pytest
 
 from classact.encoders import ImageEncoder
 from classact.errors import ConfigError
-from classact.presets import PRESETS, get_preset
+from classact.presets import PRESETS, default_preset, get_preset
+from classact.sims import SIMULATORS
 
 # Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
 TABLE_5 = {
@@ -90,5 +91,35 @@ def test_steps(name: str) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'pusht': available are 'debug', 'paper-aloha-transfer', "):
+    with pytest.raises(ConfigError, match="unknown preset 'pusht': available are 'aloha-transfer-cpu', 'debug', "):
         get_preset("pusht")
+
+
+@pytest.mark.parametrize(
+    ("data", "simulator", "shift", "expected"),
+    [
+        ("pusht-expert", "pusht", "fixed-color", "pusht-demo"),
+        ("human.zarr", "pusht", "fixed-color", "pusht-cpu"),
+        ("human.zarr", "pusht", "rand-color", "pusht-rand-whiten"),
+        ("a.npz", "three-stack-d1", "dynamic", "three-stack-cpu"),
+        ("a.npz", "aloha-transfer", "fixed", "aloha-transfer-cpu"),
+    ],
+)
+def test_preset_where_none_is_named(data: str, simulator: str, shift: str, expected: str) -> None:
+    assert default_preset(data, simulator, shift) == expected
+    assert expected in PRESETS
+
+
+def test_no_preset_for_a_simulator_of_ones_own() -> None:
+    with pytest.raises(ConfigError, match=r"no preset is made for simulator 'kitchen' on two CPU cores\. Name one: "):
+        default_preset("a.npz", "kitchen", "fixed")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_for_a_simulator_that_there_is(name: str) -> None:
+    """Table 10: the paper's tasks are seen by one global camera at 256 pixels."""
+    preset = get_preset(name)
+    assert preset.simulator in SIMULATORS
+    if name.startswith("paper-") and preset.simulator != "pusht":
+        camera = "top" if preset.simulator == "aloha-transfer" else "agentview"
+        assert (preset.render_size, preset.pretrain.encoder.cameras) == (256, (camera,))

@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,18 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fakes
+import flawed_worker
 from classact import rollout, sims
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import ConfigError, SimulatorError
 from classact.lowdim import LowDim
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.policies.base import Decision, Moment, as_histories
+from classact.policies.latents import StateLatents
+from classact.policies.watched import WatchedPolicy
 from classact.rollout import EvaluationConfig, evaluate, run_evaluation, summarize, write_episodes
 from classact.schema import Schema
-from classact.sims import make_simulator
+from classact.sims import Entry, make_simulator, pool
 from classact.sims.worker import run_chunk
 from classact.statistics import wilson_interval
 from classact.storage import read_arrays, read_jsonl
@@ -72,11 +78,33 @@ class Threads:
             self.thread = threading.Thread(target=target, args=(pipe, *args[1:]), daemon=daemon)
             self.start, self.join, self.is_alive = self.thread.start, self.thread.join, self.thread.is_alive
 
+        def kill(self) -> None:
+            """It ends by itself once its pipe is closed."""
+
 
 @pytest.fixture
 def ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout.mp, "get_context", lambda _: Threads)
-    monkeypatch.setattr(sims, "SIMULATORS", {"ladder": lambda size, shift: fakes.LadderSimulator(size, shift)})
+    monkeypatch.setattr(sims, "SIMULATORS", {"ladder": Entry("test_rollout:make_ladder", "Ladder", None, "plain")})
+
+
+def make_ladder(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> fakes.LadderSimulator:
+    made.append(cameras)
+    return fakes.LadderSimulator(image_size or 96, shift)
+
+
+made: list[Sequence[str] | None] = []
+"""The cameras that ladders were made with."""
+
+
+def groups_of(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulators say that so many episodes are evaluated side by side."""
+
+    def make(*args: Any, **options: Any) -> Any:
+        sim = make_simulator(*args, **options)
+        return SimpleNamespace(spec=replace(sim.spec, group=count), close=sim.close)
+
+    monkeypatch.setattr(rollout, "make_simulator", make)
 
 
 class Constant:
@@ -131,7 +159,7 @@ def test_history_and_ensembling_are_the_same_for_any_number_of_workers() -> None
 
 def test_groups_do_not_change_what_a_policy_without_arithmetic_does(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate(fakes.ChasePolicy(), "pusht", SHORT)
-    monkeypatch.setattr(rollout, "GROUP", 2)
+    groups_of(2, monkeypatch)
     assert_same(whole, evaluate(fakes.ChasePolicy(), "pusht", replace(SHORT, workers=2)))
 
 
@@ -205,7 +233,7 @@ def test_a_policy_with_history_sees_the_last_observations(execute: int | None, e
 
 @pytest.mark.usefixtures("ladder")
 def test_each_group_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "GROUP", 2)
+    groups_of(2, monkeypatch)
     policy = Recorder(4, 2)
     config = EvaluationConfig(episodes=3, first_seed=0, shift="plain", workers=1, execute=3, ensemble=0.5)
     evaluate(policy, "ladder", config)
@@ -277,24 +305,204 @@ def test_success_stays_when_the_metric_falls_again_within_a_chunk() -> None:
 # Failures
 
 
-class Killer(fakes.ChasePolicy):
-    """Kills one of the simulator processes at its second decision."""
+class Sighted:
+    """Acts on what it sees: on the colours and on the newest and the oldest of T_o pictures."""
 
-    calls = 0
+    name = "sighted"
+    needs_images = True
+    chunk_length = 4
+    history = 2
 
-    def act(self, observations: Sequence[Observation]) -> FloatArray:
+    def __init__(self, signals: Mapping[int, int] | None = None) -> None:
+        self.signals = dict(signals or {})
+        self.calls = 0
+
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
         self.calls += 1
-        if self.calls == 2:
+        if signal_number := self.signals.get(self.calls):
             victim = multiprocessing.active_children()[0]
-            os.kill(victim.pid or 0, signal.SIGKILL)
-            victim.join()
-        return super().act(observations)
+            os.kill(victim.pid or 0, signal_number)
+            if signal_number == signal.SIGKILL:
+                victim.join()
+        histories = as_histories(observations, 2)
+        seen = np.asarray([[o.images["top"].mean(axis=(0, 1)) for o in history] for history in histories])
+        target = 100 + seen[:, 1, :2] + 40 * (seen[:, 1, 1:] - seen[:, 0, 1:])
+        return np.repeat(target[:, None], 4, axis=1).astype(np.float32)
 
 
-def test_a_dead_worker_is_one_clear_error_and_leaves_no_process() -> None:
-    with pytest.raises(SimulatorError, match=r"process died \(exit code -9\).*killed for memory.*fewer workers"):
-        evaluate(Killer(), "pusht", replace(SHORT, workers=2))
+COLORS = replace(SHORT, episodes=3, shift="rand-color", workers=2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[RolloutResult]:
+    faults: list[str] = []
+    results = evaluate(Sighted(), "pusht", COLORS, faults=faults)
+    assert faults == []
+    return results
+
+
+def test_dead_workers_change_nothing(undisturbed: list[RolloutResult], tmp_path: Path) -> None:
+    # Right after the reset, and twice later; 21 steps are five whole chunks and a part.
+    policy = Sighted(dict.fromkeys((1, 3, 6), signal.SIGKILL))
+    seen: list[str] = []
+    results, rows = run_evaluation(
+        policy, "pusht", COLORS, tmp_path, encoder="e", progress=lambda _d, _t, status: seen.append(status)
+    )
+    assert_same(results, undisturbed)
     assert multiprocessing.active_children() == []
+    # Nothing is hidden.
+    assert [row["faults"] for row in rows] == [3, 3]
+    faults = [row["fault"] for row in read_jsonl(tmp_path / "faults.jsonl")]
+    assert [text.split(" at step ")[1] for text in faults] == [f"{n} died (exit code -9)" for n in (0, 8, 20)]
+    assert seen[0] == "step 4 of 21, worker restarts: 1"
+    _, rows = run_evaluation(fakes.ChasePolicy(), "pusht", replace(SHORT, episodes=1), tmp_path, encoder="e")
+    assert "faults" not in rows[0]
+    assert not (tmp_path / "faults.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "episodes"), [("aloha-transfer", 2), ("three-stack-d0", 1)])
+def test_dead_workers_change_nothing_in_mujoco_either(name: str, episodes: int) -> None:
+    # There, states hold less than what decides the next step: only repeating the episode brings the rest back.
+    try:
+        spec = make_simulator(name, image_size=48).spec
+    except ConfigError as error:
+        pytest.skip(str(error))
+    moving = next(shift for shift in spec.shifts if shift in ("dynamic", "rotation"))
+    config = EvaluationConfig(episodes=episodes, shift=moving, image_size=48, max_steps=10, workers=1)
+
+    class Nudge:
+        """Moves on from where it is, by what it sees."""
+
+        name = "nudge"
+        needs_images = True
+        chunk_length = 3
+        cameras = spec.cameras[:1]
+        calls = 0
+
+        def act(self, observations: Sequence[Observation]) -> FloatArray:
+            self.calls += 1
+            if self.calls == killed:
+                victim = multiprocessing.active_children()[0]
+                os.kill(victim.pid or 0, signal.SIGKILL)
+                victim.join()
+            seen = np.asarray([o.images[spec.cameras[0]].mean() for o in observations], np.float32)
+            assert all(list(o.images) == [spec.cameras[0]] for o in observations)
+            at = np.stack([o.proprioception for o in observations])
+            if spec.action_dim == 10:
+                at = np.concatenate([at[:, :9], np.ones((len(at), 1), np.float32)], axis=1)
+            at[:, :3] += 1e-4 * seen[:, None] * np.float32([1, -1, -2])
+            return np.repeat(at[:, None], 3, axis=1)
+
+    killed, faults = 0, []
+    expected = evaluate(Nudge(), name, config, faults=faults)
+    assert faults == []
+    killed = 4  # at step 9 of 10
+    assert_same(evaluate(Nudge(), name, config, faults=faults), expected)
+    assert len(faults) == 1
+
+
+def test_a_hung_worker_is_ended_and_changes_nothing(
+    undisturbed: list[RolloutResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "TIMEOUT", 5.0)
+    faults: list[str] = []
+    assert_same(evaluate(Sighted({2: signal.SIGSTOP}), "pusht", COLORS, faults=faults), undisturbed)
+    assert "gave no sign of life for 5 s and was ended" in faults[0]
+    assert multiprocessing.active_children() == []
+
+
+def go_wrong(kind: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAW", str(folder / "gone-wrong"))
+    monkeypatch.setattr(pool, "serve", partial(flawed_worker.flawed, kind, steps))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("die", "at step 8 died (exit code 7)"), ("raise once", "at step 8 raised classact.errors.SimulatorError: GL sh")],
+)
+def test_a_fault_in_the_middle_of_a_chunk_changes_nothing(
+    kind: str, message: str, undisturbed: list[RolloutResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_wrong(kind, 19, tmp_path, monkeypatch)  # the worker of two episodes is in the second of them then
+    faults: list[str] = []
+    assert_same(evaluate(Sighted(), "pusht", COLORS, faults=faults), undisturbed)
+    assert len(faults) == 1
+    assert message in faults[0]
+
+
+def test_a_worker_that_dies_again_and_again_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "serve", flawed_worker.die)
+    with pytest.raises(
+        SimulatorError,
+        match=r"process of 1 episodes \(seeds 100000 to 100000\) at step 0 died \(exit code 3\)\. So did 3 others .*"
+        r"killed for memory\? Evaluate with fewer workers",
+    ):
+        evaluate(fakes.ChasePolicy(), "pusht", replace(SHORT, episodes=1))
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_simulator_raises_twice_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_wrong("raise always", 6, tmp_path, monkeypatch)
+    with pytest.raises(
+        SimulatorError, match=r"(?s)at step 4 failed, in a new process too:\nTraceback.*GL shows nothing"
+    ):
+        evaluate(Sighted(), "pusht", replace(COLORS, episodes=1))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_simulator_that_repeats_itself_differently_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_wrong("wander", 6, tmp_path, monkeypatch)
+    with pytest.raises(
+        SimulatorError,
+        match=r"seed 100000 again led to another state than before \(.* up to 0\.\d+\).*not deterministic",
+    ):
+        evaluate(Sighted(), "pusht", replace(COLORS, episodes=1))
+
+
+def test_a_request_that_a_hung_worker_does_not_read() -> None:
+    # More than a pipe holds.
+    faults: list[str] = []
+    worker = pool.Worker(multiprocessing.get_context("spawn"), ("pusht", 96, "fixed-color"), faults, timeout=4.0)
+    worker.reset([1, 2], False)
+    worker.answer()
+    os.kill(worker.process.pid or 0, signal.SIGSTOP)
+    chunks = np.full((2, 60_000, 2), 256, np.float32)
+    worker._done.append(chunks[:, :0])
+    begin = time.monotonic()
+    with pytest.raises(pool._Fault, match="no sign of life for 4 s"):
+        worker._send("step", (chunks, False, 1))
+    assert time.monotonic() - begin < 30
+    worker._end()
+
+
+# What is rendered
+
+
+@pytest.mark.usefixtures("ladder")
+def test_only_the_cameras_that_the_policy_reads_are_rendered() -> None:
+    config = EvaluationConfig(episodes=1, first_seed=0, shift="plain", workers=1)
+
+    def cameras(**attributes: Any) -> Sequence[str] | None:
+        policy = Constant([[1.0]] * 3)
+        for name, value in attributes.items():
+            setattr(policy, name, value)
+        made.clear()
+        evaluate(policy, "ladder", config)
+        return made[-1]
+
+    assert cameras() == ("front",)
+    assert cameras(cameras=("front",)) == ("front",)
+    assert cameras(cameras=("front",), needs_images=False) is None
+    with pytest.raises(
+        ConfigError, match="'constant', simulator 'ladder': unknown camera 'wrist': available are 'front"
+    ):
+        cameras(cameras=("wrist",))
+
+
+# Failures that are not a process's
 
 
 @pytest.mark.usefixtures("ladder")
@@ -303,7 +511,7 @@ def test_what_a_simulator_raises_arrives(monkeypatch: pytest.MonkeyPatch) -> Non
         raise FloatingPointError("the physics exploded")
 
     monkeypatch.setattr(fakes.LadderSimulator, "step", broken)
-    with pytest.raises(SimulatorError, match="the physics exploded"):
+    with pytest.raises(SimulatorError, match=r"(?s)at step 0 failed, in a new process too:.*the physics exploded"):
         evaluate(Constant([[1.0]]), "ladder", EvaluationConfig(episodes=1, shift="plain", workers=1))
 
 
@@ -504,3 +712,19 @@ def test_retrieval_from_demonstrations_of_another_task_is_refused() -> None:
         ConfigError, match=r"policy 'retrieval' was trained on other .* than simulator 'pusht' has: propr"
     ):
         evaluate(policy, "pusht", SHORT)
+
+
+def test_policies_say_which_cameras_they_read() -> None:
+    data = fakes.demonstrations()
+    policy = retrieval()
+    assert policy.cameras == ("top",)
+    states = RetrievalPolicy.build(StateLatents(256, 256, (4,)), data, RetrievalConfig(k=8, chunk_length=8))
+    assert states.cameras == ()
+    policy.calibration = object()  # type: ignore[assignment] (only asked whether there is one)
+
+    class Acting(Constant):
+        cameras = ("wrist", "top")
+
+    assert WatchedPolicy(Acting([[1.0]]), policy).cameras == ("wrist", "top")
+    assert WatchedPolicy(Constant([[1.0]]), policy).cameras is None  # it does not say
+    assert WatchedPolicy(fakes.ChasePolicy(), policy).cameras == ("top",)  # it reads none

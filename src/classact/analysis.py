@@ -71,7 +71,9 @@ def write_neighbors(
 
     Queries are spread over episodes from the best to the worst and over the time before success.
     """
-    sim = make_simulator(simulator, image_size=evaluation.image_size, shift=evaluation.shift)
+    sim = make_simulator(
+        simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.cameras or None
+    )
     order = sorted(range(len(results)), key=lambda i: -_score(results[i]))
     picked = [order[i] for i in np.linspace(0, len(order) - 1, min(queries, len(order))).round().astype(int)]
     out: dict[str, list[Any]] = {}
@@ -82,7 +84,7 @@ def write_neighbors(
         assert result.decisions is not None
         step = int(result.decisions[np.searchsorted(result.decisions, max(1, fraction * reached)) - 1])
         sim.reset(result.seed)
-        sim.set_state(result.states[step])
+        sim.set_state(result.states[step], step=step)
         observation = sim.observe()
         decision = policy.decide([observation])
         neighbors = decision.neighbors
@@ -91,7 +93,7 @@ def write_neighbors(
         episodes = np.searchsorted(policy.episode_ends, rows, side="right")
         first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
         row = {
-            "query_images": _picture(sim, observation.images[next(iter(observation.images))]),
+            "query_images": _picture(sim, next(iter(observation.images.values()))),
             "neighbor_images": _demonstrated(data, frames, rows, episodes),
             "weights": neighbors.weights[0],
             "cosine": neighbors.cosine[0],
@@ -104,10 +106,11 @@ def write_neighbors(
         }
         for key, value in row.items():
             out.setdefault(key, []).append(value)
-    low, high = sim.spec.world
+    world = sim.spec.world
     sim.close()
     arrays = {key: np.stack(values) for key, values in out.items()}
-    arrays["world"] = np.asarray(high - low, np.float64)
+    if world is not None:  # else actions are no points that could be drawn onto a picture
+        arrays["world"] = np.asarray(world[1] - world[0], np.float64)
     write_arrays(run.analysis / "neighbors.safetensors", arrays)
 
 
@@ -121,12 +124,13 @@ def _demonstrated(data: Demonstrations, frames: FramesConfig, rows: IntArray, ep
     camera = next(iter(data.images))
     if data.states is None or not needs_rendering(data.with_images({}), camera, frames):
         return resize_images(np.asarray(data.images[camera][rows]), PICTURE)
-    sim = make_simulator(frames.simulator, image_size=frames.render_size, shift=frames.shift)
+    sim = make_simulator(frames.simulator, image_size=frames.render_size, shift=frames.shift, cameras=(camera,))
+    starts = np.concatenate([[0], data.episode_ends[:-1]])
     pictures = []
     for row, episode in zip(rows, episodes, strict=True):
         sim.set_appearance(appearance_seed(frames.seed, int(episode)))
-        sim.set_state(data.states[row])
-        pictures.append(_picture(sim, np.asarray(data.images[camera][row])))
+        sim.set_state(data.states[row], step=int(row - starts[episode]))
+        pictures.append(_picture(sim, sim.observe().images[camera]))
     sim.close()
     return np.stack(pictures)
 
@@ -149,8 +153,8 @@ def write_videos(
         reached = result.first_success[criterion]
         end = min(result.steps, reached + 20) if reached else result.steps
         pictures = []
-        for state in result.states[: end + 1 : VIDEO_STRIDE]:
-            sim.set_state(state)
+        for step in range(0, end + 1, VIDEO_STRIDE):
+            sim.set_state(result.states[step], step=step)
             image = next(iter(sim.observe().images.values()))
             pictures.append(sim.render(VIDEO) if hasattr(sim, "render") else image)
         path = write_mp4(folder / f"{name}-{label}.mp4", np.stack(pictures), round(sim.spec.control_hz))
@@ -160,7 +164,7 @@ def write_videos(
                 "label": label,
                 "evaluation": name,
                 "seed": result.seed,
-                "coverage": _score(result),
+                "coverage": result.maxima.get("coverage"),
                 "success": result.success[criterion],
             }
         )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -12,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.images import cache_folder
-from classact.sims import SIMULATORS, make_simulator
+from classact.sims import SIMULATORS, Simulator, make_simulator
+from classact.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -75,21 +81,101 @@ def _gpu() -> str:
     return f"{torch.cuda.get_device_name()}, DTW equal to the CPU's"
 
 
-def _simulator(name: str) -> str:
+STEPS, FRAMES = 20, 5
+PATIENCE = 300.0
+"""Seconds that a simulator gets to start, step and render."""
+
+APART = ("libero", "robosuite")
+"""Extras that need different versions of one package, so that one environment cannot hold both."""
+
+
+def hold_action(sim: Simulator) -> FloatArray:
+    """(D_a,) the action that keeps an arm, or Push-T's agent, where it is.
+
+    Raises:
+        ConfigError: an action space that proprioception does not say this of.
+    """
+    spec = sim.spec
+    now = sim.observe(render=False).proprioception
+    if spec.proprioception_dim == spec.action_dim:  # positions of joints or of a point
+        return now
+    parts, begin = {}, 0
+    for name, size in spec.schema.proprioception if spec.schema is not None else ():
+        parts[name] = now[begin : begin + size]
+        begin += size
+    if not {"eef_pos", "eef_rot6d"} <= parts.keys() or spec.action_dim != 10:
+        raise ConfigError(
+            f"{spec.name}: which of its {spec.action_dim}-D actions holds still is not known; expected proprioception "
+            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(parts)}."
+        )
+    return np.concatenate([parts["eef_pos"], parts["eef_rot6d"], [-1.0]]).astype(np.float32)
+
+
+def try_simulator(name: str) -> str:
+    """Start a simulator, step it and render it, and say how fast.
+
+    Raises:
+        Exception: whatever is wrong with it.
+    """
     sim = make_simulator(name)
     try:
         sim.reset(0)
-        action = np.full(sim.spec.action_dim, sum(sim.spec.world) / 2, np.float32)
+        action = hold_action(sim)
         begin = time.perf_counter()
-        for _ in range(100):
+        for _ in range(STEPS):
             sim.step(action)
-        rate = 100 / (time.perf_counter() - begin)
-        image = next(iter(sim.observe().images.values()))
+        stepping = (time.perf_counter() - begin) / STEPS
+        sim.observe()  # the first picture starts GL
+        begin = time.perf_counter()
+        for _ in range(FRAMES):
+            image = next(iter(sim.observe().images.values()))
+        rendering = (time.perf_counter() - begin) / FRAMES
         if image.std() == 0:
-            raise RuntimeError("the rendered image is blank")
-        return f"steps ({rate:,.0f} a second) and renders"
+            raise SimulatorError("the rendered image is blank. Update the GL driver, or try another MUJOCO_GL.")
+        size = sim.spec.image_size
+        return f"{1000 * stepping:.3g} ms a step, {1000 * rendering:.3g} ms a frame of {size} x {size}"
     finally:
         sim.close()
+
+
+def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_simulator) -> list[Check]:
+    """One check for each simulator, tried in a process of their own: broken GL may take its process with it."""
+    checks = []
+    with ExitStack() as stack:
+        pool: ProcessPoolExecutor | None = None
+        for name in names:
+            if pool is None:
+                pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
+            required, title = SIMULATORS[name].extra is None, f"simulator {name}"
+            try:
+                detail = pool.submit(attempt, name).result(PATIENCE)
+            except (BrokenProcessPool, TimeoutError) as error:
+                slow = isinstance(error, TimeoutError)
+                for process in list(pool._processes.values() if slow else ()):  # public from Python 3.14 on
+                    process.kill()
+                pool = None
+                detail = f"no answer within {PATIENCE:g} s" if slow else "its process crashed"
+                remedy = "update the GL driver, or try another MUJOCO_GL (egl, osmesa, glfw)"
+                checks.append(Check(title, False, detail, remedy, required))
+            except Exception as error:
+                checks.append(Check(title, False, *_said(error, SIMULATORS[name].extra), required))
+            else:
+                checks.append(Check(title, True, detail, required=required))
+    return checks
+
+
+def _said(error: Exception, extra: str | None) -> tuple[str, str]:
+    """(what is wrong, what to do) of an error; those of classact say both, in this order."""
+    text = " ".join(str(error).split())
+    install = "uv sync" if extra is None else f"pip install --force-reinstall 'classact[{extra}]'"
+    detail, remedy = f"{type(error).__name__}: {text}"[:160], install
+    if isinstance(error, ClassactError):
+        detail, _, rest = text.partition(". ")
+        remedy = rest or install
+    if extra in APART and "not installed" in detail:
+        (other,) = (name for name in APART if name != extra)
+        remedy += f" Extras {extra!r} and {other!r} need environments of their own: they share no version of robosuite."
+    return detail, remedy
 
 
 def _zarr() -> str:
@@ -126,8 +212,12 @@ def _cache() -> str:
 
 
 EXTRAS = {
+    "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
     "diffusion": ("diffusers", "the head 'diffusion'"),
     "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
+    "hdf5": ("h5py", "reading the files of robomimic, MimicGen, LIBERO and ACT"),
+    "libero": ("hf-libero", "the simulator 'libero-object'"),
+    "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
     "tensorboard": ("tensorboard", "--trackers tensorboard"),
     "wandb": ("wandb", "--trackers wandb"),
     "trackio": ("trackio", "--trackers trackio"),
@@ -135,8 +225,11 @@ EXTRAS = {
 """Extra -> its package, and what needs it."""
 
 
-def _extra(package: str) -> str:
-    return f"{package} {metadata.version(package)}"
+def _extra(extra: str, package: str) -> str:
+    version = metadata.version(package)
+    if extra == "robosuite" and version.startswith("1.4"):
+        raise RuntimeError(f"robosuite {version} is that of the extra 'libero'")
+    return f"{package} {version}"
 
 
 def examine() -> list[Check]:
@@ -150,7 +243,7 @@ def examine() -> list[Check]:
             "video encoder", _video, "uv sync --reinstall-package av; reports then hold animated WebP", required=False
         ),
     ]
-    checks += [_try(f"simulator {name}", partial(_simulator, name), "uv sync") for name in SIMULATORS]
+    checks += try_simulators(SIMULATORS)
     imagenet = "download.pytorch.org/models/resnet18-f37072fd.pth"
     checks += [
         _try("GPU", _gpu, "none is needed for Push-T; others: install a CUDA build of torch", required=False),
@@ -170,7 +263,7 @@ def examine() -> list[Check]:
     checks += [
         _try(
             f"extra {extra}",
-            partial(_extra, package),
+            partial(_extra, extra, package),
             f"needed for {use} only: pip install 'classact[{extra}]'",
             required=False,
         )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from classact.errors import DataError, choose
 from classact.images import ImageStore, resize_images, sample_digest
-from classact.sims import make_simulator
+from classact.sims import SimulatorSpec, make_simulator, plain_shift
 from classact.sims.rendering import render_states
+from classact.sims.shifts import is_plain
+from classact.sims.versions import installed_versions
 from classact.types import Demonstrations, ImageArray
 
 Progress = Callable[[int, int], None]
@@ -27,7 +30,7 @@ class FramesConfig:
         source: "auto": recorded images where there are any and the shift is the recorded one, else rendered;
             "recorded"; "rendered".
         simulator: what renders, from the demonstrations' states.
-        shift: visual shift to render under; any but the simulator's first one means rendering.
+        shift: visual shift to render under; any but the plain appearance means rendering.
         render_size: side in pixels at which the simulator draws, as at evaluation time.
         seed: of the episodes' appearances.
         workers: rendering processes; 0 takes one per core.
@@ -57,18 +60,17 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
             f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
         )
-    # Recordings are taken to show the plain appearance; a shift can only be drawn.
-    render = config.source == "rendered" or (config.source == "auto" and (not recorded or "rand" in config.shift))
+    shown = data.images_shift or plain_shift(config.simulator)
+    same = shown == config.shift or (is_plain(shown) and is_plain(config.shift))
+    render = config.source == "rendered" or (config.source == "auto" and not (recorded and same))
     if render and data.states is None:
         raise DataError(
             f"{data.name} ({data.source}) holds no simulator states, so shift {config.shift!r} (source "
             f"{config.source!r}) cannot be rendered from it; recorded are images of {sorted(data.images)}. Use shift "
-            f"'fixed-color' with source 'auto', or source 'recorded'."
+            f"{shown!r} with source 'auto', or source 'recorded'."
         )
     if render:
-        simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
-        cameras = simulator.spec.cameras
-        simulator.close()
+        cameras = _spec(config).cameras
         if camera not in cameras:
             raise DataError(
                 f"{data.name} ({data.source}) holds no usable images of camera {camera!r} and simulator "
@@ -76,6 +78,12 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
                 f"rendered can be {list(cameras)}. Choose one of these cameras."
             )
     return render
+
+
+def _spec(config: FramesConfig) -> SimulatorSpec:
+    simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
+    simulator.close()
+    return simulator.spec
 
 
 def prepare_frames(
@@ -109,7 +117,7 @@ def prepare_frames(
                 progress(before + done, total)
 
         images[camera] = _camera_frames(data, camera, size, config, report, store)
-    return data.with_images(images)
+    return data.with_images(images, shift=config.shift)
 
 
 def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
@@ -141,7 +149,7 @@ def _camera_frames(
     if needs_rendering(data, camera, config):
         assert data.states is not None
         states, ends = data.states, data.episode_ends
-        key = {
+        key: dict[str, Any] = {
             "kind": "rendered",
             "data": data.fingerprint(),
             "simulator": config.simulator,
@@ -151,6 +159,8 @@ def _camera_frames(
         }
         if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
             key["camera"] = camera
+        if packages := _spec(config).packages:  # where there are none (Push-T), classact itself draws
+            key["packages"] = installed_versions(packages)
 
         def render(out: ImageArray) -> None:
             render_states(

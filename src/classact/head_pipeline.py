@@ -22,21 +22,23 @@ from classact.machine import choose_device
 from classact.pipeline import (
     RunData,
     encoder_label,
-    evaluate_milestone,
-    evaluation_name,
-    new_card,
-    roll_out,
     row_labels,
     run_settings,
     run_watcher,
-    slug,
-    timed,
-    timed_fit,
 )
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
 from classact.progress import teller
 from classact.ranks import Ranks
+from classact.recording import (
+    evaluate_milestone,
+    evaluation_name,
+    new_card,
+    roll_out,
+    slug,
+    timed,
+    timed_fit,
+)
 from classact.rollout import EvaluationConfig
 from classact.runs import Run
 from classact.storage import first_difference, plain_json, sha256_file, without, write_json

@@ -6,14 +6,12 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 
 from __future__ import annotations
 
-import re
-import time
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from classact import analysis
 from classact.augment import AugmentConfig, describe
@@ -23,7 +21,7 @@ from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.lowdim import LowDim
-from classact.machine import choose_device, hardware, versions
+from classact.machine import choose_device
 from classact.policies import (
     ImageLatents,
     NoveltyConfig,
@@ -31,22 +29,35 @@ from classact.policies import (
     Policy,
     RetrievalConfig,
     RetrievalPolicy,
+    SceneLatents,
     StateLatents,
     retrievable,
 )
 from classact.policies.search import is_exact
 from classact.policies.watched import watched
 from classact.presets import Preset, get_preset
-from classact.progress import Callback, progress_bar, teller
+from classact.progress import progress_bar, teller
 from classact.ranks import Ranks
 from classact.readers import first_episodes, last_episodes, read_demonstrations
-from classact.rollout import EvaluationConfig, run_evaluation
+from classact.recording import (
+    evaluate_milestone,
+    evaluation_name,
+    new_card,
+    roll_out,
+    timed,
+    timed_fit,
+)
+from classact.rollout import EvaluationConfig
 from classact.runs import Run
 from classact.similarity.graph import CARD
-from classact.sims import SimulatorSpec, make_simulator
+from classact.sims import SimulatorSpec, make_simulator, plain_shift
+from classact.sims.shifts import is_plain
+from classact.sims.versions import check_versions
 from classact.storage import first_difference, plain_json, read_json, without, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
+
+logger = logging.getLogger(__name__)
 
 LEARNED = "class"
 NO_LABELS = {"training": "none", "augmentation": "none"}
@@ -58,9 +69,6 @@ FREE = (
 )
 """Settings that do not decide what is learned: how it is evaluated, on how many processes. What a layout says shows in
 the data's schema and fingerprint; where it lies decides nothing."""
-
-Learner = TypeVar("Learner")
-Learned = TypeVar("Learned")
 
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
@@ -115,23 +123,32 @@ class RunConfig:
             )
 
 
-def from_preset(name: str, *, shift: str = "fixed-color", **changes: Any) -> RunConfig:
+def from_preset(
+    name: str, *, shift: str | None = None, simulator: str | None = None, cameras: Sequence[str] = (), **changes: Any
+) -> RunConfig:
     """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
 
     Args:
         name: a key of :data:`classact.presets.PRESETS`.
-        shift: visual shift.
+        shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
+        simulator: registry name; None: the preset's.
+        cameras: views that the encoder reads, where not the preset's.
         changes: other fields of :class:`RunConfig`.
     """
     preset: Preset = get_preset(name)
-    retrieval = preset.retrieval
-    if shift != "fixed-color":
+    simulator = simulator or preset.simulator
+    shift = shift or plain_shift(simulator)
+    retrieval, pretrain = preset.retrieval, preset.pretrain
+    if not is_plain(shift):
         retrieval = replace(retrieval, temperature=preset.tau_shifted)
+    if cameras:
+        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=tuple(cameras)))
+    size = preset.render_size
     return RunConfig(
-        pretrain=preset.pretrain,
+        pretrain=pretrain,
         retrieval=retrieval,
-        frames=FramesConfig(shift=shift),
-        evaluation=EvaluationConfig(shift=shift),
+        frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
+        evaluation=EvaluationConfig(shift=shift, image_size=size),
         **changes,
     )
 
@@ -313,6 +330,8 @@ class Pipeline:
             states = self._data.states()
             retrievable(states.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
             data.schema.columns(self.config.keys)
+            if data.versions and (warning := check_versions(data, self._simulator_spec())):
+                logger.warning("%s", warning)
             card = {
                 "name": data.name,
                 "source": data.source,
@@ -416,18 +435,21 @@ class Pipeline:
         """Retrieval with the true simulator state as latent.
 
         Raises:
-            ConfigError: positions in the simulator's states have no common extent to be scaled by.
+            ConfigError: the simulator says neither where objects are nor how far its world extends.
         """
         data = self.data()
         spec = self._simulator_spec()
+        config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
+        if spec.objects:
+            scene = SceneLatents.fit(data, spec.objects)
+            return RetrievalPolicy.build(scene, data, config, action_space=data.schema.actions)
         if spec.world is None:
             raise ConfigError(
-                f"simulator {spec.name!r} names no extent of its world, which retrieval by state scales positions by. "
-                f"Use the learned encoder."
+                f"simulator {spec.name!r} names neither objects nor an extent of its world, one of which retrieval by "
+                f"state needs. Use the learned encoder."
             )
         low, high = spec.world
         latents = StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
-        config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
         return RetrievalPolicy.build(latents, data, config)
 
     def evaluate(self) -> dict[str, list[RolloutResult]]:
@@ -444,7 +466,7 @@ class Pipeline:
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy
-            if self.data().states is not None and spec.world is not None:
+            if self.data().states is not None and (spec.objects or spec.world is not None):
                 policies["state"] = self.state_policy
         out = {}
         for encoder, make in policies.items():
@@ -485,176 +507,6 @@ class Pipeline:
             )
             name = evaluation_name(policy.name, LEARNED, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
-
-
-def new_card(title: str) -> dict[str, Any]:
-    """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"title": title, "versions": versions(), "hardware": hardware(), "created": created, "timings": {}}
-
-
-def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
-    """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
-    card = run.read_config()
-    before = 0.0 if again else card["timings"].get(stage, 0.0)
-    card["timings"][stage] = round(before + seconds, 2)
-    write_json(run.config, card)
-
-
-@contextmanager
-def timed(run: Run, stage: str, *, again: bool = False, keep: bool = True) -> Iterator[None]:
-    """Measure a stage and write it into the run's settings, see :func:`add_time`."""
-    begin = time.perf_counter()
-    yield
-    if keep:
-        add_time(run, stage, time.perf_counter() - begin, again=again)
-
-
-def timed_fit(
-    run: Run,
-    stage: str,
-    fit: Callable[[Callback, Callable[[Learner], None] | None], Learned],
-    evaluate: Callable[[Learner], None] | None,
-    *,
-    keep: bool,
-    title: str,
-    quiet: bool,
-) -> Learned:
-    """Train, and write into the run's settings how long the training took, and how long its evaluations did.
-
-    Args:
-        run: the folder.
-        stage: what the training is called there; its evaluations are "evaluate during STAGE".
-        fit: the training; takes a progress callback and what to call with itself at its milestones.
-        evaluate: called there; None: never.
-        keep: write the times.
-        title: of the progress bar.
-        quiet: show none.
-
-    Returns:
-        What ``fit`` returns.
-    """
-    evaluating: list[float] = []
-
-    def milestone(at: Learner) -> None:
-        begin = time.perf_counter()
-        if evaluate is not None:
-            evaluate(at)
-        evaluating.append(time.perf_counter() - begin)
-
-    begin = time.perf_counter()
-    with progress_bar(title, quiet=quiet) as bar:
-        trained = fit(bar, None if evaluate is None else milestone)
-    if keep:
-        add_time(run, stage, time.perf_counter() - begin - sum(evaluating))
-        if evaluating:
-            add_time(run, f"evaluate during {stage}", sum(evaluating))
-    return trained
-
-
-def slug(name: str) -> str:
-    """A name as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-
-
-def evaluation_name(policy: str, encoder: str, shift: str) -> str:
-    """The name of an evaluation, which is that of its folder, from the labels of its rows."""
-    return slug(f"{policy}-{encoder}-{shift}")
-
-
-def roll_out(
-    run: Run,
-    name: str,
-    policy: Policy,
-    encoder: str,
-    evaluation: tuple[str, EvaluationConfig],
-    labels: Mapping[str, str],
-    *,
-    stage: str | None,
-    title: str,
-    quiet: bool,
-) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
-    """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
-
-    Args:
-        run: the folder.
-        name: of the evaluation.
-        policy: what acts.
-        encoder: label for tables.
-        evaluation: simulator and settings.
-        labels: further labels.
-        stage: of milestones.jsonl, whose maximum is added to the table as well; None: none is.
-        title: of the progress bar.
-        quiet: show none.
-
-    Returns:
-        Results, and the new rows.
-    """
-    simulator, config = evaluation
-    with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
-        results, rows = run_evaluation(
-            policy,
-            simulator,
-            config,
-            run.evaluation(name),
-            encoder=encoder,
-            labels={**labels, "checkpoint": "last"},
-            progress=bar,
-        )
-    if stage is not None:
-        rows = rows + maximum_rows(run, stage, rows)
-    run.add_summary(rows)
-    return results, rows
-
-
-def evaluate_milestone(
-    run: Run,
-    policy: Policy,
-    encoder: str,
-    stage: str,
-    at: tuple[int, int],
-    evaluation: tuple[str, EvaluationConfig],
-    labels: Mapping[str, str],
-) -> None:
-    """Roll out a policy in the middle of its training and add the rows to milestones.jsonl, unless they are there.
-
-    Args:
-        run: the folder.
-        policy: with the weights of this moment.
-        encoder: label for tables.
-        stage: "pretrain" or "heads/NAME".
-        at: (step, steps) of the training.
-        evaluation: simulator and settings.
-        labels: further labels.
-    """
-    simulator, config = evaluation
-    mark = {"stage": stage, "step": at[0], "steps": at[1], "episodes": config.episodes, "shift": config.shift}
-    if any(all(row.get(key) == value for key, value in mark.items()) for row in run.read_milestones()):
-        return
-    folder = run.milestone(stage, at[0])
-    _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
-    run.add_milestones([row | mark for row in rows])
-
-
-def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
-
-    It is biased upwards, the more so the more evaluations there are; the rows say how many.
-
-    Args:
-        run: the folder.
-        stage: of milestones.jsonl.
-        last: rows of the evaluation with the last weights, whose evaluation's name the rows extend.
-    """
-    out = []
-    for row in last:
-        found = [m for m in run.read_milestones() if m["stage"] == stage and m["criterion"] == row["criterion"]]
-        found = [m for m in found if (m["steps"], m["shift"]) == (found[-1]["steps"], row["shift"])]
-        if len(found) > 1:
-            best = max(found, key=lambda m: m["success"])
-            name = f"{row['evaluation']}-maximum"
-            out.append(best | {"evaluation": name, "checkpoint": f"maximum of {len(found)}"})
-    return out
 
 
 def evaluate_run(

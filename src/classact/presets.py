@@ -13,6 +13,7 @@ from classact.optim import OptimizerConfig
 from classact.policies import RetrievalConfig
 from classact.readers import EMBEDDED
 from classact.similarity import SimilarityConfig
+from classact.sims.shifts import is_plain
 from classact.training import PretrainConfig
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -28,17 +29,36 @@ class Preset:
         retrieval: of acting on data recorded under one appearance.
         tau_shifted: tau_nn on heterogeneous data (second value of table 5).
         about: one line.
+        simulator: where the policy is evaluated, unless the demonstrations or the user name another.
+        render_size: side in pixels of the pictures that the simulator draws.
     """
 
     pretrain: PretrainConfig
     retrieval: RetrievalConfig
     tau_shifted: float
     about: str
+    simulator: str = "pusht"
+    render_size: int = 96
 
 
-def _paper(task: str, top_k: float, epochs: int, tau: float, tau_shifted: float) -> Preset:
+def _paper(
+    task: str,
+    top_k: float,
+    epochs: int,
+    tau: float,
+    tau_shifted: float,
+    simulator: str = "pusht",
+    camera: str = "top",
+    render_size: int = 256,
+) -> Preset:
     encoder = EncoderConfig(
-        trunk="resnet18", image_size=256, crop_size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, init="imagenet"
+        trunk="resnet18",
+        image_size=256,
+        crop_size=224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        init="imagenet",
+        cameras=(camera,),
     )
     pretrain = PretrainConfig(
         encoder=encoder,
@@ -47,7 +67,8 @@ def _paper(task: str, top_k: float, epochs: int, tau: float, tau_shifted: float)
         epochs=epochs,
         batch_size=160,
     )
-    return Preset(pretrain, RetrievalConfig(k=64, temperature=tau), tau_shifted, f"the paper's settings for {task}")
+    retrieval = RetrievalConfig(k=64, temperature=tau)
+    return Preset(pretrain, retrieval, tau_shifted, f"the paper's settings for {task}", simulator, render_size)
 
 
 def _cpu(epochs: float, about: str, *, augmentation: str = "none", color: str = "rgb") -> Preset:
@@ -62,12 +83,24 @@ def _cpu(epochs: float, about: str, *, augmentation: str = "none", color: str = 
     return Preset(pretrain, RetrievalConfig(k=32, temperature=0.004, min_actions=8), 0.004, about)
 
 
+def _arm_cpu(simulator: str, task: str, camera: str) -> Preset:
+    pretrain = PretrainConfig(
+        encoder=EncoderConfig(cameras=(camera,), image_size=96, crop_size=84),
+        similarity=SimilarityConfig(quantile=0.01 if "stack" in simulator else 0.025),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
+        epochs=10,
+    )
+    about = f"{task} on two CPU cores: small network, 96-pixel images, AdamW"
+    return Preset(pretrain, RetrievalConfig(k=16, temperature=0.004), 0.004, about, simulator)
+
+
 PRESETS: dict[str, Preset] = {
-    "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02),
-    "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02),
-    "paper-aloha-transfer": _paper("Aloha-Transfer", 0.025, 50, 0.01, 0.02),
-    "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02),
-    "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002),
+    "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02, "square", "agentview"),
+    "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02, "three-stack-d0", "agentview"),
+    "paper-aloha-transfer": _paper("Aloha-Transfer", 0.025, 50, 0.01, 0.02, "aloha-transfer"),
+    "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02, "libero-object", "agentview"),
+    # Recorded at 96 pixels, so drawn at 96, too.
+    "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002, render_size=96),
     "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
     "pusht-demo": _cpu(9, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
     "pusht-cpu": _cpu(20, "Push-T within fifteen minutes on two CPU cores: small network, 64-pixel images, AdamW"),
@@ -76,6 +109,10 @@ PRESETS: dict[str, Preset] = {
     "pusht-rand-whiten": _cpu(
         8, "Rand-Color with colours whitened and randomly rotated", augmentation="rotate", color="whiten"
     ),
+    "aloha-transfer-cpu": _arm_cpu("aloha-transfer", "Aloha-Transfer", "top"),
+    "square-cpu": _arm_cpu("square", "Square", "agentview"),
+    "three-stack-cpu": _arm_cpu("three-stack-d0", "Three-Stack", "agentview"),
+    "libero-object-cpu": _arm_cpu("libero-object", "LIBERO-Object", "agentview"),
     "debug": Preset(
         PretrainConfig(
             encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
@@ -172,7 +209,7 @@ def default_head_preset(trunk: str, simulator: str) -> str:
     """
     if trunk == "small":
         return "head-cpu"
-    if (paper := f"paper-{simulator}") not in HEAD_PRESETS:
+    if (paper := f"paper-{paper_task(simulator)}") not in HEAD_PRESETS:
         raise ConfigError(
             f"the paper has no epochs for a head of encoder {trunk!r} on {simulator!r}. Name the preset: "
             f"{', '.join(HEAD_PRESETS)}."
@@ -180,8 +217,24 @@ def default_head_preset(trunk: str, simulator: str) -> str:
     return paper
 
 
-def default_preset(data: str, shift: str) -> str:
-    """The preset for a data source and a shift where none is named."""
-    if shift != "fixed-color":
+def paper_task(simulator: str) -> str:
+    """The paper's task that a simulator is: it has one Three-Stack, we one for each range of starts."""
+    return simulator.removesuffix("-d0").removesuffix("-d1")
+
+
+def default_preset(data: str, simulator: str, shift: str) -> str:
+    """The preset for a data source, a simulator and a shift where none is named.
+
+    Raises:
+        ConfigError: there is none for this simulator.
+    """
+    if simulator != "pusht":
+        name = f"{paper_task(simulator)}-cpu"
+        if name not in PRESETS:
+            raise ConfigError(
+                f"no preset is made for simulator {simulator!r} on two CPU cores. Name one: {', '.join(PRESETS)}."
+            )
+        return name
+    if not is_plain(shift):
         return "pusht-rand-whiten"
     return "pusht-demo" if data in EMBEDDED else "pusht-cpu"

@@ -1,8 +1,9 @@
 """The only evaluator: which episodes are run, for how long, and what counts as success.
 
-Episodes run in lockstep, in groups of a fixed size that does not depend on the number of worker processes: each round,
-the policy sees one batch with the observations of all episodes of the group, so the numbers it computes, and hence the
-result, are the same for any number of workers. Every episode that is started is run to its time limit; the limit is
+Episodes run in lockstep, in groups of a size that is a fact of the task (``SimulatorSpec.group``) and not of the number
+of worker processes: each round, the policy sees one batch with the observations of all episodes of the group, so the
+numbers it computes, and hence the result, are the same for any number of workers. They are also the same where workers
+die or hang on the way (:mod:`classact.sims.pool`). Every episode that is started is run to its time limit; the limit is
 checked at every step, not only between chunks.
 """
 
@@ -12,7 +13,7 @@ import math
 import multiprocessing as mp
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,16 @@ from typing import Any
 import numpy as np
 
 from classact.control import ControlConfig, Controller
-from classact.errors import ConfigError, SimulatorError
+from classact.errors import ConfigError, choose
 from classact.policies.base import Policy, alarm_level
 from classact.sims import SimulatorSpec, make_simulator
-from classact.sims.worker import serve
+from classact.sims.pool import Worker
 from classact.statistics import wilson_interval
 from classact.storage import write_arrays, write_jsonl
 from classact.types import Criterion, FloatArray, RolloutResult
 
 FIRST_SEED = 100_000
 """Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
-
-GROUP = 50
-"""Episodes that share one batch of the policy. Fixed, so that results do not depend on the machine."""
-
-TIMEOUT = 300.0
-"""Seconds without an answer after which a worker counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -75,53 +70,6 @@ class EvaluationConfig:
         return ControlConfig(self.execute, self.ensemble)
 
 
-# -- worker processes ------------------------------------------------------------------------------
-
-
-class _Worker:
-    def __init__(self, context: Any, arguments: tuple[str, int, str]) -> None:
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=serve, args=(child, *arguments), daemon=True)
-        self.process.start()
-        child.close()
-
-    def ask(self, command: str, payload: Any) -> None:
-        try:
-            self.pipe.send((command, payload))
-        except (BrokenPipeError, OSError):
-            raise self._dead() from None
-
-    def answer(self) -> Any:
-        try:
-            if not self.pipe.poll(TIMEOUT):
-                raise SimulatorError(
-                    f"a simulator process gave no answer for {TIMEOUT:.0f} s and counts as hung. Run again; the "
-                    f"episodes are seeded, so the result will be that of an undisturbed run."
-                )
-            status, value = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._dead() from None
-        if status == "error":
-            raise SimulatorError(f"a simulator process failed:\n{value}")
-        return value
-
-    def _dead(self) -> SimulatorError:
-        self.process.join(1)
-        return SimulatorError(
-            f"a simulator process died (exit code {self.process.exitcode}); was it killed for memory? Run again, with "
-            f"fewer workers if so; the episodes are seeded, so the result will be that of an undisturbed run."
-        )
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.pipe.send(("close", None))
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.pipe.close()
-
-
 # -- evaluation ------------------------------------------------------------------------------------
 
 
@@ -130,6 +78,7 @@ def evaluate(
     simulator: str,
     config: EvaluationConfig,
     progress: Callable[[int, int, str], None] | None = None,
+    faults: list[str] | None = None,
 ) -> list[RolloutResult]:
     """Run ``config.episodes`` episodes to the time limit.
 
@@ -138,37 +87,42 @@ def evaluate(
         simulator: registry name.
         config: episodes, seeds, shift, control.
         progress: called with (control steps done, in all, status).
+        faults: what went wrong with worker processes and was put right is appended, a line each.
 
     Returns:
         One result per episode, in the order of seeds; with novelty scores where the policy gives them.
 
     Raises:
-        SimulatorError: a worker process died, failed or hung.
-        ConfigError: control that does not fit the policy's chunks, or actions that do not fit the simulator.
+        SimulatorError: a worker process died or hung again and again, or the simulator failed twice.
+        ConfigError: control that does not fit the policy's chunks, actions that do not fit the simulator, or a camera
+            that it does not have.
     """
     controller = Controller(policy, config.control)
     probe = make_simulator(simulator, image_size=config.image_size, shift=config.shift)
     spec = probe.spec
     probe.close()
     _check_schema(policy, spec)
+    cameras = _cameras(policy, spec)
+    faults = [] if faults is None else faults
     limit = config.max_steps or spec.max_steps
     seeds = [config.first_seed + i for i in range(config.episodes)]
-    workers = min(config.workers or mp.cpu_count(), config.episodes)
+    workers = min(config.workers or mp.cpu_count(), config.episodes, spec.group)
     # Not fork: the parent runs threads (OpenMP), and forked threads deadlock.
     context = mp.get_context("spawn")
     results: list[RolloutResult] = []
     with ExitStack() as stack:
         pool = []
         for _ in range(workers):
-            pool.append(_Worker(context, (simulator, config.image_size, config.shift)))
+            pool.append(Worker(context, (simulator, config.image_size, config.shift, cameras), faults))
             stack.callback(pool[-1].close)
-        for first in range(0, len(seeds), GROUP):
-            group = seeds[first : first + GROUP]
+        for first in range(0, len(seeds), spec.group):
+            group = seeds[first : first + spec.group]
             done = len(results) * limit
 
             def report(step: int, done: int = done, group: list[int] = group) -> None:
                 if progress is not None:
-                    progress(done + step * len(group), len(seeds) * limit, f"step {step} of {limit}")
+                    restarts = f", worker restarts: {len(faults)}" if faults else ""
+                    progress(done + step * len(group), len(seeds) * limit, f"step {step} of {limit}{restarts}")
 
             results += _run_group(controller, pool, group, spec, limit, report)
     return results
@@ -176,7 +130,7 @@ def evaluate(
 
 def _run_group(
     controller: Controller,
-    pool: Sequence[_Worker],
+    pool: Sequence[Worker],
     seeds: Sequence[int],
     spec: SimulatorSpec,
     limit: int,
@@ -185,17 +139,18 @@ def _run_group(
     shares = [np.arange(len(seeds))[i :: len(pool)] for i in range(len(pool))]
     render = controller.policy.needs_images
 
-    def gather(command: str, payloads: Sequence[Any]) -> list[Any]:
-        busy = [(w, share, p) for w, share, p in zip(pool, shares, payloads, strict=True) if len(share)]
-        for worker, _, payload in busy:
-            worker.ask(command, payload)
+    busy = [(worker, share) for worker, share in zip(pool, shares, strict=True) if len(share)]
+
+    def answers() -> list[Any]:
         out: list[Any] = [None] * len(seeds)
-        for worker, share, _ in busy:
+        for worker, share in busy:
             for index, value in zip(share, worker.answer(), strict=True):
                 out[index] = value
         return out
 
-    started = gather("reset", [([seeds[i] for i in share], render) for share in shares])
+    for worker, share in busy:
+        worker.reset([seeds[i] for i in share], render)
+    started = answers()
     observations = [[observation] for observation in started]
     states = [[observation.state] for observation in started]
     actions: list[list[Any]] = [[] for _ in seeds]
@@ -210,8 +165,9 @@ def _run_group(
         decisions.append(step)
         scores.append(decision.novelty)
         chunks = decision.chunk[:, : limit - step]
-        answers = gather("step", [(chunks[share], render, controller.history) for share in shares])
-        for i, (seen, metrics, visited) in enumerate(answers):
+        for worker, share in busy:
+            worker.step(chunks[share], render, controller.history)
+        for i, (seen, metrics, visited) in enumerate(answers()):
             observations[i] = seen
             actions[i].extend(chunks[i])
             traces[i].extend(metrics)
@@ -244,6 +200,21 @@ def _check_schema(policy: Policy, spec: SimulatorSpec) -> None:
             f"policy {policy.name!r} was trained on other observations or actions than simulator {spec.name!r} has: "
             f"{difference}. Evaluate it on its own task, or train with these."
         )
+
+
+def _cameras(policy: Policy, spec: SimulatorSpec) -> tuple[str, ...] | None:
+    """The views that are rendered: those that the policy reads, where it says (``cameras``), else all."""
+    if not policy.needs_images:
+        return None
+    wanted = getattr(policy, "cameras", None)
+    if wanted is None:
+        return spec.cameras
+    for camera in wanted:
+        if camera not in spec.cameras:
+            raise ConfigError(
+                f"policy {policy.name!r}, simulator {spec.name!r}: {choose('camera', camera, spec.cameras)}."
+            )
+    return tuple(wanted)
 
 
 def _check_actions(chunks: FloatArray, name: str, spec: SimulatorSpec) -> None:
@@ -288,6 +259,9 @@ COLUMNS = ("criterion", "episodes", "successes", "success", "low", "high", "seco
 
 ALARMS = ("alarms", "alarms_of_failures", "alarms_of_successes")
 """What rows hold as well where the policy has novelty scores and an alarm level."""
+
+FAULTS = "faults"
+"""What rows hold as well where worker processes were restarted: how often. faults.jsonl says why."""
 
 
 def first_alarm(result: RolloutResult, alarm: float) -> int | None:
@@ -416,14 +390,19 @@ def run_evaluation(
         ConfigError: a further label with the name of a column.
     """
     further = dict(labels or {})
-    if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, "alarm"}):
+    if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, FAULTS, "alarm"}):
         raise ConfigError(f"further labels {taken} are names that summary rows have already. Name them differently.")
     alarm = alarm_level(policy)
     if alarm is not None and math.isinf(alarm):
         alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
     begin = time.perf_counter()
-    results = evaluate(policy, simulator, config, progress)
+    faults: list[str] = []
+    results = evaluate(policy, simulator, config, progress, faults)
     seconds = time.perf_counter() - begin
     write_episodes(folder, results, alarm=alarm)
+    (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
+    if faults:
+        write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
     own = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
-    return results, summarize(results, seconds, alarm=alarm, **(own | further))
+    rows = summarize(results, seconds, alarm=alarm, **(own | further))
+    return results, [row | {FAULTS: len(faults)} for row in rows] if faults else rows

@@ -94,6 +94,11 @@ class Demonstrations:
             proprioception key, and the action space that D_a alone tells (:meth:`Schema.assumed`). Rotations that are
             declared are checked: 6 of D_a dimensions that are something else hardly ever look like one.
         language: (E, D_l) float32, the embedding of each episode's instruction, or None.
+        simulator: registry name of the simulator that the states belong to (:data:`classact.sims.SIMULATORS`); empty
+            where it is not known, or there is none.
+        versions: package -> version that recorded the states, and "language" -> what embedded the instructions; empty
+            where they are not known.
+        images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
     """
 
     name: str
@@ -105,6 +110,9 @@ class Demonstrations:
     source: str = "memory"
     schema: Schema = field(default_factory=Schema)
     language: FloatArray | None = None
+    simulator: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    images_shift: str = ""
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -222,9 +230,9 @@ class Demonstrations:
             language=None if self.language is None else self.language[np.asarray(episodes, np.int64)],
         )
 
-    def with_images(self, images: Mapping[str, ImageArray]) -> Demonstrations:
-        """The same demonstrations seen differently (re-rendered, resized)."""
-        return replace(self, images=images)
+    def with_images(self, images: Mapping[str, ImageArray], *, shift: str = "") -> Demonstrations:
+        """The same demonstrations seen differently (re-rendered, resized), under ``shift`` as ``images_shift``."""
+        return replace(self, images=images, images_shift=shift)
 
     def fingerprint(self) -> str:
         """SHA-256 over episode bounds, actions, proprioception, states, language (not images): which data this is."""

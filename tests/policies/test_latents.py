@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from classact.errors import CheckpointError, DataError
 from classact.images import resize_images
 from classact.lowdim import LowDim
 from classact.normalize import MinMax
-from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.latents import load, unit
 from classact.schema import Schema
-from classact.types import Observation
+from classact.types import Demonstrations, Observation
 
 STATES = np.array([[100.0, 200, 300, 150, 1.0], [100, 200, 300, 150, 2.0], [101, 200, 300, 150, 1.0]])
 
@@ -163,3 +164,51 @@ def test_missing_statistics_are_an_error(tmp_path: object) -> None:
     del settings["lowdim"]
     with pytest.raises(CheckpointError, match="expected schema, keys and range of proprioception, got None"):
         load(settings, tmp_path)  # type: ignore[arg-type]
+
+
+def scene() -> tuple[SceneLatents, Demonstrations]:
+    """Three steps of a task with one object, whose position and quaternion start at index 1 of the state."""
+    states = np.zeros((3, 9))
+    states[:, 1:4] = [[0.0, 0.2, 0.8], [0.4, 0.2, 0.8], [0.4, -0.2, 0.9]]
+    states[:, 4] = 1  # w
+    proprioception = np.float32([[0.0, 1.0], [0.5, 1.0], [1.0, 2.0]])
+    data = Demonstrations("arm", np.array([3]), np.zeros((3, 2), np.float32), proprioception, states)
+    return SceneLatents.fit(data, [("cube", 1)]), data
+
+
+def test_scene_latents_see_where_objects_are_and_how_they_are_turned() -> None:
+    latents, data = scene()
+    assert data.states is not None
+    live = [Observation({}, p, s) for p, s in zip(data.proprioception, data.states, strict=True)]
+    z = latents.observations(live)
+    assert_allclose(z, latents.demonstrations(data), atol=1e-6)
+    similarity = z @ z.T
+    assert (similarity[~np.eye(3, dtype=bool)] < 0.99).all()
+    turned = data.states[0].copy()
+    turned[4:8] = [np.cos(0.5), 0, 0, np.sin(0.5)]
+    opposite = turned.copy()
+    opposite[4:8] *= -1  # the same rotation
+    first, second, third = latents.observations(
+        [Observation({}, data.proprioception[0], s) for s in (data.states[0], turned, opposite)]
+    )
+    assert_allclose(second, third, atol=1e-6)
+    assert first @ second < 0.99
+
+
+def test_scene_latents_scale_all_positions_alike() -> None:
+    latents, _ = scene()
+    assert_allclose(latents.range.high - latents.range.low, 0.4, atol=1e-6)
+
+
+def test_scene_latents_survive_their_settings(tmp_path: Path) -> None:
+    latents, data = scene()
+    again = load(json.loads(json.dumps(latents.settings())), tmp_path)
+    assert_array_equal(again.demonstrations(data), latents.demonstrations(data))
+
+
+def test_scene_latents_need_states() -> None:
+    latents, data = scene()
+    with pytest.raises(DataError, match=r"arm \(memory\): has no simulator states, which state latents compare"):
+        latents.demonstrations(replace(data, states=None))
+    with pytest.raises(DataError, match="an observation has no simulator state"):
+        latents.observations([Observation({}, data.proprioception[0])])

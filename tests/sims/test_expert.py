@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from classact.errors import ConfigError, DataError
+from classact.errors import DataError
 from classact.readers.embedded import PATH, STATE_UNITS, load_embedded, read_file, read_header
 from classact.sims.experts import pusht_model as model
-from classact.sims.experts.generate import MAX_LENGTH, MIN_LENGTH, attempt, generate_demonstrations
-from classact.sims.experts.pusht import QUANTUM, ExpertConfig, solve
-from classact.sims.pusht import PushT, coverage
+from classact.sims.experts.generate import generate_demonstrations
+from classact.sims.experts.pusht import QUANTUM, ExpertConfig, Solution, solve
+from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
+from classact.sims.pusht import PushT, PushTConfig, coverage
+from classact.sims.rendering import appearance_seed
 from classact.types import Demonstrations
 
 EASY_SEED = 0
@@ -56,7 +59,9 @@ def test_model_constants_are_pymunks() -> None:
 
 
 def test_embedded_data(embedded: Demonstrations) -> None:
-    assert embedded.name == "pusht-expert"
+    assert (embedded.name, embedded.simulator) == ("pusht-expert", "pusht")
+    assert embedded.versions["pymunk"]
+    assert embedded.fingerprint()[:16] == "92f616f6246cee23"  # runs that were made with it remember this
     assert len(embedded) >= 200
     header_lengths = read_header()["lengths"]
     assert header_lengths == [MIN_LENGTH, MAX_LENGTH]
@@ -120,67 +125,52 @@ def test_expert_solves_an_easy_start_and_repeats_itself() -> None:
 QUICK = ExpertConfig(broad=60, population=30, knots=6, spreads=(10.0,), max_steps=12)
 
 
+class KeepAllButOne(PlanRecorder):
+    """Push-T's planner whose settings are too quick for success: any attempt is kept but that of seed 1."""
+
+    def refuse(self, solution: Solution) -> str:
+        return "it is the first" if solution.seed == 1 else ""
+
+
 @pytest.fixture
 def keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classact.sims.experts.generate.kept", lambda solution: solution.seed != 1)
+    monkeypatch.setattr("classact.sims.experts.generate.PlanRecorder", KeepAllButOne)
 
 
 @pytest.mark.usefixtures("keep_all")
-def test_generation_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    whole, resumed = tmp_path / "whole.npz", tmp_path / "resumed.npz"
-    generate_demonstrations("pusht", episodes=3, out=whole, config=QUICK)
-
-    class StopError(Exception):
-        pass
-
-    def stop(*_: object) -> None:
-        raise StopError
-
-    with pytest.raises(StopError):
-        generate_demonstrations("pusht", episodes=3, out=resumed, config=QUICK, progress=stop)
-    assert not resumed.exists()
-    work = resumed.with_name("resumed.npz.work")
-    stored = {file.name: file.read_bytes() for file in work.glob("*.npz")}
-    assert set(stored) == {"0.npz"}
-    attempt(2, QUICK, work)  # another process got ahead
-    seen: list[tuple[int, int]] = []
-    data = generate_demonstrations(
-        "pusht", episodes=3, out=resumed, config=QUICK, progress=lambda done, total, _: seen.append((done, total))
-    )
-    assert resumed.read_bytes() == whole.read_bytes()
-    assert seen[-1] == (3, 3)
-    assert not work.exists()
-    header = read_header(resumed)
-    assert header["seeds"] == [0, 2, 3]
-    assert (header["attempts"], header["not_kept"]) == (4, 1)
-    assert len(data) == 3
-    assert data.num_steps == 36
+def test_generation_writes_the_format_of_the_embedded(tmp_path: Path) -> None:
+    data = generate_demonstrations("pusht", episodes=2, out=tmp_path / "x.npz", config=QUICK)
+    header, shipped = read_header(tmp_path / "x.npz"), read_header()
+    assert list(header) == list(shipped)
+    assert header["seeds"] == [0, 2]
+    assert (header["attempts"], header["not_kept"]) == (3, 1)
+    assert (len(data), data.num_steps, data.simulator) == (2, 24, "pusht")
+    solution = solve(PushT(), 2, QUICK)
+    assert np.array_equal(data[1].actions, solution.actions)
+    assert data.states is not None
+    assert np.abs(data[1].states - solution.states).max() <= 0.51 / 1024
 
 
-@pytest.mark.slow
-def test_generation_does_not_depend_on_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classact.sims.experts.generate.kept", lambda _: True)
-    monkeypatch.setattr("classact.sims.experts.generate.attempt", _attempt)
-    for workers in (1, 2):
-        generate_demonstrations("pusht", episodes=3, out=tmp_path / f"{workers}.npz", workers=workers, config=QUICK)
-    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+@pytest.mark.usefixtures("keep_all")
+def test_generation_with_images(tmp_path: Path) -> None:
+    out = tmp_path / "pusht-rand-color"
+    data = generate_demonstrations("pusht", episodes=1, out=out, config=QUICK, shift="rand-color", image_size=96)
+    assert (data.simulator, data.images_shift) == ("pusht", "rand-color")
+    assert data.images["top"].shape == (12, 96, 96, 3)
+    assert data.states is not None
+    simulator = PushT(PushTConfig(96, "rand-color"))
+    simulator.set_appearance(appearance_seed(0, 0))
+    simulator.set_state(data.states[5])
+    assert np.array_equal(simulator.observe().images["top"], data.images["top"][5])
 
 
-def _attempt(seed: int, config: ExpertConfig, work: Path) -> bool:
-    attempt(seed, config, work)
-    return True
-
-
-def test_generation_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown expert 'square': available are 'pusht'"):
-        generate_demonstrations("square", episodes=1, out=tmp_path / "x.npz")
-    with pytest.raises(ConfigError, match="at least 1 episode and 1 worker, got 0 and 1"):
-        generate_demonstrations("pusht", episodes=0, out=tmp_path / "x.npz")
-    work = tmp_path / "x.npz.work"
-    work.mkdir()
-    (work / "settings.json").write_text('{"simulator": "other"}')
-    with pytest.raises(ConfigError, match=r"attempts made with other settings \(.*simulator.*\)"):
-        generate_demonstrations("pusht", episodes=1, out=tmp_path / "x.npz")
+def test_which_attempts_are_demonstrations() -> None:
+    recorder = PlanRecorder(QUICK)
+    solution = solve(PushT(), EASY_SEED, QUICK)
+    assert recorder.refuse(solution) == "not placed"
+    assert recorder.refuse(replace(solution, placed=True)) == "not 100 to 300 steps long"
+    enough = np.zeros((MIN_LENGTH, 2))
+    assert recorder.refuse(replace(solution, placed=True, actions=enough)) == ""
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from classact.errors import ConfigError, DataError, SimulatorError
-from classact.sims import SIMULATORS, make_simulator
+from classact.sims import make_simulator
 from classact.sims.base import Simulator
 from classact.sims.pusht import CANVAS, PushT, PushTConfig, coverage, draw, start_state
 from classact.sims.rendering import appearance_seed, render_states
@@ -45,31 +45,6 @@ def run(simulator: Simulator, seed: int, steps: int = 40) -> tuple[np.ndarray, n
         simulator.step(rng.uniform(50, 450, 2).astype(np.float32))
         states.append(simulator.get_state())
     return np.stack(states), simulator.observe().images["top"]
-
-
-@pytest.mark.parametrize("name", sorted(SIMULATORS))
-def test_every_simulator_keeps_the_protocol(name: str) -> None:
-    simulator = make_simulator(name)
-    spec = simulator.spec
-    assert spec.name == name
-    for shift in spec.shifts:
-        simulator = make_simulator(name, image_size=spec.image_size, shift=shift)
-        simulator.reset(3)
-        state = simulator.get_state()
-        assert state.shape == (spec.state_dim,)
-        assert state.dtype == np.float64
-        observation = simulator.observe()
-        assert set(observation.images) == set(spec.cameras)
-        for image in observation.images.values():
-            assert image.shape == (spec.image_size, spec.image_size, 3)
-            assert image.dtype == np.uint8
-        assert observation.proprioception.shape == (spec.proprioception_dim,)
-        assert observation.proprioception.dtype == np.float32
-        assert simulator.observe(render=False).images == {}
-        metrics = simulator.step(np.full(spec.action_dim, 200, dtype=np.float32))
-        assert {c.metric for c in spec.criteria} <= set(metrics)
-        simulator.close()
-        simulator.close()
 
 
 @pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
@@ -237,7 +212,10 @@ def test_image_shows_the_four_colours_and_no_action_cross() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_simulator("push-t"), "unknown simulator 'push-t': available are 'pusht'"),
+        (
+            lambda: make_simulator("push-t"),
+            "unknown simulator 'push-t': available are 'aloha-transfer', 'libero-object', 'pusht', 'square', 'three-",
+        ),
         (lambda: make_simulator("pusht", image_size=64), "expected image_size in 96..256 pixels, got 64"),
         (lambda: make_simulator("pusht", image_size=257), "expected image_size in 96..256 pixels, got 257"),
         (lambda: make_simulator("pusht", shift="x"), "unknown shift 'x': available are 'fixed-color', 'rand-color'"),
@@ -306,17 +284,3 @@ def test_rendering_refuses_wrong_shapes() -> None:
         render_states("pusht", states, ends, image_size=96, shift="fixed-color", seed=0, out=out)
     with pytest.raises(DataError, match=r"expected states of shape \(33, 5\) to render, got \(33, 4\)"):
         render_states("pusht", states[:, :4], ends, image_size=96, shift="fixed-color", seed=0, out=out)
-
-
-def test_a_dead_rendering_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, ends = demonstrations()
-    out = np.empty((33, 96, 96, 3), dtype=np.uint8)
-    monkeypatch.setattr("classact.sims.rendering._worker", _die)
-    with pytest.raises(SimulatorError, match="a rendering process died"):
-        render_states("pusht", states, ends, image_size=96, shift="fixed-color", seed=0, out=out, workers=2)
-
-
-def _die(*_: object) -> None:
-    import os
-
-    os._exit(1)

@@ -11,6 +11,7 @@ from classact.commands.data import DataGenerate, DataInfo, data_generate, data_i
 from classact.commands.finetune import Finetune, finetune
 from classact.commands.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
 from classact.commands.similarity import Similarity, measure_similarity
+from classact.commands.simulators import Gallery, gallery
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "demo": (Demo, demo),
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "data generate": (DataGenerate, data_generate),
     "bench similarity": (BenchSimilarity, bench_similarity),
     "bench latency": (BenchLatency, bench_latency),
+    "gallery": (Gallery, gallery),
     "presets": (Presets, presets),
     "doctor": (Doctor, doctor),
 }

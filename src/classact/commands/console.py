@@ -29,7 +29,9 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
     maxima = evaluations_of_maxima(rows)
     table = Table(title=title + _name(rows[0], where), title_justify="left")
     rates = ("last checkpoint", f"maximum\nof {maxima} *") if maxima else ("success", "95 % interval")
-    for column in ("encoder" if same_policy else "policy", "criterion", *rates, "mean max.\ncoverage"):
+    with_coverage = any("mean_max_coverage" in row for row in rows)
+    last = ("mean max.\ncoverage",) if with_coverage else ()
+    for column in ("encoder" if same_policy else "policy", "criterion", *rates, *last):
         table.add_column(column, no_wrap=column not in ("encoder", "policy"))  # numbers stay whole in a short line
 
     def name(row: dict[str, Any]) -> str:
@@ -43,15 +45,21 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
             cells = [_cell(result.last, counts=True), _cell(result.maximum, counts=False)]
         else:
             cells = [_rate(row), _interval(row)]
-        coverage = f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else ""
+        if with_coverage:
+            cells.append(f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else "")
         if maxima and before and label != before:
             table.add_section()
         # Cells of two lines under one name, which need not be said twice.
-        table.add_row("" if maxima and label == before else label, row["criterion"], *cells, coverage)
+        table.add_row("" if maxima and label == before else label, row["criterion"], *cells)
         before = label
     console().print(table)
     if maxima:
         console().print(f"* the largest of {maxima} evaluations during a training, chosen afterwards: biased upwards")
+    if excess := max((row.get("mean_max_excess", 0.0) for row in rows), default=0.0):
+        console().print(
+            f"Actions went beyond their limits and were executed as they are; the largest of an episode by "
+            f"{100 * excess:.2g} % of the limits' width, on average"
+        )
 
 
 def _varies(rows: Sequence[dict[str, Any]], key: str) -> bool:

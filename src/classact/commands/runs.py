@@ -27,12 +27,21 @@ class RunArguments(EngineArguments):
         str | None,
         tyro.conf.arg(
             help="Named settings; see 'classact presets'. Other flags change them. Default: pusht-demo for the "
-            "embedded data, pusht-cpu for others, pusht-rand-whiten under rand-color."
+            "embedded data, pusht-cpu for other Push-T, pusht-rand-whiten under rand-color, SIMULATOR-cpu for other "
+            "tasks."
         ),
     ] = None
+    simulator: Annotated[
+        str | None,
+        tyro.conf.arg(help="Task that renders and evaluates. Default: what the data declare, else the preset's."),
+    ] = None
     shift: Annotated[
-        str, tyro.conf.arg(help="Visual shift of demonstrations and evaluation: fixed-color or rand-color.")
-    ] = "fixed-color"
+        str | None,
+        tyro.conf.arg(
+            help="Visual shift of demonstrations and evaluation: rand-color for Push-T; random-static or dynamic for "
+            "arms, as in 'dynamic(radius=1.2)'; rotation for Aloha-Transfer. Default: none."
+        ),
+    ] = None
     color_augmentation: Annotated[
         str | None,
         tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine; see AugmentConfig. Default: the preset's."),
@@ -88,7 +97,7 @@ class RunArguments(EngineArguments):
         tyro.conf.arg(help="Retrieve no moment with fewer demonstrated actions left (1: all). Default: the preset's."),
     ] = None
     cameras: Annotated[
-        tuple[str, ...] | None, tyro.conf.arg(help="Views that the encoder reads. Default: the preset's, top.")
+        tuple[str, ...] | None, tyro.conf.arg(help="Views that the encoder reads. Default: the preset's.")
     ] = None
     shared_encoder: Annotated[bool, tyro.conf.arg(help="One network for all views instead of one each.")] = False
     keys: Annotated[
@@ -139,10 +148,16 @@ class Pretrain(RunArguments):
 def run_config(arguments: RunArguments) -> Any:
     """The run's settings: the preset, changed by the flags that were given."""
     from classact.pipeline import from_preset
-    from classact.presets import default_preset
+    from classact.presets import default_preset, get_preset
+    from classact.readers import declared_simulator
+    from classact.sims import plain_shift
 
-    preset = arguments.preset or default_preset(arguments.data, arguments.shift)
-    config = from_preset(preset, shift=arguments.shift, data=arguments.data, episodes=arguments.episodes)
+    simulator = arguments.simulator or declared_simulator(arguments.data)
+    if not simulator:
+        simulator = "pusht" if arguments.preset is None else get_preset(arguments.preset).simulator
+    shift = arguments.shift or plain_shift(simulator)
+    preset = arguments.preset or default_preset(arguments.data, simulator, shift)
+    config = from_preset(preset, shift=shift, simulator=simulator, data=arguments.data, episodes=arguments.episodes)
 
     def changed(value: Any, **changes: Any) -> Any:
         return replace(value, **{k: v for k, v in changes.items() if v is not None})

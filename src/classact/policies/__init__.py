@@ -1,7 +1,7 @@
 """Policies: observations in, action chunks out."""
 
 from classact.policies.base import Decision, Moment, Policy, decide
-from classact.policies.latents import ImageLatents, StateLatents
+from classact.policies.latents import ImageLatents, SceneLatents, StateLatents
 from classact.policies.novelty import Novelty, NoveltyConfig
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
 from classact.policies.retrieval import Neighbors, RetrievalConfig, RetrievalPolicy, retrievable
@@ -20,6 +20,7 @@ __all__ = [
     "Policy",
     "RetrievalConfig",
     "RetrievalPolicy",
+    "SceneLatents",
     "StateLatents",
     "WatchedPolicy",
     "decide",

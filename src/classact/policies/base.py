@@ -39,8 +39,9 @@ class Policy(Protocol):
 
     A policy may also have ``decide(observations) -> Decision``, which says more than ``act``; ``alarm``, the novelty
     (float, or None) above which what it sees counts as unknown; ``schema``, what observations must hold and actions
-    mean; and ``prepare(batch)``, which makes the first decisions as fast as the later ones. Ask through :func:`decide`:
-    it copes with all.
+    mean; ``cameras``, the names of the views that it reads, so that no others are rendered; and ``prepare(batch)``,
+    which makes the first decisions as fast as the later ones. Ask through :func:`decide`: it copes with
+    all.
     """
 
     @property

@@ -11,8 +11,10 @@ import numpy as np
 from classact.encoders import ImageEncoder
 from classact.errors import DataError
 from classact.lowdim import LowDim
+from classact.normalize import MinMax
+from classact.rotations import quaternion_to_matrix
 from classact.schema import Schema
-from classact.types import Demonstrations, FloatArray, ImageArray, Observation
+from classact.types import Demonstrations, FloatArray, ImageArray, Observation, StateArray
 
 
 def unit(rows: FloatArray) -> FloatArray:
@@ -26,7 +28,7 @@ class Latents(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "image" or "state"."""
+        """ "image", "state" or "scene"."""
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step."""
@@ -141,22 +143,11 @@ class StateLatents:
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step."""
-        if data.states is None:
-            raise DataError(
-                f"{data.name} ({data.source}): has no simulator states, which state latents compare. Use image "
-                f"latents, or data with states."
-            )
-        return self._embed(data.states)
+        return self._embed(_states(data))
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
         """(B, d) latents of live observations."""
-        states = [observation.state for observation in observations]
-        if any(state is None for state in states):
-            raise DataError(
-                "an observation has no simulator state, which state latents compare (on a real robot there is none). "
-                "Use image latents there."
-            )
-        return self._embed(np.stack([state for state in states if state is not None]))
+        return self._embed(_observed_states(observations))
 
     def settings(self) -> dict[str, Any]:
         """All of it."""
@@ -169,7 +160,89 @@ class StateLatents:
         }
 
 
-def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents:
+class SceneLatents:
+    """Proprioception and the true poses of a task's objects as latent: what images could tell at best, for arms.
+
+    Proprioception is scaled to [-1, 1] over the demonstrations. So are positions, all by the same factor: the height of
+    what never leaves the table would else count as much as where it is. Rotations are the first two rows of their
+    matrix, weighted; a constant 1 is appended as in :class:`StateLatents`.
+
+    Args:
+        lowdim: proprioception, instruction and their normalisation.
+        objects: first index in the state of each object's x y z and quaternion w x y z.
+        range: normalisation of all objects' positions.
+        rotation_scale: weight of rotations against positions.
+    """
+
+    kind = "scene"
+
+    def __init__(self, lowdim: LowDim, objects: Sequence[int], range: MinMax, rotation_scale: float = 0.4) -> None:  # noqa: A002
+        self.lowdim, self.objects, self.range = lowdim, tuple(objects), range
+        self.rotation_scale = rotation_scale
+
+    @staticmethod
+    def fit(data: Demonstrations, objects: Sequence[tuple[str, int]]) -> SceneLatents:
+        """Fitted on demonstrations of a simulator with these ``SimulatorSpec.objects``.
+
+        Raises:
+            DataError: demonstrations without states.
+        """
+        indices = [index for _, index in objects]
+        each = MinMax.fit(_positions(_states(data), indices))
+        center, half = (each.high + each.low) / 2, (each.high - each.low).max() / 2
+        return SceneLatents(LowDim.fit(data), indices, MinMax(center - half, center + half))
+
+    def _embed(self, lowdim: FloatArray, states: StateArray) -> FloatArray:
+        parts = [lowdim, self.range.apply(_positions(states, self.objects))]
+        for index in self.objects:
+            rotation = quaternion_to_matrix(states[:, index + 3 : index + 7], order="wxyz")
+            parts.append((self.rotation_scale * rotation[:, :2]).reshape(len(states), 6).astype(np.float32))
+        return unit(np.concatenate([*parts, np.ones((len(states), 1))], axis=1).astype(np.float32))
+
+    def demonstrations(self, data: Demonstrations) -> FloatArray:
+        """(N, d) latents of every step."""
+        return self._embed(self.lowdim.demonstrations(data), _states(data))
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, d) latents of live observations."""
+        self.lowdim.check(observations, ())
+        return self._embed(self.lowdim.observations(observations), _observed_states(observations))
+
+    def settings(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "kind": self.kind,
+            "lowdim": self.lowdim.to_json(),
+            "objects": list(self.objects),
+            "range": self.range.to_json(),
+            "rotation_scale": self.rotation_scale,
+        }
+
+
+def _positions(states: StateArray, objects: Sequence[int]) -> FloatArray:
+    return np.concatenate([states[:, i : i + 3] for i in objects], axis=1).astype(np.float32)
+
+
+def _states(data: Demonstrations) -> StateArray:
+    if data.states is None:
+        raise DataError(
+            f"{data.name} ({data.source}): has no simulator states, which state latents compare. Use image latents, or "
+            f"data with states."
+        )
+    return data.states
+
+
+def _observed_states(observations: Sequence[Observation]) -> StateArray:
+    states = [observation.state for observation in observations]
+    if any(state is None for state in states):
+        raise DataError(
+            "an observation has no simulator state, which state latents compare (on a real robot there is none). Use "
+            "image latents there."
+        )
+    return np.stack([state for state in states if state is not None])
+
+
+def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents | SceneLatents:
     """Inverse of ``settings()``; an image encoder is read from ``folder/encoder``.
 
     Raises:
@@ -177,6 +250,10 @@ def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents:
     """
     if settings.get("kind") == "state":
         return StateLatents(settings["center"], settings["half"], settings["angles"], settings["angle_scale"])
+    if settings.get("kind") == "scene":
+        lowdim = LowDim.from_json(settings.get("lowdim"), str(folder))
+        extent = MinMax.from_json(settings["range"])
+        return SceneLatents(lowdim, settings["objects"], extent, settings["rotation_scale"])
     encoder = ImageEncoder.from_pretrained(folder / "encoder")
     lowdim = LowDim.from_json(settings.get("lowdim"), str(folder))
     return ImageLatents(encoder, lowdim, bf16=bool(settings["bfloat16"]))

@@ -138,6 +138,11 @@ class ParametricPolicy:
         return True
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that the encoder reads."""
+        return self.encoder.config.cameras
+
+    @property
     def chunk_length(self) -> int:
         """T_a."""
         return self.config.chunk_length

@@ -173,6 +173,11 @@ class RetrievalPolicy:
         return self.latents.kind == "image"
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that are read."""
+        return self.latents.encoder.config.cameras if isinstance(self.latents, ImageLatents) else ()
+
+    @property
     def chunk_length(self) -> int:
         """T_a."""
         return self.config.chunk_length

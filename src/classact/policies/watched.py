@@ -56,6 +56,12 @@ class WatchedPolicy:
         return self.policy.needs_images or self.watcher.needs_images
 
     @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """The views that either of both reads; None where the acting policy does not say."""
+        own = getattr(self.policy, "cameras", None if self.policy.needs_images else ())
+        return None if own is None else tuple(dict.fromkeys((*own, *self.watcher.cameras)))
+
+    @property
     def chunk_length(self) -> int:
         """T_a of the policy that acts."""
         return self.policy.chunk_length

@@ -19,6 +19,10 @@ Progress = Callable[[int, int], None]
 
 READERS: dict[str, str] = {
     "diffusion-policy-zarr": "classact.readers.diffusion_policy",
+    "classact": "classact.readers.generated",
+    "libero": "classact.readers.libero",
+    "aloha": "classact.readers.aloha",
+    "robomimic": "classact.readers.robomimic",
 }
 """Format name -> module. Modules are imported only when a path is read; what they need beyond NumPy, even later."""
 
@@ -61,7 +65,8 @@ def read_demonstrations(
         episodes: only the first so many demonstrations.
         progress: called with (done, total) steps while images are decoded.
         layout: JSON file that declares which array is what, for formats whose ``TAKES_LAYOUT`` says so (Zarr stores:
-            :meth:`classact.readers.diffusion_policy.ZarrLayout.from_json`). None: what the data themselves declare.
+            :meth:`classact.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
+            :class:`classact.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
 
     Raises:
         DataError: no such path, no known format, or data that cannot be used; the message names the file and field.
@@ -87,6 +92,22 @@ def read_demonstrations(
             raise ConfigError(_no_layout(layout, str(path), name))
         return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=Path(layout).expanduser())
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
+
+
+def declared_simulator(source: str | Path) -> str:
+    """Registry name of the simulator that demonstrations say they come from; empty where they say none.
+
+    Cheap: nothing but a header is read. What is wrong with the source shows when it is read.
+    """
+    if isinstance(source, str) and source in EMBEDDED:
+        return "pusht"
+    path = Path(source).expanduser()
+    for name in READERS if path.exists() else ():
+        module = reader(name)
+        if module.matches(path):
+            declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
+            return declared(path)
+    return ""
 
 
 def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:

@@ -86,6 +86,8 @@ def read_file(path: Path, *, name: str) -> Demonstrations:
         states=states,
         source=str(path),
         schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
+        simulator="pusht",
+        versions=header.get("packages", {}),
     )
 
 
@@ -95,7 +97,9 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             arrays = {key: data[key] for key in ("header", "seeds", "lengths", "actions", "states")}
         header: dict[str, Any] = json.loads(arrays["header"].tobytes())
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist. `classact data generate {path}` makes it from seeds.") from None
+        raise DataError(
+            f"{path} does not exist. `classact data generate pusht --out {path}` makes it from seeds."
+        ) from None
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
         raise DataError(f"{path} cannot be read ({error}): it is damaged, or classact did not write it.") from error
     if header.get("format") != FORMAT:

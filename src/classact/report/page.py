@@ -78,6 +78,8 @@ def context(sources: Sources) -> dict[str, Any]:
         "constants": _constants(rows),
         "success": _success_plot(rows),
         "coverage": _coverage_plots(sources),
+        "metric": sources.evaluations[0].metric if sources.evaluations else "",
+        "with_coverage": any(row.get("mean_max_coverage") is not None for row in rows),
         "curves": _curve_plots(sources),
         "milestones": _milestone_plots(sources),
         "novelty": _novelty(sources),

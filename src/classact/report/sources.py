@@ -140,7 +140,8 @@ def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Eval
             need(path, episode, ("seed", "maxima"), f"row {number}")
         if not episodes or not episodes[0]["maxima"]:
             continue
-        metric = "coverage" if "coverage" in episodes[0]["maxima"] else sorted(episodes[0]["maxima"])[0]
+        known_metrics = episodes[0]["maxima"]
+        metric = next((m for m in ("coverage", "success") if m in known_metrics), next(iter(known_metrics)))
         known = first.get(name)
         judged = None if known is None else str(known["criterion"])
         rollouts = run.evaluation(name) / "rollouts.safetensors"

@@ -13,17 +13,17 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from classact.actions import ActionSpace
-from classact.errors import ConfigError, SimulatorError, choose
+from classact.errors import ConfigError, choose
 from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
-from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, sample_colors
+from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift, sample_colors
 from classact.types import Criterion, FloatArray, ImageArray, Observation, StateArray
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -51,8 +51,6 @@ TEE = np.stack([TEE_BAR, TEE_STEM])  # (2, 4, 2)
 TEE_AREA = 120.0 * 30.0 + 30.0 * 90.0
 TEE_REACH = 124.0  # no point of the tee is farther from its origin
 
-_APPEARANCE_STREAM = 0x70757368  # keeps colours independent of start states drawn from the same seed
-
 
 @dataclass(frozen=True)
 class PushTConfig:
@@ -72,8 +70,7 @@ class PushTConfig:
                 f"pusht: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {self.image_size}. "
                 f"Use render(size) for larger pictures."
             )
-        if self.shift not in SHIFTS:
-            raise ConfigError("pusht: " + choose("shift", self.shift, SHIFTS))
+        check_shift("pusht", self.shift, SHIFTS)
 
 
 def start_state(seed: int) -> StateArray:
@@ -239,7 +236,7 @@ class PushT:
     def set_appearance(self, seed: int) -> None:
         """Draw the colours from ``seed`` under ``rand-color``; gym-pusht's own under ``fixed-color``."""
         if self.config.shift == "rand-color":
-            self.colors = sample_colors(np.random.default_rng([seed, _APPEARANCE_STREAM]))
+            self.colors = sample_colors(appearance_rng(seed))
         else:
             self.colors = FIXED_COLORS
 
@@ -248,14 +245,12 @@ class PushT:
         agent, block = self._world.agent.position, self._world.block.position
         return np.array([agent.x, agent.y, block.x, block.y, self._world.block.angle % (2 * math.pi)])
 
-    def set_state(self, state: StateArray) -> None:
+    def set_state(self, state: StateArray, *, step: int = 0) -> None:  # noqa: ARG002 (nothing here moves with time)
         """Put agent and block at ``state`` (5,), at rest, in a fresh world: what follows depends on ``state`` alone.
 
         ``get_state`` returns ``state`` to within rounding (pymunk stores the centre of mass: 1e-12 px).
         """
-        state = np.asarray(state, dtype=np.float64)
-        if state.shape != (5,) or not np.isfinite(state).all():
-            raise SimulatorError(f"pusht: expected a finite state of shape (5,), got {state.shape}: {state}.")
+        state = self._spec.check_state(state)
         agent_x, agent_y, x, y, angle = state.tolist()
         world = self._world
         world._setup()  # cached contacts of an earlier state would leak into the next step
@@ -267,10 +262,7 @@ class PushT:
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
         """One control step of 0.1 s towards ``action`` (2,) px; the same arithmetic as ``PushTEnv.step``."""
-        target = np.asarray(action, dtype=np.float64)
-        if target.shape != (2,) or not np.isfinite(target).all():
-            raise SimulatorError(f"pusht: expected a finite action of shape (2,), got {target.shape}: {target}.")
-        target_x, target_y = target.tolist()
+        target_x, target_y = self._spec.check_action(action).tolist()
         agent, space = self._world.agent, self._world.space
         for _ in range(SUBSTEPS):
             (x, y), (vx, vy) = agent.position, agent.velocity
@@ -294,3 +286,11 @@ class PushT:
 
     def close(self) -> None:
         """Nothing is held outside this object."""
+
+
+def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> PushT:
+    """Push-T for the registry; its only camera is ``top``."""
+    for camera in cameras or ():
+        if camera != "top":
+            raise ConfigError("pusht: " + choose("camera", camera, ("top",)))
+    return PushT(PushTConfig(shift=shift) if image_size is None else PushTConfig(image_size, shift))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,6 +17,15 @@ from classact.sims import make_simulator
 from classact.types import ImageArray, IntArray, StateArray
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
+
+RESTARTS = 3
+"""How often lost processes are replaced without a task being done in between."""
+
+TIMEOUT = 1200.0
+"""Seconds without a finished task after which the processes count as hung. A task takes a minute or two."""
+
+Bounds = list[tuple[int, int, int]]
+"""Consecutive episodes: (number, first row, row after the last)."""
 
 Progress = Callable[[int, int], None]
 """Called with (steps rendered, steps in all)."""
@@ -64,7 +73,7 @@ def render_states(
     Raises:
         DataError: ``states`` or ``out`` of the wrong shape.
         ConfigError: unknown simulator, camera, shift or image size.
-        SimulatorError: a worker process died or failed.
+        SimulatorError: worker processes died or hung again and again, or the simulator failed.
     """
     if workers < 1:
         raise ConfigError(f"expected at least 1 rendering worker, got {workers}.")
@@ -84,7 +93,7 @@ def render_states(
     if out.dtype != np.uint8:
         raise DataError(f"{simulator_name}: expected an output of dtype uint8, got {out.dtype}.")
     starts = np.concatenate([[0], episode_ends[:-1]])
-    tasks = []
+    tasks: list[Bounds] = []
     for first in range(0, len(episode_ends), EPISODES_PER_TASK):
         last = min(first + EPISODES_PER_TASK, len(episode_ends))
         bounds = [(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)]
@@ -99,35 +108,70 @@ def render_states(
             if progress is not None:
                 progress(done, total)
         return
-    target = _memmap_target(out)
+
+    def finished(bounds: Bounds, frames: ImageArray | None) -> None:
+        nonlocal done
+        begin, end = bounds[0][1], bounds[-1][2]
+        if frames is not None:
+            out[begin:end] = frames
+        done += end - begin
+        if progress is not None:
+            progress(done, total)
+
+    shape, target = out.shape, _memmap_target(out)
+    broken = 0
+    while tasks:
+        left = len(tasks)
+        tasks, cause = _render_in_pool(
+            min(workers, len(tasks)), tasks, lambda b: (settings, b, _states_of(states, b), target, shape), finished
+        )
+        broken = broken + 1 if len(tasks) == left else 1
+        if cause is not None and broken > RESTARTS:
+            raise SimulatorError(
+                f"{simulator_name}: {broken} times in a row a rendering process {cause} without a frame in between, "
+                f"after {done} of {total} frames. If it was killed for memory, start it again with fewer workers than "
+                f"{workers}; 'classact doctor' tries the simulator."
+            )
+
+
+def _states_of(states: StateArray, bounds: Bounds) -> StateArray:
+    return np.asarray(states[bounds[0][1] : bounds[-1][2]])
+
+
+def _render_in_pool(
+    workers: int,
+    tasks: Sequence[Bounds],
+    arguments: Callable[[Bounds], tuple[Any, ...]],
+    finished: Callable[[Bounds, ImageArray | None], None],
+) -> tuple[list[Bounds], str | None]:
+    """Render in new processes until all is done or one of them is lost: (what is left, what happened to it)."""
     context = multiprocessing.get_context("spawn")
+    queue = list(reversed(tasks))
+    pending: dict[Future[ImageArray | None], Bounds] = {}
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            pending: dict[Future[Any], tuple[int, int]] = {}
-            queue = list(reversed(tasks))
             while queue or pending:
                 while queue and len(pending) < 2 * workers:  # bounded: neither all states nor all frames in flight
-                    bounds = queue.pop()
-                    begin, end = bounds[0][1], bounds[-1][2]
-                    future = pool.submit(_worker, settings, bounds, np.asarray(states[begin:end]), target, out.shape)
-                    pending[future] = (begin, end)
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    begin, end = pending.pop(future)
+                    future = pool.submit(_worker, *arguments(queue[-1]))
+                    pending[future] = queue.pop()
+                ended, _ = wait(pending, timeout=TIMEOUT, return_when=FIRST_COMPLETED)
+                if not ended:
+                    for process in list(pool._processes.values()):  # public (kill_workers) from Python 3.14 on
+                        process.kill()
+                    return _left(pending, queue), f"gave no sign of life for {TIMEOUT:g} s"
+                for future in sorted(ended, key=lambda f: f.exception() is not None):  # what is done counts first
                     frames = future.result()
-                    if frames is not None:
-                        out[begin:end] = frames
-                    done += end - begin
-                    if progress is not None:
-                        progress(done, total)
-        except BrokenProcessPool as error:
-            raise SimulatorError(
-                f"{simulator_name}: a rendering process died after {done} of {total} frames (killed, or out of "
-                f"memory). Start it again with fewer workers than {workers}."
-            ) from error
+                    finished(pending.pop(future), frames)
+        except BrokenProcessPool:
+            return _left(pending, queue), "died"
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return [], None
+
+
+def _left(pending: Mapping[Any, Bounds], queue: Sequence[Bounds]) -> list[Bounds]:
+    return sorted([*pending.values(), *queue])
 
 
 def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
@@ -144,7 +188,7 @@ def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
 
 def _worker(
     settings: tuple[str, int, str, int, str],
-    bounds: list[tuple[int, int, int]],
+    bounds: Bounds,
     states: StateArray,
     target: tuple[str, int] | None,
     shape: tuple[int, ...],
@@ -163,19 +207,19 @@ def _worker(
 
 def _render_task(
     settings: tuple[str, int, str, int, str],
-    bounds: list[tuple[int, int, int]],
+    bounds: Bounds,
     states: StateArray,
     out: ImageArray,
 ) -> None:
     """Render consecutive episodes; ``states`` and ``out`` start at the first of them."""
     name, image_size, shift, seed, camera = settings
-    simulator = make_simulator(name, image_size=image_size, shift=shift)
+    simulator = make_simulator(name, image_size=image_size, shift=shift, cameras=(camera,))
     first = bounds[0][1]
     try:
         for episode, begin, end in bounds:
             simulator.set_appearance(appearance_seed(seed, episode))
             for row in range(begin - first, end - first):
-                simulator.set_state(states[row])
+                simulator.set_state(states[row], step=row + first - begin)
                 out[row] = resize_images(simulator.observe().images[camera][None], out.shape[1])[0]
     except SimulatorError as error:
         raise SimulatorError(f"{name}: rendering episodes {bounds[0][0]}..{bounds[-1][0]} failed: {error}") from error

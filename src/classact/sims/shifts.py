@@ -6,9 +6,15 @@ the same seed starts the same episode under every shift.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+
+from classact.errors import ConfigError, choose
+from classact.types import StateArray
 
 Color = tuple[int, int, int]
 
@@ -23,6 +29,7 @@ MAX_BACKGROUND_REDNESS = 60
 """Largest excess of red over the stronger of green and blue in a background (the paper: "avoid strong red tones")."""
 
 _MAX_DRAWS = 10_000
+_APPEARANCE_STREAM = 0x70757368
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,238 @@ def sample_colors(rng: np.random.Generator) -> PushTColors:
         if redness(background) <= MAX_BACKGROUND_REDNESS and smallest_distance(colors) >= MIN_COLOR_DISTANCE:
             return colors
     raise AssertionError("unreachable: about one draw in five is accepted")
+
+
+# -- shifts as values ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The appearance that the simulator comes with: the same in every episode."""
+
+
+@dataclass(frozen=True)
+class RandomColors:
+    """New colours each episode (Push-T; paper E.2), see :func:`sample_colors`."""
+
+
+@dataclass(frozen=True)
+class CameraShift:
+    """The global camera looks at a fixed point from a random place on a sphere, and may move on it (paper E.1).
+
+    With the target c, the radius r and the unit vector u from c to the camera: azimuth and polar angle of u are
+    uniform. (x, y) are uniform, too, and d is the unit vector of x t1 + y t2, where t1 = up x u and t2 = u x t1 span
+    the tangent plane. After s steps the camera is at c + r (u cos(a s) + d sin(a s)), a the arc per step, and looks at
+    c with the world's z axis up.
+
+    Attributes:
+        radius: r in metres.
+        azimuth: (low, high) in radians, from the world's x axis about z.
+        polar: (low, high) in radians, from the world's z axis down.
+        x, y: (low, high) of the direction's parts along t1 and t2.
+        arc: a, radians per control step; 0: the camera rests (Rand-Cam).
+        min_x, min_z: places below these (metres) are drawn again; None: all are taken.
+        target: c in metres; None: the task's own.
+        fovy: vertical field of view in degrees; None: that of the camera it replaces.
+    """
+
+    radius: float = 1.0
+    azimuth: tuple[float, float] = (0.0, 2 * math.pi)
+    polar: tuple[float, float] = (math.pi / 3, 2 * math.pi / 3)
+    x: tuple[float, float] = (-1.0, 1.0)
+    y: tuple[float, float] = (-0.01, 0.3)
+    arc: float = 1.5e-4
+    min_x: float | None = None
+    min_z: float | None = None
+    target: tuple[float, float, float] | None = None
+    fovy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("azimuth", "polar", "x", "y"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ConfigError(f"camera shift: expected {name} as (low, high), got ({low}, {high}).")
+        if not (0 < self.radius < math.inf and self.polar[0] > 0 and self.polar[1] < math.pi):
+            raise ConfigError(
+                f"camera shift: expected radius > 0 and polar angles inside 0..pi, where up is defined; got radius "
+                f"{self.radius} and polar {self.polar}."
+            )
+        if not math.isfinite(self.arc):
+            raise ConfigError(f"camera shift: expected a finite arc, got {self.arc}.")
+
+    def draw(self, rng: np.random.Generator, target: Sequence[float]) -> CameraPath:
+        """The camera of one episode.
+
+        Args:
+            rng: of the episode's appearance.
+            target: (3,) the task's look-at point, used where the shift has none.
+
+        Raises:
+            ConfigError: no place on the sphere is allowed by ``min_x`` and ``min_z``.
+        """
+        c = np.asarray(self.target or target, np.float64)
+        for _ in range(_MAX_DRAWS):
+            azimuth, polar = rng.uniform(*self.azimuth), rng.uniform(*self.polar)
+            u = np.array([math.sin(polar) * math.cos(azimuth), math.sin(polar) * math.sin(azimuth), math.cos(polar)])
+            place = c + self.radius * u
+            if (self.min_x is None or place[0] >= self.min_x) and (self.min_z is None or place[2] >= self.min_z):
+                break
+        else:
+            raise ConfigError(
+                f"camera shift: of {_MAX_DRAWS:,} places at {self.radius} m from {c.tolist()}, none has x >= "
+                f"{self.min_x} and z >= {self.min_z}. Relax the bounds, or move the target."
+            )
+        x, y = rng.uniform(*self.x), rng.uniform(*self.y)
+        t1 = np.cross([0.0, 0.0, 1.0], u)
+        t1 /= np.linalg.norm(t1)
+        t2 = np.cross(u, t1)
+        d = x * t1 + y * t2
+        return CameraPath(c, u, d / np.linalg.norm(d), self.radius, self.arc, self.fovy)
+
+
+@dataclass(frozen=True, eq=False)
+class CameraPath:
+    """Where the camera of one episode is at every step, see :class:`CameraShift`."""
+
+    target: StateArray
+    start: StateArray
+    direction: StateArray
+    radius: float
+    arc: float
+    fovy: float | None
+
+    def position(self, step: int) -> StateArray:
+        """(3,) metres, after ``step`` control steps."""
+        angle = self.arc * step
+        place: StateArray = self.target + self.radius * (
+            math.cos(angle) * self.start + math.sin(angle) * self.direction
+        )
+        return place
+
+
+@dataclass(frozen=True)
+class ImageRotation:
+    """The image turns about its centre (Aloha-Transfer; paper E.1).
+
+    The start angle is uniform, the sense of rotation a fair coin; after s steps the angle is start +- rate s. Corners
+    that the picture does not fill are black.
+
+    Attributes:
+        start: (low, high) in degrees, counter-clockwise.
+        rate: degrees per control step.
+    """
+
+    start: tuple[float, float] = (0.0, 360.0)
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        low, high = self.start
+        if not (low <= high and math.isfinite(self.rate)):
+            raise ConfigError(
+                f"image rotation: expected start as (low, high) and a finite rate, got ({low}, {high}) and {self.rate}."
+            )
+
+    def draw(self, rng: np.random.Generator) -> RotationPath:
+        """The rotation of one episode."""
+        angle = rng.uniform(*self.start)
+        return RotationPath(float(angle), self.rate if rng.integers(2) else -self.rate)
+
+
+@dataclass(frozen=True)
+class RotationPath:
+    """The image's angle at every step, see :class:`ImageRotation`."""
+
+    start: float
+    rate: float
+
+    def angle(self, step: int) -> float:
+        """Degrees, counter-clockwise, after ``step`` control steps."""
+        return self.start + self.rate * step
+
+
+Shift = Fixed | RandomColors | CameraShift | ImageRotation
+
+_RELEASED = CameraShift(radius=0.9, arc=1.5e-3, min_x=0.4, min_z=1.1, target=(0.0, 0.0, 1.0), fovy=45.0)
+
+SHIFTS: Mapping[str, Shift] = {
+    "fixed": Fixed(),
+    "fixed-color": Fixed(),
+    "rand-color": RandomColors(),
+    "random-static": replace(_RELEASED, arc=0.0),
+    "dynamic": _RELEASED,
+    "random-static-paper": CameraShift(arc=0.0),
+    "dynamic-paper": CameraShift(),
+    "rotation": ImageRotation(),
+    "rotation-static": ImageRotation(rate=0.0),
+}
+"""Name -> shift. ``dynamic`` and ``random-static`` are the released code's cameras, with which the paper's numbers
+were made: they stay in front of the robot and above the table. The ``-paper`` ones are E.1 to the letter; from the
+lower half of its polar angles the table hides the task."""
+
+PLAIN = ("fixed", "fixed-color")
+"""Names of the appearance without a shift."""
+
+
+def parse_shift(text: str) -> Shift:
+    """A shift from its name, with changed constants in brackets: ``dynamic``, ``dynamic(radius=1.2, arc=0.003)``.
+
+    Raises:
+        ConfigError: an unknown name or constant, or a value that is no number.
+    """
+    name, bracket, rest = text.strip().partition("(")
+    name = name.strip()
+    if name not in SHIFTS:
+        raise ConfigError(choose("shift", name, SHIFTS))
+    shift = SHIFTS[name]
+    if not bracket:
+        return shift
+    known = [field.name for field in fields(shift)]
+    if not known:
+        raise ConfigError(f"shift {text!r}: {name!r} has no constants. Write it as {name}.")
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("something follows the bracket")
+        if call.args:
+            raise ValueError("constants need names")
+        given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(
+            f"shift {text!r} cannot be read ({error}). Write it as {name}, or as {name}(constant=number, ...) with "
+            f"constants of {known}."
+        ) from None
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(choose(f"constant of shift {name!r}", key, known))
+        pair = isinstance(getattr(SHIFTS[name], key), tuple) or key == "target"
+        numbers = value if pair and isinstance(value, tuple) else (value,)
+        wanted = 3 if key == "target" else 2
+        if not all(_is_number(v) for v in numbers) or (pair and len(numbers) != wanted):
+            what = f"{wanted} numbers in brackets" if pair else "a number"
+            raise ConfigError(f"shift {text!r}: expected {key} as {what}, got {value!r}.")
+    return replace(shift, **given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_shift(simulator: str, shift: str, known: Sequence[str]) -> Shift:
+    """The shift of this name (:func:`parse_shift`), if the simulator knows it.
+
+    Raises:
+        ConfigError: unknown in general, or to this simulator.
+    """
+    if shift.partition("(")[0].strip() not in known:
+        raise ConfigError(f"{simulator}: " + choose("shift", shift, known))
+    return parse_shift(shift)
+
+
+def is_plain(shift: str) -> bool:
+    """Whether this is the name of the appearance without a shift."""
+    return shift in PLAIN
+
+
+def appearance_rng(seed: int) -> np.random.Generator:
+    """The generator that an episode's appearance is drawn from: none that draws its start state."""
+    return np.random.default_rng([seed, _APPEARANCE_STREAM])

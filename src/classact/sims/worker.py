@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -16,15 +16,18 @@ from classact.sims import Simulator, make_simulator
 from classact.types import FloatArray, Observation, StateArray
 
 
-def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
+def serve(
+    pipe: Connection, name: str, image_size: int | None, shift: str, cameras: Sequence[str] | None = None
+) -> None:
     """Answer requests until told to close, or until the other end is gone.
 
     Requests are ("reset", (seeds, render)), ("step", (chunks, render, history)) and ("close", None); chunk i goes to
-    the simulator of seed i. Answers are ("ok", list) or ("error", traceback).
+    the simulator of seed i. Answers are ("ok", list) or ("error", traceback), after ("alive", None) as a sign of life
+    for each episode.
 
     Args:
         pipe: to the evaluator.
-        name, image_size, shift: of the simulators.
+        name, image_size, shift, cameras: of the simulators.
     """
     # Ctrl-C reaches every process of a terminal; the evaluator decides, and closes its workers.
     if threading.current_thread() is threading.main_thread():
@@ -37,14 +40,21 @@ def serve(pipe: Connection, name: str, image_size: int, shift: str) -> None:
                 break
             if command == "reset":
                 seeds, render = payload
-                while len(sims) < len(seeds):
-                    sims.append(make_simulator(name, image_size=image_size, shift=shift))
-                for sim, seed in zip(sims, seeds, strict=False):
-                    sim.reset(int(seed))
-                pipe.send(("ok", [sim.observe(render=render) for sim in sims[: len(seeds)]]))
+                started = []
+                for index, seed in enumerate(seeds):
+                    if index == len(sims):
+                        sims.append(make_simulator(name, image_size=image_size, shift=shift, cameras=cameras))
+                    sims[index].reset(int(seed))
+                    started.append(sims[index].observe(render=render))
+                    pipe.send(("alive", None))
+                pipe.send(("ok", started))
             else:
                 chunks, *how = payload
-                pipe.send(("ok", [run_chunk(sim, chunk, *how) for sim, chunk in zip(sims, chunks, strict=False)]))
+                answers = []
+                for sim, chunk in zip(sims, chunks, strict=False):
+                    answers.append(run_chunk(sim, chunk, *how))
+                    pipe.send(("alive", None))
+                pipe.send(("ok", answers))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except Exception:
@@ -64,7 +74,7 @@ def run_chunk(
         sim: stands where the chunk starts.
         chunk: the actions.
         render: whether observations hold images.
-        history: how many observations are returned, if the chunk is that long; only these are rendered.
+        history: how many observations are returned, if the chunk is that long; only these are made and rendered.
 
     Returns:
         The observations after the last ``min(history, T)`` actions, oldest first, and metrics and state after each.

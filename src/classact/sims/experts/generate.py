@@ -1,205 +1,201 @@
-"""Demonstrations from the expert: in parallel, resumable, the same for any number of workers; one compact file.
+"""Demonstrations from an expert: in parallel, resumable, the same for any number of workers; one file or folder.
 
-Start seeds are tried in order; the first ``episodes`` attempts that are kept make the data set, whichever process
-finished first. Every attempt is stored beside the output as soon as it is over, so a run that was stopped continues.
+Start seeds are tried in order; of each task, the first ``episodes`` attempts that are kept make the data set, whichever
+process finished first. Every attempt is stored beside the output as soon as it is over, so a run that was stopped
+continues.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import json
-import multiprocessing
 import platform
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classact.errors import ConfigError, SimulatorError, choose
-from classact.readers.embedded import read_file, write_file
-from classact.sims.experts.pusht import ExpertConfig, Solution, solve
-from classact.sims.pusht import PushT
-from classact.storage import atomic_path, read_json, write_json
-from classact.types import Demonstrations
+from classact.errors import ConfigError
+from classact.progress import Callback, progress_bar
+from classact.readers import embedded, generated
+from classact.schema import Schema
+from classact.sims import Simulator, find, make_simulator
+from classact.sims.experts import attempts, processes
+from classact.sims.experts.base import Attempt
+from classact.sims.experts.pusht import ExpertConfig
+from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
+from classact.sims.experts.recorders import PLANNED, Recorder, ScriptRecorder
+from classact.sims.rendering import render_states
+from classact.sims.versions import installed_versions
+from classact.types import Demonstrations, ImageArray
 
-EXPERTS = ("pusht",)
-MIN_LENGTH, MAX_LENGTH = 100, 300  # shorter ones started next to the goal, longer ones wandered
-PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
+PUSHT_PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
+PACKAGES = ("classact", "numpy")
+"""Whose versions are recorded, besides the simulator's own."""
 
-Progress = Callable[..., None]
-"""Called with (kept, wanted, status)."""
+Stage = Callable[[str], AbstractContextManager[Callback]]
+"""Title -> a context that gives what is called with (done, in all, status)."""
 
 
-def kept(solution: Solution) -> bool:
-    """Whether an attempt becomes a demonstration: placed, held, and of a usual length."""
-    return solution.placed and MIN_LENGTH <= len(solution.actions) <= MAX_LENGTH
+def no_bars(title: str) -> AbstractContextManager[Callback]:
+    """Shows nothing."""
+    return progress_bar(title, quiet=True)
 
 
 def generate_demonstrations(
-    simulator: str = "pusht",
+    simulator: str,
     *,
     episodes: int,
     out: Path,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    shift: str | None = None,
+    image_size: int | None = None,
+    cameras: tuple[str, ...] | None = None,
+    stage: Stage = no_bars,
     config: ExpertConfig | None = None,
 ) -> Demonstrations:
-    """Let the expert solve starts seed, seed + 1, ... until ``episodes`` are kept, and write them to ``out``.
+    """Let a task's expert act from starts ``seed``, ``seed`` + 1, ... until there are enough demonstrations.
 
     Args:
-        simulator: whose expert; only Push-T has one.
-        episodes: demonstrations to keep.
-        out: the .npz file to write; attempts are kept in the folder ``<out>.work`` until it is complete.
-        seed: first start seed.
-        workers: processes. The file is the same for any number.
-        progress: called with (kept, wanted, status) as attempts end.
-        config: settings of the expert.
+        simulator: whose expert.
+        episodes: demonstrations to keep, of each of the simulator's tasks (``SimulatorSpec.tasks``).
+        out: the .npz file to write, with images the folder; attempts are kept in the folder ``<out>.work`` until it is
+            complete.
+        seed: first start seed; with images also the seed of appearances.
+        workers: processes. The result is the same for any number.
+        shift: store images as well, under this visual shift; None: states only, which can be rendered at any time.
+        image_size: side of these images in pixels; None: the simulator's.
+        cameras: their views; None: the simulator's first.
+        stage: makes the progress bar of a stage from its title (:func:`classact.progress.progress_bar`).
+        config: settings of Push-T's planner.
 
     Raises:
-        ConfigError: no such expert, fewer than one episode, or a work folder of other settings.
-        SimulatorError: a worker process died; run it again to continue.
+        ConfigError: no such simulator or expert, fewer than one episode, ``out`` exists or has another ending than its
+            content, or a work folder of other settings.
+        SimulatorError: the expert or its processes failed; run it again to continue.
     """
-    if simulator not in EXPERTS:
-        raise ConfigError(choose("expert", simulator, EXPERTS))
     if episodes < 1 or workers < 1:
         raise ConfigError(f"expected at least 1 episode and 1 worker, got {episodes} and {workers}.")
-    cfg = config or ExpertConfig()
-    header = _header(simulator, seed, cfg)
-    work = out.with_name(out.name + ".work")
-    _open_work(work, header)
-    attempts: dict[int, bool] = {}  # start seed -> kept
-    for file in work.glob("[0-9]*.npz"):
-        attempts[int(file.stem)] = kept(_load_attempt(file))
-
-    def chosen() -> list[int] | None:
-        """The first ``episodes`` kept seeds, once every seed before the last of them was tried."""
-        found: list[int] = []
-        start = seed
-        while start in attempts and len(found) < episodes:
-            if attempts[start]:
-                found.append(start)
-            start += 1
-        return found if len(found) == episodes else None
-
-    def report() -> None:
-        if progress is not None:
-            good = sum(attempts.values())
-            progress(min(good, episodes), episodes, f"{len(attempts) - good} not kept")
-
-    if chosen() is None:
-        if workers == 1:
-            start = seed
-            while chosen() is None:
-                if start not in attempts:
-                    attempts[start] = attempt(start, cfg, work)
-                    report()
-                start += 1
-        else:
-            _run_parallel(cfg, work, seed, workers, attempts, chosen, report)
-    seeds = chosen()
-    assert seeds is not None
-    solutions = [_load_attempt(work / f"{s}.npz") for s in seeds]
-    tried = seeds[-1] - seed + 1
-    header |= {"episodes": episodes, "attempts": tried, "not_kept": tried - episodes}
-    write_file(
-        out,
-        header,
-        seeds=[s.seed for s in solutions],
-        states=[s.states for s in solutions],
-        actions=[s.actions for s in solutions],
+    if not 0 <= seed < attempts.END_SEED:
+        raise ConfigError(f"expected a first start seed in 0..{attempts.END_SEED - 1}, got {seed}.")
+    planned = simulator == PLANNED
+    recorder: Recorder = (
+        PlanRecorder(config or ExpertConfig()) if planned else ScriptRecorder(simulator, find(simulator))
     )
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
-    return read_file(out, name=f"{simulator}-expert")
+    _check_out(out, shift is not None, image_size, cameras)
+    sim = make_simulator(simulator, image_size=image_size, shift=shift, cameras=cameras)
+    try:
+        spec = sim.spec
+        if shift is not None:
+            sim.reset(seed)
+            sim.observe()  # images that cannot be drawn are better known before hours of attempts than after
+        facts = _facts(simulator, sim, recorder, seed)
+    finally:
+        sim.close()
+    work = out.with_name(out.name + ".work")
+    plan = attempts.Plan(seed, episodes, spec.tasks, attempts.open_work(work, facts))
+    seconds = processes.START_SECONDS + spec.max_steps * processes.STEP_SECONDS
+    with stage(f"expert of {simulator}") as bar:
+
+        def report() -> None:
+            bar(plan.kept, plan.wanted, f"{plan.failed} not kept")
+
+        seeds = processes.run_attempts(recorder, plan, work, workers=workers, seconds=seconds, report=report)
+    kept = [attempts.load_attempt(work, number) for number in seeds]
+    tried, reasons = plan.counts(seeds)
+    if planned and shift is None:  # as the embedded demonstrations are stored
+        header = facts | {"episodes": episodes, "attempts": tried, "not_kept": tried - episodes}
+        embedded.write_file(
+            out,
+            header,
+            seeds=seeds,
+            states=[a.states for a in kept],
+            actions=[a.actions.astype(np.float64) for a in kept],
+        )
+    else:
+        data = _join(simulator, kept, facts.pop("packages"), spec.schema)
+        facts |= {"episodes": episodes, "tasks": spec.tasks, "attempts": tried, "not_kept": reasons}
+        instructions = [a.instruction for a in kept] if any(a.instruction for a in kept) else ()
+        if shift is None:
+            generated.write(out, data, seeds=seeds, instructions=instructions, facts=facts)
+        else:
+            with stage(f"images, {shift}") as bar:
+                images = _images(data, shift, spec.image_size, seed, cameras or spec.cameras[:1], workers, bar)
+                generated.write(out, data, seeds=seeds, instructions=instructions, facts=facts, images=images)
+    attempts.delete_work(work)
+    return generated.read(out)
 
 
-def _header(simulator: str, seed: int, config: ExpertConfig) -> dict[str, Any]:
+def _check_out(out: Path, folder: bool, image_size: int | None, cameras: tuple[str, ...] | None) -> None:
+    if not folder and (image_size is not None or cameras):
+        raise ConfigError("image size and cameras are those of stored images: they need a shift.")
+    if folder == (out.suffix == ".npz"):
+        expected = "a folder, named without .npz, for images lie beside the states" if folder else "a file named *.npz"
+        raise ConfigError(f"{out}: expected {expected}. Write to another name.")
+    if out.exists():
+        raise ConfigError(f"{out} exists. Delete it, or write to another name.")
+
+
+def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str, Any]:
+    """What decides the attempts, for the header; also what a work folder must agree with."""
+    if isinstance(recorder, PlanRecorder):
+        return {
+            "simulator": name,
+            "first_seed": seed,
+            "lengths": [MIN_LENGTH, MAX_LENGTH],
+            "expert": dataclasses.asdict(recorder.config),
+            "packages": installed_versions(PUSHT_PACKAGES),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        }
+    versions = installed_versions((*PACKAGES, *sim.spec.packages))
+    if sim.spec.schema is not None and sim.spec.schema.language:
+        versions["language"] = str(getattr(sim, "language_source", "unknown"))  # what embeds the instructions
     return {
-        "simulator": simulator,
+        "simulator": name,
         "first_seed": seed,
-        "lengths": [MIN_LENGTH, MAX_LENGTH],
-        "expert": dataclasses.asdict(config),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "expert": find(name).expert,
+        "packages": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
 
 
-def _open_work(work: Path, header: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(header))
-    file = work / "settings.json"
-    if file.exists():
-        found = read_json(file, ConfigError)
-        different = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
-        if different:
-            raise ConfigError(
-                f"{work} holds attempts made with other settings ({', '.join(different)}). Delete the folder, or "
-                f"write to another file."
-            )
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(file, settings)
+def _join(name: str, kept: list[Attempt], versions: dict[str, str], schema: Schema | None) -> Demonstrations:
+    language = [a.language for a in kept if a.language is not None]
+    return Demonstrations(
+        name=name,
+        episode_ends=np.cumsum([len(a) for a in kept], dtype=np.int64),
+        actions=np.concatenate([a.actions for a in kept]),
+        proprioception=np.concatenate([a.proprioception for a in kept]),
+        states=np.concatenate([a.states for a in kept]),
+        source="expert",
+        schema=schema or Schema(),
+        language=np.stack(language) if language else None,
+        simulator=name,
+        versions=versions,
+    )
 
 
-def attempt(seed: int, config: ExpertConfig, work: Path) -> bool:
-    """Solve one start and store the attempt; whether it is kept."""
-    simulator = PushT()
-    solution = solve(simulator, seed, config)
-    simulator.close()
-    with atomic_path(work / f"{seed}.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            seed=np.int64(seed),
-            states=solution.states,
-            actions=solution.actions,
-            coverage=solution.coverage,
-            placed=np.bool_(solution.placed),
-        )
-    return kept(solution)
-
-
-def _load_attempt(file: Path) -> Solution:
-    with np.load(file, allow_pickle=False) as data:
-        return Solution(
-            seed=int(data["seed"]),
-            states=data["states"],
-            actions=data["actions"],
-            coverage=data["coverage"],
-            placed=bool(data["placed"]),
+def _images(
+    data: Demonstrations, shift: str, size: int, seed: int, cameras: tuple[str, ...], workers: int, bar: Callback
+) -> generated.Images:
+    def draw(camera: str, frames: ImageArray) -> None:
+        assert data.states is not None
+        before = cameras.index(camera) * data.num_steps
+        render_states(
+            data.simulator,
+            data.states,
+            data.episode_ends,
+            image_size=size,
+            shift=shift,
+            seed=seed,
+            out=frames,
+            camera=camera,
+            workers=workers,
+            progress=lambda done, total: bar(before + done, len(cameras) * total),
         )
 
-
-def _run_parallel(
-    config: ExpertConfig,
-    work: Path,
-    seed: int,
-    workers: int,
-    attempts: dict[int, bool],
-    chosen: Callable[[], list[int] | None],
-    report: Callable[[], None],
-) -> None:
-    context = multiprocessing.get_context("spawn")
-    pending: dict[Future[bool], int] = {}
-    start = seed
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            while chosen() is None:
-                while len(pending) < workers:
-                    if start not in attempts:
-                        pending[pool.submit(attempt, start, config, work)] = start
-                    start += 1
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    attempts[pending.pop(future)] = future.result()
-                    report()
-        except BrokenProcessPool as error:
-            raise SimulatorError(
-                f"an expert process died after {len(attempts)} attempts (killed, or out of memory). Run it again: "
-                f"it continues from {work}."
-            ) from error
+    return generated.Images(shift, size, seed, cameras, draw)

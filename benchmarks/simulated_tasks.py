@@ -1,0 +1,110 @@
+"""Retrieval on the simulated tasks after a small pre-training on two CPU cores: fixed and shifted views.
+
+Each cell is a run folder: the learned encoder beside an untrained one and the true state as latent. Kill it anywhere
+and start it again: finished cells are kept, the cell under way continues from its checkpoint.
+
+    uv run python benchmarks/simulated_tasks.py            all cells
+    uv run python benchmarks/simulated_tasks.py --list     their names
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from classact.machine import hardware, versions
+from classact.pipeline import Pipeline, RunConfig, from_preset
+from classact.progress import progress_bar
+from classact.report import build_report
+from classact.runs import Run
+from classact.sims.experts.generate import generate_demonstrations
+from classact.storage import write_json
+from common import RESULTS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training with its rollouts."""
+
+    simulator: str
+    shift: str
+    preset: str
+    demonstrations: int
+
+    @property
+    def name(self) -> str:
+        """Also the run's folder."""
+        return f"{self.simulator}-{self.shift}"
+
+
+CELLS = (
+    Cell("aloha-transfer", "fixed", "aloha-transfer-cpu", 100),
+    Cell("aloha-transfer", "rotation", "aloha-transfer-cpu", 100),
+    Cell("three-stack-d0", "fixed", "three-stack-cpu", 100),
+    Cell("three-stack-d0", "dynamic", "three-stack-cpu", 100),
+)
+
+
+def settings(cell: Cell, data: Path, episodes: int) -> RunConfig:
+    """The cell's run."""
+    config = from_preset(cell.preset, shift=cell.shift, simulator=cell.simulator, data=str(data), baselines=True)
+    return replace(config, evaluation=replace(config.evaluation, episodes=episodes))
+
+
+def demonstrations(cell: Cell, folder: Path) -> Path:
+    """The cell's demonstrations, generated where they are not there yet."""
+    out = folder / f"{cell.simulator}-{cell.demonstrations}.npz"
+    if not out.exists():
+        generate_demonstrations(cell.simulator, episodes=cell.demonstrations, out=out, workers=2, stage=progress_bar)
+    return out
+
+
+def run(cell: Cell, folder: Path, data: Path, episodes: int) -> dict[str, Any]:
+    """Train, roll out, write the report; the rows of the results file."""
+    pipeline = Pipeline(Run(folder / cell.name), settings(cell, data, episodes))
+    results = pipeline.evaluate()
+    pipeline.analyze(results["class"])
+    build_report(pipeline.run.root)
+    card = pipeline.run.read_config()
+    pretrain = pipeline.config.pretrain
+    return {
+        "cell": vars(cell),
+        "preset": cell.preset,
+        "images_seen": round(card["data"]["steps"] * pretrain.epochs),
+        "steps": card["data"]["steps"],
+        "timings": card["timings"],
+        "rows": pipeline.run.read_summary(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--only", nargs="*", default=[cell.name for cell in CELLS])
+    arguments.add_argument("--folder", type=Path, default=Path("runs/simulated"))
+    arguments.add_argument("--demonstrations", type=Path, default=Path("runs/demonstrations"))
+    arguments.add_argument("--episodes", type=int, default=50)
+    arguments.add_argument("--json", type=Path, default=RESULTS / "simulated_tasks.json")
+    arguments.add_argument("--again", action="store_true", help="measure finished cells again")
+    arguments.add_argument("--list", action="store_true")
+    options = arguments.parse_args()
+    if options.list:
+        print("\n".join(cell.name for cell in CELLS))
+        return
+    options.demonstrations.mkdir(parents=True, exist_ok=True)
+    cells = json.loads(options.json.read_text())["cells"] if options.json.exists() else {}
+    for cell in CELLS:
+        if cell.name not in options.only or (cell.name in cells and not options.again):
+            continue
+        data = demonstrations(cell, options.demonstrations)
+        cells[cell.name] = run(cell, options.folder, data, options.episodes)
+        write_json(options.json, {"cells": cells})
+        print(f"{cell.name}: written to {options.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The measured part of docs/simulators.md and the README's lines on it: experts, retrieval, rendering."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from classact.sims import find
+from common import RESULTS
+
+ORDER = ("square", "three-stack-d0", "three-stack-d1", "aloha-transfer", "libero-object")
+ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
+
+
+def read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def rate(row: dict[str, Any], of: str = "starts") -> str:
+    return f"{row['successes']}/{row[of]} ({100 * row['low']:.0f} to {100 * row['high']:.0f} %)"
+
+
+def machine(hardware: dict[str, Any]) -> str:
+    return hardware["gpu"] or f"{hardware['cores']} cores, {hardware['cpu']}"
+
+
+def expert_lines(results: dict[str, Any]) -> list[str]:
+    """One line per task: successes on its first starts, steps, and the time that the demonstrations took."""
+    lines = [
+        "| task | expert succeeds, first 50 starts | steps, mean (max) | demonstrations | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in ORDER if name in results):
+        found = results[name]
+        several = len(found["tasks"]) > 1
+        spent = "" if found["seconds"] is None else f"{found['seconds'] / 60:.1f}"
+        for number, row in enumerate(found["tasks"]):
+            title = f"{find(name).title}: {row['instruction']}" if several else find(name).title
+            first = number == 0
+            columns = [title, rate(row), f"{row['mean_steps']:.0f} ({row['max_steps']})"]
+            columns += [str(found["demonstrations"]) if first else "", spent if first else ""]
+            lines.append("| " + " | ".join(columns) + " |")
+    return lines
+
+
+def retrieval_lines(cells: dict[str, Any]) -> list[str]:
+    """One line per task, view and latent."""
+    lines = ["| task | view | latent | images seen | success |", "|---|---|---|---|---|"]
+    for found in cells.values():
+        cell = found["cell"]
+        for row in found["rows"]:
+            seen = f"{found['images_seen'] / 1000:.0f}k" if row["encoder"] == "class" else ""
+            columns = [find(cell["simulator"]).title, cell["shift"], ENCODERS[row["encoder"]], seen]
+            lines.append("| " + " | ".join([*columns, rate(row, "episodes")]) + " |")
+    return lines
+
+
+def rendering_lines(tasks: dict[str, Any]) -> list[str]:
+    """One line per task: frames a second of both settings."""
+    lines = [
+        "| task | frames/s, MuJoCo's settings | frames/s here | ratio | mean difference of 255 |",
+        "|---|---|---|---|---|",
+    ]
+    for name in (name for name in ORDER if name in tasks):
+        row = tasks[name]
+        columns = [find(name).title, f"{row['shipped_frames_per_second']:.0f}"]
+        columns += [f"{row['chosen_frames_per_second']:.0f}", f"{row['ratio']:.1f}"]
+        columns.append(f"{row['mean_absolute_difference']:.1f}")
+        lines.append("| " + " | ".join(columns) + " |")
+    return lines
+
+
+def page_lines() -> list[str]:
+    """All of docs/simulators.md that is measured."""
+    experts, cells, rendering = read("experts"), read("simulated_tasks"), read("rendering")
+    lines: list[str] = []
+    if experts:
+        found = experts["simulators"]
+        where = machine(next(iter(found.values()))["hardware"])
+        lines += [
+            f"Scripted experts, 95 % Wilson intervals; minutes to generate the demonstrations with "
+            f"{next(iter(found.values()))['workers']} processes ({where}); `benchmarks/experts.py`:",
+            "",
+            *expert_lines(found),
+            "",
+        ]
+    if cells:
+        found = cells["cells"]
+        first = next(iter(found.values()))
+        lines += [
+            f"Retrieval from {first['cell']['demonstrations']} demonstrations after a small pre-training from scratch "
+            f"(presets `TASK-cpu`: small network, 96-pixel images; {machine(first['hardware'])}), "
+            f"{first['rows'][0]['episodes']} unseen starts, one seed; `benchmarks/simulated_tasks.py`:",
+            "",
+            *retrieval_lines(found),
+            "",
+        ]
+    if rendering:
+        lines += [
+            f"Rendering at {rendering['image_size']} pixels in one process, both settings in turns "
+            f"({machine(rendering['hardware'])}); `benchmarks/rendering.py`:",
+            "",
+            *rendering_lines(rendering["tasks"]),
+            "",
+        ]
+    return lines
+
+
+def readme_lines() -> list[str]:
+    """What the README says of it."""
+    cells = read("simulated_tasks")
+    return ["", *retrieval_lines(cells["cells"])] if cells else []

@@ -1,0 +1,106 @@
+"""Scripted experts: a script looks at a simulator and yields actions; what happens is recorded as an attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from classact.errors import SimulatorError
+from classact.sims.base import Simulator
+from classact.types import FloatArray, StateArray
+
+Script = Callable[[Any, np.random.Generator], Iterator[FloatArray]]
+"""(simulator at its start, the attempt's generator) -> actions (D_a,), one per control step. The simulator may be read
+between them. The generator draws what makes one demonstration differ from another: speed, path, grasp, noise."""
+
+_STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the start state drawn from the same seed
+
+
+class GiveUpError(Exception):
+    """A script sees that it cannot succeed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of an expert, L control steps.
+
+    Attributes:
+        seed: what the start and the expert's choices were drawn from.
+        states: (L, D_s) float64, before each action.
+        actions: (L, D_a) float32.
+        proprioception: (L, D_p) float32, before each action.
+        success: whether the simulator's first criterion was reached.
+        reason: why not; empty where it was.
+        language: (D_l,) float32 embedding of the instruction, None where the task has none.
+        instruction: in words; empty where the task has none.
+    """
+
+    seed: int
+    states: StateArray
+    actions: FloatArray
+    proprioception: FloatArray
+    success: bool
+    reason: str = ""
+    language: FloatArray | None = None
+    instruction: str = ""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -> Attempt:
+    """Let a script act from the start of ``seed``.
+
+    Args:
+        simulator: the task; nothing is rendered.
+        script: the expert.
+        seed: of the start, and of the expert's choices.
+        tail: steps that are recorded after success: a demonstration ends at rest, not in motion.
+
+    Returns:
+        What happened up to ``tail`` steps after the first success, or until the script or the time limit ended.
+    """
+    simulator.reset(seed)
+    criterion = simulator.spec.criteria[0]
+    rng = np.random.default_rng([seed, _STYLE_STREAM])
+    states, actions, proprioception = [], [], []
+    reached: int | None = None
+    reason = "the script ended without success"
+    script_steps = script(simulator, rng)
+    language = None
+    for step in range(simulator.spec.max_steps):
+        if reached is not None and step >= reached + tail:
+            break
+        seen = simulator.observe(render=False)
+        try:
+            action = np.asarray(next(script_steps), np.float32)
+        except StopIteration:
+            break
+        except GiveUpError as why:
+            reason = str(why)
+            break
+        assert seen.state is not None
+        language = seen.language
+        states.append(seen.state)
+        actions.append(action)
+        proprioception.append(seen.proprioception)
+        metrics = simulator.step(action)
+        if reached is None and metrics[criterion.metric] > criterion.threshold:
+            reached = step + 1
+    else:
+        reason = f"no success within {simulator.spec.max_steps} steps"
+    if not actions:
+        raise SimulatorError(f"{simulator.spec.name}: the expert gave no action from seed {seed}: {reason}.")
+    return Attempt(
+        seed=seed,
+        states=np.stack(states),
+        actions=np.stack(actions),
+        proprioception=np.stack(proprioception),
+        success=reached is not None,
+        reason="" if reached is not None else reason,
+        language=language,
+        instruction=str(getattr(simulator, "instruction", "")),
+    )

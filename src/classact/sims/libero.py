@@ -1,0 +1,279 @@
+"""LIBERO-Object on robosuite 1.4 as one :class:`~classact.sims.base.Simulator` (paper 5.1, Table 10).
+
+Ten tasks "pick up the ... and place it in the basket". The episode's seed chooses the task, ``seed % 10`` in LIBERO's
+order, so that 200 evaluation seeds in a row test each task 20 times, as the paper does, and the start:
+
+* seeds from 100,000 (evaluation): LIBERO's own start state number ``seed // 10 % 50`` of the task;
+* seeds below (demonstrations): objects drawn from the regions of the task's file by LIBERO's samplers, the arm's
+  joints with the noise of LIBERO's own start states (0.02 rad).
+
+Either way, objects then fall onto the floor for half a second while the arm opens its hand, as in LIBERO's evaluation.
+
+Differences from stepping LIBERO's environment itself, each on purpose: positions derived after a step are those of the
+state, not one physics step older; contacts and torques are computed once per physics step instead of three times (the
+same up to the solver's tolerance); the arm takes absolute poses; pictures are drawn by our own renderer, upright.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from classact.errors import SimulatorError
+from classact.language import SIZE, embed_instruction
+from classact.rotations import matrix_to_axis_angle
+from classact.schema import Schema
+from classact.sims.base import SimulatorSpec
+from classact.sims.libero_world import (
+    CONTROL_HZ,
+    NQ,
+    NV,
+    START_STATES,
+    TASKS,
+    assets_folder,
+    draw_placements,
+    make_environment,
+    start_states,
+    task_instruction,
+)
+from classact.sims.mujoco import MujocoSimulator
+from classact.sims.panda import CAMERAS, PandaSimulator, schema
+from classact.sims.renderer import mujoco
+from classact.sims.shifts import SHIFTS as ALL_SHIFTS
+from classact.sims.shifts import CameraShift
+from classact.types import Criterion, FloatArray, StateArray
+
+SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
+IMAGE_SIZE = 256
+GROUP = 10
+"""One simulator per task: each then needs the model of one task only."""
+
+FIRST_EVALUATION_SEED = 100_000
+SETTLE = 10
+"""Control steps that objects get to come to rest before an episode starts."""
+
+JOINT_NOISE = 0.02
+"""Standard deviation of the arm's start, radians."""
+
+TARGET = (0.0, 0.0, 0.2)
+"""What moving cameras look at, 0.2 m above the floor: the released target is 0.2 m above its table."""
+
+ACTION_LIMITS = (
+    (-0.5, -0.6, -0.1) + (-1.05,) * 7,
+    (0.5, 0.6, 0.9) + (1.05,) * 7,
+)
+"""A generous box over the floor (metres), then entries of a rotation matrix and the gripper."""
+
+OBJECTS = ("target", "basket", *(f"other_{i}" for i in range(5)))
+"""What the seven objects are in every task, in the order of the state. Which products the others are differs."""
+
+_PLACING_STREAM = 0x6C696265
+
+
+class LiberoObject(PandaSimulator):
+    """Put what the instruction names into the basket.
+
+    State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses stand in the order of
+    :data:`OBJECTS`. Action (10,): see :func:`classact.sims.panda.pose_action`. Metric: ``success``, LIBERO's own rule
+    after the step (the thing's centre is inside the basket).
+
+    Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: a shift that looks
+    at their target gets :data:`TARGET` instead, and its ``min_x`` and ``min_z`` move along. A target that is given by
+    hand, as in ``dynamic(target=(0, 0, 0.1))``, stays, and so do the bounds.
+
+    Attributes:
+        task: the present one.
+        language_source: what made the embeddings of instructions, see :mod:`classact.language`.
+    """
+
+    target = TARGET
+    site = "gripper0_grip_site"
+    fingers = ("gripper0_finger_joint1", "gripper0_finger_joint2")
+
+    def __init__(
+        self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
+    ) -> None:
+        panda = schema()
+        spec = SimulatorSpec(
+            tasks=10,
+            name="libero-object",
+            cameras=CAMERAS,
+            image_size=IMAGE_SIZE if image_size is None else image_size,
+            action_dim=10,
+            proprioception_dim=panda.proprioception_dim,
+            state_dim=2 + NQ + NV,
+            max_steps=400,  # Table 10
+            control_hz=CONTROL_HZ,
+            criteria=(Criterion("success", "success", 0.5),),
+            shifts=SHIFTS,
+            objects=tuple((name, 2 + 9 + 7 * i) for i, name in enumerate(OBJECTS)),
+            schema=Schema(panda.cameras, panda.proprioception, SIZE, panda.actions),
+            action_limits=ACTION_LIMITS,
+            packages=("hf-libero", "robosuite", "mujoco"),
+            group=GROUP,
+        )
+        assets_folder()  # an error now, not in the first episode
+        # Not PandaSimulator's: which environment is needed first, the first episode says.
+        MujocoSimulator.__init__(self, spec, shift, cameras)
+        released = ALL_SHIFTS["dynamic"]
+        assert isinstance(released, CameraShift)
+        if isinstance(self.shift, CameraShift) and self.shift.target == released.target:
+            self.shift = _moved(self.shift)
+        self._envs: dict[int, Any] = {}
+        self._task: int | None = None
+        self._words: dict[int, FloatArray] = {}
+        self.language_source = embed_instruction(task_instruction(0))[1]
+
+    # The task
+
+    @property
+    def task(self) -> int:
+        """The present task, 0..9."""
+        if self._task is None:
+            raise SimulatorError("libero-object: no episode was started: call reset or set_state first.")
+        return self._task
+
+    @property
+    def model(self) -> Any:
+        """The mujoco.MjModel of the present task."""
+        return self._envs[self.task].sim.model._model
+
+    @property
+    def data(self) -> Any:
+        """The mujoco.MjData of the present task."""
+        return self._envs[self.task].sim.data._data
+
+    @property
+    def instruction(self) -> str:
+        """Of the present task, in words."""
+        return task_instruction(self.task)
+
+    def model_key(self) -> str:
+        """A task's model: tasks have other objects."""
+        return f"{self._spec.name}/{TASKS[self.task]}"
+
+    def _use(self, task: int) -> None:
+        """Switch to a task; its environment is made at first use and kept."""
+        if task not in self._envs:
+            self._envs[task] = make_environment(task)
+        if task != self._task:
+            self._task = task
+            env = self._envs[task]
+            names = [item.root_body for item in env.objects]
+            free = [item.joints[-1] for item in env.objects]
+            self._bind(env)
+            places = [int(self.model.jnt_qposadr[self._id("JOINT", joint)]) for joint in free]
+            if places != [9 + 7 * i for i in range(len(OBJECTS))] or TASKS[task] not in names[0]:
+                raise SimulatorError(f"libero-object: objects {names} of {TASKS[task]} at {places}: another LIBERO?")
+            self.bodies: Mapping[str, str] = dict(zip(OBJECTS, names, strict=True))
+
+    def _bind(self, env: Any) -> None:
+        super()._bind(env)
+        self._substeps = round(1 / (CONTROL_HZ * env.model_timestep))
+
+    # Starts
+
+    def _start(self, seed: int) -> None:
+        self._use(seed % len(TASKS))
+        data = self.data
+        mujoco.mj_resetData(self.model, data)
+        if seed >= FIRST_EVALUATION_SEED:
+            state = start_states(self.task)[seed // len(TASKS) % START_STATES]
+            data.qpos[:], data.qvel[:] = state[1 : 1 + NQ], state[1 + NQ :]
+        else:
+            self._place(seed)
+        self._settle(0.0)
+        position, rotation = self.ee_pose()
+        opening = np.concatenate([position, matrix_to_axis_angle(rotation), [-1.0]])
+        for _ in range(SETTLE):
+            self._drive(opening)
+        data.time = 0.0
+        self._restored()
+
+    def _place(self, seed: int) -> None:
+        env, data = self.env, self.data
+        for joint, pose in draw_placements(env, seed):
+            env.sim.data.set_joint_qpos(joint, pose)
+        noise = np.random.default_rng([seed, _PLACING_STREAM]).normal(0, JOINT_NOISE, 7)
+        data.qpos[self._arm] = env.robots[0].init_qpos + noise
+        data.qpos[self._fingers] = env.robots[0].gripper.init_qpos
+
+    def _restored(self) -> None:
+        mujoco.mj_forward(self.model, self.data)
+        self._settle(self.closing())
+
+    def _settle(self, closing: float) -> None:
+        """What controllers remember, as a function of the state."""
+        data, robot = self.data, self.env.robots[0]
+        data.ctrl[:] = 0
+        data.qacc_warmstart[:] = 0
+        mujoco.mj_forward(self.model, data)
+        robot.gripper.current_action = np.array([-closing, closing])
+        # The posture that the arm's redundancy is drawn to is the nominal one; the goal is where the arm is.
+        robot.controller.update_initial_joints(robot.init_qpos)
+        robot.controller.new_update = True
+
+    # Acting
+
+    def _drive(self, command: StateArray) -> None:
+        model, data, robot = self.model, self.data, self.env.robots[0]
+        for i in range(self._substeps):
+            mujoco.mj_step1(model, data)
+            robot.control(command, policy_step=i == 0)
+            mujoco.mj_step2(model, data)
+
+    def _succeeded(self) -> bool:
+        return bool(self.env._check_success())
+
+    # States
+
+    def get_state(self) -> StateArray:
+        """(111,) task, time, qpos, qvel."""
+        return np.concatenate([[self.task], super().get_state()])
+
+    def set_state(self, state: StateArray, *, step: int = 0) -> None:
+        """Switch to the state's task and put it there; what actuators and controllers remember starts afresh."""
+        state = self._spec.check_state(state)
+        if state[0] not in range(len(TASKS)):
+            raise SimulatorError(
+                f"libero-object: expected a task 0..{len(TASKS) - 1} as a state's first number, got {state[0]}. States "
+                f"that LIBERO recorded lack it: put it in front."
+            )
+        self._use(int(state[0]))
+        data = self.data
+        data.time, data.qpos[:], data.qvel[:] = state[1], state[2 : 2 + NQ], state[2 + NQ :]
+        self.steps = step
+        self._restored()
+
+    # What is seen
+
+    def _language(self) -> FloatArray:
+        if self.task not in self._words:
+            self._words[self.task] = embed_instruction(self.instruction, self.language_source)[0]
+        return self._words[self.task]
+
+    def close(self) -> None:
+        """Give the renderer back, drop the environments."""
+        super().close()
+        self._envs.clear()
+        self._task = None
+
+
+def _moved(shift: CameraShift) -> CameraShift:
+    """A shift made for a table, with its scene moved to the floor."""
+    assert shift.target is not None
+    by = np.subtract(TARGET, shift.target)
+    return replace(
+        shift,
+        target=TARGET,
+        min_x=None if shift.min_x is None else shift.min_x + float(by[0]),
+        min_z=None if shift.min_z is None else shift.min_z + float(by[2]),
+    )
+
+
+def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> LiberoObject:
+    """LIBERO-Object for the registry."""
+    return LiberoObject(image_size=image_size, shift=shift, cameras=cameras)

@@ -1,0 +1,197 @@
+"""LIBERO-Object's ten tasks in LIBERO's own code: names, start states, and environments without their renderer.
+
+Importing this imports LIBERO, and makes sure before that it asks nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from classact.errors import ConfigError, SimulatorError
+from classact.sims.libero_assets import ensure_config, find_assets, package_folder
+from classact.sims.renderer import mujoco
+from classact.types import StateArray
+
+PACKAGE = package_folder()
+ensure_config(PACKAGE)
+
+
+def check_versions(robosuite: str) -> None:
+    """Refuse a robosuite that LIBERO does not run on.
+
+    Raises:
+        ConfigError: names the version and what to install.
+    """
+    if not robosuite.startswith("1.4."):
+        raise ConfigError(
+            f"LIBERO-Object needs robosuite 1.4, installed is {robosuite}. Install the extra into an environment of "
+            f"its own: pip install 'classact[libero]', or uv sync --extra libero (it conflicts with --extra robosuite)."
+        )
+
+
+check_versions(importlib.metadata.version("robosuite"))
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """robosuite prints advice about files of its own."""
+    return record.levelno >= logging.ERROR
+
+
+logging.getLogger("robosuite_logs").addFilter(_quiet)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import libero.libero
+    from libero.libero.envs import TASK_MAPPING
+    from robosuite import load_controller_config
+    from robosuite.utils.binding_utils import MjSim
+    from robosuite.utils.errors import RandomizationError
+
+TASKS = (
+    "alphabet_soup",
+    "cream_cheese",
+    "salad_dressing",
+    "bbq_sauce",
+    "ketchup",
+    "tomato_sauce",
+    "butter",
+    "milk",
+    "chocolate_pudding",
+    "orange_juice",
+)
+"""What is to be put into the basket, in LIBERO's order of tasks."""
+
+CONTROL_HZ = 20
+
+START_STATES = 50
+"""That LIBERO ships per task."""
+
+NQ, NV = 9 + 7 * 7, 9 + 7 * 6
+"""The arm, its fingers, and seven free objects."""
+
+
+def task_name(task: int) -> str:
+    """LIBERO's name of a task, also of its files."""
+    return f"pick_up_the_{TASKS[task]}_and_place_it_in_the_basket"
+
+
+def task_instruction(task: int) -> str:
+    """The instruction in words."""
+    return task_name(task).replace("_", " ")
+
+
+@cache
+def start_states(task: int) -> StateArray:
+    """(50, 110) LIBERO's own start states of a task: time, qpos, qvel."""
+    path = PACKAGE / "init_files" / "libero_object" / f"{task_name(task)}.pruned_init"
+    # The file is torch's, but holds a NumPy array alone: read without importing torch into simulator processes.
+    with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+        warnings.simplefilter("ignore")  # NumPy 2 has moved what the pickle names
+        states: StateArray = pickle.loads(archive.read("archive/data.pkl"))
+    if states.shape != (START_STATES, 1 + NQ + NV):
+        raise SimulatorError(
+            f"libero-object: expected start states {(START_STATES, 1 + NQ + NV)} in {path}, got {states.shape}: "
+            f"another version of LIBERO?"
+        )
+    return states
+
+
+@contextmanager
+def legacy_seed(seed: int) -> Iterator[None]:
+    """LIBERO's samplers draw from NumPy's global generator: seeded for them, then put back."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+_MODELS: dict[int, Any] = {}
+_Floor: Any = TASK_MAPPING["libero_floor_manipulation"]  # the class's own name is bound to None, by its decorator
+
+
+class _Task(_Floor):  # type: ignore[misc]
+    """LIBERO's environment; its model, with 100 MB of textures and meshes, is compiled once per process."""
+
+    classact_task: int
+
+    def _assert_problem_name(self) -> None:
+        """The name is the parent's."""
+
+    def _initialize_sim(self, xml_string: str | None = None) -> None:
+        if self.classact_task not in _MODELS:
+            xml = xml_string or self.model.get_xml()
+            _MODELS[self.classact_task] = mujoco.MjModel.from_xml_string(xml)
+        self.sim = MjSim(_MODELS[self.classact_task])
+        self.sim.forward()
+        self.initialize_time(self.control_freq)
+
+
+def assets_folder() -> Path:
+    """Where LIBERO's meshes and textures are.
+
+    Raises:
+        ConfigError: they are not here. Says where they go and how to get them.
+    """
+    try:
+        configured = str(libero.libero.get_libero_path("assets"))
+    except (OSError, AssertionError):  # no settings, or none of this name
+        configured = ""
+    return find_assets(PACKAGE, configured)
+
+
+def make_environment(task: int) -> Any:
+    """LIBERO's environment of a task: absolute poses, no renderer, no observations.
+
+    Raises:
+        ConfigError: LIBERO's assets are not here.
+    """
+    libero.libero._assets_path_cache = str(assets_folder())  # else LIBERO looks in its package only, and downloads
+    config = load_controller_config(default_controller="OSC_POSE") | {"control_delta": False}
+    kind = type("_Task", (_Task,), {"classact_task": task})
+    with warnings.catch_warnings(), legacy_seed(0):
+        warnings.simplefilter("ignore")
+        env = kind(
+            bddl_file_name=str(PACKAGE / "bddl_files" / "libero_object" / f"{task_name(task)}.bddl"),
+            robots=["Panda"],
+            controller_configs=config,
+            initialization_noise=None,
+            use_camera_obs=False,
+            use_object_obs=True,  # LIBERO's code needs it; nothing is computed, see below
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            hard_reset=False,
+            ignore_done=True,
+            control_freq=CONTROL_HZ,
+        )
+    env._observables = OrderedDict()
+    # The controller asks for a forward pass of its own before each physics step, which has just been made.
+    env.robots[0].controller.sim = SimpleNamespace(model=env.sim.model, data=env.sim.data, forward=lambda: None)
+    return env
+
+
+def draw_placements(env: Any, seed: int) -> list[tuple[str, StateArray]]:
+    """Where LIBERO's samplers put the objects of a task: (joint, (7,) position and quaternion w x y z) of each.
+
+    Raises:
+        SimulatorError: they do not fit into their regions.
+    """
+    with legacy_seed(seed):
+        for _ in range(100):  # as LIBERO's reset does, without end; the generator moves on
+            with suppress(RandomizationError):
+                placed = env.placement_initializer.sample()
+                return [(item.joints[-1], np.concatenate([place, turn])) for place, turn, item in placed.values()]
+    raise SimulatorError(f"libero-object: no room for the objects of {TASKS[env.classact_task]} in 100 draws.")

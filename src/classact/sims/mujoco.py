@@ -1,0 +1,206 @@
+"""What the MuJoCo tasks share: states, cameras, visual shifts.
+
+A state is [time, qpos, qvel], as robomimic and LIBERO record it. Pictures are drawn by MuJoCo's own renderer from the
+simulation's model and data (:mod:`classact.sims.renderer`), not by the package that the task comes from, so that all
+tasks have the same settings and frames that are checked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from classact.errors import ConfigError, choose
+from classact.sims.base import SimulatorSpec
+from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer, rotate
+from classact.sims.shifts import (
+    CameraPath,
+    CameraShift,
+    ImageRotation,
+    RotationPath,
+    appearance_rng,
+    check_shift,
+)
+from classact.types import FloatArray, ImageArray, Observation, StateArray
+
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 1024
+
+
+class MujocoSimulator(ABC):
+    """What MuJoCo tasks do alike. A task gives the physics (:meth:`_start`, :meth:`_advance`) and says what is seen.
+
+    Args:
+        spec: of the task, with the cameras that it can draw.
+        shift: name of the visual shift.
+        cameras: which of them observations hold; None: the first.
+    """
+
+    quality = Quality()
+    views: Mapping[str, str] = {}
+    """Camera name -> camera of the model."""
+
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What moving cameras look at, metres."""
+
+    def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
+        self._spec = spec
+        self.cameras = tuple(cameras or spec.cameras[:1])
+        for camera in self.cameras:
+            if camera not in spec.cameras:
+                raise ConfigError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
+        check_image_size(spec.name, spec.image_size)
+        self.shift = check_shift(spec.name, shift, spec.shifts)
+        self.steps = 0
+        """Control steps since the start of the episode."""
+        self._camera: CameraPath | None = None
+        self._rotation: RotationPath | None = None
+        self._borrowed: tuple[str, int, Quality] | None = None
+        self._drawing: Renderer | None = None
+
+    @property
+    def spec(self) -> SimulatorSpec:
+        """Facts about the task."""
+        return self._spec
+
+    # What a task gives
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """The mujoco.MjModel."""
+
+    @property
+    @abstractmethod
+    def data(self) -> Any:
+        """The mujoco.MjData."""
+
+    @abstractmethod
+    def _start(self, seed: int) -> None:
+        """Draw the start state."""
+
+    @abstractmethod
+    def _advance(self, action: StateArray) -> dict[str, float]:
+        """One control step; the metrics after it."""
+
+    @abstractmethod
+    def _proprioception(self) -> FloatArray:
+        """(D_p,) float32."""
+
+    def _restored(self) -> None:  # noqa: B027 (most tasks remember nothing)
+        """Called after a state was set: bring controllers in line with it."""
+
+    def _language(self) -> FloatArray | None:
+        """(D_l,) float32 embedding of the instruction."""
+        return None
+
+    def model_key(self) -> str:
+        """Names the model: simulators with the same key share a renderer."""
+        return self._spec.name
+
+    # The protocol
+
+    def reset(self, seed: int) -> None:
+        """Draw start state and appearance from ``seed`` alone."""
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"{self._spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
+        self._start(seed)
+        self.steps = 0
+        self.set_appearance(seed)
+
+    def set_appearance(self, seed: int) -> None:
+        """Draw the camera's path, or the picture's rotation, from ``seed``."""
+        rng = appearance_rng(seed)
+        if isinstance(self.shift, CameraShift):
+            self._camera = self.shift.draw(rng, self.target)
+        elif isinstance(self.shift, ImageRotation):
+            self._rotation = self.shift.draw(rng)
+
+    def get_state(self) -> StateArray:
+        """(D_s,) time, qpos, qvel."""
+        data = self.data
+        return np.concatenate([[data.time], data.qpos, data.qvel])
+
+    def set_state(self, state: StateArray, *, step: int = 0) -> None:
+        """Time, qpos and qvel; what actuators and controllers remember starts afresh."""
+        state = self._spec.check_state(state)
+        data, nq = self.data, self.model.nq
+        data.time = state[0]
+        data.qpos[:] = state[1 : 1 + nq]
+        data.qvel[:] = state[1 + nq :]
+        data.qacc_warmstart[:] = 0
+        mujoco.mj_forward(_raw(self.model), _raw(data))
+        self.steps = step
+        self._restored()
+
+    def step(self, action: FloatArray) -> Mapping[str, float]:
+        """One control step; ``excess`` is how far the action was beyond its limits, see SimulatorSpec."""
+        values = self._spec.check_action(action)
+        metrics = self._advance(values)
+        self.steps += 1
+        return metrics | {"excess": self._spec.excess(values)}
+
+    def observe(self, *, render: bool = True) -> Observation:
+        """The chosen cameras' images (left out without ``render``), proprioception, state, language."""
+        images = {camera: self._image(camera) for camera in self.cameras} if render else {}
+        return Observation(images, self._proprioception(), self.get_state(), self._language())
+
+    def _image(self, camera: str) -> ImageArray:
+        first = camera == self._spec.cameras[0]  # shifts change the global view only
+        view: str | Pose = self.views[camera]
+        if first and self._camera is not None:
+            place, target = self._camera.position(self.steps), self._camera.target
+            fovy = self._camera.fovy or float(self.model.cam_fovy[self._camera_id(self.views[camera])])
+            view = Pose(_triple(place), _triple(target), fovy)
+        image = self.renderer().draw(_raw(self.data), view)
+        if first and self._rotation is not None:
+            image = rotate(image, self._rotation.angle(self.steps))
+        return image
+
+    def _camera_id(self, name: str) -> int:
+        return int(mujoco.mj_name2id(_raw(self.model), mujoco.mjtObj.mjOBJ_CAMERA, name))
+
+    def renderer(self) -> Renderer:
+        """What draws; the process's own for this model."""
+        key = (self.model_key(), self._spec.image_size, self.quality)
+        if self._drawing is None or self._borrowed != key:
+            self._give_back()
+            self._drawing = borrow_renderer(key[0], _raw(self.model), key[1], key[2])
+            self._borrowed = key
+        return self._drawing
+
+    def _give_back(self) -> None:
+        if self._borrowed is not None:
+            return_renderer(*self._borrowed)
+            self._drawing = self._borrowed = None
+
+    def close(self) -> None:
+        """Give the renderer back; tasks free their own."""
+        self._give_back()
+
+
+def check_image_size(name: str, size: int) -> None:
+    """Refuse sizes that are not drawn.
+
+    Raises:
+        ConfigError: outside of MIN_IMAGE_SIZE..MAX_IMAGE_SIZE.
+    """
+    if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise ConfigError(
+            f"{name}: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {size}. Resize afterwards."
+        )
+
+
+def _raw(value: Any) -> Any:
+    """MuJoCo's own object behind a package's wrapper (robosuite: ``_model``, ``_data``; dm_control: ``ptr``)."""
+    for name in ("_model", "_data", "ptr"):
+        if name in dir(type(value)) or name in getattr(value, "__dict__", {}):
+            return getattr(value, name)
+    return value
+
+
+def _triple(values: StateArray) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in values)
+    return x, y, z

@@ -1,0 +1,184 @@
+"""Franka Panda arms in robosuite's worlds: 10-D poses in and out, proprioception, and where things are.
+
+Shared by the tasks of robosuite 1.5 and LIBERO's of robosuite 1.4; imports neither.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from classact.actions import ActionSpace
+from classact.errors import DataError, SimulatorError, choose
+from classact.rotations import matrix_to_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix
+from classact.schema import Schema
+from classact.sims.base import SimulatorSpec
+from classact.sims.mujoco import MujocoSimulator
+from classact.sims.renderer import mujoco
+from classact.types import FloatArray, StateArray
+
+CAMERAS = ("agentview", "wrist")
+VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+PROPRIOCEPTION = (("eef_pos", 3), ("eef_rot6d", 6), ("joint_pos", 7), ("gripper_qpos", 2))
+"""Table 10: end-effector pose, joint position, gripper state."""
+
+ACTION_LIMITS = (
+    (-0.6, -0.6, 0.7) + (-1.05,) * 7,
+    (0.5, 0.6, 1.6) + (1.05,) * 7,
+)
+"""A generous box about the table (metres), then entries of a rotation matrix and the gripper, with room for noise."""
+
+OPEN, CLOSED = -1.0, 1.0
+"""Gripper commands."""
+
+_HIDDEN = 3
+"""A visual group that MuJoCo does not draw unless asked to."""
+
+
+def schema(cameras: Sequence[str] = CAMERAS) -> Schema:
+    """What a Panda task observes and how it is commanded."""
+    return Schema(tuple(cameras), PROPRIOCEPTION, actions=ActionSpace.pose())
+
+
+def pose_action(position: StateArray, rotation: StateArray, gripper: float) -> FloatArray:
+    """(10,) float32 action from where the grip site shall be.
+
+    Args:
+        position: (3,) metres, world.
+        rotation: (3, 3), grip site to world.
+        gripper: -1 opens, 1 closes.
+    """
+    rotation_6d = matrix_to_rotation_6d(np.asarray(rotation, np.float64))
+    return np.concatenate([position, rotation_6d, [gripper]]).astype(np.float32)
+
+
+def arm_command(action: StateArray) -> StateArray:
+    """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action.
+
+    Raises:
+        DataError: the six numbers hold no rotation.
+    """
+    rotation = matrix_to_axis_angle(rotation_6d_to_matrix(np.asarray(action[3:9], np.float64)))
+    return np.concatenate([action[:3], rotation, action[9:10]])
+
+
+class PandaSimulator(MujocoSimulator):
+    """One Panda and some objects.
+
+    A task builds its robosuite environment and calls :meth:`_bind`.
+    """
+
+    views = VIEWS
+    bodies: Mapping[str, str] = {}
+    """Thing -> body of the model, for :meth:`object_pose`."""
+
+    env: Any
+    site: str
+    """The grip site's name in the model."""
+    fingers: tuple[str, str]
+    """Names of the finger joints."""
+
+    def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None, env: Any) -> None:
+        super().__init__(spec, shift, cameras)
+        self._bind(env)
+
+    def _bind(self, env: Any) -> None:
+        """Take an environment, and find what is needed in its model."""
+        self.env = env
+        model = self.model
+        # What robosuite does not draw either: collision shapes (its group 0), and marks of sites.
+        model.geom_group[model.geom_group == 0] = _HIDDEN
+        model.site_group[:] = _HIDDEN
+        self._site = self._id("SITE", self.site)
+        joints = [self._id("JOINT", name) for name in (*(f"robot0_joint{i}" for i in range(1, 8)), *self.fingers)]
+        self._arm = model.jnt_qposadr[joints[:7]].copy()
+        self._fingers = model.jnt_qposadr[joints[7:]].copy()
+        self._finger_bodies = model.jnt_bodyid[joints[7:]].copy()
+
+    @property
+    def model(self) -> Any:
+        """The mujoco.MjModel."""
+        return self.env.sim.model._model
+
+    @property
+    def data(self) -> Any:
+        """The mujoco.MjData."""
+        return self.env.sim.data._data
+
+    def _id(self, kind: str, name: str) -> int:
+        found = int(mujoco.mj_name2id(self.model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name))
+        if found < 0:
+            raise SimulatorError(f"{self._spec.name}: its model has no {kind.lower()} {name!r}: another version of it?")
+        return found
+
+    # Where things are
+
+    def ee_pose(self) -> tuple[StateArray, StateArray]:
+        """The grip site: (3,) metres and (3, 3), in world coordinates."""
+        data = self.data
+        return data.site_xpos[self._site].copy(), data.site_xmat[self._site].reshape(3, 3).copy()
+
+    def object_pose(self, name: str) -> tuple[StateArray, StateArray]:
+        """A thing of :attr:`bodies`: (3,) metres and (3, 3), in world coordinates.
+
+        Raises:
+            SimulatorError: no such thing.
+        """
+        if name not in self.bodies:
+            raise SimulatorError(f"{self._spec.name}: " + choose("object", name, self.bodies))
+        body = self._id("BODY", self.bodies[name])
+        return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
+
+    def joint_positions(self) -> StateArray:
+        """(7,) radians."""
+        positions: StateArray = self.data.qpos[self._arm]
+        return positions
+
+    def _proprioception(self) -> FloatArray:
+        position, rotation = self.ee_pose()
+        return np.concatenate(
+            [position, matrix_to_rotation_6d(rotation), self.joint_positions(), self.data.qpos[self._fingers]]
+        ).astype(np.float32)
+
+    # Acting
+
+    def _advance(self, action: StateArray) -> dict[str, float]:
+        try:
+            command = arm_command(action)
+        except DataError as problem:
+            raise SimulatorError(f"{self._spec.name}: the action's rotation: {problem}") from None
+        self._drive(command)
+        # Positions are one physics step ahead of what is derived from them; this catches up without touching the
+        # solver's memory, so that pictures, poses and contacts belong to the state.
+        mujoco.mj_fwdPosition(self.model, self.data)
+        return {"success": float(self._succeeded())}
+
+    @abstractmethod
+    def _drive(self, command: StateArray) -> None:
+        """Execute robosuite's command (7,) for one control step."""
+
+    @abstractmethod
+    def _succeeded(self) -> bool:
+        """The task's own rule, of the present state."""
+
+    def grasping(self) -> bool:
+        """Whether both fingers touch something that is not the gripper."""
+        model, data = self.model, self.data
+        touched = set()
+        roots = model.body_weldid[self._finger_bodies]
+        for i in range(data.ncon):
+            bodies = model.body_weldid[model.geom_bodyid[data.contact.geom[i]]]
+            for k in range(2):
+                if bodies[k] in roots and bodies[1 - k] not in roots:
+                    touched.add(int(bodies[k]))
+        return len(touched) == 2
+
+    def closing(self) -> float:
+        """The gripper command, -1 open .. 1 closed, that explains the fingers' places: a state does not hold it."""
+        if self.grasping():
+            return CLOSED
+        gap = float(np.abs(self.data.qpos[self._fingers]).mean()) / 0.04  # 1 where open
+        return float(np.clip(1 - 2 * gap, -1, 1))

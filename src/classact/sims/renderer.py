@@ -1,0 +1,285 @@
+"""MuJoCo's software pictures: fast enough, and such that can be trusted; one GL context per process and model.
+
+Whatever draws with MuJoCo takes the package ``mujoco`` from here, where GL was prepared before its import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import importlib.util
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.errors import SimulatorError
+from classact.types import ImageArray, StateArray
+
+_GL_HELP = (
+    "On Debian or Ubuntu install libegl1, libegl-mesa0, libgl1 and libgl1-mesa-dri for MUJOCO_GL=egl (no screen "
+    "needed), or libosmesa6 for MUJOCO_GL=osmesa; 'classact doctor' tries it."
+)
+
+
+def gl_problem(error: BaseException) -> str:
+    """The message for a GL that does not start."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    late = " The package mujoco was imported before and chose its GL then; set MUJOCO_GL before that." if _LATE else ""
+    return f"GL cannot start with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {reason}.{late} {_GL_HELP}"
+
+
+def _load_triton_first() -> None:
+    """Triton and Mesa's software GL each bring an LLVM.
+
+    Mesa's is global: where it was loaded first, Triton's resolves to it and torch's compiler crashes the process at its
+    import, long after the last picture. Loading Triton's library alone takes a tenth of a second.
+    """
+    found = importlib.util.find_spec("triton")
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        for library in Path(folder, "_C").glob("libtriton*.so"):
+            with contextlib.suppress(OSError):  # then nothing can load it
+                ctypes.CDLL(str(library))
+
+
+_load_triton_first()
+_LATE = "mujoco" in sys.modules and "MUJOCO_GL" not in os.environ
+if sys.platform == "linux":  # MuJoCo asks at its import, and would look for a screen
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mujoco as mujoco  # the tasks take it from here, where MUJOCO_GL is set
+except ModuleNotFoundError:
+    raise  # the extra is not installed
+except Exception as error:  # an unknown MUJOCO_GL, or its libraries are not there
+    raise SimulatorError(gl_problem(error)) from error
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a picture costs. Software GL spends most of its time on these.
+
+    Attributes:
+        samples: per pixel, against jagged edges.
+        shadows: side of the shadow map in pixels; 0: no shadows.
+        reflections: whether shiny floors mirror the scene.
+    """
+
+    samples: int = 0
+    shadows: int = 1024
+    reflections: bool = False
+
+
+SHIPPED = Quality(samples=4, shadows=4096, reflections=True)
+"""MuJoCo's own settings, for comparison."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A camera that looks from a place at a target, the world's z axis up."""
+
+    place: tuple[float, float, float]
+    target: tuple[float, float, float]
+    fovy: float
+
+
+FROZEN_MOTION = 0.05
+"""Motion of a joint or of the camera (radians, metres) that must change a picture: one that stays the same for longer
+is suspicious."""
+
+MAX_ROUGHNESS = 60.0
+"""Mean absolute difference of neighbouring pixels (0..255) beyond which a frame looks like uninitialised memory."""
+
+
+CONTEXTS = 3
+"""How many new GL contexts a doubtful picture is drawn in before giving up."""
+
+
+class Renderer:
+    """Draws a model's scenes, and does not believe what cannot be true.
+
+    Broken GL does not fail, it gives blank, frozen or uninitialised pictures. A frame that is of one colour, that
+    stays the same although scene or camera moved, or that is rougher than any scene, is drawn again in a new GL
+    context, until one is free of doubt or equals the one before: what two contexts agree on is what the camera
+    sees. It may be of one colour (a moving camera below the floor); but GL may also give nothing but black in every
+    context, so this is believed only where the same context shows something of the model from afar.
+
+    Args:
+        model: its quality settings are changed.
+        size: side of the square pictures in pixels.
+        quality: what to spend.
+    """
+
+    def __init__(self, model: Any, size: int, quality: Quality) -> None:
+        self.model, self.size, self.quality = model, size, quality
+        self.repaired = 0
+        """Frames that were wrong at first."""
+        self._last: dict[str, tuple[StateArray, str | Pose, ImageArray]] = {}
+        self._renderer: Any = None
+        self._open()
+
+    def _open(self) -> None:
+        model = self.model
+        model.vis.quality.offsamples = self.quality.samples
+        model.vis.quality.shadowsize = self.quality.shadows
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.size)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, self.size)
+        self.close()
+        try:
+            self._renderer = mujoco.Renderer(model, self.size, self.size)
+        except Exception as error:  # EGL, OSMesa and GLFW each fail in their own way
+            raise SimulatorError(gl_problem(error)) from error
+
+    def draw(self, data: Any, camera: str | Pose) -> ImageArray:
+        """(size, size, 3) picture of ``data`` from a camera of the model or from a pose.
+
+        Raises:
+            SimulatorError: GL shows nothing at all, or another picture in each context.
+        """
+        image = self._draw(data, camera)
+        doubt = self._doubt(image, data, camera)
+        if doubt:
+            image = self._settle(image, data, camera)
+        slot = _slot(camera)
+        if doubt or slot not in self._last or not np.array_equal(image, self._last[slot][2]):
+            # Else what it was first seen with stays, so that slow motions add up.
+            self._last[slot] = (np.array(data.qpos), camera, image)
+        return image
+
+    def _settle(self, image: ImageArray, data: Any, camera: str | Pose) -> ImageArray:
+        for _ in range(CONTEXTS):
+            self._open()
+            again = self._draw(data, camera)
+            if np.array_equal(image, again):
+                if uniform(image) and uniform(self._overview(data)):
+                    raise SimulatorError(
+                        f"GL shows nothing but one colour, {image[0, 0].tolist()}, from camera {camera!r} and from "
+                        f"afar, in two contexts (MUJOCO_GL={os.environ.get('MUJOCO_GL')}). {_GL_HELP}"
+                    )
+                return image
+            self.repaired += 1
+            if not self._doubt(again, data, camera):
+                return again
+            image = again
+        raise SimulatorError(
+            f"GL gives another implausible picture from camera {camera!r} in each of {CONTEXTS + 1} contexts "
+            f"(MUJOCO_GL={os.environ.get('MUJOCO_GL')}). {_GL_HELP}"
+        )
+
+    def _draw(self, data: Any, camera: str | Pose) -> ImageArray:
+        renderer = self._renderer
+        if isinstance(camera, Pose):
+            # The free camera's field of view is the model's.
+            self.model.vis.global_.fovy = camera.fovy
+            renderer.update_scene(data, free_camera(camera))
+        else:
+            renderer.update_scene(data, camera)
+        return self._render()
+
+    def _overview(self, data: Any) -> ImageArray:
+        """The whole model from MuJoCo's default place."""
+        camera = mujoco.MjvCamera()
+        mujoco.mjv_defaultFreeCamera(self.model, camera)
+        self._renderer.update_scene(data, camera)
+        return self._render()
+
+    def _render(self) -> ImageArray:
+        renderer = self._renderer
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self.quality.reflections
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self.quality.shadows > 0
+        image: ImageArray = renderer.render()
+        return image
+
+    def _doubt(self, image: ImageArray, data: Any, camera: str | Pose) -> bool:
+        if uniform(image) or roughness(image) > MAX_ROUGHNESS:
+            return True
+        if _slot(camera) not in self._last:
+            return False
+        qpos, before, last = self._last[_slot(camera)]
+        moved = float(np.abs(data.qpos - qpos).max(initial=0))
+        if isinstance(camera, Pose) and isinstance(before, Pose):
+            moved = max(moved, float(np.linalg.norm(np.subtract(camera.place, before.place))))
+        return moved > FROZEN_MOTION and np.array_equal(image, last)
+
+    def close(self) -> None:
+        """Free the GL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+def _slot(camera: str | Pose) -> str:
+    """One for all poses: a moving camera has a new one at each step."""
+    return camera if isinstance(camera, str) else ""
+
+
+def uniform(image: ImageArray) -> bool:
+    """Whether a picture has one colour."""
+    return bool((image == image[0, 0]).all())
+
+
+def roughness(image: ImageArray) -> float:
+    """Mean absolute difference of horizontally neighbouring pixels, 0..255. Scenes have a few, noise has 85."""
+    return float(np.abs(np.diff(image.astype(np.int16), axis=1)).mean())
+
+
+def free_camera(pose: Pose) -> Any:
+    """MuJoCo's description of a pose."""
+    offset = np.asarray(pose.target) - np.asarray(pose.place)  # the direction of view
+    distance = float(np.linalg.norm(offset))
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.lookat = np.asarray(pose.target)
+    camera.distance = distance
+    camera.azimuth = float(np.degrees(np.arctan2(offset[1], offset[0])))
+    camera.elevation = float(np.degrees(np.arcsin(np.clip(offset[2] / distance, -1, 1))))
+    return camera
+
+
+def rotate(image: ImageArray, degrees: float) -> ImageArray:
+    """A square picture turned counter-clockwise about its centre; corners that it does not fill are black."""
+    import cv2
+
+    size = len(image)
+    center = ((size - 1) / 2, (size - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
+    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
+
+
+_SHARED: dict[tuple[str, int, Quality], tuple[Renderer, int]] = {}
+
+
+def borrow_renderer(key: str, model: Any, size: int, quality: Quality) -> Renderer:
+    """The process's renderer of a model, made at first use; give it back with :func:`return_renderer`.
+
+    Args:
+        key: names the model: simulators of one key have equal models.
+        model, size, quality: see :class:`Renderer`.
+    """
+    renderer, users = _SHARED.get((key, size, quality)) or (Renderer(model, size, quality), 0)
+    atexit.unregister(_free_renderers)
+    atexit.register(_free_renderers)  # last registered, first called: before the GL libraries end
+    _SHARED[key, size, quality] = (renderer, users + 1)
+    return renderer
+
+
+def return_renderer(key: str, size: int, quality: Quality) -> None:
+    """Free the renderer if this was its last user."""
+    renderer, users = _SHARED[key, size, quality]
+    if users > 1:
+        _SHARED[key, size, quality] = (renderer, users - 1)
+    else:
+        del _SHARED[key, size, quality]
+        renderer.close()
+
+
+def _free_renderers() -> None:
+    for renderer, _ in _SHARED.values():
+        renderer.close()

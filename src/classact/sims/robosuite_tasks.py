@@ -1,0 +1,277 @@
+"""Square and Three-Stack on robosuite 1.5 as :class:`~classact.sims.base.Simulator` (paper Table 10).
+
+Square is robosuite's own NutAssemblySquare. Three-Stack is its Stack with a third cube, the start ranges D0 and D1 and
+the success rule of MimicGen (Mandlekar et al. 2023).
+
+Differences from stepping the environment itself, each on purpose:
+
+* the posture that the arm's redundancy is drawn to is the nominal start, not the episode's noisy one, so that what
+  follows depends on the state and the actions alone;
+* a state does not hold the gripper's command; ``set_state`` takes it from the fingers (a held thing stays held);
+* the observables of robosuite, which nothing here reads, are not computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import logging
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from classact.errors import ConfigError
+from classact.sims.base import SimulatorSpec
+from classact.sims.panda import ACTION_LIMITS, CAMERAS, PandaSimulator, schema
+from classact.sims.renderer import mujoco
+from classact.types import Criterion, StateArray
+
+ROBOSUITE = ((1, 5), (1, 6))
+MUJOCO = ((3, 1), (3, 10))
+"""Versions from .. before."""
+
+
+def check_versions(robosuite: str, mujoco_version: str) -> None:
+    """Refuse versions that are known to break.
+
+    Raises:
+        ConfigError: names both versions and what to install.
+    """
+    for name, version, (low, high) in (("robosuite", robosuite, ROBOSUITE), ("mujoco", mujoco_version, MUJOCO)):
+        numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+        if not low <= numbers < high:
+            raise ConfigError(
+                f"Square and Three-Stack need robosuite 1.5 with mujoco 3.1 to 3.9; installed are robosuite "
+                f"{robosuite} and mujoco {mujoco_version}, and {name} {version} is known to break them. Install the "
+                f"extra into an environment of its own: pip install 'classact[robosuite]', or uv sync --extra "
+                f"robosuite (LIBERO's robosuite 1.4 conflicts with it)."
+            )
+
+
+check_versions(importlib.metadata.version("robosuite"), mujoco.__version__)
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """robosuite prints advice about optional packages and files on import and whenever it reads a configuration."""
+    return record.levelno >= logging.ERROR
+
+
+logging.getLogger("robosuite_logs").addFilter(_quiet)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from robosuite.controllers import load_composite_controller_config
+    from robosuite.environments.manipulation.nut_assembly import NutAssemblySquare
+    from robosuite.environments.manipulation.stack import Stack
+    from robosuite.models.objects import BoxObject
+    from robosuite.utils.binding_utils import MjSim
+    from robosuite.utils.mjcf_utils import CustomMaterial
+
+SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
+IMAGE_SIZE = 256
+GROUP = 25
+CONTROL_HZ = 20
+PACKAGES = ("robosuite", "mujoco")
+
+
+@cache
+def _compiled(xml: str) -> Any:
+    """The process's MjModel of a scene: environments of one task share it (it holds 100 MB of textures and meshes)."""
+    return mujoco.MjModel.from_xml_string(xml)
+
+
+class _Shared:
+    """An environment whose model is compiled once per process."""
+
+    def _initialize_sim(self, xml_string: str | None = None) -> None:
+        env: Any = self
+        xml = xml_string or env.model.get_xml()
+        for process in env._xml_processors:
+            xml = process(xml)
+        env.sim = MjSim(_compiled(xml))
+        env.sim.forward()
+        env.initialize_time(env.control_freq)
+
+
+class _Square(_Shared, NutAssemblySquare):  # type: ignore[misc]
+    pass
+
+
+class _ThreeStack(_Shared, Stack):  # type: ignore[misc]
+    """robosuite's Stack with cube C, as large as A."""
+
+    def __init__(self, *, reach: float, **settings: Any) -> None:
+        self.reach = reach
+        super().__init__(**settings)
+
+    def _load_model(self) -> None:
+        super()._load_model()
+        material = CustomMaterial(
+            texture="WoodBlue",
+            tex_name="bluewood",
+            mat_name="bluewood_mat",
+            tex_attrib={"type": "cube"},
+            mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
+        )
+        half = [0.02, 0.02, 0.02]
+        self.cubeC = BoxObject(name="cubeC", size_min=half, size_max=half, rgba=[0, 0, 1, 1], material=material)
+        self.model.merge_objects([self.cubeC])
+        self.model.mujoco_objects.append(self.cubeC)
+        sampler = self.placement_initializer
+        sampler.add_objects(self.cubeC)
+        sampler.x_range = sampler.y_range = (-self.reach, self.reach)
+
+    def _check_success(self) -> bool:
+        top = self.table_offset[2]
+        # Resting heights above the table are 0.07 (A on B) and 0.11 (C on A).
+        return self._rests(self.cubeA, self.cubeB, top + 0.04) and self._rests(self.cubeC, self.cubeA, top + 0.08)
+
+    def _rests(self, upper: Any, lower: Any, above: float) -> bool:
+        """Contact, height, not held."""
+        height = self.sim.data.body_xpos[self.sim.model.body_name2id(upper.root_body)][2]
+        held = self._check_grasp(gripper=self.robots[0].gripper, object_geoms=upper)
+        return bool(height > above and self.check_contact(upper, lower) and not held)
+
+
+class RobosuiteSimulator(PandaSimulator):
+    """A task of robosuite 1.5 with one Panda.
+
+    State: [time, qpos, qvel] of the whole world, as robomimic records it. Action (10,): see
+    :func:`classact.sims.panda.pose_action`. Metric: ``success``, the task's own rule after the step.
+    """
+
+    site = "gripper0_right_grip_site"
+    fingers = ("gripper0_right_finger_joint1", "gripper0_right_finger_joint2")
+
+    def _bind(self, env: Any) -> None:
+        super()._bind(env)
+        env._observables = OrderedDict()
+        self._substeps = round(1 / (CONTROL_HZ * env.model_timestep))
+
+    def _start(self, seed: int) -> None:
+        # One generator draws objects and joints; it is shared, so its state is set, not itself replaced.
+        self.env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self.env.reset()
+        self._settle(0.0)
+
+    def _restored(self) -> None:
+        self._settle(self.closing())
+
+    def _settle(self, closing: float) -> None:
+        """What controllers remember, as a function of the state."""
+        robot = self.env.robots[0]
+        robot.gripper["right"].current_action = np.array([-closing, closing])
+        # Also puts the goal where the arm is.
+        arm = robot.part_controllers["right"]
+        arm.update_initial_joints(robot.init_qpos)
+        for controller in robot.part_controllers.values():
+            controller.new_update = True
+        data = self.data
+        data.ctrl[:] = 0
+        data.qacc_warmstart[:] = 0
+        mujoco.mj_forward(self.model, data)
+
+    def _drive(self, command: StateArray) -> None:
+        sim, robot = self.env.sim, self.env.robots[0]
+        for i in range(self._substeps):
+            sim.step1()
+            robot.control(command, policy_step=i == 0)
+            sim.step2()
+
+    def _succeeded(self) -> bool:
+        return bool(self.env._check_success())
+
+
+class Square(RobosuiteSimulator):
+    """Put the square nut on the square peg."""
+
+    target = (0.0, 0.0, 0.9)
+    bodies: Mapping[str, str] = {"nut": "SquareNut_main", "peg": "peg1"}
+
+
+class ThreeStack(RobosuiteSimulator):
+    """Put the red cube A on the green cube B, and the blue cube C on A."""
+
+    target = (0.0, 0.0, 0.9)
+    bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
+
+
+@cache
+def _controllers() -> dict[str, Any]:
+    config = load_composite_controller_config(controller="BASIC", robot="Panda")
+    arm = config["body_parts"]["right"] | {"input_type": "absolute", "input_ref_frame": "world"}
+    return {**config, "body_parts": {"right": arm}}
+
+
+def _environment(kind: Any, **settings: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = kind(
+            robots="Panda",
+            controller_configs=copy.deepcopy(_controllers()),
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            use_object_obs=False,
+            hard_reset=False,
+            ignore_done=True,
+            control_freq=CONTROL_HZ,
+            renderer="mujoco",  # the other one opens a viewer's library
+            seed=0,
+            **settings,
+        )
+    env.robots[0].robot_model.mujoco_model = None  # a compiled arm of 50 MB for controllers that are not used here
+    return env
+
+
+def _spec(
+    name: str, image_size: int | None, max_steps: int, state_dim: int, objects: tuple[tuple[str, int], ...]
+) -> SimulatorSpec:
+    return SimulatorSpec(
+        name=name,
+        cameras=CAMERAS,
+        image_size=IMAGE_SIZE if image_size is None else image_size,
+        action_dim=10,
+        proprioception_dim=18,
+        state_dim=state_dim,
+        max_steps=max_steps,
+        control_hz=CONTROL_HZ,
+        criteria=(Criterion("success", "success", 0.5),),
+        shifts=SHIFTS,
+        objects=objects,
+        schema=schema(),
+        action_limits=ACTION_LIMITS,
+        packages=PACKAGES,
+        group=GROUP,
+    )
+
+
+# A state is time, 7 + 2 joints, 7 numbers per free object; then 9 + 6 per object velocities.
+
+
+def square(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> Square:
+    """Square: robosuite's NutAssemblySquare (Table 10: at most 400 steps). It keeps a round nut far away."""
+    spec = _spec("square", image_size, 400, 1 + 9 + 14 + 9 + 12, (("nut", 10),))
+    return Square(spec, shift, cameras, _environment(_Square))
+
+
+def three_stack_d0(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
+    """Three-Stack, cubes within 0.10 m of the table's centre along x and y."""
+    return _three_stack("three-stack-d0", 0.10, image_size, shift, cameras)
+
+
+def three_stack_d1(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
+    """Three-Stack, cubes within 0.20 m of the table's centre along x and y."""
+    return _three_stack("three-stack-d1", 0.20, image_size, shift, cameras)
+
+
+def _three_stack(
+    name: str, reach: float, image_size: int | None, shift: str, cameras: Sequence[str] | None
+) -> ThreeStack:
+    objects = (("cubeA", 10), ("cubeB", 17), ("cubeC", 24))
+    spec = _spec(name, image_size, 600, 1 + 9 + 21 + 9 + 18, objects)
+    return ThreeStack(spec, shift, cameras, _environment(_ThreeStack, reach=reach))
