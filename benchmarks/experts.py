@@ -1,8 +1,8 @@
 """Demonstrations of every task from its scripted expert: how often it succeeds, and what 50 of them take.
 
-Writes the demonstrations into a folder, where benchmarks/simulated_tasks.py finds them, and adds to the results file
-what can be measured in this environment (LIBERO needs one of its own). Start it again after a kill: finished tasks are
-kept, attempts of the task under way, too (its time is then left out).
+Writes the demonstrations into a folder and adds to the results file what can be measured in this environment (LIBERO
+needs one of its own). Start it again after a kill: finished tasks are kept, attempts of the task under way, too (its
+time is then left out).
 
     uv run python benchmarks/experts.py
     UV_PROJECT_ENVIRONMENT=.venv-libero uv run --extra libero python benchmarks/experts.py libero-object
@@ -24,7 +24,6 @@ from classact.progress import progress_bar
 from classact.readers import generated
 from classact.sims import make_simulator
 from classact.sims.experts.generate import generate_demonstrations
-from classact.sims.versions import installed_versions
 from classact.statistics import wilson_interval
 from common import parser, save
 
@@ -66,10 +65,8 @@ def measure(name: str, folder: Path, workers: int) -> dict[str, Any]:
         "demonstrations": len(data),
         "attempts": header["attempts"],
         "not_kept": header["not_kept"],
-        "seconds": seconds,
-        "workers": workers,
-        "packages": installed_versions(spec.packages),
-        "hardware": hardware(),
+        "packages": {name: data.versions[name] for name in spec.packages},
+        "made": None if seconds is None else {"seconds": seconds, "workers": workers, "hardware": hardware()},
     }
 
 
@@ -87,8 +84,8 @@ def main() -> None:
         except ClassactError as problem:
             print(f"{name}: not measured: {problem}")
             continue
-        if found["seconds"] is None and name in result:
-            found["seconds"] = result[name]["seconds"]  # of the time they were made
+        if found["made"] is None and name in result:
+            found["made"] = result[name]["made"]  # how long it took when they were made
         result[name] = found
         save(options.json, {"simulators": result})
 

@@ -107,13 +107,14 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
-    pages = {
-        README: ("results", block()),
-        SIMILARITY: ("measured", "\n".join(similarity_table.page_lines()) + "\n"),
-        POLICIES: ("heads", "\n".join(heads_table.page_lines()) + "\n"),
-        SIMULATORS: ("measured", "\n".join(simulators_table.page_lines()) + "\n"),
-    }
-    for path, (name, new) in pages.items():
+    pages = [
+        (README, "results", block()),
+        (README, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
+        (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
+        (POLICIES, "heads", "\n".join(heads_table.page_lines()) + "\n"),
+        (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
+    ]
+    for path, name, new in pages:
         text = path.read_text(encoding="utf-8")
         written = between(text, name, new)
         if not options.check:

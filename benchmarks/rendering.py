@@ -1,7 +1,7 @@
 """Frames a second of the MuJoCo tasks at 256 pixels: the settings chosen here against MuJoCo's own, side by side.
 
 Both contenders run in one process, in turns, on the same moments of an expert's episode. Adds to the results file what
-can be measured in this environment (LIBERO needs one of its own) and draws docs/rendering.png from all that is there.
+can be measured in this environment (LIBERO needs one of its own) and draws docs/rendering/NAME.png, one per task.
 
     uv run python benchmarks/rendering.py
     UV_PROJECT_ENVIRONMENT=.venv-libero uv run --extra libero python benchmarks/rendering.py

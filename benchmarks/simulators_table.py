@@ -34,7 +34,7 @@ def expert_lines(results: dict[str, Any]) -> list[str]:
     for name in (name for name in ORDER if name in results):
         found = results[name]
         several = len(found["tasks"]) > 1
-        spent = "" if found["seconds"] is None else f"{found['seconds'] / 60:.1f}"
+        spent = "" if found["made"] is None else f"{found['made']['seconds'] / 60:.1f}"
         for number, row in enumerate(found["tasks"]):
             title = f"{find(name).title}: {row['instruction']}" if several else find(name).title
             first = number == 0
@@ -46,12 +46,13 @@ def expert_lines(results: dict[str, Any]) -> list[str]:
 
 def retrieval_lines(cells: dict[str, Any]) -> list[str]:
     """One line per task, view and latent."""
-    lines = ["| task | view | latent | images seen | success |", "|---|---|---|---|---|"]
+    lines = ["| task | view | demonstrations | latent | images seen | success |", "|---|---|---|---|---|---|"]
     for found in cells.values():
         cell = found["cell"]
         for row in found["rows"]:
             seen = f"{found['images_seen'] / 1000:.0f}k" if row["encoder"] == "class" else ""
-            columns = [find(cell["simulator"]).title, cell["shift"], ENCODERS[row["encoder"]], seen]
+            columns = [find(cell["simulator"]).title, cell["shift"], str(cell["demonstrations"])]
+            columns += [ENCODERS[row["encoder"]], seen]
             lines.append("| " + " | ".join([*columns, rate(row, "episodes")]) + " |")
     return lines
 
@@ -77,10 +78,11 @@ def page_lines() -> list[str]:
     lines: list[str] = []
     if experts:
         found = experts["simulators"]
-        where = machine(next(iter(found.values()))["hardware"])
+        made = next(row["made"] for row in found.values() if row["made"])
         lines += [
-            f"Scripted experts, 95 % Wilson intervals; minutes to generate the demonstrations with "
-            f"{next(iter(found.values()))['workers']} processes ({where}); `benchmarks/experts.py`:",
+            f"Scripted experts, 95 % Wilson intervals; minutes to generate the demonstrations with {made['workers']} "
+            f"processes ({machine(made['hardware'])}); LIBERO-Object on assets of which three are stand-ins; "
+            f"`benchmarks/experts.py`:",
             "",
             *expert_lines(found),
             "",
@@ -89,9 +91,9 @@ def page_lines() -> list[str]:
         found = cells["cells"]
         first = next(iter(found.values()))
         lines += [
-            f"Retrieval from {first['cell']['demonstrations']} demonstrations after a small pre-training from scratch "
-            f"(presets `TASK-cpu`: small network, 96-pixel images; {machine(first['hardware'])}), "
-            f"{first['rows'][0]['episodes']} unseen starts, one seed; `benchmarks/simulated_tasks.py`:",
+            f"Retrieval after a small pre-training from scratch (presets `TASK-cpu`: small network, 96-pixel images, "
+            f"one neighbour; {machine(first['hardware'])}), unseen starts, one seed; "
+            f"`benchmarks/simulated_tasks.py`:",
             "",
             *retrieval_lines(found),
             "",
@@ -110,4 +112,4 @@ def page_lines() -> list[str]:
 def readme_lines() -> list[str]:
     """What the README says of it."""
     cells = read("simulated_tasks")
-    return ["", *retrieval_lines(cells["cells"])] if cells else []
+    return retrieval_lines(cells["cells"]) if cells else []

@@ -15,6 +15,11 @@ settings.register_profile("classact", deadline=None)
 settings.load_profile("classact")
 
 HUMAN_VARIABLE = "CLASSACT_PUSHT_HUMAN"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Read when a LIBERO simulator is made, in worker processes, too.
+if (SHARED / "libero_object_assets").is_dir():
+    os.environ.setdefault("CLASSACT_LIBERO_ASSETS", str(SHARED / "libero_object_assets"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,8 +36,7 @@ def image_cache() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def human_zarr() -> Path:
     """Diffusion Policy's 206 human Push-T demonstrations, 25,650 steps."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "pusht_human.zarr"
-    path = Path(os.environ.get(HUMAN_VARIABLE, default))
+    path = Path(os.environ.get(HUMAN_VARIABLE, SHARED / "pusht_human.zarr"))
     if not path.exists():
         pytest.skip(f"{path} is not here; set {HUMAN_VARIABLE} to pusht_cchi_v7_replay.zarr to run this test")
     return path

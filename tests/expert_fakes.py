@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from classact.actions import ActionSpace
+from classact.errors import ConfigError, SimulatorError
 from classact.schema import Schema
 from classact.sims import SIMULATORS, Entry
 from classact.sims.base import SimulatorSpec
@@ -20,7 +21,8 @@ from classact.types import Criterion, FloatArray, Observation, StateArray
 
 FAULTS = "CLASSACT_TEST_FAULTS"
 """Environment variable with a folder. A file "SEED" in it says what goes wrong with that seed: once if it says "once
-KIND", always otherwise; kinds are die, hang, raise and beyond."""
+KIND", always otherwise; kinds are die, hang, raise, beyond (an action far beyond its limits) and start (the simulator
+does not)."""
 
 PAUSE = "CLASSACT_TEST_PAUSE"
 """Environment variable: seconds that an attempt takes at least."""
@@ -45,6 +47,7 @@ class Walk:
             criteria=(Criterion("there", "position", 1.0),),
             shifts=("fixed", "dynamic"),
             schema=Schema(("front", "side"), (("position", 1),), words, ActionSpace.points()),
+            action_limits=((-1.0, -1.0), (1.0, 200_000.0)),
             packages=("pymunk",),
             tasks=tasks,
         )
@@ -56,6 +59,8 @@ class Walk:
     language_source = "invented"
 
     def reset(self, seed: int) -> None:
+        if _fault(seed, "start"):
+            raise SimulatorError("GL cannot start")
         self.state = np.array([0.0, seed, seed % self.tasks])
         self.set_appearance(seed)
 
@@ -94,12 +99,23 @@ def three_walks(*, image_size: int | None, shift: str, cameras: Sequence[str] | 
     return Walk(image_size, shift, cameras, 3)
 
 
+def lacking(**_: object) -> Walk:
+    raise ConfigError("install it")
+
+
 def script(sim: Walk, rng: np.random.Generator) -> Iterator[FloatArray]:
     """Gives up where seed % 4 is 1, walks too slowly where it is 2."""
     seed = int(sim.state[1])
     time.sleep(float(os.environ.get(PAUSE, "0")))
     yield np.zeros(2, np.float32)
-    _fault(seed)
+    if _fault(seed, "die"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if _fault(seed, "hang"):
+        time.sleep(600)
+    if _fault(seed, "raise"):
+        raise ValueError("a bug in the script")
+    if _fault(seed, "beyond"):
+        yield np.array([10, 0], np.float32)
     if seed % 4 == 1:
         raise GiveUpError("no way")
     while True:
@@ -111,17 +127,15 @@ def never(sim: Walk, rng: np.random.Generator) -> Iterator[FloatArray]:  # noqa:
     raise GiveUpError("never")
 
 
-def _fault(seed: int) -> None:
+def _fault(seed: int, kind: str) -> bool:
     if FAULTS not in os.environ or not (file := Path(os.environ[FAULTS]) / str(seed)).exists():
-        return
+        return False
     how = file.read_text()
+    if how.removeprefix("once ") != kind:
+        return False
     if how.startswith("once "):
         file.unlink()
-    if how.endswith("die"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how.endswith("hang"):
-        time.sleep(600)
-    raise ValueError("a bug in the script")
+    return True
 
 
 ENTRIES = {

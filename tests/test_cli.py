@@ -245,7 +245,7 @@ def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     ("flags", "message"),
     [
         (("--test-episodes", "0"), "episodes >= 1"),
-        (("--preset", "fast"), "unknown preset 'fast': available are 'debug'"),
+        (("--preset", "fast"), "unknown preset 'fast': available are 'aloha-transfer-cpu'"),
         (("--shift", "dark"), "unknown shift 'dark': available are 'fixed-color', 'rand-color'"),
         (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
         (("--k", "200"), "k = 200 neighbours asked of a bank of 122 moments"),

@@ -42,7 +42,10 @@ def test_python_of_the_readme_names_what_exists() -> None:
     assert "Pipeline" in imports
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/rand-color.md", "docs/similarity.md"]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/policies.md", "docs/rand-color.md"),
+    *("docs/similarity.md", "docs/simulators.md"),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

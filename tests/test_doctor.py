@@ -70,8 +70,7 @@ def test_failures_say_what_to_do() -> None:
     assert square.detail == "GL cannot start with MUJOCO_GL=egl: no device"
     assert square.remedy == "On Debian install libegl1. Or else."
     assert checks["simulator aloha-transfer"].remedy == "Install it: pip install"
-    apart = "Extras 'libero' and 'robosuite' need environments of their own: they share no version of robosuite."
-    assert checks["simulator libero-object"].remedy == f"Install it: pip install {apart}"
+    assert checks["simulator libero-object"].remedy == "Install it: pip install"
 
 
 def test_a_simulator_whose_extra_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +79,26 @@ def test_a_simulator_whose_extra_is_not_there(monkeypatch: pytest.MonkeyPatch) -
         try_simulator("far")
     detail, remedy = doctor._said(caught.value, "robosuite")
     assert "needs the extra 'robosuite', which is not installed (no module 'not_installed_at_all')" in detail
-    assert remedy.startswith("Install it: pip install 'classact[robosuite]'")
+    assert remedy == (
+        "Install it into an environment of its own: pip install 'classact[robosuite]', or put --extra robosuite after "
+        "'uv run'. Extras 'robosuite' and 'libero' exclude each other: they share no version of robosuite."
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "advice"),
+    [
+        ("aloha", "Install it: pip install 'classact[aloha]', or put --extra aloha after 'uv run'."),
+        # Else the robosuite of the other tasks would be replaced.
+        ("libero", "or put UV_PROJECT_ENVIRONMENT=.venv-libero before and --extra libero after 'uv run'. Extras"),
+    ],
+)
+def test_what_to_install_breaks_nothing_else(extra: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sims, "SIMULATORS", {"far": Entry("not_installed_at_all:make", "Far", extra)})
+    with pytest.raises(ConfigError) as caught:
+        make_simulator("far")
+    assert advice in str(caught.value)
+    assert ("environment of its own" in str(caught.value)) is (extra == "libero")
 
 
 def test_a_blank_picture_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,27 @@ def test_recorded_or_rendered(source: str, shift: str, cameras: bool, rendered: 
 
 
 @pytest.mark.parametrize(
+    ("simulator", "size", "shown", "rendered"),
+    [
+        ("", 96, "", False),  # a recording of unknown origin is taken as it is
+        ("pusht", 48, "", False),
+        ("pusht", 96, "", True),  # drawn at 48 pixels, and evaluations draw at 96
+        ("pusht", 48, "fixed", False),  # another name of the plain appearance
+        ("pusht", 48, "rand-color", True),
+    ],
+)
+def test_recorded_where_it_looks_as_in_evaluations(simulator: str, size: int, shown: str, rendered: bool) -> None:
+    data = replace(DATA, simulator=simulator, images_shift=shown)
+    # Push-T draws from 96 pixels on; whether it is asked is all that matters here.
+    config = FramesConfig(render_size=size)
+    if rendered and size < 96:
+        with pytest.raises(ConfigError, match="expected image_size in 96"):
+            needs_rendering(data, "top", config)
+    else:
+        assert needs_rendering(data, "top", config) is rendered
+
+
+@pytest.mark.parametrize(
     ("data", "config", "message"),
     [
         (replace(DATA, states=None), FramesConfig(shift="rand-color"), r"no simulator states, so shift 'rand-color'"),

@@ -280,8 +280,26 @@ def test_a_head_that_is_trained_anew_is_evaluated_anew(run: Run) -> None:
 def test_other_data_than_the_encoders_are_refused(run: Run) -> None:
     card = run.read_config()
     write_json(run.config, card | {"data": card["data"] | {"fingerprint": "0" * 64}})
-    with pytest.raises(ConfigError, match=r"data of .* have changed since its encoder was learned: .* 000000000000"):
+    with pytest.raises(ConfigError, match=r"data of .* have changed since its encoder was learned: .* = '000000000000"):
         make(run, config()).train()
+
+
+def test_what_cannot_be_rolled_out_shows_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Speaking(fakes.Short):
+        language_source = "stand-in"
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained")
+
+    card = run.read_config()
+    write_json(run.config, card | {"data": card["data"] | {"versions": {"language": "bert-base-uncased"}}})
+    monkeypatch.setattr("classact.pipeline.make_simulator", Speaking)
+    monkeypatch.setattr(FineTuner, "train_step", fail)
+    expected = r"tiny \(.*\): instructions were embedded by 'bert-base-uncased', but simulator 'pusht' .* 'stand-in'"
+    with pytest.raises(ConfigError, match=expected):
+        make(run, config()).train()
+    with pytest.raises(ConfigError, match=expected):
+        make(run, config(evaluations=0)).evaluate()
 
 
 def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:

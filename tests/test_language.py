@@ -10,7 +10,7 @@ import torch
 
 from classact import language
 from classact.errors import ConfigError
-from classact.language import BERT, SIZE, STAND_IN, bert_at_hand, embed_instruction, normalize, stand_in
+from classact.language import BERT, SIZE, STAND_IN, bert_at_hand, embed_instruction, normalize, source_at_hand, stand_in
 
 INSTRUCTIONS = [f"pick up the {thing} and place it in the basket" for thing in ("milk", "butter", "ketchup")]
 
@@ -46,7 +46,17 @@ def test_the_source_is_said(monkeypatch: pytest.MonkeyPatch, at_hand: bool) -> N
     values, source = embed_instruction("pick up the milk")
     assert values.shape == (SIZE,)
     assert (source == BERT) == at_hand
+    assert source_at_hand() == source
     assert (values == len("pick up the milk")).all() == at_hand
+
+
+def test_which_source_it_is_needs_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("BERT was run")
+
+    monkeypatch.setattr(language, "bert_at_hand", lambda: True)
+    monkeypatch.setattr(language, "_bert_embedding", never)
+    assert source_at_hand() == BERT
 
 
 def test_what_is_no_instruction_is_refused() -> None:

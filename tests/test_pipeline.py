@@ -12,11 +12,14 @@ import pytest
 
 import fakes
 from classact import analysis, pipeline, rollout
+from classact.actions import ActionSpace
 from classact.checkpoints import list_checkpoints
 from classact.errors import ConfigError, DataError, StorageError
 from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
+from classact.readers import read_demonstrations
 from classact.recording import evaluation_name
 from classact.runs import Run
+from classact.schema import Schema
 from classact.storage import write_folder
 
 
@@ -146,6 +149,18 @@ def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
         make(root, path).data()
 
 
+def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a layout makes them that exchanges red and blue, or gives a camera another key: nothing else tells."""
+    make(tmp_path, data).data()
+    Run(tmp_path).policy.mkdir()  # as if it had been built
+    before = read_demonstrations(data)
+    exchanged = before.with_images({"top": np.asarray(before.images["top"])[..., ::-1]})
+    assert exchanged.fingerprint() == before.fingerprint()
+    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: exchanged)
+    with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
+        make(tmp_path, data).data()
+
+
 def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: Path) -> None:
     run, _ = finished
     make(run.root, data)
@@ -247,6 +262,89 @@ def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp
     made = replace(made, pretrain=replace(made.pretrain, encoder=replace(made.pretrain.encoder, cameras=("wrist",))))
     with pytest.raises(ConfigError, match="unknown camera 'wrist': available are 'top' in simulator 'pusht'"):
         Pipeline(Run(tmp_path), made, quiet=True).evaluate()
+
+
+class Elsewhere(fakes.Short):
+    """Another task: its actions have meanings and sizes of their own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        arm = Schema(("top",), (("qpos", 14),), actions=ActionSpace.joints(6, "left", "right"))
+        self.spec = replace(self.spec, name="aloha-transfer", schema=arm)
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("trained")
+
+
+def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "make_simulator", Elsewhere)
+    monkeypatch.setattr(pipeline, "Trainer", never)
+    wanted = r"tiny \(.*tiny.zarr\) is of another task than simulator 'pusht': proprioception .* --simulator NAME, one"
+    made = config(data)
+    with pytest.raises(ConfigError, match=wanted):
+        Pipeline(Run(tmp_path), made, quiet=True).evaluate()
+    milestones = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    with pytest.raises(ConfigError, match=wanted):
+        Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "make_simulator", Elsewhere)
+    Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
+    with pytest.raises(ConfigError, match=wanted):
+        evaluate_run(Run(tmp_path), quiet=True)
+
+
+def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = fakes.demonstrations(0, 96, fakes.LENGTHS).with_images({})
+    assert foreign.states is not None
+    foreign = replace(foreign, states=np.zeros((foreign.num_steps, 46)), simulator="aloha-transfer")
+    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: foreign)
+    wanted = (
+        r"holds states of 46 dimensions of simulator 'aloha-transfer', but simulator 'pusht', which is to render them, "
+        r"has states of 5\. Leave --simulator out, or name that one: --simulator aloha-transfer"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path, tmp_path).data()
+
+
+class Speaking(fakes.Short):
+    """Embeds instructions, so it says, by a stand-in."""
+
+    language_source = "stand-in"
+
+
+def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
+    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: spoken)
+    make(tmp_path, data).data()
+    Run(tmp_path).policy.mkdir()  # as if it had been built
+    wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
+    monkeypatch.setattr(pipeline, "make_simulator", Speaking)
+    with pytest.raises(ConfigError, match=rf"walks \(memory\): instructions were {wanted}"):
+        evaluate_run(Run(tmp_path), quiet=True)
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path, data).evaluate()
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path / "new", data).data()
+
+
+def test_other_scenes_are_refused_where_states_are_rendered(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Versioned(fakes.Short):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.spec = replace(self.spec, packages=("robosuite",))
+
+    old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
+    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: old)
+    monkeypatch.setattr(pipeline, "make_simulator", Versioned)
+    make(tmp_path, data).data()
+    assert "recorded with robosuite 0.1" in caplog.text
+    made = config(data)
+    rendered = replace(made, frames=replace(made.frames, source="rendered"))
+    with pytest.raises(ConfigError, match=r"its states cannot be rendered.*or use the images that were recorded"):
+        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).data()
 
 
 def test_retrieval_by_state_needs_an_extent_of_the_world(

@@ -36,6 +36,7 @@ from classact.sims.worker import run_chunk
 from classact.statistics import wilson_interval
 from classact.storage import read_arrays, read_jsonl
 from classact.types import FloatArray, Observation, RolloutResult
+from simulators import need
 
 SHORT = EvaluationConfig(episodes=5, max_steps=21, workers=1)
 
@@ -364,10 +365,8 @@ def test_dead_workers_change_nothing(undisturbed: list[RolloutResult], tmp_path:
 @pytest.mark.parametrize(("name", "episodes"), [("aloha-transfer", 2), ("three-stack-d0", 1)])
 def test_dead_workers_change_nothing_in_mujoco_either(name: str, episodes: int) -> None:
     # There, states hold less than what decides the next step: only repeating the episode brings the rest back.
-    try:
-        spec = make_simulator(name, image_size=48).spec
-    except ConfigError as error:
-        pytest.skip(str(error))
+    need(name)
+    spec = make_simulator(name, image_size=48).spec
     moving = next(shift for shift in spec.shifts if shift in ("dynamic", "rotation"))
     config = EvaluationConfig(episodes=episodes, shift=moving, image_size=48, max_steps=10, workers=1)
 

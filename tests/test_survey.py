@@ -96,7 +96,7 @@ def test_data_without_anything_to_see(metric: str, tmp_path: Path) -> None:
     assert len(rows) == (4 if metric == "dtw" else 3)
 
 
-def test_frames_are_recorded_else_drawn_else_none() -> None:
+def test_frames_are_recorded_else_drawn_else_none(caplog: pytest.LogCaptureFixture) -> None:
     rows = np.array([5, 0, 60])
     recorded = moment_frames(DATA, rows)
     assert recorded is not None
@@ -105,6 +105,9 @@ def test_frames_are_recorded_else_drawn_else_none() -> None:
     assert drawn is not None
     assert drawn.shape == (3, 160, 160, 3)
     assert not np.array_equal(drawn, recorded)
+    unknown = replace(DATA, images={}, simulator="kitchen")
+    assert moment_frames(unknown, rows) is None
+    assert "examples are shown without pictures: unknown simulator 'kitchen'" in caplog.text
     assert moment_frames(replace(DATA, images={}, states=None), rows) is None
     assert DATA.states is not None
     assert moment_frames(replace(DATA, images={}, states=DATA.states[:, :3]), rows) is None  # of another simulator

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.frames import FramesConfig, needs_rendering
+from classact.frames import FramesConfig
 from classact.images import resize_images
 from classact.policies import RetrievalPolicy
 from classact.rollout import EvaluationConfig
@@ -65,11 +65,25 @@ def write_neighbors(
     results: Sequence[RolloutResult],
     simulator: str,
     evaluation: EvaluationConfig,
+    *,
+    rendered: bool,
     queries: int = 6,
 ) -> None:
     """analysis/neighbors.safetensors: moments of rollouts, and the demonstrated moments each decision came from (J.2).
 
     Queries are spread over episodes from the best to the worst and over the time before success.
+
+    Args:
+        run: where it is written.
+        policy: decides.
+        data: what is in its bank, with the images that the encoder saw.
+        frames: how images were rendered.
+        results: episodes to take moments from.
+        simulator, evaluation: that they are of.
+        rendered: whether the first camera's images of ``data`` were rendered from its states as ``frames`` says: then
+            they are drawn again, larger. Recorded ones are shown as they are
+            (:func:`classact.frames.needs_rendering` of the data as recorded tells).
+        queries: how many moments.
     """
     sim = make_simulator(
         simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.cameras or None
@@ -94,7 +108,7 @@ def write_neighbors(
         first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
         row = {
             "query_images": _picture(sim, next(iter(observation.images.values()))),
-            "neighbor_images": _demonstrated(data, frames, rows, episodes),
+            "neighbor_images": _demonstrated(data, frames if rendered else None, rows, episodes),
             "weights": neighbors.weights[0],
             "cosine": neighbors.cosine[0],
             "episode": episodes.astype(np.int64),
@@ -119,10 +133,17 @@ def _picture(sim: Any, fallback: ImageArray) -> ImageArray:
     return sim.render(PICTURE) if hasattr(sim, "render") else resize_images(fallback[None], PICTURE)[0]
 
 
-def _demonstrated(data: Demonstrations, frames: FramesConfig, rows: IntArray, episodes: IntArray) -> ImageArray:
-    """(k, PICTURE, PICTURE, 3) frames of demonstrated moments, as the encoder saw them but larger where possible."""
+def _demonstrated(data: Demonstrations, frames: FramesConfig | None, rows: IntArray, episodes: IntArray) -> ImageArray:
+    """(k, PICTURE, PICTURE, 3) frames of demonstrated moments, as the encoder saw them.
+
+    Args:
+        data: with the images that the encoder saw.
+        frames: how they were rendered, to draw them larger; None: they were recorded.
+        rows: (k,) steps.
+        episodes: (k,) that they belong to.
+    """
     camera = next(iter(data.images))
-    if data.states is None or not needs_rendering(data.with_images({}), camera, frames):
+    if frames is None or data.states is None:
         return resize_images(np.asarray(data.images[camera][rows]), PICTURE)
     sim = make_simulator(frames.simulator, image_size=frames.render_size, shift=frames.shift, cameras=(camera,))
     starts = np.concatenate([[0], data.episode_ends[:-1]])

@@ -19,6 +19,7 @@ import numpy as np
 from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.images import cache_folder
 from classact.sims import SIMULATORS, Simulator, make_simulator
+from classact.sims.base import install_advice
 from classact.types import FloatArray
 
 
@@ -84,9 +85,6 @@ def _gpu() -> str:
 STEPS, FRAMES = 20, 5
 PATIENCE = 300.0
 """Seconds that a simulator gets to start, step and render."""
-
-APART = ("libero", "robosuite")
-"""Extras that need different versions of one package, so that one environment cannot hold both."""
 
 
 def hold_action(sim: Simulator) -> FloatArray:
@@ -172,9 +170,6 @@ def _said(error: Exception, extra: str | None) -> tuple[str, str]:
     if isinstance(error, ClassactError):
         detail, _, rest = text.partition(". ")
         remedy = rest or install
-    if extra in APART and "not installed" in detail:
-        (other,) = (name for name in APART if name != extra)
-        remedy += f" Extras {extra!r} and {other!r} need environments of their own: they share no version of robosuite."
     return detail, remedy
 
 
@@ -264,7 +259,7 @@ def examine() -> list[Check]:
         _try(
             f"extra {extra}",
             partial(_extra, extra, package),
-            f"needed for {use} only: pip install 'classact[{extra}]'",
+            f"needed for {use} only. {install_advice(extra)}",
             required=False,
         )
         for extra, (package, use) in EXTRAS.items()

@@ -39,6 +39,10 @@ class SimulatorError(ClassactError):
     """A simulator or one of its worker processes failed."""
 
 
+class ActionError(SimulatorError):
+    """An action that cannot be executed, or that the physics did not survive: its author's fault."""
+
+
 def choose(kind: str, name: str, available: object) -> str:
     """Message for an unknown ``name`` of some ``kind``, listing what ``available`` iterates over."""
     options = ", ".join(repr(str(option)) for option in sorted(available))  # type: ignore[call-overload]

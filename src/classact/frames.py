@@ -11,10 +11,11 @@ import numpy as np
 
 from classact.errors import DataError, choose
 from classact.images import ImageStore, resize_images, sample_digest
-from classact.sims import SimulatorSpec, make_simulator, plain_shift
+from classact.sims import Simulator, make_simulator, plain_shift
 from classact.sims.rendering import render_states
-from classact.sims.shifts import is_plain
+from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
+from classact.storage import plain_json
 from classact.types import Demonstrations, ImageArray
 
 Progress = Callable[[int, int], None]
@@ -27,8 +28,8 @@ class FramesConfig:
     """Which images of the demonstrations are used.
 
     Attributes:
-        source: "auto": recorded images where there are any and the shift is the recorded one, else rendered;
-            "recorded"; "rendered".
+        source: "auto": recorded images where there are any, the shift is the recorded one, and they were not drawn by
+            the simulator at another size than it will draw at in evaluations; else rendered. "recorded"; "rendered".
         simulator: what renders, from the demonstrations' states.
         shift: visual shift to render under; any but the plain appearance means rendering.
         render_size: side in pixels at which the simulator draws, as at evaluation time.
@@ -61,8 +62,11 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
         )
     shown = data.images_shift or plain_shift(config.simulator)
-    same = shown == config.shift or (is_plain(shown) and is_plain(config.shift))
-    render = config.source == "rendered" or (config.source == "auto" and not (recorded and same))
+    same = recorded and parse_shift(shown) == parse_shift(config.shift)
+    if same and data.simulator and data.states is not None:
+        # Drawn large and made small, a picture is smoother than one that is drawn small.
+        same = data.images[camera].shape[1:3] == (config.render_size, config.render_size)
+    render = config.source == "rendered" or (config.source == "auto" and not same)
     if render and data.states is None:
         raise DataError(
             f"{data.name} ({data.source}) holds no simulator states, so shift {config.shift!r} (source "
@@ -70,7 +74,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{shown!r} with source 'auto', or source 'recorded'."
         )
     if render:
-        cameras = _spec(config).cameras
+        cameras = _simulator(config).spec.cameras
         if camera not in cameras:
             raise DataError(
                 f"{data.name} ({data.source}) holds no usable images of camera {camera!r} and simulator "
@@ -80,10 +84,11 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
     return render
 
 
-def _spec(config: FramesConfig) -> SimulatorSpec:
+def _simulator(config: FramesConfig) -> Simulator:
+    """What would draw, closed."""
     simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
     simulator.close()
-    return simulator.spec
+    return simulator
 
 
 def prepare_frames(
@@ -159,8 +164,10 @@ def _camera_frames(
         }
         if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
             key["camera"] = camera
-        if packages := _spec(config).packages:  # where there are none (Push-T), classact itself draws
+        simulator = _simulator(config)
+        if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
             key["packages"] = installed_versions(packages)
+            key["look"] = plain_json(getattr(simulator, "look", None))
 
         def render(out: ImageArray) -> None:
             render_states(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from classact.errors import ConfigError, SimulatorError
 from classact.images import resize_images
-from classact.sims import Simulator, find, make_simulator
+from classact.sims import SIMULATORS, find, make_simulator
 from classact.storage import atomic_path
 from classact.types import ImageArray
 
@@ -24,7 +24,8 @@ TILE, LABEL, MARGIN = 192, 22, 4  # pixels
 LATER = 300
 """Control steps after which moving cameras are shown again."""
 
-ORDER = ("pusht", "square", "three-stack-d0", "three-stack-d1", "aloha-transfer", "libero-object")
+ORDER = tuple(SIMULATORS)
+"""Of the strips, from above."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ def draw_strip(name: str, size: int = TILE) -> ImageArray:
         SimulatorError: it does not start.
     """
     pictures = []
+    probe = make_simulator(name)
+    cameras = probe.spec.cameras
+    probe.close()
     for tile in STRIPS.get(name, _ARM):
-        camera = _camera(name, tile.camera)
+        camera = cameras[tile.camera]
         sim = make_simulator(name, image_size=256, shift=tile.shift, cameras=(camera,))
         try:
             sim.reset(tile.seed)
@@ -82,13 +86,6 @@ def draw_strip(name: str, size: int = TILE) -> ImageArray:
             sim.close()
         pictures.append(labelled(resize_images(image[None], size)[0], tile.label))
     return titled(np.concatenate(pictures, axis=1), find(name).title)
-
-
-def _camera(name: str, index: int) -> str:
-    sim: Simulator = make_simulator(name, image_size=256)
-    cameras = sim.spec.cameras
-    sim.close()
-    return cameras[min(index, len(cameras) - 1)]
 
 
 def _font(size: int) -> Any:
@@ -126,13 +123,13 @@ def make_gallery(
         The picture, and for every task that could not be drawn the reason.
 
     Raises:
-        ConfigError: nothing could be drawn and no strip is there.
+        ConfigError: unknown names, or nothing could be drawn and no strip is there.
     """
-    asked = list(names) or list(ORDER)
+    asked = {name: find(name).title for name in names or ORDER}
     missing: dict[str, str] = {}
-    for number, name in enumerate(asked):
+    for number, (name, title) in enumerate(asked.items()):
         if progress is not None:
-            progress(number, len(asked), find(name).title)
+            progress(number, len(asked), title)
         try:
             strip = draw_strip(name)
         except (ConfigError, SimulatorError) as problem:

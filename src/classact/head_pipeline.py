@@ -21,7 +21,9 @@ from classact.heads import DiffusionConfig, head_config_to_json, head_name, make
 from classact.machine import choose_device
 from classact.pipeline import (
     RunData,
+    check_rollouts,
     encoder_label,
+    other_data,
     row_labels,
     run_settings,
     run_watcher,
@@ -217,11 +219,10 @@ class HeadPipeline:
         Raises:
             ConfigError: the data under the run's path are others now.
         """
-        known, found = self.run.read_config().get("data"), self._data.recorded().fingerprint()
-        if known and known["fingerprint"] != found:
+        if difference := other_data(self.run.read_config().get("data") or {}, self._data.card()):
             raise ConfigError(
-                f"the data of {self.run.root} have changed since its encoder was learned: their fingerprint was "
-                f"{known['fingerprint'][:12]}, now it is {found[:12]}. Bring them back, or start another run."
+                f"the data of {self.run.root} have changed since its encoder was learned: it was {difference}. Bring "
+                f"them back, or start another run."
             )
         self._data.prepare()
 
@@ -234,6 +235,8 @@ class HeadPipeline:
     def _train(self) -> ParametricPolicy:
         if self.ranks.on_first(self.folder.policy.is_dir):
             return self._load()
+        if self.finetune.evaluations:
+            self.check_rollouts()
         # One rank makes the images; the others find them there.
         self.ranks.on_first(self._prepare)
         config, frames = self.finetune, self._data.frames()
@@ -278,6 +281,10 @@ class HeadPipeline:
         self.ranks.barrier()
         return self._load()
 
+    def check_rollouts(self) -> None:
+        """Refuse now what could not be rolled out after the training: :func:`classact.pipeline.check_rollouts`."""
+        check_rollouts(self.run, self.simulator)
+
     def _load(self) -> ParametricPolicy:
         # What acting is asked to be now, not what it was when training began.
         acting: dict[str, Any] = {"chunk_length": self.finetune.chunk_length}
@@ -287,7 +294,12 @@ class HeadPipeline:
         return ParametricPolicy.load(self.folder.policy, device=self.device, **acting)
 
     def evaluate(self) -> list[RolloutResult]:
-        """Roll out the trained policy; write episodes, and rows of the run's table: last weights, and the maximum."""
+        """Roll out the trained policy; write episodes, and rows of the run's table: last weights, and the maximum.
+
+        Raises:
+            ConfigError: as :func:`classact.pipeline.check_rollouts`, before anything is learned.
+        """
+        self.check_rollouts()
         policy = watched(self.train(), run_watcher(self.run, self.config.start, self.device))
         encoder = encoder_label(self.config.start)
         with timed(self.folder, "evaluation", again=True):

@@ -3,7 +3,8 @@
 The paper encodes LIBERO's instructions with a pre-trained BERT (5.1). Its weights are never downloaded here: in the
 middle of an evaluation that would fail or hang. Without them an instruction gets a fixed vector that tells it from
 other instructions and means nothing. The two must not be mixed: a policy that was trained with one understands nothing
-of the other. :func:`embed_instruction` says which it was, and data record it.
+of the other. :func:`embed_instruction` says which it was, data and runs record it, and
+:func:`classact.sims.versions.check_language` compares it with the simulator's.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def embed_instruction(text: str, source: str | None = None) -> tuple[FloatArray,
     words = normalize(text)
     if not words:
         raise ConfigError(f"expected an instruction, got {text!r} without words.")
-    if source is None:
-        source = BERT if bert_at_hand() else STAND_IN
+    source = source_at_hand() if source is None else source
     if source not in SOURCES:
         raise ConfigError(choose("source of language embeddings", source, SOURCES))
     return (_bert_embedding(words) if source == BERT else stand_in(words)), source
@@ -89,6 +89,11 @@ def bert_folder() -> Path | None:
 def bert_at_hand() -> bool:
     """Whether instructions can be embedded by BERT without a download."""
     return bert_folder() is not None
+
+
+def source_at_hand() -> str:
+    """What embeds instructions on this machine where nothing else is asked for; loads no weights."""
+    return BERT if bert_at_hand() else STAND_IN
 
 
 @cache

@@ -20,6 +20,7 @@ from classact.encoders import EncoderConfig, ImageEncoder
 from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
+from classact.images import sample_digest
 from classact.lowdim import LowDim
 from classact.machine import choose_device
 from classact.policies import (
@@ -49,10 +50,11 @@ from classact.recording import (
 )
 from classact.rollout import EvaluationConfig
 from classact.runs import Run
+from classact.schema import Schema
 from classact.similarity.graph import CARD
-from classact.sims import SimulatorSpec, make_simulator, plain_shift
+from classact.sims import SIMULATORS, SimulatorSpec, make_simulator, plain_shift
 from classact.sims.shifts import is_plain
-from classact.sims.versions import check_versions
+from classact.sims.versions import check_language, check_versions
 from classact.storage import first_difference, plain_json, read_json, without, write_json
 from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
@@ -67,8 +69,11 @@ FREE = (
     *("evaluation", "baselines", "similarity", "milestone_episodes", "layout", "frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
-"""Settings that do not decide what is learned: how it is evaluated, on how many processes. What a layout says shows in
-the data's schema and fingerprint; where it lies decides nothing."""
+"""Settings that do not decide what is learned: how it is evaluated, on how many processes. Where a layout lies decides
+nothing; what it says shows in what :data:`SAME` compares."""
+
+SAME = ("fingerprint", "schema", "images")
+"""What a run's card says of its data that must stay as it is."""
 
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
@@ -187,7 +192,8 @@ class RunData:
         """All of them as recorded.
 
         Raises:
-            ConfigError: nothing would be left to learn from.
+            ConfigError: nothing would be left to learn from, the simulator cannot render the states, or embeds
+                instructions otherwise.
         """
         if self._recorded is None:
             with progress_bar("read demonstrations", quiet=self.quiet) as bar:
@@ -199,9 +205,44 @@ class RunData:
                     f"{self.held} of {len(self._recorded)} demonstrations are to be held out; hold out at most "
                     f"{len(self._recorded) - 1}."
                 )
-            for camera in self.encoder.cameras:
-                needs_rendering(self._recorded, camera, self.config)
+            self._check(self._recorded)
         return self._recorded
+
+    def _check(self, data: Demonstrations) -> None:
+        """Whether there are images for the encoder, and the simulator can draw those that it is to draw."""
+        rendered = [camera for camera in self.encoder.cameras if needs_rendering(data, camera, self.config)]
+        if not rendered and not data.versions:
+            return
+        simulator = make_simulator(self.config.simulator)
+        simulator.close()
+        spec = simulator.spec
+        if rendered and data.states is not None and data.states.shape[1] != spec.state_dim:
+            raise ConfigError(
+                f"{data.name} ({data.source}) holds states of {data.states.shape[1]} dimensions"
+                f"{f' of simulator {data.simulator!r}' if data.simulator else ''}, but simulator {spec.name!r}, which "
+                f"is to render them, has states of {spec.state_dim}. {own_simulator(data.simulator, spec.name)}"
+            )
+        check_language(data.versions, simulator, f"{data.name} ({data.source})")
+        if warning := check_versions(data, spec, rendered=bool(rendered)):
+            logger.warning("%s", warning)
+
+    def card(self) -> dict[str, Any]:
+        """What a run's folder remembers of its data. The images are those recorded ones that the encoder sees."""
+        data = self.recorded()
+        used = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
+        return {
+            "name": data.name,
+            "source": data.source,
+            "episodes": len(data),
+            "steps": data.num_steps,
+            "heldout": self.held,
+            "image_size": self.encoder.image_size,
+            "schema": plain_json(data.schema.to_json()),
+            "simulator": data.simulator,
+            "versions": dict(data.versions),
+            "fingerprint": data.fingerprint(),
+            "images": {camera: sample_digest(data.images[camera]) for camera in used},
+        }
 
     def encoder_config(self) -> EncoderConfig:
         """The encoder's settings, with the shape of the images that it learns from."""
@@ -304,8 +345,7 @@ class Pipeline:
         if started:
             card = self.run.read_config()
             difference = first_difference(without(card.get("settings"), *FREE), without(settings, *FREE), "settings")
-            if not difference and data and card["data"]:
-                difference = first_difference(card["data"]["fingerprint"], data["fingerprint"], "data.fingerprint")
+            difference = difference or other_data(card["data"], data)
             if difference:
                 raise ConfigError(
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
@@ -330,19 +370,7 @@ class Pipeline:
             states = self._data.states()
             retrievable(states.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
             data.schema.columns(self.config.keys)
-            if data.versions and (warning := check_versions(data, self._simulator_spec())):
-                logger.warning("%s", warning)
-            card = {
-                "name": data.name,
-                "source": data.source,
-                "episodes": len(data),
-                "steps": data.num_steps,
-                "heldout": self.config.heldout,
-                "image_size": self.config.pretrain.encoder.image_size,
-                "schema": data.schema.to_json(),
-                "fingerprint": data.fingerprint(),
-            }
-            self.ranks.on_first(lambda: self._claim(card))
+            self.ranks.on_first(lambda: self._claim(self._data.card()))
             self._claimed = True
         return self._data.states()
 
@@ -362,6 +390,8 @@ class Pipeline:
         if self.ranks.on_first(self.run.encoder.is_dir):
             self.ranks = self.ranks.alone()
             return ImageEncoder.from_pretrained(self.run.encoder)
+        if self.config.pretrain.evaluations:
+            self.check_rollouts()
         frames = self.frames()
         with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
             folder = self.config.similarity
@@ -452,17 +482,30 @@ class Pipeline:
         latents = StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
         return RetrievalPolicy.build(latents, data, config)
 
-    def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder.
+    def check_rollouts(self) -> None:
+        """Refuse now what could not be rolled out after the training.
 
         Raises:
-            ConfigError: the simulator has no camera that the encoder reads.
+            ConfigError: the simulator has no camera that the encoder reads, is of another task than the data, or
+                embeds instructions otherwise.
         """
         spec = self._simulator_spec()
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in spec.cameras:
                 where = f" in simulator {self.config.frames.simulator!r}."
                 raise ConfigError(choose("camera", camera, spec.cameras) + where)
+        if not self._started():
+            self.data()  # the folder then knows what they are
+        check_rollouts(self.run, self.config.frames.simulator)
+
+    def evaluate(self) -> dict[str, list[RolloutResult]]:
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder.
+
+        Raises:
+            ConfigError: as :meth:`check_rollouts`, before anything is learned.
+        """
+        spec = self._simulator_spec()
+        self.check_rollouts()
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy
@@ -502,8 +545,10 @@ class Pipeline:
         with self._timed("latent map", again=True):
             analysis.write_latent_map(self.run, policy, self.config.pretrain.seed)
         with self._timed("pictures and videos", again=True):
+            first = self.config.pretrain.encoder.cameras[0]
+            rendered = needs_rendering(self._data.recorded(), first, self.config.frames)
             analysis.write_neighbors(
-                self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation
+                self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation, rendered=rendered
             )
             name = evaluation_name(policy.name, LEARNED, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
@@ -548,6 +593,7 @@ def evaluate_run(
     Raises:
         CheckpointError: no policy there, or a damaged one.
         DataError: the folder is none of a run.
+        ConfigError: as :func:`check_rollouts`.
     """
     settings = run_settings(run)
     standard = settings["frames"]["simulator"]
@@ -557,8 +603,9 @@ def evaluate_run(
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
     asked |= {"execute": execute, "ensemble": ensemble}
     config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
-    policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
     simulator = simulator or standard
+    check_rollouts(run, simulator)
+    policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
@@ -577,6 +624,51 @@ def evaluate_run(
         quiet=quiet,
     )
     return rows
+
+
+def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """What of :data:`SAME` differs between two cards of data, with both values; None where nothing does, or one lacks
+    it."""
+    for key in SAME:
+        if key in known and key in found:
+            # Which other views there are decides nothing.
+            before, now = (without(card[key], "cameras") for card in (known, found))
+            if difference := first_difference(before, now, f"data.{key}"):
+                return difference
+    return None
+
+
+def own_simulator(recorded: str, asked: str) -> str:
+    """Advice: which --simulator goes with data that declare ``recorded``, where ``asked`` does not."""
+    if recorded and recorded != asked:
+        return f"Leave --simulator out, or name that one: --simulator {recorded}."
+    return f"Name their own: --simulator NAME, one of {', '.join(SIMULATORS)}."
+
+
+def check_rollouts(run: Run, simulator: str) -> None:
+    """Refuse to roll out what was learned from a run's data in a simulator of another task.
+
+    Args:
+        run: its card says what the data are; nothing is compared where it does not.
+        simulator: registry name.
+
+    Raises:
+        ConfigError: proprioception, language or actions differ, or the simulator embeds instructions otherwise.
+    """
+    data = run.read_config().get("data") or {}
+    if "schema" not in data:
+        return
+    made = make_simulator(simulator)
+    made.close()
+    what = f"{data['name']} ({data['source']})"
+    if made.spec.schema is not None:
+        schema = Schema.from_json(data["schema"], f"{run.config}: data.schema")
+        if difference := schema.difference(made.spec.schema):
+            raise ConfigError(
+                f"{what} is of another task than simulator {simulator!r}: {difference}. "
+                f"{own_simulator(data.get('simulator', ''), simulator)}"
+            )
+    check_language(data.get("versions", {}), made, what)
 
 
 def run_settings(run: Run) -> dict[str, Any]:

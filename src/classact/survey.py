@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import CheckpointError, ConfigError, DataError
+from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
 from classact.images import resize_images
 from classact.progress import Callback, progress_bar
 from classact.ranks import Ranks
@@ -53,9 +53,6 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZES = (32, 64, 160, 256, 512, 1024, 2048, 4096)
 PICTURE = 160
-SIMULATOR = "pusht"
-"""Draws the frames of demonstrations that hold states, but no images."""
-
 _ROW_PAIRS = 1 << 26  # pairs that sampled anchors are compared with, in all
 _LEAST_ANCHORS, _MOST_ANCHORS = 256, 1024
 _SAMPLE = 400_000  # pairs that settings are compared on
@@ -446,13 +443,20 @@ def current_setting(config: SimilarityConfig) -> Setting:
 
 
 def moment_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
-    """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states; None where neither is."""
+    """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states.
+
+    None where there are neither, where the states are of no known simulator, or where that one is not installed.
+    """
     if data.images:
         images = data.images[next(iter(data.images))]
         return resize_images(np.stack([np.asarray(images[row]) for row in rows]), PICTURE)
     if data.states is None:
         return None
-    simulator = make_simulator(SIMULATOR)
+    try:
+        simulator = make_simulator(data.simulator or "pusht")
+    except (ConfigError, SimulatorError) as problem:
+        logger.warning("examples are shown without pictures: %s", problem)
+        return None
     try:
         if data.states.shape[1] != simulator.spec.state_dim:
             return None

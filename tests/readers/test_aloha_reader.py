@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from classact.actions import ActionSpace
 from classact.errors import ConfigError, DataError
 from classact.images import ImageStore
-from classact.readers import read_demonstrations
+from classact.readers import declared_simulator, read_demonstrations
 from classact.readers.aloha import matches, read
 from classact.readers.hdf5 import Hdf5Layout
 from classact.types import Demonstrations
@@ -118,6 +118,21 @@ def test_what_matches(tmp_path: Path) -> None:
     assert not matches(tmp_path / "episode_4.hdf5")
     (tmp_path / "demo.hdf5").touch()
     assert not matches(tmp_path / "demo.hdf5")
+
+
+def test_simulated_episodes_name_their_simulator(tmp_path: Path) -> None:
+    for folder in (tmp_path / "sim_transfer_cube", tmp_path / "sim_insertion", tmp_path / "real"):
+        write(folder, compressed=folder.name == "real")
+    assert declared_simulator(tmp_path / "sim_transfer_cube") == "aloha-transfer"
+    assert declared_simulator(tmp_path / "sim_transfer_cube" / "episode_2.hdf5") == "aloha-transfer"
+    assert declared_simulator(tmp_path / "sim_insertion") == ""
+    assert declared_simulator(tmp_path / "sim_insertion" / "episode_2.hdf5") == ""
+    assert declared_simulator(tmp_path / "real") == ""
+    first = tmp_path / "sim_transfer_cube" / "episode_0.hdf5"
+    write_episode(first, episode(5, 0) | {"action": np.zeros((5, 16))})
+    assert declared_simulator(tmp_path / "sim_transfer_cube") == ""
+    first.write_bytes(b"hello")
+    assert declared_simulator(tmp_path / "sim_transfer_cube") == ""
 
 
 def test_found_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

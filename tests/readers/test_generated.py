@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import fakes
 from classact.actions import ActionSpace
 from classact.errors import ConfigError, DataError
-from classact.readers import first_episodes, generated, last_episodes, read_demonstrations
+from classact.readers import declared_simulator, first_episodes, generated, last_episodes, read_demonstrations
 from classact.readers.embedded import PATH, load_embedded
 from classact.schema import Schema
 from classact.types import Demonstrations, ImageArray
@@ -57,6 +58,20 @@ def test_what_is_written_is_read(written: tuple[Path, Path]) -> None:
     assert header["seeds"] == [0, 2, 3, 7, 9]
     assert header["instructions"] == ["go", "go", "stop", "go", "stop"]
     assert (header["not_kept"], header["images"]) == ({"no way": 3}, None)
+
+
+def test_a_header_is_read_alone(written: tuple[Path, Path], tmp_path: Path) -> None:
+    """What names the simulator of a large file decompresses none of its arrays."""
+    file = tmp_path / "walks.npz"
+    content = bytearray(written[0].read_bytes())
+    with zipfile.ZipFile(written[0]) as archive:
+        start = archive.getinfo("states.npy").header_offset
+    content[start + 100 : start + 400] = bytes(300)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"walks\.npz cannot be read"):
+        read_demonstrations(file)
+    assert declared_simulator(file) == "pusht"
+    assert generated.read_header(file)["seeds"] == [0, 2, 3, 7, 9]
 
 
 def test_images_are_memory_mapped(written: tuple[Path, Path]) -> None:

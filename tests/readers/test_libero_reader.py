@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from classact.actions import ActionSpace
 from classact.errors import ClassactError, ConfigError, DataError
 from classact.images import ImageStore
+from classact.language import source_at_hand
 from classact.readers import READERS, declared_simulator, reader
 from classact.readers.hdf5 import Hdf5Layout
 from classact.readers.libero import TASKS, matches, read
@@ -96,6 +97,8 @@ def test_a_file_without_states(tmp_path: Path) -> None:
     )
     demos = load(path)
     assert (demos.states, demos.simulator, demos.num_steps) == (None, "", 5)  # late, as LIBERO's script writes
+    assert "no states tell which row an observation belongs to" in demos.schema.assumption
+    assert load(write(tmp_path)).schema.assumption == ""
 
 
 def test_folder(tmp_path: Path) -> None:
@@ -228,6 +231,7 @@ def test_the_simulator_s_tasks_and_words(simulator: Any) -> None:
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
     assert tuple(libero_task_map["libero_object"]) == TASKS
+    assert simulator.language_source == source_at_hand()
     assert simulator.instruction == KETCHUP.replace("_", " ")
     assert simulator.task == TASKS.index(KETCHUP)
 

@@ -12,7 +12,8 @@ pytest.importorskip("gym_aloha", reason="the extra 'aloha' is not installed")
 
 from classact.errors import ConfigError, SimulatorError
 from classact.sims import make_simulator
-from classact.sims.aloha import CAMERAS, AlohaTransfer, mujoco
+from classact.sims.aloha import CAMERAS, RANGES, AlohaTransfer, mujoco
+from classact.sims.base import check_installed
 from classact.sims.experts.aloha import BASES, LEFT, RIGHT, Reach, fingertips, script, solve
 from classact.sims.experts.base import GiveUpError, attempt
 from classact.sims.renderer import rotate
@@ -288,7 +289,7 @@ def test_inverse_kinematics_are_the_models(plain: AlohaTransfer, side: int) -> N
         solve(side, Reach(np.array([0.0, 0.5, 2.0]), 0.0, 0.0))
 
 
-def test_actions_beyond_limits_are_executed_and_reported(plain: AlohaTransfer) -> None:
+def test_actions_beyond_limits_are_clamped_by_the_actuators_and_reported(plain: AlohaTransfer) -> None:
     plain.reset(0)
     action = rest(plain).astype(np.float64)
     low, high = np.array(plain.spec.action_limits)
@@ -297,7 +298,14 @@ def test_actions_beyond_limits_are_executed_and_reported(plain: AlohaTransfer) -
     assert plain.step(action)["excess"] == pytest.approx(0.25, abs=1e-6)
     for _ in range(30):
         plain.step(action)
-    assert rest(plain)[2] > 1.4
+    reached = plain.get_state()
+    plain.reset(0)
+    limit = rest(plain).astype(np.float64)
+    plain.step(limit)
+    limit[2] = high[2]
+    for _ in range(31):
+        assert plain.step(limit)["excess"] == 0
+    assert np.array_equal(plain.get_state(), reached)
     action[6] = 1.5  # of a gripper whose limits are 0 and 1
     assert plain.step(action)["excess"] == pytest.approx(0.5, abs=1e-6)
 
@@ -336,6 +344,16 @@ def test_bad_seeds_and_states(plain: AlohaTransfer) -> None:
         plain.reset(-1)
     with pytest.raises(SimulatorError, match=r"finite state of shape \(46,\), got \(23,\)"):
         plain.set_state(np.zeros(23))
+
+
+@pytest.mark.parametrize(("package", "version"), [("gym-aloha", "0.2.0"), ("mujoco", "3.9.0"), ("mujoco", "4.0.0")])
+def test_versions_that_break_are_refused(package: str, version: str) -> None:
+    good = {"gym-aloha": "0.1.3", "mujoco": "3.8.1"}
+    check_installed("Aloha-Transfer", "aloha", RANGES, good)
+    bad = good | {package: version}
+    said = f"are gym-aloha {bad['gym-aloha']} and mujoco {bad['mujoco']}, and {package} {version} is none that it runs"
+    with pytest.raises(ConfigError, match=said):
+        check_installed("Aloha-Transfer", "aloha", RANGES, bad)
 
 
 def test_physics_that_diverge_are_said(plain: AlohaTransfer) -> None:

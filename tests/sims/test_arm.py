@@ -7,12 +7,11 @@ import pytest
 
 from classact.errors import ConfigError
 from classact.rotations import geodesic_distance, rotation_6d_to_matrix
+from classact.sims.base import CLOSED, OPEN
 from classact.sims.experts.arm import (
-    CLOSED,
     JOINT_7_LIMIT,
     MAX_STEP,
     MAX_TURN,
-    OPEN,
     Arm,
     Style,
     compose,

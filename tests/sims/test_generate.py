@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 import pytest
 
 import expert_fakes
+import fakes
+from classact import readers
 from classact.cli import main
 from classact.errors import ConfigError, SimulatorError
 from classact.readers.generated import read, read_header
 from classact.rollout import FIRST_SEED
 from classact.sims import SIMULATORS, make_simulator
-from classact.sims.experts import attempts, processes
+from classact.sims.experts import attempts, generate, processes
 from classact.sims.experts.attempts import END_SEED, HOPELESS, Plan
 from classact.sims.experts.generate import generate_demonstrations
 from classact.sims.experts.recorders import ScriptRecorder
@@ -238,6 +241,32 @@ def test_bugs_in_scripts_stop_the_generation(tmp_path: Path) -> None:
         generate_demonstrations("walk", episodes=3, out=tmp_path / "walk.npz")
 
 
+def test_an_action_beyond_limits_is_a_failure_of_the_expert(tmp_path: Path) -> None:
+    (tmp_path / "faults/3").write_text("beyond")
+    generate_demonstrations("walk", episodes=3, out=tmp_path / "walk.npz")
+    header = read_header(tmp_path / "walk.npz")
+    assert header["seeds"] == [0, 4, 7]
+    assert any(reason.startswith("walk: dimension 0 of the action is 10, 4.5 times") for reason in header["not_kept"])
+
+
+def test_a_simulator_that_does_not_start_is_no_failure_of_the_expert(tmp_path: Path) -> None:
+    generate_demonstrations("walk", episodes=3, out=tmp_path / "a/walk.npz")
+    (tmp_path / "faults/3").write_text("once start")
+    with pytest.raises(SimulatorError, match="attempt failed from start seed 3: GL cannot start"):
+        generate_demonstrations("walk", episodes=3, out=tmp_path / "b/walk.npz")
+    assert {file.stem for file in (tmp_path / "b/walk.npz.work").glob("*.npz")} == {"0", "1", "2"}
+    generate_demonstrations("walk", episodes=3, out=tmp_path / "b/walk.npz")
+    assert (tmp_path / "b/walk.npz").read_bytes() == (tmp_path / "a/walk.npz").read_bytes()
+
+
+def test_errors_of_workers_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No extra, no assets: said as what it is, not as a failure of the expert."""
+    lacking = replace(expert_fakes.ENTRIES["walk"], factory="expert_fakes:lacking")
+    monkeypatch.setattr(generate, "find", lambda _: lacking)
+    with pytest.raises(ConfigError, match="the attempt failed from start seed 0: install it"):
+        generate_demonstrations("walk", episodes=1, out=tmp_path / "walk.npz")
+
+
 def test_an_expert_that_never_succeeds(tmp_path: Path) -> None:
     with pytest.raises(SimulatorError, match=f"{HOPELESS} attempts in a row up to seed 99.*{HOPELESS} times: never"):
         generate_demonstrations("hopeless", episodes=1, out=tmp_path / "x.npz")
@@ -263,6 +292,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         "6, 3 not kept",
         "2 x no way",
         "language invented",
+        "none recorded; rendered on demand from states, by simulator walks",
     ):
         assert part in printed
     assert main(["data", "info", "walk-dynamic"]) == 0
@@ -271,6 +301,16 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert part in printed
     assert main(["data", "generate", "walk", "--out", "walks.npz"]) == 1
     assert "error: walks.npz exists" in capsys.readouterr().err
+
+
+def test_states_of_an_unknown_simulator_are_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = fakes.demonstrations().with_images({})
+    monkeypatch.setattr(readers, "read_demonstrations", lambda *_, **__: data)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["data", "info", "somewhere"]) == 0
+    assert "none recorded; states of an unknown simulator" in capsys.readouterr().out
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from classact.errors import ConfigError, SimulatorError
+from classact.sims.base import check_installed
 from classact.sims.libero_assets import (
     ASSETS_VARIABLE,
     CONFIG_VARIABLE,
@@ -19,7 +19,9 @@ from classact.sims.libero_assets import (
     ensure_config,
     find_assets,
     missing,
+    package_folder,
 )
+from simulators import need
 
 SIZE = 64
 EVALUATION = 100_000
@@ -113,17 +115,10 @@ def test_settings_are_written_only_where_there_are_none(nothing: Path, monkeypat
 
 
 @pytest.fixture(scope="module")
-def assets() -> Iterator[Path]:
+def assets() -> Path:
     """LIBERO's assets, or the stand-ins for them."""
-    if importlib.util.find_spec("libero") is None:
-        pytest.skip("the extra 'libero' is not installed: uv sync --extra libero")
-    default = Path(__file__).resolve().parents[3] / "shared" / "data" / "libero_object_assets"
-    path = Path(os.environ.get(ASSETS_VARIABLE, default))
-    if missing(path):
-        pytest.skip(f"{path} has no {missing(path)}; set {ASSETS_VARIABLE} to LIBERO's assets to run this test")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(ASSETS_VARIABLE, str(path))
-        yield path
+    need("libero-object")
+    return find_assets(package_folder())
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +297,9 @@ def test_released_cameras_move_with_the_scene(make: Any, libero: Any) -> None:
     assert shift.min_z == pytest.approx(libero.TARGET[2] + 0.1)
     mine = make("dynamic(target=(0, 0, 0.5), min_z=0.7)").shift
     assert (mine.target, mine.min_x, mine.min_z) == ((0, 0, 0.5), 0.4, 0.7)
+    # Also where what is given by hand happens to be the released target.
+    same = make("dynamic(target=(0, 0, 1.0))").shift
+    assert same.target == (0, 0, 1.0)
     sim = make("random-static-paper")
     sim.reset(0)
     np.testing.assert_array_equal(sim._camera.target, libero.TARGET)
@@ -348,6 +346,11 @@ def test_wrong_states_and_actions_are_refused(sim: Any, make: Any) -> None:
         make().get_state()
 
 
-def test_another_robosuite_is_refused(world: Any) -> None:
-    with pytest.raises(ConfigError, match=r"needs robosuite 1.4, installed is 1.5.2.*uv sync --extra libero"):
-        world.check_versions("1.5.2")
+@pytest.mark.parametrize(("package", "version"), [("robosuite", "1.5.2"), ("mujoco", "3.9.0"), ("mujoco", "4.0.0")])
+def test_versions_that_break_are_refused(world: Any, package: str, version: str) -> None:
+    good = {"robosuite": "1.4.0", "mujoco": "3.8.1"}
+    check_installed("LIBERO-Object", "libero", world.RANGES, good)
+    bad = good | {package: version}
+    said = f"are robosuite {bad['robosuite']} and mujoco {bad['mujoco']}, and {package} {version} is none .*--extra lib"
+    with pytest.raises(ConfigError, match=said):
+        check_installed("LIBERO-Object", "libero", world.RANGES, bad)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -239,6 +240,38 @@ def test_roughness_tells_scenes_from_noise(scene: tuple[Renderer, Any]) -> None:
     renderer, data = scene
     assert drawing.roughness(renderer.draw(data, "front")) < drawing.MAX_ROUGHNESS / 4
     assert drawing.roughness(noise(0)(np.zeros((64, 64, 3), np.uint8))) > drawing.MAX_ROUGHNESS + 20
+
+
+@pytest.mark.parametrize("share", [2, 4])
+def test_noise_in_a_part_of_a_picture_is_noticed(
+    share: int, scene: tuple[Renderer, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lower half, or the last quarter, was never drawn."""
+    renderer, data = scene
+    expected = renderer.draw(data, "front")
+
+    def part(image: ImageArray) -> ImageArray:
+        spoilt, begin = image.copy(), SIZE // 2
+        columns = slice(None) if share == 2 else slice(begin, None)
+        spoilt[begin:, columns] = noise(share)(spoilt[begin:, columns])
+        return spoilt
+
+    opened = spoil(monkeypatch, [])
+    renderer._renderer = Broken(renderer._renderer, part)
+    assert_array_equal(renderer.draw(data, "front"), expected)
+    assert (renderer.repaired, opened) == (1, [1])
+
+
+def test_what_decides_pictures_is_in_their_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    spellings = ("fixed", "dynamic", "dynamic(arc=0.1)", "dynamic-paper", "rotation")
+    looks = [Turntable(shift).look for shift in spellings]
+    changed = Turntable()
+    changed.quality = Quality(shadows=0)
+    looks.append(changed.look)
+    monkeypatch.setattr(Turntable, "target", (0.0, 0.1, 0.3))
+    looks.append(Turntable().look)
+    assert len({json.dumps(look, sort_keys=True) for look in looks}) == len(looks)
+    assert Turntable("dynamic( )").look == Turntable("dynamic").look
 
 
 def test_gl_that_cannot_start_says_what_to_install() -> None:

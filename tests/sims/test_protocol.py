@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from classact.doctor import hold_action
-from classact.errors import ConfigError
+from classact.errors import ActionError, ConfigError
 from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift
 from classact.types import FloatArray, ImageArray, StateArray
+from simulators import REQUIRED, absent, need
 
 SIZES = {"pusht": 96}  # its smallest; that of the others, 32, shows too little of small objects
 SIZE = 64
@@ -20,10 +21,8 @@ STEPS = 3
 
 @contextmanager
 def made(name: str, shift: str | None = None, cameras: Sequence[str] | None = None) -> Iterator[Simulator]:
-    try:
-        simulator = make_simulator(name, image_size=SIZES.get(name, SIZE), shift=shift, cameras=cameras)
-    except ConfigError as error:
-        pytest.skip(str(error))
+    need(name)
+    simulator = make_simulator(name, image_size=SIZES.get(name, SIZE), shift=shift, cameras=cameras)
     try:
         yield simulator
     finally:
@@ -54,6 +53,18 @@ def assert_same_pictures(one: dict[str, ImageArray], two: dict[str, ImageArray],
     assert one.keys() == two.keys()
     for camera, image in one.items():
         assert np.array_equal(image, two[camera]), f"{what}: camera {camera} shows another picture"
+
+
+def test_a_simulator_that_must_be_here_fails_where_it_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in SIMULATORS if absent(name)]
+    assert "pusht" not in names
+    for name in names:  # robosuite's or LIBERO's, at least: one environment cannot hold both
+        monkeypatch.setenv(REQUIRED, "")
+        with pytest.raises(pytest.skip.Exception, match=name):
+            need(name)
+        monkeypatch.setenv(REQUIRED, f"other {SIMULATORS[name].extra}")
+        with pytest.raises(pytest.fail.Exception, match=f"asks for simulator '{name}'"):
+            need(name)
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
@@ -92,9 +103,11 @@ def test_shapes_and_types(name: str) -> None:
         assert all(isinstance(value, float) for value in metrics.values())
         # No task is solved by standing still.
         assert not any(metrics[criterion.metric] > criterion.threshold for criterion in spec.criteria)
-        if spec.action_limits:
-            assert metrics["excess"] == 0
-            assert all(len(limit) == spec.action_dim for limit in spec.action_limits)
+        assert metrics.get("excess", 0) == 0
+        low, high = (np.array(limit) for limit in spec.action_limits)
+        assert low.shape == high.shape == (spec.action_dim,)
+        with pytest.raises(ActionError, match=rf"{name}: dimension \d+ of the action is .* beyond them"):
+            simulator.step((high + 1.1 * (high - low)).astype(np.float32))
         for object_name, first in spec.objects:
             length = float(np.linalg.norm(state[first + 3 : first + 7]))
             assert abs(length - 1) < 1e-6, f"{object_name}: no quaternion at {first + 3} of the state"

@@ -15,6 +15,7 @@ from classact.sims.shifts import (
     FIXED_COLORS,
     MAX_BACKGROUND_REDNESS,
     MIN_COLOR_DISTANCE,
+    appearance_rng,
     redness,
     sample_colors,
     smallest_distance,
@@ -139,6 +140,13 @@ def test_coverage_and_iou() -> None:
     assert coverage(50.0, 450.0, 0.0) == 0.0
 
 
+@pytest.mark.parametrize("shift", ["rand-color", " rand-color "])
+def test_colours_are_random_however_the_shift_is_spelled(shift: str) -> None:
+    simulator = PushT(PushTConfig(shift=shift))
+    simulator.reset(3)
+    assert simulator.colors == sample_colors(appearance_rng(3))
+
+
 def test_actions_outside_the_workspace_are_not_clipped() -> None:
     simulator = PushT()
     simulator.set_state(np.array([480.0, 256.0, 150.0, 256.0, 0.0]))
@@ -233,6 +241,9 @@ def test_bad_states_and_actions() -> None:
         simulator.set_state(np.zeros(4))
     with pytest.raises(SimulatorError, match=r"finite action of shape \(2,\)"):
         simulator.step(np.array([np.nan, 1], dtype=np.float32))
+    with pytest.raises(SimulatorError, match=r"dimension 1 of the action is 1100, 1\.1 times .* 0 to 512 beyond"):
+        simulator.step(np.array([3, 1100], dtype=np.float32))
+    simulator.step(np.array([-500, 1000], dtype=np.float32))
 
 
 def demonstrations() -> tuple[np.ndarray, np.ndarray]:

@@ -4,14 +4,16 @@ import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from classact.errors import ConfigError, SimulatorError
+from classact.errors import ActionError, ConfigError, SimulatorError
 from classact.sims import make_simulator
+from classact.sims.base import CLOSED, OPEN, check_installed
 from classact.types import FloatArray, StateArray
 
 try:
@@ -22,9 +24,9 @@ except importlib.metadata.PackageNotFoundError:
 
 from scipy.spatial.transform import Rotation
 
-from classact.sims.panda import CLOSED, OPEN, arm_command, pose_action
+from classact.sims.panda import arm_command, pose_action
 from classact.sims.renderer import mujoco
-from classact.sims.robosuite_tasks import RobosuiteSimulator, check_versions
+from classact.sims.robosuite_tasks import RANGES, RobosuiteSimulator
 
 TASKS = ("square", "three-stack-d0", "three-stack-d1")
 SIZE = 64
@@ -233,6 +235,22 @@ def test_actions_of_another_space_are_refused_and_others_reported(make: Make) ->
     assert sim.step(action)["excess"] == 0.0
     action[2] = 1.69
     assert sim.step(action)["excess"] == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_physics_that_diverge_are_said(make: Make, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log
+    sim = make("three-stack-d0")
+    sim.reset(0)
+    for action in wild(sim, 0, steps):
+        sim.step(action)
+    state, action = sim.get_state(), stay(sim)
+    state[1 + sim.model.nq + 9] = 1e13  # of a cube
+    sim.set_state(state, step=steps)
+    with pytest.raises(ActionError, match=rf"the physics diverged in step {steps} after the action \[.* \(BADQ"):
+        sim.step(action)
+    sim.reset(0)  # and is usable again
+    assert sim.step(stay(sim))["excess"] == 0
 
 
 # -- states ----------------------------------------------------------------------------------------
@@ -444,6 +462,20 @@ def test_the_fixed_view_is_the_models_camera(make: Make) -> None:
     assert_allclose(forward, -sim.data.cam_xmat[camera].reshape(3, 3)[:, 2], atol=1e-5)
 
 
+def test_a_nut_that_is_not_needed_is_no_motion(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The round nut falls from 10 m, out of sight, while the arm rests."""
+    sim = make("square")
+    sim.reset(0)
+    state = sim.get_state()
+    sim.observe()
+    renderer = sim.renderer()
+    monkeypatch.setattr(renderer, "_open", lambda: pytest.fail("a new GL context was opened"))
+    (far,) = (i for i in renderer._free if np.linalg.norm(state[1 + i : 4 + i]) > 5)
+    state[1 + far + 2] -= 3.0
+    sim.set_state(state)
+    sim.observe()
+
+
 @pytest.mark.parametrize("name", TASKS[:2])
 def test_shapes_for_collisions_and_marks_are_not_drawn(make: Make, name: str) -> None:
     sim = make(name)
@@ -483,10 +515,11 @@ def test_unknown_shifts_cameras_sizes_and_objects_are_named(make: Make) -> None:
     ],
 )
 def test_versions_that_break_are_refused(robosuite: str, engine: str, which: str) -> None:
-    with pytest.raises(ConfigError, match=f"robosuite {robosuite} and mujoco {engine}, and {which} is known to break"):
-        check_versions(robosuite, engine)
-    check_versions("1.5.2", "3.8.1")
-    check_versions("1.5.2", "3.9.0")
+    message = f"from 3.1 to before 3.10; installed are robosuite {robosuite} and mujoco {engine}, and {which} is none"
+    with pytest.raises(ConfigError, match=message):
+        check_installed("Square", "robosuite", RANGES, {"robosuite": robosuite, "mujoco": engine})
+    check_installed("Square", "robosuite", RANGES, {"robosuite": "1.5.2", "mujoco": "3.8.1"})
+    check_installed("Square", "robosuite", RANGES, {"robosuite": "1.5.2", "mujoco": "3.9.0"})
 
 
 def test_a_missing_robosuite_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

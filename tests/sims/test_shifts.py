@@ -124,6 +124,9 @@ def test_named_constants() -> None:
         ({"azimuth": (2.0, 1.0)}, r"expected azimuth as \(low, high\), got \(2\.0, 1\.0\)"),
         ({"x": (math.nan, 1.0)}, r"expected x as \(low, high\), got \(nan, 1\.0\)"),
         ({"arc": math.nan}, r"finite arc, got nan"),
+        ({"fovy": 0.0}, r"fovy between 0 and 180 degrees, got 0\.0"),
+        ({"fovy": 180.0}, r"fovy between 0 and 180 degrees, got 180\.0"),
+        ({"fovy": math.nan}, r"fovy between 0 and 180 degrees, got nan"),
     ],
 )
 def test_unusable_cameras(settings: dict[str, object], message: str) -> None:
@@ -206,6 +209,7 @@ def test_any_text_is_a_shift_or_a_clear_error(text: str) -> None:
         ("dynamic(radius=1)()", r"cannot be read \(something follows the bracket\)"),
         ("dynamic(radius=1) + 1", r"cannot be read \(something follows the bracket\)"),
         ("dynamic(radius=print)", r"cannot be read \(malformed"),
+        ("dynamic(a={[]:1})", r"cannot be read \(.*unhashable.*"),
         ("dynamic(speed=1)", r"unknown constant of shift 'dynamic' 'speed': available are 'arc', "),
         ("fixed(radius=1)", r"shift 'fixed\(radius=1\)': 'fixed' has no constants\. Write it as fixed"),
         ("rand-color()", r"'rand-color' has no constants"),
@@ -226,6 +230,17 @@ def test_unreadable_shifts(text: str, message: str) -> None:
 def test_a_simulator_knows_only_its_own_shifts() -> None:
     with pytest.raises(ConfigError, match=r"aloha: unknown shift 'dynamic\(arc=0\.0\)': available are 'fixed', 'rotat"):
         check_shift("aloha", "dynamic(arc=0.0)", ("fixed", "rotation"))
+
+
+def test_constants_that_are_not_given_are_those_of_the_simulators_own_shift() -> None:
+    own = {**SHIFTS, "dynamic": CameraShift(target=(0, 0, 0.2), min_z=0.3)}
+    assert check_shift("floor", "dynamic", ("dynamic",), own) is own["dynamic"]
+    shift = check_shift("floor", "dynamic(target=(0, 0, 1), arc=0)", ("dynamic",), own)
+    assert shift == CameraShift(target=(0, 0, 1), min_z=0.3, arc=0)
+
+
+def test_spaces_about_a_plain_name_do_not_matter() -> None:
+    assert is_plain(" fixed-color ")
 
 
 def test_the_appearances_stream_is_none_of_the_seeds_own() -> None:

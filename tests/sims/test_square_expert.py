@@ -8,7 +8,8 @@ import pytest
 
 from classact.rotations import geodesic_distance, rotation_6d_to_matrix
 from classact.sims import make_simulator
-from classact.sims.experts.arm import MAX_STEP, MAX_TURN, OPEN
+from classact.sims.base import OPEN
+from classact.sims.experts.arm import MAX_STEP, MAX_TURN
 from classact.sims.experts.base import Attempt, GiveUpError, attempt
 from classact.types import FloatArray
 

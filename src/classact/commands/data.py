@@ -51,7 +51,12 @@ def data_info(arguments: DataInfo) -> None:
         size = images.nbytes / 2**20
         table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels, {size:,.0f} MiB on disk")
     if not data.images:
-        instead = "no states to render from" if data.states is None else "rendered on demand from states"
+        if data.states is None:
+            instead = "no states to render from"
+        elif data.simulator:
+            instead = f"rendered on demand from states, by simulator {data.simulator}"
+        else:
+            instead = "states of an unknown simulator; --simulator names one that can render them"
         table.add_row("cameras", f"none recorded; {instead}")
     schema = data.schema
     if data.images_shift:

@@ -153,6 +153,7 @@ def finetune(arguments: Finetune) -> None:
             engine=engine_config(arguments),
             ranks=ranks,
         )
+        pipeline.check_rollouts()
         pipeline.train()
         if not ranks.first:
             return

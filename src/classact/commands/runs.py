@@ -27,8 +27,8 @@ class RunArguments(EngineArguments):
         str | None,
         tyro.conf.arg(
             help="Named settings; see 'classact presets'. Other flags change them. Default: pusht-demo for the "
-            "embedded data, pusht-cpu for other Push-T, pusht-rand-whiten under rand-color, SIMULATOR-cpu for other "
-            "tasks."
+            "embedded data, pusht-cpu for other Push-T, pusht-rand-whiten under rand-color, TASK-cpu for other tasks "
+            "(three-stack-cpu for both ranges)."
         ),
     ] = None
     simulator: Annotated[
@@ -42,6 +42,13 @@ class RunArguments(EngineArguments):
             "arms, as in 'dynamic(radius=1.2)'; rotation for Aloha-Transfer. Default: none."
         ),
     ] = None
+    frames: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Images: recorded, rendered from states, or auto: recorded where they show the shift, and were not "
+            "drawn by a simulator at another size than evaluations draw at."
+        ),
+    ] = "auto"
     color_augmentation: Annotated[
         str | None,
         tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine; see AugmentConfig. Default: the preset's."),
@@ -212,7 +219,7 @@ def run_config(arguments: RunArguments) -> Any:
             min_actions=arguments.min_actions,
             search=arguments.search,
         ),
-        frames=replace(config.frames, workers=arguments.workers),
+        frames=replace(config.frames, source=arguments.frames, workers=arguments.workers),
         evaluation=evaluation,
         baselines=baselines,
         similarity=None if arguments.similarity is None else str(arguments.similarity),
@@ -245,6 +252,7 @@ def demo(arguments: Demo) -> None:
 
     with training_ranks(arguments) as ranks:
         pipeline = _pipeline(arguments, ranks)
+        pipeline.check_rollouts()
         pipeline.pretrain()
         if not ranks.first:
             return

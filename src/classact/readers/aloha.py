@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from classact.actions import ActionSpace
-from classact.errors import DataError
+from classact.errors import ConfigError, DataError
 from classact.images import ImageStore
 from classact.readers import Progress
 from classact.readers import hdf5 as h5
@@ -34,6 +34,7 @@ DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
 TAKES_LAYOUT = True
 _LAYOUT = ("cameras", "bgr")
 
+SIMULATOR = "aloha-transfer"
 ARM_JOINTS = 6
 DIM = 2 * (ARM_JOINTS + 1)
 _NAME = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
@@ -44,6 +45,23 @@ def matches(path: Path) -> bool:
     if path.is_dir():
         return any(_NAME.fullmatch(entry.name) for entry in path.iterdir())
     return path.is_file() and _NAME.fullmatch(path.name) is not None
+
+
+def declared_simulator(path: Path) -> str:
+    """ "aloha-transfer" where the (first) episode was simulated (attribute ``sim``) and is of its schema.
+
+    ACT has two simulated tasks of one schema, told apart by the names of their folders alone: the insertion's says so.
+    """
+    files = [path] if path.is_file() else _files(path)
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    if not files or "insertion" in folder.name:
+        return ""
+    try:
+        with h5.open_file(files[0]) as root:
+            shapes = [getattr(root.get(name), "shape", ())[1:] for name in ("action", "observations/qpos")]
+            return SIMULATOR if bool(root.attrs.get("sim", False)) and shapes == [(DIM,), (DIM,)] else ""
+    except (ConfigError, DataError):
+        return ""  # what is wrong shows when the file is read
 
 
 def read(

@@ -190,20 +190,22 @@ def read(path: Path, *, episodes: int | None = None, progress: Progress | None =
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """How a file or folder came about: its header and start ``seeds``.
+    """How a file or folder came about: its header and start ``seeds``. Nothing else is decompressed or checked.
 
     Raises:
-        DataError: as :func:`read`.
+        DataError: no demonstrations by classact, of a newer format, or these two are damaged.
     """
-    header, arrays = _load(path / FILE if path.is_dir() else path)
+    header, arrays = _load(path / FILE if path.is_dir() else path, ("seeds",))
     return {**header, "seeds": arrays["seeds"].tolist()}
 
 
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and arrays: all of them, or those named in ``only``."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             found = list(content)
-            arrays = {key: content[key] for key in found} if "header" in found else {}
+            wanted = found if only is None else ["header", *only]
+            arrays = {key: content[key] for key in wanted} if "header" in found else {}
         header = json.loads(arrays.pop("header").tobytes()) if arrays else None
     except Exception as problem:  # a damaged archive fails in as many ways as there are bytes in it
         raise DataError(
@@ -221,6 +223,8 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         )
     if header["format"] == FORMAT:
         for key, dtype in _ARRAYS.items():
+            if only is not None and key not in only:
+                continue
             if key not in arrays or arrays[key].dtype != dtype:
                 what = f"dtype {arrays[key].dtype}" if key in arrays else "nothing"
                 raise DataError(f"{path}: expected array {key!r} of dtype {dtype}, got {what}. {_REMEDY}")

@@ -23,6 +23,9 @@ SUFFIXES = (".hdf5", ".h5")
 UNKNOWN = "unknown"
 """Recorded as the version of a package that decided the data where the file does not say which it was."""
 
+ACCEPTED = ("robosuite",)
+"""Packages that a layout may accept."""
+
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST = 1e18
 
@@ -69,7 +72,7 @@ class Hdf5Layout:
             ("bgr", isinstance(layout.bgr, bool), "true or false"),
             (
                 "accept",
-                isinstance(layout.accept, list | tuple) and set(layout.accept) <= {"robosuite"},
+                isinstance(layout.accept, list | tuple) and set(layout.accept) <= set(ACCEPTED),
                 '["robosuite"]',
             ),
             ("cameras", layout.cameras is None or _names(layout.cameras), "an object of camera name -> key of images"),

@@ -40,18 +40,22 @@ TAKES_LAYOUT = True
 _LAYOUT = ("cameras", "accept")
 
 SIMULATOR = "libero-object"
-TASKS = tuple(
-    f"pick_up_the_{thing}_and_place_it_in_the_basket"
-    for thing in (
-        *("alphabet_soup", "cream_cheese", "salad_dressing", "bbq_sauce", "ketchup", "tomato_sauce", "butter"),
-        *("milk", "chocolate_pudding", "orange_juice"),
-    )
+PRODUCTS = (
+    *("alphabet_soup", "cream_cheese", "salad_dressing", "bbq_sauce", "ketchup", "tomato_sauce", "butter"),
+    *("milk", "chocolate_pudding", "orange_juice"),
 )
+"""What LIBERO-Object's tasks put into the basket, in the benchmark's order."""
+
+TASKS = tuple(f"pick_up_the_{product}_and_place_it_in_the_basket" for product in PRODUCTS)
 """LIBERO-Object's tasks in the benchmark's order; a state's first number is the place here."""
 
 CAMERAS: Mapping[str, str] = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 """Names of the cameras in classact's simulator -> keys of images."""
 
+_ASSUMPTION = (
+    "no states tell which row an observation belongs to: each is taken to be observed after its row's action, as "
+    "LIBERO's script writes it"
+)
 _DEMO = "demonstrations demo_0, demo_1, ..."
 _ENDING = "_demo"
 _JOINTS = slice(1, 8)
@@ -92,12 +96,13 @@ def declared_simulator(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Task:
-    """A file's demonstrations."""
+    """A file's demonstrations; ``assumed``: of some, no states tell which row an observation belongs to."""
 
     name: str
     instruction: str
     version: str
     recordings: tuple[h5.Recording, ...]
+    assumed: bool
     images: Mapping[str, tuple[Frames, ...]]
 
 
@@ -160,7 +165,13 @@ def read(
         proprioception=h5.joined([part.proprioception for part in recordings]),
         states=states,
         source=str(path),
-        schema=Schema(cameras, PROPRIOCEPTION, language.shape[1], ActionSpace.pose()),
+        schema=Schema(
+            cameras,
+            PROPRIOCEPTION,
+            language.shape[1],
+            ActionSpace.pose(),
+            assumption=_ASSUMPTION if any(task.assumed for task in tasks) else "",
+        ),
         language=language,
         simulator=simulator,
         versions=versions,
@@ -192,10 +203,11 @@ def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
         controller = controller_of(data, environment)
         task = _task_name(path, data)
         upright = h5.text(data.attrs, "macros_image_convention") == "opencv"
-        recordings, images = [], []
+        recordings, images, assumed = [], [], False
         for name in names:
             demo = h5.group(data, name, _DEMO)
-            recording, late = _recording(demo, controller)
+            recording, late, told = _recording(demo, controller)
+            assumed |= not told
             recordings.append(_with_task(recording, task))
             steps = len(recording.actions)
             obs = h5.group(demo, "obs", "observations")
@@ -210,6 +222,7 @@ def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
             _instruction(data, task),
             environment.version,
             tuple(recordings),
+            assumed,
             {camera: tuple(parts[camera] for parts in images) for camera in cameras},
         )
 
@@ -240,8 +253,8 @@ def _instruction(data: Any, task: str) -> str:
     return found.strip().strip('"')
 
 
-def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int]:
-    """A demonstration, and by how many rows its observations came late: 0 or 1."""
+def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bool]:
+    """A demonstration, by how many rows its observations came late (0 or 1), and whether its states told."""
     commands = h5.matrix(demo, "actions", COMMAND_DIM)
     rows = len(commands)
     states = h5.matrix(demo, "states", rows=rows) if "states" in demo else None
@@ -250,23 +263,24 @@ def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int]:
         for key, size in (("ee_states", 6), ("joint_states", 7), ("gripper_states", 2))
     )
     where = h5.where(demo)
-    late = _late(joints, states, where)
+    late, told = _late(joints, states, where)
     if late:
         commands, hand, joints, fingers = commands[1:], hand[:-1], joints[:-1], fingers[:-1]
         states = None if states is None else states[1:]
     position, rotation = hand[:, :3], site_rotation(axis_angle_to_matrix(hand[:, 3:]))
     proprioception = np.concatenate([position, matrix_to_rotation_6d(rotation), joints, fingers], axis=1)
-    return h5.Recording(where, controller.poses(commands, position, rotation, where), proprioception, states), late
+    recording = h5.Recording(where, controller.poses(commands, position, rotation, where), proprioception, states)
+    return recording, late, told
 
 
-def _late(joints: F64, states: F64 | None, where: str) -> int:
+def _late(joints: F64, states: F64 | None, where: str) -> tuple[int, bool]:
     if len(joints) < 2:
         raise DataError(f"{where}: has {len(joints)} step, expected at least 2. Remove the demonstration.")
     if states is None or states.shape[1] < _JOINTS.stop:
-        return 1  # what LIBERO's own script writes
+        return 1, False  # what LIBERO's own script writes
     recorded = states[:, _JOINTS]
     same, next_ = np.abs(joints - recorded)[:-1].mean(), np.abs(joints[:-1] - recorded[1:]).mean()
-    return int(next_ < same)
+    return int(next_ < same), True
 
 
 def _with_task(recording: h5.Recording, task: str) -> h5.Recording:

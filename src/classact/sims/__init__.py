@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from classact.errors import ConfigError, choose
-from classact.sims.base import Simulator, SimulatorSpec
+from classact.sims.base import Simulator, SimulatorSpec, install_advice
 
 __all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "plain_shift"]
 
@@ -114,6 +114,6 @@ def _load(reference: str, name: str, extra: str | None) -> Any:
         if extra is None or (error.name or "").startswith("classact"):
             raise
         raise ConfigError(
-            f"simulator {name!r} needs the extra {extra!r}, which is not installed (no module {error.name!r}). Install "
-            f"it: pip install 'classact[{extra}]', or put --extra {extra} after 'uv run'."
+            f"simulator {name!r} needs the extra {extra!r}, which is not installed (no module {error.name!r}). "
+            f"{install_advice(extra)}"
         ) from None

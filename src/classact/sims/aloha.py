@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from classact.actions import ActionSpace
-from classact.errors import SimulatorError
+from classact.errors import ActionError, SimulatorError
 from classact.schema import Schema
-from classact.sims.base import SimulatorSpec
+from classact.sims.base import SimulatorSpec, check_installed
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import Quality, gl_problem, mujoco
 from classact.types import Criterion, FloatArray, StateArray
 
+RANGES = {"gym-aloha": ("0.1", "0.2"), "mujoco": ("3.1", "3.9")}
+
+check_installed("Aloha-Transfer", "aloha", RANGES)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
@@ -81,8 +84,9 @@ class AlohaTransfer(MujocoSimulator):
 
     State (46,) float64: time, qpos (23), qvel (22). Actions and proprioception (14,), each arm's six joint positions
     (radians) and gripper opening (0 closed to 1 open), the left arm first: gym-aloha's and ACT's order. Actions are
-    absolute targets; the actuators limit them to :func:`action_limits`. A start state is gym-aloha's for the seed: the
-    cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6 m, never turned.
+    absolute targets; the actuators clamp them to :func:`action_limits`, and ``excess`` says how far they were beyond. A
+    start state is gym-aloha's for the seed: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6 m,
+    never turned.
 
     Metrics of a step: ``reward`` 0..4 (1 the right gripper touches the cube, 2 lifted, 3 the left one touches it, 4
     and the table does not) and ``success``, 1 where the reward is 4.
@@ -137,7 +141,7 @@ class AlohaTransfer(MujocoSimulator):
         try:
             self.physics.step(self._substeps)
         except PhysicsError as error:
-            raise SimulatorError(
+            raise ActionError(
                 f"{self._spec.name}: the physics diverged in step {self.steps} after the action "
                 f"{np.round(action, 3).tolist()}: {error}. Reset; smaller changes of action keep it stable."
             ) from error

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from classact.errors import SimulatorError
+from classact.errors import ActionError, ConfigError, SimulatorError
 from classact.schema import Schema
 from classact.types import Criterion, FloatArray, Observation, StateArray
 
+ROUNDING = 1e-6
+"""What float32 makes of an action at its limit is not beyond it."""
+
 GROUP = 50
 """Episodes that are evaluated side by side where a simulator does not say otherwise."""
+
+OPEN, CLOSED = -1.0, 1.0
+"""Gripper commands of pose actions."""
+
+APART = ("libero", "robosuite")
+"""Extras that need different versions of one package, so that one environment cannot hold both."""
+
+
+def install_advice(extra: str) -> str:
+    """The sentences that say how an extra is installed, without breaking what is installed already."""
+    place = " into an environment of its own" if extra in APART else ""
+    before = "UV_PROJECT_ENVIRONMENT=.venv-libero before and " if extra == "libero" else ""
+    text = f"Install it{place}: pip install 'classact[{extra}]', or put {before}--extra {extra} after 'uv run'."
+    if extra in APART:
+        (other,) = (name for name in APART if name != extra)
+        text += f" Extras {extra!r} and {other!r} exclude each other: they share no version of robosuite."
+    return text
+
+
+def check_installed(
+    task: str, extra: str, ranges: Mapping[str, tuple[str, str]], installed: Mapping[str, str] | None = None
+) -> None:
+    """Refuse versions that a task does not run on.
+
+    Args:
+        task: for the message.
+        extra: what installs versions that it runs on.
+        ranges: package -> (first version, first one after it that does not do), as "3.1".
+        installed: package -> version; None: what is installed.
+
+    Raises:
+        ConfigError: names all versions and what to install.
+        ModuleNotFoundError: a package is not installed.
+    """
+    found = {package: importlib.metadata.version(package) for package in ranges} if installed is None else installed
+    for package, (low, high) in ranges.items():
+        if not _numbers(low) <= _numbers(found[package]) < _numbers(high):
+            needed = " and ".join(f"{name} from {first} to before {end}" for name, (first, end) in ranges.items())
+            have = " and ".join(f"{name} {found[name]}" for name in ranges)
+            raise ConfigError(
+                f"{task} needs {needed}; installed are {have}, and {package} {found[package]} is none that it runs "
+                f"on. The extra {extra!r} brings those. {install_advice(extra)}"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 @dataclass(frozen=True)
@@ -35,8 +89,9 @@ class SimulatorSpec:
         objects: (name, first index in the state of its position and quaternion, x y z w x y z in all 7) of the things
             that the task is about.
         schema: names and sizes of what is observed, and what actions mean.
-        action_limits: (low, high), each (D_a,): actions beyond are executed, never clipped, and reported by the metric
-            ``excess``; () where there are none.
+        action_limits: (low, high), each (D_a,): actions beyond are passed on, never clipped here, and reported by the
+            metric ``excess`` (not by Push-T). What the task's own actuators make of them is the task's:
+            Aloha-Transfer's clamp them. () where there are none.
         packages: distributions whose versions decide trajectories; recorded with data.
         group: episodes that are evaluated side by side, each in a simulator of its own. A fact of the task, not of the
             machine, for it decides the policy's batches and so the last bits of a result.
@@ -80,12 +135,17 @@ class SimulatorSpec:
         """``action`` as (D_a,) float64.
 
         Raises:
-            SimulatorError: another shape, numbers that are not finite, or farther beyond a limit than the limits are
+            ActionError: another shape, numbers that are not finite, or farther beyond a limit than the limits are
                 apart: an action of another space, not an imprecise one.
         """
         values = np.asarray(action, np.float64)
+        # Floats of Python: for a few values several times faster than arrays, and Push-T's steps take microseconds.
+        if values.shape == (self.action_dim,) and all(
+            low <= value <= high for value, (low, high) in zip(values.tolist(), self._executed, strict=True)
+        ):
+            return values
         if values.shape != (self.action_dim,) or not np.isfinite(values).all():
-            raise SimulatorError(
+            raise ActionError(
                 f"{self.name}: expected a finite action of shape ({self.action_dim},){self._meaning()}, got "
                 f"{values.shape}: {values}."
             )
@@ -93,12 +153,19 @@ class SimulatorSpec:
             low, high = (np.asarray(limit) for limit in self.action_limits)
             beyond = np.maximum(low - values, values - high) / (high - low)
             i = int(beyond.argmax())
-            raise SimulatorError(
+            raise ActionError(
                 f"{self.name}: dimension {i} of the action is {values[i]:.4g}, {excess:.1f} times the width of its "
                 f"limits {low[i]:.4g} to {high[i]:.4g} beyond them. Is this action{self._meaning()}, or of "
                 f"another space, or still normalised?"
             )
         return values
+
+    @cached_property
+    def _executed(self) -> list[tuple[float, float]]:
+        """(low, high) of each dimension beyond which an action is refused; without limits, all that is finite is in."""
+        if not self.action_limits:
+            return [(-sys.float_info.max, sys.float_info.max)] * self.action_dim
+        return [(2 * low - high, 2 * high - low) for low, high in zip(*self.action_limits, strict=True)]
 
     def _meaning(self) -> str:
         return "" if self.schema is None or self.schema.actions is None else f" ({self.schema.actions.describe()})"
@@ -108,7 +175,8 @@ class SimulatorSpec:
         if not self.action_limits:
             return 0.0
         low, high = (np.asarray(limit) for limit in self.action_limits)
-        return max(0.0, float((np.maximum(low - action, action - high) / (high - low)).max()))
+        beyond = float((np.maximum(low - action, action - high) / (high - low)).max())
+        return beyond if beyond > ROUNDING else 0.0
 
 
 class Simulator(Protocol):

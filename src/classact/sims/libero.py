@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 
 from classact.errors import SimulatorError
-from classact.language import SIZE, embed_instruction
+from classact.language import SIZE, embed_instruction, source_at_hand
+from classact.readers.libero import PRODUCTS
 from classact.rotations import matrix_to_axis_angle
 from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
 from classact.sims.libero_world import (
-    CONTROL_HZ,
     NQ,
     NV,
     START_STATES,
-    TASKS,
     assets_folder,
     draw_placements,
     make_environment,
@@ -40,14 +39,12 @@ from classact.sims.libero_world import (
     task_instruction,
 )
 from classact.sims.mujoco import MujocoSimulator
-from classact.sims.panda import CAMERAS, PandaSimulator, schema
+from classact.sims.panda import CAMERAS, CONTROL_HZ, IMAGE_SIZE, SHIFTS, PandaSimulator, schema
 from classact.sims.renderer import mujoco
 from classact.sims.shifts import SHIFTS as ALL_SHIFTS
-from classact.sims.shifts import CameraShift
+from classact.sims.shifts import CameraShift, Shift
 from classact.types import Criterion, FloatArray, StateArray
 
-SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
-IMAGE_SIZE = 256
 GROUP = 10
 """One simulator per task: each then needs the model of one task only."""
 
@@ -73,6 +70,19 @@ OBJECTS = ("target", "basket", *(f"other_{i}" for i in range(5)))
 _PLACING_STREAM = 0x6C696265
 
 
+def _moved(shift: Shift) -> Shift:
+    """A shift with a target over a table, with its scene moved to the floor; others as they are."""
+    if not isinstance(shift, CameraShift) or shift.target is None:
+        return shift
+    by = np.subtract(TARGET, shift.target)
+    return replace(
+        shift,
+        target=TARGET,
+        min_x=None if shift.min_x is None else shift.min_x + float(by[0]),
+        min_z=None if shift.min_z is None else shift.min_z + float(by[2]),
+    )
+
+
 class LiberoObject(PandaSimulator):
     """Put what the instruction names into the basket.
 
@@ -80,9 +90,9 @@ class LiberoObject(PandaSimulator):
     :data:`OBJECTS`. Action (10,): see :func:`classact.sims.panda.pose_action`. Metric: ``success``, LIBERO's own rule
     after the step (the thing's centre is inside the basket).
 
-    Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: a shift that looks
-    at their target gets :data:`TARGET` instead, and its ``min_x`` and ``min_z`` move along. A target that is given by
-    hand, as in ``dynamic(target=(0, 0, 0.1))``, stays, and so do the bounds.
+    Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
+    :data:`TARGET` instead, and their ``min_x`` and ``min_z`` move along. Constants that are given by hand, as in
+    ``dynamic(target=(0, 0, 0.1))``, are taken as they are.
 
     Attributes:
         task: the present one.
@@ -90,6 +100,7 @@ class LiberoObject(PandaSimulator):
     """
 
     target = TARGET
+    shifts: Mapping[str, Shift] = {name: _moved(shift) for name, shift in ALL_SHIFTS.items()}
     site = "gripper0_grip_site"
     fingers = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 
@@ -118,14 +129,10 @@ class LiberoObject(PandaSimulator):
         assets_folder()  # an error now, not in the first episode
         # Not PandaSimulator's: which environment is needed first, the first episode says.
         MujocoSimulator.__init__(self, spec, shift, cameras)
-        released = ALL_SHIFTS["dynamic"]
-        assert isinstance(released, CameraShift)
-        if isinstance(self.shift, CameraShift) and self.shift.target == released.target:
-            self.shift = _moved(self.shift)
         self._envs: dict[int, Any] = {}
         self._task: int | None = None
         self._words: dict[int, FloatArray] = {}
-        self.language_source = embed_instruction(task_instruction(0))[1]
+        self.language_source = source_at_hand()
 
     # The task
 
@@ -153,7 +160,7 @@ class LiberoObject(PandaSimulator):
 
     def model_key(self) -> str:
         """A task's model: tasks have other objects."""
-        return f"{self._spec.name}/{TASKS[self.task]}"
+        return f"{self._spec.name}/{PRODUCTS[self.task]}"
 
     def _use(self, task: int) -> None:
         """Switch to a task; its environment is made at first use and kept."""
@@ -166,8 +173,8 @@ class LiberoObject(PandaSimulator):
             free = [item.joints[-1] for item in env.objects]
             self._bind(env)
             places = [int(self.model.jnt_qposadr[self._id("JOINT", joint)]) for joint in free]
-            if places != [9 + 7 * i for i in range(len(OBJECTS))] or TASKS[task] not in names[0]:
-                raise SimulatorError(f"libero-object: objects {names} of {TASKS[task]} at {places}: another LIBERO?")
+            if places != [9 + 7 * i for i in range(len(OBJECTS))] or PRODUCTS[task] not in names[0]:
+                raise SimulatorError(f"libero-object: objects {names} of {PRODUCTS[task]} at {places}: another LIBERO?")
             self.bodies: Mapping[str, str] = dict(zip(OBJECTS, names, strict=True))
 
     def _bind(self, env: Any) -> None:
@@ -177,11 +184,11 @@ class LiberoObject(PandaSimulator):
     # Starts
 
     def _start(self, seed: int) -> None:
-        self._use(seed % len(TASKS))
+        self._use(seed % len(PRODUCTS))
         data = self.data
         mujoco.mj_resetData(self.model, data)
         if seed >= FIRST_EVALUATION_SEED:
-            state = start_states(self.task)[seed // len(TASKS) % START_STATES]
+            state = start_states(self.task)[seed // len(PRODUCTS) % START_STATES]
             data.qpos[:], data.qvel[:] = state[1 : 1 + NQ], state[1 + NQ :]
         else:
             self._place(seed)
@@ -237,10 +244,10 @@ class LiberoObject(PandaSimulator):
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Switch to the state's task and put it there; what actuators and controllers remember starts afresh."""
         state = self._spec.check_state(state)
-        if state[0] not in range(len(TASKS)):
+        if state[0] not in range(len(PRODUCTS)):
             raise SimulatorError(
-                f"libero-object: expected a task 0..{len(TASKS) - 1} as a state's first number, got {state[0]}. States "
-                f"that LIBERO recorded lack it: put it in front."
+                f"libero-object: expected a task 0..{len(PRODUCTS) - 1} as a state's first number, got {state[0]}. "
+                f"States that LIBERO recorded lack it: put it in front."
             )
         self._use(int(state[0]))
         data = self.data
@@ -260,18 +267,6 @@ class LiberoObject(PandaSimulator):
         super().close()
         self._envs.clear()
         self._task = None
-
-
-def _moved(shift: CameraShift) -> CameraShift:
-    """A shift made for a table, with its scene moved to the floor."""
-    assert shift.target is not None
-    by = np.subtract(TARGET, shift.target)
-    return replace(
-        shift,
-        target=TARGET,
-        min_x=None if shift.min_x is None else shift.min_x + float(by[0]),
-        min_z=None if shift.min_z is None else shift.min_z + float(by[2]),
-    )
 
 
 def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> LiberoObject:

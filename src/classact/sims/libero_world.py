@@ -5,8 +5,6 @@ Importing this imports LIBERO, and makes sure before that it asks nothing.
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import pickle
 import warnings
 import zipfile
@@ -20,37 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from classact.errors import ConfigError, SimulatorError
+from classact.errors import SimulatorError
+from classact.readers.libero import PRODUCTS, TASKS
+from classact.sims.base import check_installed
 from classact.sims.libero_assets import ensure_config, find_assets, package_folder
+from classact.sims.panda import CONTROL_HZ, silence_robosuite
 from classact.sims.renderer import mujoco
 from classact.types import StateArray
 
 PACKAGE = package_folder()
 ensure_config(PACKAGE)
 
+RANGES = {"robosuite": ("1.4", "1.5"), "mujoco": ("3.1", "3.9")}
 
-def check_versions(robosuite: str) -> None:
-    """Refuse a robosuite that LIBERO does not run on.
-
-    Raises:
-        ConfigError: names the version and what to install.
-    """
-    if not robosuite.startswith("1.4."):
-        raise ConfigError(
-            f"LIBERO-Object needs robosuite 1.4, installed is {robosuite}. Install the extra into an environment of "
-            f"its own: pip install 'classact[libero]', or uv sync --extra libero (it conflicts with --extra robosuite)."
-        )
-
-
-check_versions(importlib.metadata.version("robosuite"))
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """robosuite prints advice about files of its own."""
-    return record.levelno >= logging.ERROR
-
-
-logging.getLogger("robosuite_logs").addFilter(_quiet)
+check_installed("LIBERO-Object", "libero", RANGES)
+silence_robosuite()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import libero.libero
@@ -58,22 +40,6 @@ with warnings.catch_warnings():
     from robosuite import load_controller_config
     from robosuite.utils.binding_utils import MjSim
     from robosuite.utils.errors import RandomizationError
-
-TASKS = (
-    "alphabet_soup",
-    "cream_cheese",
-    "salad_dressing",
-    "bbq_sauce",
-    "ketchup",
-    "tomato_sauce",
-    "butter",
-    "milk",
-    "chocolate_pudding",
-    "orange_juice",
-)
-"""What is to be put into the basket, in LIBERO's order of tasks."""
-
-CONTROL_HZ = 20
 
 START_STATES = 50
 """That LIBERO ships per task."""
@@ -84,7 +50,7 @@ NQ, NV = 9 + 7 * 7, 9 + 7 * 6
 
 def task_name(task: int) -> str:
     """LIBERO's name of a task, also of its files."""
-    return f"pick_up_the_{TASKS[task]}_and_place_it_in_the_basket"
+    return TASKS[task]
 
 
 def task_instruction(task: int) -> str:
@@ -194,4 +160,4 @@ def draw_placements(env: Any, seed: int) -> list[tuple[str, StateArray]]:
             with suppress(RandomizationError):
                 placed = env.placement_initializer.sample()
                 return [(item.joints[-1], np.concatenate([place, turn])) for place, turn, item in placed.values()]
-    raise SimulatorError(f"libero-object: no room for the objects of {TASKS[env.classact_task]} in 100 draws.")
+    raise SimulatorError(f"libero-object: no room for the objects of {PRODUCTS[env.classact_task]} in 100 draws.")

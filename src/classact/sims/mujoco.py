@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from classact.errors import ConfigError, choose
 from classact.sims.base import SimulatorSpec
 from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer, rotate
 from classact.sims.shifts import (
+    SHIFTS,
     CameraPath,
     CameraShift,
     ImageRotation,
     RotationPath,
+    Shift,
     appearance_rng,
     check_shift,
 )
@@ -45,6 +48,9 @@ class MujocoSimulator(ABC):
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What moving cameras look at, metres."""
 
+    shifts: Mapping[str, Shift] = SHIFTS
+    """Name -> shift, where a task has others than most."""
+
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
         self._spec = spec
         self.cameras = tuple(cameras or spec.cameras[:1])
@@ -52,7 +58,7 @@ class MujocoSimulator(ABC):
             if camera not in spec.cameras:
                 raise ConfigError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
         check_image_size(spec.name, spec.image_size)
-        self.shift = check_shift(spec.name, shift, spec.shifts)
+        self.shift = check_shift(spec.name, shift, spec.shifts, self.shifts)
         self.steps = 0
         """Control steps since the start of the episode."""
         self._camera: CameraPath | None = None
@@ -95,6 +101,12 @@ class MujocoSimulator(ABC):
     def _language(self) -> FloatArray | None:
         """(D_l,) float32 embedding of the instruction."""
         return None
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """What decides pictures of a state besides cameras, size and seed: plain values."""
+        shift = {"kind": type(self.shift).__name__, **asdict(self.shift)}
+        return {"quality": asdict(self.quality), "shift": shift, "target": list(self.target)}
 
     def model_key(self) -> str:
         """Names the model: simulators with the same key share a renderer."""
@@ -152,7 +164,9 @@ class MujocoSimulator(ABC):
         view: str | Pose = self.views[camera]
         if first and self._camera is not None:
             place, target = self._camera.position(self.steps), self._camera.target
-            fovy = self._camera.fovy or float(self.model.cam_fovy[self._camera_id(self.views[camera])])
+            fovy = self._camera.fovy
+            if fovy is None:
+                fovy = float(self.model.cam_fovy[self._camera_id(self.views[camera])])
             view = Pose(_triple(place), _triple(target), fovy)
         image = self.renderer().draw(_raw(self.data), view)
         if first and self._rotation is not None:

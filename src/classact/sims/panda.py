@@ -5,6 +5,7 @@ Shared by the tasks of robosuite 1.5 and LIBERO's of robosuite 1.4; imports neit
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 import numpy as np
 
 from classact.actions import ActionSpace
-from classact.errors import DataError, SimulatorError, choose
+from classact.errors import ActionError, DataError, SimulatorError, choose
+from classact.readers.osc import PROPRIOCEPTION
 from classact.rotations import matrix_to_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix
 from classact.schema import Schema
-from classact.sims.base import SimulatorSpec
+from classact.sims.base import CLOSED, SimulatorSpec
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import mujoco
 from classact.types import FloatArray, StateArray
 
+SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
+IMAGE_SIZE = 256
+CONTROL_HZ = 20
 CAMERAS = ("agentview", "wrist")
 VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-PROPRIOCEPTION = (("eef_pos", 3), ("eef_rot6d", 6), ("joint_pos", 7), ("gripper_qpos", 2))
-"""Table 10: end-effector pose, joint position, gripper state."""
 
 ACTION_LIMITS = (
     (-0.6, -0.6, 0.7) + (-1.05,) * 7,
@@ -31,11 +34,20 @@ ACTION_LIMITS = (
 )
 """A generous box about the table (metres), then entries of a rotation matrix and the gripper, with room for noise."""
 
-OPEN, CLOSED = -1.0, 1.0
-"""Gripper commands."""
+_DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")
+"""MuJoCo's warnings of positions, velocities or accelerations that are not finite or too large."""
 
 _HIDDEN = 3
 """A visual group that MuJoCo does not draw unless asked to."""
+
+
+def silence_robosuite() -> None:
+    """robosuite prints advice about optional packages and its own files, on import and with every configuration."""
+    logging.getLogger("robosuite_logs").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def schema(cameras: Sequence[str] = CAMERAS) -> Schema:
@@ -149,12 +161,22 @@ class PandaSimulator(MujocoSimulator):
         try:
             command = arm_command(action)
         except DataError as problem:
-            raise SimulatorError(f"{self._spec.name}: the action's rotation: {problem}") from None
+            raise ActionError(f"{self._spec.name}: the action's rotation: {problem}") from None
+        data = self.data
+        before, data.warning.number[:] = data.time, 0
         self._drive(command)
+        # MuJoCo starts anew from the model's own pose, without a word, where the physics diverge.
+        lost = [name for name in _DIVERGED if data.warning.number[getattr(mujoco.mjtWarning, f"mjWARN_{name}")]]
+        if lost or not data.time > before + 0.9 / self._spec.control_hz:
+            raise ActionError(
+                f"{self._spec.name}: the physics diverged in step {self.steps} after the action "
+                f"{np.round(action, 3).tolist()} ({', '.join(lost) or f'time {before:.4g} s to {data.time:.4g} s'}). "
+                f"Reset; smaller changes of action keep it stable."
+            )
         # Positions are one physics step ahead of what is derived from them; this catches up without touching the
         # solver's memory, so that pictures, poses and contacts belong to the state.
         mujoco.mj_fwdPosition(self.model, self.data)
-        return {"success": float(self._succeeded())}
+        return {"success": float(self._succeeded()), **self._progress()}
 
     @abstractmethod
     def _drive(self, command: StateArray) -> None:
@@ -163,6 +185,10 @@ class PandaSimulator(MujocoSimulator):
     @abstractmethod
     def _succeeded(self) -> bool:
         """The task's own rule, of the present state."""
+
+    def _progress(self) -> dict[str, float]:
+        """Further metrics of the present state: how far a task of several parts has come."""
+        return {}
 
     def grasping(self) -> bool:
         """Whether both fingers touch something that is not the gripper."""

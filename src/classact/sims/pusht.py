@@ -23,7 +23,15 @@ from classact.actions import ActionSpace
 from classact.errors import ConfigError, choose
 from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
-from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift, sample_colors
+from classact.sims.shifts import (
+    FIXED_COLORS,
+    Color,
+    PushTColors,
+    RandomColors,
+    appearance_rng,
+    check_shift,
+    sample_colors,
+)
 from classact.types import Criterion, FloatArray, ImageArray, Observation, StateArray
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -195,7 +203,8 @@ class PushT:
 
     State (5,) float64: agent x, y, block x, y in pixels of the 512 workspace, block angle in [0, 2 pi). The agent's
     velocity is not part of it: ``set_state`` puts everything at rest. Action (2,): the agent's target position in
-    pixels, tracked by a PD controller; positions outside the workspace are passed on, not clipped.
+    pixels, tracked by a PD controller; positions outside the workspace are passed on, not clipped, unless they are
+    farther outside than it is wide: those are refused.
 
     Metrics of a step: ``coverage`` in 0..1 and ``iou`` = coverage / (2 - coverage), as both tees have equal areas.
     """
@@ -216,7 +225,9 @@ class PushT:
             world=(0.0, 512.0),
             state_angles=(4,),
             schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
+            action_limits=((0.0, 0.0), (512.0, 512.0)),
         )
+        self.shift = check_shift("pusht", self.config.shift, SHIFTS)
         self._world = _Physics(obs_type="state")
         self._world._setup()
         self.colors = FIXED_COLORS
@@ -235,7 +246,7 @@ class PushT:
 
     def set_appearance(self, seed: int) -> None:
         """Draw the colours from ``seed`` under ``rand-color``; gym-pusht's own under ``fixed-color``."""
-        if self.config.shift == "rand-color":
+        if isinstance(self.shift, RandomColors):
             self.colors = sample_colors(appearance_rng(seed))
         else:
             self.colors = FIXED_COLORS

@@ -94,9 +94,16 @@ FROZEN_MOTION = 0.05
 """Motion of a joint or of the camera (radians, metres) that must change a picture: one that stays the same for longer
 is suspicious."""
 
-MAX_ROUGHNESS = 60.0
-"""Mean absolute difference of neighbouring pixels (0..255) beyond which a frame looks like uninitialised memory."""
+TILES, MIN_TILE = 4, 16
+"""A frame's roughness is looked for in so many tiles per side, of so many pixels at least: memory that was never drawn
+may be a part of it, but smaller tiles of real scenes are as rough."""
 
+MAX_ROUGHNESS = 65.0
+"""Mean absolute difference of neighbouring pixels (0..255) beyond which a tile looks like uninitialised memory."""
+
+AWAY = 5.0
+"""Things that fly freely are out of sight at this distance from the world's origin, metres: tasks park there what they
+do not need (robosuite's Square its round nut, which falls for seconds)."""
 
 CONTEXTS = 3
 """How many new GL contexts a doubtful picture is drawn in before giving up."""
@@ -121,6 +128,7 @@ class Renderer:
         self.model, self.size, self.quality = model, size, quality
         self.repaired = 0
         """Frames that were wrong at first."""
+        self._free = model.jnt_qposadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
         self._last: dict[str, tuple[StateArray, str | Pose, ImageArray]] = {}
         self._renderer: Any = None
         self._open()
@@ -203,7 +211,11 @@ class Renderer:
         if _slot(camera) not in self._last:
             return False
         qpos, before, last = self._last[_slot(camera)]
-        moved = float(np.abs(data.qpos - qpos).max(initial=0))
+        change = np.abs(data.qpos - qpos)
+        for i in self._free:
+            if min(np.linalg.norm(data.qpos[i : i + 3]), np.linalg.norm(qpos[i : i + 3])) > AWAY:
+                change[i : i + 7] = 0
+        moved = float(change.max(initial=0))
         if isinstance(camera, Pose) and isinstance(before, Pose):
             moved = max(moved, float(np.linalg.norm(np.subtract(camera.place, before.place))))
         return moved > FROZEN_MOTION and np.array_equal(image, last)
@@ -226,8 +238,13 @@ def uniform(image: ImageArray) -> bool:
 
 
 def roughness(image: ImageArray) -> float:
-    """Mean absolute difference of horizontally neighbouring pixels, 0..255. Scenes have a few, noise has 85."""
-    return float(np.abs(np.diff(image.astype(np.int16), axis=1)).mean())
+    """Mean absolute difference of horizontally neighbouring pixels, 0..255, in the roughest tile; noise has 85."""
+    steps = np.abs(np.diff(image.astype(np.int16), axis=1)).mean(axis=2)
+    tiles = max(1, min(TILES, len(image) // MIN_TILE))
+    edges = np.arange(tiles) * len(image) // tiles
+    sums = np.add.reduceat(np.add.reduceat(steps, edges, axis=0), edges, axis=1)
+    rows, columns = np.diff(edges, append=len(image)), np.diff(edges, append=steps.shape[1])
+    return float((sums / np.outer(rows, columns)).max())
 
 
 def free_camera(pose: Pose) -> Any:

@@ -14,9 +14,6 @@ Differences from stepping the environment itself, each on purpose:
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import logging
-import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,43 +22,24 @@ from typing import Any
 
 import numpy as np
 
-from classact.errors import ConfigError
-from classact.sims.base import SimulatorSpec
-from classact.sims.panda import ACTION_LIMITS, CAMERAS, PandaSimulator, schema
+from classact.sims.base import SimulatorSpec, check_installed
+from classact.sims.panda import (
+    ACTION_LIMITS,
+    CAMERAS,
+    CONTROL_HZ,
+    IMAGE_SIZE,
+    SHIFTS,
+    PandaSimulator,
+    schema,
+    silence_robosuite,
+)
 from classact.sims.renderer import mujoco
 from classact.types import Criterion, StateArray
 
-ROBOSUITE = ((1, 5), (1, 6))
-MUJOCO = ((3, 1), (3, 10))
-"""Versions from .. before."""
+RANGES = {"robosuite": ("1.5", "1.6"), "mujoco": ("3.1", "3.10")}
 
-
-def check_versions(robosuite: str, mujoco_version: str) -> None:
-    """Refuse versions that are known to break.
-
-    Raises:
-        ConfigError: names both versions and what to install.
-    """
-    for name, version, (low, high) in (("robosuite", robosuite, ROBOSUITE), ("mujoco", mujoco_version, MUJOCO)):
-        numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-        if not low <= numbers < high:
-            raise ConfigError(
-                f"Square and Three-Stack need robosuite 1.5 with mujoco 3.1 to 3.9; installed are robosuite "
-                f"{robosuite} and mujoco {mujoco_version}, and {name} {version} is known to break them. Install the "
-                f"extra into an environment of its own: pip install 'classact[robosuite]', or uv sync --extra "
-                f"robosuite (LIBERO's robosuite 1.4 conflicts with it)."
-            )
-
-
-check_versions(importlib.metadata.version("robosuite"), mujoco.__version__)
-
-
-def _quiet(record: logging.LogRecord) -> bool:
-    """robosuite prints advice about optional packages and files on import and whenever it reads a configuration."""
-    return record.levelno >= logging.ERROR
-
-
-logging.getLogger("robosuite_logs").addFilter(_quiet)
+check_installed("Square or Three-Stack", "robosuite", RANGES)
+silence_robosuite()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from robosuite.controllers import load_composite_controller_config
@@ -71,10 +49,7 @@ with warnings.catch_warnings():
     from robosuite.utils.binding_utils import MjSim
     from robosuite.utils.mjcf_utils import CustomMaterial
 
-SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
-IMAGE_SIZE = 256
 GROUP = 25
-CONTROL_HZ = 20
 PACKAGES = ("robosuite", "mujoco")
 
 
@@ -125,10 +100,16 @@ class _ThreeStack(_Shared, Stack):  # type: ignore[misc]
         sampler.add_objects(self.cubeC)
         sampler.x_range = sampler.y_range = (-self.reach, self.reach)
 
-    def _check_success(self) -> bool:
+    def stacked(self) -> int:
+        """How many cubes rest where they belong: A on B, then C on A."""
         top = self.table_offset[2]
         # Resting heights above the table are 0.07 (A on B) and 0.11 (C on A).
-        return self._rests(self.cubeA, self.cubeB, top + 0.04) and self._rests(self.cubeC, self.cubeA, top + 0.08)
+        if not self._rests(self.cubeA, self.cubeB, top + 0.04):
+            return 0
+        return 2 if self._rests(self.cubeC, self.cubeA, top + 0.08) else 1
+
+    def _check_success(self) -> bool:
+        return self.stacked() == 2
 
     def _rests(self, upper: Any, lower: Any, above: float) -> bool:
         """Contact, height, not held."""
@@ -194,10 +175,13 @@ class Square(RobosuiteSimulator):
 
 
 class ThreeStack(RobosuiteSimulator):
-    """Put the red cube A on the green cube B, and the blue cube C on A."""
+    """Put the red cube A on the green cube B, and the blue cube C on A. Metric ``stacked``: how many rest there."""
 
     target = (0.0, 0.0, 0.9)
     bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
+
+    def _progress(self) -> dict[str, float]:
+        return {"stacked": float(self.env.stacked())}
 
 
 @cache

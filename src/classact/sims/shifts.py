@@ -134,6 +134,8 @@ class CameraShift:
             )
         if not math.isfinite(self.arc):
             raise ConfigError(f"camera shift: expected a finite arc, got {self.arc}.")
+        if self.fovy is not None and not 0 < self.fovy < 180:
+            raise ConfigError(f"camera shift: expected fovy between 0 and 180 degrees, got {self.fovy}.")
 
     def draw(self, rng: np.random.Generator, target: Sequence[float]) -> CameraPath:
         """The camera of one episode.
@@ -145,7 +147,7 @@ class CameraShift:
         Raises:
             ConfigError: no place on the sphere is allowed by ``min_x`` and ``min_z``.
         """
-        c = np.asarray(self.target or target, np.float64)
+        c = np.asarray(target if self.target is None else self.target, np.float64)
         for _ in range(_MAX_DRAWS):
             azimuth, polar = rng.uniform(*self.azimuth), rng.uniform(*self.polar)
             u = np.array([math.sin(polar) * math.cos(azimuth), math.sin(polar) * math.sin(azimuth), math.cos(polar)])
@@ -248,17 +250,21 @@ PLAIN = ("fixed", "fixed-color")
 """Names of the appearance without a shift."""
 
 
-def parse_shift(text: str) -> Shift:
+def parse_shift(text: str, shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
     """A shift from its name, with changed constants in brackets: ``dynamic``, ``dynamic(radius=1.2, arc=0.003)``.
+
+    Args:
+        text: name and constants.
+        shifts: name -> shift, whose constants hold where none are given.
 
     Raises:
         ConfigError: an unknown name or constant, or a value that is no number.
     """
     name, bracket, rest = text.strip().partition("(")
     name = name.strip()
-    if name not in SHIFTS:
-        raise ConfigError(choose("shift", name, SHIFTS))
-    shift = SHIFTS[name]
+    if name not in shifts:
+        raise ConfigError(choose("shift", name, shifts))
+    shift = shifts[name]
     if not bracket:
         return shift
     known = [field.name for field in fields(shift)]
@@ -271,7 +277,7 @@ def parse_shift(text: str) -> Shift:
         if call.args:
             raise ValueError("constants need names")
         given = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:  # as literal_eval documents
         raise ConfigError(
             f"shift {text!r} cannot be read ({error}). Write it as {name}, or as {name}(constant=number, ...) with "
             f"constants of {known}."
@@ -279,7 +285,7 @@ def parse_shift(text: str) -> Shift:
     for key, value in given.items():
         if key not in known:
             raise ConfigError(choose(f"constant of shift {name!r}", key, known))
-        pair = isinstance(getattr(SHIFTS[name], key), tuple) or key == "target"
+        pair = isinstance(getattr(shift, key), tuple) or key == "target"
         numbers = value if pair and isinstance(value, tuple) else (value,)
         wanted = 3 if key == "target" else 2
         if not all(_is_number(v) for v in numbers) or (pair and len(numbers) != wanted):
@@ -292,7 +298,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_shift(simulator: str, shift: str, known: Sequence[str]) -> Shift:
+def check_shift(simulator: str, shift: str, known: Sequence[str], shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
     """The shift of this name (:func:`parse_shift`), if the simulator knows it.
 
     Raises:
@@ -300,12 +306,12 @@ def check_shift(simulator: str, shift: str, known: Sequence[str]) -> Shift:
     """
     if shift.partition("(")[0].strip() not in known:
         raise ConfigError(f"{simulator}: " + choose("shift", shift, known))
-    return parse_shift(shift)
+    return parse_shift(shift, shifts)
 
 
 def is_plain(shift: str) -> bool:
     """Whether this is the name of the appearance without a shift."""
-    return shift in PLAIN
+    return shift.strip() in PLAIN
 
 
 def appearance_rng(seed: int) -> np.random.Generator:

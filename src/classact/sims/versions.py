@@ -1,20 +1,20 @@
-"""Whether recorded states come from the versions of the packages that are installed now."""
+"""Whether recorded states and instructions come from what is installed now."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from classact.errors import ConfigError
-from classact.sims.base import SimulatorSpec
+from classact.language import BERT
+from classact.readers.hdf5 import ACCEPTED, UNKNOWN, is_hdf5_name
+from classact.sims.base import Simulator, SimulatorSpec
 from classact.types import Demonstrations
 
 STRICT = ("gym-aloha", "robosuite")
 """Packages that define scenes and controllers: from one minor version to the next the same states are other scenes
 (bodies, joints and their order), and the same actions other motions."""
-
-UNKNOWN = "unknown"
-"""What readers give for a version that a file should say, and does not."""
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -28,18 +28,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def check_versions(data: Demonstrations, spec: SimulatorSpec) -> str:
+def check_versions(data: Demonstrations, spec: SimulatorSpec, *, rendered: bool) -> str:
     """Compare the versions that recorded the states with those that are installed.
 
     Args:
         data: demonstrations; where they declare no versions, nothing is compared; an unknown one is a warning.
-        spec: of the simulator that is to show them; its ``packages`` decide trajectories.
+        spec: of the simulator; its ``packages`` decide trajectories.
+        rendered: whether images are to be drawn from the states. Where recorded ones are used, any difference is a
+            warning.
 
     Returns:
-        A warning: which packages differ, although states can be rendered; empty where none does.
+        A warning: which packages differ; empty where none does.
 
     Raises:
-        ConfigError: a package of :data:`STRICT` differs in its major or minor version.
+        ConfigError: states are to be rendered, and a package of :data:`STRICT` differs in its major or minor version.
     """
     installed = installed_versions(spec.packages)
     different = []
@@ -48,18 +50,56 @@ def check_versions(data: Demonstrations, spec: SimulatorSpec) -> str:
         if recorded is None or recorded == now:
             continue
         known = recorded != UNKNOWN
-        if known and package in STRICT and recorded.split(".")[:2] != now.split(".")[:2]:
+        if rendered and known and package in STRICT and recorded.split(".")[:2] != now.split(".")[:2]:
             raise ConfigError(
                 f"{data.name} ({data.source}) was recorded with {package} {recorded}, but installed is {now}, whose "
-                f"scenes and controllers for {spec.name!r} are others. Install {package}=={recorded}, or record the "
-                f"demonstrations again with what is installed: classact data generate {spec.name}. Where you know "
-                f'that the difference does no harm, a --layout file with {{"accept": ["{package}"]}} says so for '
-                f"HDF5 files."
+                f"scenes and controllers for {spec.name!r} are others: its states cannot be rendered. "
+                f"{_remedy(data, spec, package)}"
             )
         different.append(f"{package} {recorded}, installed is {now}")
     if not different:
         return ""
+    shown = "States are rendered as recorded" if rendered else "Its images are used as recorded"
     return (
-        f"{data.name} ({data.source}) was recorded with {'; '.join(different)}. States are rendered as recorded, but "
-        f"the same actions may lead elsewhere."
+        f"{data.name} ({data.source}) was recorded with {'; '.join(different)}. {shown}, but the same actions may lead "
+        f"elsewhere."
+    )
+
+
+def _remedy(data: Demonstrations, spec: SimulatorSpec, package: str) -> str:
+    """What helps. To install the recorded version does not: a simulator runs on the versions that it is made for."""
+    ways = [f"generate demonstrations with what is installed: classact data generate {spec.name}"]
+    if data.images:
+        ways.append("use the images that were recorded: --frames recorded")
+    source = Path(data.source)
+    if package in ACCEPTED and (is_hdf5_name(source) or (source.is_dir() and any(map(is_hdf5_name, source.iterdir())))):
+        ways.append(
+            f'where you have seen that its states look right in the simulator, say so in a --layout file: {{"accept": '
+            f'["{package}"]}}'
+        )
+    text = ways[0] if len(ways) == 1 else f"{'; '.join(ways[:-1])}; or {ways[-1]}"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def check_language(versions: Mapping[str, str], simulator: Simulator, what: str) -> None:
+    """Refuse a simulator that embeds instructions otherwise than the data: no policy understands both embeddings.
+
+    Args:
+        versions: of the data (``Demonstrations.versions``).
+        simulator: with ``language_source`` where it has instructions; else nothing is compared.
+        what: the data or run, for messages.
+
+    Raises:
+        ConfigError: names both sources.
+    """
+    recorded, now = versions.get("language", UNKNOWN), getattr(simulator, "language_source", None)
+    if now is None or recorded in (UNKNOWN, now):
+        return
+    name = simulator.spec.name
+    remedy = f"generate the demonstrations again (classact data generate {name}) and train on them"
+    if recorded == BERT:
+        remedy = f"install transformers and get the weights (hf download {BERT}), or {remedy}"
+    raise ConfigError(
+        f"{what}: instructions were embedded by {recorded!r}, but simulator {name!r} now embeds them by {now!r}, which "
+        f"means nothing to a policy trained with the former. {remedy[0].upper()}{remedy[1:]}."
     )

@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from classact.sims.aloha import AlohaTransfer
+from classact.sims.experts.arm import rotation_about_z
 from classact.sims.experts.base import GiveUpError
 from classact.types import FloatArray, StateArray
 
@@ -73,7 +74,7 @@ def solve(side: int, reach: Reach) -> StateArray:
     """
     local = reach.place - BASES[side]
     local[:2] *= FACING[side, 0]
-    rotation = _z(reach.yaw) @ _y(reach.pitch) @ _x(reach.roll)
+    rotation = rotation_about_z(reach.yaw) @ _y(reach.pitch) @ _x(reach.roll)
     wrist = local - HAND * rotation[:, 0]
     waist = math.atan2(wrist[1], wrist[0])
     out, up = math.hypot(wrist[0], wrist[1]), wrist[2] - SHOULDER
@@ -84,7 +85,7 @@ def solve(side: int, reach: Reach) -> StateArray:
     lift = math.acos((UPPER**2 + distance**2 - LOWER**2) / (2 * UPPER * distance))
     shoulder = UPPER_ELEVATION - math.atan2(up, out) - lift
     elbow = math.pi - UPPER_ELEVATION - inner
-    rest = (_z(waist) @ _y(shoulder + elbow)).T @ rotation
+    rest = (rotation_about_z(waist) @ _y(shoulder + elbow)).T @ rotation
     bend = math.acos(np.clip(rest[0, 0], -1, 1))
     if bend < 1e-3:
         forearm, bend, hand = 0.0, 0.0, math.atan2(rest[2, 1], rest[1, 1])
@@ -105,7 +106,7 @@ def fingertips(side: int, joints: StateArray) -> StateArray:
     elevation = UPPER_ELEVATION - shoulder
     arm = np.array([UPPER * math.cos(elevation), 0.0, UPPER * math.sin(elevation) + SHOULDER])
     arm += _y(shoulder + elbow) @ (np.array([LOWER, 0, 0]) + _x(forearm) @ _y(bend) @ np.array([HAND, 0, 0]))
-    place: StateArray = _z(waist) @ arm
+    place: StateArray = rotation_about_z(waist) @ arm
     place[:2] *= FACING[side, 0]
     return place + BASES[side]
 
@@ -127,11 +128,6 @@ def _x(a: float) -> StateArray:
 def _y(a: float) -> StateArray:
     c, s = math.cos(a), math.sin(a)
     return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-
-
-def _z(a: float) -> StateArray:
-    c, s = math.cos(a), math.sin(a)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
 @dataclass(frozen=True)

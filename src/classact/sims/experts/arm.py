@@ -23,9 +23,8 @@ import numpy as np
 
 from classact.errors import ConfigError
 from classact.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation_6d
+from classact.sims.base import CLOSED, OPEN
 from classact.types import FloatArray, StateArray
-
-OPEN, CLOSED = -1.0, 1.0
 
 MAX_STEP = 0.03
 """Metres that the commanded position moves per control step at most."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.errors import SimulatorError
+from classact.errors import ActionError
 from classact.sims.base import Simulator
 from classact.types import FloatArray, StateArray
 
@@ -62,6 +62,10 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
 
     Returns:
         What happened up to ``tail`` steps after the first success, or until the script or the time limit ended.
+
+    Raises:
+        ActionError: the script gave no action, or one that cannot be executed.
+        SimulatorError: the simulator failed otherwise.
     """
     simulator.reset(seed)
     criterion = simulator.spec.criteria[0]
@@ -93,7 +97,7 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
     else:
         reason = f"no success within {simulator.spec.max_steps} steps"
     if not actions:
-        raise SimulatorError(f"{simulator.spec.name}: the expert gave no action from seed {seed}: {reason}.")
+        raise ActionError(f"{simulator.spec.name}: the expert gave no action from seed {seed}: {reason}.")
     return Attempt(
         seed=seed,
         states=np.stack(states),

@@ -19,6 +19,7 @@ import numpy as np
 from classact.errors import ConfigError
 from classact.progress import Callback, progress_bar
 from classact.readers import embedded, generated
+from classact.readers.hdf5 import UNKNOWN
 from classact.schema import Schema
 from classact.sims import Simulator, find, make_simulator
 from classact.sims.experts import attempts, processes
@@ -74,7 +75,7 @@ def generate_demonstrations(
     Raises:
         ConfigError: no such simulator or expert, fewer than one episode, ``out`` exists or has another ending than its
             content, or a work folder of other settings.
-        SimulatorError: the expert or its processes failed; run it again to continue.
+        SimulatorError: the expert, its simulator or its processes failed; run it again to continue.
     """
     if episodes < 1 or workers < 1:
         raise ConfigError(f"expected at least 1 episode and 1 worker, got {episodes} and {workers}.")
@@ -152,7 +153,7 @@ def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str
         }
     versions = installed_versions((*PACKAGES, *sim.spec.packages))
     if sim.spec.schema is not None and sim.spec.schema.language:
-        versions["language"] = str(getattr(sim, "language_source", "unknown"))  # what embeds the instructions
+        versions["language"] = str(getattr(sim, "language_source", UNKNOWN))  # what embeds the instructions
     return {
         "simulator": name,
         "first_seed": seed,

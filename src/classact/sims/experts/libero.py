@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from classact.sims.experts.arm import OPEN, Arm
+from classact.sims.base import OPEN
+from classact.sims.experts.arm import Arm
 from classact.sims.experts.base import GiveUpError
 from classact.types import FloatArray, StateArray
 

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from classact.errors import ClassactError, SimulatorError
+from classact.errors import ActionError, ClassactError, SimulatorError
 from classact.sims.experts.attempts import Plan, store_attempt, store_failure
 from classact.sims.experts.recorders import Recorder
 
@@ -48,7 +48,9 @@ def run_attempts(
         The chosen seeds.
 
     Raises:
-        SimulatorError: the expert failed otherwise than by giving up, or one seed cost :data:`TRIES` processes.
+        SimulatorError: a script failed otherwise than by giving up or by its actions, or one seed cost :data:`TRIES`
+            processes.
+        ClassactError: what a worker raised, of the same class: a simulator that does not start, a full disk.
     """
     context = multiprocessing.get_context("spawn")
     lost: Counter[int] = Counter()
@@ -118,12 +120,12 @@ class _Worker:
     def result(self) -> tuple[int, str | None]:
         """(seed, why it was not kept); None for the latter where the process is gone."""
         try:
-            status, text = self.pipe.recv()
+            kind, text = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(1)
             return self.give_up(f"it died (exit code {self.process.exitcode})")
-        if status == "error":
-            raise SimulatorError(f"the expert failed from start seed {self.seed}: {text}")
+        if kind is not None:
+            raise kind(f"the attempt failed from start seed {self.seed}: {text}")
         assert self.seed is not None
         seed, self.seed = self.seed, None
         return seed, text
@@ -141,17 +143,17 @@ class _Worker:
 
 
 def serve(pipe: Connection, recorder: Recorder, work: Path) -> None:
-    """Answer each seed with ("done", why it was not kept) after storing the attempt, or with ("error", text)."""
+    """Answer each seed with (None, why it was not kept) after storing the attempt, or with (class of error, text)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
     try:
         while True:
-            pipe.send(("done", _record(recorder, pipe.recv(), work)))
+            pipe.send((None, _record(recorder, pipe.recv(), work)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     except ClassactError as problem:
-        pipe.send(("error", str(problem)))
+        pipe.send((type(problem), str(problem)))
     except Exception:
-        pipe.send(("error", "\n" + traceback.format_exc()))
+        pipe.send((SimulatorError, "\n" + traceback.format_exc()))
     finally:
         recorder.close()
 
@@ -159,7 +161,7 @@ def serve(pipe: Connection, recorder: Recorder, work: Path) -> None:
 def _record(recorder: Recorder, seed: int, work: Path) -> str:
     try:
         attempt = recorder(seed)
-    except SimulatorError as problem:  # an action beyond all limits, or none at all: the expert's fault, not ours
+    except ActionError as problem:  # the expert's fault; whatever else goes wrong may go well another time
         reason = str(problem).splitlines()[0].replace(f" from seed {seed}", "")
     else:
         if attempt.success:

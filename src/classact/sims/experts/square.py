@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from classact.sims.experts.arm import OPEN, Arm, rotation_about_z, wrap, yaw_of
+from classact.sims.base import OPEN
+from classact.sims.experts.arm import Arm, rotation_about_z, wrap, yaw_of
 from classact.sims.experts.base import GiveUpError
 from classact.types import FloatArray, StateArray
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from classact.sims.experts.arm import BASE, CLOSED, OPEN, Arm, compose, rotation_about_z, yaw_of
+from classact.sims.base import CLOSED, OPEN
+from classact.sims.experts.arm import BASE, Arm, compose, rotation_about_z, yaw_of
 from classact.sims.experts.base import GiveUpError
 from classact.types import FloatArray, StateArray
 
