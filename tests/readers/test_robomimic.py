@@ -557,7 +557,7 @@ def test_an_episode_of_our_square(tmp_path: Path) -> None:
         actions.append(goal.astype(np.float32))
         sim.step(actions[-1])
     arrays = {key: np.array(value) for key, value in content.items()}
-    xml = sim.env.sim.model.get_xml()
+    xml = sim.env.model.get_xml()  # not MuJoCo's last one, which may be of another test
     path = write_robomimic(
         tmp_path / "square.hdf5",
         {"demo_0": arrays},
