@@ -19,7 +19,7 @@ import numpy as np
 from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.images import cache_folder
 from classact.sims import SIMULATORS, Simulator, make_simulator
-from classact.sims.base import install_advice
+from classact.sims.base import OPEN, install_advice
 from classact.types import FloatArray
 
 
@@ -97,16 +97,14 @@ def hold_action(sim: Simulator) -> FloatArray:
     now = sim.observe(render=False).proprioception
     if spec.proprioception_dim == spec.action_dim:  # positions of joints or of a point
         return now
-    parts, begin = {}, 0
-    for name, size in spec.schema.proprioception if spec.schema is not None else ():
-        parts[name] = now[begin : begin + size]
-        begin += size
-    if not {"eef_pos", "eef_rot6d"} <= parts.keys() or spec.action_dim != 10:
+    keys = () if spec.schema is None else spec.schema.keys
+    if spec.schema is None or not {"eef_pos", "eef_rot6d"} <= set(keys) or spec.action_dim != 10:
         raise ConfigError(
             f"{spec.name}: which of its {spec.action_dim}-D actions holds still is not known; expected proprioception "
-            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(parts)}."
+            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(keys)}."
         )
-    return np.concatenate([parts["eef_pos"], parts["eef_rot6d"], [-1.0]]).astype(np.float32)
+    pose = now[spec.schema.columns(("eef_pos", "eef_rot6d"))]
+    return np.concatenate([pose, [OPEN]]).astype(np.float32)
 
 
 def try_simulator(name: str) -> str:

@@ -7,9 +7,10 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,29 +129,24 @@ class RunConfig:
             )
 
 
-def from_preset(
-    name: str, *, shift: str | None = None, simulator: str | None = None, cameras: Sequence[str] = (), **changes: Any
-) -> RunConfig:
+def from_preset(name: str, *, shift: str | None = None, simulator: str | None = None, **changes: Any) -> RunConfig:
     """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
 
     Args:
         name: a key of :data:`classact.presets.PRESETS`.
         shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
         simulator: registry name; None: the preset's.
-        cameras: views that the encoder reads, where not the preset's.
         changes: other fields of :class:`RunConfig`.
     """
     preset: Preset = get_preset(name)
     simulator = simulator or preset.simulator
     shift = shift or plain_shift(simulator)
-    retrieval, pretrain = preset.retrieval, preset.pretrain
+    retrieval = preset.retrieval
     if not is_plain(shift):
         retrieval = replace(retrieval, temperature=preset.tau_shifted)
-    if cameras:
-        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=tuple(cameras)))
     size = preset.render_size
     return RunConfig(
-        pretrain=pretrain,
+        pretrain=preset.pretrain,
         retrieval=retrieval,
         frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
         evaluation=EvaluationConfig(shift=shift, image_size=size),
@@ -468,7 +464,7 @@ class Pipeline:
             ConfigError: the simulator says neither where objects are nor how far its world extends.
         """
         data = self.data()
-        spec = self._simulator_spec()
+        spec = self._spec
         config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
         if spec.objects:
             scene = SceneLatents.fit(data, spec.objects)
@@ -489,7 +485,7 @@ class Pipeline:
             ConfigError: the simulator has no camera that the encoder reads, is of another task than the data, or
                 embeds instructions otherwise.
         """
-        spec = self._simulator_spec()
+        spec = self._spec
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in spec.cameras:
                 where = f" in simulator {self.config.frames.simulator!r}."
@@ -504,7 +500,7 @@ class Pipeline:
         Raises:
             ConfigError: as :meth:`check_rollouts`, before anything is learned.
         """
-        spec = self._simulator_spec()
+        spec = self._spec
         self.check_rollouts()
         policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
         if self.config.baselines:
@@ -516,7 +512,8 @@ class Pipeline:
             out[encoder] = self._evaluate(make(), encoder)
         return out
 
-    def _simulator_spec(self) -> SimulatorSpec:
+    @cached_property
+    def _spec(self) -> SimulatorSpec:
         simulator = make_simulator(self.config.frames.simulator)
         simulator.close()
         return simulator.spec
