@@ -13,7 +13,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "rotations", "actions", "schema", "types"),
     (
         *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
-        *("objectives", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "ranks"),
+        *("windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "objectives", "ranks"),
         *("similarity", "lowdim", "feeding", "trackers", "engine", "heads", "language"),
     ),
     ("readers", "policies", "control", "sims"),
@@ -28,6 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "analysis",
         "recording",
         "pipeline",
+        "probe",
         "head_pipeline",
         "survey",
         "bench",

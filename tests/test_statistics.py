@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from classact.errors import ConfigError
-from classact.statistics import dkw_epsilon, wilson_interval
+from classact.statistics import (
+    difference_over_seeds,
+    dkw_epsilon,
+    holm,
+    mcnemar_p,
+    paired_difference,
+    sign_flip_p,
+    spearman,
+    success_over_seeds,
+    wilson_interval,
+)
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -76,3 +87,247 @@ def test_dkw_bounds_the_error_of_an_empirical_cdf() -> None:
 def test_dkw_refuses(samples: int, delta: float) -> None:
     with pytest.raises(ConfigError, match="expected samples >= 1 and 0 < delta < 1"):
         dkw_epsilon(samples, delta)
+
+
+discordant = st.tuples(st.integers(0, 60), st.integers(0, 60))
+pairs = st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60)).filter(lambda t: sum(t) > 0)
+"""Won, lost, and starts on which both did the same."""
+
+
+@given(discordant)
+def test_mcnemar_counts_all_outcomes_that_are_as_extreme(counts: tuple[int, int]) -> None:
+    won, lost = counts
+    n = won + lost
+    chance = [math.comb(n, k) / 2**n for k in range(n + 1)]
+    more = sum(c for k, c in enumerate(chance) if abs(2 * k - n) > abs(won - lost))
+    equal = sum(c for k, c in enumerate(chance) if abs(2 * k - n) == abs(won - lost))
+    assert mcnemar_p(won, lost) == pytest.approx(more + equal)
+    assert mcnemar_p(won, lost, mid_p=True) == pytest.approx(more + equal / 2 if n else 1.0)
+    assert mcnemar_p(lost, won) == pytest.approx(mcnemar_p(won, lost))
+
+
+def test_mcnemar_equals_statsmodels() -> None:
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    for won, lost in ((1, 7), (10, 10), (0, 5), (14, 3)):
+        expected = tables.mcnemar([[5, won], [lost, 9]], exact=True).pvalue
+        assert mcnemar_p(won, lost) == pytest.approx(expected)
+
+
+def test_mcnemar_refuses() -> None:
+    with pytest.raises(ConfigError, match="got -1 won and 3 lost"):
+        mcnemar_p(-1, 3)
+
+
+@given(discordant, st.integers(1, 4), st.integers(0, 5))
+def test_sign_flips_of_equal_sizes_are_mcnemar(counts: tuple[int, int], size: int, ties: int) -> None:
+    won, lost = counts
+    differences = [size] * won + [-size] * lost + [0] * ties
+    assert sign_flip_p(differences) == pytest.approx(mcnemar_p(won, lost))
+
+
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
+def test_sign_flips_equal_all_flips(differences: list[int]) -> None:
+    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in _signs(len(differences))]
+    expected = np.mean([abs(value) >= abs(sum(differences)) for value in sums])
+    assert sign_flip_p(differences) == pytest.approx(expected)
+    assert sign_flip_p([-d for d in differences]) == pytest.approx(expected)
+
+
+def _signs(n: int) -> itertools.product:
+    return itertools.product((-1, 1), repeat=n)
+
+
+def test_sign_flips_equal_scipy() -> None:
+    from scipy.stats import permutation_test
+
+    differences = np.array([3, 1, -2, 3, 2, 0, 1, 3, -1, 2])
+    found = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_p(differences) == pytest.approx(found.pvalue)
+
+
+def test_sign_flips_refuse_fractions() -> None:
+    with pytest.raises(ConfigError, match="whole numbers, got float64"):
+        sign_flip_p(np.array([0.5, -1.0]))
+
+
+def test_paired_difference_published_values() -> None:
+    """Fagerland, Lydersen, Laake 2014 (Statistics in Medicine 33), airway hyper-responsiveness: 1 and 7 of 21."""
+    found = paired_difference(1, 7, 21)
+    assert (found.value, found.low, found.high) == pytest.approx((-0.286, -0.517, -0.026), abs=5e-4)
+
+
+def test_paired_difference_without_discordant_starts_has_a_width() -> None:
+    z2 = 1.959963984540054**2
+    found = paired_difference(0, 0, 50)
+    assert (found.low, found.value, found.high) == pytest.approx((-z2 / (50 + z2), 0, z2 / (50 + z2)))
+
+
+@given(pairs)
+def test_paired_difference_holds_the_estimate_and_mirrors(counts: tuple[int, int, int]) -> None:
+    won, lost, same = counts
+    found = paired_difference(won, lost, sum(counts))
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+    assert found.value == pytest.approx((won - lost) / sum(counts))
+    mirrored = paired_difference(lost, won, sum(counts))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
+    wide = paired_difference(won, lost, sum(counts), 0.99)
+    assert wide.low <= found.low
+    assert found.high <= wide.high
+    assert same >= 0
+
+
+@given(pairs)
+@settings(max_examples=30, deadline=None)
+def test_paired_difference_inverts_the_score_test(counts: tuple[int, int, int]) -> None:
+    """At each bound inside (-1, 1), the statistic with numerically fitted chances is z."""
+    from scipy.optimize import minimize_scalar
+
+    won, lost, same = counts
+    n = sum(counts)
+    found = paired_difference(won, lost, n)
+    for bound in (found.low, found.high):
+        assume(abs(bound) < 0.999 and won and lost and same)
+
+        def negative(q: float, delta: float = bound) -> float:
+            p = q + delta
+            return -(won * math.log(p) + lost * math.log(q) + same * math.log(1 - p - q))
+
+        least, most = max(0.0, -bound), (1 - bound) / 2
+        fit = minimize_scalar(
+            negative, bounds=(least + 1e-12, most - 1e-12), method="bounded", options={"xatol": 1e-12}
+        )
+        variance = n * (2 * fit.x + bound - bound**2)
+        assert abs(won - lost - n * bound) / math.sqrt(variance) == pytest.approx(1.95996, abs=2e-3)
+
+
+def test_paired_difference_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(60, (0.25, 0.1, 0.65), size=600)
+    hit = [(d := paired_difference(int(b), int(c), 60)).low <= 0.15 <= d.high for b, c, _ in draws]
+    assert 0.92 < np.mean(hit) < 0.98
+
+
+def test_paired_difference_refuses() -> None:
+    with pytest.raises(ConfigError, match=r"got 3 \+ 4 of 6 starts"):
+        paired_difference(3, 4, 6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_steps_down(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    m = len(p_values)
+    for p, q in zip(p_values, adjusted, strict=True):
+        # The largest Bonferroni factor among hypotheses that are at most as likely as this one.
+        steps = sorted(p_values)
+        expected = max(min(1.0, (m - i) * v) for i, v in enumerate(steps) if v <= p)
+        assert q == pytest.approx(expected)
+        assert p <= q <= 1
+
+
+def test_holm_equals_statsmodels() -> None:
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p_values = [0.01, 0.04, 0.03, 0.005, 0.5]
+    assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
+    assert holm([]) == []
+    with pytest.raises(ConfigError, match="within"):
+        holm([0.2, 1.5])
+
+
+outcomes = st.tuples(st.integers(1, 4), st.integers(2, 30), st.integers(0, 10**6)).map(
+    lambda t: (np.random.default_rng(t[2]).random((t[0], t[1])) < np.random.default_rng(t[2] + 1).random()).astype(int)
+)
+
+
+@given(outcomes)
+@settings(max_examples=40, deadline=None)
+def test_success_over_seeds_holds_the_mean(found: np.ndarray) -> None:
+    estimate = success_over_seeds(found, np.random.default_rng(0), resamples=200)
+    assert estimate.value == pytest.approx(found.mean())
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+    assert estimate.low < estimate.high
+    if len(found) == 1:
+        assert (estimate.low, estimate.high) == wilson_interval(int(found.sum()), found.shape[1])
+
+
+def test_success_over_seeds_respects_that_starts_are_shared() -> None:
+    """The same outcomes three times say no more than once; independent ones say more."""
+    rng = np.random.default_rng(1)
+    once = (rng.random(100) < 0.6).astype(int)
+    shared = success_over_seeds(np.stack([once] * 3), np.random.default_rng(0))
+    apart = success_over_seeds((rng.random((3, 100)) < 0.6).astype(int), np.random.default_rng(0))
+    low, high = wilson_interval(int(once.sum()), 100)
+    assert shared.high - shared.low == pytest.approx(high - low, rel=0.1)
+    assert apart.high - apart.low < 0.75 * (high - low)
+
+
+def test_success_over_seeds_equals_a_plain_bootstrap() -> None:
+    found = (np.random.default_rng(3).random((2, 25)) < 0.7).astype(int)
+    rng = np.random.default_rng(5)
+    means = [found[:, rng.integers(0, 25, 25)].mean() for _ in range(20_000)]
+    estimate = success_over_seeds(found, np.random.default_rng(0), resamples=20_000)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.025)
+    assert estimate == success_over_seeds(found, np.random.default_rng(0), resamples=20_000)
+
+
+def test_all_seeds_alike_still_have_a_width() -> None:
+    none = success_over_seeds(np.zeros((3, 40), int), np.random.default_rng(0))
+    assert (none.low, none.high) == pytest.approx(wilson_interval(0, 40))
+
+
+def test_difference_over_seeds() -> None:
+    rng = np.random.default_rng(2)
+    a, b = (rng.random((1, 60)) < 0.7).astype(int), (rng.random((1, 60)) < 0.4).astype(int)
+    won, lost = int((a > b).sum()), int((a < b).sum())
+    assert difference_over_seeds(a, b, rng) == paired_difference(won, lost, 60)
+    several = difference_over_seeds(np.concatenate([a, a]), b, np.random.default_rng(0))
+    assert several.value == pytest.approx((won - lost) / 60)
+    single = paired_difference(won, lost, 60)
+    assert (several.low, several.high) == pytest.approx((single.low, single.high), abs=0.04)
+    mirrored = difference_over_seeds(b, np.concatenate([a, a]), np.random.default_rng(0))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-several.high, -several.low))
+    with pytest.raises(ConfigError, match="got 60 and 59 starts"):
+        difference_over_seeds(a, b[:, 1:], rng)
+    with pytest.raises(ConfigError, match="of 0 and 1"):
+        success_over_seeds(np.array([[0, 2]]), rng)
+
+
+numbers = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=3, max_size=12)
+
+
+@given(numbers)
+@settings(max_examples=40, deadline=None)
+def test_spearman_equals_scipy_and_mirrors(values: list[tuple[int, int]]) -> None:
+    from scipy.stats import spearmanr
+
+    x, y = ([float(v[i]) for v in values] for i in (0, 1))
+    found = spearman(x, y, np.random.default_rng(0), resamples=100)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert found is None
+        return
+    assert found is not None
+    assert found.value == pytest.approx(float(spearmanr(x, y).statistic), abs=1e-9)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    mirrored = spearman(x, [-v for v in y], np.random.default_rng(0), resamples=100)
+    assert mirrored is not None
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
+
+
+def test_spearman_interval_equals_a_plain_bootstrap() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=20)
+    y = x + rng.normal(size=20)
+    rows = rng.integers(0, 20, (3000, 20))
+    plain = np.quantile([spearmanr(x[r], y[r]).statistic for r in rows], [0.025, 0.975])
+    found = spearman(x.tolist(), y.tolist(), np.random.default_rng(0))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(plain), abs=0.03)
+
+
+def test_spearman_without_enough_pairs() -> None:
+    rng = np.random.default_rng(0)
+    assert spearman([1, 2], [1, 2], rng) is None
+    with pytest.raises(ConfigError, match="as many finite values"):
+        spearman([1, 2, math.nan], [1, 2, 3], rng)

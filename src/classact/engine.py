@@ -132,6 +132,12 @@ def _cpu_flags() -> str:
         return ""
 
 
+def in_order(rows: IntArray) -> IntArray:
+    """Rows of a batch by their first step, which is their order in the data: neighbours in the file are read together,
+    and no loss depends on it."""
+    return np.sort(rows) if rows.ndim == 1 else rows[np.argsort(rows[:, 0], kind="stable")]
+
+
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The generator of one step's augmentations and noise."""
     entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
@@ -148,7 +154,7 @@ class Training(ABC):
         engine: how it is computed.
         ranks: this process among those that share the training.
         networks: what is trained or kept, by name; frozen parameters are neither changed nor averaged.
-        averages: the same networks with averaged (EMA) weights.
+        averages: those of them that act later, with averaged (EMA) weights.
         step, steps: updates done and in all.
         seconds: time spent in training, over all interruptions.
     """
@@ -230,16 +236,17 @@ class Training(ABC):
 
     @abstractmethod
     def batches(self, first_step: int) -> Iterator[IntArray]:
-        """(B,) steps of the data for each update from ``first_step`` on, the same on every rank."""
+        """(B,) or (B, M) steps of the data for each update from ``first_step`` on, the same on every rank: B rows, each
+        of an anchor and M - 1 other steps that go with it."""
 
     @abstractmethod
     def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
         """Add this rank's share of the gradient of the loss over the whole batch to the networks' parameters.
 
         Args:
-            rows: (B,) all steps of the batch, sorted.
-            part: this rank's.
-            images: of ``rows[part]`` (of :meth:`moments` of them); empty where the feed is not used.
+            rows: (B,) or (B, M) all rows of the batch, sorted by their first step.
+            part: this rank's rows.
+            images: of :meth:`moments` of ``rows[part]``; empty where the feed is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
         Returns:
@@ -255,12 +262,15 @@ class Training(ABC):
         """Which settings to lower where memory runs out, with their values."""
 
     def moments(self, rows: IntArray) -> IntArray:
-        """The images that a step needs for ``rows`` (B,): these steps' own unless a subclass says otherwise."""
-        return rows
+        """The images that a step needs for ``rows``: these steps' own, row by row, unless a subclass says otherwise."""
+        return rows.reshape(-1)
 
     def images_per_row(self) -> int:
         """Images of all cameras per row of a batch, for the logged speed."""
         return 1
+
+    def after_step(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
+        """Called after each update: where networks follow those that are trained."""
 
     def prepare(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
         """What is done once, by all ranks together, before the first step of :meth:`run`."""
@@ -273,12 +283,12 @@ class Training(ABC):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train_step(self, rows: IntArray) -> dict[str, float]:
-        """One update on the steps ``rows`` (B,) of the data. Returns what is logged.
+        """One update on ``rows`` (B,) or (B, M), steps of the data. Returns what is logged.
 
         Raises:
             ClassactError: the loss became NaN or infinite.
         """
-        rows = np.sort(rows)
+        rows = in_order(rows)
         images = {} if self.feed is None else self.feed.take(self.moments(rows[self.ranks.part(len(rows))]))
         self._launch(rows, images)
         return self._settle(0)
@@ -298,14 +308,15 @@ class Training(ABC):
         self.optimizer.step()
         self.step += 1
         decay = ema_decay(self.step, self.schedule.ema_power)
-        for name, network in self.networks.items():
+        for name, averaged in self.averages.items():
             pairs = [
                 (average, value)
-                for average, value in zip(self.averages[name].parameters(), network.parameters(), strict=True)
+                for average, value in zip(averaged.parameters(), self.networks[name].parameters(), strict=True)
                 if value.requires_grad
             ]
             if pairs:
                 update_ema([average for average, _ in pairs], [value for _, value in pairs], decay)
+        self.after_step()
         self._pending.append((self.step, rate, rows, stats | {"grad_norm": norm}))
 
     def _settle(self, left: int) -> dict[str, float]:
@@ -331,7 +342,7 @@ class Training(ABC):
         if self.folder is not None:
             if self.ranks.first:
                 # JSON knows no NaN.
-                card = {"step": step, **{name: repr(value) for name, value in stats.items()}, "rows": np.sort(rows)}
+                card = {"step": step, **{name: repr(value) for name, value in stats.items()}, "rows": rows}
                 write_json(self.folder / DIVERGED, card)
             where = f" The steps of its batch are in {self.folder / DIVERGED}."
         peaks = {group.get("peak", self.schedule.learning_rate) for group in self.optimizer.param_groups}
@@ -475,7 +486,7 @@ class Training(ABC):
 
     @contextmanager
     def _fed_batches(self) -> Iterator[Iterator[tuple[IntArray, Batch]]]:
-        rows = (np.sort(batch) for batch in self.batches(self.step))
+        rows = (in_order(batch) for batch in self.batches(self.step))
         if self.feed is None:
             yield ((batch, {}) for batch in rows)
             return

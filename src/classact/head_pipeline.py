@@ -23,6 +23,7 @@ from classact.pipeline import (
     RunData,
     check_rollouts,
     encoder_label,
+    learned_label,
     other_data,
     row_labels,
     run_settings,
@@ -85,7 +86,7 @@ class HeadRunConfig:
         """Of the head's folder: ``diffusion``, ``mlp-frozen``, ``diffusion-scratch``, ``mlp-hsv``."""
         parts = [head_name(self.finetune.head)]
         if self.start != "run":
-            parts.append("scratch" if self.start == "scratch" else slug(encoder_label(self.start)))
+            parts.append("scratch" if self.start == "scratch" else slug(encoder_label(self.start, "")))
         if self.finetune.frozen:
             parts.append("frozen")
         augment = self.finetune.augment
@@ -139,6 +140,7 @@ class HeadPipeline:
         self.evaluation = replace(EvaluationConfig(**settings["evaluation"]), **config.evaluation)
         self.simulator = str(settings["frames"]["simulator"])
         self.encoder_config = self._encoder_config(settings)
+        self.label = encoder_label(config.start, learned_label(settings))
         keys = settings.get("keys")
         finetune = replace(config.finetune, encoder=self.encoder_config)
         if finetune.keys is None and keys is not None:
@@ -260,7 +262,7 @@ class HeadPipeline:
             evaluate_milestone(
                 self.run,
                 at.policy(),
-                encoder_label(self.config.start),
+                self.label,
                 f"heads/{self.name}",
                 (at.step, at.steps),
                 (self.simulator, config),
@@ -301,13 +303,12 @@ class HeadPipeline:
         """
         self.check_rollouts()
         policy = watched(self.train(), run_watcher(self.run, self.config.start, self.device))
-        encoder = encoder_label(self.config.start)
         with timed(self.folder, "evaluation", again=True):
             results, _ = roll_out(
                 self.run,
-                evaluation_name(self.name, encoder, self.evaluation.shift),
+                evaluation_name(self.name, self.label, self.evaluation.shift),
                 policy,
-                encoder,
+                self.label,
                 (self.simulator, self.evaluation),
                 row_labels(self.folder.read_config()["labels"]),
                 stage=f"heads/{self.name}",

@@ -24,6 +24,7 @@ from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frame
 from classact.images import sample_digest
 from classact.lowdim import LowDim
 from classact.machine import choose_device
+from classact.objectives import OBJECTIVES, NoneConfig, objective_parts, written_name
 from classact.policies import (
     ImageLatents,
     NoveltyConfig,
@@ -62,7 +63,6 @@ from classact.types import Demonstrations, RolloutResult
 
 logger = logging.getLogger(__name__)
 
-LEARNED = "class"
 NO_LABELS = {"training": "none", "augmentation": "none"}
 """Of what was not trained."""
 
@@ -347,7 +347,8 @@ class Pipeline:
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
                 )
         else:
-            card = new_card("CLASS") | {"data": {}}
+            parts = objective_parts(self.config.pretrain.objective)
+            card = new_card(" + ".join(OBJECTIVES[part.name].label for part in parts)) | {"data": {}}
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
         if not started:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
@@ -389,6 +390,17 @@ class Pipeline:
         if self.config.pretrain.evaluations:
             self.check_rollouts()
         frames = self.frames()
+        if isinstance(self.config.pretrain.objective, NoneConfig):
+            encoder = ImageEncoder(self._data.encoder_config(), seed=self.config.pretrain.seed)
+        else:
+            encoder = self._train(frames)
+        if self.ranks.first:
+            encoder.save_pretrained(self.run.encoder)
+        self.ranks.barrier()
+        self.ranks = self.ranks.alone()
+        return ImageEncoder.from_pretrained(self.run.encoder)
+
+    def _train(self, frames: Demonstrations) -> ImageEncoder:
         with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
             folder = self.config.similarity
             trainer = Trainer(
@@ -402,16 +414,22 @@ class Pipeline:
                 ranks=self.ranks,
                 say=teller(quiet=self.quiet),
             )
-            if self.ranks.first:
+            if self.ranks.first and trainer.similarity is not None:
                 analysis.write_similarity(self.run, trainer.similarity)
 
         def milestone(at: Trainer) -> None:
             policy = self._retrieval(at.average, frames)
             evaluate_milestone(
-                self.run, policy, LEARNED, "pretrain", (at.step, at.steps), self._milestone_config(), self._labels()
+                self.run,
+                policy,
+                self.learned,
+                "pretrain",
+                (at.step, at.steps),
+                self._milestone_config(),
+                self._labels(),
             )
 
-        encoder = timed_fit(
+        return timed_fit(
             self.run,
             "pre-training",
             trainer.fit,
@@ -420,11 +438,6 @@ class Pipeline:
             title="learn the representation",
             quiet=self.quiet,
         )
-        if self.ranks.first:
-            encoder.save_pretrained(self.run.encoder)
-        self.ranks.barrier()
-        self.ranks = self.ranks.alone()
-        return ImageEncoder.from_pretrained(self.run.encoder)
 
     def _milestone_config(self) -> tuple[str, EvaluationConfig]:
         evaluation = replace(self.config.evaluation, episodes=self.config.milestone_episodes)
@@ -495,14 +508,14 @@ class Pipeline:
         check_rollouts(self.run, self.config.frames.simulator)
 
     def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder.
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
 
         Raises:
             ConfigError: as :meth:`check_rollouts`, before anything is learned.
         """
         spec = self._spec
         self.check_rollouts()
-        policies: dict[str, Callable[[], RetrievalPolicy]] = {LEARNED: self.policy}
+        policies: dict[str, Callable[[], RetrievalPolicy]] = {self.learned: self.policy}
         if self.config.baselines:
             policies["untrained"] = self.untrained_policy
             if self.data().states is not None and (spec.objects or spec.world is not None):
@@ -513,13 +526,18 @@ class Pipeline:
         return out
 
     @cached_property
+    def learned(self) -> str:
+        """How tables name the run's encoder."""
+        return learned_label(plain_json(asdict(self.config)))
+
+    @cached_property
     def _spec(self) -> SimulatorSpec:
         simulator = make_simulator(self.config.frames.simulator)
         simulator.close()
         return simulator.spec
 
     def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
-        learned = encoder == LEARNED
+        learned = encoder == self.learned
         with self._timed(f"evaluate {encoder}", again=True):
             results, _ = roll_out(
                 self.run,
@@ -547,7 +565,7 @@ class Pipeline:
             analysis.write_neighbors(
                 self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation, rendered=rendered
             )
-            name = evaluation_name(policy.name, LEARNED, evaluation.shift)
+            name = evaluation_name(policy.name, self.learned, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
 
 
@@ -692,10 +710,20 @@ def row_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: labels[key] for key in ("training", "augmentation") if key in labels}
 
 
-def encoder_label(start: str) -> str:
-    """How tables name the encoder that a head's training started from: "run", "scratch" or a folder."""
+def learned_label(settings: Mapping[str, Any]) -> str:
+    """How tables name the encoder of a run, from the settings in its folder: by its objective, and where nothing was
+    trained by its initial weights."""
+    pretrain = settings["pretrain"]
+    name = written_name(pretrain.get("objective", {}))
+    init = str(pretrain["encoder"]["init"])
+    return name if name != "none" else {"scratch": "random"}.get(init, init)
+
+
+def encoder_label(start: str, learned: str) -> str:
+    """How tables name the encoder that a head's training started from: "run", whose encoder is called ``learned``,
+    "scratch" or a folder."""
     path = Path(start)
-    return {"run": LEARNED, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")
+    return {"run": learned, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")
 
 
 def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
@@ -721,7 +749,8 @@ def _load_policy(
     settings = card["settings"]
     if head is None:
         labels = retrieval_labels(AugmentConfig(**settings["pretrain"]["augment"]))
-        return RetrievalPolicy.load(run.policy, **overrides).to(device), LEARNED, labels
+        return RetrievalPolicy.load(run.policy, **overrides).to(device), learned_label(settings), labels
     policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
     watcher = run_watcher(run, settings["start"], device)
-    return watched(policy, watcher), encoder_label(settings["start"]), row_labels(card["labels"])
+    label = encoder_label(settings["start"], learned_label(run_settings(run)))
+    return watched(policy, watcher), label, row_labels(card["labels"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from classact.augment import AugmentConfig
 from classact.encoders import EncoderConfig
 from classact.errors import ConfigError, choose
 from classact.finetuning import TABLE_9, AdamWConfig, FinetuneConfig
 from classact.heads import HEADS, UNetConfig
+from classact.objectives import ObjectiveConfig, images_per_anchor, objective_parts, recipe
 from classact.optim import OptimizerConfig
 from classact.policies import RetrievalConfig
 from classact.readers import EMBEDDED
@@ -136,6 +137,41 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(choose("preset", name, PRESETS))
     return PRESETS[name]
+
+
+CPU_RATE = 1e-3
+"""Peak rate of AdamW for objectives other than CLASS on the small network."""
+
+
+def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> PretrainConfig:
+    """A preset's pre-training with another objective.
+
+    What belongs to CLASS gives way: with the paper's network its own batch size, epochs and rate (C.1), with AdamW and
+    the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many images as the
+    preset sees.
+
+    Args:
+        pretrain: of a preset, that is, for CLASS.
+        objective: settings.
+    """
+    name = objective_parts(objective)[0].name
+    if name in ("class", "none"):
+        epochs = pretrain.epochs * images_per_anchor(pretrain.objective) / images_per_anchor(objective)
+        return replace(pretrain, objective=objective, epochs=epochs)
+    made = recipe(objective)
+    if pretrain.encoder.trunk == "small":
+        seen = images_per_anchor(pretrain.objective) / images_per_anchor(objective)
+        optimizer = replace(pretrain.optimizer, learning_rate=CPU_RATE)
+        return replace(
+            pretrain,
+            objective=objective,
+            optimizer=optimizer,
+            epochs=pretrain.epochs * seen,
+            batch_size=min(made.batch_size, pretrain.batch_size),
+        )
+    assert made.learning_rate is not None
+    optimizer = OptimizerConfig(name="adamw", learning_rate=made.learning_rate)
+    return replace(pretrain, objective=objective, optimizer=optimizer, epochs=made.epochs, batch_size=made.batch_size)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,27 @@
-"""Intervals for success rates: a mean without one is not reported anywhere in classact."""
+"""Intervals and paired tests for success rates: a mean without an interval is not reported anywhere in classact."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from classact.errors import ConfigError
+
+RESAMPLES = 10_000
+"""Of a bootstrap: enough for two digits of a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, which holds the value."""
+
+    value: float
+    low: float
+    high: float
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,3 +48,261 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
     if samples < 1 or not 0 < delta < 1:
         raise ConfigError(f"expected samples >= 1 and 0 < delta < 1, got {samples} and {delta}.")
     return math.sqrt(math.log(2 / delta) / (2 * samples))
+
+
+# -- two policies on the same starts -----------------------------------------------------------------------------------
+
+
+def mcnemar_p(won: int, lost: int, *, mid_p: bool = False) -> float:
+    """Exact two-sided McNemar test: do two policies succeed equally often on the same starts?
+
+    Starts on which both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
+
+    Args:
+        won: starts on which only the first policy succeeds.
+        lost: starts on which only the second one does.
+        mid_p: count outcomes as extreme as this one by half (Fagerland, Lydersen and Laake 2013, BMC Medical Research
+            Methodology 13:91): less conservative, no longer exact.
+
+    Raises:
+        ConfigError: a negative count.
+    """
+    from scipy.stats import binom, binomtest
+
+    if won < 0 or lost < 0:
+        raise ConfigError(f"expected counts of starts >= 0, got {won} won and {lost} lost.")
+    n = won + lost
+    if n == 0:
+        return 1.0
+    p = float(binomtest(won, n, 0.5).pvalue)
+    if mid_p:
+        # Two outcomes are as extreme as this one, won and lost exchanged; where both are equal, there is but one.
+        p -= float(binom.pmf(won, n, 0.5)) * (0.5 if won == lost else 1.0)
+    return min(1.0, p)
+
+
+def sign_flip_p(differences: Sequence[int] | NDArray[np.integer[Any]]) -> float:
+    """Exact two-sided test that paired differences are as often positive as negative, by their sum.
+
+    Under the hypothesis each difference keeps its size and has either sign with probability 1/2; the distribution of
+    their sum is computed, not sampled. With differences of -1, 0 and 1 this is :func:`mcnemar_p`. It serves where
+    each start has the successes of several training seeds.
+
+    Args:
+        differences: (N,) whole numbers, one per start: successes of one policy minus those of the other one.
+    """
+    d = np.asarray(differences)
+    if d.ndim != 1 or not (np.issubdtype(d.dtype, np.integer) or d.size == 0):
+        raise ConfigError(f"expected differences (N,) of whole numbers, got {d.dtype} of shape {d.shape}.")
+    sizes = np.abs(d[d != 0]).astype(np.int64)
+    if not len(sizes):
+        return 1.0
+    sizes //= np.gcd.reduce(sizes)
+    observed = abs(int((np.sign(d[d != 0]) * sizes).sum()))
+    total = int(sizes.sum())
+    chance = np.zeros(total + 1)  # of the sum of those sizes whose sign is positive
+    chance[0] = 1.0
+    for size in sizes:
+        chance *= 0.5
+        chance[size:] += chance[:-size].copy()
+    sums = 2 * np.arange(total + 1) - total
+    return min(1.0, float(chance[np.abs(sums) >= observed].sum()))
+
+
+def paired_difference(won: int, lost: int, starts: int, confidence: float = 0.95) -> Estimate:
+    """Difference of two success rates on the same starts, with Tango's score interval.
+
+    The interval holds the differences that a score test does not reject (Tango 1998, Statistics in Medicine 17,
+    891-908); it stays within [-1, 1] and has a width where no start tells the policies apart, unlike Wald's.
+
+    Args:
+        won: starts on which only the first policy succeeds.
+        lost: starts on which only the second one does.
+        starts: all of them.
+        confidence: of the interval.
+
+    Raises:
+        ConfigError: counts that do not fit.
+    """
+    if starts < 1 or won < 0 or lost < 0 or won + lost > starts:
+        raise ConfigError(
+            f"expected won + lost <= starts, all >= 0, and a start, got {won} + {lost} of {starts} starts."
+        )
+    z = _normal_quantile(confidence)
+    low, high = -_tango_upper(lost, won, starts, z), _tango_upper(won, lost, starts, z)
+    value = (won - lost) / starts
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _tango_upper(b: int, c: int, n: int, z: float) -> float:
+    def inside(delta: float) -> bool:
+        # q: maximum-likelihood estimate of the chance to lose a start, given the difference delta.
+        A, B, C = 2 * n, -b - c + (2 * n - b + c) * delta, -c * delta * (1 - delta)
+        q = max(((max(B * B - 4 * A * C, 0.0)) ** 0.5 - B) / (2 * A), 0.0, -delta)
+        return (b - c - n * delta) ** 2 <= z * z * n * (2 * q + delta * (1 - delta))
+
+    # The statistic falls with delta, so what is inside is one interval, from the estimate on.
+    low, high = (b - c) / n, 1.0
+    if inside(high):
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) else (low, middle)
+    return low
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number by Holm's step-down procedure (Holm 1979), in the given order.
+
+    What is below alpha then was found with a chance of at most alpha of any false finding among all of them.
+
+    Raises:
+        ConfigError: a value outside [0, 1].
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ConfigError(f"expected p values (M,) within [0, 1], got {list(p_values)}.")
+    order = np.argsort(p, kind="stable")
+    steps = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(steps)
+    return [float(value) for value in adjusted]
+
+
+# -- several training seeds on the same starts -------------------------------------------------------------------------
+
+
+def success_over_seeds(
+    outcomes: NDArray[Any], rng: np.random.Generator, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> Estimate:
+    """Mean success of several trainings that were tried on the same starts.
+
+    Outcomes on one start are alike, so starts are drawn anew, each with all its outcomes (percentile bootstrap). The
+    interval is about starts: what other seeds would give, it does not know. One training has Wilson's interval.
+
+    Args:
+        outcomes: (S, N) 0 or 1, of S trainings on N starts.
+        rng: draws starts.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+
+    Raises:
+        ConfigError: another shape or other values.
+    """
+    found = _outcomes(outcomes)
+    if len(found) == 1:
+        k, n = int(found.sum()), found.shape[1]
+        low, high = wilson_interval(k, n, confidence)
+        return Estimate(k / n, low, high)
+    return _bootstrap_mean(found.mean(axis=0), rng, confidence, resamples, 0.0)
+
+
+def difference_over_seeds(
+    first: NDArray[Any],
+    second: NDArray[Any],
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Difference of the mean success of two methods on the same starts.
+
+    One training each: :func:`paired_difference`. Else a bootstrap over starts, as in :func:`success_over_seeds`.
+
+    Args:
+        first: (S, N) 0 or 1.
+        second: (S', N) 0 or 1, on the same starts.
+        rng: draws starts.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+
+    Raises:
+        ConfigError: shapes that do not fit, or other values.
+    """
+    a, b = _outcomes(first), _outcomes(second)
+    if a.shape[1] != b.shape[1]:
+        raise ConfigError(f"expected outcomes on the same starts, got {a.shape[1]} and {b.shape[1]} starts.")
+    if len(a) == len(b) == 1:
+        return paired_difference(int((a > b).sum()), int((a < b).sum()), a.shape[1], confidence)
+    return _bootstrap_mean(a.mean(axis=0) - b.mean(axis=0), rng, confidence, resamples, -1.0)
+
+
+def _outcomes(outcomes: NDArray[Any]) -> NDArray[np.int64]:
+    found = np.asarray(outcomes)
+    if found.ndim != 2 or 0 in found.shape or not np.isin(found, (0, 1)).all():
+        raise ConfigError(f"expected outcomes (S, N) of 0 and 1, at least one of each axis, got shape {found.shape}.")
+    return found.astype(np.int64)
+
+
+def _bootstrap_mean(
+    values: NDArray[np.float64], rng: np.random.Generator, confidence: float, resamples: int, least: float
+) -> Estimate:
+    n, value = len(values), float(values.mean())
+    if np.ptp(values) < 1e-12:
+        # A bootstrap of equal values has no width. This is what Wilson has for 0 of n, and Tango for no discordant one.
+        z = _normal_quantile(confidence)
+        half = z * z / (n + z * z)
+        return Estimate(value, max(least, value - half), min(1.0, value + half))
+    # How often each value is drawn is all that a mean needs, and there are few different ones.
+    distinct, counts = np.unique(values, return_counts=True)
+    means = rng.multinomial(n, counts / n, size=resamples) @ distinct / n
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, max(least, min(float(low), value)), min(1.0, max(float(high), value)))
+
+
+def _normal_quantile(confidence: float) -> float:
+    from statistics import NormalDist
+
+    if not 0 < confidence < 1:
+        raise ConfigError(f"expected a confidence between 0 and 1, got {confidence}.")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+# -- does one number follow another? -----------------------------------------------------------------------------------
+
+
+def spearman(
+    x: Sequence[float],
+    y: Sequence[float],
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate | None:
+    """Spearman's rank correlation with a percentile bootstrap interval over pairs.
+
+    Resamples in which x or y is constant have no correlation and are left out. With few pairs the interval is rough;
+    where the ranks agree completely it has no width.
+
+    Args:
+        x, y: (N,) values.
+        rng: draws pairs.
+        confidence: of the interval.
+        resamples: of the bootstrap.
+
+    Returns:
+        None where x or y is constant, or there are fewer than three pairs.
+
+    Raises:
+        ConfigError: different numbers of values, or values that are not finite.
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ConfigError(f"expected as many finite values x as y, got shapes {a.shape} and {b.shape}.")
+    if len(a) < 3:
+        return None
+    value = float(_rank_correlation(a[None], b[None])[0])
+    if np.isnan(value):
+        return None
+    rows = rng.integers(0, len(a), (resamples, len(a)))
+    found = _rank_correlation(a[rows], b[rows])
+    found = found[~np.isnan(found)]
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, min(float(low), value), max(float(high), value))
+
+
+def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R,) correlations of the ranks in the rows of (R, N) arrays; NaN where a row is constant."""
+    from scipy.stats import rankdata
+
+    u, v = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
+    scale = np.sqrt((u * u).sum(axis=1) * (v * v).sum(axis=1))
+    return np.divide((u * v).sum(axis=1), scale, out=np.full(len(u), np.nan), where=scale > 0).clip(-1.0, 1.0)

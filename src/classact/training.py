@@ -1,4 +1,5 @@
-"""CLASS pre-training (paper sections 4.2, 4.3, C.1): what a step computes; the loop is :mod:`classact.engine`'s.
+"""Representation learning (paper sections 4.2, 4.3, 5.2, C.1) with any objective: what a step computes; the loop is
+:mod:`classact.engine`'s.
 
 Every random draw is a function of (seed, step). So a run that was killed and resumed ends with the same bits as one
 that was not, and there is no generator state to save.
@@ -20,10 +21,10 @@ from classact.batches import epoch_batches, positive_batches
 from classact.encoders import EncoderConfig, ImageEncoder
 from classact.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
 from classact.errors import ClassactError, ConfigError, DataError, choose
-from classact.feeding import upload
 from classact.images import sample_digest
-from classact.objectives import SoftInfoNCEConfig, soft_infonce
-from classact.optim import OptimizerConfig, make_optimizer
+from classact.normalize import MinMax
+from classact.objectives import Material, ObjectiveConfig, SoftInfoNCEConfig, make_objective, needs_similarity
+from classact.optim import OptimizerConfig, make_optimizer, update_ema
 from classact.ranks import Ranks
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
 from classact.similarity.distribution import read_distribution
@@ -34,6 +35,10 @@ from classact.types import Demonstrations, ImageArray, IntArray
 
 POSITIVES = ("online", "graph")
 
+_COMPANIONS = 2
+"""Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views, (seed, step, 1)
+positives."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +47,12 @@ class PretrainConfig:
     """Everything that decides the result of a pre-training, given the data.
 
     Attributes:
-        epochs: passes over all steps; steps of training = ceil(N epochs / batch_size).
-        batch_size: images per step, drawn without replacement within an epoch (table 4: 160).
+        encoder, augment, optimizer: architecture, random views, optimiser with its schedule.
+        similarity: of actions; read by objectives that learn from it.
+        objective: what features should be like, see :data:`classact.objectives.OBJECTIVES`.
+        epochs: passes over all steps as anchors; steps of training = ceil(N epochs / batch_size).
+        batch_size: anchors per step, drawn without replacement within an epoch (table 4: 160). Some objectives look at
+            several images for each.
         seed: of initial weights, batches and augmentations.
         positives: where a batch's weights come from: "online": its B x B distances are computed when it is used (the
             paper's appendix B); "graph": looked up in the graph that ``classact similarity --graph`` wrote. Both give
@@ -61,7 +70,7 @@ class PretrainConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
-    objective: SoftInfoNCEConfig = field(default_factory=SoftInfoNCEConfig)
+    objective: ObjectiveConfig = field(default_factory=SoftInfoNCEConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     epochs: float = 100.0
     batch_size: int = 160
@@ -204,7 +213,7 @@ class EncoderPass:
 
 @dataclass(eq=False)
 class Trainer(Training):
-    """One pre-training.
+    """One training of a representation.
 
     Args:
         demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.cameras`` at ``config.encoder.image_size``.
@@ -230,26 +239,47 @@ class Trainer(Training):
     say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
-        config = self.config
-        self.check(config.batch_size, self.demonstrations.num_steps)
-        self.images = encoder_images(self.demonstrations, config.encoder)
+        config, data = self.config, self.demonstrations
+        self.check(config.batch_size, data.num_steps)
+        self.images = encoder_images(data, config.encoder)
         device = torch.device(self.device)
-        self._episodes = torch.from_numpy(self.demonstrations.episode_index()).to(device)
         self.bf16 = use_bfloat16(config.precision, device)
-        self._measure_similarity()
+        self.similarity: ActionSimilarity | None = None
+        self.graph: SimilarityGraph | None = None
+        if needs_similarity(config.objective):
+            self._measure_similarity()
         self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
         self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
         self.average.load_state_dict(self.encoder.state_dict())
         self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average)
+        self.objective = make_objective(
+            config.objective,
+            Material(
+                feature_dim=self.encoder.feature_dim,
+                episode_ends=data.episode_ends,
+                actions=torch.from_numpy(MinMax.fit(data.actions).apply(data.actions)).to(device),
+                seed=config.seed,
+                device=device,
+                weights=None if self.similarity is None else self._weights,
+            ),
+        ).to(device)
+        networks: dict[str, torch.nn.Module] = {"encoder": self.encoder}
+        if self.objective.state_dict():
+            networks["objective"] = self.objective
+        if self.objective.target_decay is not None:
+            self.target = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
+            self.target.load_state_dict(self.encoder.state_dict())
+            self._encode_target = EncoderPass(self.target, self.engine, bf16=self.bf16, average=self.target)
+            networks["target"] = self.target
         self.start(
-            networks={"encoder": self.encoder},
+            networks=networks,
             averages={"encoder": self.average},
-            optimizer=make_optimizer(self.encoder.parameters(), config.optimizer),
+            optimizer=make_optimizer(self.trained_parameters(), config.optimizer),
             schedule=config.optimizer,
             images=self.images,
-            examples=self.demonstrations.num_steps,
+            examples=data.num_steps,
             batch_size=config.batch_size,
-            steps=config.steps(self.demonstrations.num_steps),
+            steps=config.steps(data.num_steps),
             seed=config.seed,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
@@ -263,7 +293,7 @@ class Trainer(Training):
                 "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
                 "and name its folder."
             )
-        distribution, self.graph = None, None
+        distribution = None
         with naming(self.demonstrations):
             if folder is not None:
                 identity = similarity_identity(window_stream(self.demonstrations, config), config)
@@ -275,10 +305,20 @@ class Trainer(Training):
             )
 
     def batches(self, first_step: int) -> Iterator[IntArray]:
+        """Anchors, and the steps that the objective draws to go with them."""
+        for step, anchors in enumerate(self._anchors(first_step), first_step):
+            if not self.objective.companions:
+                yield anchors
+                continue
+            drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
+            yield np.concatenate([anchors[:, None], drawn], axis=1)
+
+    def _anchors(self, first_step: int) -> Iterator[IntArray]:
         """Slices of shuffled epochs, or anchors with positives from the graph."""
         n, config = self.demonstrations.num_steps, self.config
         if self.graph is None or not config.positives_per_anchor:
             return epoch_batches(n, config.batch_size, config.seed, first_step)
+        assert self.similarity is not None
         return positive_batches(
             n,
             config.batch_size,
@@ -289,55 +329,87 @@ class Trainer(Training):
             weigh=self.similarity.distribution.weights,
         )
 
-    def _weights(self, rows: IntArray) -> torch.Tensor:
+    def _weights(self, steps: IntArray) -> torch.Tensor:
         """(B, B) soft positive weights on the training device."""
+        assert self.similarity is not None
         if self.graph is None:
-            return self.similarity.weights_tensor(rows)
-        return torch.from_numpy(self.graph.weights(rows, self.similarity.distribution)).to(self.device)
+            return self.similarity.weights_tensor(steps)
+        return torch.from_numpy(self.graph.weights(steps, self.similarity.distribution)).to(self.device)
 
     def images_per_row(self) -> int:
-        """One of each camera."""
-        return len(self.config.encoder.cameras)
+        """Views of all images of a row, of each camera."""
+        return len(self.config.encoder.cameras) * (1 + self.objective.companions) * self.objective.views
 
     def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
-        """Soft InfoNCE over the whole batch (eq. 1)."""
-        config = self.config
-        device = torch.device(self.device)
-        weights = self._weights(rows)
-        ignore = None
-        if config.objective.pairs == "cross-episode":
-            episodes = self._episodes[upload(rows, device)]
-            ignore = episodes[:, None] == episodes[None, :]
-            weights = weights.masked_fill(ignore, 0.0)
-        pixels = random_views(images, config.encoder, config.augment, generator, Part(part, len(rows)))
+        """The objective's loss over the whole batch."""
+        objective, config = self.objective, self.config
+        rows = rows.reshape(len(rows), -1)
+        B, M, R = *rows.shape, objective.views
+        pixels = self._views(images, part, (B, M, R), generator)
+        own = slice(part.start * M * R, part.stop * M * R)
         pieces = [pixels] if self.engine.accumulate == 1 else list(pixels.tensor_split(self.engine.accumulate))
         live: list[torch.Tensor] = []
         with torch.set_grad_enabled(len(pieces) == 1):
             live = [self._encode(piece) for piece in pieces]
         local = torch.cat([z.detach() for z in live]) if len(live) > 1 else live[0].detach()
         # The loss needs the features of all ranks; the gradient of its own part goes back through each rank's network.
-        z = (self.ranks.gather(local) if self.ranks.world > 1 else local).requires_grad_()
+        z = self._gather(local).requires_grad_()
         features = z
         if config.augment.feature_noise:
-            noise = torch.randn(features.shape, generator=generator, device=device)
+            noise = torch.randn(features.shape, generator=generator, device=z.device)
             features = features + config.augment.feature_noise * noise
-        loss = soft_infonce(
-            features,
-            weights,
-            temperature=config.objective.temperature,
-            reduction=config.objective.reduction,
-            ignore=ignore,
-        )
+        target = None
+        if objective.target_decay is not None:
+            with torch.no_grad():
+                target = self._gather(torch.cat([self._encode_target(piece) for piece in pieces])).view(B, M, R, -1)
+        loss, stats = objective.loss(features.view(B, M, R, -1), rows, target=target, generator=generator)
         loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in objective.parameters():
+            if parameter.grad is not None:
+                # Each rank has the whole of it, and those of all ranks are summed.
+                parameter.grad.div_(self.ranks.world)
         assert z.grad is not None
-        own = z.grad[part]
+        gradient = z.grad[own]
         if len(pieces) == 1:
-            live[0].backward(own)  # type: ignore[no-untyped-call]
+            live[0].backward(gradient)  # type: ignore[no-untyped-call]
         else:
-            for piece, gradient in zip(pieces, own.tensor_split(len(pieces)), strict=True):
-                self._encode(piece).backward(gradient)  # type: ignore[no-untyped-call]
-        positives = (weights > 0).sum(dim=1).double()
-        return {"loss": loss.detach(), "positives": positives.mean(), "anchors": (positives > 0).double().mean()}
+            for piece, part_of_it in zip(pieces, gradient.tensor_split(len(pieces)), strict=True):
+                self._encode(piece).backward(part_of_it)  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), **stats}
+
+    def _gather(self, local: torch.Tensor) -> torch.Tensor:
+        return self.ranks.gather(local) if self.ranks.world > 1 else local
+
+    def _views(
+        self, images: Batch, part: slice, shape: tuple[int, int, int], generator: torch.Generator
+    ) -> torch.Tensor:
+        """(P M R, V, 3, crop, crop) pixels of this rank's P rows: R random views of each of their M images."""
+        encoder, config = self.config.encoder, self.config.augment
+        B, M, R = shape
+        views = []
+        for _ in range(R):
+            if M == 1 or not self.objective.together:
+                whole = Part(slice(part.start * M, part.stop * M), B * M)
+                views.append(random_views(images, encoder, config, generator, whole))
+                continue
+            # The same draws for each image of a row.
+            state, frames = generator.get_state(), []
+            for m in range(M):
+                generator.set_state(state)
+                mth = {camera: array[m::M] for camera, array in images.items()}
+                frames.append(random_views(mth, encoder, config, generator, Part(part, B)))
+            views.append(torch.stack(frames, dim=1).flatten(0, 1))
+        return views[0] if R == 1 else torch.stack(views, dim=1).flatten(0, 1)
+
+    def after_step(self) -> None:
+        """The target network, and what the objective keeps beside it, follow."""
+        if self.objective.target_decay is not None:
+            update_ema(list(self.target.parameters()), list(self.encoder.parameters()), self.objective.target_decay)
+        self.objective.after_step()
+
+    def changes(self, name: str) -> bool:
+        """Targets change without being trained."""
+        return name in ("objective", "target") or super().changes(name)
 
     def fit(
         self,
@@ -375,8 +447,12 @@ class Trainer(Training):
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
-        """In the network's order, not that of the optimizer's groups: the gradient's norm is summed in it."""
-        return list(self.encoder.parameters())
+        """In the networks' order, not that of the optimizer's groups: the gradient's norm is summed in it."""
+        return self.trained_parameters()
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """The encoder's, then those of the objective that are not copies."""
+        return [*self.encoder.parameters(), *(p for p in self.objective.parameters() if p.requires_grad)]
 
     def memory_advice(self) -> str:
         """What to lower."""

@@ -92,7 +92,7 @@ def test_resnet_starts_as_torchvision_does(width: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trunk": "vit"}, "unknown encoder trunk 'vit': available are 'resnet18', 'small'"),
+        ({"trunk": "vit"}, "unknown encoder trunk 'vit': available are 'equivariant', 'resnet18', 'small'"),
         ({"init": "clip"}, "unknown init 'clip': available are 'imagenet', 'r3m', 'scratch'"),
         ({"color": "lab"}, "unknown color 'lab': available are 'rgb', 'whiten'"),
         ({"crop_size": 65}, "got crop_size 65 and image_size 64"),

@@ -251,6 +251,7 @@ def training(_: str | None) -> Row:
             "walks", ends, actions, np.zeros((n, 1), np.float32), images={config.encoder.cameras[0]: images}
         )
         trainer = Trainer(demonstrations, config, device=device)
+        assert trainer.similarity is not None
         for batch in (160, 2048):
             picked = np.sort(np.random.default_rng(1).permutation(n)[:batch])
 

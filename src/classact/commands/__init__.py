@@ -6,9 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 from classact.commands.about import Doctor, Presets, doctor, presets
-from classact.commands.bench import BenchLatency, BenchSimilarity, bench_latency, bench_similarity
+from classact.commands.bench import (
+    BenchLatency,
+    BenchSimilarity,
+    BenchTable1,
+    bench_latency,
+    bench_similarity,
+    bench_table1,
+)
 from classact.commands.data import DataGenerate, DataInfo, data_generate, data_info
 from classact.commands.finetune import Finetune, finetune
+from classact.commands.probe import Probe, probe
 from classact.commands.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
 from classact.commands.similarity import Similarity, measure_similarity
 from classact.commands.simulators import Gallery, gallery
@@ -19,11 +27,13 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "finetune": (Finetune, finetune),
     "evaluate": (Evaluate, evaluate),
     "report": (Report, report),
+    "probe": (Probe, probe),
     "similarity": (Similarity, measure_similarity),
     "data info": (DataInfo, data_info),
     "data generate": (DataGenerate, data_generate),
     "bench similarity": (BenchSimilarity, bench_similarity),
     "bench latency": (BenchLatency, bench_latency),
+    "bench table1": (BenchTable1, bench_table1),
     "gallery": (Gallery, gallery),
     "presets": (Presets, presets),
     "doctor": (Doctor, doctor),

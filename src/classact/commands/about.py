@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from classact.commands.console import console
 
@@ -32,13 +32,14 @@ def doctor(_: Doctor) -> int:
 
 @dataclass(frozen=True)
 class Presets:
-    """List the named settings."""
+    """List the named settings, and the objectives with their options."""
 
 
 def presets(_: Presets) -> None:
     """Print a table."""
     from rich.table import Table
 
+    from classact.objectives import OBJECTIVES
     from classact.presets import HEAD_PRESETS, PRESETS
 
     table = Table("preset", "settings", show_lines=True)
@@ -64,3 +65,14 @@ def presets(_: Presets) -> None:
             f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
         )
     console().print(heads)
+    objectives = Table("objective", "what it learns, and its options", show_lines=True)
+    for name, entry in OBJECTIVES.items():
+        config = entry.config()
+        settings = [f"{f.name}={_written(getattr(config, f.name))}" for f in fields(config) if f.init]
+        objectives.add_row(name, "\n".join(filter(None, (f"{entry.label}: {entry.about}", " ".join(settings)))))
+    console().print(objectives)
+
+
+def _written(value: object) -> str:
+    """As it is written after --options."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

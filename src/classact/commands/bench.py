@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from classact.commands.console import console
-from classact.commands.flags import Again, ResultsFile
+from classact.commands.flags import Again, Layout, ResultsFile
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,152 @@ def print_latency(name: str, found: Mapping[str, Any]) -> None:
 
 def _ms(value: float) -> str:
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class BenchTable1:
+    """Every representation under one protocol: the paper's table 1, cell by cell, resumable; OUT/table1.html."""
+
+    out: Annotated[Path, tyro.conf.arg(help="Folder of the table. The same command continues what lies there.")]
+    task: Annotated[str, tyro.conf.arg(help="Simulator: pusht, square, three-stack-d0, ...")] = "pusht"
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Demonstrations: a path in a known format. Default: those of Push-T that come with classact."
+        ),
+    ] = None
+    layout: Layout = None
+    methods: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Rows: random imagenet r3m tcn byol dynamo inverse-dynamics time-contrastive equivar class, sums "
+            "such as 'class+0.1*byol', and settings in brackets: 'class[weighting=hard]', 'class[metric=l2 horizon=8]'."
+        ),
+    ] = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "inverse-dynamics", "time-contrastive", "class")
+    heads: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="rep: retrieval without a head; mlp; dp: Diffusion Policy.")
+    ] = ("rep",)
+    shifts: Annotated[tuple[str, ...], tyro.conf.arg(help="Columns: fixed, rand (the task's own shift).")] = (
+        "fixed",
+        "rand",
+    )
+    augmentations: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(help="Of colours, in all trainings: none (the paper), hsv (F.2), rotate, affine."),
+    ] = ("none",)
+    seeds: Annotated[int, tyro.conf.arg(help="Trainings of each cell, with seeds 0, 1, ...")] = 1
+    budget: Annotated[
+        str, tyro.conf.arg(help="Of each pre-training: images (500k, 2M) or time on this machine (10min, 1h).")
+    ] = "500k"
+    factor: Annotated[float, tyro.conf.arg(help="Of the budget, for these cells: 4 sees four times as much.")] = 1.0
+    head_budget: Annotated[str, tyro.conf.arg(help="Images of a head's training; see Protocol.head_images.")] = "100k"
+    demonstrations: Annotated[
+        tuple[int, ...], tyro.conf.arg(help="Learn from so many only (fig. 11). Default: all but those held out.")
+    ] = ()
+    preset: Annotated[str | None, tyro.conf.arg(help="Of encoder and retrieval. Default: TASK-cpu.")] = None
+    heldout: Annotated[int, tyro.conf.arg(help="Last demonstrations that nobody learns from, for probes.")] = 20
+    starts: Annotated[int, tyro.conf.arg(help="Unseen starts of each cell.")] = 100
+    rates: Annotated[
+        tuple[float, ...], tyro.conf.arg(help="Learning rates tried for each baseline on held-out starts.")
+    ] = (3e-4, 1e-3, 3e-3)
+    tuning_budget: Annotated[str, tyro.conf.arg(help="Images of each of these tries.")] = "60k"
+    taus: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(
+            help="Temperatures of retrieval that each cell chooses among on held-out starts; 0: nearest alone."
+        ),
+    ] = (0.0, 0.004, 0.04)
+    evaluations: Annotated[int, tyro.conf.arg(help="Roll-outs during each training, for curves; 0: none.")] = 0
+    probe: Annotated[bool, tyro.conf.arg(help="Measure representations without rollouts, too.")] = True
+    workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
+    compile: Annotated[
+        str, tyro.conf.arg(help="Run encoders through torch.compile: yes, no or auto (on GPUs). Changes speed alone.")
+    ] = "auto"
+    page_only: Annotated[bool, tyro.conf.arg(help="Compute nothing; draw table and page of what is there.")] = False
+    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+    json: ResultsFile = None
+
+
+def bench_table1(arguments: BenchTable1) -> None:
+    """Compute what is missing, print the table, write table and page."""
+    from classact.bench.table1 import plan, run_table
+    from classact.bench.table1.runner import RESULTS
+    from classact.engine import EngineConfig
+    from classact.report.comparison import build_comparison, comparison_markdown, comparison_text, read_results
+    from classact.storage import write_text
+
+    out, path = console(), arguments.json or arguments.out / RESULTS
+    if not arguments.page_only:
+        cells = plan(
+            arguments.methods,
+            heads=arguments.heads,
+            columns=arguments.shifts,
+            augmentations=arguments.augmentations,
+            seeds=arguments.seeds,
+            factor=arguments.factor,
+            demonstrations=arguments.demonstrations or (None,),
+        )
+        run_table(
+            arguments.out,
+            cells,
+            table1_protocol(arguments),
+            results_path=path,
+            device=arguments.device,
+            engine=EngineConfig(compile=arguments.compile),
+            workers=arguments.workers,
+            quiet=arguments.quiet,
+            say=lambda text: out.print(text, highlight=False, markup=False),
+        )
+    results = read_results(path)
+    out.print(comparison_text(results))
+    write_text(arguments.out / "table1.md", comparison_markdown(results))
+    page = build_comparison(path, arguments.out / "table1.html")
+    out.print(f"Results: {path}\nPage:    {page}", highlight=False, markup=False)
+
+
+def table1_protocol(arguments: BenchTable1) -> Any:
+    """What all cells share, from the flags."""
+    from classact.bench.table1 import Protocol
+    from classact.bench.table1.grid import parse_budget
+    from classact.errors import ConfigError
+    from classact.presets import default_preset
+    from classact.sims import plain_shift
+
+    if arguments.data is None and arguments.task != "pusht":
+        raise ConfigError(
+            f"demonstrations of {arguments.task!r} do not come with classact: name them with --data, or make some with "
+            f"'classact data generate {arguments.task}'."
+        )
+    data = arguments.data or "pusht-expert"
+    images, seconds = parse_budget(arguments.budget)
+    counts = {}
+    for name, text in (("head_images", arguments.head_budget), ("tuning_images", arguments.tuning_budget)):
+        count, _ = parse_budget(text)
+        if count is None:
+            raise ConfigError(f"expected {name} in images, such as 100k, got {text!r}.")
+        counts[name] = count
+    return Protocol(
+        task=arguments.task,
+        data=data,
+        preset=arguments.preset
+        or _table1_preset(arguments.task, default_preset(data, arguments.task, plain_shift(arguments.task))),
+        images=images,
+        seconds=seconds,
+        heldout=arguments.heldout,
+        starts=arguments.starts,
+        rates=arguments.rates,
+        taus=arguments.taus,
+        evaluations=arguments.evaluations,
+        probe=arguments.probe,
+        layout=None if arguments.layout is None else str(arguments.layout.absolute()),
+        **counts,
+    )
+
+
+def _table1_preset(task: str, default: str) -> str:
+    """One preset for all data of a task: the demonstrations that come with classact have one of their own."""
+    return "pusht-cpu" if task == "pusht" else default
 
 
 def print_section(name: str, found: Mapping[str, Any]) -> None:

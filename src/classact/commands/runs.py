@@ -49,6 +49,24 @@ class RunArguments(EngineArguments):
             "drawn by a simulator at another size than evaluations draw at."
         ),
     ] = "auto"
+    objective: Annotated[
+        str,
+        tyro.conf.arg(
+            help="What is learned: class (the paper), tcn, byol (VINN), dynamo, inverse-dynamics, time-contrastive, "
+            "none (initial weights), or a sum such as class+0.1*inverse-dynamics."
+        ),
+    ] = "class"
+    options: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="Settings of the objective, as in weighting=hard views=2 (class) or target=ema (dynamo); see "
+            "'classact presets'. In a sum with its name: byol.decay=0.99."
+        ),
+    ] = ()
+    crop: Annotated[
+        str | None,
+        tyro.conf.arg(help="Offset of random crops: image, or batch (released code). Default: the preset's."),
+    ] = None
     color_augmentation: Annotated[
         str | None,
         tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine; see AugmentConfig. Default: the preset's."),
@@ -66,6 +84,9 @@ class RunArguments(EngineArguments):
     quantile: Annotated[
         float | None,
         tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %. Default: preset's."),
+    ] = None
+    horizon: Annotated[
+        int | None, tyro.conf.arg(help="T_p: actions of a window whose similarity is learned from. Default: preset's.")
     ] = None
     cost: Annotated[
         str | None,
@@ -154,8 +175,9 @@ class Pretrain(RunArguments):
 
 def run_config(arguments: RunArguments) -> Any:
     """The run's settings: the preset, changed by the flags that were given."""
+    from classact.objectives import objective_config
     from classact.pipeline import from_preset
-    from classact.presets import default_preset, get_preset
+    from classact.presets import default_preset, get_preset, with_objective
     from classact.readers import declared_simulator
     from classact.sims import plain_shift
 
@@ -169,7 +191,10 @@ def run_config(arguments: RunArguments) -> Any:
     def changed(value: Any, **changes: Any) -> Any:
         return replace(value, **{k: v for k, v in changes.items() if v is not None})
 
-    pretrain = config.pretrain
+    options = arguments.options
+    if arguments.pairs is not None:
+        options = (f"pairs={arguments.pairs}", *options)
+    pretrain = with_objective(config.pretrain, objective_config(arguments.objective, options))
     similarity = pretrain.similarity
     if arguments.similarity is not None:
         from classact.survey import measured_config
@@ -185,11 +210,11 @@ def run_config(arguments: RunArguments) -> Any:
             cameras=arguments.cameras,
             shared=arguments.shared_encoder,
         ),
-        augment=changed(pretrain.augment, color=arguments.color_augmentation),
-        objective=changed(pretrain.objective, pairs=arguments.pairs),
+        augment=changed(pretrain.augment, color=arguments.color_augmentation, crop=arguments.crop),
         similarity=changed(
             similarity,
             quantile=arguments.quantile,
+            horizon=arguments.horizon,
             cost=arguments.cost,
             metric=arguments.metric,
             band=arguments.band,
@@ -247,7 +272,6 @@ def _pipeline(arguments: RunArguments, ranks: Any) -> Any:
 
 def demo(arguments: Demo) -> None:
     """Run all stages and print the success table."""
-    from classact.pipeline import LEARNED
     from classact.report import build_report
 
     with training_ranks(arguments) as ranks:
@@ -257,7 +281,7 @@ def demo(arguments: Demo) -> None:
         if not ranks.first:
             return
         results = pipeline.evaluate()
-        pipeline.analyze(results[LEARNED])
+        pipeline.analyze(results[pipeline.learned])
         page = build_report(arguments.out)
     print_summary(pipeline.run.read_summary())
     print_timings(pipeline.run.read_config()["timings"])

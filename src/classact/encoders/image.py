@@ -1,9 +1,9 @@
-"""The image encoder f_theta: declared image transform, trunk, spatial softmax; saved as one small folder."""
+"""The image encoder f_theta: declared image transform, trunk, pooling of its maps; saved as one small folder."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.encoders.color import whiten
+from classact.encoders.equivariant import EquivariantResNet
 from classact.encoders.layers import SpatialSoftmax
 from classact.encoders.resnet import ResNet18, initialize
 from classact.encoders.small import SmallResNet
@@ -22,7 +23,6 @@ from classact.schema import check_images
 from classact.storage import read_json, verify_folder, write_folder
 from classact.types import ImageArray
 
-TRUNKS: dict[str, type[nn.Module]] = {"small": SmallResNet, "resnet18": ResNet18}
 INITS = ("scratch", "imagenet", "r3m")
 COLORS = ("rgb", "whiten")
 WEIGHTS = "model.safetensors"
@@ -36,11 +36,47 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Trunk:
+    """A network that makes maps of an image, and how its maps become features.
+
+    Attributes:
+        make: width -> network, (B, 3, S, S) -> maps (B, C, H, W).
+        pool: settings, H, W -> module, maps -> features (B, F).
+    """
+
+    make: Callable[[float], nn.Module]
+    pool: Callable[[EncoderConfig, int, int], nn.Module]
+
+
+def _coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
+    """Where in the image each map is high (paper C.1)."""
+    if min(height, width) < 2:
+        raise ConfigError(
+            f"encoder {config.trunk!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
+            f"every coordinate is the same; choose a larger crop_size (and image_size)."
+        )
+    return SpatialSoftmax(height, width)
+
+
+def _values(_: EncoderConfig, __: int, ___: int) -> nn.Module:
+    """The maps' cells themselves."""
+    return nn.Flatten()
+
+
+TRUNKS: dict[str, Trunk] = {
+    "small": Trunk(SmallResNet, _coordinates),
+    "resnet18": Trunk(ResNet18, _coordinates),
+    "equivariant": Trunk(EquivariantResNet, _values),
+}
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """An encoder of one camera or several, and its image transform, which travels with the weights.
 
     Attributes:
-        trunk: "small" (minutes on a CPU) or "resnet18" (the paper's).
+        trunk: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with mean
+            and std 127.5, and the extra equivar).
         width: factor on the trunk's channels.
         cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
         shared: one network for all views, instead of one each (the released code).
@@ -90,36 +126,31 @@ class EncoderConfig:
 
 
 class View(nn.Module):
-    """What one view passes through: trunk, then spatial softmax.
+    """What one view passes through: trunk, then what makes features of its maps.
 
     Attributes:
-        feature_dim: F, twice the number of feature maps.
+        feature_dim: F; of a spatial softmax twice the number of feature maps.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.trunk = TRUNKS[config.trunk](config.width)
+        kind = TRUNKS[config.trunk]
+        self.trunk = kind.make(config.width)
         with torch.no_grad():
-            maps = self.trunk(torch.zeros(1, 3, config.crop_size, config.crop_size))
-        if min(maps.shape[2:]) < 2:
-            raise ConfigError(
-                f"encoder {config.trunk!r} makes {maps.shape[2]} x {maps.shape[3]} maps of a crop of "
-                f"{config.crop_size} pixels, where every coordinate is the same; choose a larger crop_size (and "
-                f"image_size)."
-            )
-        self.pool = SpatialSoftmax(maps.shape[2], maps.shape[3])
-        self.feature_dim = 2 * int(maps.shape[1])
+            maps = self.trunk(torch.zeros(0, 3, config.crop_size, config.crop_size))
+            self.pool = kind.pool(config, maps.shape[2], maps.shape[3])
+            self.feature_dim = int(self.pool(maps).shape[1])
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
         """(B, 3, crop, crop) -> (B, F) float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
             maps = self.trunk(inputs)
         features: Tensor = self.pool(maps)
-        return features
+        return features.float()
 
 
 class ImageEncoder(nn.Module):
-    """Maps the images of one moment to features: of each view trunk and spatial softmax (paper 4.2, C.1).
+    """Maps the images of one moment to features: of each view trunk and pooling, mostly a spatial softmax (4.2, C.1).
 
     Attributes:
         config: architecture and image transform.

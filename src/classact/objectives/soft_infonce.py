@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classact.errors import ConfigError, choose
+from classact.objectives.base import Material, Objective, Stats
+from classact.types import IntArray
 
 REDUCTIONS = ("anchors", "batch")
 PAIRS = ("all", "cross-episode")
+WEIGHTINGS = ("soft", "hard")
+TAU_RANGE = (0.01, 1.0)
+"""Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +30,22 @@ class SoftInfoNCEConfig:
             two differ by the share of anchors with a positive, that is, by a factor on the learning rate.
         pairs: "all" (the paper), or "cross-episode": pairs of one episode are neither positives nor negatives, so that
             what is constant within an episode (its colours, its camera) cannot help to tell pairs apart.
+        weighting: "soft" (the paper), or "hard": each positive counts alike (fig. 4a).
+        views: random views of each image (the paper: 1). With more, other views of an anchor's own image are positives
+            of weight 1, and all views of a positive are positives.
+        queue: features of so many images of the batches before that are contrasted as well, without gradient (MoCo,
+            arXiv 1911.05722); the paper: 0. Weights between them and the batch come from their actions, as within it.
+        learned_temperature: train tau with the encoder, from ``temperature``, held within 0.01..1.
     """
 
+    name: str = field(default="class", init=False)
     temperature: float = 0.05
     reduction: str = "anchors"
     pairs: str = "all"
+    weighting: str = "soft"
+    views: int = 1
+    queue: int = 0
+    learned_temperature: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -36,19 +54,35 @@ class SoftInfoNCEConfig:
             raise ConfigError(choose("reduction", self.reduction, REDUCTIONS))
         if self.pairs not in PAIRS:
             raise ConfigError(choose("pairs", self.pairs, PAIRS))
+        if self.weighting not in WEIGHTINGS:
+            raise ConfigError(choose("weighting", self.weighting, WEIGHTINGS))
+        if self.views < 1 or self.queue < 0:
+            raise ConfigError(f"expected views >= 1 and queue >= 0, got views {self.views} and queue {self.queue}.")
+        if self.learned_temperature and not TAU_RANGE[0] <= self.temperature <= TAU_RANGE[1]:
+            raise ConfigError(
+                f"a learned temperature is held within {TAU_RANGE[0]}..{TAU_RANGE[1]}; it cannot start from "
+                f"{self.temperature}."
+            )
 
 
 def soft_infonce(
-    z: Tensor, w: Tensor, *, temperature: float = 0.05, reduction: str = "anchors", ignore: Tensor | None = None
+    z: Tensor,
+    w: Tensor,
+    *,
+    temperature: float | Tensor = 0.05,
+    reduction: str = "anchors",
+    ignore: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """L_CL of eq. (1).
 
     Args:
         z: (B, F) features; L2-normalised here. Computed in float32, or in float64 if z is.
-        w: (B, B) soft positive weights >= 0; the diagonal is not read.
+        w: (B, C) soft positive weights >= 0; the diagonal is not read.
         temperature: tau > 0.
         reduction: see :class:`SoftInfoNCEConfig`.
-        ignore: (B, B) bool, pairs left out of numerator and denominator.
+        ignore: (B, C) bool, pairs left out of numerator and denominator.
+        keys: (C, F) what the anchors are compared with; its first B rows are z. None: z alone, C = B.
 
     Returns:
         Scalar; zero (with zero gradient) where no anchor has a positive.
@@ -56,18 +90,22 @@ def soft_infonce(
     Raises:
         ConfigError: unknown reduction, temperature not above 0, or shapes that do not fit.
     """
-    SoftInfoNCEConfig(temperature, reduction)
+    if not isinstance(temperature, Tensor) or reduction not in REDUCTIONS:
+        SoftInfoNCEConfig(temperature=0.05 if isinstance(temperature, Tensor) else temperature, reduction=reduction)
+    count = len(z) if keys is None else len(keys)
     for name, matrix in (("w", w), ("ignore", ignore)):
-        if matrix is not None and matrix.shape != (len(z), len(z)):
+        if matrix is not None and matrix.shape != (len(z), count):
             raise ConfigError(
-                f"expected {name} of shape {(len(z), len(z))} for {len(z)} features, got {tuple(matrix.shape)}."
+                f"expected {name} of shape {(len(z), count)} for {len(z)} features"
+                f"{'' if keys is None else f' and {count} keys'}, got {tuple(matrix.shape)}."
             )
-    out = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    out = torch.eye(len(z), count, dtype=torch.bool, device=z.device)
     if ignore is not None:
         out = out | ignore
     w = w.masked_fill(out, 0.0)
     z = torch.nn.functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-    S = (z @ z.T / temperature).masked_fill(out, -torch.inf)
+    others = z if keys is None else torch.nn.functional.normalize(keys.to(z.dtype), dim=1)
+    S = (z @ others.T / temperature).masked_fill(out, -torch.inf)
     # An anchor with every pair left out has an empty softmax; its weights are zero, so any finite value will do.
     S = torch.where(out.all(dim=1, keepdim=True), torch.zeros_like(S), S)
     log_p = torch.log_softmax(S, dim=1).masked_fill(out, 0.0)
@@ -75,6 +113,117 @@ def soft_infonce(
     has_positive = total > 1e-6
     per_anchor = -(w * log_p).sum(dim=1) / total.clamp_min(1e-6)
     per_anchor = torch.where(has_positive, per_anchor, torch.zeros_like(per_anchor))
-    count = has_positive.sum().clamp_min(1) if reduction == "anchors" else len(z)
-    loss: Tensor = per_anchor.sum() / count
+    divisor = has_positive.sum().clamp_min(1) if reduction == "anchors" else len(z)
+    loss: Tensor = per_anchor.sum() / divisor
     return loss
+
+
+class SoftInfoNCE(Objective):
+    """CLASS, with its ablations and extensions as settings.
+
+    Args:
+        config: settings.
+        material: ``weights`` are needed.
+
+    Raises:
+        ConfigError: no action similarity was measured.
+    """
+
+    needs_similarity = True
+    queue_z: Tensor
+    queue_steps: Tensor
+
+    def __init__(self, config: SoftInfoNCEConfig, material: Material) -> None:
+        super().__init__()
+        if material.weights is None:
+            raise ConfigError("objective 'class' learns from action similarity, and none was measured.")
+        self.config, self.weights, self.views = config, material.weights, config.views
+        self._episodes = torch.from_numpy(material.episodes()).to(material.device)
+        if config.learned_temperature:
+            self.log_tau = nn.Parameter(torch.tensor(math.log(config.temperature)))
+        if config.queue:
+            # Saved with checkpoints, for a training that goes on must contrast with the same. -1: not filled yet.
+            self.register_buffer("queue_z", torch.zeros(config.queue, material.feature_dim))
+            self.register_buffer("queue_steps", torch.full((config.queue,), -1))
+        self.to(material.device)
+
+    def temperature(self) -> float | Tensor:
+        """tau, with a gradient where it is learned."""
+        if not self.config.learned_temperature:
+            return self.config.temperature
+        low, high = TAU_RANGE
+        return self.log_tau.clamp(math.log(low), math.log(high)).exp()
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,
+        *,
+        target: Tensor | None,  # noqa: ARG002 (no target network, nothing drawn)
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> tuple[Tensor, Stats]:
+        """Soft InfoNCE over all views of the anchors' images, and over what is in the queue."""
+        config, views = self.config, self.views
+        anchors = rows[:, 0]
+        features = z[:, 0].flatten(0, 1)  # (B R, F), the views of an image side by side
+        queued = self.queue_steps[self.queue_steps >= 0] if config.queue else None
+        steps = anchors if queued is None else np.concatenate([anchors, queued.cpu().numpy()])
+        weights = self._weigh(steps)[: len(anchors)]
+        ignore = None
+        if config.pairs == "cross-episode":
+            episodes = self._episodes[torch.from_numpy(steps).to(z.device)]
+            ignore = episodes[: len(anchors), None] == episodes[None, :]
+            weights = weights.masked_fill(ignore, 0.0)
+        stats = _count(weights)
+        keys = None
+        if views > 1:
+            weights, ignore = self._spread(weights, ignore, len(anchors))
+        if queued is not None:
+            keys = torch.cat([features, self.queue_z[self.queue_steps >= 0]])
+        loss = soft_infonce(
+            features,
+            weights,
+            temperature=self.temperature(),
+            reduction=config.reduction,
+            ignore=ignore,
+            keys=keys,
+        )
+        if config.queue:
+            self._push(z[:, 0, 0].detach(), anchors)
+        if config.learned_temperature:
+            stats["tau"] = torch.as_tensor(self.temperature()).detach()
+        return loss, stats
+
+    def _weigh(self, steps: IntArray) -> Tensor:
+        """(C, C) weights of the pairs of ``steps``; a step that occurs twice is its own positive of weight 1."""
+        weights = self.weights(steps)
+        if self.config.queue and len(np.unique(steps)) < len(steps):
+            index = torch.from_numpy(steps).to(weights.device)
+            weights = weights.masked_fill(index[:, None] == index[None, :], 1.0)
+        return weights if self.config.weighting == "soft" else (weights > 0).to(weights.dtype)
+
+    def _spread(self, weights: Tensor, ignore: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+        """Weights of images -> weights of their views: (B, C) -> (B R, B R + queue)."""
+        R = self.views
+        own = torch.eye(count, weights.shape[1], dtype=torch.bool, device=weights.device)
+        weights = weights.masked_fill(own, 1.0)
+        # Other views of the same image are positives whatever their episode; a view and itself are left out later.
+        ignore = None if ignore is None else ignore & ~own
+
+        def spread(matrix: Tensor) -> Tensor:
+            within = matrix[:, :count].repeat_interleave(R, dim=1)
+            return torch.cat([within, matrix[:, count:]], dim=1).repeat_interleave(R, dim=0)
+
+        return spread(weights), None if ignore is None else spread(ignore)
+
+    @torch.no_grad()
+    def _push(self, z: Tensor, anchors: IntArray) -> None:
+        size, new = len(self.queue_z), min(len(self.queue_z), len(z))
+        self.queue_z = torch.cat([z[-new:], self.queue_z[: size - new]])
+        steps = torch.from_numpy(anchors[-new:]).to(self.queue_steps.device)
+        self.queue_steps = torch.cat([steps, self.queue_steps[: size - new]])
+
+
+def _count(weights: Tensor) -> Stats:
+    positives = (weights > 0).sum(dim=1).double()
+    return {"positives": positives.mean(), "anchors": (positives > 0).double().mean()}

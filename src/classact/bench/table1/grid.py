@@ -1,0 +1,262 @@
+"""Which cells a table has, and the protocol that they share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from classact.bench.table1.methods import Method, parse_method
+from classact.errors import ConfigError, choose
+from classact.objectives import images_per_anchor
+from classact.pipeline import RunConfig, from_preset
+from classact.presets import get_preset, paper_task
+from classact.recording import slug
+from classact.sims import plain_shift
+
+HEADS = ("rep", "mlp", "dp")
+"""Retrieval without a head, and the heads by the names of table 1."""
+
+SHIFTS = ("fixed", "rand")
+"""The two columns of a task."""
+
+_SHIFTED = {"pusht": "rand-color", "aloha-transfer": "rotation"}
+_BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>k|m|min|h|)", re.IGNORECASE)
+
+
+def shift_of(task: str, column: str) -> str:
+    """The visual shift that a column of the table is for a task (5.3): ``fixed`` none, ``rand`` the task's own."""
+    if column not in SHIFTS:
+        raise ConfigError(choose("column", column, SHIFTS))
+    return plain_shift(task) if column == "fixed" else _SHIFTED.get(task, "dynamic")
+
+
+def parse_budget(text: str) -> tuple[int | None, float | None]:
+    """A budget as (images, None) or (None, seconds): ``500k``, ``2M``, ``10min``, ``1h``.
+
+    Raises:
+        ConfigError: neither, or nothing at all.
+    """
+    found = _BUDGET.fullmatch(text.strip())
+    number = 0.0 if found is None else float(found["number"])
+    if found is None or not number > 0:
+        raise ConfigError(f"expected a budget in images or in time, such as 500k, 2M, 10min or 1h, got {text!r}.")
+    unit = found["unit"].lower()
+    if unit in ("min", "h"):
+        return None, number * (60 if unit == "min" else 3600)
+    return round(number * {"": 1, "k": 1000, "m": 1_000_000}[unit]), None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all cells of a table share.
+
+    Attributes:
+        task: simulator.
+        data: demonstrations.
+        preset: of encoder, optimiser, retrieval.
+        images: N of a training: views that the encoder sees in pre-training; None: ``seconds``.
+        seconds: of pre-training, on this machine.
+        head_images: views that the encoder sees when a head is trained after pre-training. What was not pre-trained
+            gets ``images`` on top.
+        heldout: last demonstrations that nobody learns from, for probes.
+        starts: unseen starts of each cell, from seed ``first_seed`` on.
+        first_seed: of these.
+        rates: learning rates tried for each baseline.
+        tuning_images: of each try.
+        taus: temperatures of retrieval that each cell chooses among, with the preset's k; 0: the nearest one alone.
+        tuning_starts: held-out starts that learning rates and temperatures are chosen on.
+        tuning_seed: of the first of these: no cell is evaluated on them.
+        evaluations: roll-outs during each training, evenly from its tenth part on (fig. 10); 0: none.
+        evaluation_starts: of each of these.
+        probe: measure representations without rollouts, too.
+        layout: of the data, see :class:`classact.pipeline.RunConfig`.
+    """
+
+    task: str
+    data: str
+    preset: str
+    images: int | None = 500_000
+    seconds: float | None = None
+    head_images: int = 100_000
+    heldout: int = 20
+    starts: int = 100
+    first_seed: int = 100_000
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    tuning_images: int = 60_000
+    taus: tuple[float, ...] = (0.0, 0.004, 0.04)
+    tuning_starts: int = 20
+    tuning_seed: int = 200_000
+    evaluations: int = 0
+    evaluation_starts: int = 25
+    probe: bool = True
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.seconds is None):
+            raise ConfigError(
+                f"expected a budget in images or in seconds, one of the two, got images {self.images} and seconds "
+                f"{self.seconds}."
+            )
+        counts = (self.head_images, self.starts, self.tuning_images, self.tuning_starts, self.evaluation_starts)
+        if min(counts) < 1 or min(self.heldout, self.evaluations) < 0 or not self.rates or not self.taus:
+            raise ConfigError(
+                f"expected head_images, starts, tuning_images, tuning_starts and evaluation_starts >= 1, heldout and "
+                f"evaluations >= 0, and at least one rate and tau, got {self}."
+            )
+        if min(self.rates) <= 0 or min(self.taus) < 0:
+            raise ConfigError(f"expected rates > 0 and taus >= 0, got {self.rates} and {self.taus}.")
+        first, last = self.tuning_seed, self.tuning_seed + self.tuning_starts
+        if first < self.first_seed + self.starts and self.first_seed < last:
+            raise ConfigError(
+                f"starts {first}..{last - 1} are to choose settings with, and {self.first_seed}.."
+                f"{self.first_seed + self.starts - 1} to evaluate: they overlap."
+            )
+        get_preset(self.preset)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the results file keeps it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table, for one seed.
+
+    Attributes:
+        method: row.
+        head: of :data:`HEADS`.
+        column: "fixed" or "rand".
+        augmentation: of colours, in pre-training and of heads: "none" (the paper's table), "hsv" (F.2), ...
+        seed: of training.
+        factor: of the budget.
+        demonstrations: only the first so many; None: all but the held-out ones.
+    """
+
+    method: Method
+    head: str = "rep"
+    column: str = "fixed"
+    augmentation: str = "none"
+    seed: int = 0
+    factor: float = 1.0
+    demonstrations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise ConfigError(choose("head", self.head, HEADS))
+        if self.column not in SHIFTS:
+            raise ConfigError(choose("column", self.column, SHIFTS))
+        if not self.factor > 0 or self.seed < 0:
+            raise ConfigError(f"expected a budget factor > 0 and a seed >= 0, got {self.factor} and {self.seed}.")
+        if self.demonstrations is not None and self.demonstrations < 1:
+            raise ConfigError(f"expected at least 1 demonstration, got {self.demonstrations}.")
+
+    @property
+    def run_name(self) -> str:
+        """Of the folder of the representation: heads on it lie within."""
+        parts = [self.method.written, self.column, self.augmentation, f"seed{self.seed}"]
+        if self.factor != 1:
+            parts.append(f"{self.factor:g}x")
+        if self.demonstrations is not None:
+            parts.append(f"{self.demonstrations}demos")
+        return slug("-".join(parts))
+
+    @property
+    def name(self) -> str:
+        """Unique in a table."""
+        return self.run_name if self.head == "rep" else f"{self.run_name}-{self.head}"
+
+    @property
+    def variant(self) -> str:
+        """What sets it apart from the method's plain cell, for tables."""
+        parts = [self.method.written.removeprefix(self.method.name).strip("[]")]
+        parts += [f"{self.factor:g}x budget"] if self.factor != 1 else []
+        return ", ".join(filter(None, parts))
+
+    @property
+    def sensible(self) -> bool:
+        """Whether the paper's table could have it: the equivariant encoder learns with Diffusion Policy alone, and one
+        of random weights says nothing by itself, but shows what retrieval gives for free."""
+        return self.method.name != "equivar" or self.head == "dp"
+
+
+def plan(
+    methods: Sequence[str],
+    *,
+    heads: Sequence[str] = ("rep",),
+    columns: Sequence[str] = SHIFTS,
+    augmentations: Sequence[str] = ("none",),
+    seeds: int | Iterable[int] = 1,
+    factor: float = 1.0,
+    demonstrations: Sequence[int | None] = (None,),
+) -> list[Cell]:
+    """The cells of a grid: representations first, for heads are trained on them; seeds last."""
+    numbers = range(seeds) if isinstance(seeds, int) else list(seeds)
+    made = [parse_method(method) for method in methods]
+    ordered = sorted(heads, key=lambda head: HEADS.index(head) if head in HEADS else 0)
+    cells = [
+        Cell(method, head, column, augmentation, seed, factor, count)
+        for seed in numbers
+        for head in ordered
+        for count in demonstrations
+        for augmentation in augmentations
+        for column in columns
+        for method in made
+    ]
+    return [cell for cell in cells if cell.sensible]
+
+
+def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, images: int | None = None) -> RunConfig:
+    """The run of a cell's representation.
+
+    Args:
+        cell: which.
+        protocol: shared.
+        steps: N of the demonstrations that are learned from.
+        rate: learning rate; None: the preset's.
+        images: views that the encoder sees; None: the protocol's, times the cell's factor.
+    """
+    made = from_preset(
+        protocol.preset,
+        shift=shift_of(protocol.task, cell.column),
+        simulator=protocol.task,
+        data=protocol.data,
+        layout=protocol.layout,
+        baselines=False,
+        heldout=protocol.heldout,
+        episodes=None if cell.demonstrations is None else cell.demonstrations + protocol.heldout,
+    )
+    pretrain = replace(made.pretrain, seed=cell.seed)
+    pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cell.augmentation))
+    pretrain = cell.method.config(pretrain)
+    if rate is not None:
+        pretrain = replace(pretrain, optimizer=replace(pretrain.optimizer, learning_rate=rate))
+    if cell.method.pretrained:
+        if images is None:
+            if protocol.images is None:
+                raise ConfigError("a budget in time must be turned into images before a run is made of it.")
+            images = round(protocol.images * cell.factor)
+        pretrain = replace(pretrain, epochs=images / (steps * images_per_anchor(pretrain.objective)))
+    evaluation = replace(made.evaluation, episodes=protocol.starts, first_seed=protocol.first_seed)
+    return replace(
+        made,
+        pretrain=replace(pretrain, evaluations=protocol.evaluations, checkpoint_every=CHECKPOINT_EVERY),
+        evaluation=evaluation,
+        milestone_episodes=protocol.evaluation_starts,
+    )
+
+
+CHECKPOINT_EVERY = 500
+"""Steps: some two minutes on two cores, the most that a kill costs."""
+
+
+def task_title(task: str) -> str:
+    """As the paper's table heads its columns."""
+    return paper_task(task)
+
+
+def whole_steps(images: int, per_step: int) -> int:
+    """Updates that a budget of ``images`` allows, at least one."""
+    return max(1, math.ceil(images / per_step))

@@ -1,0 +1,105 @@
+"""What an objective says: which steps it looks at together, and what their features should be like.
+
+One file per objective: its loss as a pure function of features, its settings (a frozen dataclass with a ``name``), and
+a subclass of :class:`Objective`; :data:`classact.objectives.OBJECTIVES` lists them. The training
+(:class:`classact.training.Trainer`) does the rest: images, random views, encoder, ranks, target network, checkpoints.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classact.types import IntArray
+
+Stats = dict[str, Tensor]
+"""Scalars that are logged, still on the device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What objectives are made from.
+
+    Attributes:
+        feature_dim: F of the encoder.
+        episode_ends: (E,) end (exclusive) of each episode in the flat order of steps.
+        actions: (N, A) float32 on ``device``, each dimension scaled to [-1, 1].
+        seed: of initial weights.
+        device: where losses are computed.
+        weights: steps (B,) -> (B, B) soft positive weights on ``device``; None where no action similarity was measured.
+    """
+
+    feature_dim: int
+    episode_ends: IntArray
+    actions: Tensor
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    weights: Callable[[IntArray], Tensor] | None = None
+
+    def episodes(self) -> IntArray:
+        """(N,) number of each step's episode."""
+        return np.repeat(np.arange(len(self.episode_ends)), np.diff(self.episode_ends, prepend=0))
+
+    def bounds(self, steps: IntArray) -> tuple[IntArray, IntArray]:
+        """First step and end (exclusive) of the episodes of ``steps``: two arrays of their shape."""
+        episode = np.searchsorted(self.episode_ends, steps, side="right")
+        starts = np.concatenate([[0], self.episode_ends[:-1]])
+        return starts[episode], np.asarray(self.episode_ends)[episode]
+
+
+class Objective(nn.Module, ABC):
+    """A loss on the features of a batch of anchors and what is drawn to go with them.
+
+    A row of a batch is an anchor, a step of the data, and the ``companions`` that :meth:`draw` adds: M = 1 +
+    ``companions`` images, each seen in ``views`` random views. Modules of an objective (a projector, a dynamics model)
+    are trained with the encoder, and left behind with the training.
+
+    Attributes:
+        companions: steps drawn for each anchor.
+        views: R, random views of each image.
+        together: whether all images of a row are seen in the same random view (crop, colours), as where dynamics
+            between them are to be predicted.
+        target_decay: of a second encoder whose weights follow the trained one's (BYOL); None: there is none.
+        needs_similarity: whether it reads ``Material.weights``.
+    """
+
+    companions: int = 0
+    views: int = 1
+    together: bool = False
+    target_decay: float | None = None
+    needs_similarity: bool = False
+
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002 (none are drawn here)
+        """Steps (B, companions) to go with the anchors (B,)."""
+        return np.empty((len(anchors), 0), np.int64)
+
+    @abstractmethod
+    def loss(
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Stats]:
+        """The loss of a whole batch, and what is logged beside it.
+
+        Args:
+            z: (B, M, R, F) float32 features, not normalised.
+            rows: (B, M) steps of the data; the anchors are column 0.
+            target: (B, M, R, F) features of the target network, without gradient; None where there is none.
+            generator: of random draws in the loss; seeded by (seed, step).
+
+        Returns:
+            Scalar with a gradient to ``z`` and to this module's parameters, and further scalars.
+        """
+
+    def after_step(self) -> None:
+        """Called once after each update: where target copies of own modules follow."""
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose initial weights are drawn from ``seed``, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        return make()

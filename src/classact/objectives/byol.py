@@ -1,0 +1,131 @@
+"""Bootstrap Your Own Latent (Grill et al., arXiv 2006.07733), with which VINN (arXiv 2112.01511) learns what it sees.
+
+What CLASS's paper (section 5.2, C.1) calls VINN is BYOL of the repository lucidrains/byol-pytorch; its networks are
+followed as they were before simplicial embeddings became their default in 2026.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from classact.errors import ConfigError
+from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.optim import update_ema
+from classact.types import IntArray
+
+
+@dataclass(frozen=True)
+class BYOLConfig:
+    """Settings of the objective; the defaults are the repository's.
+
+    Attributes:
+        hidden: width of the hidden layer of projector and predictor.
+        projection: size of projections and predictions.
+        decay: of the target network, its projector included; constant.
+    """
+
+    name: str = field(default="byol", init=False)
+    hidden: int = 4096
+    projection: int = 256
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.projection < 1:
+            raise ConfigError(
+                f"expected hidden >= 1 and projection >= 1, got hidden {self.hidden} and projection {self.projection}."
+            )
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"expected 0 <= decay < 1 (the repository uses 0.99), got {self.decay}.")
+
+
+def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the images of 2 - 2 cos(q_1, t_2) + 2 - 2 cos(q_2, t_1).
+
+    Args:
+        predictions: (B, 2, P) q of the two views. Computed in float32, or in float64 if they are.
+        targets: (B, 2, P) t of the two views by the target network; no gradient goes there.
+
+    Returns:
+        Scalar within 0..8.
+
+    Raises:
+        ConfigError: other shapes.
+    """
+    if predictions.ndim != 3 or predictions.shape[1] != 2 or predictions.shape != targets.shape:
+        raise ConfigError(
+            f"expected predictions and targets of one shape (B, 2, P), got {tuple(predictions.shape)} and "
+            f"{tuple(targets.shape)}."
+        )
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
+    q = torch.nn.functional.normalize(predictions.to(dtype), dim=2)
+    t = torch.nn.functional.normalize(targets.detach().to(dtype), dim=2).flip(1)
+    return (2 - 2 * (q * t).sum(dim=2)).sum(dim=1).mean()
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU, Linear: projector and predictor alike."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class BYOL(Objective):
+    """Predict, from one view of an image, what the target network makes of the other.
+
+    Both views go through the networks as one batch, so BatchNorm's statistics are of both (the repository, since
+    2023). The target projector runs in the same mode, so in training with statistics of its batch, not with running
+    ones; only its parameters follow.
+
+    Args:
+        config: settings.
+        material: feature size, seed and device of the projector and the predictor.
+    """
+
+    views = 2
+
+    def __init__(self, config: BYOLConfig, material: Material) -> None:
+        super().__init__()
+        self.config, self.target_decay = config, config.decay
+        F, H, P = material.feature_dim, config.hidden, config.projection
+        heads = seeded(lambda: nn.ModuleList([perceptron(F, H, P), perceptron(P, H, P)]), material.seed)
+        self.projector, self.predictor = heads.children()
+        self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.to(material.device)
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,  # noqa: ARG002 (nothing depends on which images they are)
+        *,
+        target: Tensor | None,
+        generator: torch.Generator,  # noqa: ARG002 (nothing is drawn)
+    ) -> tuple[Tensor, Stats]:
+        """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1.
+
+        Raises:
+            ConfigError: no features of the target network, or not two views.
+        """
+        if target is None or target.shape != z.shape or z.shape[1:3] != (1, 2):
+            got = "none" if target is None else f"{tuple(target.shape)}"
+            raise ConfigError(
+                f"byol: expected features of 2 views by the encoder and by the target network, (B, 1, 2, F) each, got "
+                f"{tuple(z.shape)} and {got}."
+            )
+        count = len(z)
+        predictions = self.predictor(self.projector(z.flatten(0, 2)))  # (2 B, P)
+        with torch.no_grad():
+            targets = self.target_projector(target.flatten(0, 2))
+        loss = byol_loss(predictions.view(count, 2, -1), targets.view(count, 2, -1))
+        directions = torch.nn.functional.normalize(targets, dim=1)
+        return loss, {"spread": 1 - directions.mean(dim=0).square().sum()}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The target projector follows."""
+        update_ema(
+            list(self.target_projector.parameters()),
+            [p.detach() for p in self.projector.parameters()],
+            self.config.decay,
+        )

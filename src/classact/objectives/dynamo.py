@@ -1,0 +1,205 @@
+"""DynaMo: in-domain dynamics pre-training (Cui et al. 2024, arXiv 2409.12192; jeffacce/dynamo_ssl).
+
+An inverse model gives each frame of a context a small latent, z_t = inverse(s_1 .. s_t). A forward model predicts the
+features s_{t+1} from (s_1, z_2) .. (s_t, z_{t+1}). So z_{t+1} has seen s_{t+1}, and has to say in a few numbers what
+changed. No action is read.
+
+Where the paper and the released code differ, or the paper is silent:
+
+- Covariance penalty: the code averages the squared off-diagonal entries, the paper writes (1/d) sum, which is d - 1
+  times as much. ``covariance``; default the code.
+- Target: the code predicts stop-gradient features on Push-T, LIBERO and Kitchen, those of an averaged encoder on
+  Block-Push and the xArm. ``target``; default stop-gradient. With an averaged encoder, the code raises the decay from
+  0.99 to 1, and takes z from an averaged inverse model without gradient, so that the inverse model keeps its initial
+  weights. Here the decay is constant, and both models are trained.
+- Ends of episodes: the code leaves out contexts that do not fit into their episode. Here every step is an anchor;
+  beyond the end the last step is repeated, and what is repeated enters neither term.
+- The features enter both models and the loss as they are: no projector, no normalisation (code).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classact.errors import ConfigError, choose
+from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.objectives.causal import CausalTransformer
+from classact.types import IntArray
+
+COVARIANCES = ("mean", "sum")
+TARGETS = ("stop-gradient", "ema")
+
+
+@dataclass(frozen=True)
+class DynaMoConfig:
+    """Settings of the objective. The defaults are CLASS's table 6, and the released code's for LIBERO.
+
+    Attributes:
+        context: T, frames of a context.
+        latent_dim: of z (table 6 and LIBERO: 32; the authors on Push-T: 8).
+        layers, heads, width: of each of the two transformers.
+        covariance_weight: of the covariance penalty.
+        covariance: "mean" over the off-diagonal entries (released code), or "sum": 1/F of their sum (the paper).
+        target: what is predicted: "stop-gradient": the features themselves, or "ema": those of an averaged encoder.
+        decay: of the averaged encoder, with "ema".
+    """
+
+    name: str = field(default="dynamo", init=False)
+    context: int = 5
+    latent_dim: int = 32
+    layers: int = 6
+    heads: int = 6
+    width: int = 120
+    covariance_weight: float = 0.04
+    covariance: str = "mean"
+    target: str = "stop-gradient"
+    decay: float = 0.99
+
+    @property
+    def companions(self) -> int:
+        """Steps that go with each anchor."""
+        return self.context - 1
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise ConfigError(f"expected a context of at least 2 frames (one transition), got {self.context}.")
+        if min(self.latent_dim, self.layers, self.heads, self.width) < 1:
+            raise ConfigError(
+                f"expected latent_dim, layers, heads and width of at least 1, got {self.latent_dim}, {self.layers}, "
+                f"{self.heads} and {self.width}."
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"attention divides the width into equal heads, which a width of {self.width} and {self.heads} heads "
+                f"do not allow; choose a multiple of {self.heads}."
+            )
+        if not 0 <= self.covariance_weight < np.inf:
+            raise ConfigError(f"expected a finite covariance_weight >= 0, got {self.covariance_weight}.")
+        if self.covariance not in COVARIANCES:
+            raise ConfigError(choose("covariance", self.covariance, COVARIANCES))
+        if self.target not in TARGETS:
+            raise ConfigError(choose("target", self.target, TARGETS))
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"expected a decay of at least 0 and below 1 (the authors use 0.99), got {self.decay}.")
+
+
+def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """1 - cos(predicted, target), the mean over valid transitions.
+
+    Args:
+        predicted: (B, T - 1, F) predictions of the next frame's features.
+        target: (B, T - 1, F) what is predicted; gets no gradient.
+        valid: (B, T - 1) bool, transitions that exist.
+
+    Returns:
+        Scalar; zero (with zero gradient) where no transition is valid.
+
+    Raises:
+        ConfigError: shapes that do not fit.
+    """
+    if target.shape != predicted.shape or valid.shape != predicted.shape[:-1]:
+        raise ConfigError(
+            f"expected predictions and targets of shape (B, T - 1, F) and a mask of shape (B, T - 1), got "
+            f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}."
+        )
+    cosine = torch.nn.functional.cosine_similarity(predicted, target.detach(), dim=-1)
+    loss: Tensor = (1 - cosine).masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1)
+    return loss
+
+
+def covariance_penalty(s: Tensor, valid: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared off-diagonal entries of the features' covariance (as in VICReg, arXiv 2105.04906), against collapse.
+
+    Args:
+        s: (n, F) features.
+        valid: (n,) bool, rows that count.
+        reduction: see :class:`DynaMoConfig`.
+
+    Returns:
+        Scalar; zero of fewer than two valid rows, or one dimension.
+
+    Raises:
+        ConfigError: unknown reduction, or shapes that do not fit.
+    """
+    if reduction not in COVARIANCES:
+        raise ConfigError(choose("covariance", reduction, COVARIANCES))
+    if s.ndim != 2 or valid.shape != s.shape[:1]:
+        raise ConfigError(
+            f"expected features of shape (n, F) and a mask of shape (n,), got {tuple(s.shape)} and "
+            f"{tuple(valid.shape)}."
+        )
+    out, count, F = ~valid[:, None], valid.sum(), s.shape[1]
+    mean = s.masked_fill(out, 0.0).sum(dim=0) / count.clamp_min(1)
+    centred = (s - mean).masked_fill(out, 0.0)
+    C = centred.T @ centred / (count - 1).clamp_min(1)
+    total = C.masked_fill(torch.eye(F, dtype=torch.bool, device=s.device), 0.0).square().sum()
+    penalty: Tensor = total / (F if reduction == "sum" else max(F * (F - 1), 1))
+    return penalty
+
+
+class DynaMo(Objective):
+    """Contexts of consecutive steps; each next frame's features are predicted from those before and a latent.
+
+    Args:
+        config: settings.
+        material: what it is made from.
+
+    Raises:
+        ConfigError: every episode has a single step, so that there is no transition.
+    """
+
+    together = True
+
+    def __init__(self, config: DynaMoConfig, material: Material) -> None:
+        super().__init__()
+        if not (np.diff(material.episode_ends, prepend=0) > 1).any():
+            raise ConfigError(
+                f"each of the {len(material.episode_ends)} episodes has a single step, but DynaMo predicts the next "
+                f"one; choose another objective."
+            )
+        self.config, self.material = config, material
+        self.companions = config.companions
+        self.target_decay = config.decay if config.target == "ema" else None
+        self.inverse_model, self.forward_model = seeded(self._models, material.seed).children()
+        self.to(material.device)
+
+    def _models(self) -> nn.Module:
+        config, F = self.config, self.material.feature_dim
+        sizes = {"layers": config.layers, "heads": config.heads, "width": config.width}
+        inverse = CausalTransformer(F, config.latent_dim, length=config.context, **sizes)
+        return nn.ModuleList([inverse, CausalTransformer(F + config.latent_dim, F, length=config.context - 1, **sizes)])
+
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002
+        """The T - 1 steps after each anchor; beyond the end of its episode the last step is repeated."""
+        _, ends = self.material.bounds(anchors)
+        return np.minimum(anchors[:, None] + np.arange(1, self.config.context), ends[:, None] - 1)
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,
+        *,
+        target: Tensor | None,
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> tuple[Tensor, Stats]:
+        """1 - cos over the transitions that exist, and the covariance penalty over all frames that are not repeated.
+
+        Raises:
+            ConfigError: with ``target`` "ema", there are no features of the averaged encoder.
+        """
+        if target is None and self.config.target == "ema":
+            raise ConfigError("target 'ema' needs the features of an averaged encoder, got none.")
+        s = z[:, :, 0]
+        # Frames that are steps of their own; the repeated ones come last, and nothing before them sees them.
+        new = torch.from_numpy(np.diff(rows, axis=1, prepend=-1) > 0).to(s.device)
+        latent = self.inverse_model(s)
+        predicted = self.forward_model(torch.cat([s[:, :-1], latent[:, 1:]], dim=-1))
+        wanted = s if self.config.target == "stop-gradient" or target is None else target[:, :, 0]
+        dynamics = dynamics_loss(predicted, wanted[:, 1:], new[:, 1:])
+        covariance = covariance_penalty(s.flatten(0, 1), new.flatten(), self.config.covariance)
+        loss = dynamics + self.config.covariance_weight * covariance
+        return loss, {"dynamics": dynamics.detach(), "covariance": covariance.detach()}

@@ -1,0 +1,121 @@
+"""Inverse dynamics: which actions lead from one step to a later one (Pathak et al. 2017, arXiv 1705.05363).
+
+Like CLASS it learns from images and recorded actions, but looks at one pair of steps at a time: actions are regressed,
+not compared between demonstrations. No method of the paper's tables; beside CLASS it tells what comparing adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classact.errors import ConfigError
+from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.types import IntArray
+
+
+@dataclass(frozen=True)
+class InverseDynamicsConfig:
+    """Settings of the objective.
+
+    Attributes:
+        horizon: h, steps between the two frames; all h actions between them are predicted.
+        hidden: width of the two hidden layers.
+    """
+
+    name: str = field(default="inverse-dynamics", init=False)
+    horizon: int = 1
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.hidden < 1:
+            raise ConfigError(
+                f"expected a horizon and a hidden width of at least 1, got {self.horizon} and {self.hidden}."
+            )
+
+
+def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of the actions of valid rows.
+
+    Args:
+        predicted: (B, h, A) predictions.
+        actions: (B, h, A) actions a_t .. a_{t+h-1}.
+        valid: (B,) bool, rows whose step t + h exists.
+
+    Returns:
+        Scalar; zero (with zero gradient) where no row is valid.
+
+    Raises:
+        ConfigError: shapes that do not fit.
+    """
+    if actions.shape != predicted.shape or predicted.ndim != 3 or valid.shape != predicted.shape[:1]:
+        raise ConfigError(
+            f"expected predictions and actions of shape (B, h, A) and a mask of shape (B,), got "
+            f"{tuple(predicted.shape)}, {tuple(actions.shape)} and {tuple(valid.shape)}."
+        )
+    errors = (predicted - actions).square().mean(dim=(1, 2)).masked_fill(~valid, 0.0)
+    loss: Tensor = errors.sum() / valid.sum().clamp_min(1)
+    return loss
+
+
+class InverseDynamics(Objective):
+    """An MLP predicts the h actions between steps t and t + h from the features of the two.
+
+    Args:
+        config: settings.
+        material: what it is made from.
+
+    Raises:
+        ConfigError: no episode has a step t + h.
+    """
+
+    companions = 1
+    together = True
+
+    def __init__(self, config: InverseDynamicsConfig, material: Material) -> None:
+        super().__init__()
+        longest = int(np.diff(material.episode_ends, prepend=0).max())
+        if longest <= config.horizon:
+            raise ConfigError(
+                f"a horizon of {config.horizon} steps needs an episode of at least {config.horizon + 1}, but the "
+                f"longest of {len(material.episode_ends)} has {longest}; lower the horizon."
+            )
+        self.config, self.material = config, material
+        self.mlp = seeded(self._mlp, material.seed)
+        self.to(material.device)
+
+    def _mlp(self) -> nn.Module:
+        hidden, outputs = self.config.hidden, self.config.horizon * self.material.actions.shape[1]
+        return nn.Sequential(
+            nn.Linear(2 * self.material.feature_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs),
+        )
+
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002
+        """Step t + h of each anchor t, or the last one of its episode."""
+        _, ends = self.material.bounds(anchors)
+        return np.minimum(anchors + self.config.horizon, ends - 1)[:, None]
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,
+        *,
+        target: Tensor | None,  # noqa: ARG002
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> tuple[Tensor, Stats]:
+        """Squared error of scaled actions, the mean over the rows whose step t + h exists."""
+        h, device = self.config.horizon, z.device
+        valid = torch.from_numpy(rows[:, 1] - rows[:, 0] == h).to(device)
+        # Rows that do not count read no step of another episode either.
+        steps = np.minimum(rows[:, :1] + np.arange(h), rows[:, 1:])
+        actions = self.material.actions[torch.from_numpy(steps).to(device)]
+        predicted = self.mlp(z[:, :, 0].flatten(1)).view(actions.shape)
+        loss = inverse_dynamics_loss(predicted, actions, valid)
+        return loss, {"valid": valid.double().mean()}

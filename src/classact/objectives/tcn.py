@@ -1,0 +1,152 @@
+"""Single-view time-contrastive network (Sermanet et al., arXiv 1704.06888): near in time is near in features.
+
+What CLASS's paper (section 5.2, C.1) calls TCN is the repository kekeblom/tcn; its triplets and its loss are followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classact.errors import ConfigError
+from classact.objectives.base import Material, Objective, Stats
+from classact.types import IntArray
+
+
+@dataclass(frozen=True)
+class TCNConfig:
+    """Settings of the objective; the defaults are the repository's.
+
+    Attributes:
+        margin: by how much d of the negative shall exceed d of the positive.
+        scale: length of the embeddings, so that d lies within 0..4 scale^2.
+        positive_margin: steps that the positive is away from the anchor at most.
+        negative_margin: steps that the negative is away from the anchor at least.
+    """
+
+    name: str = field(default="tcn", init=False)
+    margin: float = 2.0
+    scale: float = 10.0
+    positive_margin: int = 10
+    negative_margin: int = 30
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0 or not self.scale > 0:
+            raise ConfigError(f"expected margin >= 0 and scale > 0, got margin {self.margin} and scale {self.scale}.")
+        if not 1 <= self.positive_margin < self.negative_margin:
+            raise ConfigError(
+                f"expected 1 <= positive_margin < negative_margin, got positive_margin {self.positive_margin} and "
+                f"negative_margin {self.negative_margin}: a negative must be farther away than every positive."
+            )
+
+
+def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
+    """Squared L2 distances d+ and d- of embeddings of length ``scale``.
+
+    Args:
+        z: (B, 3, F) features of anchor, positive, negative; L2-normalised here. Computed in float32, or in float64 if
+            z is.
+        scale: length of the embeddings.
+
+    Returns:
+        d+ and d-, (B,) each.
+    """
+    if z.ndim != 3 or z.shape[1] != 3:
+        raise ConfigError(f"expected z of shape (B, 3, F): anchor, positive, negative; got {tuple(z.shape)}.")
+    z = scale * torch.nn.functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=2)
+    anchor, positive, negative = z.unbind(dim=1)
+    return (anchor - positive).square().sum(dim=1), (anchor - negative).square().sum(dim=1)
+
+
+def tcn_loss(z: Tensor, *, margin: float = 2.0, scale: float = 10.0, valid: Tensor | None = None) -> Tensor:
+    """mean(max(0, margin + d+ - d-)).
+
+    Args:
+        z: (B, 3, F) features of anchor, positive, negative.
+        margin: see :class:`TCNConfig`.
+        scale: see :class:`TCNConfig`.
+        valid: (B,) bool, rows that count; None: all.
+
+    Returns:
+        Scalar; zero (with zero gradient) where no row counts.
+
+    Raises:
+        ConfigError: z of another shape.
+    """
+    near, far = tcn_distances(z, scale=scale)
+    return _mean((margin + near - far).clamp_min(0.0), valid)
+
+
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of the (B,) values of the rows that count."""
+    if valid is None:
+        return values.mean()
+    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)
+
+
+class TCN(Objective):
+    """Triplets of anchor, positive and negative in time.
+
+    An anchor whose episode has no other step has no positive: it is drawn as its own, and the row does not count.
+
+    Args:
+        config: settings.
+        material: the episodes.
+    """
+
+    companions = 2
+
+    def __init__(self, config: TCNConfig, material: Material) -> None:
+        super().__init__()
+        self.config, self.material = config, material
+
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
+        """Positive and negative of each anchor, each uniform over the steps that are allowed.
+
+        Positive: within ``positive_margin`` of the anchor in its episode, the anchor excepted. Negative: at least
+        ``negative_margin`` away in its episode; where that is too short, a step of another episode (the repository
+        fails there); where there is no other, the farthest step of the episode. The repository's bounds leave out the
+        episode's last step, the one exactly ``positive_margin`` later and the one exactly ``negative_margin`` earlier.
+        """
+        anchors = np.asarray(anchors, np.int64)
+        start, end = self.material.bounds(anchors)
+        return np.stack([self._positives(anchors, start, end, rng), self._negatives(anchors, start, end, rng)], axis=1)
+
+    def _positives(self, anchors: IntArray, start: IntArray, end: IntArray, rng: np.random.Generator) -> IntArray:
+        first = np.maximum(start, anchors - self.config.positive_margin)
+        last = np.minimum(end - 1, anchors + self.config.positive_margin)
+        drawn = first + rng.integers(0, np.maximum(last - first, 1))
+        return np.where(last > first, drawn + (drawn >= anchors), anchors)
+
+    def _negatives(self, anchors: IntArray, start: IntArray, end: IntArray, rng: np.random.Generator) -> IntArray:
+        margin = self.config.negative_margin
+        before = np.maximum(anchors - margin + 1 - start, 0)
+        after = np.maximum(end - margin - anchors, 0)
+        place = rng.integers(0, np.maximum(before + after, 1))
+        within = np.where(place < before, start + place, anchors + margin + place - before)
+        others = int(self.material.episode_ends[-1]) - (end - start)
+        place = rng.integers(0, np.maximum(others, 1))
+        elsewhere = np.where(place < start, place, place + (end - start))
+        farthest = np.where(anchors - start > end - 1 - anchors, start, end - 1)
+        return np.where(before + after > 0, within, np.where(others > 0, elsewhere, farthest))
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,
+        *,
+        target: Tensor | None,  # noqa: ARG002 (no target network)
+        generator: torch.Generator,  # noqa: ARG002 (nothing is drawn)
+    ) -> tuple[Tensor, Stats]:
+        """The triplet loss; logged are mean distances and the share of triplets in the right order."""
+        near, far = tcn_distances(z[:, :, 0], scale=self.config.scale)
+        valid = torch.from_numpy(rows[:, 1] != rows[:, 0]).to(z.device)
+        loss = _mean((self.config.margin + near - far).clamp_min(0.0), valid)
+        return loss, {
+            "distance_positive": _mean(near.detach(), valid),
+            "distance_negative": _mean(far.detach(), valid),
+            "ordered": _mean((near < far).to(near.dtype), valid),
+        }

@@ -1,0 +1,201 @@
+"""InfoNCE across time: the time-contrastive term of R3M (Nair et al., arXiv 2203.12601, section 3.1).
+
+Of three moments i < j < k of an episode, j shall be more similar to i than k is, and more similar to k than i is; and
+both more than moments of other episodes are. The defaults are those of facebookresearch/r3m (r3m/trainer.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classact.errors import ConfigError, choose
+from classact.objectives.base import Material, Objective, Stats
+from classact.types import IntArray
+
+SIMILARITIES = ("l2", "cosine")
+
+
+@dataclass(frozen=True)
+class TimeContrastiveConfig:
+    """Settings of the objective.
+
+    Attributes:
+        similarity: "l2": negative L2 distance of the features (R3M), or "cosine".
+        temperature: that similarities are divided by (R3M: 1). For "cosine", which lies within -1..1, 0.1 is usual.
+        negatives: rows of other episodes that each of the two terms contrasts with (R3M: 3); 0: all of the batch.
+        window: steps that k is after i at most; 0: the whole rest of the episode (R3M).
+    """
+
+    name: str = field(default="time-contrastive", init=False)
+    similarity: str = "l2"
+    temperature: float = 1.0
+    negatives: int = 3
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise ConfigError(choose("similarity", self.similarity, SIMILARITIES))
+        if not self.temperature > 0:
+            raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
+        if self.negatives < 0:
+            raise ConfigError(f"expected negatives >= 0 (0: all rows of other episodes), got {self.negatives}.")
+        if self.window != 0 and self.window < 2:
+            raise ConfigError(
+                f"expected a window of 0 (the rest of the episode) or at least 2, for i < j < k, got {self.window}."
+            )
+
+
+def time_similarity(x: Tensor, y: Tensor, similarity: str = "l2") -> Tensor:
+    """S (B, B), S[a, b] of features x[a] and y[b], (B, F) each: -||x - y||, or the cosine."""
+    if similarity == "cosine":
+        return torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
+    # The faster way by a matrix product loses the digits of distances that are small against the features.
+    return -torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def draw_negatives(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the candidates of each row, uniformly and without repetition; all where there are fewer.
+
+    Args:
+        candidates: (B, B) bool.
+        count: 0: all candidates.
+        generator: drawn from on its own device.
+
+    Returns:
+        (B, B) bool.
+    """
+    if count == 0:
+        return candidates
+    keys = torch.rand(candidates.shape, generator=generator, device=generator.device).to(candidates.device)
+    chosen = keys.masked_fill(~candidates, -1.0).topk(min(count, candidates.shape[1]), dim=1).indices
+    return torch.zeros_like(candidates).scatter_(1, chosen, True) & candidates
+
+
+def time_contrastive_loss(
+    z: Tensor,
+    negatives: tuple[Tensor, Tensor],
+    *,
+    valid: Tensor | None = None,
+    similarity: str = "l2",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Mean of the two terms, over the rows that count.
+
+    With s = S / temperature and sums over the negatives n of the row::
+
+        L_i = -log e^s(i, j) / (e^s(i, j) + e^s(i, k) + sum_n e^s(i, i_n))
+        L_k = -log e^s(j, k) / (e^s(j, k) + e^s(i, k) + sum_n e^s(k, k_n))
+        L = mean((L_i + L_k) / 2)
+
+    R3M adds 1e-8 within the logarithm, which bounds L by 18.4 and takes the gradient of the worst rows away; here the
+    logarithm is computed in one piece.
+
+    Args:
+        z: (B, 3, F) features at i, j, k. Computed in float32, or in float64 if z is.
+        negatives: two (B, B) bool: rows whose i is contrasted with the row's i, rows whose k with its k.
+        valid: (B,) bool, rows that count; None: all. Rows that do not may be negatives of others.
+        similarity: see :class:`TimeContrastiveConfig`.
+        temperature: see :class:`TimeContrastiveConfig`.
+
+    Returns:
+        Scalar; zero (with zero gradient) where no row counts.
+
+    Raises:
+        ConfigError: a setting out of range, or shapes that do not fit.
+    """
+    TimeContrastiveConfig(similarity=similarity, temperature=temperature)
+    if z.ndim != 3 or z.shape[1] != 3:
+        raise ConfigError(f"expected z of shape (B, 3, F): the moments i, j, k; got {tuple(z.shape)}.")
+    for which, mask in zip("ik", negatives, strict=True):
+        if mask.shape != (len(z), len(z)):
+            raise ConfigError(
+                f"expected negatives of {which} of shape {(len(z), len(z))} for {len(z)} rows, got {tuple(mask.shape)}."
+            )
+    first, middle, last = z.to(torch.promote_types(z.dtype, torch.float32)).unbind(dim=1)
+    apart = _pairs(first, last, similarity) / temperature
+    terms = []
+    for end, mask in zip((first, last), negatives, strict=True):
+        near = _pairs(end, middle, similarity) / temperature
+        S = (time_similarity(end, end, similarity) / temperature).masked_fill(~mask, -torch.inf)
+        terms.append(torch.logsumexp(torch.cat([near[:, None], apart[:, None], S], dim=1), dim=1) - near)
+    return _mean((terms[0] + terms[1]) / 2, valid)
+
+
+def _pairs(x: Tensor, y: Tensor, similarity: str) -> Tensor:
+    """(B,) similarity of row b of x with row b of y."""
+    if similarity == "cosine":
+        return (torch.nn.functional.normalize(x, dim=1) * torch.nn.functional.normalize(y, dim=1)).sum(dim=1)
+    return -torch.linalg.vector_norm(x - y, dim=1)
+
+
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of the (B,) values of the rows that count."""
+    if valid is None:
+        return values.mean()
+    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)
+
+
+class TimeContrastive(Objective):
+    """Three moments of an episode, and moments of others.
+
+    The anchor is i. An episode's last two steps have no two later ones: they are drawn as their own j and k, and their
+    rows do not count, though other rows are contrasted with them. Both are seen as j and k, as in R3M.
+
+    Args:
+        config: settings.
+        material: the episodes.
+    """
+
+    companions = 2
+
+    def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:
+        super().__init__()
+        self.config, self.material = config, material
+
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
+        """j and k of each anchor i: two later steps of its episode within the window, uniform over all pairs.
+
+        R3M draws j first, and i and k from what it leaves on both sides; k may be j there, but not here.
+        """
+        anchors = np.asarray(anchors, np.int64)
+        later = self.material.bounds(anchors)[1] - 1 - anchors
+        if self.config.window:
+            later = np.minimum(later, self.config.window)
+        one = rng.integers(0, np.maximum(later, 2))
+        other = rng.integers(0, np.maximum(later - 1, 1))
+        other += other >= one
+        pairs = anchors[:, None] + 1 + np.sort(np.stack([one, other], axis=1), axis=1)
+        return np.where(later[:, None] >= 2, pairs, anchors[:, None])
+
+    def loss(
+        self,
+        z: Tensor,
+        rows: IntArray,
+        *,
+        target: Tensor | None,  # noqa: ARG002 (no target network)
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Stats]:
+        """The two terms; logged are the shares of rows that count, and of those whose three moments are in order."""
+        config, moments = self.config, z[:, :, 0]
+        episodes = torch.from_numpy(self.material.bounds(rows[:, 0])[0]).to(z.device)
+        candidates = episodes[:, None] != episodes[None, :]
+        negatives_i = draw_negatives(candidates, config.negatives, generator)
+        negatives_k = draw_negatives(candidates, config.negatives, generator)
+        valid = torch.from_numpy(rows[:, 1] < rows[:, 2]).to(z.device)
+        loss = time_contrastive_loss(
+            moments,
+            (negatives_i, negatives_k),
+            valid=valid,
+            similarity=config.similarity,
+            temperature=config.temperature,
+        )
+        first, middle, last = moments.detach().unbind(dim=1)
+        early, late, apart = (
+            _pairs(x, y, config.similarity) for x, y in ((first, middle), (middle, last), (first, last))
+        )
+        aligned = ((early > apart) & (late > apart)).to(z.dtype)
+        return loss, {"aligned": _mean(aligned, valid), "anchors": valid.to(z.dtype).mean()}

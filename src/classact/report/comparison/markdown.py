@@ -1,0 +1,39 @@
+"""The comparison as Markdown."""
+
+from __future__ import annotations
+
+from classact.report.comparison.results import Results
+from classact.report.comparison.sheets import Sheet, sheets
+from classact.report.comparison.table import task_name
+
+
+def comparison_markdown(results: Results) -> str:
+    """All tables as Markdown: success beside the paper's, comparisons, budgets, tuning."""
+    parts = [f"# Table 1 on {task_name(results.task)}", *(sheet_markdown(sheet) for sheet in sheets(results))]
+    if notes := results.protocol.get("notes"):
+        parts.append("\n".join(["## Notes", "", *(f"- {plain(str(note))}" for note in notes)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def sheet_markdown(sheet: Sheet) -> str:
+    """One table with its heading; headings of groups are rows in bold."""
+    lines = [f"## {plain(sheet.title)}", "", _row(sheet.columns)]
+    lines.append(_row(["---" if i < sheet.names else "---:" for i in range(len(sheet.columns))], escape=False))
+    for heading, rows in sheet.groups:
+        if heading:
+            lines.append(_row([f"**{plain(heading)}**", *[""] * (len(sheet.columns) - 1)], escape=False))
+        lines += [_row(row) for row in rows]
+    for note in sheet.notes:
+        lines += ["", plain(note)]
+    return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: reasons and names come from files."""
+    for mark in "\\`*_<>|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def _row(cells: list[str], *, escape: bool = True) -> str:
+    return "| " + " | ".join(plain(cell) if escape else cell for cell in cells) + " |"

@@ -1,0 +1,205 @@
+"""The tables as rows of text, for every way to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from classact.report.comparison.costs import Budget, Tuning, budgets, tuning
+from classact.report.comparison.pairs import Pair, compare, how_compared, of_class, p_text
+from classact.report.comparison.results import Results
+from classact.report.comparison.table import (
+    Layout,
+    column_name,
+    entry_text,
+    head_line,
+    head_name,
+    layout,
+    method_name,
+    task_name,
+    who_name,
+)
+from classact.report.paper import PROTOCOL
+from classact.report.plots import duration
+
+PAPER = "paper"
+"""Heading of columns with the paper's numbers."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text.
+
+    Attributes:
+        title: of the table.
+        columns: headings; the first ``names`` of them stand over names, the others over numbers.
+        groups: headed rows of cells; an empty heading has no row of its own. Cells may hold line breaks.
+        names: how many columns hold names.
+        notes: sentences beneath.
+    """
+
+    title: str
+    columns: list[str]
+    groups: list[tuple[str, list[list[str]]]]
+    names: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no row."""
+        return not any(rows for _, rows in self.groups)
+
+
+def sheets(results: Results, *, every_pair: bool = True) -> list[Sheet]:
+    """All tables that have rows: success, comparisons, budgets, tuning."""
+    pairs = compare(results)
+    main = of_class(pairs)
+    found = [success_sheet(results), pairs_sheet(results, main, "CLASS against each method", how_compared(pairs))]
+    others = [pair for pair in pairs if pair not in main]
+    if every_pair:
+        found.append(pairs_sheet(results, others, "All other pairs", "" if main else how_compared(pairs)))
+    found += [budgets_sheet(results, budgets(results)), tuning_sheet(results, tuning(results))]
+    return [sheet for sheet in found if not sheet.empty]
+
+
+def paper_note() -> str:
+    """What the paper's numbers are."""
+    return (
+        f"“{PAPER}” is Table 1 of arXiv 2508.01600 ({PROTOCOL}): other budgets, starts and perhaps criteria, so a "
+        f"difference to it says little. For MLP and DP: without / with the head."
+    )
+
+
+def success_sheet(results: Results, criterion: str | None = None, *, between: str = "\n") -> Sheet:
+    """The table in the paper's layout."""
+    table = layout(results, criterion)
+    columns = ["method"]
+    for column, known in zip(table.columns, table.paper, strict=True):
+        columns += [column_name(results.task, column), *([PAPER] if known else [])]
+    groups = []
+    for group in table.groups:
+        rows = []
+        for who, entries in group.rows:
+            cells = [who_name(who, head=False)]
+            for entry, known in zip(entries, table.paper, strict=True):
+                cells.append(entry_text(entry, table, between=between))
+                if known:
+                    cells.append(str(entry.paper) if entry.paper else "")
+            rows.append(cells)
+        groups.append((head_name(group.head), rows))
+    notes = success_notes(results, table)
+    title = f"Success on {task_name(results.task)}" + (f" by {criterion}" if criterion else "")
+    return Sheet(title, columns, groups, notes=notes)
+
+
+def success_notes(results: Results, table: Layout) -> list[str]:
+    """What the numbers are, and why some are missing."""
+    line = head_line(results)
+    several = table.seeds is None or table.seeds > 1
+    interval = "95% Wilson intervals" + (
+        ", with several seeds bootstrap intervals over starts, which say nothing about other seeds" if several else ""
+    )
+    notes = [f"{line[0].upper()}{line[1:]}. {interval}."]
+    if any(table.paper):
+        notes.append(paper_note())
+    return notes + [f"[{i}] {reason[0].upper()}{reason[1:].rstrip('.')}." for i, reason in enumerate(table.notes, 1)]
+
+
+def pairs_sheet(results: Results, pairs: Sequence[Pair], title: str, how: str) -> Sheet:
+    """Comparisons by condition and head."""
+    groups = []
+    for (column, head), found in groupby(pairs, key=lambda pair: (pair.column, pair.first.head)):
+        rows = [
+            [
+                f"{who_name(pair.first, head=False)} – {who_name(pair.second, head=False)}",
+                pair.verdict,
+                difference_text(pair),
+                f"{pair.won} : {pair.lost}",
+                str(pair.starts),
+                p_text(pair.p),
+                p_text(pair.adjusted),
+            ]
+            for pair in found
+        ]
+        groups.append((f"{head_name(head)}, {column_name(results.task, column)}", rows))
+    columns = ["first – second", "the first is", "difference", "won : lost", "starts", "p", "p (Holm)"]
+    return Sheet(title, columns, groups, names=2, notes=[how] if how else [])
+
+
+def difference_text(pair: Pair) -> str:
+    """``+0.31 [+0.20, +0.42]``."""
+    d = pair.difference
+    return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
+
+
+def budgets_sheet(results: Results, rows: Sequence[Budget]) -> Sheet:
+    """What each number cost."""
+    groups = []
+    for (column, head), found in groupby(rows, key=lambda row: (row.column, row.who.head)):
+        groups.append((f"{head_name(head)}, {column_name(results.task, column)}", [_budget(row) for row in found]))
+    columns = ["method", "images", "training", "in all", "rate", "τ", "k", "median ms", "p95 ms", "mean score"]
+    notes = ["Means over seeds."] if any(row.seeds > 1 for row in rows) else []
+    if budget := results.protocol.get("budget_images"):
+        notes.append(f"The budget of a training is {int(budget):,} images; where it is another, its share is said.")
+    notes.append("“In all” is with preparation and evaluation; milliseconds are of one decision.")
+    if any(row.score is not None for row in rows):
+        notes.append("The score of a start is the largest coverage that was reached.")
+    kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for _, group in groups for row in group)]
+    return Sheet(
+        "What it cost",
+        [columns[i] for i in kept],
+        [(heading, [[row[i] for i in kept] for row in group]) for heading, group in groups],
+        notes=[" ".join(notes)],
+    )
+
+
+def _budget(row: Budget) -> list[str]:
+    images = "" if row.images is None else f"{row.images:,.0f}" if row.images else "none"
+    if row.share and abs(row.share - 1) > 0.005:
+        images += f" ({100 * row.share:.0f}%)"
+    return [
+        who_name(row.who, head=False),
+        images,
+        "" if row.seconds is None else duration(row.seconds),
+        "" if row.total is None else duration(row.total),
+        row.rate,
+        row.tau,
+        row.k,
+        "" if row.latency is None else f"{row.latency:.3g}",
+        "" if row.p95 is None else f"{row.p95:.3g}",
+        "" if row.score is None else f"{row.score:.2f}",
+    ]
+
+
+def tuning_sheet(results: Results, found: Sequence[Tuning]) -> Sheet:
+    """The search for learning rates."""
+    groups = []
+    for search in found:
+        rows = [
+            [
+                "none" if row.rate is None else f"{row.rate:g}",
+                (f"chosen, the {search.edge} tried" if search.edge else "chosen") if row.chosen else "",
+                "" if row.images is None else f"{row.images:,}",
+                f"{row.successes} of {row.starts}",
+                f"[{row.low:.2f}, {row.high:.2f}]",
+                "" if row.score is None else f"{row.score:.3f}",
+            ]
+            for row in search.tried
+        ]
+        names = method_name(search.method), head_name(search.head), column_name(results.task, search.column)
+        groups.append((", ".join(filter(None, names)), rows))
+    columns = ["learning rate", "", "images", "success", "95%", "mean score"]
+    notes = [_grid_note(results)] if groups else []
+    return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes)
+
+
+def _grid_note(results: Results) -> str:
+    found, text = results.protocol.get("grid") or {}, "Each rate was tried"
+    if found.get("images"):
+        text += f" with {int(found['images']):,} images"
+    if found.get("starts") and found.get("first_seed") is not None:
+        text += f", on {found['starts']} starts from seed {found['first_seed']} on"
+        if (first := results.protocol.get("first_seed")) is not None:
+            text += f" (those of the table begin at {first})"
+    return f"{text}. Where the lowest or the highest rate was chosen, a better one may lie beyond."

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from classact.bench import latency
+from classact.errors import ConfigError
+from classact.report import paper
+from classact.report.paper import HEADS, SHIFTS, TABLE_1, TASKS, PaperCell, paper_cell, paper_methods, shift_name
+
+
+def test_every_row_and_column_is_there() -> None:
+    rows = {
+        "rep": ["imagenet", "r3m", "tcn", "byol", "dynamo", "class"],
+        "mlp": ["imagenet", "class"],
+        "dp": ["random", "imagenet", "r3m", "tcn", "byol", "dynamo", "equivar", "class"],
+    }
+    empty = {(task, s, "equivar", "dp") for task in ("aloha-transfer", "pusht") for s in SHIFTS}
+    wanted = {(t, s, m, h) for h, methods in rows.items() for m in methods for t in TASKS for s in SHIFTS} - empty
+    assert set(TABLE_1) == wanted
+    assert len(TABLE_1) == 16 * 10 - 4
+    for head in HEADS:
+        assert paper_methods("square", head) == rows[head]
+    assert paper_methods("pusht", "dp") == [m for m in rows["dp"] if m != "equivar"]
+    assert paper_methods("nowhere", "dp") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "cell"),
+    [
+        (("pusht", "fixed", "class", "rep"), (0.85, None)),
+        (("pusht", "rand", "class", "rep"), (0.66, None)),
+        (("pusht", "rand", "class", "mlp"), (0.69, 0.64)),
+        (("pusht", "fixed", "tcn", "dp"), (0.69, 0.96)),
+        (("square", "rand", "class", "dp"), (0.64, 0.68)),
+        (("three-stack", "fixed", "equivar", "dp"), (0.43, 0.95)),
+        (("aloha-transfer", "rand", "dynamo", "dp"), (0.17, 0.23)),
+        (("libero-object", "fixed", "byol", "rep"), (0.92, None)),
+        (("libero-object", "rand", "random", "dp"), (0.57, 0.04)),
+        (("three-stack", "rand", "imagenet", "mlp"), (0.05, 0.36)),
+    ],
+)
+def test_cells_as_read_a_second_time(key: tuple[str, str, str, str], cell: tuple[float, float | None]) -> None:
+    assert paper_cell(*key) == PaperCell(*cell)
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "shifts", "mean"),
+    [
+        ("class", "rep", SHIFTS, 0.83),
+        ("class", "dp", SHIFTS, 0.91),
+        ("imagenet", "mlp", SHIFTS, 0.63),
+        ("class", "mlp", ("rand",), 0.76),
+        ("class", "dp", ("rand",), 0.85),
+        ("imagenet", "mlp", ("rand",), 0.32),
+        ("tcn", "dp", ("rand",), 0.57),
+    ],
+)
+def test_means_that_the_paper_states(method: str, head: str, shifts: tuple[str, ...], mean: float) -> None:
+    """Section 5.4 gives these means of whole rows; they would not come out with a cell misread."""
+    cells = [TABLE_1[task, shift, method, head] for task in TASKS for shift in shifts]
+    values = [cell.retrieval if cell.head is None else cell.head for cell in cells]
+    assert np.mean(values) == pytest.approx(mean, abs=0.00501)
+
+
+def test_heads_have_two_numbers_and_representations_one() -> None:
+    assert all((cell.head is None) == (head == "rep") for (_, _, _, head), cell in TABLE_1.items())
+    assert all(0 <= v <= 1 for cell in TABLE_1.values() for v in (cell.retrieval, cell.head) if v is not None)
+    assert str(paper_cell("pusht", "rand", "class", "mlp")) == "0.69 / 0.64"
+    assert str(paper_cell("pusht", "rand", "class", "rep")) == "0.66"
+    assert paper_cell("pusht", "rand", "equivar", "dp") is None
+
+
+def test_inference_times_are_those_of_the_latency_benchmark() -> None:
+    names = {"rep": "retrieval", "mlp": "mlp", "dp": "diffusion"}
+    assert {names[head]: ms for head, ms in paper.INFERENCE_MS.items()} == latency.PAPER
+
+
+def test_names_of_columns() -> None:
+    assert [shift_name("pusht", s) for s in SHIFTS] == ["Fixed-Color", "Rand-Color"]
+    assert [shift_name("square", s) for s in SHIFTS] == ["Fixed-Cam", "Dyn-Cam"]
+    assert shift_name("mine", "rand") == "Rand"
+    with pytest.raises(ConfigError, match="unknown shift 'none': available are 'fixed', 'rand'"):
+        shift_name("pusht", "none")

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_comparison import HEADS, cell, results, write_fake_comparison
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from classact.report.comparison import Results, comparison_markdown, comparison_text, read_results
+from classact.report.comparison.costs import budgets, tuning
+from classact.report.comparison.pairs import compare, how_compared, of_class, p_text
+from classact.report.comparison.sheets import sheets, success_sheet
+from classact.report.comparison.table import (
+    Column,
+    Entry,
+    Who,
+    column_name,
+    column_order,
+    entry_text,
+    layout,
+    method_name,
+    method_order,
+    ordered,
+)
+from classact.statistics import holm, mcnemar_p, paired_difference, sign_flip_p, success_over_seeds, wilson_interval
+from classact.storage import write_json
+
+FIXED, RAND = Column("fixed"), Column("rand")
+
+
+def read(tmp_path: Path, value: dict[str, Any]) -> Results:
+    write_json(tmp_path / "r.json", value)
+    return read_results(tmp_path / "r.json")
+
+
+def of(*cells: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A results file of these cells."""
+    return results() | {"cells": {f"c{i}": row for i, row in enumerate(cells)}, "tuning": []} | changes
+
+
+def won(row: dict[str, Any], outcomes: list[int], starts: list[int] | None = None, **changes: Any) -> dict[str, Any]:
+    """A cell with these outcomes."""
+    starts = starts or list(range(len(outcomes)))
+    return row | {"starts": starts, "success": {"coverage>0.90": outcomes}, "score": [], **changes}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return read_results(write_fake_comparison(tmp_path_factory.mktemp("whole"), folders=False))
+
+
+def entry_of(found: Results, who: Who, column: Column) -> Entry:
+    table = layout(found)
+    group = next(g for g in table.groups if g.head == who.head)
+    return dict(group.rows)[who][table.columns.index(column)]
+
+
+def test_layout_is_the_papers(whole: Results) -> None:
+    table = layout(whole)
+    assert [group.head for group in table.groups] == ["rep", "mlp", "dp"]
+    assert table.columns == [FIXED, RAND, Column("rand", "hsv")]
+    assert table.paper == [True, True, False]
+    rows = [(who.method, who.variant) for who, _ in table.groups[0].rows]
+    assert rows == [
+        *[("random", ""), ("imagenet", ""), ("r3m", ""), ("tcn", ""), ("tcn", "4x budget"), ("byol", "")],
+        *[("dynamo", ""), ("inverse-dynamics", ""), ("class", ""), ("class+0.1*byol", "")],
+    ]
+    assert [who.method for who, _ in table.groups[2].rows][-1] == "class"
+
+
+def test_rates_intervals_and_paper_stand_side_by_side(whole: Results) -> None:
+    entry = entry_of(whole, Who("rep", "class"), FIXED)
+    row = next(c for c in whole.cells if (c.method, c.head, c.shift) == ("class", "rep", "fixed"))
+    wins = sum(row.success["coverage>0.90"])
+    assert entry.estimate is not None
+    assert (entry.estimate.low, entry.estimate.high) == wilson_interval(wins, 100)
+    assert (entry.successes, entry.trials, entry.seeds, entry.starts) == (wins, 100, 1, 100)
+    assert str(entry.paper) == "0.85"
+    assert str(entry_of(whole, Who("dp", "class"), RAND).paper) == "0.69 / 0.70"
+    assert entry_of(whole, Who("dp", "class"), Column("rand", "hsv")).paper is None
+    assert entry_of(whole, Who("rep", "tcn", "4x budget"), RAND).paper is None
+
+
+def test_missing_cells_say_why(whole: Results) -> None:
+    assert entry_of(whole, Who("rep", "r3m"), FIXED).reason == "the weights cannot be downloaded without a network"
+    assert entry_of(whole, Who("dp", "equivar"), FIXED).reason == "not run yet"
+    assert entry_of(whole, Who("dp", "byol"), FIXED).reason == "not part of this grid"  # a row of the paper alone
+    table = layout(whole)
+    assert len(table.notes) == 3
+    assert entry_text(entry_of(whole, Who("rep", "r3m"), FIXED), table) == "– [2]"
+
+
+def test_the_highest_of_a_head_and_column_is_marked(whole: Results) -> None:
+    table = layout(whole)
+    for group, i in itertools.product(table.groups, range(len(table.columns))):
+        values = {who: e[i].estimate.value for who, e in group.rows if e[i].estimate}  # type: ignore[union-attr]
+        best = {who for who, e in group.rows if e[i].best}
+        assert best == {who for who, value in values.items() if value == max(values.values())}
+
+
+def test_fewer_demonstrations_are_not_of_the_table(tmp_path: Path) -> None:
+    many, few = cell("class", "rep", "fixed"), cell("class", "rep", "fixed", demonstrations=25)
+    assert entry_of(read(tmp_path, of(few, many)), Who("rep", "class"), FIXED).seeds == 1
+
+
+def test_seeds_share_their_starts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = (rng.random((3, 40)) < 0.5).astype(int)
+    rows = [won(cell("class", "rep", "fixed", seed=s), o.tolist()) for s, o in enumerate(outcomes)]
+    found = read(tmp_path, of(*rows))
+    entry = entry_of(found, Who("rep", "class"), FIXED)
+    assert entry.estimate == success_over_seeds(outcomes, np.random.default_rng(0))
+    assert (entry.seeds, entry.starts, entry.trials) == (3, 40, 120)
+    assert layout(found).seeds == 3
+    # Of other starts, only the shared ones count.
+    shifted = won(rows[2], outcomes[2].tolist(), starts=list(range(30, 70)))
+    assert entry_of(read(tmp_path, of(*rows[:2], shifted)), Who("rep", "class"), FIXED).starts == 10
+    apart = won(rows[2], outcomes[2].tolist(), starts=list(range(40, 80)))
+    entry = entry_of(read(tmp_path, of(*rows[:2], apart)), Who("rep", "class"), FIXED)
+    assert (entry.estimate, entry.reason) == (None, "its trainings were not tried on the same starts")
+
+
+def test_seeds_are_said_where_they_differ(tmp_path: Path) -> None:
+    rows = [cell("class", "rep", "fixed", seed=s) for s in range(3)] + [cell("tcn", "rep", "fixed")]
+    found = read(tmp_path, of(*rows))
+    text = comparison_markdown(found)
+    assert "] 3 seeds" in text.replace("\\", "")
+    assert "] 1 seed " in text.replace("\\", "")
+
+
+def test_pairs_are_mcnemar_on_shared_starts(tmp_path: Path) -> None:
+    a = won(cell("class", "rep", "fixed"), [1] * 12 + [0] * 4 + [1] * 4)
+    b = won(cell("tcn", "rep", "fixed"), [0] * 12 + [1] * 2 + [0] * 2 + [1] * 4)
+    longer = won(cell("byol", "rep", "fixed"), [0] * 30)
+    pairs = compare(read(tmp_path, of(b, a, longer)))
+    names = [(p.first.method, p.second.method) for p in pairs]
+    assert names == [("tcn", "byol"), ("class", "tcn"), ("class", "byol")]
+    pair = pairs[1]
+    assert (pair.won, pair.lost, pair.starts) == (12, 2, 20)
+    assert pair.p == mcnemar_p(12, 2)
+    assert pair.mid_p == mcnemar_p(12, 2, mid_p=True)
+    assert pair.difference == paired_difference(12, 2, 20)
+    assert pair.verdict == "better"
+
+
+def test_pairs_are_within_columns_and_corrected_for_all(whole: Results) -> None:
+    pairs = compare(whole)
+    table = layout(whole)
+    expected = 0
+    for group, i in itertools.product(table.groups, range(len(table.columns))):
+        n = sum(e[i].estimate is not None for _, e in group.rows)
+        expected += n * (n - 1) // 2
+    assert len(pairs) == expected
+    assert all(p.first.head == p.second.head and p.first != p.second for p in pairs)
+    assert [p.adjusted for p in pairs] == pytest.approx(holm([p.p for p in pairs]))
+    for p in pairs:
+        side = "better" if p.difference.value > 0 else "worse"
+        assert p.verdict == (side if p.adjusted < 0.05 else "not distinguishable")
+    main = of_class(pairs)
+    assert {(p.second.method, p.column) for p in main if p.first.head == "dp"} >= {("tcn", FIXED), ("random", RAND)}
+    assert not any(p.second == Who(p.second.head, "class") for p in pairs)
+    assert f"all {len(pairs)} pairs" in how_compared(pairs)
+
+
+def test_pairs_of_several_seeds_use_the_sign_flip_test(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    a, b = (rng.random((3, 30)) < 0.8).astype(int), (rng.random((2, 30)) < 0.5).astype(int)
+    rows = [won(cell("class", "dp", "rand", seed=s), o.tolist()) for s, o in enumerate(a)]
+    rows += [won(cell("random", "dp", "rand", seed=s), o.tolist()) for s, o in enumerate(b)]
+    (pair,) = compare(read(tmp_path, of(*rows)))
+    ahead = 2 * a.sum(axis=0) - 3 * b.sum(axis=0)
+    assert pair.p == pytest.approx(sign_flip_p(ahead))
+    assert (pair.won, pair.lost) == (int((ahead > 0).sum()), int((ahead < 0).sum()))
+    assert pair.difference.value == pytest.approx(a.mean() - b.mean())
+    assert (pair.seeds, pair.mid_p) == ((3, 2), None)
+    assert "sign-flip" in how_compared([pair])
+
+
+def test_without_shared_starts_there_is_no_pair(tmp_path: Path) -> None:
+    a = won(cell("class", "rep", "fixed"), [1, 0], starts=[1, 2])
+    b = won(cell("tcn", "rep", "fixed"), [1, 0], starts=[3, 4])
+    assert compare(read(tmp_path, of(a, b))) == []
+
+
+def test_budgets(whole: Results) -> None:
+    rows = {(row.who, row.column): row for row in budgets(whole)}
+    done = sum(e.estimate is not None for g in layout(whole).groups for _, row in g.rows for e in row)
+    assert len(rows) == done
+    more = rows[Who("rep", "tcn", "4x budget"), RAND]
+    assert (more.images, more.share) == (2_000_000, 4.0)
+    assert (more.rate, more.tau, more.k) == ("0.0001", "0.001", "64")
+    none = rows[Who("rep", "random"), FIXED]
+    assert (none.images, none.rate) == (0, "")
+    assert rows[Who("dp", "class"), FIXED].latency == 38.0
+    text = comparison_markdown(whole)
+    assert "2,000,000 (400%)" in text
+
+
+def test_budgets_are_means_over_seeds(tmp_path: Path) -> None:
+    rows = [cell("class", "rep", "fixed", seed=s) | {"training_seconds": 100.0 * (s + 1), "tau": s} for s in (0, 1)]
+    (row,) = budgets(read(tmp_path, of(*rows)))
+    assert (row.seconds, row.tau, row.seeds, row.latency) == (150.0, "0 or 1", 2, 4.2)
+
+
+def test_tuning_says_where_the_best_is_at_the_edge(whole: Results) -> None:
+    found = {search.method: search for search in tuning(whole)}
+    assert list(found) == ["tcn", "class"]
+    assert (found["tcn"].edge, found["class"].edge) == ("highest", "")
+    chosen = next(row for row in found["class"].tried if row.chosen)
+    assert (chosen.rate, chosen.successes, chosen.starts) == (1e-4, 30, 50)
+    assert (chosen.low, chosen.high) == wilson_interval(30, 50)
+    assert "chosen, the highest tried" in comparison_markdown(whole)
+
+
+def test_markdown_tables_are_rectangular_and_hold_the_numbers(whole: Results) -> None:
+    text = comparison_markdown(whole)
+    width = None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            width = None
+            continue
+        cells = line.replace("\\|", "").count("|")
+        assert width in (None, cells)
+        width = cells
+    entry = entry_of(whole, Who("rep", "class"), FIXED)
+    assert entry.estimate is not None
+    e = entry.estimate
+    assert f"| CLASS | {e.value:.2f} [{e.low:.2f}, {e.high:.2f}] | 0.85 |" in text
+    assert "**Rep-Only**" in text
+    assert "ResNet-18" in text
+    for title in ("Success on Push-T", "CLASS against each method", "What it cost", "How learning rates were chosen"):
+        assert f"## {title}" in text
+    assert "Encoders start from random weights" in text
+
+
+def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
+    rows = [cell("class", "rep", "fixed"), cell("tcn", "rep", "fixed") | {"method": "a|b<script>*"}]
+    text = comparison_markdown(read(tmp_path, of(*rows)))
+    assert "<script>" not in text.replace("\\<script\\>", "")
+    assert "a\\|b\\<script\\>" in text
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_terminal_shows_all_rows_whole(whole: Results, width: int) -> None:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False).print(comparison_text(whole))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "DynaMo" in text
+    assert "without / with the head" in " ".join(text.split())
+    assert "[bold]" not in text
+    if width >= 110:
+        e = entry_of(whole, Who("rep", "class"), FIXED).estimate
+        assert e is not None
+        assert f"[{e.low:.2f}, {e.high:.2f}]" in text
+
+
+def test_other_criteria_have_tables_of_their_own(whole: Results) -> None:
+    sheet = success_sheet(whole, "iou>0.90", between=" ")
+    assert sheet.title == "Success on Push-T by iou>0.90"
+    own = next(c for c in whole.cells if (c.method, c.head, c.shift) == ("tcn", "rep", "fixed"))
+    rate = sum(own.success["iou>0.90"]) / 100
+    assert any(row[0] == "TCN" and row[1].startswith(f"{rate:.2f} [") for _, rows in sheet.groups for row in rows)
+
+
+def test_nothing_is_done_yet(tmp_path: Path) -> None:
+    rows = [cell(m, h, "fixed") | {"status": "planned"} for h, ms in HEADS.items() for m in ms]
+    found = read(tmp_path, of(*rows))
+    titles = [sheet.title for sheet in sheets(found)]
+    assert titles == ["Success on Push-T"]
+    assert "not run yet" in comparison_markdown(found).lower()
+    assert comparison_markdown(read(tmp_path, of())).startswith("# Table 1 on Push-T")
+
+
+def test_other_tasks_have_no_numbers_of_the_paper(tmp_path: Path) -> None:
+    rows = [cell("class", "rep", "fixed"), cell("class", "rep", "rand") | {"shift": "fog"}]
+    found = read(tmp_path, of(*rows, task="my-task"))
+    table = layout(found)
+    assert table.paper == [False, False]
+    assert [column_name("my-task", c) for c in table.columns] == ["Fixed", "fog"]
+    assert "arXiv 2508.01600" not in comparison_markdown(found)
+
+
+def test_names_and_orders() -> None:
+    assert method_name("class+0.1*byol") == "CLASS + 0.1 VINN (BYOL)"
+    assert method_name("new-one") == "new-one"
+    assert method_order(["class+tcn", "class", "new", "dynamo", "random"]) == [
+        *("random", "dynamo", "new", "class", "class+tcn")
+    ]
+    assert column_order([Column("rand", "hsv"), RAND, Column("fixed", "hsv"), FIXED]) == [
+        *(FIXED, RAND, Column("fixed", "hsv"), Column("rand", "hsv"))
+    ]
+    assert [p_text(p) for p in (0.0001, 0.0123, 0.25, 1.0)] == ["< 0.001", "0.012", "0.25", "1.00"]
+
+
+whos = st.builds(
+    Who, st.sampled_from(["dp", "rep", "x"]), st.sampled_from(["class", "tcn", "q"]), st.sampled_from(["", "v"])
+)
+columns = st.builds(Column, st.sampled_from(["rand", "fixed", "fog"]), st.sampled_from(["none", "hsv"]))
+
+
+@given(st.sets(st.tuples(whos, columns)), st.booleans())
+def test_order_keeps_all_and_keeps_groups_together(keys: set[tuple[Who, Column]], by_column: bool) -> None:
+    found = ordered(sorted(keys), by_column=by_column)
+    assert sorted(found) == sorted(keys)
+    groups = [(who.head, column if by_column else who) for who, column in found]
+    assert len(set(groups)) == len(list(itertools.groupby(groups)))
