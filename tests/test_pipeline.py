@@ -14,8 +14,11 @@ import fakes
 from classact import analysis, pipeline, rollout
 from classact.actions import ActionSpace
 from classact.checkpoints import list_checkpoints
+from classact.encoders import ImageEncoder
 from classact.errors import ConfigError, DataError, StorageError
+from classact.objectives import objective_config
 from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
+from classact.presets import with_objective
 from classact.readers import read_demonstrations
 from classact.recording import evaluation_name
 from classact.runs import Run
@@ -74,6 +77,48 @@ def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run
     assert card["settings"]["pretrain"]["encoder"]["width"] == 0.25
     assert {"images", "pre-training", "evaluate class", "evaluate state"} <= card["timings"].keys()
     assert {"python", "torch", "numpy"} <= card["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    ("objective", "label", "title"),
+    [
+        ("byol", "byol", "VINN"),
+        ("class+0.1*inverse-dynamics", "class+0.1*inverse-dynamics", "CLASS + Inverse dynamics"),
+        ("none", "random", "none"),
+    ],
+)
+def test_another_objective_is_trained_evaluated_and_named(
+    objective: str, label: str, title: str, data: Path, tmp_path: Path
+) -> None:
+    made = config(data, baselines=False)
+    pretrain = with_objective(made.pretrain, objective_config(objective))
+    done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert list(done.evaluate()) == [label]
+    rows = done.run.read_summary()
+    assert {row["encoder"] for row in rows} == {label}
+    assert {row["evaluation"] for row in rows} == {evaluation_name("retrieval", label, "fixed-color")}
+    card = done.run.read_config()
+    assert card["title"] == title
+    assert ("pre-training" in card["timings"]) == (objective != "none")
+    assert done.run.train_log.exists() == (objective != "none")
+    # Action similarity is measured where it is learned from, and nowhere else.
+    assert (done.run.analysis / "similarity.json").exists() == objective.startswith("class")
+    # What is there is used again, and another objective is refused.
+    again = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert again.policy().bank.shape == done.policy().bank.shape
+    other = replace(made, pretrain=with_objective(made.pretrain, objective_config("tcn")))
+    with pytest.raises(ConfigError, match="was started with settings.pretrain"):
+        Pipeline(Run(tmp_path), other, quiet=True)
+    # Evaluations of a saved run find its label, too.
+    row = evaluate_run(done.run, episodes=1, workers=1, quiet=True)[0]
+    assert row["encoder"] == f"{label}-episodes1"
+
+
+def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_path: Path) -> None:
+    made = config(data, baselines=False)
+    pretrain = with_objective(made.pretrain, objective_config("none"))
+    encoder = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True).pretrain()
+    assert fakes.equal(encoder, ImageEncoder(encoder.config, seed=made.pretrain.seed))
 
 
 def test_the_second_call_trains_nothing_and_gives_the_same(

@@ -4,7 +4,8 @@ import pytest
 
 from classact.encoders import ImageEncoder
 from classact.errors import ConfigError
-from classact.presets import PRESETS, default_preset, get_preset
+from classact.objectives import OBJECTIVES, images_per_anchor, objective_config
+from classact.presets import PRESETS, default_preset, get_preset, with_objective
 from classact.sims import SIMULATORS
 
 # Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
@@ -123,3 +124,44 @@ def test_every_preset_is_for_a_simulator_that_there_is(name: str) -> None:
     if name.startswith("paper-") and preset.simulator != "pusht":
         camera = "top" if preset.simulator == "aloha-transfer" else "agentview"
         assert (preset.render_size, preset.pretrain.encoder.cameras) == (256, (camera,))
+
+
+# Other objectives
+
+C_1 = {"tcn": (64, 200, 1e-4), "byol": (64, 200, 1e-4), "dynamo": (64, 40, 1e-4)}
+"""Appendix C.1: batch size, epochs, learning rate."""
+
+
+@pytest.mark.parametrize("name", C_1)
+def test_baselines_of_the_paper(name: str) -> None:
+    made = with_objective(get_preset("paper-square").pretrain, objective_config(name))
+    assert (made.batch_size, made.epochs, made.optimizer.learning_rate) == C_1[name]
+    shared = (made.optimizer.clip_norm, made.optimizer.warmup_steps, made.optimizer.ema_power)
+    assert shared == (0.5, 500, 0.75)  # table 3
+    assert (made.optimizer.name, made.encoder.init) == ("adamw", "imagenet")
+    assert isinstance(made.objective, OBJECTIVES[name].config)
+
+
+def test_dynamo_has_table_6() -> None:
+    config = objective_config("dynamo")
+    assert (config.context, config.latent_dim) == (5, 32)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "class+0.1*inverse-dynamics"])
+def test_on_a_cpu_all_objectives_see_as_many_images(name: str) -> None:
+    plain = get_preset("pusht-cpu").pretrain
+    made = with_objective(plain, objective_config(name))
+    steps = made.steps(25_650)
+    seen = steps * made.batch_size * images_per_anchor(made.objective)
+    if name != "none":
+        assert 20 * 25_650 <= seen < 20 * 25_650 + made.batch_size * images_per_anchor(made.objective)
+    assert made.encoder == plain.encoder
+    assert made.augment == plain.augment
+
+
+def test_class_stays_as_it_was() -> None:
+    plain = get_preset("pusht-cpu").pretrain
+    assert with_objective(plain, objective_config("class")) == plain
+    hard = with_objective(plain, objective_config("class", ["weighting=hard"]))
+    assert hard.optimizer == plain.optimizer
+    assert (hard.epochs, hard.batch_size) == (plain.epochs, plain.batch_size)

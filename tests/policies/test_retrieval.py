@@ -112,6 +112,46 @@ def test_a_demonstrated_moment_is_its_own_nearest(kind: str) -> None:
     assert_allclose(chunk[3], np.repeat(data.actions[119:], 16, axis=0), atol=0.5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_proprioception_is_weighted_before_latents_are_scaled_to_length_1(weight: float, tmp_path: Path) -> None:
+    data, plain = fakes.demonstrations(), policy("image")
+    plain.save(tmp_path / "policy")
+    made = RetrievalPolicy.load(tmp_path / "policy", proprioception_weight=weight)
+    assert isinstance(plain.latents, ImageLatents)
+    encoder, lowdim = plain.latents.encoder, plain.latents.lowdim
+
+    def weighted(features: np.ndarray, rest: np.ndarray) -> np.ndarray:
+        joined = np.concatenate([features, weight * rest], axis=1)
+        return joined / np.linalg.norm(joined, axis=1, keepdims=True)
+
+    seen = observations()
+    bank = weighted(encoder.encode(data.images["top"]), lowdim.demonstrations(data))
+    z = weighted(encoder.encode(np.stack([o.images["top"] for o in seen])), lowdim.observations(seen))
+    found = made.decide(seen).neighbors
+    assert found is not None
+    expected = -np.sort(-(z @ bank.T), axis=1)[:, :6]
+    assert_allclose(found.cosine, expected, atol=1e-5)
+    assert_allclose(made.search(plain.latents.observations(seen)).cosine, expected, atol=1e-5)
+    assert_array_equal(made.bank, plain.bank)  # what is saved stays the paper's
+    left = made.calibrate().maxima
+    assert not np.allclose(left, plain.calibrate().maxima)
+
+
+def test_a_weight_needs_proprioception_and_another_calibration(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match="expected a finite proprioception_weight >= 0, got -1"):
+        replace(CONFIG, proprioception_weight=-1.0)
+    with pytest.raises(ConfigError, match="kind 'state'. Leave it at 1"):
+        policy("state", replace(CONFIG, proprioception_weight=2.0))
+    made = policy("image")
+    made.calibrate()
+    made.save(tmp_path / "policy")
+    with caplog.at_level(logging.WARNING):
+        assert RetrievalPolicy.load(tmp_path / "policy", proprioception_weight=2.0).calibration is None
+    assert "calibrated with proprioception_weight 1.0" in caplog.text
+
+
 def test_chunks_of_short_episodes_repeat_their_last_action() -> None:
     data = fakes.demonstrations(lengths=(3, 1, 20))
     made = RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=2, chunk_length=4))

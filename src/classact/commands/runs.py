@@ -124,6 +124,10 @@ class RunArguments(EngineArguments):
         int | None,
         tyro.conf.arg(help="Retrieve no moment with fewer demonstrated actions left (1: all). Default: the preset's."),
     ] = None
+    proprioception_weight: Annotated[
+        float | None,
+        tyro.conf.arg(help="Of proprioception beside image features (1: the paper). Default: the preset's."),
+    ] = None
     cameras: Annotated[
         tuple[str, ...] | None, tyro.conf.arg(help="Views that the encoder reads. Default: the preset's.")
     ] = None
@@ -242,6 +246,7 @@ def run_config(arguments: RunArguments) -> Any:
             k=arguments.k,
             temperature=arguments.temperature,
             min_actions=arguments.min_actions,
+            proprioception_weight=arguments.proprioception_weight,
             search=arguments.search,
         ),
         frames=replace(config.frames, source=arguments.frames, workers=arguments.workers),
@@ -318,6 +323,9 @@ class Evaluate:
     k: Annotated[int | None, tyro.conf.arg(help="Neighbours averaged. Default: as saved.")] = None
     temperature: Annotated[float | None, tyro.conf.arg(help="tau_nn. Default: as saved.")] = None
     chunk_length: Annotated[int | None, tyro.conf.arg(help="T_a. Default: as saved.")] = None
+    proprioception_weight: Annotated[
+        float | None, tyro.conf.arg(help="Of proprioception beside image features. Default: as saved.")
+    ] = None
     scheduler: Annotated[
         str | None, tyro.conf.arg(help="Sampler of a diffusion head: ddim or ddpm. Default: as saved.")
     ] = None
@@ -339,7 +347,7 @@ def evaluate(arguments: Evaluate) -> None:
     from classact.pipeline import evaluate_run
     from classact.runs import Run
 
-    names = ("k", "temperature", "chunk_length", "scheduler", "inference_steps")
+    names = ("k", "temperature", "chunk_length", "proprioception_weight", "scheduler", "inference_steps")
     overrides = {name: getattr(arguments, name) for name in names}
     rows = evaluate_run(
         Run(arguments.run),

@@ -75,7 +75,8 @@ class Combined(Objective):
         self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """Each part's loss on its own columns and views; they are logged as NAME_loss, other figures as NAME_FIGURE."""
-        total, stats, column = z.new_zeros(()), {}, 1
+        total, column = z.new_zeros(()), 1
+        stats: Stats = {}
         for part, weight, name in zip(self._parts, self.config.weights, self.names, strict=True):
             columns = [0, *range(column, column + part.companions)]
             column += part.companions

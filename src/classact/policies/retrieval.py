@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from classact.actions import ActionSpace
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.machine import check_device
 from classact.policies.base import Decision, Moment, as_histories
-from classact.policies.latents import ImageLatents, Latents, load, warm_up
+from classact.policies.latents import ImageLatents, Latents, load, unit, warm_up
 from classact.policies.novelty import (
     HELD_OUT,
     LEFT_OUT,
@@ -50,6 +51,9 @@ class RetrievalConfig:
         min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
             more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
             last chunks are mostly the repeated last action.
+        proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
+            length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
+            count. Does not touch the encoder, so it can be changed on a saved policy.
         search: how neighbours are searched, see :func:`classact.policies.search.make_search`. A computing choice: all
             but approximate indexes find the same to rounding.
     """
@@ -59,11 +63,14 @@ class RetrievalConfig:
     chunk_length: int = 16
     horizon: int = 16
     min_actions: int = 1
+    proprioception_weight: float = 1.0
     search: str = "auto"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not self.temperature > 0:
             raise ConfigError(f"expected k >= 1 and temperature > 0, got k {self.k} and {self.temperature}.")
+        if not 0 <= self.proprioception_weight < math.inf:
+            raise ConfigError(f"expected a finite proprioception_weight >= 0, got {self.proprioception_weight}.")
         if not 1 <= self.min_actions <= self.horizon:
             raise ConfigError(
                 f"expected 1 <= min_actions <= horizon, got min_actions {self.min_actions}, horizon {self.horizon}."
@@ -151,6 +158,14 @@ class RetrievalPolicy:
                 f"{len(self._rows)}. Calibrate again."
             )
         self.calibration = calibration
+        self._weighted = 0  # last columns of a latent that are weighted
+        if config.proprioception_weight != 1:
+            if not isinstance(latents, ImageLatents):
+                raise ConfigError(
+                    f"proprioception_weight {config.proprioception_weight:g} weighs proprioception against image "
+                    f"features, but these latents are of kind {latents.kind!r}. Leave it at 1."
+                )
+            self._weighted = latents.lowdim.dim
         self.device = torch.device("cpu")
         self._search = self._make_search()
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
@@ -221,12 +236,20 @@ class RetrievalPolicy:
         return make_search(self._moments(), self.config.search, device=self.device, ties=ties)
 
     def _moments(self) -> FloatArray:
-        """(R, d) what may be retrieved; the bank itself where all may."""
-        return self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows]
+        """(R, d) what may be retrieved, as it is compared; the bank itself where all may."""
+        return self._weigh(self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows])
+
+    def _weigh(self, z: FloatArray) -> FloatArray:
+        """(B, d) unit latents -> those that are compared: proprioception weighted, length 1 again."""
+        if not self._weighted:
+            return z
+        z = z.copy()
+        z[:, -self._weighted :] *= self.config.proprioception_weight
+        return unit(z)
 
     def search(self, z: FloatArray) -> Neighbors:
         """The k nearest bank rows of (B, d) unit latents by cosine similarity."""
-        return self._neighbors(*self._search.search(z, self.config.k))
+        return self._neighbors(*self._search.search(self._weigh(z), self.config.k))
 
     def _neighbors(self, nearest: IntArray, cosine: FloatArray) -> Neighbors:
         weights = torch.softmax(torch.from_numpy(cosine) / self.config.temperature, dim=1)
@@ -270,7 +293,7 @@ class RetrievalPolicy:
             search, ends = self._search, self.episode_ends
             if not isinstance(search, ExactSearch):
                 search = ExactSearch(self._moments(), device=self.device)
-            distances = left_out_distances(search, self._rows, self.bank, ends, config.m, progress)
+            distances = left_out_distances(search, self._rows, self._weigh(self.bank), ends, config.m, progress)
         else:
             self._check_heldout(heldout)
             ends = heldout.episode_ends
@@ -292,7 +315,7 @@ class RetrievalPolicy:
 
     def distances(self, z: FloatArray, m: int) -> StateArray:
         """(B,) one minus the mean of the m largest cosines of (B, d) unit latents with the bank, not calibrated."""
-        return distance(self._search.search(z, m)[1])
+        return distance(self._search.search(self._weigh(z), m)[1])
 
     def novelty(self, z: FloatArray) -> FloatArray:
         """(B,) calibrated score in [0, 1] of (B, d) unit latents; above :attr:`alarm` they count as unknown.
@@ -313,7 +336,7 @@ class RetrievalPolicy:
         z = self.latents.observations([moment for (moment,) in as_histories(observations, self.history)])
         k, calibration = self.config.k, self.calibration
         m = 0 if calibration is None else calibration.config.m
-        rows, cosine = self._search.search(z, max(k, m))
+        rows, cosine = self._search.search(self._weigh(z), max(k, m))
         neighbors = self._neighbors(rows[:, :k], cosine[:, :k])
         novelty = None if calibration is None else calibration.score(distance(cosine[:, :m]))
         return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors)
@@ -359,8 +382,8 @@ class RetrievalPolicy:
         Args:
             folder: the policy's folder.
             overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``. With another ``min_actions`` the
-                bank is another one, and with another approximate ``search`` others are the nearest: the novelty score
-                must then be calibrated again.
+                bank is another one, with another ``proprioception_weight`` or approximate ``search`` others are the
+                nearest: the novelty score must then be calibrated again.
 
         Raises:
             CheckpointError: damaged or incomplete, or not a retrieval policy.
@@ -385,7 +408,8 @@ class RetrievalPolicy:
             calibration = Novelty.from_json(card["novelty"], str(path / "policy.json"))
             before = RetrievalConfig(**card["config"])
             exact = is_exact(before.search) and is_exact(config.search)
-            for key in ("min_actions",) if exact else ("min_actions", "search"):
+            kept = ("min_actions", "proprioception_weight")
+            for key in kept if exact else (*kept, "search"):
                 saved, now = getattr(before, key), getattr(config, key)
                 if saved != now:
                     logger.warning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,14 +9,18 @@ from typing import Any
 
 from classact.bench.table1.methods import Method, parse_method
 from classact.errors import ConfigError, choose
+from classact.finetuning import FinetuneConfig
 from classact.objectives import images_per_anchor
 from classact.pipeline import RunConfig, from_preset
-from classact.presets import get_preset, paper_task
+from classact.presets import default_head_preset, get_head_preset, get_preset
 from classact.recording import slug
 from classact.sims import plain_shift
 
 HEADS = ("rep", "mlp", "dp")
 """Retrieval without a head, and the heads by the names of table 1."""
+
+HEAD_NAMES = {"mlp": "mlp", "dp": "diffusion"}
+"""Of heads: table 1's name -> the one in :mod:`classact.heads`, which is that of its folder."""
 
 SHIFTS = ("fixed", "rand")
 """The two columns of a task."""
@@ -205,7 +208,33 @@ def plan(
         for column in columns
         for method in made
     ]
-    return [cell for cell in cells if cell.sensible]
+    return _named([cell for cell in cells if cell.sensible])
+
+
+def _named(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, each once.
+
+    Raises:
+        ConfigError: two that are not the same would have one name, or one is too long for a folder.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        other = found.setdefault(cell.name, cell)
+        if other != cell:
+            raise ConfigError(
+                f"methods {other.method.written!r} and {cell.method.written!r} would both lie in the folder "
+                f"{cell.name!r}: give one of them another --out."
+            )
+        if len(cell.name) > LONGEST_NAME:
+            raise ConfigError(
+                f"the name of a cell is that of its folder, and {cell.name!r} has {len(cell.name)} characters, "
+                f"expected at most {LONGEST_NAME}: set fewer things in brackets."
+            )
+    return list(found.values())
+
+
+LONGEST_NAME = 200
+"""Characters: file systems take 255, and temporary names are longer."""
 
 
 def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, images: int | None = None) -> RunConfig:
@@ -243,20 +272,55 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
     return replace(
         made,
         pretrain=replace(pretrain, evaluations=protocol.evaluations, checkpoint_every=CHECKPOINT_EVERY),
+        retrieval=cell.method.retrieval_config(made.retrieval),
         evaluation=evaluation,
         milestone_episodes=protocol.evaluation_starts,
     )
 
 
+def images_per_step(config: RunConfig, steps: int) -> int:
+    """Views that the encoder sees in an update of pre-training on N ``steps``."""
+    return images_per_anchor(config.pretrain.objective) * min(config.pretrain.batch_size, steps)
+
+
+def head_config(cell: Cell, protocol: Protocol, steps: int) -> tuple[FinetuneConfig, str]:
+    """The training of a cell's head, and what it starts from: see :class:`classact.head_pipeline.HeadRunConfig`.
+
+    Args:
+        cell: with a head.
+        protocol: shared.
+        steps: N of the demonstrations that are learned from.
+
+    Raises:
+        ConfigError: nothing is pre-trained, so that the head sees the whole budget, but that is in time.
+    """
+    images = protocol.head_images
+    if not cell.method.pretrained:
+        if protocol.images is None:
+            raise ConfigError(
+                f"{cell.method.written!r} is not pre-trained, so its head sees the budget of pre-training as well, "
+                f"which must be in images for that, such as --budget 500k, got {protocol.seconds:g} seconds."
+            )
+        images += round(protocol.images * cell.factor)
+    scratch = cell.method.name in ("random", "equivar")
+    # By the preset's trunk, not the cell's: heads of one table are of one size.
+    trunk = get_preset(protocol.preset).pretrain.encoder.trunk
+    name = "head-debug" if protocol.preset == "debug" else default_head_preset(trunk, protocol.task)
+    made = get_head_preset(name).config(HEAD_NAMES[cell.head], scratch=scratch)
+    assert made.augment is not None
+    made = replace(
+        made,
+        seed=cell.seed,
+        epochs=images / steps,
+        augment=replace(made.augment, color=cell.augmentation),
+        evaluations=protocol.evaluations,
+        checkpoint_every=HEAD_CHECKPOINT_EVERY,
+    )
+    return made, "scratch" if scratch else "run"
+
+
 CHECKPOINT_EVERY = 500
 """Steps: some two minutes on two cores, the most that a kill costs."""
 
-
-def task_title(task: str) -> str:
-    """As the paper's table heads its columns."""
-    return paper_task(task)
-
-
-def whole_steps(images: int, per_step: int) -> int:
-    """Updates that a budget of ``images`` allows, at least one."""
-    return max(1, math.ceil(images / per_step))
+HEAD_CHECKPOINT_EVERY = 1000
+"""Steps of a head's training."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from classact.errors import ConfigError, choose
-from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config, objective_parts
+from classact.objectives import (
+    OBJECTIVES,
+    ObjectiveConfig,
+    needs_similarity,
+    objective_config,
+    objective_parts,
+)
+from classact.policies import RetrievalConfig
 from classact.presets import with_objective
 from classact.training import PretrainConfig
 
@@ -24,43 +31,55 @@ METHODS: Mapping[str, str] = {
     "equivar": "C8-equivariant encoder, trained with the policy head (Diffusion Policy only)",
     "class": OBJECTIVES["class"].about,
 }
-"""Rows of the table in its order; any objective or sum of them may be added, with settings in brackets."""
+"""Rows of the table in its order; any sum of objectives may be added, with settings in brackets."""
 
 UNTRAINED = ("random", "imagenet", "r3m", "equivar")
 """Methods without pre-training: with a policy head, all images of the budget are the head's."""
 
-PAPER_METHODS = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "equivar", "class")
-
 _WRITTEN = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<settings>[^\[\]]*)\])?")
 
 
-def _encoder(name: str, kind: Callable[[str], Any]) -> Callable[[PretrainConfig, str], PretrainConfig]:
-    return lambda config, text: replace(config, encoder=replace(config.encoder, **{name: kind(text)}))
+@dataclass(frozen=True)
+class Setting:
+    """What may stand in brackets beside the objective's own options.
+
+    Attributes:
+        part: of the pre-training's settings that it is in; "" for the pre-training itself.
+        field: of that part.
+        kind: of its value.
+    """
+
+    part: str
+    field: str
+    kind: Callable[[str], Any]
+
+    def change(self, config: PretrainConfig, value: Any) -> PretrainConfig:
+        """The settings with this one changed."""
+        if not self.part:
+            return replace(config, **{self.field: value})
+        part = replace(getattr(config, self.part), **{self.field: value})
+        return replace(config, **{self.part: part})
 
 
-def _augment(name: str, kind: Callable[[str], Any]) -> Callable[[PretrainConfig, str], PretrainConfig]:
-    return lambda config, text: replace(config, augment=replace(config.augment, **{name: kind(text)}))
-
-
-def _similarity(name: str, kind: Callable[[str], Any]) -> Callable[[PretrainConfig, str], PretrainConfig]:
-    return lambda config, text: replace(config, similarity=replace(config.similarity, **{name: kind(text)}))
-
-
-def _batch(config: PretrainConfig, text: str) -> PretrainConfig:
-    return replace(config, batch_size=int(text))
-
-
-SETTINGS: Mapping[str, Callable[[PretrainConfig, str], PretrainConfig]] = {
-    "batch_size": _batch,
-    "crop": _augment("crop", str),
-    "color": _encoder("color", str),
-    "color_augmentation": _augment("color", str),
-    "horizon": _similarity("horizon", int),
-    "metric": _similarity("metric", str),
-    "cost": _similarity("cost", str),
-    "quantile": _similarity("quantile", float),
+SETTINGS: Mapping[str, Setting] = {
+    "batch_size": Setting("", "batch_size", int),
+    "crop": Setting("augment", "crop", str),
+    "color": Setting("encoder", "color", str),
+    "color_augmentation": Setting("augment", "color", str),
+    "horizon": Setting("similarity", "horizon", int),
+    "metric": Setting("similarity", "metric", str),
+    "cost": Setting("similarity", "cost", str),
+    "quantile": Setting("similarity", "quantile", float),
 }
-"""Settings beside the objective's own that may stand in brackets: ablations (fig. 4) and extensions."""
+"""Settings of the pre-training: ablations (fig. 4) and extensions."""
+
+RETRIEVAL: Mapping[str, Callable[[str], Any]] = {
+    "k": int,
+    "min_actions": int,
+    "chunk_length": int,
+    "proprioception_weight": float,
+}
+"""Settings of acting by retrieval, see :class:`classact.policies.RetrievalConfig`."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +91,14 @@ class Method:
         name: without what stands in brackets.
         objective: settings of what is learned.
         settings: (key, value) of :data:`SETTINGS`.
+        retrieval: (key, value) of :data:`RETRIEVAL`.
     """
 
     written: str
     name: str
     objective: ObjectiveConfig
-    settings: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    retrieval: tuple[tuple[str, Any], ...] = ()
 
     @property
     def pretrained(self) -> bool:
@@ -93,7 +114,7 @@ class Method:
         """The preset's pre-training, changed to this method.
 
         Raises:
-            ConfigError: a setting that does not exist or fit.
+            ConfigError: a setting that does not fit.
         """
         config = with_objective(preset, self.objective)
         if self.name in ("imagenet", "r3m"):
@@ -105,16 +126,24 @@ class Method:
             encoder = replace(config.encoder, trunk="equivariant", init="scratch", mean=half, std=half)
             config = replace(config, encoder=encoder)
         for key, value in self.settings:
-            config = SETTINGS[key](config, value)
+            config = SETTINGS[key].change(config, value)
         return config
+
+    def retrieval_config(self, preset: RetrievalConfig) -> RetrievalConfig:
+        """The preset's retrieval, changed to this method's.
+
+        Raises:
+            ConfigError: a setting that does not fit.
+        """
+        return replace(preset, **dict(self.retrieval))
 
 
 def parse_method(written: str) -> Method:
     """A method as it is written on the command line.
 
     Args:
-        written: a name of :data:`METHODS`, an objective, or a sum of them, with settings of the objective and of
-            :data:`SETTINGS` in brackets.
+        written: a name of :data:`METHODS`, or a sum of objectives, with options of the objective, :data:`SETTINGS` and
+            :data:`RETRIEVAL` in brackets. Where an objective has an option of the same name, that one is meant.
 
     Raises:
         ConfigError: it is none of these.
@@ -124,13 +153,53 @@ def parse_method(written: str) -> Method:
         raise ConfigError(f"expected a method like 'class' or 'class[views=2 metric=l2]', got {written!r}.")
     name = found["name"].strip()
     pairs = [part for part in re.split(r"[\s,]+", found["settings"] or "") if part]
-    own = [part for part in pairs if part.partition("=")[0] not in SETTINGS]
-    settings = tuple((part.partition("=")[0], part.partition("=")[2]) for part in pairs if part not in own)
-    if name in UNTRAINED:
-        if pairs:
-            raise ConfigError(f"method {name!r} learns nothing before the head, so {pairs[0]!r} would change nothing.")
-        return Method(name, name, objective_config("none"))
-    if name not in METHODS and "+" not in name and name not in OBJECTIVES:
-        raise ConfigError(choose("method", name, METHODS))
-    text = f"{name}[{' '.join(pairs)}]" if pairs else name
-    return Method(text, name, objective_config(name, own), settings)
+    keys = [pair.partition("=")[0] for pair in pairs]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ConfigError(f"method {written!r} sets {twice[0]!r} {keys.count(twice[0])} times.")
+    if name not in METHODS and "+" not in name:
+        raise ConfigError(f"{choose('method', name, METHODS)} Sums of objectives are written 'class+0.1*byol'.")
+    trained = name not in UNTRAINED
+    options = _options(name) if trained else ()
+    own = [pair for pair, key in zip(pairs, keys, strict=True) if key in options or "." in key]
+    rest = [pair for pair in pairs if pair not in own]
+    settings = _values(rest, {key: setting.kind for key, setting in SETTINGS.items()})
+    retrieval = _values(rest, RETRIEVAL)
+    if not trained and (idle := [pair for pair in pairs if pair.partition("=")[0] not in RETRIEVAL]):
+        raise ConfigError(
+            f"method {name!r} learns nothing before the head, so {idle[0]!r} would change nothing. It takes "
+            f"{sorted(RETRIEVAL)}."
+        )
+    if unknown := [pair for pair in rest if pair.partition("=")[0] not in (*SETTINGS, *RETRIEVAL)]:
+        raise ConfigError(choose(f"setting of {name!r}", unknown[0].partition("=")[0], (*options, *SETTINGS, *RETRIEVAL)))
+    objective = objective_config(name, own) if trained else objective_config("none")
+    if trained and not needs_similarity(objective):
+        for key, value in settings:
+            if SETTINGS[key].part == "similarity":
+                raise ConfigError(
+                    f"'{key}={value}' is of the similarity of actions, which {name!r} does not look at: it would "
+                    f"change nothing."
+                )
+    return Method(f"{name}[{' '.join(pairs)}]" if pairs else name, name, objective, settings, retrieval)
+
+
+def _options(name: str) -> tuple[str, ...]:
+    """Own options of a single objective; those of a sum have its name before a dot."""
+    if "+" in name:
+        return ()
+    return tuple(key for key in OBJECTIVES[name].config.__dataclass_fields__ if key != "name")
+
+
+def _values(pairs: Sequence[str], kinds: Mapping[str, Callable[[str], Any]]) -> tuple[tuple[str, Any], ...]:
+    out = []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if key not in kinds:
+            continue
+        try:
+            if not text:
+                raise ValueError
+            out.append((key, kinds[key](text)))
+        except ValueError:
+            kind = {int: "a whole number", float: "a number"}.get(kinds[key], "a value")  # type: ignore[call-overload]
+            raise ConfigError(f"expected {kind} for {key!r}, as in '{key}=...', got {pair!r}.") from None
+    return tuple(out)
