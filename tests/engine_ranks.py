@@ -23,7 +23,7 @@ from classact.engine import EngineConfig, Training
 from classact.errors import ClassactError
 from classact.finetuning import AdamWConfig, FinetuneConfig, FineTuner
 from classact.heads import DiffusionConfig, MLPConfig, UNetConfig
-from classact.objectives import SoftInfoNCEConfig
+from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.optim import OptimizerConfig
 from classact.ranks import Ranks
 from classact.similarity import SimilarityConfig
@@ -31,6 +31,20 @@ from classact.training import Trainer
 from classact.types import Demonstrations
 
 KINDS = ("class", "mlp", "diffusion")
+OBJECTIVES: Mapping[str, ObjectiveConfig] = {
+    "class": SoftInfoNCEConfig(pairs="cross-episode"),
+    "byol": objective_config("byol", ["hidden=16", "projection=8"]),
+    "dynamo": objective_config("dynamo", ["context=3", "layers=1", "heads=2", "width=16", "latent_dim=4"]),
+    "sum": objective_config(
+        "class+0.5*inverse-dynamics+0.5*byol",
+        [
+            *("class.queue=40", "class.learned_temperature=true", "class.temperature=0.2"),
+            *("inverse-dynamics.hidden=16", "byol.hidden=16", "byol.projection=8"),
+        ],
+    ),
+}
+"""Of the representations that are trained by ranks: in one of them everything that an objective may have of its own."""
+
 LENGTHS = (45, 40, 7, 48, 40)
 N = sum(LENGTHS)
 ENCODER = EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top", "wrist"))
@@ -44,7 +58,7 @@ class Job:
     """One training.
 
     Attributes:
-        kind: of :data:`KINDS`.
+        kind: of :data:`KINDS` or :data:`OBJECTIVES`.
         folder: of the run.
         steps: updates.
         changes: of the settings.
@@ -104,12 +118,13 @@ def make(
     }
     options: dict[str, Any] = {"folder": folder, "engine": engine or EngineConfig(), "ranks": ranks or Ranks()}
     made: Training
-    if kind == "class":
+    if kind in OBJECTIVES:
+        lars = OptimizerConfig(name="lars", learning_rate=0.5, warmup_steps=2)
         standard = {
             "encoder": ENCODER,
-            "objective": SoftInfoNCEConfig(pairs="cross-episode"),
+            "objective": OBJECTIVES[kind],
             "similarity": SimilarityConfig(quantile=0.3, pairs=4000),
-            "optimizer": OptimizerConfig(name="lars", learning_rate=0.5, warmup_steps=2),
+            "optimizer": lars if kind == "class" else OptimizerConfig(name="adamw", learning_rate=1e-3, warmup_steps=2),
         }
         config = fakes.pretrain_config(**(standard | shared | changes))
         made = Trainer(data or demonstrations(), config, **options)
@@ -199,8 +214,22 @@ def spoil(made: Training, fault: str) -> None:
                 parameter.grad.zero_()
         return stats
 
+    def own_networks_twice(*args: Any) -> Any:
+        # Each rank has the whole gradient of what is computed on the features of all.
+        stats = gradients(*args)
+        for parameter in made.objective.parameters():  # type: ignore[attr-defined]
+            if parameter.grad is not None:
+                parameter.grad *= made.ranks.world
+        return stats
+
     if fault:
-        faults = {"local": halves, "mean": averaged, "parts": mean_of_means, "one": own_rows_only}
+        faults = {
+            "local": halves,
+            "mean": averaged,
+            "parts": mean_of_means,
+            "one": own_rows_only,
+            "twice": own_networks_twice,
+        }
         made.gradients = faults[fault]  # type: ignore[method-assign]
 
 

@@ -182,7 +182,10 @@ PLAIN = {
 """Nothing is drawn: what remains is how the loss is made."""
 
 HALVES, LARGE = EngineConfig(accumulate=2), {"batch_size": 160}
-FAULTS = ("class-mean", "class-one", "mlp-mean", "mlp-parts", "diffusion-parts")
+OWN = ("byol", "dynamo", "sum")
+"""Objectives with networks of their own, a target network, a queue, or several images in a row."""
+
+FAULTS = ("class-mean", "class-one", "mlp-mean", "mlp-parts", "diffusion-parts", "byol-one", "dynamo-twice")
 LATE = {"log_every": 100, "checkpoint_every": 100}
 
 
@@ -196,8 +199,8 @@ def jobs(folder: Path) -> dict[str, Job]:
     return dict(
         [
             *(job(f"{kind}-160", 3, LARGE) for kind in KINDS),
-            *(job(f"{kind}-odd", 3, {"batch_size": ODD}) for kind in KINDS),
-            *(job(f"{kind}-halves", 3, {"batch_size": ODD}, HALVES) for kind in KINDS),
+            *(job(f"{kind}-odd", 3, {"batch_size": ODD}) for kind in (*KINDS, *OWN)),
+            *(job(f"{kind}-halves", 3, {"batch_size": ODD}, HALVES) for kind in (*KINDS, *OWN)),
             *(job(name, 3, {"batch_size": ODD}, fault=name.split("-")[1]) for name in FAULTS),
             *(job(f"{kind}-to2", 4, {"batch_size": ODD}) for kind in KINDS),
             *(job(f"{kind}-to1", 4, {"batch_size": ODD}, events=[(0, 2, "SIGINT")]) for kind in KINDS),
@@ -248,8 +251,13 @@ def single(group: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return run
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["160", "odd", "halves"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((kind, name) for name in ("160", "odd", "halves") for kind in KINDS),
+        *((kind, name) for name in ("odd", "halves") for kind in OWN),
+    ],
+)
 def test_two_ranks_equal_one(kind: str, name: str, group: Any, single: Any) -> None:
     folder, outcomes = group
     ranks = outcomes[f"{kind}-{name}"]

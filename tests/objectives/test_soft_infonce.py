@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.special import entr, rel_entr
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives import REDUCTIONS, SoftInfoNCEConfig, soft_infonce
+from classact.objectives import PAIRS, REDUCTIONS, WEIGHTINGS, Material, SoftInfoNCEConfig, make_objective, soft_infonce
+from classact.objectives.soft_infonce import TAU_RANGE, SoftInfoNCE
+from classact.similarity.distribution import mark_duplicates
 
 TAU = 0.2
 
@@ -202,3 +209,381 @@ def test_shapes() -> None:
         soft_infonce(z, w[:, :1])
     with pytest.raises(ConfigError, match=r"expected ignore of shape \(9, 9\) for 9 features, got \(9,\)"):
         soft_infonce(z, w, ignore=torch.zeros(9, dtype=torch.bool))
+
+
+# Keys beyond the batch
+
+
+def with_keys(
+    z: NDArray[Any], w: NDArray[Any], keys: NDArray[Any], tau: float, reduction: str, ignore: NDArray[Any]
+) -> float:
+    """Equation (1) with other candidates than the batch alone, loop by loop; the first B keys are the batch."""
+    total, anchors = 0.0, 0
+    for i in range(len(z)):
+        near, all_of_them, weight = 0.0, 0.0, 0.0
+        logits = {}
+        for k in range(len(keys)):
+            if k == i or ignore[i, k]:
+                continue
+            logits[k] = float(z[i] @ keys[k]) / float(np.linalg.norm(z[i]) * np.linalg.norm(keys[k])) / tau
+            all_of_them += math.exp(logits[k])
+        for k, logit in logits.items():
+            near += w[i, k] * (math.log(all_of_them) - logit)
+            weight += w[i, k]
+        if weight > 0:
+            anchors += 1
+            total += near / weight
+    return total / (max(anchors, 1) if reduction == "anchors" else len(z))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_keys_are_further_candidates(reduction: str) -> None:
+    z, _ = draw(5)
+    rng = np.random.default_rng(1)
+    keys = torch.cat([z, torch.from_numpy(3 * rng.normal(size=(7, 5)))])
+    w = torch.from_numpy(rng.uniform(size=(5, 12)) * (rng.uniform(size=(5, 12)) < 0.4))
+    w[2] = 0
+    ignore = torch.from_numpy(rng.uniform(size=(5, 12)) < 0.2)
+    options = {"temperature": TAU, "reduction": reduction, "ignore": ignore}
+    expected = with_keys(z.numpy(), w.numpy(), keys.numpy(), TAU, reduction, ignore.numpy())
+    assert float(soft_infonce(z, w, keys=keys, **options)) == pytest.approx(expected, rel=1e-12)
+    beyond = keys[5:]
+    assert torch.autograd.gradcheck(
+        lambda a, b: soft_infonce(a, w, keys=torch.cat([a, b]), **options),
+        (z.requires_grad_(), beyond.requires_grad_()),
+    )
+
+
+def test_the_batch_as_its_own_keys_changes_nothing() -> None:
+    z, w = draw()
+    assert torch.equal(soft_infonce(z, w, keys=z), soft_infonce(z, w))
+
+
+def test_shapes_with_keys() -> None:
+    z, w = draw()
+    keys = torch.cat([z, z[:3]])
+    with pytest.raises(ConfigError, match=r"expected w of shape \(9, 12\) for 9 features and 12 keys, got \(9, 9\)"):
+        soft_infonce(z, w, keys=keys)
+    with pytest.raises(ConfigError, match=r"expected ignore of shape \(9, 12\) for 9 features and 12 keys"):
+        soft_infonce(z, torch.ones(9, 12), keys=keys, ignore=w > 0)
+
+
+def test_a_temperature_with_a_gradient() -> None:
+    z, w = draw()
+    tau = torch.tensor(TAU, dtype=z.dtype, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: soft_infonce(z, w, temperature=t), tau)
+    assert torch.equal(soft_infonce(z, w, temperature=tau.detach()), soft_infonce(z, w, temperature=TAU))
+
+
+# The objective with its settings
+
+ENDS = np.array([7, 15, 16, 30], np.int64)
+N, F = 30, 5
+
+
+def similar(seed: int = 0) -> NDArray[Any]:
+    """(N, N) weights of all steps, two thirds of them zero; step 3 has no positive anywhere."""
+    rng = np.random.default_rng(seed)
+    w = rng.uniform(0, 1, (N, N)) * (rng.uniform(size=(N, N)) < 0.33)
+    w = np.triu(w, 1) + np.triu(w, 1).T
+    w[3] = w[:, 3] = 0
+    return w
+
+
+def build(config: SoftInfoNCEConfig) -> SoftInfoNCE:
+    w = similar()
+
+    def weights(steps: Any) -> Tensor:
+        return torch.from_numpy(mark_duplicates(w[np.ix_(steps, steps)], steps))
+
+    made = make_objective(config, Material(F, ENDS, torch.zeros(N, 2), weights=weights))
+    assert isinstance(made, SoftInfoNCE)
+    return made.double()
+
+
+@dataclass
+class Oracle:
+    """What the settings' documentation says, image by image and view by view, in plain Python.
+
+    Attributes:
+        config: settings.
+        queue: (feature, step) of earlier batches' first views, newest batch first.
+    """
+
+    config: SoftInfoNCEConfig
+    queue: list[tuple[NDArray[Any], int]] = field(default_factory=list)
+
+    def weight(self, step: int, other: int) -> float:
+        w = 1.0 if step == other else float(similar()[step, other])
+        return w if self.config.weighting == "soft" else float(w > 0)
+
+    def candidates(self, i: int, r: int, z: NDArray[Any], steps: list[int]) -> list[tuple[NDArray[Any], float]]:
+        """Features that view r of image i is compared with, and their weights."""
+        found = []
+        for j, step in enumerate(steps):
+            for view in range(self.config.views):
+                if (j, view) == (i, r):
+                    continue
+                if j == i:
+                    found.append((z[j, view], 1.0))
+                elif not self.left_out(steps[i], step):
+                    found.append((z[j, view], self.weight(steps[i], step)))
+        found += [(f, self.weight(steps[i], step)) for f, step in self.queue if not self.left_out(steps[i], step)]
+        return found
+
+    def left_out(self, step: int, other: int) -> bool:
+        episode = np.searchsorted(ENDS, [step, other], side="right")
+        return self.config.pairs == "cross-episode" and bool(episode[0] == episode[1])
+
+    def __call__(self, z: NDArray[Any], steps: list[int]) -> float:
+        """The loss of (B, R, F) features, which then enter the queue."""
+        losses = []
+        for i in range(len(steps)):
+            for r in range(self.config.views):
+                candidates = self.candidates(i, r, z, steps)
+                lengths = [np.linalg.norm(z[i, r]) * np.linalg.norm(f) for f, _ in candidates]
+                logits = [
+                    float(z[i, r] @ f) / length / self.config.temperature
+                    for (f, _), length in zip(candidates, lengths, strict=True)
+                ]
+                total = sum(w for _, w in candidates)
+                if total > 0:
+                    top = math.log(sum(math.exp(logit) for logit in logits))
+                    losses.append(sum(w * (top - s) for (_, w), s in zip(candidates, logits, strict=True)) / total)
+        size = self.config.queue
+        newest = [(z[i, 0], steps[i]) for i in range(len(steps))][-size:] if size else []
+        self.queue = [*newest, *self.queue][:size]
+        return sum(losses) / (max(len(losses), 1) if self.config.reduction == "anchors" else z.shape[0] * z.shape[1])
+
+
+def compute(made: SoftInfoNCE, z: Tensor, steps: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    rows = np.array(steps, np.int64)[:, None]
+    return made.loss(z[:, None], rows, target=None, generator=torch.Generator())
+
+
+@settings(max_examples=80)
+@given(
+    weighting=st.sampled_from(WEIGHTINGS),
+    pairs=st.sampled_from(PAIRS),
+    reduction=st.sampled_from(REDUCTIONS),
+    views=st.integers(1, 3),
+    queue=st.sampled_from([0, 3, 8, 20]),
+    batches=st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=8), min_size=1, max_size=5),
+    seed=st.integers(0, 100),
+)
+def test_all_settings_together_equal_their_documentation(
+    weighting: str, pairs: str, reduction: str, views: int, queue: int, batches: list[list[int]], seed: int
+) -> None:
+    config = SoftInfoNCEConfig(
+        temperature=TAU, reduction=reduction, pairs=pairs, weighting=weighting, views=views, queue=queue
+    )
+    made, oracle = build(config), Oracle(config)
+    rng = np.random.default_rng(seed)
+    for steps in batches:
+        z = rng.normal(size=(len(steps), views, F))
+        loss, _ = compute(made, torch.from_numpy(z), steps)
+        assert float(loss) == pytest.approx(oracle(z, steps), rel=1e-9, abs=1e-12)
+
+
+def test_hard_weights_count_each_positive_alike() -> None:
+    z, _ = draw(8)
+    steps = [0, 4, 9, 11, 17, 20, 25, 29]
+    w = similar()[np.ix_(steps, steps)]
+    expected = eq1(z, torch.from_numpy((w > 0).astype(float)), TAU, "anchors")
+    hard, soft = (
+        float(compute(build(SoftInfoNCEConfig(temperature=TAU, weighting=weighting)), z[:, None], steps)[0])
+        for weighting in ("hard", "soft")
+    )
+    assert hard == pytest.approx(expected, rel=1e-12)
+    assert soft == pytest.approx(eq1(z, torch.from_numpy(w), TAU, "anchors"), rel=1e-12)
+    assert abs(hard - soft) > 0.01
+
+
+def test_without_views_and_queue_it_is_the_plain_loss_to_the_last_bit() -> None:
+    z, steps = draw(8)[0].float(), [0, 4, 9, 11, 17, 20, 25, 29]
+    w = torch.from_numpy(similar()[np.ix_(steps, steps)])
+    made = build(SoftInfoNCEConfig())
+    assert not made.state_dict()
+    assert not list(made.parameters())
+    z.requires_grad_()
+    loss, stats = compute(made, z[:, None], steps)
+    expected = soft_infonce(z, w)
+    assert torch.equal(loss, expected)
+    for one, two in zip(torch.autograd.grad(loss, z), torch.autograd.grad(expected, z), strict=True):
+        assert torch.equal(one, two)
+    positives = (similar()[np.ix_(steps, steps)] > 0).sum(axis=1)
+    assert {key: float(value) for key, value in stats.items()} == {
+        "positives": positives.mean(),
+        "anchors": (positives > 0).mean(),
+    }
+
+
+def test_two_views_of_one_image_are_positives_where_nothing_else_is() -> None:
+    # One episode, no similar steps: with pairs of other episodes only, the own views remain, as in SimCLR with one
+    # image.
+    made = build(SoftInfoNCEConfig(temperature=TAU, views=2, pairs="cross-episode"))
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, F)))
+    loss, stats = compute(made, z, [16, 17, 18])
+    assert float(loss) == pytest.approx(0, abs=1e-12)  # a single candidate, and it is the positive
+    assert (float(stats["positives"]), float(stats["anchors"])) == (0, 0)
+    plain = build(SoftInfoNCEConfig(temperature=TAU, views=2))
+    alone, _ = compute(plain, z[:1], [3])
+    assert float(alone) == pytest.approx(0, abs=1e-12)
+
+
+# The queue
+
+
+def test_the_queue_holds_the_newest_features_and_their_steps() -> None:
+    made = build(SoftInfoNCEConfig(queue=7, views=2))
+    assert (made.queue_steps == -1).all()
+    rng = np.random.default_rng(0)
+    for steps, kept in (
+        ([1, 2, 5], [1, 2, 5]),
+        ([8, 9, 10], [8, 9, 10, 1, 2, 5]),
+        ([20, 21], [20, 21, 8, 9, 10, 1, 2]),
+        (list(range(10, 20)), [13, 14, 15, 16, 17, 18, 19]),  # more than it holds
+    ):
+        z = torch.from_numpy(rng.normal(size=(len(steps), 2, F))).requires_grad_()
+        compute(made, z, steps)
+        assert made.queue_steps.tolist() == kept + [-1] * (7 - len(kept))
+        newest = min(len(steps), 7)
+        assert torch.equal(made.queue_z[:newest], z[-newest:, 0].detach())
+        assert not made.queue_z.requires_grad
+
+
+def test_no_gradient_goes_to_the_queue_but_much_comes_from_it() -> None:
+    made, plain = (build(SoftInfoNCEConfig(temperature=TAU, queue=queue)) for queue in (8, 0))
+    first, second = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 6, 1, F)))
+    first.requires_grad_()
+    second.requires_grad_()
+    compute(made, first, [0, 4, 9, 11, 17, 20])
+    loss, _ = compute(made, second, [1, 5, 10, 12, 18, 21])
+    loss.backward()
+    assert first.grad is None
+    assert second.grad is not None
+    queued = second.grad.clone()
+    second.grad = None
+    compute(plain, second, [1, 5, 10, 12, 18, 21])[0].backward()
+    assert (queued - second.grad).norm() > 0.1 * second.grad.norm()
+
+
+def test_the_same_step_again_is_a_positive_of_weight_1() -> None:
+    # Step 3 is similar to none; seen again two batches later, it has exactly one positive, its own feature in the
+    # queue.
+    made = build(SoftInfoNCEConfig(temperature=TAU, queue=9))
+    rng = np.random.default_rng(0)
+    z = torch.from_numpy(rng.normal(size=(3, 3, 1, F)))
+    for features, steps in zip(z, ([3, 8, 20], [9, 21, 11], [3, 10, 22]), strict=True):
+        loss, stats = compute(made, features, steps)
+    steps = [3, 10, 22, 9, 21, 11, 3, 8, 20]
+    w = mark_duplicates(similar()[np.ix_(steps, steps)], np.array(steps))[:3]
+    assert w[0].tolist() == [0.0] * 6 + [1.0, 0.0, 0.0]
+    keys = torch.cat([z[2], z[1], z[0]])[:, 0].numpy()
+    expected = with_keys(keys[:3], w, keys, TAU, "anchors", np.zeros((3, 9), bool))
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    # No anchor is counted as a positive of itself.
+    assert float(stats["positives"]) == (w > 0).sum(axis=1).mean()
+    assert float(stats["anchors"]) == ((w > 0).sum(axis=1) > 0).mean()
+
+
+def test_of_other_episodes_only_the_queue_is_contrasted_with_other_episodes_only() -> None:
+    made = build(SoftInfoNCEConfig(temperature=TAU, queue=4, pairs="cross-episode"))
+    first, second = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 4, 1, F)))
+    compute(made, first, [0, 1, 2, 8])
+    reference = float(compute(made, second, [3, 4, 5, 6])[0])  # of the same episode as three of the queue
+    moved = build(SoftInfoNCEConfig(temperature=TAU, queue=4, pairs="cross-episode"))
+    first[:3] += 1
+    compute(moved, first, [0, 1, 2, 8])
+    assert float(compute(moved, second, [3, 4, 5, 6])[0]) == reference
+
+
+# A learned temperature
+
+
+def learned(temperature: float = TAU) -> SoftInfoNCE:
+    return build(SoftInfoNCEConfig(temperature=temperature, learned_temperature=True))
+
+
+def now(made: SoftInfoNCE) -> float:
+    return float(torch.as_tensor(made.temperature()).detach())
+
+
+def descend(made: SoftInfoNCE, z: Tensor, steps: list[int], rate: float, count: int) -> list[float]:
+    """Temperatures after steps of plain descent on the temperature alone."""
+    optimizer, taus = torch.optim.SGD(made.parameters(), lr=rate), []
+    for _ in range(count):
+        optimizer.zero_grad()
+        loss, stats = compute(made, z, steps)
+        assert float(stats["tau"]) == pytest.approx(now(made))
+        loss.backward()
+        optimizer.step()
+        made.after_step()
+        taus.append(now(made))
+    return taus
+
+
+LEARNED_STEPS = [0, 4, 9, 11, 17, 20, 25, 29]
+
+
+def test_a_learned_temperature_gets_the_gradient_of_the_loss() -> None:
+    made, z = learned(), draw(8)[0][:, None]
+    loss, stats = compute(made, z, LEARNED_STEPS)
+    loss.backward()
+    assert float(stats["tau"]) == pytest.approx(TAU)
+    w = torch.from_numpy(similar()[np.ix_(LEARNED_STEPS, LEARNED_STEPS)])
+    step = 1e-5
+    above, below = (eq1(z[:, 0], w, TAU * math.exp(h), "anchors") for h in (step, -step))
+    assert made.log_tau.grad is not None
+    assert float(made.log_tau.grad) == pytest.approx((above - below) / (2 * step), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(eq1(z[:, 0], w, TAU, "anchors"), rel=1e-7)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_learned_temperature_goes_to_its_limits_and_comes_back(sign: int) -> None:
+    near = torch.from_numpy(similar()[np.ix_(LEARNED_STEPS, LEARNED_STEPS)]) > 0
+    # Features whose cosines are high exactly where there is a positive, or exactly where there is none.
+    values, vectors = torch.linalg.eigh(sign * near.double() + 8 * torch.eye(8, dtype=torch.float64))
+    z = (vectors * values.sqrt())[:, None]
+    made = learned()
+    low, high = TAU_RANGE
+    taus = descend(made, z, LEARNED_STEPS, rate=3.0, count=80)
+    assert all(low * (1 - 1e-6) <= tau <= high * (1 + 1e-6) for tau in taus)
+    # Where positives are far, a loss is lowest where nothing is told apart.
+    assert taus[-1] == pytest.approx(high, rel=0.01) if sign < 0 else taus[-1] < TAU / 2
+
+    with torch.no_grad():
+        made.log_tau.fill_(30.0 if sign > 0 else -30.0)  # one huge step beyond the other limit
+    made.after_step()
+    assert now(made) == pytest.approx(high if sign > 0 else low)
+    back = descend(made, z, LEARNED_STEPS, rate=3.0, count=80)
+    assert back[-1] == pytest.approx(taus[-1], rel=0.05)
+
+
+def test_a_learned_temperature_is_one_setting_of_many() -> None:
+    config = SoftInfoNCEConfig(temperature=TAU, learned_temperature=True, views=2, queue=6, pairs="cross-episode")
+    made, fixed = build(config), build(SoftInfoNCEConfig(**_but(config, learned_temperature=False)))
+    rng = np.random.default_rng(0)
+    for steps in ([0, 8, 20], [1, 9, 21], [2, 10, 22]):
+        z = torch.from_numpy(rng.normal(size=(3, 2, F)))
+        loss, expected = compute(made, z, steps)[0], compute(fixed, z, steps)[0]
+        assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
+
+
+def _but(config: SoftInfoNCEConfig, **changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key != "name"} | changes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weighting": "some"}, "unknown weighting 'some': available are 'hard', 'soft'"),
+        ({"views": 0}, "expected views >= 1 and queue >= 0, got views 0 and queue 0"),
+        ({"queue": -1}, "got views 1 and queue -1"),
+        ({"learned_temperature": True, "temperature": 2.0}, r"held within 0\.01\.\.1\.0; it cannot start from 2\.0"),
+        ({"learned_temperature": True, "temperature": 0.001}, r"cannot start from 0\.001"),
+    ],
+)
+def test_settings_of_the_objective_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SoftInfoNCEConfig(**change)

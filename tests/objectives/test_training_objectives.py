@@ -22,10 +22,12 @@ from classact.checkpoints import STATE, load_checkpoint
 from classact.encoders import EncoderConfig
 from classact.engine import EngineConfig, in_order, step_generator
 from classact.errors import CheckpointError, ConfigError, TrainingInterrupted
-from classact.objectives import OBJECTIVES, ObjectiveConfig, needs_similarity, objective_config
-from classact.similarity import SimilarityConfig
+from classact.objectives import OBJECTIVES, ObjectiveConfig, images_per_anchor, needs_similarity, objective_config
+from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
+from classact.similarity.distribution import write_distribution
+from classact.similarity.graph import build_graph
 from classact.storage import read_jsonl
-from classact.training import Trainer
+from classact.training import Trainer, random_views
 
 STEPS, BATCH = 4, 16
 SMALL: Mapping[str, tuple[str, ...]] = {
@@ -217,7 +219,7 @@ def test_a_checkpoint_keeps_what_an_objective_remembers(straight: Any) -> None:
 
 
 @CASE
-def test_a_checkpoint_of_another_objective_is_refused(case: str, straight: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_objective_is_refused(case: str, straight: Any) -> None:
     names = list(CASES)
     other = names[names.index(case) - 1]
     with pytest.raises(CheckpointError, match=r"was made with config\.objective\."):
@@ -256,9 +258,11 @@ def test_micro_batches_have_the_gradient_of_the_batch(case: str, count: int, mon
     smooth(monkeypatch)
     whole, parts = gradients(make(CASES[case])), gradients(make(CASES[case], accumulate=count))
     assert whole.keys() == parts.keys()
+    length = torch.stack([gradient.norm() for gradient in whole.values()]).norm()
     for name, expected in whole.items():
-        # 3e-5 at most when this was written; half a gradient, or one of half the negatives, is 0.1 away and more.
-        assert (parts[name] - expected).norm() <= 1e-3 * expected.norm() + 1e-7, name
+        # Half a gradient, or one of half the negatives, is 0.1 away and more. What BatchNorm takes away again (the bias
+        # before it) has no gradient but rounding.
+        assert (parts[name] - expected).norm() <= 1e-3 * expected.norm() + 1e-6 * length, name
 
 
 @CASE
@@ -296,15 +300,42 @@ def test_targets_follow_what_was_trained(case: str) -> None:
             assert target.grad is None
 
 
+def test_a_queue_reads_the_graph_as_it_measures_online(tmp_path: Path) -> None:
+    # Of 120 steps in batches of 50 many come again while they are queued: a step is no neighbour of itself in a graph.
+    config = fakes.pretrain_config(
+        objective=small("class", "queue=80"),
+        similarity=SimilarityConfig(quantile=0.3, pairs=4000),
+        batch_size=50,
+        epochs=STEPS * 50 / sum(fakes.STEPS),
+    )
+    data = fakes.demonstrations()
+    found = ActionSimilarity(data, config.similarity)
+    identity, threshold = similarity_identity(found.stream, config.similarity), found.distribution.threshold
+    write_distribution(tmp_path / "distribution", found.distribution, identity)
+    build_graph(tmp_path / "graph", found.sweep, len(found.stream), threshold, identity, quantile=0.3)
+    online = Trainer(data, config)
+    stored = Trainer(data, replace(config, positives="graph"), similarity_folder=tmp_path)
+    again = 0
+    for step in range(STEPS):
+        rows = next(online.batches(step))
+        again += len(set(rows.tolist()) & set(online.objective.queue_steps.tolist()))
+        assert online.train_step(rows) == stored.train_step(next(stored.batches(step)))
+    assert again > 30
+    assert equal(weights(online), weights(stored))
+
+
 def test_a_training_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="objective 'none' leaves the encoder's initial weights: there is nothing to"):
         make(objective_config("none"))
 
 
-def test_images_per_second_counts_every_view(straight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for case, config in CASES.items():
-        made = make(config)
-        assert made.images_per_row() == (1 + made.objective.companions) * made.objective.views, case
+@CASE
+def test_images_per_row_counts_what_the_encoder_sees(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = make(CASES[case]), []
+    encode = made._encode
+    monkeypatch.setattr(made, "_encode", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    made.train_step(next(made.batches(0)))
+    assert sum(seen) == BATCH * made.images_per_row() == BATCH * images_per_anchor(CASES[case])
 
 
 # -- views ---------------------------------------------------------------------------------------------------------
@@ -363,7 +394,7 @@ def test_crops_of_a_row(case: str) -> None:
     corners = offsets(see(made, coordinates(), rows))[:, :, :, 0]  # (B, M, R, 2)
     assert (corners.amin(dim=(0, 1, 2)) == 0).all()
     assert (corners.amax(dim=(0, 1, 2)) == SIZE - CROP).all()
-    B, M, R = corners.shape[:3]
+    _, M, R = corners.shape[:3]
     by_chance = 1 / (SIZE - CROP + 1) ** 2
     for m in range(1, M):
         same = (corners[:, 0] == corners[:, m]).all(dim=-1).double().mean()
@@ -372,7 +403,6 @@ def test_crops_of_a_row(case: str) -> None:
         assert (corners[:, :, 0] == corners[:, :, r]).all(dim=-1).double().mean() < 5 * by_chance
     # Rows have crops of their own: nearly all of the 169 corners occur.
     assert len(corners[:, 0, 0].unique(dim=0)) > 90
-    assert B == rows
 
 
 @pytest.mark.parametrize("case", VIEWED)
@@ -425,8 +455,6 @@ def test_every_image_lands_in_its_place() -> None:
 
 def test_a_row_alone_is_drawn_as_before() -> None:
     # One image a row, one view: the draws of the published trainings.
-    from classact.training import random_views
-
     made = viewer("class", COLORFUL)
     images = {"top": torch.from_numpy(fakes.demonstrations().images["top"][:9])}
     found = made._views(images, slice(0, 9), (9, 1, 1), torch.Generator().manual_seed(3))

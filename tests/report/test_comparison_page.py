@@ -149,6 +149,12 @@ def test_latents_are_those_of_the_folders(page: Page, folder: Path, found: Resul
     assert len(page.of("img")) == len(neighbors) * 2 * (1 + 8)
     assert "No neighbours, for analysis/neighbors.safetensors is not there: VINN (BYOL), Rep-Only." in page.text
     assert "No map and no neighbours, for the run folder is not here: Random, Rep-Only;" in page.text
+    assert not any(f"{head}." in line or f"{head};" in line for head in ("MLP", "DP") for line in absent(page))
+
+
+def absent(page: Page) -> list[str]:
+    """What is said of maps and neighbours that are not there."""
+    return [part.partition("Which differences")[0] for part in page.text.split("No map")[1:]]
 
 
 def test_damaged_folders_are_reasons_not_errors(copied: Path) -> None:

@@ -28,6 +28,7 @@ from classact.report.comparison.table import (
     method_order,
     ordered,
 )
+from classact.report.comparison.text import fit
 from classact.statistics import holm, mcnemar_p, paired_difference, sign_flip_p, success_over_seeds, wilson_interval
 from classact.storage import write_json
 
@@ -149,7 +150,7 @@ def test_pairs_are_mcnemar_on_shared_starts(tmp_path: Path) -> None:
     assert pair.verdict == "better"
 
 
-def test_pairs_are_within_columns_and_corrected_for_all(whole: Results) -> None:
+def test_pairs_are_within_columns_and_corrected_by_family(whole: Results) -> None:
     pairs = compare(whole)
     table = layout(whole)
     expected = 0
@@ -158,14 +159,42 @@ def test_pairs_are_within_columns_and_corrected_for_all(whole: Results) -> None:
         expected += n * (n - 1) // 2
     assert len(pairs) == expected
     assert all(p.first.head == p.second.head and p.first != p.second for p in pairs)
-    assert [p.adjusted for p in pairs] == pytest.approx(holm([p.p for p in pairs]))
+    families = [[p for p in pairs if is_class(p.first) and p.column == column] for column in table.columns]
+    families.append([p for p in pairs if not is_class(p.first)])
+    assert [len(family) for family in families] == [11, 12, 1, len(pairs) - 24]
+    for family in families:
+        assert [p.adjusted for p in family] == pytest.approx(holm([p.p for p in family]))
     for p in pairs:
         side = "better" if p.difference.value > 0 else "worse"
         assert p.verdict == (side if p.adjusted < 0.05 else "not distinguishable")
     main = of_class(pairs)
     assert {(p.second.method, p.column) for p in main if p.first.head == "dp"} >= {("tcn", FIXED), ("random", RAND)}
     assert not any(p.second == Who(p.second.head, "class") for p in pairs)
-    assert f"all {len(pairs)} pairs" in how_compared(pairs)
+    text = how_compared(pairs)
+    assert "in the same column (11, 12 and 1 pairs; the primary family)" in text
+    assert f"among all {len(pairs) - 24} further pairs of the table (the second family)" in text
+
+
+def is_class(who: Who) -> bool:
+    return (who.method, who.variant) == ("class", "")
+
+
+def test_pairs_of_baselines_cost_class_nothing(tmp_path: Path) -> None:
+    own = won(cell("class", "rep", "fixed"), [1] * 9 + [0] * 3)
+    other = won(cell("tcn", "rep", "fixed"), [0] * 8 + [1] + [0] * 3)
+    (alone,) = compare(read(tmp_path, of(own, other)))
+    assert alone.adjusted == alone.p == mcnemar_p(8, 0)
+    # Another column and its pairs do not count, nor does the same method with other settings.
+    variant = won(cell("tcn", "rep", "fixed", variant="4x budget"), [0] * 8 + [1] + [0] * 3)
+    elsewhere = [won(cell(m, "rep", "rand"), [1, 0]) for m in ("class", "tcn", "byol")]
+    pairs = {(p.first, p.second, p.column): p for p in compare(read(tmp_path, of(own, other, variant, *elsewhere)))}
+    assert pairs[Who("rep", "class"), Who("rep", "tcn"), FIXED].adjusted == pytest.approx(2 * alone.p)
+    further = [p for p in pairs.values() if not p.primary]
+    assert [(p.first.method, p.second.method) for p in further] == [("tcn", "tcn"), ("tcn", "byol")]
+    only = how_compared(further)
+    assert "primary family" not in only
+    assert "among all 2 further pairs" in only
+    assert "second family" not in how_compared([alone])
 
 
 def test_pairs_of_several_seeds_use_the_sign_flip_test(tmp_path: Path) -> None:
@@ -234,6 +263,7 @@ def test_markdown_tables_are_rectangular_and_hold_the_numbers(whole: Results) ->
     assert f"| CLASS | {e.value:.2f} [{e.low:.2f}, {e.high:.2f}] | 0.85 |" in text
     assert "**Rep-Only**" in text
     assert "ResNet-18" in text
+    assert "(Holm)" in text
     for title in ("Success on Push-T", "CLASS against each method", "What it cost", "How learning rates were chosen"):
         assert f"## {title}" in text
     assert "Encoders start from random weights" in text
@@ -246,11 +276,46 @@ def test_markdown_shows_names_as_they_are(tmp_path: Path) -> None:
     assert "a\\|b\\<script\\>" in text
 
 
+def printed(found: Results, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False).print(comparison_text(found))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_nothing_is_cut_off_in_narrow_terminals(tmp_path: Path, width: int, seeds: int) -> None:
+    found = read_results(write_fake_comparison(tmp_path, seeds, folders=False))
+    text = printed(found, width)
+    assert "…" not in text
+    words = text.replace("│", " ").split()
+    for sheet in sheets(found, every_pair=False):
+        kept, widths = fit(sheet, width)
+        assert sum(widths) + 3 * len(widths) + 1 <= width
+        left = [sheet.columns[i] for i in range(len(sheet.columns)) if i not in kept]
+        assert set(left) <= set(sheet.spare)
+        assert set(range(sheet.names)) <= set(kept)
+        for name in left:
+            after = " ".join(text.split()).partition(sheet.title)[2]
+            assert name in after.partition("Left out for want of width:")[2].partition("They are")[0]
+        for _, rows in sheet.groups:
+            for row, i in itertools.product(rows, kept):
+                assert all(word in words for word in row[i].split())  # of numbers and names alike
+
+
+def test_wide_terminals_show_every_column_in_its_own_width(whole: Results) -> None:
+    assert "Left out" not in printed(whole, 160)
+    for sheet in sheets(whole, every_pair=False):
+        kept, widths = fit(sheet, 500)
+        assert kept == list(range(len(sheet.columns)))
+        rows = [row for _, rows in sheet.groups for row in rows]
+        for i in range(1, len(kept)):
+            assert widths[i] == max(len(line) for row in [sheet.columns, *rows] for line in row[i].splitlines() or [""])
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_terminal_shows_all_rows_whole(whole: Results, width: int) -> None:
-    out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(comparison_text(whole))
-    text = out.getvalue()
+    text = printed(whole, width)
     assert max(map(len, text.splitlines())) <= width
     assert "DynaMo" in text
     assert "without / with the head" in " ".join(text.split())

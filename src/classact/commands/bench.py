@@ -123,7 +123,8 @@ class BenchTable1:
         tuple[str, ...],
         tyro.conf.arg(
             help="Rows: random imagenet r3m tcn byol dynamo inverse-dynamics time-contrastive equivar class, sums "
-            "such as 'class+0.1*byol', and settings in brackets: 'class[weighting=hard]', 'class[metric=l2 horizon=8]'."
+            "such as 'class+0.1*byol', and settings in brackets: 'class[weighting=hard]', 'class[metric=l2]', "
+            "'class[min_actions=4]'."
         ),
     ] = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "inverse-dynamics", "time-contrastive", "class")
     heads: Annotated[
@@ -199,13 +200,13 @@ def bench_table1(arguments: BenchTable1) -> None:
             engine=EngineConfig(compile=arguments.compile),
             workers=arguments.workers,
             quiet=arguments.quiet,
-            say=lambda text: out.print(text, highlight=False, markup=False),
+            say=lambda text: out.print(text, soft_wrap=True),
         )
     results = read_results(path)
     out.print(comparison_text(results))
     write_text(arguments.out / "table1.md", comparison_markdown(results))
     page = build_comparison(path, arguments.out / "table1.html")
-    out.print(f"Results: {path}\nPage:    {page}", highlight=False, markup=False)
+    out.print(f"Results: {path}\nPage:    {page}", soft_wrap=True)  # paths stay whole
 
 
 def table1_protocol(arguments: BenchTable1) -> Any:

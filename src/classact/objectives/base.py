@@ -31,7 +31,8 @@ class Material:
         actions: (N, A) float32 on ``device``, each dimension scaled to [-1, 1].
         seed: of initial weights.
         device: where losses are computed.
-        weights: steps (B,) -> (B, B) soft positive weights on ``device``; None where no action similarity was measured.
+        weights: steps (B,) -> (B, B) soft positive weights on ``device``, zero on the diagonal; a step that occurs
+            twice is its own positive of weight 1. None where no action similarity was measured.
     """
 
     feature_dim: int

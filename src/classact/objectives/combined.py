@@ -6,6 +6,7 @@ sees the anchor and its own companions only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class CombinedConfig:
         names = [part.name for part in self.parts]
         if len(names) < 2 or len(set(names)) < len(names) or self.name in names:
             raise ConfigError(f"expected at least two different objectives to combine, got {names or 'none'}.")
-        if len(self.weights) != len(names) or not all(weight > 0 for weight in self.weights):
+        if len(self.weights) != len(names) or not all(0 < weight < math.inf for weight in self.weights):
             raise ConfigError(f"expected {len(names)} weights above 0 for {names}, got {list(self.weights)}.")
 
 

@@ -151,8 +151,7 @@ class SoftInfoNCE(Objective):
         """tau, with a gradient where it is learned."""
         if not self.config.learned_temperature:
             return self.config.temperature
-        low, high = TAU_RANGE
-        return self.log_tau.clamp(math.log(low), math.log(high)).exp()
+        return self.log_tau.exp()
 
     def loss(
         self,
@@ -195,11 +194,8 @@ class SoftInfoNCE(Objective):
         return loss, stats
 
     def _weigh(self, steps: IntArray) -> Tensor:
-        """(C, C) weights of the pairs of ``steps``; a step that occurs twice is its own positive of weight 1."""
+        """(C, C) weights of the pairs of ``steps``."""
         weights = self.weights(steps)
-        if self.config.queue and len(np.unique(steps)) < len(steps):
-            index = torch.from_numpy(steps).to(weights.device)
-            weights = weights.masked_fill(index[:, None] == index[None, :], 1.0)
         return weights if self.config.weighting == "soft" else (weights > 0).to(weights.dtype)
 
     def _spread(self, weights: Tensor, ignore: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
@@ -215,6 +211,14 @@ class SoftInfoNCE(Objective):
             return torch.cat([within, matrix[:, count:]], dim=1).repeat_interleave(R, dim=0)
 
         return spread(weights), None if ignore is None else spread(ignore)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """A learned temperature stays within its range."""
+        if self.config.learned_temperature:
+            # Clamped where it is used, it would get no gradient beyond a limit, and never come back.
+            low, high = TAU_RANGE
+            self.log_tau.clamp_(math.log(low), math.log(high))
 
     @torch.no_grad()
     def _push(self, z: Tensor, anchors: IntArray) -> None:

@@ -5,8 +5,9 @@ Everything is in the cell's run folder, so a killed cell goes on where it was.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ from typing import Any
 import numpy as np
 
 from classact import analysis
-from classact.bench.table1.grid import Cell, Protocol, run_config
+from classact.bench.table1.grid import HEAD_NAMES, Cell, Protocol, head_config, images_per_step, run_config
+from classact.encoders import ImageEncoder
 from classact.engine import EngineConfig
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError, MissingDependencyError
+from classact.frames import needs_rendering
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
-from classact.objectives import images_per_anchor
-from classact.pipeline import Pipeline, RunConfig, evaluate_run
+from classact.pipeline import Pipeline, RunConfig, retrieval_labels
 from classact.policies import Policy, RetrievalPolicy
-from classact.presets import default_head_preset, get_head_preset
+from classact.presets import get_preset
 from classact.probe import flat_metrics, probe_run
 from classact.progress import progress_bar
+from classact.recording import evaluation_name, roll_out
 from classact.rollout import EvaluationConfig, evaluate
 from classact.runs import Run
 from classact.sims import make_simulator
@@ -38,10 +41,15 @@ EVALUATION = "table1"
 """Name of the evaluation of a representation."""
 
 LATENCY_CALLS = 30
+
 POINTS = 60
 """Of a loss curve in the results file."""
 
-HEAD_NAMES = {"mlp": "mlp", "dp": "diffusion"}
+SPEED_IMAGES = 20_000
+"""Seen to measure a method's speed."""
+
+NEIGHBORS = 8
+"""Shown of a moment, whatever number a cell acts with: the pages of methods shall be alike."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,11 @@ class Bench:
     """Where and how cells are computed.
 
     Attributes:
-        folder: of the table; cells lie in ``cells/``, tries of learning rates in ``tuning/``.
+        folder: of the table; cells lie in ``cells/``, tries of learning rates in ``tuning/``, measured speeds in
+            ``speeds/``.
         protocol: shared.
         steps: demonstrations that are learned from -> N of their steps; None: all.
+        beside: folder of the results file, which names run folders from there.
         device, engine: see :class:`classact.pipeline.Pipeline`.
         workers: simulator processes; 0: one per core.
         quiet: no progress bars.
@@ -60,6 +70,7 @@ class Bench:
     folder: Path
     protocol: Protocol
     steps: Mapping[int | None, int]
+    beside: Path
     device: str = "auto"
     engine: EngineConfig | None = None
     workers: int = 0
@@ -68,6 +79,21 @@ class Bench:
     def run(self, cell: Cell) -> Run:
         """The folder of a cell's representation."""
         return Run(self.folder / "cells" / cell.run_name)
+
+    def address(self, run: Run) -> str:
+        """A run's folder as the results file names it."""
+        return os.path.relpath(run.root.resolve(), self.beside.resolve())
+
+
+def why_missing(cell: Cell, protocol: Protocol) -> str:
+    """Why a cell's initial weights cannot be had here; empty where they can."""
+    if cell.method.pretrained:
+        return ""
+    try:
+        ImageEncoder(run_config(cell, protocol, 1, None).pretrain.encoder)
+    except (ConfigError, CheckpointError, MissingDependencyError) as error:
+        return str(error)
+    return ""
 
 
 def trained(
@@ -88,8 +114,15 @@ def trained(
     if tries:
         config = replace(config, pretrain=replace(config.pretrain, evaluations=0))
     pipeline = Pipeline(run, config, quiet=bench.quiet, device=bench.device, engine=bench.engine)
+    pipeline.check_rollouts()
     pipeline.policy()
     return pipeline
+
+
+def spent(run: Run) -> float:
+    """Seconds of training that a folder holds, over all interruptions; evaluations on the way are not among them."""
+    log = run.read_train_log()
+    return float(log[-1]["seconds"]) if log else 0.0
 
 
 # -- choosing a temperature ------------------------------------------------------------------------
@@ -151,6 +184,7 @@ def blank(cell: Cell, status: str, reason: str = "") -> dict[str, Any]:
         "augmentation": cell.augmentation,
         "seed": cell.seed,
         "variant": cell.variant,
+        "factor": cell.factor,
         "demonstrations": cell.demonstrations,
         "status": status,
         "reason": reason,
@@ -204,7 +238,7 @@ def latency(policy: Policy, simulator: str, evaluation: EvaluationConfig, calls:
     return {"median": round(float(np.median(measured)), 3), "p95": round(float(np.percentile(measured, 95)), 3)}
 
 
-def tune(bench: Bench, cell: Cell, say: Any) -> list[dict[str, Any]]:
+def tune(bench: Bench, cell: Cell, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Try each learning rate of the protocol; one row each, the best one chosen by its roll-outs on held-out starts.
 
     Args:
@@ -238,155 +272,168 @@ def tune(bench: Bench, cell: Cell, say: Any) -> list[dict[str, Any]]:
     return [row | {"chosen": i == best} for i, row in enumerate(rows)]
 
 
-def images_for_seconds(bench: Bench, cell: Cell, rate: float | None, seconds: float) -> int:
-    """How many images a method's training sees in ``seconds`` on this machine; measured once, kept in the folder.
+def budget(bench: Bench, cell: Cell) -> int | None:
+    """Images of a cell's pre-training where the budget is in time; None: as the protocol says.
 
-    The first steps are timed, so the result depends on what else the machine does: run it alone.
+    A method's speed is measured once, without shift, with seed 0 and all demonstrations, and kept in the folder: so all
+    cells of a method see the same number of images, also those that are continued on a busier machine. Its first steps
+    are timed: run it alone.
     """
-    path = bench.folder / "speeds" / f"{cell.run_name}.json"
-    if path.exists():
-        return round(read_json(path)["images_per_second"] * seconds)
-    run = Run(bench.folder / "speeds" / cell.run_name)
-    config = run_config(cell, bench.protocol, bench.steps[cell.demonstrations], rate, SPEED_IMAGES)
+    seconds = bench.protocol.seconds
+    if seconds is None or not cell.method.pretrained:
+        return None
+    plain = Cell(cell.method, augmentation=cell.augmentation)
+    path = bench.folder / "speeds" / f"{plain.run_name}.json"
+    if not path.exists():
+        write_json(path, {"images_per_second": _speed(bench, plain)})
+    return max(1, round(read_json(path)["images_per_second"] * seconds * cell.factor))
+
+
+def _speed(bench: Bench, cell: Cell) -> float:
+    """Images per second in the second half of a short training, when everything is compiled."""
+    run, steps = Run(bench.folder / "speeds" / cell.run_name), bench.steps[cell.demonstrations]
+    config = run_config(cell, bench.protocol, steps, None, SPEED_IMAGES)
     config = replace(config, pretrain=replace(config.pretrain, evaluations=0, log_every=5))
     Pipeline(run, config, quiet=bench.quiet, device=bench.device, engine=bench.engine).pretrain()
     rows = run.read_train_log()
-    views = images_per_anchor(config.pretrain.objective) * config.pretrain.batch_size
-    half = rows[len(rows) // 2]
-    speed = (rows[-1]["step"] - half["step"]) * views / max(rows[-1]["seconds"] - half["seconds"], 1e-9)
-    write_json(path, {"images_per_second": speed})
-    return round(speed * seconds)
-
-
-SPEED_IMAGES = 20_000
-"""Seen to measure a method's speed."""
+    half = rows[(len(rows) - 1) // 2] if len(rows) > 1 else {"step": 0, "seconds": 0.0}
+    seen = (rows[-1]["step"] - half["step"]) * images_per_step(config, steps)
+    return float(seen / max(rows[-1]["seconds"] - half["seconds"], 1e-9))
 
 
 def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
     """Train, choose a temperature, evaluate, probe, draw; returns the record."""
     begin, run, protocol = time.perf_counter(), bench.run(cell), bench.protocol
-    images = None
-    if cell.method.pretrained and protocol.seconds is not None:
-        images = images_for_seconds(bench, cell, rate, protocol.seconds * cell.factor)
-    pipeline = trained(bench, run, cell, rate, images)
+    before = spent(run)
+    pipeline = trained(bench, run, cell, rate, budget(bench, cell))
     config = pipeline.config
     chosen = choose_temperature(bench, run, config)
     settings = retrieval_settings(chosen["tau"], config.retrieval.k)
-    folder = run.evaluation(EVALUATION)
-    evaluate_run(
-        run, workers=bench.workers, device=bench.device, name=EVALUATION, overrides=settings, quiet=bench.quiet
-    )
     policy = RetrievalPolicy.load(run.policy, **settings).to(bench.device)
-    per_step = images_per_anchor(config.pretrain.objective) * config.pretrain.batch_size
-    log = run.read_train_log()
-    probe = None
-    if protocol.probe:
-        found = probe_run(run, device=bench.device, quiet=bench.quiet)
-        probe = {
-            f"{name}: {metric}": value
-            for name in found["representations"]
-            for metric, value in flat_metrics(found, name).items()
-        }
+    results, _ = roll_out(
+        run,
+        EVALUATION,
+        policy,
+        pipeline.learned,
+        (config.frames.simulator, config.evaluation),
+        retrieval_labels(config.pretrain.augment),
+        stage=None,
+        title=cell.name,
+        quiet=bench.quiet,
+    )
     if cell.seed == 0:
-        analysis.write_latent_map(run, policy, config.pretrain.seed)
-    card = run.read_config()
+        draw(bench, run, pipeline, results)
+    per_step = images_per_step(config, bench.steps[cell.demonstrations])
+    log, data = run.read_train_log(), run.read_config()["data"]
     steps = log[-1]["steps"] if log else 0
     return (
         blank(cell, "done")
-        | episodes_of(folder)
+        | episodes_of(run.evaluation(EVALUATION))
         | {
             "learning_rate": config.pretrain.optimizer.learning_rate if cell.method.pretrained else None,
             "tau": chosen["tau"],
             "k": settings["k"],
             "images": steps * per_step,
             "steps": steps,
-            "demonstrations": card["data"]["episodes"] - card["data"]["heldout"],
-            "training_seconds": card["timings"].get("pre-training", 0.0),
-            "total_seconds": round(time.perf_counter() - begin, 1),
+            "demonstrations": data["episodes"] - data["heldout"],
+            "training_seconds": round(spent(run), 1),
             "loss": loss_curve(run, per_step),
             "curve": success_curve(run, "pretrain", per_step, run),
             "latency_ms": latency(policy, config.frames.simulator, config.evaluation),
-            "probe": probe,
+            "probe": probed(bench, run) if protocol.probe else None,
             "choice": {key: chosen[key] for key in ("tries", "starts")},
-            "folder": str(run.root.relative_to(bench.folder)),
+            "folder": bench.address(run),
         }
+        | _seconds(begin, before, before)
+    )
+
+
+def probed(bench: Bench, run: Run) -> dict[str, Any]:
+    """Metrics of a representation as the results file keeps them: "REPRESENTATION: METRIC" -> value, low, high.
+
+    All are under the preset's similarity of actions: those trained with another one would be asked other questions.
+    """
+    similarity = get_preset(bench.protocol.preset).pretrain.similarity
+    found = probe_run(run, similarity=similarity, device=bench.device, quiet=bench.quiet)
+    return {
+        f"{name}: {metric}": value
+        for name in found["representations"]
+        for metric, value in flat_metrics(found, name).items()
+    }
+
+
+def draw(bench: Bench, run: Run, pipeline: Pipeline, results: Sequence[RolloutResult]) -> None:
+    """The latent map, and neighbours of some moments of roll-outs (appendix J), into the run's folder."""
+    config = pipeline.config
+    policy = RetrievalPolicy.load(run.policy, k=min(NEIGHBORS, config.retrieval.k)).to(bench.device)
+    analysis.write_latent_map(run, policy, config.pretrain.seed)
+    rendered = needs_rendering(pipeline.data(), config.pretrain.encoder.cameras[0], config.frames)
+    analysis.write_neighbors(
+        run,
+        policy,
+        pipeline.frames(),
+        config.frames,
+        results,
+        config.frames.simulator,
+        config.evaluation,
+        rendered=rendered,
     )
 
 
 def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
     """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
     begin, run, protocol = time.perf_counter(), bench.run(cell), bench.protocol
-    images = None
-    if cell.method.pretrained and protocol.seconds is not None:
-        images = images_for_seconds(bench, cell, rate, protocol.seconds * cell.factor)
-    representation_of = trained(bench, run, cell, rate, images)
-    config = representation_of.config
-    extra = 0 if cell.method.pretrained else round((protocol.images or 0) * cell.factor)
-    if not cell.method.pretrained and protocol.images is None:
-        raise ConfigError(
-            f"{cell.method.written!r} is not pre-trained, so its head sees the budget of pre-training as well, which "
-            f"must be in images (--budget 500k) for that."
-        )
-    seen = protocol.head_images + extra
-    scratch = cell.method.name in ("random", "equivar")
-    preset = get_head_preset(default_head_preset(config.pretrain.encoder.trunk, config.frames.simulator))
-    made = preset.config(HEAD_NAMES[cell.head], scratch=scratch)
-    assert made.augment is not None
-    made = replace(
-        made,
-        seed=cell.seed,
-        epochs=seen / bench.steps[cell.demonstrations],
-        augment=replace(made.augment, color=cell.augmentation),
-        evaluations=protocol.evaluations,
-        checkpoint_every=1000,
-    )
-    name = HEAD_NAMES[cell.head]
+    name, steps = HEAD_NAMES[cell.head], bench.steps[cell.demonstrations]
+    before, own = spent(run), spent(Run(run.head(name)))
+    config = trained(bench, run, cell, rate, budget(bench, cell)).config
+    made, start = head_config(cell, protocol, steps)
+    evaluation = {"episodes": protocol.starts, "first_seed": protocol.first_seed, "workers": bench.workers}
     pipeline = HeadPipeline(
         run,
-        HeadRunConfig(
-            made,
-            "scratch" if scratch else "run",
-            {"episodes": protocol.starts, "first_seed": protocol.first_seed, "workers": bench.workers},
-            protocol.evaluation_starts,
-        ),
+        HeadRunConfig(made, start, evaluation, protocol.evaluation_starts),
         name=name,
         quiet=bench.quiet,
         device=bench.device,
         engine=bench.engine,
     )
     pipeline.evaluate()
-    folder = next(
-        run.evaluation(row["evaluation"])
-        for row in run.read_summary()
-        if row["evaluation"].startswith(f"{name}-") and row.get("checkpoint") == "last"
-    )
-    card, log = pipeline.folder.read_config(), pipeline.folder.read_train_log()
+    log, data = pipeline.folder.read_train_log(), run.read_config()["data"]
+    pretraining = run.read_train_log()
+    per_step = min(made.batch_size, steps)
+    seen = log[-1]["steps"] * per_step
+    if pretraining:
+        seen += pretraining[-1]["steps"] * images_per_step(config, steps)
     return (
         blank(cell, "done")
-        | episodes_of(folder)
+        | episodes_of(run.evaluation(evaluation_name(name, pipeline.label, pipeline.evaluation.shift)))
         | {
             "learning_rate": made.optimizer.head_rate,
             "tau": None,
             "k": None,
-            "images": log[-1]["steps"] * made.batch_size + (0 if extra else _pretrained_images(run, config)),
+            "images": seen,
             "steps": log[-1]["steps"],
-            "demonstrations": run.read_config()["data"]["episodes"] - run.read_config()["data"]["heldout"],
-            "training_seconds": card["timings"].get("training", 0.0)
-            + run.read_config()["timings"].get("pre-training", 0.0),
-            "total_seconds": round(time.perf_counter() - begin, 1),
-            "loss": loss_curve(pipeline.folder, made.batch_size),
-            "curve": success_curve(run, f"heads/{name}", made.batch_size, pipeline.folder),
+            "demonstrations": data["episodes"] - data["heldout"],
+            "training_seconds": round(spent(pipeline.folder) + spent(run), 1),
+            "loss": loss_curve(pipeline.folder, per_step),
+            "curve": success_curve(run, f"heads/{name}", per_step, pipeline.folder),
             "latency_ms": latency(pipeline.train(), config.frames.simulator, config.evaluation),
             "probe": None,
-            "folder": str(pipeline.folder.root.relative_to(bench.folder)),
+            "folder": bench.address(pipeline.folder),
         }
+        | _seconds(begin, before + own, own)
     )
 
 
-def _pretrained_images(run: Run, config: RunConfig) -> int:
-    log = run.read_train_log()
-    per_step = images_per_anchor(config.pretrain.objective) * config.pretrain.batch_size
-    return int(log[-1]["steps"]) * per_step if log else 0
+def _seconds(begin: float, before: float, own: float) -> dict[str, float]:
+    """What a cell took in all, and by itself: without what another cell had trained; trainings of earlier calls count.
+
+    Args:
+        begin: of this call.
+        before: of trainings of earlier calls that the cell stands on.
+        own: of these, for this cell.
+    """
+    now = time.perf_counter() - begin
+    return {"total_seconds": round(now + before, 1), "own_seconds": round(now + own, 1)}
 
 
 def headline(record: Mapping[str, Any]) -> str:

@@ -170,7 +170,9 @@ def parse_method(written: str) -> Method:
             f"{sorted(RETRIEVAL)}."
         )
     if unknown := [pair for pair in rest if pair.partition("=")[0] not in (*SETTINGS, *RETRIEVAL)]:
-        raise ConfigError(choose(f"setting of {name!r}", unknown[0].partition("=")[0], (*options, *SETTINGS, *RETRIEVAL)))
+        raise ConfigError(
+            choose(f"setting of {name!r}", unknown[0].partition("=")[0], (*options, *SETTINGS, *RETRIEVAL))
+        )
     objective = objective_config(name, own) if trained else objective_config("none")
     if trained and not needs_similarity(objective):
         for key, value in settings:
@@ -183,16 +185,21 @@ def parse_method(written: str) -> Method:
 
 
 def _options(name: str) -> tuple[str, ...]:
-    """Own options of a single objective; those of a sum have its name before a dot."""
-    if "+" in name:
-        return ()
-    return tuple(key for key in OBJECTIVES[name].config.__dataclass_fields__ if key != "name")
+    """Options of an objective; those of the parts of a sum have their names before a dot."""
+    terms = [term.rpartition("*")[2].strip() for term in name.split("+")]
+    if "none" in terms:
+        raise ConfigError(f"method {name!r} adds 'none', which is no training that could be added.")
+    known = [term for term in terms if term in OBJECTIVES]
+    own = {term: [key for key in OBJECTIVES[term].config.__dataclass_fields__ if key != "name"] for term in known}
+    if "+" not in name:
+        return tuple(own[name])
+    return tuple(f"{term}.{key}" for term, keys in own.items() for key in keys)
 
 
 def _values(pairs: Sequence[str], kinds: Mapping[str, Callable[[str], Any]]) -> tuple[tuple[str, Any], ...]:
     out = []
     for pair in pairs:
-        key, equals, text = pair.partition("=")
+        key, _, text = pair.partition("=")
         if key not in kinds:
             continue
         try:

@@ -119,7 +119,7 @@ def context(results: Results) -> Row:
         "how": how_compared(pairs) if pairs else "",
         "count": _counts(main),
         "class_pairs": pairs_sheet(results, main, "CLASS against each method", ""),
-        "other_pairs": pairs_sheet(results, [p for p in pairs if p not in main], "All other pairs", ""),
+        "other_pairs": pairs_sheet(results, [p for p in pairs if not p.primary], "All other pairs", ""),
         "probes": probe_plots(results),
         "shown": SHOWN,
         "correlations": correlations(results),
@@ -276,6 +276,8 @@ def seen_blocks(results: Results) -> list[Block]:
         reasons: dict[str, list[str]] = {}
         for k, cell in enumerate(some):
             name, seen = who_name(who_of(cell)), read_seen(results, cell)
+            if cell.head != "rep" and seen.map is None and not seen.neighbors:
+                continue  # a head's representation has a map of its own, in the row without a head
             if seen.map is not None:
                 alt = f"Two-dimensional t-SNE map of the latents of {name}, {title}, one line per demonstration."
                 block.plots.append(make_plot(f"map-{i}-{k}", seen.map, alt, title=name))

@@ -37,7 +37,7 @@ class Pair:
         difference: success of the first one minus that of the second one, with its interval.
         p: of the exact test, not corrected.
         mid_p: of McNemar's mid-p test; None with several seeds.
-        adjusted: Holm's, over all pairs of the results.
+        adjusted: Holm's, over the pairs of its family.
         seeds: trainings of the first and of the second one.
     """
 
@@ -54,6 +54,16 @@ class Pair:
     seeds: tuple[int, int]
 
     @property
+    def primary(self) -> bool:
+        """Whether it compares CLASS itself with something else, which is what the table is made to say."""
+        return _is_class(self.first)
+
+    @property
+    def family(self) -> Column | None:
+        """What it is corrected with: the primary pairs of its column, of all heads; None: all further pairs."""
+        return self.column if self.primary else None
+
+    @property
     def verdict(self) -> str:
         """Of the first one: "better", "worse" or "not distinguishable"."""
         if self.adjusted >= ALPHA:
@@ -65,7 +75,8 @@ def compare(results: Results, criterion: str | None = None) -> list[Pair]:
     """All pairs of rows with the same head within a column, CLASS first where it is one of them.
 
     One training each: exact McNemar test. Several seeds: the exact sign-flip test over starts that generalises it.
-    Pairs without common starts are left out. Holm's correction is over all pairs returned.
+    Pairs without common starts are left out. Holm's correction is within families (:attr:`Pair.family`): pairs of
+    baselines take no power from the comparisons with CLASS.
     """
     wanted = criterion or results.criterion
     cells = {key: done for key, found in grid(results).items() if (done := measured(found, wanted))}
@@ -76,12 +87,21 @@ def compare(results: Results, criterion: str | None = None) -> list[Pair]:
         first, second = (other, who) if _first(other) > _first(who) else (who, other)
         if pair := _pair(column, first, second, cells[first, column], cells[second, column], wanted):
             pairs.append(pair)
-    adjusted = holm([pair.p for pair in pairs])
-    return [replace(pair, adjusted=p) for pair, p in zip(pairs, adjusted, strict=True)]
+    families: dict[Column | None, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        families.setdefault(pair.family, []).append(i)
+    for members in families.values():
+        for i, p in zip(members, holm([pairs[i].p for i in members]), strict=True):
+            pairs[i] = replace(pairs[i], adjusted=p)
+    return pairs
+
+
+def _is_class(who: Who) -> bool:
+    return who.method == "class" and not who.variant
 
 
 def _first(who: Who) -> tuple[bool, bool]:
-    return who.method == "class" and not who.variant, holds_class(who.method)
+    return _is_class(who), holds_class(who.method)
 
 
 def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequence[Cell], criterion: str) -> Pair | None:
@@ -109,8 +129,8 @@ def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequenc
 
 
 def of_class(pairs: Sequence[Pair]) -> list[Pair]:
-    """Those that compare CLASS itself with something else."""
-    return [pair for pair in pairs if pair.first.method == "class" and not pair.first.variant]
+    """Those of the primary families: CLASS itself against something else."""
+    return [pair for pair in pairs if pair.primary]
 
 
 def p_text(p: float) -> str:
@@ -126,9 +146,25 @@ def how_compared(pairs: Sequence[Pair]) -> str:
         if several
         else ""
     )
+    main = of_class(pairs)
+    corrected = []
+    if main:
+        counts = [sum(p.family == column for p in main) for column in dict.fromkeys(p.column for p in main)]
+        corrected.append(
+            f"among the comparisons of CLASS with other methods in the same column ({_sizes(counts)}; the primary "
+            f"family)"
+        )
+    if further := len(pairs) - len(main):
+        corrected.append(f"among all {further} further pairs of the table (the second family)")
     return (
-        f"Pairs are compared on the starts that both were tried on ({test}); p is corrected for all {len(pairs)} pairs "
-        f"by Holm's procedure, and below {ALPHA:g} one method is called better. Intervals of differences are 95% "
+        f"Pairs are compared on the starts that both were tried on ({test}); p is corrected by Holm's procedure, "
+        f"{', and '.join(corrected)}. Below {ALPHA:g} one method is called better. Intervals of differences are 95% "
         f"{'score intervals (Tango), or a bootstrap over starts' if several else 'score intervals (Tango)'}, not "
         f"corrected. This is about these trained networks: what other training seeds would give, only more seeds tell."
     )
+
+
+def _sizes(counts: Sequence[int]) -> str:
+    """``3 pairs``, or ``3 and 5 pairs`` of several columns."""
+    *most, last = map(str, counts)
+    return f"{', '.join(most)} and {last} pairs" if most else f"{last} pair{'s' if last != '1' else ''}"

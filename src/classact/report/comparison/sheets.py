@@ -37,6 +37,7 @@ class Sheet:
         groups: headed rows of cells; an empty heading has no row of its own. Cells may hold line breaks.
         names: how many columns hold names.
         notes: sentences beneath.
+        spare: headings of columns that are left out where there is no room, the first one first.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Sheet:
     groups: list[tuple[str, list[list[str]]]]
     names: int = 1
     notes: list[str] = field(default_factory=list)
+    spare: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -54,9 +56,8 @@ class Sheet:
 def sheets(results: Results, *, every_pair: bool = True) -> list[Sheet]:
     """All tables that have rows: success, comparisons, budgets, tuning."""
     pairs = compare(results)
-    main = of_class(pairs)
+    main, others = of_class(pairs), [pair for pair in pairs if not pair.primary]
     found = [success_sheet(results), pairs_sheet(results, main, "CLASS against each method", how_compared(pairs))]
-    others = [pair for pair in pairs if pair not in main]
     if every_pair:
         found.append(pairs_sheet(results, others, "All other pairs", "" if main else how_compared(pairs)))
     found += [budgets_sheet(results, budgets(results)), tuning_sheet(results, tuning(results))]
@@ -90,7 +91,7 @@ def success_sheet(results: Results, criterion: str | None = None, *, between: st
         groups.append((head_name(group.head), rows))
     notes = success_notes(results, table)
     title = f"Success on {task_name(results.task)}" + (f" by {criterion}" if criterion else "")
-    return Sheet(title, columns, groups, notes=notes)
+    return Sheet(title, columns, groups, notes=notes, spare=(PAPER,))
 
 
 def success_notes(results: Results, table: Layout) -> list[str]:
@@ -124,7 +125,8 @@ def pairs_sheet(results: Results, pairs: Sequence[Pair], title: str, how: str) -
         ]
         groups.append((f"{head_name(head)}, {column_name(results.task, column)}", rows))
     columns = ["first – second", "the first is", "difference", "won : lost", "starts", "p", "p (Holm)"]
-    return Sheet(title, columns, groups, names=2, notes=[how] if how else [])
+    spare = ("won : lost", "starts", "p", "difference")
+    return Sheet(title, columns, groups, names=2, notes=[how] if how else [], spare=spare)
 
 
 def difference_text(pair: Pair) -> str:
@@ -151,6 +153,7 @@ def budgets_sheet(results: Results, rows: Sequence[Budget]) -> Sheet:
         [columns[i] for i in kept],
         [(heading, [[row[i] for i in kept] for row in group]) for heading, group in groups],
         notes=[" ".join(notes)],
+        spare=("p95 ms", "k", "mean score", "τ", "rate", "median ms", "in all"),
     )
 
 
@@ -191,7 +194,8 @@ def tuning_sheet(results: Results, found: Sequence[Tuning]) -> Sheet:
         groups.append((", ".join(filter(None, names)), rows))
     columns = ["learning rate", "", "images", "success", "95%", "mean score"]
     notes = [_grid_note(results)] if groups else []
-    return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes)
+    spare = ("images", "95%", "mean score")
+    return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes, spare=spare)
 
 
 def _grid_note(results: Results) -> str:

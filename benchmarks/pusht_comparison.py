@@ -1,0 +1,159 @@
+"""Table 1 on the human Push-T demonstrations, on two CPU cores: stage by stage, each made of cells of `bench table1`.
+
+Kill it anywhere and start it again: finished cells are kept, the training under way goes on. One stage after the other,
+or named ones; several processes may share the folder, each with stages of its own.
+
+    uv run python benchmarks/pusht_comparison.py --data PATH/pusht_human.zarr              everything (about ten hours)
+    uv run python benchmarks/pusht_comparison.py --data PATH --stages fixed rand           two stages
+    uv run python benchmarks/pusht_comparison.py --list                                    stages and their cells
+    uv run python benchmarks/pusht_comparison.py --page                                    only draw what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from classact.bench.table1 import METHODS, Cell, Protocol, plan, run_table
+from classact.bench.table1.cells import CHOSEN, Bench, episodes_of, retrieval_settings
+from classact.engine import EngineConfig
+from classact.pipeline import evaluate_run
+from classact.report.comparison import build_comparison, comparison_markdown
+from classact.storage import read_json, write_json, write_text
+from common import RESULTS
+
+FILE = RESULTS / "pusht_comparison.json"
+TRIES = RESULTS / "pusht_tries.json"
+
+RIVAL = "inverse-dynamics"
+"""The strongest baseline at the plain budget (docs/objectives.md): it gets the larger budget and the heads, too."""
+
+REPRESENTATIONS = tuple(name for name in METHODS if name != "equivar")
+
+IDEAS = (
+    "class[views=2]",
+    "class[queue=1280]",
+    "class[learned_temperature=true]",
+    "class[batch_size=480]",
+    "class+inverse-dynamics",
+)
+"""Extensions of CLASS that train differently, at the same budget."""
+
+WHITENED = "class[color=whiten color_augmentation=rotate]"
+"""Colour invariance built into the encoder's input: only where colours change."""
+
+ABLATIONS = (
+    "class[weighting=hard]",
+    "class[metric=l2]",
+    "class[horizon=1]",
+    "class[horizon=4]",
+    "class[horizon=32]",
+    "class[quantile=0.005]",
+    "class[quantile=0.05]",
+    "class[crop=batch]",
+    "class[cost=euclidean]",
+)
+"""Figure 4, the crop of the released code, and the DTW cost that the paper writes."""
+
+RETRIEVALS: dict[str, dict[str, Any]] = {
+    "all moments may be retrieved (the paper)": {"overrides": {"min_actions": 1}},
+    "k = 64 (the paper)": {"overrides": {"k": 64}},
+    "proprioception ignored": {"overrides": {"proprioception_weight": 0.0}},
+    "proprioception weighted 3": {"overrides": {"proprioception_weight": 3.0}},
+    "proprioception weighted 10": {"overrides": {"proprioception_weight": 10.0}},
+    "8 of 16 actions executed": {"execute": 8},
+}
+"""Ideas that leave training as it is: other ways to retrieve and act with the encoder of a cell."""
+
+
+def stages() -> dict[str, list[Cell]]:
+    """Name -> cells, the most telling first."""
+    return {
+        "fixed": plan(REPRESENTATIONS, columns=("fixed",)),
+        "rand": plan(REPRESENTATIONS, columns=("rand",)),
+        "rand-hsv": plan(REPRESENTATIONS, columns=("rand",), augmentations=("hsv",)),
+        "fixed-hsv": plan(REPRESENTATIONS, columns=("fixed",), augmentations=("hsv",)),
+        "seeds": plan(("class",), augmentations=("none", "hsv"), seeds=[1]),
+        "ideas": [*plan(IDEAS, columns=("fixed",)), *plan((WHITENED,), columns=("rand",))],
+        "heads": plan(("class", "random", RIVAL), heads=("mlp", "dp")),
+        "budget": plan(("class", RIVAL), factor=4.0),
+        "scaling": plan(("class",), columns=("fixed",), demonstrations=[20, 50, 100]),
+        "ablations": plan(ABLATIONS, columns=("fixed",)),
+    }
+
+
+def protocol(data: Path) -> Protocol:
+    """What all cells share: half a million images, three rates for each baseline, 100 unseen starts."""
+    return Protocol("pusht", str(data), "pusht-cpu", images=500_000, tuning_images=50_000)
+
+
+def try_retrievals(folder: Path, made: Protocol, workers: int) -> None:
+    """Roll out the plain CLASS cells with other ways to retrieve; results by column and name."""
+    results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
+    for cell in plan(("class",), augmentations=("none", "hsv")):
+        run = Bench(folder, made, {}).run(cell)
+        if not (run.root / CHOSEN).exists():
+            continue
+        chosen = read_json(run.root / CHOSEN)
+        settings = retrieval_settings(chosen["tau"], chosen["k"])
+        found = results.setdefault(f"{cell.column}, {cell.augmentation}", {})
+        for name, change in RETRIEVALS.items():
+            if name in found:
+                continue
+            overrides = settings | change.get("overrides", {})
+            row = evaluate_run(
+                run,
+                overrides=overrides,
+                execute=change.get("execute"),
+                name="try",
+                workers=workers,
+                quiet=True,
+            )[0]
+            found[name] = episodes_of(run.evaluation("try")) | {"settings": overrides | change}
+            write_json(TRIES, results)
+            print(f"{cell.name}: {name}: {row['successes']}/{row['episodes']}", flush=True)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path, help="Diffusion Policy's human demonstrations (Zarr)")
+    arguments.add_argument("--runs", type=Path, default=Path("runs/pusht-comparison"), help="folder of the run folders")
+    arguments.add_argument("--json", type=Path, default=FILE)
+    arguments.add_argument("--stages", nargs="*", choices=[*stages(), "retrieval"], help="default: all")
+    arguments.add_argument("--methods", nargs="*", help="only cells of these methods")
+    arguments.add_argument("--workers", type=int, default=0, help="simulator processes; 0: one per core")
+    arguments.add_argument("--list", action="store_true")
+    arguments.add_argument("--page", action="store_true", help="compute nothing")
+    options = arguments.parse_args()
+    chosen = options.stages or [*stages(), "retrieval"]
+    if options.list:
+        for name, cells in stages().items():
+            print(f"{name}: {', '.join(cell.name for cell in cells)}")
+        return
+    if not options.page:
+        if options.data is None:
+            arguments.error("--data is needed, unless --list or --page is given")
+        made = protocol(options.data)
+        for stage in chosen:
+            if stage == "retrieval":
+                try_retrievals(options.runs, made, options.workers)
+                continue
+            cells = [cell for cell in stages()[stage] if not options.methods or cell.method.written in options.methods]
+            run_table(
+                options.runs,
+                cells,
+                made,
+                results_path=options.json,
+                engine=EngineConfig(compile="yes"),
+                workers=options.workers,
+                quiet=True,
+            )
+    from classact.report.comparison import read_results
+
+    write_text(options.runs / "table1.md", comparison_markdown(read_results(options.json)))
+    print(f"Page: {build_comparison(options.json, options.runs / 'table1.html')}")
+
+
+if __name__ == "__main__":
+    main()

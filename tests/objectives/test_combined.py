@@ -1,0 +1,168 @@
+"""A sum of objectives is the weighted sum of what its parts compute alone on their own columns and views."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from classact.errors import ConfigError
+from classact.objectives import (
+    OBJECTIVES,
+    CombinedConfig,
+    Material,
+    Objective,
+    make_objective,
+    objective_config,
+    objective_parts,
+    parse_sum,
+)
+from classact.objectives.combined import Combined
+
+F, ENDS = 6, np.array([20, 26, 60], np.int64)
+TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
+SMALL = {
+    "byol": ("hidden=8", "projection=4"),
+    "dynamo": ("context=3", "layers=1", "heads=1", "width=8", "latent_dim=2"),
+    "inverse-dynamics": ("hidden=8",),
+    "class": ("temperature=0.5",),
+}
+SUMS = [f"{one}+0.3*{two}" for one, two in permutations(TRAINED, 2)] + ["0.5*class+tcn+3*dynamo+0.1*byol"]
+
+
+def material() -> Material:
+    rng = np.random.default_rng(0)
+    W = torch.from_numpy(rng.uniform(0, 1, (60, 60)).astype(np.float32))
+    actions = torch.from_numpy(rng.uniform(-1, 1, (60, 2)).astype(np.float32))
+    return Material(F, ENDS, actions, seed=3, weights=lambda steps: W[steps][:, steps].fill_diagonal_(0))
+
+
+def parse(text: str) -> Any:
+    return parse_sum(text, lambda name: objective_config(name, SMALL.get(name, ())))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+def alone(objective: Objective, z: Tensor, rows: Any, target: Tensor | None, drawn: torch.Generator) -> Any:
+    """Loss, what is logged, gradients to features and to own parameters."""
+    z = z.clone().requires_grad_()
+    loss, stats = objective.loss(z, rows, target=target, generator=drawn)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    return loss.detach(), stats, z.grad, [p.grad for p in objective.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> None:
+    config = parse(name)
+    made = make_objective(config, material())
+    parts = [make_objective(part, material()) for part in config.parts]
+    anchors = np.arange(0, 60, 4)
+    B, R = len(anchors), made.views
+
+    drawn = made.draw(anchors, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    own = [part.draw(anchors, rng) for part in parts]
+    np.testing.assert_array_equal(drawn, np.concatenate(own, axis=1))
+    rows = np.concatenate([anchors[:, None], drawn], axis=1)
+    M = rows.shape[1]
+    assert (made.companions, R) == (M - 1, max(part.views for part in parts))
+    assert made.together == any(part.together for part in parts)
+    assert (made.target_decay is not None) == any(part.target_decay is not None for part in parts)
+
+    z = torch.from_numpy(np.random.default_rng(2).normal(size=(B, M, R, F)).astype(np.float32)).requires_grad_()
+    target = torch.from_numpy(np.random.default_rng(3).normal(size=(B, M, R, F)).astype(np.float32))
+    loss, stats = made.loss(z, rows, target=target if made.target_decay else None, generator=generator())
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    total, gradient, column, shared = torch.zeros(()), torch.zeros_like(z), 1, generator()
+    for number, (part, weight, companions) in enumerate(zip(parts, config.weights, own, strict=True)):
+        columns = [0, *range(column, column + companions.shape[1])]
+        column += companions.shape[1]
+        seen = None if part.target_decay is None else target[:, columns, : part.views]
+        value, figures, slope, slopes = alone(
+            part, z.detach()[:, columns, : part.views], rows[:, columns], seen, shared
+        )
+        total += weight * value
+        gradient[:, columns, : part.views] += weight * slope
+        prefix = config.parts[number].name.replace("-", "_")
+        torch.testing.assert_close(stats[f"{prefix}_loss"], value)
+        for key, figure in figures.items():
+            torch.testing.assert_close(stats[f"{prefix}_{key}"], figure)
+        assert isinstance(made, Combined)
+        found = [p.grad for p in made.parts[number].parameters() if p.requires_grad]
+        assert len(found) == len(slopes)
+        for one, two in zip(found, slopes, strict=True):
+            torch.testing.assert_close(one, weight * two)
+    torch.testing.assert_close(loss.detach(), total)
+    assert z.grad is not None
+    assert gradient.any()
+    torch.testing.assert_close(z.grad, gradient)
+    assert not any(value.requires_grad for value in stats.values())
+
+
+def test_each_part_sees_its_own_companions_only() -> None:
+    made = make_objective(parse("tcn+inverse-dynamics"), material())
+    rows = np.concatenate([np.arange(0, 40, 5)[:, None], np.zeros((8, 3), np.int64)], axis=1)
+    rows[:, 1:3] = rows[:, :1] + [[1, 50]]
+    rows[:, 3] = rows[:, 0] + 1
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 4, 1, F)).astype(np.float32))
+    _, first = made.loss(z, rows, target=None, generator=generator())
+    z[:, 3] += 1
+    _, second = made.loss(z, rows, target=None, generator=generator())
+    assert torch.equal(first["tcn_loss"], second["tcn_loss"])
+    assert not torch.equal(first["inverse_dynamics_loss"], second["inverse_dynamics_loss"])
+
+
+def test_after_a_step_every_part_follows() -> None:
+    made = make_objective(parse("tcn+byol"), material())
+    assert isinstance(made, Combined)
+    byol: Any = made.parts[1]
+    with torch.no_grad():
+        byol.projector[0].weight += 1
+    before = byol.target_projector[0].weight.clone()
+    made.after_step()
+    torch.testing.assert_close(byol.target_projector[0].weight, before + 0.01)
+
+
+def test_parts_with_own_networks_have_names_of_their_own() -> None:
+    made = make_objective(parse("inverse-dynamics+byol"), material())
+    assert {name.split(".")[1] for name in made.state_dict()} == {"0", "1"}
+
+
+def test_target_networks_that_follow_at_different_rates() -> None:
+    parts = objective_parts(objective_config("byol+dynamo", ["byol.hidden=8", "dynamo.target=ema", "dynamo.decay=0.9"]))
+    with pytest.raises(ConfigError, match=r"share one target network, but these ask for decays of \[0\.9, 0\.99\]"):
+        make_objective(CombinedConfig(parts, (1.0, 1.0)), material())
+    alike = make_objective(
+        objective_config("byol+dynamo", ["byol.hidden=8", "byol.decay=0.9", "dynamo.target=ema", "dynamo.decay=0.9"]),
+        material(),
+    )
+    assert alike.target_decay == 0.9
+    # Who asks for no target gets none of the one that another part asked for.
+    assert make_objective(objective_config("byol+dynamo", ["byol.hidden=8"]), material()).target_decay == 0.99
+
+
+def test_sums_of_less_than_two_or_of_sums() -> None:
+    one, two = objective_config("tcn"), objective_config("byol")
+    for parts in ((), (one,), (one, one)):
+        with pytest.raises(ConfigError, match="expected at least two different objectives to combine, got"):
+            CombinedConfig(parts, (1.0,) * len(parts))
+    with pytest.raises(ConfigError, match=r"to combine, got \['combined', 'class'\]"):
+        CombinedConfig((CombinedConfig((one, two), (1.0, 1.0)), objective_config("class")), (1.0, 1.0))
+    with pytest.raises(ConfigError, match=r"expected 2 weights above 0 for \['tcn', 'byol'\], got \[1\.0\]"):
+        CombinedConfig((one, two), (1.0,))
+
+
+def test_parse_sum_reads_factors() -> None:
+    found = parse_sum("a+0.1*b + 2e-1 * c", lambda name: NAMED[name])
+    assert (found.parts, found.weights) == (tuple(NAMED.values()), (1.0, 0.1, 0.2))
+
+
+NAMED = {letter: objective_config(name) for letter, name in zip("abc", ("class", "tcn", "byol"), strict=True)}

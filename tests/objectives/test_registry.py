@@ -1,0 +1,239 @@
+"""Objectives by name: settings from text, and what is said of them without making them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classact.errors import ConfigError
+from classact.objectives import (
+    OBJECTIVES,
+    CombinedConfig,
+    Material,
+    SoftInfoNCEConfig,
+    images_per_anchor,
+    make_objective,
+    needs_similarity,
+    objective_config,
+    objective_name,
+    objective_parts,
+    recipe,
+    written_name,
+)
+from classact.objectives.base import Objective
+from classact.storage import plain_json
+
+TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
+NAMES = pytest.mark.parametrize("name", OBJECTIVES)
+SUMS = [f"{one}+0.5*{two}" for one, two in combinations(TRAINED, 2)]
+MANY = pytest.mark.parametrize("name", [*TRAINED, *SUMS, "+".join(TRAINED)])
+
+
+def material() -> Material:
+    """Two episodes of 40 and 30 steps; every step is as similar to every other."""
+    return Material(
+        feature_dim=6,
+        episode_ends=np.array([40, 70], np.int64),
+        actions=torch.zeros(70, 2),
+        weights=lambda steps: torch.ones(len(steps), len(steps)).fill_diagonal_(0),
+    )
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type, where a number may be a little larger."""
+    if isinstance(value, bool):
+        return not value
+    return value * 1.5 if isinstance(value, float) else 2 * value + 2
+
+
+def small_networks(name: str) -> list[str]:
+    """Options that make the default BYOL quick to build."""
+    prefix = "byol." if "+" in name else ""
+    return [f"{prefix}hidden=8"] if "byol" in name else []
+
+
+# -- each --------------------------------------------------------------------------------------------------------------
+
+
+@NAMES
+def test_an_entry_says_what_it_is(name: str) -> None:
+    entry = OBJECTIVES[name]
+    config = entry.config()
+    assert is_dataclass(config)
+    assert entry.config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert config.name == name
+    assert objective_config(name) == config
+    assert objective_name(config) == name
+    assert objective_parts(config) == (config,)
+    assert recipe(config) == entry.recipe
+    assert (entry.recipe.batch_size >= 2, entry.recipe.epochs >= 0) == (True, True)
+    assert entry.label
+    assert entry.about
+    with pytest.raises(TypeError, match="name"):
+        entry.config(name="other")
+
+
+def test_labels_tell_them_apart() -> None:
+    assert len({entry.label for entry in OBJECTIVES.values()}) == len(OBJECTIVES)
+
+
+def test_none_is_the_only_one_that_is_not_trained() -> None:
+    assert set(OBJECTIVES) - set(TRAINED) == {"none"}
+    assert OBJECTIVES["none"].recipe.epochs == 0
+    assert images_per_anchor(objective_config("none")) == 1
+    with pytest.raises(ConfigError, match=r"objective 'none' leaves .* nothing to train"):
+        make_objective(objective_config("none"), material())
+    with pytest.raises(ConfigError, match=r"objective 'none' leaves .* nothing to train"):
+        make_objective(objective_config("class+none"), material())
+
+
+@MANY
+def test_what_is_said_of_it_is_what_is_made(name: str) -> None:
+    config = objective_config(name, small_networks(name))
+    made = make_objective(config, material())
+    assert isinstance(made, Objective)
+    assert images_per_anchor(config) == (1 + made.companions) * made.views
+    assert needs_similarity(config) == made.needs_similarity
+    assert made.draw(np.arange(5), np.random.default_rng(0)).shape == (5, made.companions)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "images"),
+    [
+        ("class", [], 1),
+        ("class", ["views=3"], 3),
+        ("tcn", [], 3),
+        ("byol", [], 2),
+        ("dynamo", [], 5),
+        ("dynamo", ["context=8"], 8),
+        ("inverse-dynamics", [], 2),
+        ("time-contrastive", [], 3),
+        ("class+inverse-dynamics", [], 2),
+        ("class+byol", [], 2),
+        ("tcn+inverse-dynamics", [], 4),  # one anchor, two companions and one more
+        ("dynamo+byol", ["dynamo.context=4"], 8),
+        ("class+tcn", ["class.views=2"], 6),
+    ],
+)
+def test_images_per_anchor(name: str, options: Sequence[str], images: int) -> None:
+    assert images_per_anchor(objective_config(name, options)) == images
+
+
+@NAMES
+def test_settings_travel_through_json_by_name(name: str) -> None:
+    settings = json.loads(json.dumps(plain_json(asdict(objective_config(name)))))
+    assert written_name(settings) == name
+
+
+@given(
+    names=st.lists(st.sampled_from(TRAINED), min_size=1, max_size=4, unique=True),
+    factors=st.lists(st.sampled_from([1.0, 0.1, 0.05, 2.0, 10.0, 0.25]), min_size=4, max_size=4),
+)
+def test_names_are_written_as_they_are_read(names: list[str], factors: list[float]) -> None:
+    text = "+".join(name if factor == 1 else f"{factor:g}*{name}" for name, factor in zip(names, factors, strict=False))
+    if len(names) == 1:
+        text = names[0]
+    config = objective_config(text)
+    assert objective_name(config) == text
+    assert written_name(asdict(config)) == text
+    assert written_name(json.loads(json.dumps(plain_json(asdict(config))))) == text
+    assert objective_config(objective_name(config)) == config
+    assert [part.name for part in objective_parts(config)] == names
+    assert recipe(config) == OBJECTIVES[names[0]].recipe
+    assert needs_similarity(config) == ("class" in names)
+
+
+def test_runs_of_before_there_was_a_choice() -> None:
+    assert written_name({}) == "class"
+    assert written_name({"temperature": 0.05, "reduction": "anchors"}) == "class"
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@NAMES
+def test_every_setting_is_an_option(name: str) -> None:
+    standard = objective_config(name)
+    for field in fields(standard):
+        value = getattr(standard, field.name)
+        if not field.init or isinstance(value, str):
+            continue
+        try:
+            expected = replace(standard, **{field.name: changed(value)})  # type: ignore[type-var]
+        except ConfigError:  # needs another setting changed with it
+            continue
+        text = str(changed(value)).lower()
+        assert objective_config(name, [f"{field.name}={text}"]) == expected
+        if name != "class":
+            assert objective_parts(objective_config(f"class+{name}", [f"{name}.{field.name}={text}"]))[1] == expected
+
+
+def test_options_of_one_objective() -> None:
+    config = objective_config("class", ["weighting=hard", "views=2", "learned_temperature=true", "temperature=0.5"])
+    assert config == SoftInfoNCEConfig(weighting="hard", views=2, learned_temperature=True, temperature=0.5)
+    assert objective_config("class", ["learned_temperature=false"]) == SoftInfoNCEConfig()
+    assert objective_config("class", ["temperature=1e-1"]) == SoftInfoNCEConfig(temperature=0.1)
+
+
+def test_options_of_a_sum_go_to_their_parts() -> None:
+    options = ["byol.decay=0.9", "inverse-dynamics.horizon=4", "class.queue=64"]
+    config = objective_config("class + 0.1*inverse-dynamics + 2 * byol", options)
+    assert isinstance(config, CombinedConfig)
+    assert config.weights == (1.0, 0.1, 2.0)
+    similarity, inverse, byol = config.parts
+    assert (similarity.queue, inverse.horizon, byol.decay) == (64, 4, 0.9)
+    assert config == CombinedConfig(
+        (
+            SoftInfoNCEConfig(queue=64),
+            objective_config("inverse-dynamics", ["horizon=4"]),
+            objective_config("byol", ["decay=0.9"]),
+        ),
+        (1.0, 0.1, 2.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("clas", [], r"unknown objective 'clas': available are .*'class'.* Sums are written 'class\+0\.1\*byol'\."),
+        ("class+byo", [], r"unknown objective 'byo': available are "),
+        ("class+", [], r"unknown objective '': available are "),
+        ("0.5*class", [], r"unknown objective '0\.5\*class'.* Sums are written"),
+        ("class+much*byol", [], r"expected objectives like 'class\+0\.1\*byol', got 'much' as a factor"),
+        ("class+*byol", [], r"got '' as a factor"),
+        ("class+class", [], r"at least two different objectives to combine, got \['class', 'class'\]"),
+        ("class+0*byol", [], r"expected 2 weights above 0 for \['class', 'byol'\], got \[1\.0, 0\.0\]"),
+        ("class+-1*byol", [], r"expected 2 weights above 0 for .* got \[1\.0, -1\.0\]"),
+        ("class+nan*byol", [], r"expected 2 weights above 0 for .* got \[1\.0, nan\]"),
+        ("class+inf*byol", [], r"expected 2 weights above 0 for .* got \[1\.0, inf\]"),
+        ("class", ["queue"], r"expected options like 'key=value', got 'queue'\. 'class' has \['learned_temperature', "),
+        ("class", ["que=3"], r"unknown option of objective 'class' 'que': available are .*'queue'"),
+        ("class", ["name=tcn"], r"unknown option of objective 'class' 'name'"),
+        ("class", ["queue=1.5"], r"expected a value like 0 for option 'queue' of objective 'class', got '1\.5'"),
+        ("class", ["learned_temperature=yes"], r"expected true or false for option 'learned_temperature' of .* 'yes'"),
+        ("class", ["queue=-1"], r"expected views >= 1 and queue >= 0, got views 1 and queue -1"),
+        ("class", ["weighting=soft-ish"], r"unknown weighting 'soft-ish': available are 'hard', 'soft'"),
+        ("byol", ["decay=often"], r"expected a value like 0\.99 for option 'decay' of objective 'byol', got 'often'"),
+        ("none", ["decay=0.9"], r"unknown option of objective 'none' 'decay'"),
+        ("class+byol", ["decay=0.9"], r"expected options of 'class\+byol' like 'class\.key=value', got 'decay=0\.9'"),
+        ("class+byol", ["tcn.margin=1"], r"expected options of 'class\+byol' like .*, got 'tcn\.margin=1'"),
+        ("class+byol", ["byol.margin=1"], r"unknown option of objective 'byol' 'margin'"),
+    ],
+)
+def test_what_cannot_be_read(name: str, options: Sequence[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        objective_config(name, options)
+
+
+def test_class_without_similarity() -> None:
+    with pytest.raises(ConfigError, match="objective 'class' learns from action similarity, and none was measured"):
+        make_objective(SoftInfoNCEConfig(), replace(material(), weights=None))

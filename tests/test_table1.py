@@ -1,0 +1,609 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fakes
+from classact.bench.table1 import METHODS, Cell, Protocol, cells, parse_method, plan, run_table, runner
+from classact.bench.table1.grid import (
+    HEADS,
+    SHIFTS,
+    head_config,
+    images_per_step,
+    parse_budget,
+    run_config,
+    shift_of,
+)
+from classact.bench.table1.methods import UNTRAINED
+from classact.cli import main
+from classact.errors import ConfigError, DataError, MissingDependencyError, TrainingInterrupted
+from classact.objectives import OBJECTIVES
+from classact.presets import get_preset
+from classact.report.comparison import read_results
+from classact.runs import Run
+from classact.storage import append_jsonl, read_json, write_json
+from classact.training import Trainer
+
+DEBUG = get_preset("debug")
+BASELINES = tuple(name for name in METHODS if name not in UNTRAINED)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+
+
+def protocol(data: Path | str = "pusht-expert", **changes: Any) -> Protocol:
+    settings: dict[str, Any] = {"images": 1000, "head_images": 300, "tuning_images": 100, "heldout": 2, "starts": 2}
+    settings |= {"rates": (1e-3, 2e-3), "taus": (0.0, 0.01), "tuning_starts": 2}
+    return Protocol("pusht", str(data), "debug", **settings | changes)
+
+
+# Methods
+
+
+@pytest.mark.parametrize(
+    ("written", "where", "value"),
+    [
+        ("class[weighting=hard]", "objective.weighting", "hard"),
+        ("class[metric=l2]", "similarity.metric", "l2"),
+        ("class[cost=euclidean]", "similarity.cost", "euclidean"),
+        ("class[quantile=0.03]", "similarity.quantile", 0.03),
+        ("class[crop=batch]", "augment.crop", "batch"),
+        ("class[color=whiten]", "encoder.color", "whiten"),
+        ("class[color_augmentation=hsv]", "augment.color", "hsv"),
+        ("byol[batch_size=8]", "batch_size", 8),
+        # An objective's own option comes before that of the similarity, which it does not look at.
+        ("inverse-dynamics[horizon=4]", "objective.horizon", 4),
+        *((f"class[horizon={t}]", "similarity.horizon", t) for t in (1, 2, 4, 8, 16, 32)),
+    ],
+)
+def test_brackets_change_one_setting(written: str, where: str, value: Any) -> None:
+    method = parse_method(written)
+    plain = parse_method(method.name).config(DEBUG.pretrain)
+    made = method.config(DEBUG.pretrain)
+    *parts, field = where.split(".")
+    owner, before = made, plain
+    for part in parts:
+        owner, before = getattr(owner, part), getattr(before, part)
+    assert getattr(owner, field) == value != (getattr(before, field) if value != 16 else None)
+    # Nothing else is different.
+    undone: Any = replace(owner, **{field: getattr(before, field)})
+    assert (replace(made, **{parts[0]: undone}) if parts else undone) == plain
+    assert method.retrieval_config(DEBUG.retrieval) == DEBUG.retrieval
+
+
+def test_brackets_of_retrieval() -> None:
+    method = parse_method("random[k=3, min_actions=4]")
+    assert method.written == "random[k=3 min_actions=4]"
+    assert method.retrieval_config(DEBUG.retrieval) == replace(DEBUG.retrieval, k=3, min_actions=4)
+    config = run_config(Cell(method), protocol(), 100, None)
+    assert (config.retrieval.k, config.retrieval.min_actions) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("clas", r"unknown method 'clas': .*'class'.*Sums of objectives are written 'class\+0.1\*byol'"),
+        ("none", "unknown method 'none'"),
+        ("", r"expected a method like 'class' or 'class\[views=2 metric=l2\]', got ''"),
+        ("class[views=2", r"expected a method like .*, got 'class\[views=2'"),
+        ("class[foo=1]", "unknown setting of 'class' 'foo': .*'horizon'.*'weighting'"),
+        ("class[horizon]", "expected a whole number for 'horizon', as in 'horizon=...', got 'horizon'"),
+        ("class[quantile=much]", "expected a number for 'quantile', .* got 'quantile=much'"),
+        ("class[crop=]", "expected a value for 'crop', .* got 'crop='"),
+        ("class[views=x]", "expected a value like 1 for option 'views' of objective 'class', got 'x'"),
+        ("class[weighting=medium]", "unknown weighting 'medium'"),
+        ("class[metric=l2 metric=dtw]", "sets 'metric' 2 times"),
+        ("byol[metric=l2]", "'metric=l2' is of the similarity of actions, which 'byol' does not look at"),
+        ("random[metric=l2]", "'random' learns nothing before the head, so 'metric=l2' would change nothing"),
+        ("class+byol[decay=0.9]", r"unknown setting of 'class\+byol' 'decay': .*'byol.decay'"),
+        ("class+bol", "unknown objective 'bol'"),
+        ("class+none", r"'class\+none' adds 'none'"),
+    ],
+)
+def test_what_is_no_method_says_why(written: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_method(written)
+
+
+def test_sums_take_options_by_name() -> None:
+    method = parse_method("class+0.1*byol[byol.decay=0.9 metric=l2]")
+    assert method.objective.parts[1].decay == 0.9
+    assert method.config(DEBUG.pretrain).similarity.metric == "l2"
+    assert not method.tuned
+    assert parse_method("0.1*byol+class").tuned
+
+
+def test_which_rates_are_tuned() -> None:
+    tuned = {name for name in METHODS if parse_method(name).tuned}
+    assert tuned == set(BASELINES) - {"class"}
+
+
+# Grid
+
+
+written = st.one_of(
+    st.sampled_from(sorted(METHODS)),
+    st.builds(
+        lambda name, options: f"{name}[{' '.join(options)}]",
+        st.sampled_from(["class", "class+0.1*byol", "class+byol", "0.1*byol+class"]),
+        st.lists(st.sampled_from(["metric=l2", "horizon=8", "quantile=0.1", "k=1", "crop=batch"]), unique=True),
+    ),
+)
+
+
+@given(
+    st.lists(written, min_size=1, max_size=4),
+    st.lists(st.sampled_from(HEADS), min_size=1, unique=True),
+    st.lists(st.sampled_from(["none", "hsv"]), min_size=1, unique=True),
+    st.lists(st.sampled_from([None, 1, 25]), min_size=1, unique=True),
+    st.sampled_from([1.0, 4.0, 0.5]),
+)
+def test_names_are_unique_and_fit_file_systems(
+    methods: list[str], heads: list[str], augmentations: list[str], counts: list[int | None], factor: float
+) -> None:
+    found = plan(methods, heads=heads, augmentations=augmentations, seeds=2, factor=factor, demonstrations=counts)
+    names = [cell.name for cell in found]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert len(set(found)) == len(found)
+    for cell in found:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", cell.name)
+        # Heads lie in the folder of their representation.
+        assert cell.name == cell.run_name + ("" if cell.head == "rep" else f"-{cell.head}")
+    places = [HEADS.index(cell.head) for cell in found if cell.seed == 0]
+    assert places == sorted(places)
+    assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)
+    assert all(cell.head == "dp" for cell in found if cell.method.name == "equivar")
+
+
+def test_the_names_of_plain_cells_stay() -> None:
+    assert [cell.name for cell in plan(["class", "random"], heads=("dp",))] == [
+        *("class-fixed-none-seed0-dp", "random-fixed-none-seed0-dp"),
+        *("class-rand-none-seed0-dp", "random-rand-none-seed0-dp"),
+    ]
+    (cell,) = plan(["class[weighting=hard]"], columns=["rand"], factor=4, demonstrations=[25], augmentations=["hsv"])
+    assert cell.name == "class-weighting-hard--rand-hsv-seed0-4x-25demos"
+    assert cell.variant == "weighting=hard, 4x budget"
+
+
+def test_cells_of_one_name_and_long_names_are_refused() -> None:
+    # Both are written with a dash for what folders cannot hold.
+    with pytest.raises(ConfigError, match=r"methods 'class\+byol\[k=1\]' and 'class\+byol\[k=\+1\]' would both lie"):
+        plan(["class+byol[k=1]", "class+byol[k=+1]"])
+    many = " ".join(f"class.{key}=1" for key in ("queue", "views")) + " byol.projection=" + "1" * 200
+    with pytest.raises(ConfigError, match=r"has \d+ characters, expected at most 200"):
+        plan([f"class+byol[{many}]"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"heads": ("map",)}, "unknown head 'map'"),
+        ({"columns": ("rand", "both")}, "unknown column 'both'"),
+        ({"seeds": [-1]}, "seed >= 0, got 1.0 and -1"),
+        ({"factor": 0.0}, "factor > 0 .* got 0.0"),
+        ({"demonstrations": [0]}, "at least 1 demonstration, got 0"),
+    ],
+)
+def test_impossible_grids_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(["class"], **arguments)
+
+
+def test_columns_are_shifts_of_the_task() -> None:
+    assert [shift_of("pusht", column) for column in SHIFTS] == ["fixed-color", "rand-color"]
+    assert shift_of("square", "rand") == "dynamic"
+    assert shift_of("aloha-transfer", "rand") == "rotation"
+
+
+# Budgets
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("500k", (500_000, None)),
+        ("2M", (2_000_000, None)),
+        ("0.5m", (500_000, None)),
+        (" 1234 ", (1234, None)),
+        ("10min", (None, 600.0)),
+        ("1.5 h", (None, 5400.0)),
+    ],
+)
+def test_budgets_are_images_or_seconds(text: str, budget: tuple[int | None, float | None]) -> None:
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "0", "0k", "-5", "much", "10s", "5kk", "1e5", "k"])
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="such as 500k, 2M, 10min or 1h, got"):
+        parse_budget(text)
+
+
+@given(st.integers(1, 3_000_000), st.sampled_from(["", "k", "K", "m", "M"]))
+def test_budgets_in_images_are_exact(number: int, unit: str) -> None:
+    assert parse_budget(f"{number}{unit}") == (number * {"": 1, "k": 1000, "m": 10**6}[unit.lower()], None)
+
+
+@pytest.mark.parametrize("name", [*BASELINES, "class+0.1*byol", "class[views=2]", "dynamo[context=4]"])
+@given(images=st.integers(1, 10**6), steps=st.integers(2, 40_000), factor=st.sampled_from([1.0, 4.0]))
+def test_a_training_sees_its_budget_to_within_one_batch(name: str, images: int, steps: int, factor: float) -> None:
+    cell = Cell(parse_method(name), factor=factor)
+    config = run_config(cell, protocol(images=images), steps, None)
+    per_step = images_per_step(config, steps)
+    seen = config.pretrain.steps(steps) * per_step
+    assert round(images * factor) <= seen < round(images * factor) + per_step
+    # A number of images that is given counts instead.
+    other = run_config(cell, protocol(images=images), steps, 3e-4, 777)
+    assert 777 <= other.pretrain.steps(steps) * per_step < 777 + per_step
+    assert other.pretrain.optimizer.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("name", [*(set(OBJECTIVES) - {"none"}), "class+byol", "class[views=2]"])
+def test_images_are_counted_as_the_encoder_sees_them(name: str, tmp_path: Path) -> None:
+    demonstrations = fakes.demonstrations()
+    n = demonstrations.num_steps
+    config = run_config(Cell(parse_method(name)), protocol(images=100), n, None)
+    trainer = Trainer(demonstrations, config.pretrain, tmp_path)
+    rows = next(trainer.batches(0))
+    assert images_per_step(config, n) == len(rows) * trainer.images_per_row()
+    assert trainer.steps == config.pretrain.steps(n)
+    assert 100 <= trainer.steps * images_per_step(config, n) < 100 + images_per_step(config, n)
+
+
+@pytest.mark.parametrize("head", ["mlp", "dp"])
+@pytest.mark.parametrize(
+    ("method", "images", "start"),
+    [
+        *[("class", 300, "run"), ("byol", 300, "run")],
+        *[("random", 2300, "scratch"), ("imagenet", 2300, "run"), ("equivar", 2300, "scratch")],
+    ],
+)
+def test_heads_of_what_is_not_pre_trained_see_the_whole_budget(head: str, method: str, images: int, start: str) -> None:
+    cell = Cell(parse_method(method), head, augmentation="hsv", seed=3, factor=2.0)
+    made, found = head_config(cell, protocol(), 5000)
+    seen = made.steps(5000) * made.batch_size
+    assert images <= seen < images + made.batch_size
+    assert (found, made.seed) == (start, 3)
+    assert made.augment is not None
+    assert made.augment.color == "hsv"
+
+
+def test_heads_of_one_table_are_of_one_size() -> None:
+    heads = [head_config(Cell(parse_method(m), "dp"), replace(protocol(), preset="pusht-cpu"), 500)[0] for m in METHODS]
+    assert len({str(made.head) for made in heads}) == 1
+
+
+# Protocol
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seconds": 5.0}, "one of the two, got images 1000 and seconds 5.0"),
+        ({"images": None}, "one of the two, got images None and seconds None"),
+        ({"starts": 0}, "starts, .* >= 1"),
+        ({"heldout": -1}, "heldout and evaluations >= 0"),
+        ({"rates": ()}, "at least one rate and tau"),
+        ({"rates": (0.0,)}, r"rates > 0 and taus >= 0, got \(0.0,\)"),
+        ({"taus": (-1.0,)}, r"rates > 0 and taus >= 0"),
+        ({"tuning_seed": 100_001}, "starts 100001..100002 are to choose settings with, and 100000..100001 to evaluate"),
+        ({"first_seed": 199_999}, "they overlap"),
+    ],
+)
+def test_impossible_protocols_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        protocol(**changes)
+
+
+def test_unknown_presets_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'quick'"):
+        replace(protocol(), preset="quick")
+
+
+@given(st.integers(0, 400), st.integers(1, 100), st.integers(0, 400), st.integers(1, 100))
+def test_no_start_is_both_for_choosing_and_for_evaluating(first: int, starts: int, tuning: int, tries: int) -> None:
+    apart = not set(range(first, first + starts)) & set(range(tuning, tuning + tries))
+    settings = {"first_seed": first, "starts": starts, "tuning_seed": tuning, "tuning_starts": tries}
+    if apart:
+        protocol(**settings)
+    else:
+        with pytest.raises(ConfigError, match="overlap"):
+            protocol(**settings)
+
+
+# The runner, with stubs of what takes long
+
+
+class Killed(BaseException):
+    """What no handler of errors sees, as SIGKILL."""
+
+
+class Stubs:
+    """Stand-ins of training and evaluation that record what was asked for, and die at a given call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self.die_at: int | None = None
+        self.error: Exception | None = None
+        monkeypatch.setattr(runner, "representation", self.compute)
+        monkeypatch.setattr(runner, "head_cell", self.compute)
+        monkeypatch.setattr(runner, "tune", self.tune)
+        monkeypatch.setattr(runner, "write_json", self.write)
+
+    def event(self, name: str) -> None:
+        self.calls.append(name)
+        if self.die_at is not None and len(self.calls) == self.die_at:
+            raise Killed
+
+    def write(self, path: Path, value: Any) -> None:
+        write_json(path, value)
+        self.event("write")
+
+    def compute(self, bench: cells.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+        self.event(f"{cell.name} at {rate}")
+        if self.error is not None:
+            raise self.error
+        return record(cell, rate) | {"folder": bench.address(bench.run(cell))}
+
+    def tune(self, bench: cells.Bench, cell: Cell, _: Callable[[str], None]) -> list[dict[str, Any]]:
+        rows = []
+        for rate in bench.protocol.rates:
+            self.event(f"try {cell.method.written} at {rate}")
+            row = {"method": cell.method.written, "learning_rate": rate, "successes": 1, "starts": 2}
+            rows.append(row | {"chosen": rate == bench.protocol.rates[-1]})
+        return rows
+
+    @property
+    def computed(self) -> list[str]:
+        return [call for call in self.calls if call != "write"]
+
+
+def record(cell: Cell, rate: float | None) -> dict[str, Any]:
+    learns = cell.method.pretrained or cell.head != "rep"
+    return cells.blank(cell, "done") | {
+        "starts": [100_000, 100_001],
+        "success": {"coverage>0.90": [1, 0], "iou>0.90": [0, 0]},
+        "score": [0.95, 0.1],
+        "learning_rate": rate,
+        "images": 1000 if learns else 0,
+        "training_seconds": 5.0 if learns else 0.0,
+        "total_seconds": 10.0,
+        "own_seconds": 10.0,
+    }
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
+    return Stubs(monkeypatch)
+
+
+def run(folder: Path, data: Path, methods: Sequence[str], **options: Any) -> tuple[dict[str, Any], list[str]]:
+    said: list[str] = []
+    changes = options.pop("changes", {})
+    place = {key: options.pop(key) for key in ("results_path",) if key in options}
+    grid = plan(methods, **{"columns": ("fixed",)} | options)
+    return run_table(folder, grid, protocol(data, **changes), quiet=True, say=said.append, **place), said
+
+
+def test_every_cell_once_and_tuned_once_for_each_baseline(tmp_path: Path, data: Path, stubs: Stubs) -> None:
+    results, said = run(tmp_path, data, ["random", "byol", "class"], columns=SHIFTS, heads=("rep", "mlp"), seeds=2)
+    tries = [call for call in stubs.computed if call.startswith("try")]
+    assert tries == ["try byol at 0.001", "try byol at 0.002"]
+    assert len(stubs.computed) == 3 * 2 * 2 * 2 + len(tries)
+    assert {cell["learning_rate"] for cell in results["cells"].values() if cell["method"] == "byol"} == {0.002}
+    assert {cell["learning_rate"] for cell in results["cells"].values() if cell["method"] != "byol"} == {None}
+    assert all(cell["status"] == "done" for cell in results["cells"].values())
+    assert results["protocol"]["criteria"] == ["coverage>0.90", "iou>0.90"]
+    assert results["protocol"]["criterion"] == "coverage>0.90"
+    assert said[0] == "random-fixed-none-seed0 (1 of 24)"
+    assert said[1].startswith("  1/2 (9 to 91 %) in 0:00:0")
+    # One training took 10 s: 23 and 22 cells are to come.
+    assert said[-2].endswith("(24 of 24, some 0:00:10 left)")
+    calls = len(stubs.calls)
+    again, said = run(tmp_path, data, ["random", "byol", "class"], columns=SHIFTS, heads=("rep", "mlp"), seeds=2)
+    assert (again, said) == (results, [])
+    assert set(stubs.calls[calls:]) == {"write"}
+
+
+def test_killed_anywhere_it_goes_on(tmp_path: Path, data: Path, stubs: Stubs) -> None:
+    methods = ["random", "byol", "class"]
+    whole, _ = run(tmp_path / "whole", data, methods)
+    events, number = list(stubs.calls), len(stubs.calls)
+    for at in range(1, number + 1):
+        folder = tmp_path / str(at)
+        stubs.calls, stubs.die_at = [], at
+        with pytest.raises(Killed):
+            run(folder, data, methods)
+        assert stubs.calls == events[:at]
+        kept = read_json(folder / "results.json") if (folder / "results.json").exists() else {"cells": {}}
+        done = {name for name, cell in kept["cells"].items() if cell["status"] == "done"}
+        stubs.calls, stubs.die_at = [], None
+        results, _ = run(folder, data, methods)
+        assert results == whole
+        # What was kept is not computed again.
+        assert not {call.split(" at ")[0] for call in stubs.computed} & done
+        if kept.get("tuning"):
+            assert not any(call.startswith("try") for call in stubs.computed)
+
+
+@pytest.mark.usefixtures("stubs")
+def test_another_protocol_is_refused_with_both_values(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, ["class"])
+    for changes, message in (
+        ({"images": 2000}, "protocol.images = 1000, now it is 2000"),
+        ({"rates": (1e-3,)}, r"protocol.rates = \[0.001, 0.002\], now it is \[0.001\]"),
+        ({"starts": 3}, "protocol.starts = 2, now it is 3"),
+        ({"heldout": 1}, "protocol.heldout = 2, now it is 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path, data, ["class"], changes=changes)
+    # What decides nothing about success may differ.
+    run(tmp_path, data, ["class"], changes={"probe": False, "evaluations": 3})
+
+
+@pytest.mark.usefixtures("stubs")
+def test_other_data_are_refused_and_moved_ones_are_not(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, ["class"])
+    before = read_json(tmp_path / "results.json")["data"]["fingerprint"]
+    other = fakes.write_zarr(tmp_path / "other" / "tiny.zarr", fakes.demonstrations(1, 96, fakes.LENGTHS))
+    with pytest.raises(ConfigError, match=f"data.fingerprint = '{before}', now it is '[0-9a-f]+'. Choose another"):
+        run(tmp_path, other, ["class"])
+    same = fakes.write_zarr(tmp_path / "moved" / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+    assert run(tmp_path, same, ["class"])[1] == []
+    write_json(tmp_path / "results.json", {"format": "shopping-list"})
+    with pytest.raises(DataError, match="its format is 'shopping-list', expected 'classact-table1-1'"):
+        run(tmp_path, data, ["class"])
+
+
+@pytest.mark.usefixtures("stubs")
+def test_results_of_older_versions_are_continued(tmp_path: Path, data: Path) -> None:
+    run(tmp_path, data, ["random", "class"])
+    results = read_json(tmp_path / "results.json")
+    for cell in results["cells"].values():
+        del cell["factor"], cell["own_seconds"]
+    write_json(tmp_path / "results.json", results)
+    _, said = run(tmp_path, data, ["random", "class"], seeds=2)
+    assert said[0] == "random-fixed-none-seed1 (3 of 4, some 0:00:20 left)"
+
+
+@pytest.mark.parametrize("method", ["imagenet", "r3m"])
+def test_weights_that_do_not_fit_are_missing_cells(tmp_path: Path, data: Path, stubs: Stubs, method: str) -> None:
+    results, said = run(tmp_path, data, [method, "class"], heads=("rep", "dp"))
+    missing = [cell for cell in results["cells"].values() if cell["method"] == method]
+    assert [cell["status"] for cell in missing] == ["missing", "missing"]
+    reason = f"init '{method}' exists for the encoder 'resnet18' only; use init 'scratch' here."
+    assert {cell["reason"] for cell in missing} == {reason}
+    assert f"  missing: {reason}" in said
+    assert len([cell for cell in results["cells"].values() if cell["status"] == "done"]) == 2
+    # Once the weights are there, the same command fills the gap.
+    before = len(stubs.computed)
+    run(tmp_path, data, [method, "class"], heads=("rep", "dp"))
+    assert stubs.computed[before:] == []
+
+
+def test_missing_packages_are_missing_cells_and_other_errors_are_not(tmp_path: Path, data: Path, stubs: Stubs) -> None:
+    stubs.error = MissingDependencyError("the package diffusers is missing: install classact[heads].")
+    results, _ = run(tmp_path, data, ["class"])
+    assert results["cells"]["class-fixed-none-seed0"]["reason"] == str(stubs.error)
+    stubs.error = ConfigError("nothing fits")
+    with pytest.raises(ConfigError, match="nothing fits"):
+        run(tmp_path, data, ["class"])
+    assert read_json(tmp_path / "results.json")["cells"]["class-fixed-none-seed0"]["status"] == "missing"
+    stubs.error = None
+    results, _ = run(tmp_path, data, ["class"])
+    assert results["cells"]["class-fixed-none-seed0"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "message"),
+    [
+        (["class", "class[horizon=0]"], {}, r"cell class-horizon-0--fixed-none-seed0: expected a horizon of at least"),
+        (["class", "class[min_actions=99]"], {}, "1 <= min_actions <= horizon, got min_actions 99"),
+        (["class"], {"augmentations": ("rainbow",)}, "rainbow"),
+        (["class"], {"demonstrations": (5,)}, "5 demonstrations are to be learned from, but tiny has 6, of which 2"),
+        (["random"], {"heads": ("dp",), "changes": {"images": None, "seconds": 60.0}}, "must be in images for that"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    tmp_path: Path, data: Path, stubs: Stubs, methods: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, data, methods, **options)
+    assert stubs.calls == []
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_other_processes_cells_are_kept(tmp_path: Path, data: Path, stubs: Stubs, monkeypatch: Any) -> None:
+    compute, deep = stubs.compute, False
+
+    def interleaved(bench: cells.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+        nonlocal deep
+        if not deep:
+            deep = True
+            run(tmp_path, data, ["random"])  # another process, while this one computes CLASS
+        return compute(bench, cell, rate)
+
+    monkeypatch.setattr(runner, "representation", interleaved)
+    results, _ = run(tmp_path, data, ["class", "random"])
+    assert {cell["status"] for cell in results["cells"].values()} == {"done"}
+    assert sorted(stubs.computed) == ["class-fixed-none-seed0 at None", "random-fixed-none-seed0 at None"]
+
+
+@pytest.mark.usefixtures("stubs")
+def test_folders_are_found_from_the_results_file(tmp_path: Path, data: Path) -> None:
+    elsewhere = tmp_path / "tables" / "mine.json"
+    for folder, path in ((tmp_path / "a", None), (tmp_path / "b", elsewhere)):
+        results, _ = run(folder, data, ["class"], results_path=path)
+        found = read_results(path or folder / "results.json")
+        (cell,) = found.cells
+        assert (found.path.parent / cell.folder).resolve() == (folder / "cells" / cell.name).resolve()
+    assert results["cells"]["class-fixed-none-seed0"]["folder"] == "../b/cells/class-fixed-none-seed0"
+    assert read_json(tmp_path / "a" / "results.json")["cells"]["class-fixed-none-seed0"]["folder"] == (
+        "cells/class-fixed-none-seed0"
+    )
+
+
+@pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt(), TrainingInterrupted("stopped at step 3 of 9; the state is saved")]
+)
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, data: Path, stubs: Stubs, stop: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stubs.error = stop  # type: ignore[assignment]
+    command = ["bench", "table1", "--out", str(tmp_path), "--data", str(data), "--preset", "debug", "--heldout", "2"]
+    command += ["--methods", "class", "class[metric=l2]", "--shifts", "fixed", "--starts", "2", "--quiet"]
+    assert main(command) == 130
+    assert f"ontinue with: classact {' '.join(command)}".replace("class[metric=l2]", "'class[metric=l2]'") in (
+        capsys.readouterr().err
+    )
+    stubs.error = None
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"Page:    {tmp_path / 'table1.html'}" in printed
+    assert "CLASS, metric=l2" in (tmp_path / "table1.md").read_text()
+
+
+# A budget in time, with a stub of the training
+
+
+def test_a_budget_in_time_becomes_images_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = [100, 400]  # steps per second; the second training would find the machine idle
+    trained: list[str] = []
+
+    def pretrain(self: Any) -> None:
+        trained.append(self.run.root.name)
+        speed = speeds.pop(0)
+        for step in range(1, 11):
+            # Compiling takes long at first.
+            append_jsonl(self.run.train_log, {"step": step, "steps": 10, "seconds": 60 + step / speed})
+
+    monkeypatch.setattr(cells.Pipeline, "pretrain", pretrain)
+    asked = protocol(data, images=None, seconds=30.0)
+    bench = cells.Bench(tmp_path, asked, {None: 500, 4: 90}, tmp_path, quiet=True)
+    cell = Cell(parse_method("class"))
+    per_step = images_per_step(run_config(cell, asked, 500, None, 1000), 500)
+    assert cells.budget(bench, cell) == 30 * 100 * per_step
+    # All of its cells, in all later calls.
+    assert cells.budget(bench, replace(cell, column="rand", seed=2)) == 30 * 100 * per_step
+    assert cells.budget(bench, replace(cell, factor=4.0, demonstrations=4)) == 120 * 100 * per_step
+    assert trained == ["class-fixed-none-seed0"]
+    assert cells.budget(bench, Cell(parse_method("byol"))) != cells.budget(bench, cell)
+    assert trained == ["class-fixed-none-seed0", "byol-fixed-none-seed0"]
+    assert cells.budget(bench, Cell(parse_method("random"))) is None
+    assert cells.budget(replace(bench, protocol=protocol(data)), cell) is None
+
+
+def test_seconds_count_earlier_calls(tmp_path: Path) -> None:
+    assert cells.spent(Run(tmp_path)) == 0.0
+    for step in (1, 2):
+        append_jsonl(tmp_path / "train.jsonl", {"step": step, "seconds": 7.5 * step})
+    assert cells.spent(Run(tmp_path)) == 15.0

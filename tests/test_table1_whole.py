@@ -1,0 +1,137 @@
+"""A whole table, computed: of few short demonstrations, with two starts."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fakes
+import table1_runner
+from classact.report.comparison import build_comparison, read_results
+from classact.runs import Run
+from classact.storage import read_json
+
+TIMES = {"training_seconds", "total_seconds", "own_seconds", "latency_ms"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, table1_runner.table(folder, data, lambda _: None)
+
+
+def without_times(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not depend on when a process was killed."""
+    out: dict[str, Any] = {"tuning": results["tuning"], "protocol": results["protocol"], "cells": {}}
+    for name, cell in results["cells"].items():
+        kept = {key: value for key, value in cell.items() if key not in TIMES}
+        for key in ("loss", "curve"):
+            kept[key] = [[row[0], *row[2:]] for row in cell[key]]
+        out["cells"][name] = kept
+    return out
+
+
+def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = whole
+    found = read_results(folder / "results.json")
+    assert [(cell.method, cell.head, cell.status) for cell in found.cells] == [
+        *[(method, "rep", "done") for method in table1_runner.METHODS],
+        *[(method, "mlp", "done") for method in ("class", "random")],
+    ]
+    cells = {(cell.method, cell.head): cell for cell in found.cells}
+    for cell in found.cells:
+        assert cell.starts == (100_000, 100_001)
+        assert list(cell.success) == ["coverage>0.90", "iou>0.90"]
+        assert all(0 <= value <= 1 for value in cell.score if value is not None)
+        assert cell.demonstrations == 4
+        assert cell.latency is not None
+        assert 0 < cell.latency["median"] <= cell.latency["p95"]
+        assert cell.total_seconds is not None
+        assert cell.training_seconds is not None
+        assert cell.training_seconds <= cell.total_seconds + 0.1
+    # 77 steps of four demonstrations; 400 images are 13 batches of 32, for BYOL 2 views of 32: 7 of 64.
+    assert [cells[m, "rep"].images for m in table1_runner.METHODS] == [0, 13 * 32, 7 * 64]
+    assert [len(cells[m, "rep"].curve) for m in table1_runner.METHODS] == [0, 1, 1]
+    # The head of what was not pre-trained sees the whole budget: 530 images, 9 batches of 64; else 130, 3 batches.
+    assert cells["random", "mlp"].images == 9 * 64
+    assert cells["class", "mlp"].images == 13 * 32 + 3 * 64
+    rates = [row["learning_rate"] for row in results["tuning"]]
+    assert rates == [1e-3, 2e-3]
+    chosen = [row["learning_rate"] for row in results["tuning"] if row["chosen"]]
+    assert [cells["byol", "rep"].learning_rate] == chosen
+    assert cells["class", "rep"].learning_rate == 2e-3
+
+
+def test_settings_are_chosen_on_starts_that_no_cell_is_evaluated_on(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = whole
+    evaluated = {start for cell in results["cells"].values() for start in cell["starts"]}
+    choices = sorted(folder.glob("*/*/retrieval.json"))
+    assert [path.parent.name for path in choices] == [
+        *("byol-fixed-none-seed0", "class-fixed-none-seed0", "random-fixed-none-seed0"),
+        *("byol-fixed-none-seed0-rate0.001", "byol-fixed-none-seed0-rate0.002"),
+    ]
+    for path in choices:
+        choice = read_json(path)
+        first = choice["asked"]["first_seed"]
+        assert not evaluated & set(range(first, first + choice["asked"]["starts"]))
+        assert [row["tau"] for row in choice["tries"]] == [0.0, 0.01]
+        best = max(choice["tries"], key=lambda row: (row["successes"], row["score"]))
+        assert {key: choice[key] for key in best} == best
+
+
+def test_records_are_flat_and_probes_are_named(whole: tuple[Path, dict[str, Any]]) -> None:
+    _, results = whole
+    for cell in results["cells"].values():
+        nested = {key for key, value in cell.items() if isinstance(value, dict)}
+        assert nested <= {"success", "latency_ms", "probe", "choice"}
+        if cell["head"] == "rep":
+            assert any(name.startswith("latents: ") for name in cell["probe"])
+            for row in cell["probe"].values():
+                assert {"value"} <= row.keys() <= {"value", "low", "high"}
+
+
+def test_the_page_shows_maps_and_neighbours_of_seed_0(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = whole
+    for cell in results["cells"].values():
+        if cell["head"] == "rep":
+            analysis = Run(folder / cell["folder"]).analysis
+            assert (analysis / "latent_map.safetensors").exists()
+            assert (analysis / "neighbors.safetensors").exists()
+    text = build_comparison(folder / "results.json", folder / "table1.html").read_text()
+    assert "Nearest neighbours, Fixed-Color" in text
+    assert "neighbors.safetensors is not there: CLASS, Rep-Only" not in text
+
+
+def test_killed_in_a_training_it_goes_on_there(whole: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
+    cell = "byol-fixed-none-seed0"
+    process = mp.get_context("spawn").Process(
+        target=table1_runner.die_in_training, args=(str(tmp_path), str(data), cell, 2)
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    kept = read_json(tmp_path / "results.json")
+    assert [row["status"] for row in kept["cells"].values()] == ["done", "done", "planned", "planned", "planned"]
+    before = Run(tmp_path / "cells" / cell).read_train_log()
+    assert before[-1]["step"] == 4
+    tries = {path: path.stat().st_mtime_ns for path in (tmp_path / "tuning").rglob("*") if path.is_file()}
+    assert tries
+    said: list[str] = []
+    results = table1_runner.table(tmp_path, data, said.append)
+    assert said[0].startswith(f"{cell} (3 of 5, some ")
+    assert without_times(results) == without_times(whole[1])
+    assert {name: results["cells"][name] for name in list(kept["cells"])[:2]} == dict(list(kept["cells"].items())[:2])
+    # Neither the tries nor the first steps were computed again: times tell.
+    assert {path: path.stat().st_mtime_ns for path in tries} == tries
+    assert Run(tmp_path / "cells" / cell).read_train_log()[:4] == before
+    assert results["cells"][cell]["training_seconds"] >= round(before[-1]["seconds"], 1)
