@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+
+# Workers that run tests side by side (pytest -n) would each take every core, and wait for each other. Before torch and
+# numba are imported, for their processes, too.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
