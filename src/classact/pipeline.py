@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frame
 from classact.images import sample_digest
 from classact.lowdim import LowDim
 from classact.machine import choose_device
-from classact.objectives import OBJECTIVES, NoneConfig, objective_parts, written_name
+from classact.objectives import NoneConfig, describe_objective, needs_similarity, written_name
 from classact.policies import (
     ImageLatents,
     NoveltyConfig,
@@ -62,6 +62,9 @@ from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
 logger = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""How tables name an encoder of random weights that a run is about."""
 
 NO_LABELS = {"training": "none", "augmentation": "none"}
 """Of what was not trained."""
@@ -340,15 +343,17 @@ class Pipeline:
         started = self._started()
         if started:
             card = self.run.read_config()
-            difference = first_difference(without(card.get("settings"), *FREE), without(settings, *FREE), "settings")
+            difference = other_objective(card.get("settings"), settings)
+            difference = difference or first_difference(
+                without(card.get("settings"), *FREE), without(settings, *FREE), "settings"
+            )
             difference = difference or other_data(card["data"], data)
             if difference:
                 raise ConfigError(
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
                 )
         else:
-            parts = objective_parts(self.config.pretrain.objective)
-            card = new_card(" + ".join(OBJECTIVES[part.name].label for part in parts)) | {"data": {}}
+            card = new_card(describe_objective(self.config.pretrain.objective)) | {"data": {}}
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
         if not started:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
@@ -401,7 +406,9 @@ class Pipeline:
         return ImageEncoder.from_pretrained(self.run.encoder)
 
     def _train(self, frames: Demonstrations) -> ImageEncoder:
-        with self._timed("action similarity"), progress_bar("action similarity", quiet=self.quiet) as bar:
+        objective = self.config.pretrain.objective
+        timed_stage = self._timed("action similarity") if needs_similarity(objective) else nullcontext()
+        with timed_stage, progress_bar("action similarity", quiet=self.quiet or not needs_similarity(objective)) as bar:
             folder = self.config.similarity
             trainer = Trainer(
                 frames,
@@ -444,6 +451,8 @@ class Pipeline:
         return self.config.frames.simulator, evaluation
 
     def _labels(self) -> dict[str, str]:
+        if isinstance(self.config.pretrain.objective, NoneConfig):
+            return NO_LABELS
         return retrieval_labels(self.config.pretrain.augment)
 
     def policy(self) -> RetrievalPolicy:
@@ -517,7 +526,8 @@ class Pipeline:
         self.check_rollouts()
         policies: dict[str, Callable[[], RetrievalPolicy]] = {self.learned: self.policy}
         if self.config.baselines:
-            policies["untrained"] = self.untrained_policy
+            if self.learned != RANDOM:  # else it is the same
+                policies["untrained"] = self.untrained_policy
             if self.data().states is not None and (spec.objects or spec.world is not None):
                 policies["state"] = self.state_policy
         out = {}
@@ -641,6 +651,15 @@ def evaluate_run(
     return rows
 
 
+def other_objective(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str | None:
+    """Which objective a run was started with, and which is asked for; None where they agree."""
+    before = (known or {}).get("pretrain", {}).get("objective")
+    now = asked["pretrain"]["objective"]
+    if not isinstance(before, Mapping) or written_name(before) == written_name(now):
+        return None
+    return f"objective {written_name(before)!r}, now it is {written_name(now)!r}"
+
+
 def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
     """What of :data:`SAME` differs between two cards of data, with both values; None where nothing does, or one lacks
     it."""
@@ -716,7 +735,7 @@ def learned_label(settings: Mapping[str, Any]) -> str:
     pretrain = settings["pretrain"]
     name = written_name(pretrain.get("objective", {}))
     init = str(pretrain["encoder"]["init"])
-    return name if name != "none" else {"scratch": "random"}.get(init, init)
+    return name if name != "none" else {"scratch": RANDOM}.get(init, init)
 
 
 def encoder_label(start: str, learned: str) -> str:
@@ -749,6 +768,8 @@ def _load_policy(
     settings = card["settings"]
     if head is None:
         labels = retrieval_labels(AugmentConfig(**settings["pretrain"]["augment"]))
+        if written_name(settings["pretrain"].get("objective", {})) == "none":
+            labels = NO_LABELS
         return RetrievalPolicy.load(run.policy, **overrides).to(device), learned_label(settings), labels
     policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
     watcher = run_watcher(run, settings["start"], device)

@@ -9,7 +9,7 @@ from classact.encoders import EncoderConfig
 from classact.errors import ConfigError, choose
 from classact.finetuning import TABLE_9, AdamWConfig, FinetuneConfig
 from classact.heads import HEADS, UNetConfig
-from classact.objectives import ObjectiveConfig, images_per_anchor, objective_parts, recipe
+from classact.objectives import ObjectiveConfig, images_per_anchor, recipe
 from classact.optim import OptimizerConfig
 from classact.policies import RetrievalConfig
 from classact.readers import EMBEDDED
@@ -146,32 +146,43 @@ CPU_RATE = 1e-3
 def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> PretrainConfig:
     """A preset's pre-training with another objective.
 
-    What belongs to CLASS gives way: with the paper's network its own batch size, epochs and rate (C.1), with AdamW and
-    the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many images as the
-    preset sees.
+    What belongs to CLASS gives way: with the paper's network the objective's own batch size, epochs and rate (C.1), with
+    AdamW and the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many images as
+    the preset sees. A sum is trained as its first part is; CLASS with other options as CLASS is.
 
     Args:
         pretrain: of a preset, that is, for CLASS.
         objective: settings.
     """
-    name = objective_parts(objective)[0].name
-    if name in ("class", "none"):
-        epochs = pretrain.epochs * images_per_anchor(pretrain.objective) / images_per_anchor(objective)
-        return replace(pretrain, objective=objective, epochs=epochs)
-    made = recipe(objective)
-    if pretrain.encoder.trunk == "small":
+    made, small = recipe(objective), pretrain.encoder.trunk == "small"
+    if small:
         seen = images_per_anchor(pretrain.objective) / images_per_anchor(objective)
+        pretrain = replace(pretrain, epochs=pretrain.epochs * seen)
+    pretrain = replace(pretrain, objective=objective)
+    if made.learning_rate is None:
+        return pretrain
+    if small:
         optimizer = replace(pretrain.optimizer, learning_rate=CPU_RATE)
-        return replace(
-            pretrain,
-            objective=objective,
-            optimizer=optimizer,
-            epochs=pretrain.epochs * seen,
-            batch_size=min(made.batch_size, pretrain.batch_size),
-        )
-    assert made.learning_rate is not None
+        return replace(pretrain, optimizer=optimizer, batch_size=min(made.batch_size, pretrain.batch_size))
     optimizer = OptimizerConfig(name="adamw", learning_rate=made.learning_rate)
-    return replace(pretrain, objective=objective, optimizer=optimizer, epochs=made.epochs, batch_size=made.batch_size)
+    return replace(pretrain, optimizer=optimizer, epochs=made.epochs, batch_size=made.batch_size)
+
+
+def with_trunk(encoder: EncoderConfig, trunk: str) -> EncoderConfig:
+    """An encoder with another trunk, from scratch, with the scaling of images that goes with it.
+
+    Args:
+        encoder: of a preset.
+        trunk: a key of :data:`classact.encoders.image.TRUNKS`.
+    """
+    if trunk == encoder.trunk:
+        return encoder
+    half = (127.5, 127.5, 127.5)  # to [-1, 1], as the released code of the equivariant encoder has it
+    mean, std = {
+        "resnet18": (IMAGENET_MEAN, IMAGENET_STD),
+        "equivariant": (half, half),
+    }.get(trunk, (EncoderConfig().mean, EncoderConfig().std))
+    return replace(encoder, trunk=trunk, init="scratch", init_path=None, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,7 @@ class HeadPreset:
 
         Args:
             head: "diffusion" or "mlp".
-            scratch: for an encoder that starts from its initial weights.
+            scratch: for as many epochs as the paper trains all heads but those on CLASS (table 9).
             frozen: train the head only, on features that are computed once.
         """
         if head not in HEADS:

@@ -23,7 +23,14 @@ from classact.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, 
 from classact.errors import ClassactError, ConfigError, DataError, choose
 from classact.images import sample_digest
 from classact.normalize import MinMax
-from classact.objectives import Material, ObjectiveConfig, SoftInfoNCEConfig, make_objective, needs_similarity
+from classact.objectives import (
+    Material,
+    ObjectiveConfig,
+    SoftInfoNCEConfig,
+    make_objective,
+    needs_similarity,
+    objective_name,
+)
 from classact.optim import OptimizerConfig, make_optimizer, update_ema
 from classact.ranks import Ranks
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
@@ -91,6 +98,11 @@ class PretrainConfig:
             raise ConfigError(
                 f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
                 f"{self.positives_per_anchor} with positives {self.positives!r}."
+            )
+        if self.positives == "graph" and not needs_similarity(self.objective):
+            raise ConfigError(
+                f"objective {objective_name(self.objective)!r} learns from no action similarity, so positives from a "
+                f"graph would change nothing. Leave positives at 'online'."
             )
         if self.evaluations < 0:
             raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
@@ -246,8 +258,6 @@ class Trainer(Training):
         self.bf16 = use_bfloat16(config.precision, device)
         self.similarity: ActionSimilarity | None = None
         self.graph: SimilarityGraph | None = None
-        if needs_similarity(config.objective):
-            self._measure_similarity()
         self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
         self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
         self.average.load_state_dict(self.encoder.state_dict())
@@ -260,9 +270,12 @@ class Trainer(Training):
                 actions=torch.from_numpy(MinMax.fit(data.actions).apply(data.actions)).to(device),
                 seed=config.seed,
                 device=device,
-                weights=None if self.similarity is None else self._weights,
+                weights=self._weights,
             ),
         ).to(device)
+        # Now that the settings are known to fit: this may take a while.
+        if self.objective.needs_similarity:
+            self._measure_similarity()
         networks: dict[str, torch.nn.Module] = {"encoder": self.encoder}
         if self.objective.state_dict():
             networks["objective"] = self.objective

@@ -78,9 +78,16 @@ class RunArguments(EngineArguments):
     color: Annotated[
         str | None, tyro.conf.arg(help="Encoder input: rgb, or whiten each image's colours. Default: the preset's.")
     ] = None
-    epochs: Annotated[float | None, tyro.conf.arg(help="Passes over the data. Default: the preset's.")] = None
-    batch_size: Annotated[int | None, tyro.conf.arg(help="Images per step. Default: the preset's.")] = None
-    learning_rate: Annotated[float | None, tyro.conf.arg(help="Peak learning rate. Default: the preset's.")] = None
+    epochs: Annotated[
+        float | None,
+        tyro.conf.arg(help="Passes over the data, as anchors. Default: the preset's, adapted to the objective."),
+    ] = None
+    batch_size: Annotated[
+        int | None, tyro.conf.arg(help="Anchors per step. Default: the preset's, or the objective's own.")
+    ] = None
+    learning_rate: Annotated[
+        float | None, tyro.conf.arg(help="Peak learning rate. Default: the preset's, or the objective's own.")
+    ] = None
     quantile: Annotated[
         float | None,
         tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %. Default: preset's."),
@@ -108,6 +115,10 @@ class RunArguments(EngineArguments):
     positives_per_anchor: Annotated[
         int | None,
         tyro.conf.arg(help="With graph: draw so many positives of each anchor into its batch. Default: the preset's."),
+    ] = None
+    trunk: Annotated[
+        str | None,
+        tyro.conf.arg(help="Encoder's network: small, resnet18, or equivariant (EquiVar). Default: the preset's."),
     ] = None
     init: Annotated[
         str | None, tyro.conf.arg(help="Initial weights: scratch, imagenet or r3m. Default: the preset's.")
@@ -179,9 +190,8 @@ class Pretrain(RunArguments):
 
 def run_config(arguments: RunArguments) -> Any:
     """The run's settings: the preset, changed by the flags that were given."""
-    from classact.objectives import objective_config
     from classact.pipeline import from_preset
-    from classact.presets import default_preset, get_preset, with_objective
+    from classact.presets import default_preset, get_preset, with_objective, with_trunk
     from classact.readers import declared_simulator
     from classact.sims import plain_shift
 
@@ -195,10 +205,7 @@ def run_config(arguments: RunArguments) -> Any:
     def changed(value: Any, **changes: Any) -> Any:
         return replace(value, **{k: v for k, v in changes.items() if v is not None})
 
-    options = arguments.options
-    if arguments.pairs is not None:
-        options = (f"pairs={arguments.pairs}", *options)
-    pretrain = with_objective(config.pretrain, objective_config(arguments.objective, options))
+    pretrain = with_objective(config.pretrain, _objective(arguments, config.pretrain.objective))
     similarity = pretrain.similarity
     if arguments.similarity is not None:
         from classact.survey import measured_config
@@ -207,7 +214,7 @@ def run_config(arguments: RunArguments) -> Any:
     pretrain = changed(
         pretrain,
         encoder=changed(
-            pretrain.encoder,
+            with_trunk(pretrain.encoder, arguments.trunk or pretrain.encoder.trunk),
             color=arguments.color,
             init=arguments.init,
             init_path=arguments.init_path,
@@ -259,6 +266,37 @@ def run_config(arguments: RunArguments) -> Any:
         milestone_episodes=arguments.milestone_episodes,
         novelty=replace(config.novelty, alpha=arguments.alarm_level),
     )
+
+
+SIMILARITY_FLAGS = (
+    *("quantile", "horizon", "cost", "metric", "band", "estimate", "similarity", "positives", "positives_per_anchor"),
+)
+TRAINING_FLAGS = ("epochs", "batch_size", "learning_rate", "crop", "color_augmentation", "evaluations")
+
+
+def _objective(arguments: RunArguments, preset: Any) -> Any:
+    """Settings of the objective; flags that would change nothing are refused.
+
+    Raises:
+        ConfigError: an unknown objective or option, or a flag that it does not read.
+    """
+    from classact.errors import ConfigError
+    from classact.objectives import needs_similarity, objective_config
+
+    name, options = arguments.objective, arguments.options
+    terms = [term.rpartition("*")[2].strip() for term in name.split("+")]
+    if arguments.pairs is not None:
+        if "class" not in terms:
+            raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {name!r}. Leave it out.")
+        options = (*options, f"{'class.' if len(terms) > 1 else ''}pairs={arguments.pairs}")
+    made = objective_config(name, options, preset)
+    idle = [] if needs_similarity(made) else list(SIMILARITY_FLAGS)
+    idle += list(TRAINING_FLAGS) if name == "none" else []
+    for flag in idle:
+        if getattr(arguments, flag):
+            reads = "learns from no action similarity" if flag in SIMILARITY_FLAGS else "trains nothing"
+            raise ConfigError(f"objective {name!r} {reads}, so --{flag.replace('_', '-')} would change nothing.")
+    return made
 
 
 def _pipeline(arguments: RunArguments, ranks: Any) -> Any:

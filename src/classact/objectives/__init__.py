@@ -109,32 +109,42 @@ OBJECTIVES: Mapping[str, Entry] = {
         "Time-contrastive",
         "InfoNCE across time within and between episodes (R3M's core term, 2203.12601)",
     ),
-    "none": Entry(NoneConfig, None, Recipe(160, 0, None), "none", "no training: the encoder's initial weights"),
+    "none": Entry(
+        NoneConfig, None, Recipe(160, 0, None), "Initial weights", "no training: those of the encoder's init"
+    ),
 }
 """Name -> objective. Sums of them are written ``class+0.1*inverse-dynamics``; see :func:`objective_config`."""
 
 
-def objective_config(name: str, options: Sequence[str] = ()) -> ObjectiveConfig:
+def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveConfig | None = None) -> ObjectiveConfig:
     """Settings of an objective by name, changed by ``key=value`` options.
 
     Args:
         name: a key of :data:`OBJECTIVES`, or a sum such as ``class+0.1*byol``.
         options: such as ``weighting=hard``; in a sum with the objective's name before it: ``byol.decay=0.99``.
+        start: settings that are changed, where they are of this objective (of a preset); else its defaults are.
 
     Raises:
         ConfigError: an unknown name or key, or a value of another type than the setting's.
     """
     if "+" in name:
-        return parse_sum(name, lambda part: objective_config(part, _belonging(part, name, options)))
+        return parse_sum(name, lambda part: objective_config(part, _belonging(part, name, options), start))
+    if "*" in name:
+        raise ConfigError(f"a factor needs a sum: expected objectives like 'class+0.1*byol', got {name!r}.")
     if name not in OBJECTIVES:
-        raise ConfigError(choose("objective", name, OBJECTIVES) + " Sums are written 'class+0.1*byol'.")
-    config = OBJECTIVES[name].config()
+        raise ConfigError(choose("objective", name, OBJECTIVES).rstrip(".") + ". Sums are written 'class+0.1*byol'.")
+    config = next((part for part in objective_parts(start) if part.name == name), None) if start else None
+    config = config or OBJECTIVES[name].config()
     known = {field.name: getattr(config, field.name) for field in fields(config) if field.init}
-    changes = {}
+    changes: dict[str, Any] = {}
+    if options and not known:
+        raise ConfigError(f"objective {name!r} has no options, got {options[0]!r}.")
     for option in options:
         key, equals, text = option.partition("=")
         if not equals:
             raise ConfigError(f"expected options like 'key=value', got {option!r}. {name!r} has {sorted(known)}.")
+        if key in changes:
+            raise ConfigError(f"option {key!r} of objective {name!r} is given twice; give it once.")
         if key not in known:
             raise ConfigError(choose(f"option of objective {name!r}", key, known))
         changes[key] = _parse(text, known[key], f"option {key!r} of objective {name!r}")
@@ -185,17 +195,32 @@ def written_name(settings: Mapping[str, Any]) -> str:
 
 def needs_similarity(config: ObjectiveConfig) -> bool:
     """Whether action similarity must be measured for it."""
-    return any(part.name == "class" for part in objective_parts(config))
+    return any(getattr(OBJECTIVES[part.name].make, "needs_similarity", False) for part in objective_parts(config))
 
 
 def images_per_anchor(config: ObjectiveConfig) -> int:
-    """Views that the encoder sees for each anchor of a batch: what a budget in images counts."""
+    """Views that the encoder sees for each anchor of a batch: what a budget in images counts.
+
+    An objective class says how many; where settings decide, its settings have ``companions`` or ``views`` themselves. In
+    a sum every image is seen in as many views as the part with most needs.
+    """
     companions, views = 0, 1
     for part in objective_parts(config):
         made = OBJECTIVES[part.name].make
         companions += getattr(part, "companions", getattr(made, "companions", 0))
         views = max(views, getattr(part, "views", getattr(made, "views", 1)))
     return (1 + companions) * views
+
+
+def describe_objective(config: ObjectiveConfig) -> str:
+    """An objective with what differs from its defaults, for titles: ``CLASS (weighting=hard)``."""
+    words = []
+    for part in objective_parts(config):
+        usual, entry = OBJECTIVES[part.name].config(), OBJECTIVES[part.name]
+        names = [f.name for f in fields(part) if f.init and getattr(part, f.name) != getattr(usual, f.name)]
+        changed = ", ".join(f"{name}={getattr(part, name)}" for name in names)
+        words.append(f"{entry.label} ({changed})" if changed else entry.label)
+    return " + ".join(words)
 
 
 def recipe(config: ObjectiveConfig) -> Recipe:
@@ -230,6 +255,7 @@ __all__ = [
     "ObjectiveConfig",
     "Recipe",
     "SoftInfoNCEConfig",
+    "describe_objective",
     "images_per_anchor",
     "make_objective",
     "needs_similarity",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.errors import ConfigError
 from classact.types import IntArray
 
 Stats = dict[str, Tensor]
@@ -51,6 +52,19 @@ class Material:
         episode = np.searchsorted(self.episode_ends, steps, side="right")
         starts = np.concatenate([[0], self.episode_ends[:-1]])
         return starts[episode], np.asarray(self.episode_ends)[episode]
+
+    def check_episodes(self, least: int, what: str) -> None:
+        """Refuse data in which every row would be masked out of a loss.
+
+        Raises:
+            ConfigError: no episode has ``least`` steps, as many as ``what`` needs.
+        """
+        longest = int(np.diff(self.episode_ends, prepend=0).max())
+        if longest < least:
+            raise ConfigError(
+                f"{what} needs an episode of at least {least} steps, but the longest of {len(self.episode_ends)} has "
+                f"{longest}. Learn from longer episodes, or with another objective."
+            )
 
 
 class Objective(nn.Module, ABC):

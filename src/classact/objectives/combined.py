@@ -37,6 +37,8 @@ class CombinedConfig:
         names = [part.name for part in self.parts]
         if len(names) < 2 or len(set(names)) < len(names) or self.name in names:
             raise ConfigError(f"expected at least two different objectives to combine, got {names or 'none'}.")
+        if "none" in names:
+            raise ConfigError(f"objective 'none' learns nothing, so it cannot be part of a sum, got {names}.")
         if len(self.weights) != len(names) or not all(0 < weight < math.inf for weight in self.weights):
             raise ConfigError(f"expected {len(names)} weights above 0 for {names}, got {list(self.weights)}.")
 
@@ -75,7 +77,8 @@ class Combined(Objective):
     def loss(
         self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
-        """Each part's loss on its own columns and views; they are logged as NAME_loss, other figures as NAME_FIGURE."""
+        """Each part's loss on its own columns and views; it is logged as NAME_loss, other figures by their names, or as
+        NAME_FIGURE where a part before has that name, too."""
         total, column = z.new_zeros(()), 1
         stats: Stats = {}
         for part, weight, name in zip(self._parts, self.config.weights, self.names, strict=True):
@@ -85,7 +88,8 @@ class Combined(Objective):
             loss, found = part.loss(z[:, columns, : part.views], rows[:, columns], target=own, generator=generator)
             total = total + weight * loss
             prefix = name.replace("-", "_")
-            stats |= {f"{prefix}_{key}": value for key, value in (found | {"loss": loss.detach()}).items()}
+            stats |= {f"{prefix}_{key}" if key in stats else key: value for key, value in found.items()}
+            stats[f"{prefix}_loss"] = loss.detach()
         return total, stats
 
     @property

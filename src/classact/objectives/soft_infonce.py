@@ -19,6 +19,10 @@ WEIGHTINGS = ("soft", "hard")
 TAU_RANGE = (0.01, 1.0)
 """Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
 
+TAU_SCALE = 0.3
+"""log tau per unit of its parameter: what a step changes it by shrinks with the square. LARS gives single numbers plain
+momentum at its full rate of 0.5, with which log tau itself would leave its range within the warm-up."""
+
 
 @dataclass(frozen=True)
 class SoftInfoNCEConfig:
@@ -48,7 +52,7 @@ class SoftInfoNCEConfig:
     learned_temperature: bool = False
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"expected a temperature above 0 (the paper uses 0.05), got {self.temperature}.")
         if self.reduction not in REDUCTIONS:
             raise ConfigError(choose("reduction", self.reduction, REDUCTIONS))
@@ -140,45 +144,55 @@ class SoftInfoNCE(Objective):
         self.config, self.weights, self.views = config, material.weights, config.views
         self._episodes = torch.from_numpy(material.episodes()).to(material.device)
         if config.learned_temperature:
-            self.log_tau = nn.Parameter(torch.tensor(math.log(config.temperature)))
+            self.scaled_log_tau = nn.Parameter(torch.tensor(math.log(config.temperature) / TAU_SCALE))
         if config.queue:
             # Saved with checkpoints, for a training that goes on must contrast with the same. -1: not filled yet.
             self.register_buffer("queue_z", torch.zeros(config.queue, material.feature_dim))
             self.register_buffer("queue_steps", torch.full((config.queue,), -1))
+            self.register_load_state_dict_post_hook(lambda *_: self._read_queue())
+            self._read_queue()
         self.to(material.device)
+
+    def _read_queue(self) -> None:
+        # Weights are computed from steps at hand: a GPU is not waited for.
+        steps = self.queue_steps.cpu().numpy()
+        self._queued: IntArray = steps[steps >= 0]
 
     def temperature(self) -> float | Tensor:
         """tau, with a gradient where it is learned."""
         if not self.config.learned_temperature:
             return self.config.temperature
-        return self.log_tau.exp()
+        return (TAU_SCALE * self.scaled_log_tau).exp()
 
     def loss(
         self,
         z: Tensor,
         rows: IntArray,
         *,
-        target: Tensor | None,  # noqa: ARG002 (no target network, nothing drawn)
-        generator: torch.Generator,  # noqa: ARG002
+        target: Tensor | None,  # noqa: ARG002 (no target network)
+        generator: torch.Generator,
     ) -> tuple[Tensor, Stats]:
-        """Soft InfoNCE over all views of the anchors' images, and over what is in the queue."""
+        """Soft InfoNCE over all views of the anchors' images, and over what is in the queue.
+
+        Logs positives per anchor and the share of anchors with any, both within the batch, and a learned tau.
+        """
         config, views = self.config, self.views
         anchors = rows[:, 0]
         features = z[:, 0].flatten(0, 1)  # (B R, F), the views of an image side by side
-        queued = self.queue_steps[self.queue_steps >= 0] if config.queue else None
-        steps = anchors if queued is None else np.concatenate([anchors, queued.cpu().numpy()])
+        filled = len(self._queued) if config.queue else 0
+        steps = np.concatenate([anchors, self._queued]) if filled else anchors
         weights = self._weigh(steps)[: len(anchors)]
         ignore = None
         if config.pairs == "cross-episode":
             episodes = self._episodes[torch.from_numpy(steps).to(z.device)]
             ignore = episodes[: len(anchors), None] == episodes[None, :]
             weights = weights.masked_fill(ignore, 0.0)
-        stats = _count(weights)
+        stats = _count(weights[:, : len(anchors)])
         keys = None
         if views > 1:
             weights, ignore = self._spread(weights, ignore, len(anchors))
-        if queued is not None:
-            keys = torch.cat([features, self.queue_z[self.queue_steps >= 0]])
+        if filled:
+            keys = torch.cat([features, self.queue_z[:filled]])
         loss = soft_infonce(
             features,
             weights,
@@ -188,7 +202,7 @@ class SoftInfoNCE(Objective):
             keys=keys,
         )
         if config.queue:
-            self._push(z[:, 0, 0].detach(), anchors)
+            self._push(z[:, 0, 0].detach(), anchors, generator)
         if config.learned_temperature:
             stats["tau"] = torch.as_tensor(self.temperature()).detach()
         return loss, stats
@@ -218,14 +232,18 @@ class SoftInfoNCE(Objective):
         if self.config.learned_temperature:
             # Clamped where it is used, it would get no gradient beyond a limit, and never come back.
             low, high = TAU_RANGE
-            self.log_tau.clamp_(math.log(low), math.log(high))
+            self.scaled_log_tau.clamp_(math.log(low) / TAU_SCALE, math.log(high) / TAU_SCALE)
 
     @torch.no_grad()
-    def _push(self, z: Tensor, anchors: IntArray) -> None:
-        size, new = len(self.queue_z), min(len(self.queue_z), len(z))
-        self.queue_z = torch.cat([z[-new:], self.queue_z[: size - new]])
-        steps = torch.from_numpy(anchors[-new:]).to(self.queue_steps.device)
-        self.queue_steps = torch.cat([steps, self.queue_steps[: size - new]])
+    def _push(self, z: Tensor, anchors: IntArray, generator: torch.Generator) -> None:
+        """The newest first; what no longer fits is dropped."""
+        # Batches are in the order of the data: cut as they are, the first episodes would never stay.
+        order = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)
+        size = len(self.queue_z)
+        self.queue_z = torch.cat([z[order], self.queue_z])[:size]
+        steps = torch.from_numpy(anchors).to(z.device)[order]
+        self.queue_steps = torch.cat([steps, self.queue_steps])[:size]
+        self._queued = np.concatenate([anchors[order.cpu().numpy()], self._queued])[:size]
 
 
 def _count(weights: Tensor) -> Stats:

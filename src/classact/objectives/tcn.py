@@ -5,6 +5,7 @@ What CLASS's paper (section 5.2, C.1) calls TCN is the repository kekeblom/tcn; 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,7 @@ class TCNConfig:
     negative_margin: int = 30
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0 or not self.scale > 0:
+        if not 0 <= self.margin < math.inf or not 0 < self.scale < math.inf:
             raise ConfigError(f"expected margin >= 0 and scale > 0, got margin {self.margin} and scale {self.scale}.")
         if not 1 <= self.positive_margin < self.negative_margin:
             raise ConfigError(
@@ -95,12 +96,16 @@ class TCN(Objective):
     Args:
         config: settings.
         material: the episodes.
+
+    Raises:
+        ConfigError: no episode has two steps.
     """
 
     companions = 2
 
     def __init__(self, config: TCNConfig, material: Material) -> None:
         super().__init__()
+        material.check_episodes(2, "a positive that is not the anchor")
         self.config, self.material = config, material
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:

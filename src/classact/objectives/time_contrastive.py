@@ -6,6 +6,7 @@ both more than moments of other episodes are. The defaults are those of facebook
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +40,7 @@ class TimeContrastiveConfig:
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:
             raise ConfigError(choose("similarity", self.similarity, SIMILARITIES))
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
         if self.negatives < 0:
             raise ConfigError(f"expected negatives >= 0 (0: all rows of other episodes), got {self.negatives}.")
@@ -148,12 +149,16 @@ class TimeContrastive(Objective):
     Args:
         config: settings.
         material: the episodes.
+
+    Raises:
+        ConfigError: no episode has three steps.
     """
 
     companions = 2
 
     def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:
         super().__init__()
+        material.check_episodes(3, "a triple of moments")
         self.config, self.material = config, material
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:

@@ -158,14 +158,15 @@ class RetrievalPolicy:
                 f"{len(self._rows)}. Calibrate again."
             )
         self.calibration = calibration
-        self._weighted = 0  # last columns of a latent that are weighted
+        self._weighted = slice(0)  # columns of a latent: proprioception, behind which an instruction may follow
         if config.proprioception_weight != 1:
             if not isinstance(latents, ImageLatents):
                 raise ConfigError(
                     f"proprioception_weight {config.proprioception_weight:g} weighs proprioception against image "
                     f"features, but these latents are of kind {latents.kind!r}. Leave it at 1."
                 )
-            self._weighted = latents.lowdim.dim
+            first = latents.encoder.feature_dim
+            self._weighted = slice(first, first + len(latents.lowdim.range.low))
         self.device = torch.device("cpu")
         self._search = self._make_search()
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
@@ -241,10 +242,10 @@ class RetrievalPolicy:
 
     def _weigh(self, z: FloatArray) -> FloatArray:
         """(B, d) unit latents -> those that are compared: proprioception weighted, length 1 again."""
-        if not self._weighted:
+        if self.config.proprioception_weight == 1:
             return z
         z = z.copy()
-        z[:, -self._weighted :] *= self.config.proprioception_weight
+        z[:, self._weighted] *= self.config.proprioception_weight
         return unit(z)
 
     def search(self, z: FloatArray) -> Neighbors:

@@ -24,7 +24,7 @@ def main_row(rows: Sequence[Row]) -> Row | None:
     state, else the first row. Never a maximum over training: that is biased upwards.
     """
     rows = [row for row in rows if maximum_of(row) is None]
-    learned = [row for row in rows if row["encoder"] not in (*BASELINES, "scratch")]
+    learned = [row for row in rows if row.get("own", row["encoder"] == "class")]
     retrieval = [row for row in learned if plain(row.get("policy")) in ("", "retrieval")]
     choices = [[r for r in rs if not plain(r.get("shift"))] or rs for rs in (retrieval, learned)]
     others = [row for row in rows if row["encoder"] not in BASELINES]

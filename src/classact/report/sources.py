@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
+from classact.pipeline import learned_label
 from classact.report.checks import Arrays, mapping, need, shapes, with_interval
 from classact.report.heads import Head, read_heads, read_log, read_milestones
 from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
@@ -70,7 +71,7 @@ def read_sources(root: Path) -> Sources:
     training = read_log(run) if present("Training", run.train_log) else []
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
-    summary = _summary(run) if present("Success", run.summary) else []
+    summary = _summary(run, _own_label(config)) if present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
     calibration = read_calibration(run)
@@ -117,11 +118,21 @@ def read_sources(root: Path) -> Sources:
     return sources
 
 
-def _summary(run: Run) -> list[Row]:
+def _own_label(config: Row) -> str:
+    """How rows name the run's own encoder; of runs from before there were several objectives "class"."""
+    try:
+        return learned_label(config["settings"])
+    except (KeyError, TypeError):
+        return "class"
+
+
+def _summary(run: Run, own: str) -> list[Row]:
+    """Rows of the table; "own" says whether the encoder is the run's, evaluated with its own settings."""
     rows = read_json(run.summary)
     if not isinstance(rows, list):
         raise DataError(f"{run.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
-    return [with_interval(run.summary, row, number, ("encoder",)) for number, row in enumerate(rows, 1)]
+    found = [with_interval(run.summary, row, number, ("encoder",)) for number, row in enumerate(rows, 1)]
+    return [row | {"own": row["encoder"] == own} for row in found]
 
 
 def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Evaluation]:

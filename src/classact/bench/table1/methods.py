@@ -13,6 +13,7 @@ from classact.objectives import (
     ObjectiveConfig,
     needs_similarity,
     objective_config,
+    objective_name,
     objective_parts,
 )
 from classact.policies import RetrievalConfig
@@ -87,7 +88,8 @@ class Method:
     """A row of the table.
 
     Attributes:
-        written: as the user wrote it: ``class``, ``class[views=2 metric=l2]``, ``class+0.1*byol``.
+        written: in one form for all that mean the same: CLASS first in a sum, settings sorted, values as short as they
+            can be: ``class``, ``class[metric=l2 views=2]``, ``class+0.1*byol``.
         name: without what stands in brackets.
         objective: settings of what is learned.
         settings: (key, value) of :data:`SETTINGS`.
@@ -106,9 +108,19 @@ class Method:
         return self.name not in UNTRAINED
 
     @property
+    def scratch(self) -> bool:
+        """Whether a head on it starts from an encoder of random weights."""
+        return self.name in ("random", "equivar")
+
+    @property
+    def variant(self) -> str:
+        """What stands in brackets."""
+        return self.written.removeprefix(self.name).strip("[]")
+
+    @property
     def tuned(self) -> bool:
-        """Whether its learning rate is tuned: of all that is pre-trained but CLASS, whose rate is the preset's."""
-        return self.pretrained and objective_parts(self.objective)[0].name != "class"
+        """Whether its learning rate is tuned: of all that is pre-trained without CLASS, whose rate is the preset's."""
+        return self.pretrained and all(part.name != "class" for part in objective_parts(self.objective))
 
     def config(self, preset: PretrainConfig) -> PretrainConfig:
         """The preset's pre-training, changed to this method.
@@ -151,8 +163,8 @@ def parse_method(written: str) -> Method:
     found = _WRITTEN.fullmatch(written.strip())
     if found is None:
         raise ConfigError(f"expected a method like 'class' or 'class[views=2 metric=l2]', got {written!r}.")
-    name = found["name"].strip()
-    pairs = [part for part in re.split(r"[\s,]+", found["settings"] or "") if part]
+    name = _ordered(found["name"].strip())
+    pairs = sorted(part for part in re.split(r"[\s,]+", found["settings"] or "") if part)
     keys = [pair.partition("=")[0] for pair in pairs]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ConfigError(f"method {written!r} sets {twice[0]!r} {keys.count(twice[0])} times.")
@@ -181,12 +193,46 @@ def parse_method(written: str) -> Method:
                     f"'{key}={value}' is of the similarity of actions, which {name!r} does not look at: it would "
                     f"change nothing."
                 )
-    return Method(f"{name}[{' '.join(pairs)}]" if pairs else name, name, objective, settings, retrieval)
+    if "+" in name:
+        name = objective_name(objective)
+    values = dict(settings) | dict(retrieval)
+    values |= {key: _option(objective, key) for key in (pair.partition("=")[0] for pair in own)}
+    inside = " ".join(f"{key}={_text(values[key])}" for key in sorted(values))
+    return Method(f"{name}[{inside}]" if inside else name, name, objective, settings, retrieval)
+
+
+def _terms(name: str) -> list[tuple[str, str]]:
+    """Factor (empty for 1) and objective of each part of a sum."""
+    found = [term.rpartition("*") for term in name.split("+")]
+    return [(factor.strip(), term.strip()) for factor, _, term in found]
+
+
+def _ordered(name: str) -> str:
+    """A sum with CLASS first, whose recipe the sum then has, and the others as :data:`OBJECTIVES` lists them."""
+    known = ["class", *OBJECTIVES]
+    terms = sorted(_terms(name), key=lambda term: known.index(term[1]) if term[1] in known else len(known))
+    return "+".join(f"{factor}*{term}" if factor else term for factor, term in terms)
+
+
+def _option(objective: ObjectiveConfig, key: str) -> Any:
+    """The value of an objective's option; of a part of a sum by its dotted name."""
+    name, _, field = key.rpartition(".")
+    part = next(part for part in objective_parts(objective) if not name or part.name == name)
+    return getattr(part, field)
+
+
+def _text(value: Any) -> str:
+    """A value in one form: 0.050 and 5e-2 as 0.05."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def _options(name: str) -> tuple[str, ...]:
     """Options of an objective; those of the parts of a sum have their names before a dot."""
-    terms = [term.rpartition("*")[2].strip() for term in name.split("+")]
+    terms = [term for _, term in _terms(name)]
     if "none" in terms:
         raise ConfigError(f"method {name!r} adds 'none', which is no training that could be added.")
     known = [term for term in terms if term in OBJECTIVES]
