@@ -1,7 +1,7 @@
 """Table 1 on the human Push-T demonstrations, on two CPU cores: stage by stage, each made of cells of `bench table1`.
 
 Kill it anywhere and start it again: finished cells are kept, the training under way goes on. One stage after the other,
-or named ones; several processes may share the folder, each with stages of its own.
+or named ones; several processes may share the folder, and each training is computed by one of them.
 
     uv run python benchmarks/pusht_comparison.py --data PATH/pusht_human.zarr              everything (about ten hours)
     uv run python benchmarks/pusht_comparison.py --data PATH --stages fixed rand           two stages
@@ -92,7 +92,7 @@ def try_retrievals(folder: Path, made: Protocol, workers: int) -> None:
     """Roll out the plain CLASS cells with other ways to retrieve; results by column and name."""
     results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
     for cell in plan(("class",), augmentations=("none", "hsv")):
-        run = Bench(folder, made, {}).run(cell)
+        run = Bench(folder, made, {}, folder).run(cell)
         if not (run.root / CHOSEN).exists():
             continue
         chosen = read_json(run.root / CHOSEN)
@@ -104,6 +104,8 @@ def try_retrievals(folder: Path, made: Protocol, workers: int) -> None:
             overrides = settings | change.get("overrides", {})
             row = evaluate_run(
                 run,
+                episodes=made.starts,
+                first_seed=made.first_seed,
                 overrides=overrides,
                 execute=change.get("execute"),
                 name="try",

@@ -1,4 +1,4 @@
-"""Write the numbers of README.md, docs/similarity.md, docs/policies.md and docs/simulators.md from the results files.
+"""Write the numbers of README.md and docs/{similarity,policies,simulators,comparison}.md from the results files.
 
 uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import comparison_table
 import heads_table
 import similarity_table
 import simulators_table
@@ -23,6 +24,7 @@ README = Path(__file__).parent.parent / "README.md"
 SIMILARITY = Path(__file__).parent.parent / "docs" / "similarity.md"
 POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
 SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
+COMPARISON = Path(__file__).parent.parent / "docs" / "comparison.md"
 ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 RECIPES = {
     "pusht-demo": "crop and noise (the paper's)",
@@ -110,6 +112,8 @@ def main() -> int:
     pages = [
         (README, "results", block()),
         (README, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
+        (README, "comparison", "\n".join(comparison_table.readme_lines()) + "\n"),
+        (COMPARISON, "comparison", "\n".join(comparison_table.page_lines()) + "\n"),
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
         (POLICIES, "heads", "\n".join(heads_table.page_lines()) + "\n"),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),

@@ -1,9 +1,11 @@
-"""A table in a process of its own that kills itself in the middle of a training, as SIGKILL from outside would."""
+"""Tables in processes of their own, killed in the middle of a training as SIGKILL would, or computing one together."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,12 @@ import torch
 
 import fakes
 from classact import engine, rollout
-from classact.bench.table1 import Protocol, cells, grid, plan, run_table
+from classact.bench.table1 import Cell, Protocol, cells, grid, parse_method, plan, run_table, runner
+from classact.bench.table1.claims import lock_of, locked
 from classact.probe import probe_run
 from classact.sims import make_simulator
 from classact.sims.worker import run_chunk
+from classact.storage import append_jsonl
 from classact.types import FloatArray
 
 
@@ -52,9 +56,9 @@ class Here:
 METHODS = ("random", "class", "byol")
 
 
-def table(folder: Path, data: Path, say: Any = print) -> dict[str, Any]:
-    """A grid of two trained methods, one of them tuned, with two starts each and checkpoints at every other step."""
-    protocol = Protocol(
+def protocol(data: Path) -> Protocol:
+    """Two starts for each cell."""
+    return Protocol(
         *("pusht", str(data), "debug"),
         images=400,
         head_images=130,
@@ -67,14 +71,19 @@ def table(folder: Path, data: Path, say: Any = print) -> dict[str, Any]:
         evaluations=1,
         evaluation_starts=2,
     )
-    wanted = plan(METHODS, columns=("fixed",)) + plan(("class", "random"), heads=("mlp",), columns=("fixed",))
+
+
+def table(folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | None = None) -> dict[str, Any]:
+    """A grid of two trained methods, one of them tuned, or other cells; checkpoints at every other step."""
+    if wanted is None:
+        wanted = plan(METHODS, columns=("fixed",)) + plan(("class", "random"), heads=("mlp",), columns=("fixed",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "make_simulator", fakes.Short)
         patch.setattr(rollout, "Worker", Here)
         patch.setattr(grid, "CHECKPOINT_EVERY", 2)
         patch.setattr(cells, "LATENCY_CALLS", 2)
         patch.setattr(cells, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))
-        return run_table(folder, wanted, protocol, workers=1, quiet=True, say=say)
+        return run_table(folder, wanted, protocol(data), workers=1, quiet=True, say=say)
 
 
 def die_in_training(folder: str, data: str, cell: str, saves: int) -> None:
@@ -92,3 +101,49 @@ def die_in_training(folder: str, data: str, cell: str, saves: int) -> None:
 
     engine.save_checkpoint = once  # type: ignore[assignment]
     table(Path(folder), Path(data))
+
+
+def done(cell: Cell, rate: float | None) -> dict[str, Any]:
+    """A record of a cell that is done."""
+    found = {"starts": [1], "success": {"c": [1]}, "metric": "m", "score": [1.0], "learning_rate": rate, "images": 1}
+    return cells.blank(cell, "done") | found | {"total_seconds": 1.0, "own_seconds": 1.0}
+
+
+def keep_many(path: str, part: int, count: int) -> None:
+    """Add cells and tries to a results file, as fast as possible."""
+    table = runner.Table(Path(path), {"cells": {}, "tuning": [], "protocol": {}})
+    for seed in range(part * count, (part + 1) * count):
+        cell = Cell(parse_method("class"), seed=seed)
+        table.plan([cell])
+        table.keep(cell, done(cell, None))
+        table.keep_tried(cell, {"written": str(seed), "head": "rep", "diverged": False}, 2)
+
+
+def share(folder: str, protocol: Protocol, data: Any, seed: int) -> None:
+    """Compute a table of data that are read, whose cells and tries take a moment each; write down what was computed."""
+    moments = random.Random(seed)
+
+    def compute(what: str) -> None:
+        time.sleep(moments.uniform(0.02, 0.1))
+        append_jsonl(Path(folder) / "calls.jsonl", {"what": what, "process": os.getpid()})
+
+    def cell_of(_: Any, cell: Cell, rate: float | None) -> dict[str, Any]:
+        compute(cell.name)
+        return done(cell, rate)
+
+    def try_rate(_: Any, cell: Cell, rate: float) -> dict[str, Any]:
+        compute(f"try {cell.name} at {rate:g}")
+        row = {"method": cell.method.name, "written": cell.method.written, "head": cell.head, "learning_rate": rate}
+        return row | {"successes": 1, "starts": 2, "score": rate, "diverged": False}
+
+    runner.representation = runner.head_cell = cell_of  # type: ignore[assignment]
+    runner.try_rate = try_rate
+    runner._data = lambda *_, **__: data
+    wanted = plan(("byol", "tcn", "class"), heads=("rep", "mlp"), seeds=2)
+    run_table(Path(folder), wanted, protocol, device="cpu", quiet=True)
+
+
+def die_with_a_claim(folder: str) -> None:
+    """Kill this process while it holds a claim."""
+    with locked(lock_of(Path(folder)), wait=False):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,18 @@ import fakes
 from classact import __version__, analysis, cli, pipeline, rollout, survey
 from classact.checkpoints import list_checkpoints
 from classact.commands.console import print_summary
+from classact.commands.finetune import Finetune, head_config
+from classact.commands.runs import Pretrain, run_config
 from classact.commands.similarity import histogram_lines
 from classact.doctor import Check
+from classact.encoders import EncoderConfig
+from classact.finetuning import TABLE_9
+from classact.objectives import objective_config
+from classact.presets import HEAD_PRESETS, get_preset, with_trunk
 from classact.runs import Run
 from classact.similarity.graph import SimilarityGraph
+from classact.storage import write_json
+from classact.training import PretrainConfig
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,7 +133,7 @@ def test_the_same_demo_again_trains_nothing(demo: tuple[list[str], Run, str], mo
 def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
     command, run, _ = demo
     message = error([*command, "--epochs", "3"], capsys)
-    assert f"{run.root} was started with settings.pretrain.epochs = 1, now it is 3" in message
+    assert f"{run.root} was started with settings.pretrain.epochs = 1.0, now it is 3.0" in message
     assert "Choose another --out, or remove that folder." in message
 
 
@@ -252,12 +261,106 @@ def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
         (("--episodes", "9"), "asked for the first 9 episodes, but tiny"),
         (("--init", "clip"), "unknown init 'clip'"),
         (("--data", "nowhere.zarr"), "nowhere.zarr does not exist"),
+        (("--trunk", "resnet50"), "unknown encoder trunk 'resnet50'"),
+        (("--objective", "byol", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
+        (("--objective", "none", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
+        (("--pairs", "all", "--options", "pairs=all"), "option 'pairs' of objective 'class' is given twice"),
+        (("--objective", "0.5*class"), "a factor needs a sum"),
+        (("--objective", "none", "--options", "views=2"), "objective 'none' has no options, got 'views=2'"),
+        *(
+            (("--objective", name, *flag), f"objective '{name}' learns from no action similarity, so {flag[0]} would")
+            for name, flag in (
+                ("byol", ("--quantile", "0.02")),
+                ("tcn", ("--horizon", "8")),
+                ("dynamo", ("--cost", "euclidean")),
+                ("byol", ("--metric", "l2")),
+                ("byol", ("--band", "4")),
+                ("none", ("--estimate", "exact")),
+                ("tcn+0.1*byol", ("--similarity", "folder")),
+                ("byol", ("--positives", "graph")),
+                ("byol", ("--positives-per-anchor", "2")),
+            )
+        ),
+        *(
+            (("--objective", "none", *flag), f"objective 'none' trains nothing, so {flag[0]} would change nothing")
+            for flag in (
+                ("--epochs", "2"),
+                ("--batch-size", "8"),
+                ("--learning-rate", "0.1"),
+                ("--crop", "batch"),
+                ("--color-augmentation", "hsv"),
+                ("--evaluations", "2"),
+            )
+        ),
     ],
 )
 def test_errors_are_one_line(
-    data: Path, tmp_path: Path, flags: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error([*arguments("demo", tmp_path / "run", data), *flags], capsys)
+
+
+def test_flags_of_the_objective() -> None:
+    def pretrain(**flags: Any) -> PretrainConfig:
+        made: PretrainConfig = run_config(Pretrain(out=Path("run"), preset="pusht-cpu", **flags)).pretrain
+        return made
+
+    plain = get_preset("pusht-cpu").pretrain
+    assert pretrain().objective == plain.objective
+    crossed = objective_config("class", ["pairs=cross-episode"])
+    assert pretrain(pairs="cross-episode") == replace(plain, objective=crossed)
+    both = pretrain(objective="byol+0.1 * class", pairs="cross-episode", options=("class.queue=8", "byol.decay=0.9"))
+    options = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
+    assert both.objective == objective_config("byol+0.1*class", options)
+    # What an objective reads stays a flag of it.
+    found = pretrain(objective="tcn+class", quantile=0.03, horizon=9, epochs=3.0, batch_size=40, learning_rate=0.1)
+    assert (found.similarity.quantile, found.similarity.horizon, found.epochs, found.batch_size) == (0.03, 9, 3.0, 40)
+    assert found.optimizer.learning_rate == 0.1
+    assert pretrain(objective="byol", epochs=3.0, crop="batch").augment.crop == "batch"
+
+
+def test_the_trunk_is_a_flag() -> None:
+    def encoder(**flags: Any) -> EncoderConfig:
+        made: EncoderConfig = run_config(Pretrain(out=Path("run"), preset="paper-pusht", **flags)).pretrain.encoder
+        return made
+
+    plain = get_preset("paper-pusht").pretrain.encoder
+    assert encoder() == encoder(trunk="resnet18") == plain
+    assert encoder(trunk="small") == with_trunk(plain, "small")
+    assert encoder(trunk="equivariant", objective="none").mean == (127.5,) * 3
+    # Other flags change what the trunk brings along.
+    assert encoder(trunk="small", cameras=("wrist",)) == replace(with_trunk(plain, "small"), cameras=("wrist",))
+
+
+@pytest.mark.parametrize(
+    ("objective", "flags", "others"),
+    [
+        (asdict(objective_config("class", ["weighting=hard"])), {}, False),
+        ({"temperature": 0.05, "reduction": "anchors"}, {}, False),  # of before there was a choice
+        (None, {}, False),
+        (asdict(objective_config("byol+0.1*class")), {}, False),
+        (asdict(objective_config("byol")), {}, True),
+        (asdict(objective_config("time-contrastive+byol")), {}, True),
+        (asdict(objective_config("none")), {}, True),
+        (asdict(objective_config("class")), {"scratch": True}, True),
+        (asdict(objective_config("byol")), {"encoder": Path("other/encoder")}, False),
+    ],
+)
+@pytest.mark.parametrize("trunk", ["small", "resnet18"])
+def test_heads_on_class_are_trained_for_fewer_epochs(
+    objective: Any, flags: dict[str, Any], others: bool, trunk: str, tmp_path: Path
+) -> None:
+    """Table 9."""
+    run = Run(tmp_path)
+    pretrain: dict[str, Any] = {"encoder": {"trunk": trunk}} | ({} if objective is None else {"objective": objective})
+    settings = {"pretrain": pretrain, "frames": {"simulator": "pusht"}, "evaluation": {}, "data": "x"}
+    write_json(run.config, {"title": "a run", "settings": settings})
+    scratch, tuned = HEAD_PRESETS["head-cpu"].epochs if trunk == "small" else TABLE_9["pusht"]
+    assert scratch > tuned
+    found = head_config(Finetune(run=tmp_path, **flags))
+    assert found.finetune.epochs == (scratch if others else tuned)
+    assert found.start == ("scratch" if flags.get("scratch") else str(flags.get("encoder", "run")))
+    assert head_config(Finetune(run=tmp_path, epochs=3.0, **flags)).finetune.epochs == 3.0
 
 
 # similarity

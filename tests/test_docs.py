@@ -45,6 +45,7 @@ def test_python_of_the_readme_names_what_exists() -> None:
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/policies.md", "docs/rand-color.md"),
     *("docs/similarity.md", "docs/simulators.md", "docs/objectives.md", "docs/probe.md"),
+    "docs/comparison.md",
 ]
 
 

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,38 +81,90 @@ def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run
 
 
 @pytest.mark.parametrize(
-    ("objective", "label", "title"),
+    ("objective", "options", "label", "title"),
     [
-        ("byol", "byol", "VINN"),
-        ("class+0.1*inverse-dynamics", "class+0.1*inverse-dynamics", "CLASS + Inverse dynamics"),
-        ("none", "random", "none"),
+        ("byol", [], "byol", "VINN"),
+        ("class", ["weighting=hard"], "class", "CLASS (weighting=hard)"),
+        ("class+0.1*inverse-dynamics", [], "class+0.1*inverse-dynamics", "CLASS + Inverse dynamics"),
+        ("none", [], "random", "Initial weights"),
     ],
 )
 def test_another_objective_is_trained_evaluated_and_named(
-    objective: str, label: str, title: str, data: Path, tmp_path: Path
+    objective: str, options: list[str], label: str, title: str, data: Path, tmp_path: Path
 ) -> None:
     made = config(data, baselines=False)
-    pretrain = with_objective(made.pretrain, objective_config(objective))
+    pretrain = with_objective(made.pretrain, objective_config(objective, options))
     done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
     assert list(done.evaluate()) == [label]
     rows = done.run.read_summary()
     assert {row["encoder"] for row in rows} == {label}
     assert {row["evaluation"] for row in rows} == {evaluation_name("retrieval", label, "fixed-color")}
+    trained = ("representation only", "crop, noise")
+    assert {(row["training"], row["augmentation"]) for row in rows} == {
+        ("none", "none") if objective == "none" else trained
+    }
     card = done.run.read_config()
     assert card["title"] == title
     assert ("pre-training" in card["timings"]) == (objective != "none")
     assert done.run.train_log.exists() == (objective != "none")
     # Action similarity is measured where it is learned from, and nowhere else.
+    assert ("action similarity" in card["timings"]) == objective.startswith("class")
     assert (done.run.analysis / "similarity.json").exists() == objective.startswith("class")
     # What is there is used again, and another objective is refused.
     again = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
     assert again.policy().bank.shape == done.policy().bank.shape
     other = replace(made, pretrain=with_objective(made.pretrain, objective_config("tcn")))
-    with pytest.raises(ConfigError, match="was started with settings.pretrain"):
+    message = rf"was started with objective '{re.escape(objective)}', now it is 'tcn'\. Choose another --out"
+    with pytest.raises(ConfigError, match=message):
         Pipeline(Run(tmp_path), other, quiet=True)
     # Evaluations of a saved run find its label, too.
     row = evaluate_run(done.run, episodes=1, workers=1, quiet=True)[0]
     assert row["encoder"] == f"{label}-episodes1"
+    assert (row["training"], row["augmentation"]) == (("none", "none") if objective == "none" else trained)
+
+
+def test_beside_random_weights_no_untrained_encoder_is_evaluated(data: Path, tmp_path: Path) -> None:
+    made = config(data)
+    pretrain = with_objective(made.pretrain, objective_config("none"))
+    done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert list(done.evaluate()) == ["random", "state"]
+    assert {(row["encoder"], row["training"]) for row in done.run.read_summary()} == {
+        ("random", "none"),
+        ("state", "none"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        ("byol", [], r"objective 'class', now it is 'byol'"),
+        ("class+0.1*byol", [], r"objective 'class', now it is 'class\+0\.1\*byol'"),
+        ("none", [], r"objective 'class', now it is 'none'"),
+        ("class", ["weighting=hard"], r"settings\.pretrain\.objective\.weighting = 'soft', now it is 'hard'"),
+    ],
+)
+def test_another_objective_is_refused_by_name(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, objective: str, options: list[str], message: str
+) -> None:
+    run, _ = finished
+    other = config(data)
+    other = replace(other, pretrain=with_objective(other.pretrain, objective_config(objective, options)))
+    with pytest.raises(ConfigError, match=rf"was started with {message}\. Choose another --out, or remove that folder"):
+        Pipeline(run, other, quiet=True)
+
+
+def test_objectives_of_two_cards_are_compared_by_name() -> None:
+    def settings(objective: Any) -> dict[str, Any]:
+        return {"pretrain": {"objective": objective}}
+
+    byol = settings(asdict(objective_config("byol")))
+    half, tenth = (settings(asdict(objective_config(f"class+{weight}*byol"))) for weight in (0.5, 0.1))
+    assert pipeline.other_objective(byol, byol) is None
+    assert pipeline.other_objective(half, tenth) == "objective 'class+0.5*byol', now it is 'class+0.1*byol'"
+    assert pipeline.other_objective(settings({"temperature": 0.05}), byol) == "objective 'class', now it is 'byol'"
+    # What is not known of a folder cannot differ; its other settings are compared.
+    for unknown in (None, {}, {"pretrain": {}}, settings(None)):
+        assert pipeline.other_objective(unknown, byol) is None
 
 
 def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_path: Path) -> None:

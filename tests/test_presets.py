@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from classact.encoders import ImageEncoder
+from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import ConfigError
 from classact.objectives import OBJECTIVES, images_per_anchor, objective_config
-from classact.presets import PRESETS, default_preset, get_preset, with_objective
+from classact.presets import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PRESETS,
+    default_preset,
+    get_preset,
+    with_objective,
+    with_trunk,
+)
 from classact.sims import SIMULATORS
 
 # Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
@@ -165,3 +175,42 @@ def test_class_stays_as_it_was() -> None:
     hard = with_objective(plain, objective_config("class", ["weighting=hard"]))
     assert hard.optimizer == plain.optimizer
     assert (hard.epochs, hard.batch_size) == (plain.epochs, plain.batch_size)
+
+
+@pytest.mark.parametrize("name", ["paper-square", "paper-pusht"])
+@pytest.mark.parametrize("options", [["class.views=2"], ["class.queue=640", "class.weighting=hard"]])
+@pytest.mark.parametrize("more", ["", "+0.1*byol", "+tcn"])
+def test_with_the_papers_network_class_keeps_its_epochs(name: str, options: list[str], more: str) -> None:
+    plain = get_preset(name).pretrain
+    own = options if more else [option.removeprefix("class.") for option in options]
+    objective = objective_config(f"class{more}", own)
+    assert images_per_anchor(objective) > 1 or not more
+    assert with_objective(plain, objective) == replace(plain, objective=objective)
+
+
+def test_with_the_papers_network_a_sum_is_trained_as_its_first_part_is() -> None:
+    made = with_objective(get_preset("paper-square").pretrain, objective_config("dynamo+0.1*class"))
+    assert (made.batch_size, made.epochs, made.optimizer.learning_rate) == C_1["dynamo"]
+
+
+def test_on_a_cpu_two_views_are_seen_for_half_the_epochs() -> None:
+    plain = get_preset("pusht-cpu").pretrain
+    made = with_objective(plain, objective_config("class", ["views=2"]))
+    assert made == replace(plain, objective=made.objective, epochs=plain.epochs / 2)
+
+
+@pytest.mark.parametrize("name", ["pusht-cpu", "paper-square"])
+def test_another_network_starts_from_scratch_with_its_own_scaling(name: str) -> None:
+    encoder = get_preset(name).pretrain.encoder
+    assert with_trunk(encoder, encoder.trunk) is encoder
+    scaling = {
+        "small": (EncoderConfig().mean, EncoderConfig().std),
+        "resnet18": (IMAGENET_MEAN, IMAGENET_STD),
+        "equivariant": ((127.5,) * 3, (127.5,) * 3),
+    }
+    for trunk, (mean, std) in scaling.items():
+        made = with_trunk(encoder, trunk)
+        if trunk != encoder.trunk:
+            assert made == replace(encoder, trunk=trunk, init="scratch", mean=mean, std=std)
+    with pytest.raises(ConfigError, match="unknown encoder trunk 'resnet50'"):
+        with_trunk(encoder, "resnet50")

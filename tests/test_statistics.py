@@ -15,7 +15,7 @@ from classact.statistics import (
     holm,
     mcnemar_p,
     paired_difference,
-    sign_flip_p,
+    permutation_p,
     spearman,
     success_over_seeds,
     wilson_interval,
@@ -118,36 +118,53 @@ def test_mcnemar_refuses() -> None:
         mcnemar_p(-1, 3)
 
 
-@given(discordant, st.integers(1, 4), st.integers(0, 5))
-def test_sign_flips_of_equal_sizes_are_mcnemar(counts: tuple[int, int], size: int, ties: int) -> None:
+trainings = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)).flatmap(
+    lambda sizes: st.tuples(
+        *(
+            st.lists(st.lists(st.integers(0, 1), min_size=sizes[2], max_size=sizes[2]), min_size=s, max_size=s)
+            for s in sizes[:2]
+        )
+    )
+)
+"""Outcomes of S and of S' trainings on the same starts."""
+
+
+@given(discordant, st.integers(0, 5))
+def test_permutations_of_one_training_each_are_mcnemar(counts: tuple[int, int], ties: int) -> None:
     won, lost = counts
-    differences = [size] * won + [-size] * lost + [0] * ties
-    assert sign_flip_p(differences) == pytest.approx(mcnemar_p(won, lost))
+    first = np.array([[1] * won + [0] * lost + [1] * (ties + 1)])
+    second = np.array([[0] * won + [1] * lost + [1] * (ties + 1)])
+    assert permutation_p(first, second) == pytest.approx(mcnemar_p(won, lost))
 
 
-@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
-def test_sign_flips_equal_all_flips(differences: list[int]) -> None:
-    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in _signs(len(differences))]
-    expected = np.mean([abs(value) >= abs(sum(differences)) for value in sums])
-    assert sign_flip_p(differences) == pytest.approx(expected)
-    assert sign_flip_p([-d for d in differences]) == pytest.approx(expected)
+@given(trainings)
+@settings(deadline=None, max_examples=60)
+def test_permutations_equal_all_of_them(outcomes: tuple[list[list[int]], list[list[int]]]) -> None:
+    """Every way to hand the S + S' outcomes of each start out to the two methods."""
+    first, second = (np.array(rows) for rows in outcomes)
+    S, all_of = len(first), len(first) + len(second)
+    together = np.concatenate([first, second]).T
+    sums = [
+        [all_of * sum(column[i] for i in some) - S * column.sum() for some in itertools.combinations(range(all_of), S)]
+        for column in together
+    ]
+    observed = abs(all_of * first.sum() - S * together.sum())
+    expected = np.mean([abs(sum(way)) >= observed for way in itertools.product(*sums)])
+    assert permutation_p(first, second) == pytest.approx(expected)
+    assert permutation_p(second, first) == pytest.approx(expected)
 
 
-def _signs(n: int) -> itertools.product:
-    return itertools.product((-1, 1), repeat=n)
+def test_permutations_keep_their_level_with_unequal_numbers_of_seeds() -> None:
+    """Under the hypothesis at most 5 % of all p are below 0.05; flipping signs of skewed differences gives more."""
+    rng = np.random.default_rng(0)
+    chances = np.where(np.arange(30) < 15, 0.15, 0.6)
+    p = [permutation_p(rng.random((1, 30)) < chances, rng.random((4, 30)) < chances) for _ in range(1500)]
+    assert 0.01 < np.mean(np.array(p) < 0.05) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
 
 
-def test_sign_flips_equal_scipy() -> None:
-    from scipy.stats import permutation_test
-
-    differences = np.array([3, 1, -2, 3, 2, 0, 1, 3, -1, 2])
-    found = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert sign_flip_p(differences) == pytest.approx(found.pvalue)
-
-
-def test_sign_flips_refuse_fractions() -> None:
-    with pytest.raises(ConfigError, match="whole numbers, got float64"):
-        sign_flip_p(np.array([0.5, -1.0]))
+def test_permutations_refuse_other_starts() -> None:
+    with pytest.raises(ConfigError, match="outcomes on the same starts, got 3 and 2 starts"):
+        permutation_p(np.zeros((1, 3)), np.zeros((2, 2)))
 
 
 def test_paired_difference_published_values() -> None:
@@ -306,24 +323,22 @@ def test_spearman_equals_scipy_and_mirrors(values: list[tuple[int, int]]) -> Non
         assert found is None
         return
     assert found is not None
-    assert found.value == pytest.approx(float(spearmanr(x, y).statistic), abs=1e-9)
-    assert -1 <= found.low <= found.value <= found.high <= 1
-    mirrored = spearman(x, [-v for v in y], np.random.default_rng(0), resamples=100)
-    assert mirrored is not None
-    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
+    assert found[0] == pytest.approx(float(spearmanr(x, y).statistic), abs=1e-9)
+    assert 1 / 101 <= found[1] <= 1
+    assert spearman(x, [-v for v in y], np.random.default_rng(0), resamples=100) == pytest.approx((-found[0], found[1]))
 
 
-def test_spearman_interval_equals_a_plain_bootstrap() -> None:
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_spearman_is_tested_by_permutations(values: list[tuple[int, int]]) -> None:
     from scipy.stats import spearmanr
 
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=20)
-    y = x + rng.normal(size=20)
-    rows = rng.integers(0, 20, (3000, 20))
-    plain = np.quantile([spearmanr(x[r], y[r]).statistic for r in rows], [0.025, 0.975])
-    found = spearman(x.tolist(), y.tolist(), np.random.default_rng(0))
+    x, y = ([float(v[i]) for v in values] for i in (0, 1))
+    assume(len(set(x)) > 1 and len(set(y)) > 1)
+    exact = [abs(spearmanr(x, other).statistic) for other in itertools.permutations(y)]
+    found = spearman(x, y, np.random.default_rng(0), resamples=4000)
     assert found is not None
-    assert (found.low, found.high) == pytest.approx(tuple(plain), abs=0.03)
+    assert found[1] == pytest.approx(np.mean(np.array(exact) >= abs(found[0]) - 1e-9), abs=0.035)
 
 
 def test_spearman_without_enough_pairs() -> None:

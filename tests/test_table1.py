@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+import multiprocessing as mp
 import re
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +14,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fakes
-from classact.bench.table1 import METHODS, Cell, Protocol, cells, parse_method, plan, run_table, runner
+import table1_runner
+from classact.bench.table1 import (
+    METHODS,
+    Cell,
+    Protocol,
+    cells,
+    grid,
+    parse_method,
+    plan,
+    run_table,
+    runner,
+    with_random,
+)
+from classact.bench.table1.claims import BusyError, lock_of, locked
 from classact.bench.table1.grid import (
     HEADS,
     SHIFTS,
     head_config,
     images_per_step,
     parse_budget,
+    rates_of,
     run_config,
+    searched,
     shift_of,
 )
 from classact.bench.table1.methods import UNTRAINED
 from classact.cli import main
-from classact.errors import ConfigError, DataError, MissingDependencyError, TrainingInterrupted
+from classact.errors import (
+    ClassactError,
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    StorageError,
+    TrainingInterrupted,
+)
 from classact.objectives import OBJECTIVES
 from classact.presets import get_preset
-from classact.report.comparison import read_results
+from classact.report.comparison import comparison_markdown, read_results
+from classact.rollout import EvaluationConfig
 from classact.runs import Run
-from classact.storage import append_jsonl, read_json, write_json
+from classact.storage import append_jsonl, read_json, read_jsonl, write_json
 from classact.training import Trainer
 
 DEBUG = get_preset("debug")
@@ -118,13 +144,41 @@ def test_sums_take_options_by_name() -> None:
     method = parse_method("class+0.1*byol[byol.decay=0.9 metric=l2]")
     assert method.objective.parts[1].decay == 0.9
     assert method.config(DEBUG.pretrain).similarity.metric == "l2"
-    assert not method.tuned
-    assert parse_method("0.1*byol+class").tuned
+    assert method.variant == "byol.decay=0.9 metric=l2"
 
 
 def test_which_rates_are_tuned() -> None:
     tuned = {name for name in METHODS if parse_method(name).tuned}
     assert tuned == set(BASELINES) - {"class"}
+    assert parse_method("tcn+byol").tuned
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("0.1*byol+class", "class+0.1*byol"),
+        ("0.10 * byol + 1*class", "class+0.1*byol"),
+        ("dynamo+byol", "byol+dynamo"),
+        ("class[temperature=0.050]", "class[temperature=0.05]"),
+        ("class[metric=l2, k=+3]", "class[k=3 metric=l2]"),
+        ("class[k=3   metric=l2]", "class[k=3 metric=l2]"),
+        ("byol+class[byol.decay=9.9e-1]", "class+byol[byol.decay=0.99]"),
+        ("class[learned_temperature=true]", "class[learned_temperature=true]"),
+    ],
+)
+def test_methods_that_mean_the_same_are_the_same(written: str, canonical: str) -> None:
+    method = parse_method(written)
+    assert method.written == canonical
+    assert method == parse_method(canonical)
+    assert Cell(method).run_name == Cell(parse_method(canonical)).run_name
+
+
+@pytest.mark.parametrize("written", ["class+0.1*byol", "byol+class", "0.5*tcn+byol+class"])
+def test_sums_with_class_are_trained_as_class(written: str) -> None:
+    method, plain = parse_method(written), parse_method("class").config(get_preset("pusht-cpu").pretrain)
+    made = method.config(get_preset("pusht-cpu").pretrain)
+    assert not method.tuned
+    assert (made.optimizer, made.batch_size) == (plain.optimizer, plain.batch_size)
 
 
 # Grid
@@ -176,8 +230,9 @@ def test_the_names_of_plain_cells_stay() -> None:
 
 def test_cells_of_one_name_and_long_names_are_refused() -> None:
     # Both are written with a dash for what folders cannot hold.
-    with pytest.raises(ConfigError, match=r"methods 'class\+byol\[k=1\]' and 'class\+byol\[k=\+1\]' would both lie"):
-        plan(["class+byol[k=1]", "class+byol[k=+1]"])
+    one, other = parse_method("class+byol"), replace(parse_method("class+byol"), written="class byol")
+    with pytest.raises(ConfigError, match=r"methods 'class\+byol' and 'class byol' would both lie"):
+        grid._named([Cell(one), Cell(other)])
     many = " ".join(f"class.{key}=1" for key in ("queue", "views")) + " byol.projection=" + "1" * 200
     with pytest.raises(ConfigError, match=r"has \d+ characters, expected at most 200"):
         plan([f"class+byol[{many}]"])
@@ -196,6 +251,16 @@ def test_cells_of_one_name_and_long_names_are_refused() -> None:
 def test_impossible_grids_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(["class"], **arguments)
+
+
+def test_random_weights_are_in_every_table() -> None:
+    asked = plan(["class", "byol"], heads=("rep", "dp"), augmentations=("hsv",), seeds=2, factor=4.0)
+    found = with_random(asked)
+    assert found[: len(asked)] == asked
+    added = {(cell.head, cell.column, cell.augmentation, cell.seed, cell.factor) for cell in found[len(asked) :]}
+    assert added == {(h, c, "hsv", s, 1.0) for h in ("rep", "dp") for c in SHIFTS for s in (0, 1)}
+    assert {cell.method.name for cell in found[len(asked) :]} == {"random"}
+    assert with_random(plan(["random", "class"])) == plan(["random", "class"])
 
 
 def test_columns_are_shifts_of_the_task() -> None:
@@ -293,9 +358,10 @@ def test_heads_of_one_table_are_of_one_size() -> None:
         ({"starts": 0}, "starts, .* >= 1"),
         ({"heldout": -1}, "heldout and evaluations >= 0"),
         ({"rates": ()}, "at least one rate and tau"),
-        ({"rates": (0.0,)}, r"rates > 0 and taus >= 0, got \(0.0,\)"),
-        ({"taus": (-1.0,)}, r"rates > 0 and taus >= 0"),
-        ({"tuning_seed": 100_001}, "starts 100001..100002 are to choose settings with, and 100000..100001 to evaluate"),
+        ({"rates": (0.0,)}, r"rates > 0, taus >= 0 and k >= 1, got \(0.0,\)"),
+        ({"taus": (-1.0,)}, r"rates > 0, taus >= 0 and k >= 1"),
+        ({"k": 0}, r"k >= 1, got .* and 0"),
+        ({"tuning_seed": 300_001}, "starts 300001..300002 are to choose settings with, and 300000..300001 to evaluate"),
         ({"first_seed": 199_999}, "they overlap"),
     ],
 )
@@ -320,6 +386,47 @@ def test_no_start_is_both_for_choosing_and_for_evaluating(first: int, starts: in
             protocol(**settings)
 
 
+def test_no_start_is_one_that_presets_were_explored_on() -> None:
+    made = protocol(starts=100)
+    assert EvaluationConfig().first_seed == runner.EXPLORED
+    assert made.first_seed >= runner.EXPLORED + 100_000
+
+
+@pytest.mark.parametrize(
+    ("preset", "written", "changes", "expected"),
+    [
+        ("debug", "class", {}, [(1, None), (8, 0.01)]),
+        ("square-cpu", "class", {}, [(1, None), (16, 0.01)]),  # whose k is 1
+        ("square-cpu", "class", {"k": 5}, [(1, None), (5, 0.01)]),
+        ("debug", "class[k=3]", {"k": 5}, [(1, None), (3, 0.01)]),
+        ("debug", "class[k=1]", {}, [(1, None)]),
+        ("debug", "class", {"taus": (0.0, 0.01, 0.0, 0.01)}, [(1, None), (8, 0.01)]),
+    ],
+)
+def test_retrieval_is_chosen_among_settings_that_differ(
+    preset: str, written: str, changes: dict[str, Any], expected: list[tuple[int, float | None]]
+) -> None:
+    found = replace(protocol(**changes), preset=preset).retrievals(parse_method(written))
+    assert [(settings["k"], settings.get("temperature")) for settings in found] == expected
+
+
+def test_which_rates_are_searched_with_which_cell() -> None:
+    def search(name: str, head: str) -> tuple[str, list[float]] | None:
+        found = searched(Cell(parse_method(name), head, "rand", "hsv", 3, 4.0))
+        return found and (found.name, rates_of(found, made))
+
+    made = replace(protocol(), preset="pusht-cpu")
+    assert search("byol", "rep") == search("byol", "dp") == ("byol-fixed-none-seed0", [1e-3, 2e-3])
+    # Random weights have nothing that a low rate would preserve.
+    assert search("random", "mlp") == ("random-fixed-none-seed0-mlp", [1e-4, 1e-3])
+    assert search("equivar", "dp") == ("equivar-fixed-none-seed0-dp", [1e-4, 1e-3])
+    for name, head in (("random", "rep"), ("imagenet", "mlp"), ("r3m", "dp"), ("class", "dp"), ("class", "rep")):
+        assert search(name, head) is None
+    for rate in (1e-4, 1e-3):
+        head = head_config(Cell(parse_method("random"), "mlp"), made, 500, rate)[0]
+        assert (head.optimizer.encoder_rate, head.optimizer.head_rate) == (rate, 1e-3)
+
+
 # The runner, with stubs of what takes long
 
 
@@ -334,9 +441,10 @@ class Stubs:
         self.calls: list[str] = []
         self.die_at: int | None = None
         self.error: Exception | None = None
+        self.diverging: set[float] = set()
         monkeypatch.setattr(runner, "representation", self.compute)
         monkeypatch.setattr(runner, "head_cell", self.compute)
-        monkeypatch.setattr(runner, "tune", self.tune)
+        monkeypatch.setattr(runner, "try_rate", self.try_rate)
         monkeypatch.setattr(runner, "write_json", self.write)
 
     def event(self, name: str) -> None:
@@ -354,13 +462,12 @@ class Stubs:
             raise self.error
         return record(cell, rate) | {"folder": bench.address(bench.run(cell))}
 
-    def tune(self, bench: cells.Bench, cell: Cell, _: Callable[[str], None]) -> list[dict[str, Any]]:
-        rows = []
-        for rate in bench.protocol.rates:
-            self.event(f"try {cell.method.written} at {rate}")
-            row = {"method": cell.method.written, "learning_rate": rate, "successes": 1, "starts": 2}
-            rows.append(row | {"chosen": rate == bench.protocol.rates[-1]})
-        return rows
+    def try_rate(self, _: cells.Bench, cell: Cell, rate: float) -> dict[str, Any]:
+        self.event(f"try {cell.name} at {rate:g}")
+        diverged = rate in self.diverging
+        row = {"method": cell.method.name, "written": cell.method.written, "head": cell.head, "learning_rate": rate}
+        found = {"successes": 0 if diverged else 1, "starts": 2, "score": None if diverged else rate}
+        return row | found | {"diverged": diverged}
 
     @property
     def computed(self) -> list[str]:
@@ -370,7 +477,8 @@ class Stubs:
 def record(cell: Cell, rate: float | None) -> dict[str, Any]:
     learns = cell.method.pretrained or cell.head != "rep"
     return cells.blank(cell, "done") | {
-        "starts": [100_000, 100_001],
+        "starts": [300_000, 300_001],
+        "metric": "coverage",
         "success": {"coverage>0.90": [1, 0], "iou>0.90": [0, 0]},
         "score": [0.95, 0.1],
         "learning_rate": rate,
@@ -386,6 +494,12 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
     return Stubs(monkeypatch)
 
 
+def undated(results: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on when it was computed."""
+    cells = {name: {k: v for k, v in cell.items() if k != "created"} for name, cell in results["cells"].items()}
+    return results | {"cells": cells}
+
+
 def run(folder: Path, data: Path, methods: Sequence[str], **options: Any) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     changes = options.pop("changes", {})
@@ -397,13 +511,23 @@ def run(folder: Path, data: Path, methods: Sequence[str], **options: Any) -> tup
 def test_every_cell_once_and_tuned_once_for_each_baseline(tmp_path: Path, data: Path, stubs: Stubs) -> None:
     results, said = run(tmp_path, data, ["random", "byol", "class"], columns=SHIFTS, heads=("rep", "mlp"), seeds=2)
     tries = [call for call in stubs.computed if call.startswith("try")]
-    assert tries == ["try byol at 0.001", "try byol at 0.002"]
+    assert tries == [
+        *("try byol-fixed-none-seed0 at 0.001", "try byol-fixed-none-seed0 at 0.002"),
+        *("try random-fixed-none-seed0-mlp at 0.0001", "try random-fixed-none-seed0-mlp at 0.001"),
+    ]
     assert len(stubs.computed) == 3 * 2 * 2 * 2 + len(tries)
-    assert {cell["learning_rate"] for cell in results["cells"].values() if cell["method"] == "byol"} == {0.002}
-    assert {cell["learning_rate"] for cell in results["cells"].values() if cell["method"] != "byol"} == {None}
+    rates = {"byol": {None: 0.002}, "random": {"mlp": 0.001}, "class": {}}
+    for cell in results["cells"].values():
+        known = rates[cell["method"]]
+        assert cell["learning_rate"] == known.get(cell["head"], known.get(None))
+        assert {"hardware", "versions", "created"} <= cell.keys()
+    assert [(row["learning_rate"], row["chosen"]) for row in results["tuning"]] == [
+        *((0.001, False), (0.002, True), (0.0001, False), (0.001, True))
+    ]
     assert all(cell["status"] == "done" for cell in results["cells"].values())
     assert results["protocol"]["criteria"] == ["coverage>0.90", "iou>0.90"]
     assert results["protocol"]["criterion"] == "coverage>0.90"
+    assert results["protocol"]["metric"] == "coverage"
     assert said[0] == "random-fixed-none-seed0 (1 of 24)"
     assert said[1].startswith("  1/2 (9 to 91 %) in 0:00:0")
     # One training took 10 s: 23 and 22 cells are to come.
@@ -428,11 +552,11 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path, data: Path, stubs: Stubs) ->
         done = {name for name, cell in kept["cells"].items() if cell["status"] == "done"}
         stubs.calls, stubs.die_at = [], None
         results, _ = run(folder, data, methods)
-        assert results == whole
+        assert undated(results) == undated(whole)
         # What was kept is not computed again.
         assert not {call.split(" at ")[0] for call in stubs.computed} & done
-        if kept.get("tuning"):
-            assert not any(call.startswith("try") for call in stubs.computed)
+        tried = {f"try byol-fixed-none-seed0 at {row['learning_rate']:g}" for row in kept.get("tuning", ())}
+        assert not tried & set(stubs.computed)
 
 
 @pytest.mark.usefixtures("stubs")
@@ -495,7 +619,10 @@ def test_missing_packages_are_missing_cells_and_other_errors_are_not(tmp_path: P
     results, _ = run(tmp_path, data, ["class"])
     assert results["cells"]["class-fixed-none-seed0"]["reason"] == str(stubs.error)
     stubs.error = ConfigError("nothing fits")
-    with pytest.raises(ConfigError, match="nothing fits"):
+    with pytest.raises(ConfigError, match="cell class-fixed-none-seed0: nothing fits"):
+        run(tmp_path, data, ["class"])
+    stubs.error = ValueError("Out of range float values are not JSON compliant: nan")
+    with pytest.raises(DataError, match="cell class-fixed-none-seed0: Out of range"):
         run(tmp_path, data, ["class"])
     assert read_json(tmp_path / "results.json")["cells"]["class-fixed-none-seed0"]["status"] == "missing"
     stubs.error = None
@@ -510,7 +637,6 @@ def test_missing_packages_are_missing_cells_and_other_errors_are_not(tmp_path: P
         (["class", "class[min_actions=99]"], {}, "1 <= min_actions <= horizon, got min_actions 99"),
         (["class"], {"augmentations": ("rainbow",)}, "rainbow"),
         (["class"], {"demonstrations": (5,)}, "5 demonstrations are to be learned from, but tiny has 6, of which 2"),
-        (["random"], {"heads": ("dp",), "changes": {"images": None, "seconds": 60.0}}, "must be in images for that"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(
@@ -536,6 +662,169 @@ def test_other_processes_cells_are_kept(tmp_path: Path, data: Path, stubs: Stubs
     results, _ = run(tmp_path, data, ["class", "random"])
     assert {cell["status"] for cell in results["cells"].values()} == {"done"}
     assert sorted(stubs.computed) == ["class-fixed-none-seed0 at None", "random-fixed-none-seed0 at None"]
+
+
+def test_a_training_that_diverges_does_not_stop_the_table(tmp_path: Path, data: Path, stubs: Stubs) -> None:
+    stubs.error = ClassactError(f"the loss became nan. The steps of its batch are in {tmp_path}/cells/x/diverged.json.")
+    results, said = run(tmp_path, data, ["class", "random"])
+    found = results["cells"]["class-fixed-none-seed0"]
+    reason = "the loss became nan. The steps of its batch are in cells/x/diverged.json."
+    assert (found["status"], found["reason"]) == ("failed", reason)
+    assert f"  failed: {reason}" in said
+    assert len(stubs.computed) == 2
+    page = read_results(tmp_path / "results.json")
+    assert page.cells[0].why == f"failed: {reason}"
+    stubs.error = None
+    results, _ = run(tmp_path, data, ["class", "random"])
+    assert {cell["status"] for cell in results["cells"].values()} == {"done"}
+    # What would be the same for other cells, or was asked for, stops it.
+    for error in (StorageError("disk full"), TrainingInterrupted("stopped")):
+        stubs.error = error
+        with pytest.raises(type(error)):
+            run(tmp_path, data, ["class[metric=l2]"])
+
+
+def test_rates_that_diverge_are_not_chosen(tmp_path: Path, data: Path, stubs: Stubs) -> None:
+    stubs.diverging = {0.002}
+    results, _ = run(tmp_path, data, ["byol"])
+    assert results["cells"]["byol-fixed-none-seed0"]["learning_rate"] == 0.001
+    assert [(row["diverged"], row["chosen"]) for row in results["tuning"]] == [(False, True), (True, False)]
+    assert "diverged" in comparison_markdown(read_results(tmp_path / "results.json"))
+    stubs.diverging = {0.001, 0.002}
+    results, _ = run(tmp_path, data, ["tcn", "class"])
+    assert results["cells"]["class-fixed-none-seed0"]["status"] == "done"
+    assert results["cells"]["tcn-fixed-none-seed0"]["reason"] == (
+        "training diverged with all learning rates that were tried: 0.001, 0.002."
+    )
+
+
+def test_a_try_that_diverges_is_a_row(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = cells.Bench(tmp_path, protocol(data), {None: 77}, tmp_path, quiet=True)
+    cell = Cell(parse_method("byol"))
+
+    def diverge(self: Any) -> None:
+        write_json(self.run.root / "diverged.json", {"step": 3})
+        raise ClassactError("the loss became nan")
+
+    monkeypatch.setattr(cells.Pipeline, "policy", diverge)
+    row = cells.try_rate(bench, cell, 1e9)
+    assert (row["diverged"], row["successes"], row["learning_rate"], row["head"]) == (True, 0, 1e9, "rep")
+    # Neither Ctrl-C nor a lack of memory is a divergence, whatever an earlier call has left there.
+    monkeypatch.setattr(cells.Pipeline, "policy", lambda _: (_ for _ in ()).throw(TrainingInterrupted("stopped")))
+    with pytest.raises(TrainingInterrupted):
+        cells.try_rate(bench, cell, 1e9)
+    monkeypatch.setattr(cells.Pipeline, "policy", lambda _: (_ for _ in ()).throw(ClassactError("out of memory")))
+    with pytest.raises(ClassactError, match="out of memory"):
+        cells.try_rate(bench, cell, 2e9)
+
+
+@pytest.mark.usefixtures("stubs")
+def test_another_method_of_the_same_name_is_refused(tmp_path: Path, data: Path) -> None:
+    results, _ = run(tmp_path, data, ["class+byol"])
+    assert results["cells"]["class-byol-fixed-none-seed0"]["written"] == "class+byol"
+    results["cells"]["class-byol-fixed-none-seed0"]["written"] = "class-byol"
+    write_json(tmp_path / "results.json", results)
+    with pytest.raises(
+        ConfigError, match=r"is of method 'class-byol', now it would be of 'class\+byol'. Choose another"
+    ):
+        run(tmp_path, data, ["class+byol"])
+
+
+@pytest.mark.usefixtures("stubs")
+def test_tables_say_what_was_decided_before(tmp_path: Path, data: Path) -> None:
+    results, _ = run(tmp_path, data, ["class"])
+    preset, rates = results["protocol"]["notes"]
+    for words in ("'debug'", "from seed 100,000 on", "from 300,000 on", "k = 8", "τ = 0.005", "learning rate 0.002"):
+        assert words in preset
+    for words in ("under the fixed appearance", "without colour augmentation", "100 images, 10% of the budget"):
+        assert words in rates
+
+
+@pytest.mark.usefixtures("stubs")
+def test_what_is_not_a_number_is_null(tmp_path: Path, data: Path, monkeypatch: Any) -> None:
+    def compute(_: Any, cell: Cell, rate: float | None) -> dict[str, Any]:
+        nothing = {"score": [math.nan, 0.5], "loss": [[1, 2.0, math.inf]], "latency_ms": {"median": math.nan}}
+        return record(cell, rate) | nothing | {"probe": {"x": {"value": math.nan, "low": None, "high": 1.0}}}
+
+    monkeypatch.setattr(runner, "representation", compute)
+    results, _ = run(tmp_path, data, ["class"])
+    assert results["cells"]["class-fixed-none-seed0"]["score"] == [None, 0.5]
+    (cell,) = read_results(tmp_path / "results.json").cells
+    assert (cell.mean_score, cell.loss, cell.latency, cell.probe) == (0.5, [], None, {})
+
+
+def test_scores_that_are_not_numbers_are_worse_than_any() -> None:
+    rows = [{"successes": 1, "score": None}, {"successes": 1, "score": -0.5}, {"successes": 0, "score": 9.0}]
+    assert cells.best_of(rows) == 1
+    assert cells.best_of(rows[::2]) == 0
+
+
+@pytest.mark.usefixtures("stubs")
+def test_done_cells_without_pictures_get_them(tmp_path: Path, data: Path, monkeypatch: Any) -> None:
+    results, _ = run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)
+    drawn: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(runner, "draw_again", lambda _, cell, rate: drawn.append((cell.name, rate)))
+    assert run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)[1] == []  # their folders are not here
+    for name in results["cells"]:
+        (tmp_path / "cells" / name / "policy").mkdir(parents=True)
+    (tmp_path / "cells" / "class-fixed-none-seed0" / "analysis").mkdir()
+    (tmp_path / "cells" / "class-fixed-none-seed0" / "analysis" / "latent_map.safetensors").touch()
+    again, said = run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)
+    assert drawn == [("class-fixed-none-seed0", None), ("byol-fixed-none-seed0", 0.002)]
+    assert again == results
+    assert said[1] == "  its map and neighbours are drawn"
+
+
+# A forked process need not import torch again; it may use nothing that has threads.
+FORKED = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+
+def _processes(start: str, target: Any, *arguments: tuple[Any, ...]) -> None:
+    made = [mp.get_context(start).Process(target=target, args=some) for some in arguments]  # type: ignore[attr-defined]
+    for process in made:
+        process.start()
+    for process in made:
+        process.join(120)
+    assert [process.exitcode for process in made] == [0] * len(made)
+
+
+@FORKED
+def test_no_process_loses_anothers_cells(tmp_path: Path) -> None:
+    count = 40
+    _processes("fork", table1_runner.keep_many, *((str(tmp_path / "r.json"), part, count) for part in range(3)))
+    found = read_json(tmp_path / "r.json")
+    assert len(found["cells"]) == 3 * count
+    assert {cell["status"] for cell in found["cells"].values()} == {"done"}
+    assert len(found["tuning"]) == 3 * count
+
+
+@FORKED
+def test_processes_share_a_table_and_compute_nothing_twice(tmp_path: Path, data: Path) -> None:
+    asked = protocol(data)
+    known = runner._data(asked, quiet=True)
+    known.card()
+    _processes("fork", table1_runner.share, *((str(tmp_path), asked, known, 1 + part) for part in range(3)))
+    results = read_json(tmp_path / "results.json")
+    assert {cell["status"] for cell in results["cells"].values()} == {"done"}
+    calls = [row["what"] for row in read_jsonl(tmp_path / "calls.jsonl")]
+    assert sorted(calls) == sorted(
+        [
+            *results["cells"],
+            *(f"try {m}-fixed-none-seed0 at {rate:g}" for m in ("byol", "tcn") for rate in (1e-3, 2e-3)),
+        ]
+    )
+    assert len({row["process"] for row in read_jsonl(tmp_path / "calls.jsonl")}) > 1
+
+
+@FORKED
+def test_claims_are_released_when_a_process_dies(tmp_path: Path) -> None:
+    process = mp.get_context("fork").Process(target=table1_runner.die_with_a_claim, args=(str(tmp_path / "run"),))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    path = lock_of(tmp_path / "run")
+    with locked(path, wait=False), pytest.raises(BusyError, match=r"\.run\.lock is locked"), locked(path, wait=False):
+        pass
 
 
 @pytest.mark.usefixtures("stubs")
@@ -575,6 +864,14 @@ def test_ctrl_c_says_how_to_go_on(
 # A budget in time, with a stub of the training
 
 
+class _Head:
+    def __init__(self, run: Run, train: Callable[[Any], None]) -> None:
+        self.folder, self._train = Run(run.head("mlp")), train
+
+    def train(self) -> None:
+        self._train(self)
+
+
 def test_a_budget_in_time_becomes_images_once(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = [100, 400]  # steps per second; the second training would find the machine idle
     trained: list[str] = []
@@ -599,6 +896,21 @@ def test_a_budget_in_time_becomes_images_once(tmp_path: Path, data: Path, monkey
     assert cells.budget(bench, Cell(parse_method("byol"))) != cells.budget(bench, cell)
     assert trained == ["class-fixed-none-seed0", "byol-fixed-none-seed0"]
     assert cells.budget(bench, Cell(parse_method("random"))) is None
+    # Of a head without pre-training, the head's speed counts.
+    heads: list[str] = []
+
+    def train(self: Any) -> None:
+        heads.append(self.folder.root.name)
+        for step in range(1, 11):
+            append_jsonl(self.folder.train_log, {"step": step, "steps": 10, "seconds": step / 50})
+
+    monkeypatch.setattr(cells, "trained", lambda *_, **__: None)
+    monkeypatch.setattr(cells, "head_pipeline", lambda _, run, *__: _Head(run, train))
+    head = Cell(parse_method("random"), "mlp")
+    batch = head_config(head, asked, 500, images=1)[0].batch_size
+    assert cells.budget(bench, head) == cells.budget(bench, replace(head, column="rand")) == 30 * 50 * batch
+    assert heads == ["mlp"]
+    assert cells.budget(bench, replace(cell, head="mlp")) == cells.budget(bench, cell)
     assert cells.budget(replace(bench, protocol=protocol(data)), cell) is None
 
 
@@ -607,3 +919,25 @@ def test_seconds_count_earlier_calls(tmp_path: Path) -> None:
     for step in (1, 2):
         append_jsonl(tmp_path / "train.jsonl", {"step": step, "seconds": 7.5 * step})
     assert cells.spent(Run(tmp_path)) == 15.0
+
+
+def test_curves_are_short_and_without_duplicates(tmp_path: Path) -> None:
+    log = Run(tmp_path)
+    for count in (0, 1, 2, cells.POINTS - 1, cells.POINTS, 61, 119, 500):
+        log.train_log.unlink(missing_ok=True)
+        for step in range(1, count + 1):
+            append_jsonl(log.train_log, {"step": step, "seconds": float(step), "loss": 1.0})
+        rows = cells.loss_curve(log, 10)
+        images = [row[0] for row in rows]
+        assert len(rows) == min(count, cells.POINTS)
+        assert images == sorted(set(images))
+        assert images[:1] + images[-1:] == ([10, 10 * count] if count else [])
+
+
+def test_curves_of_heads_go_on_from_pre_training(tmp_path: Path) -> None:
+    log = Run(tmp_path)
+    append_jsonl(log.train_log, {"step": 5, "seconds": 2.0, "loss": 1.0})
+    mark = {"stage": "heads/mlp", "step": 5, "criterion": "c", "successes": 1, "episodes": 2}
+    log.add_milestones([mark])
+    assert cells.loss_curve(log, 10, (1000, 60.0)) == [[1050, 62.0, 1.0]]
+    assert cells.success_curve(log, "heads/mlp", 10, log, (1000, 60.0)) == [[1050, 62.0, 1, 2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 import fakes
 import table1_runner
+from classact.bench.table1 import cells, plan
 from classact.report.comparison import build_comparison, read_results
 from classact.runs import Run
 from classact.storage import read_json
 
-TIMES = {"training_seconds", "total_seconds", "own_seconds", "latency_ms"}
+TIMES = {"training_seconds", "total_seconds", "own_seconds", "latency_ms", "created"}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,9 @@ def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
         *[(method, "rep", "done") for method in table1_runner.METHODS],
         *[(method, "mlp", "done") for method in ("class", "random")],
     ]
-    cells = {(cell.method, cell.head): cell for cell in found.cells}
+    by = {(cell.method, cell.head): cell for cell in found.cells}
     for cell in found.cells:
-        assert cell.starts == (100_000, 100_001)
+        assert cell.starts == (300_000, 300_001)
         assert list(cell.success) == ["coverage>0.90", "iou>0.90"]
         assert all(0 <= value <= 1 for value in cell.score if value is not None)
         assert cell.demonstrations == 4
@@ -60,16 +62,21 @@ def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
         assert cell.training_seconds is not None
         assert cell.training_seconds <= cell.total_seconds + 0.1
     # 77 steps of four demonstrations; 400 images are 13 batches of 32, for BYOL 2 views of 32: 7 of 64.
-    assert [cells[m, "rep"].images for m in table1_runner.METHODS] == [0, 13 * 32, 7 * 64]
-    assert [len(cells[m, "rep"].curve) for m in table1_runner.METHODS] == [0, 1, 1]
+    assert [by[m, "rep"].images for m in table1_runner.METHODS] == [0, 13 * 32, 7 * 64]
+    assert [len(by[m, "rep"].curve) for m in table1_runner.METHODS] == [0, 1, 1]
     # The head of what was not pre-trained sees the whole budget: 530 images, 9 batches of 64; else 130, 3 batches.
-    assert cells["random", "mlp"].images == 9 * 64
-    assert cells["class", "mlp"].images == 13 * 32 + 3 * 64
-    rates = [row["learning_rate"] for row in results["tuning"]]
-    assert rates == [1e-3, 2e-3]
+    assert by["random", "mlp"].images == 9 * 64
+    assert by["class", "mlp"].images == 13 * 32 + 3 * 64
+    tries = [(row["method"], row["head"], row["learning_rate"]) for row in results["tuning"]]
+    assert tries == [*(("byol", "rep", 1e-3), ("byol", "rep", 2e-3), ("random", "mlp", 1e-4), ("random", "mlp", 1e-3))]
     chosen = [row["learning_rate"] for row in results["tuning"] if row["chosen"]]
-    assert [cells["byol", "rep"].learning_rate] == chosen
-    assert cells["class", "rep"].learning_rate == 2e-3
+    assert [by["byol", "rep"].learning_rate, by["random", "mlp"].encoder_rate] == chosen
+    assert by["class", "rep"].learning_rate == 2e-3
+    assert (by["class", "mlp"].learning_rate, by["class", "mlp"].encoder_rate) == (1e-3, 1e-4)
+    # Heads go on from pre-training.
+    for method, images in (("class", 13 * 32), ("random", 0)):
+        assert [row[0] for row in by[method, "mlp"].loss][-1] == by[method, "mlp"].images
+        assert by[method, "mlp"].curve[0][0] > images
 
 
 def test_settings_are_chosen_on_starts_that_no_cell_is_evaluated_on(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -80,11 +87,15 @@ def test_settings_are_chosen_on_starts_that_no_cell_is_evaluated_on(whole: tuple
         *("byol-fixed-none-seed0", "class-fixed-none-seed0", "random-fixed-none-seed0"),
         *("byol-fixed-none-seed0-rate0.001", "byol-fixed-none-seed0-rate0.002"),
     ]
+    for path in folder.glob("tuning/random-*/heads/mlp/config.json"):
+        asked = read_json(path)["settings"]["evaluation"]
+        assert (asked["first_seed"], asked["episodes"]) == (200_000, 2)
     for path in choices:
         choice = read_json(path)
         first = choice["asked"]["first_seed"]
         assert not evaluated & set(range(first, first + choice["asked"]["starts"]))
         assert [row["tau"] for row in choice["tries"]] == [0.0, 0.01]
+        assert [row["k"] for row in choice["tries"]] == [1, 8]
         best = max(choice["tries"], key=lambda row: (row["successes"], row["score"]))
         assert {key: choice[key] for key in best} == best
 
@@ -93,11 +104,50 @@ def test_records_are_flat_and_probes_are_named(whole: tuple[Path, dict[str, Any]
     _, results = whole
     for cell in results["cells"].values():
         nested = {key for key, value in cell.items() if isinstance(value, dict)}
-        assert nested <= {"success", "latency_ms", "probe", "choice"}
+        assert nested <= {"success", "latency_ms", "probe", "choice", "hardware", "versions"}
+        assert cell["metric"] == "coverage"
         if cell["head"] == "rep":
             assert any(name.startswith("latents: ") for name in cell["probe"])
             for row in cell["probe"].values():
                 assert {"value"} <= row.keys() <= {"value", "low", "high"}
+
+
+def test_probes_retrieve_as_the_cell_acts(whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = whole
+    bench = cells.Bench(folder, table1_runner.protocol(folder), {}, folder, "cpu", quiet=True)
+    asked: list[dict[str, Any]] = []
+
+    def probe(_: Run, **options: Any) -> dict[str, Any]:
+        asked.append(options)
+        return {"representations": {}}
+
+    monkeypatch.setattr(cells, "probe_run", probe)
+    for chosen in ({"tau": 0.0, "k": 1}, {"tau": 0.01, "k": 8}):
+        cells.probed(bench, Run(folder), chosen)
+    assert [(o["k"], o.get("temperature")) for o in asked] == [(1, None), (8, 0.01)]
+
+
+def test_pictures_of_older_versions_are_drawn_with_the_same_result(
+    whole: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole[0], tmp_path / "copy"))
+    run = Run(folder / "cells" / "class-fixed-none-seed0")
+    episodes = (run.evaluation("table1") / "episodes.jsonl").read_text()
+    (run.analysis / "neighbors.safetensors").unlink()
+    said: list[str] = []
+    results = table1_runner.table(folder, data, said.append)
+    assert [line.partition(" (")[0] for line in said] == [run.root.name, "  its map and neighbours are drawn"]
+    assert (run.analysis / "neighbors.safetensors").exists()
+    assert (run.evaluation("table1") / "episodes.jsonl").read_text() == episodes
+    assert results == whole[1]
+
+
+def test_cells_with_fewer_demonstrations_say_why_they_are_not_probed(data: Path, tmp_path: Path) -> None:
+    wanted = plan(("random",), columns=("fixed",), demonstrations=[2])
+    results = table1_runner.table(tmp_path, data, lambda _: None, wanted)
+    (cell,) = results["cells"].values()
+    assert (cell["status"], cell["demonstrations"], cell["probe"]) == ("done", 2, None)
+    assert "fewer demonstrations" in cell["not_probed"]
 
 
 def test_the_page_shows_maps_and_neighbours_of_seed_0(whole: tuple[Path, dict[str, Any]]) -> None:

@@ -207,6 +207,7 @@ def _cache() -> str:
 EXTRAS = {
     "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
     "diffusion": ("diffusers", "the head 'diffusion'"),
+    "equivar": ("escnn", "the encoder --trunk equivariant"),
     "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
     "hdf5": ("h5py", "reading the files of robomimic, MimicGen, LIBERO and ACT"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),

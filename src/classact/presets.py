@@ -146,9 +146,9 @@ CPU_RATE = 1e-3
 def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> PretrainConfig:
     """A preset's pre-training with another objective.
 
-    What belongs to CLASS gives way: with the paper's network the objective's own batch size, epochs and rate (C.1), with
-    AdamW and the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many images as
-    the preset sees. A sum is trained as its first part is; CLASS with other options as CLASS is.
+    What belongs to CLASS gives way: with the paper's network the objective's own batch size, epochs and rate (C.1),
+    with AdamW and the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many
+    images as the preset sees. A sum is trained as its first part is; CLASS with other options as CLASS is.
 
     Args:
         pretrain: of a preset, that is, for CLASS.

@@ -16,11 +16,11 @@ DIR/analysis/                       numbers behind the report's pictures
 DIR/report.html                     the report
 
 Rows of summary.json and milestones.jsonl say which policy acted ("retrieval", "mlp", "diffusion"), with which encoder
-("class" or another objective, "random", "imagenet" or "r3m" where nothing was learned, "untrained", "state", "scratch",
-"other: FOLDER"; with what differs from the run's settings behind it, as in "class-k5"), how it was trained ("representation only", "frozen", "fine-tuned", "from
-scratch"), with which augmentation, and at which checkpoint: "last", or "maximum of 10", the largest success over so
-many evaluations during one training (the paper's Table 1), which is biased upwards. Older runs have the first two
-alone.
+("class" or another objective, "random", "imagenet" or "r3m" where nothing was learned, "untrained", "state",
+"scratch", "other: FOLDER"; with what differs from the run's settings behind it, as in "class-k5"), how it was trained
+("representation only", "frozen", "fine-tuned", "from scratch"), with which augmentation, and at which checkpoint:
+"last", or "maximum of 10", the largest success over so many evaluations during one training (the paper's Table 1),
+which is biased upwards. Older runs have the first two alone.
 """
 
 from __future__ import annotations

@@ -81,32 +81,34 @@ def mcnemar_p(won: int, lost: int, *, mid_p: bool = False) -> float:
     return min(1.0, p)
 
 
-def sign_flip_p(differences: Sequence[int] | NDArray[np.integer[Any]]) -> float:
-    """Exact two-sided test that paired differences are as often positive as negative, by their sum.
+def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Exact two-sided test that two methods, each trained several times, succeed equally often on the same starts.
 
-    Under the hypothesis each difference keeps its size and has either sign with probability 1/2; the distribution of
-    their sum is computed, not sampled. With differences of -1, 0 and 1 this is :func:`mcnemar_p`. It serves where
-    each start has the successes of several training seeds.
+    Under the hypothesis the S + S' outcomes on a start could have gone to the two methods in any other way. So how many
+    of a start's successes are the first method's is hypergeometric, and the chance of any difference of the means comes
+    from convolving the starts: computed, not sampled. With one training each this is :func:`mcnemar_p`.
 
     Args:
-        differences: (N,) whole numbers, one per start: successes of one policy minus those of the other one.
+        first: (S, N) 0 or 1, of S trainings on N starts.
+        second: (S', N) 0 or 1, on the same starts.
+
+    Raises:
+        ConfigError: shapes that do not fit, or other values.
     """
-    d = np.asarray(differences)
-    if d.ndim != 1 or not (np.issubdtype(d.dtype, np.integer) or d.size == 0):
-        raise ConfigError(f"expected differences (N,) of whole numbers, got {d.dtype} of shape {d.shape}.")
-    sizes = np.abs(d[d != 0]).astype(np.int64)
-    if not len(sizes):
-        return 1.0
-    sizes //= np.gcd.reduce(sizes)
-    observed = abs(int((np.sign(d[d != 0]) * sizes).sum()))
-    total = int(sizes.sum())
-    chance = np.zeros(total + 1)  # of the sum of those sizes whose sign is positive
-    chance[0] = 1.0
-    for size in sizes:
-        chance *= 0.5
-        chance[size:] += chance[:-size].copy()
-    sums = 2 * np.arange(total + 1) - total
-    return min(1.0, float(chance[np.abs(sums) >= observed].sum()))
+    from scipy.stats import hypergeom
+
+    a, b = _on_the_same_starts(first, second)
+    S, all_of = len(a), len(a) + len(b)
+    totals = a.sum(axis=0) + b.sum(axis=0)
+    chance = np.ones(1)  # of the successes of the first method
+    for total, starts in zip(*np.unique(totals, return_counts=True), strict=True):
+        one = hypergeom.pmf(np.arange(S + 1), all_of, total, S)
+        for _ in range(starts):
+            chance = np.convolve(chance, one)
+    # The difference of the means times S S': whole numbers, of which equal ones are equal.
+    difference = all_of * np.arange(len(chance)) - S * int(totals.sum())
+    observed = abs(all_of * int(a.sum()) - S * int(totals.sum()))
+    return min(1.0, float(chance[np.abs(difference) >= observed].sum()))
 
 
 def paired_difference(won: int, lost: int, starts: int, confidence: float = 0.95) -> Estimate:
@@ -218,12 +220,17 @@ def difference_over_seeds(
     Raises:
         ConfigError: shapes that do not fit, or other values.
     """
-    a, b = _outcomes(first), _outcomes(second)
-    if a.shape[1] != b.shape[1]:
-        raise ConfigError(f"expected outcomes on the same starts, got {a.shape[1]} and {b.shape[1]} starts.")
+    a, b = _on_the_same_starts(first, second)
     if len(a) == len(b) == 1:
         return paired_difference(int((a > b).sum()), int((a < b).sum()), a.shape[1], confidence)
     return _bootstrap_mean(a.mean(axis=0) - b.mean(axis=0), rng, confidence, resamples, -1.0)
+
+
+def _on_the_same_starts(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    a, b = _outcomes(first), _outcomes(second)
+    if a.shape[1] != b.shape[1]:
+        raise ConfigError(f"expected outcomes on the same starts, got {a.shape[1]} and {b.shape[1]} starts.")
+    return a, b
 
 
 def _outcomes(outcomes: NDArray[Any]) -> NDArray[np.int64]:
@@ -261,48 +268,36 @@ def _normal_quantile(confidence: float) -> float:
 
 
 def spearman(
-    x: Sequence[float],
-    y: Sequence[float],
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-) -> Estimate | None:
-    """Spearman's rank correlation with a percentile bootstrap interval over pairs.
+    x: Sequence[float], y: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> tuple[float, float] | None:
+    """Spearman's rank correlation, and p of a two-sided permutation test that x and y are independent.
 
-    Resamples in which x or y is constant have no correlation and are left out. With few pairs the interval is rough;
-    where the ranks agree completely it has no width.
+    Pairs are put together anew at random; p is the share of correlations that are as far from 0, the found one among
+    them. (A bootstrap interval would have no width where the ranks agree completely.)
 
     Args:
         x, y: (N,) values.
-        rng: draws pairs.
-        confidence: of the interval.
-        resamples: of the bootstrap.
+        rng: draws permutations.
+        resamples: how many.
 
     Returns:
-        None where x or y is constant, or there are fewer than three pairs.
+        Correlation and p; None where x or y is constant, or there are fewer than three pairs.
 
     Raises:
         ConfigError: different numbers of values, or values that are not finite.
     """
+    from scipy.stats import rankdata
+
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if a.shape != b.shape or a.ndim != 1 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ConfigError(f"expected as many finite values x as y, got shapes {a.shape} and {b.shape}.")
     if len(a) < 3:
         return None
-    value = float(_rank_correlation(a[None], b[None])[0])
-    if np.isnan(value):
+    u, v = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
+    scale = float(np.sqrt((u @ u) * (v @ v)))
+    if scale == 0:
         return None
-    rows = rng.integers(0, len(a), (resamples, len(a)))
-    found = _rank_correlation(a[rows], b[rows])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, min(float(low), value), max(float(high), value))
-
-
-def _rank_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(R,) correlations of the ranks in the rows of (R, N) arrays; NaN where a row is constant."""
-    from scipy.stats import rankdata
-
-    u, v = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
-    scale = np.sqrt((u * u).sum(axis=1) * (v * v).sum(axis=1))
-    return np.divide((u * v).sum(axis=1), scale, out=np.full(len(u), np.nan), where=scale > 0).clip(-1.0, 1.0)
+    value = float(u @ v)
+    others = rng.permuted(np.tile(v, (resamples, 1)), axis=1) @ u
+    as_far = int((np.abs(others) >= abs(value) - 1e-9 * scale).sum())
+    return float(np.clip(value / scale, -1.0, 1.0)), (1 + as_far) / (1 + resamples)

@@ -82,6 +82,7 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
     loss.backward()  # type: ignore[no-untyped-call]
 
     total, gradient, column, shared = torch.zeros(()), torch.zeros_like(z), 1, generator()
+    logged: dict[str, Tensor] = {}
     for number, (part, weight, companions) in enumerate(zip(parts, config.weights, own, strict=True)):
         columns = [0, *range(column, column + companions.shape[1])]
         column += companions.shape[1]
@@ -92,9 +93,9 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
         total += weight * value
         gradient[:, columns, : part.views] += weight * slope
         prefix = config.parts[number].name.replace("-", "_")
-        torch.testing.assert_close(stats[f"{prefix}_loss"], value)
         for key, figure in figures.items():
-            torch.testing.assert_close(stats[f"{prefix}_{key}"], figure)
+            logged[f"{prefix}_{key}" if key in logged else key] = figure
+        logged[f"{prefix}_loss"] = value
         assert isinstance(made, Combined)
         found = [p.grad for p in made.parts[number].parameters() if p.requires_grad]
         assert len(found) == len(slopes)
@@ -104,7 +105,34 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
     assert z.grad is not None
     assert gradient.any()
     torch.testing.assert_close(z.grad, gradient)
+    assert stats.keys() == logged.keys()
+    for key, figure in logged.items():
+        torch.testing.assert_close(stats[key], figure)
     assert not any(value.requires_grad for value in stats.values())
+
+
+def test_figures_keep_their_names_unless_an_earlier_part_has_them() -> None:
+    names = {}
+    for text in ("class+time-contrastive", "time-contrastive+class", "class+tcn"):
+        made = make_objective(parse(text), material())
+        anchors = np.arange(0, 60, 4)
+        rows = np.concatenate([anchors[:, None], made.draw(anchors, np.random.default_rng(1))], axis=1)
+        z = torch.from_numpy(np.random.default_rng(2).normal(size=(len(rows), rows.shape[1], 1, F)).astype(np.float32))
+        names[text] = set(made.loss(z, rows, target=None, generator=generator())[1])
+    assert names == {
+        "class+time-contrastive": {
+            *("positives", "anchors", "class_loss"),
+            *("time_contrastive_anchors", "aligned", "time_contrastive_loss"),
+        },
+        "time-contrastive+class": {
+            *("anchors", "aligned", "time_contrastive_loss"),
+            *("positives", "class_anchors", "class_loss"),
+        },
+        "class+tcn": {
+            *("positives", "anchors", "class_loss"),
+            *("distance_positive", "distance_negative", "ordered", "tcn_loss"),
+        },
+    }
 
 
 def test_each_part_sees_its_own_companions_only() -> None:
@@ -158,6 +186,8 @@ def test_sums_of_less_than_two_or_of_sums() -> None:
         CombinedConfig((CombinedConfig((one, two), (1.0, 1.0)), objective_config("class")), (1.0, 1.0))
     with pytest.raises(ConfigError, match=r"expected 2 weights above 0 for \['tcn', 'byol'\], got \[1\.0\]"):
         CombinedConfig((one, two), (1.0,))
+    with pytest.raises(ConfigError, match=r"'none' learns nothing, so it cannot be part of a sum, got \['tcn', 'none'"):
+        CombinedConfig((one, objective_config("none")), (1.0, 1.0))
 
 
 def test_parse_sum_reads_factors() -> None:

@@ -20,6 +20,7 @@ from classact.objectives import (
     CombinedConfig,
     Material,
     SoftInfoNCEConfig,
+    describe_objective,
     images_per_anchor,
     make_objective,
     needs_similarity,
@@ -92,8 +93,8 @@ def test_none_is_the_only_one_that_is_not_trained() -> None:
     assert images_per_anchor(objective_config("none")) == 1
     with pytest.raises(ConfigError, match=r"objective 'none' leaves .* nothing to train"):
         make_objective(objective_config("none"), material())
-    with pytest.raises(ConfigError, match=r"objective 'none' leaves .* nothing to train"):
-        make_objective(objective_config("class+none"), material())
+    with pytest.raises(ConfigError, match=r"objective 'none' learns nothing, so it cannot be part of a sum, got \['cl"):
+        objective_config("class+none")
 
 
 @MANY
@@ -207,7 +208,9 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
         ("clas", [], r"unknown objective 'clas': available are .*'class'.* Sums are written 'class\+0\.1\*byol'\."),
         ("class+byo", [], r"unknown objective 'byo': available are "),
         ("class+", [], r"unknown objective '': available are "),
-        ("0.5*class", [], r"unknown objective '0\.5\*class'.* Sums are written"),
+        ("clas", [], r"'time-contrastive'\. Sums are"),  # one full stop
+        ("0.5*class", [], r"a factor needs a sum: expected objectives like 'class\+0\.1\*byol', got '0\.5\*class'"),
+        ("none+class", [], r"'none' learns nothing, so it cannot be part of a sum, got \['none', 'class'\]"),
         ("class+much*byol", [], r"expected objectives like 'class\+0\.1\*byol', got 'much' as a factor"),
         ("class+*byol", [], r"got '' as a factor"),
         ("class+class", [], r"at least two different objectives to combine, got \['class', 'class'\]"),
@@ -223,7 +226,19 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
         ("class", ["queue=-1"], r"expected views >= 1 and queue >= 0, got views 1 and queue -1"),
         ("class", ["weighting=soft-ish"], r"unknown weighting 'soft-ish': available are 'hard', 'soft'"),
         ("byol", ["decay=often"], r"expected a value like 0\.99 for option 'decay' of objective 'byol', got 'often'"),
-        ("none", ["decay=0.9"], r"unknown option of objective 'none' 'decay'"),
+        (
+            "class",
+            ["queue=1", "views=2", "queue=1"],
+            r"option 'queue' of objective 'class' is given twice",
+        ),
+        ("class+byol", ["byol.decay=0.9", "byol.decay=0.8"], r"option 'decay' of objective 'byol' is given twice"),
+        ("class", ["temperature=inf"], r"expected a temperature above 0 .*, got inf"),
+        ("class", ["temperature=nan"], r"expected a temperature above 0 .*, got nan"),
+        ("time-contrastive", ["temperature=inf"], r"expected a temperature above 0 .*, got inf"),
+        ("tcn", ["margin=inf"], r"got margin inf and scale 10\.0"),
+        ("tcn", ["scale=inf"], r"got margin 2\.0 and scale inf"),
+        ("none", ["decay=0.9"], r"objective 'none' has no options, got 'decay=0\.9'"),
+        ("none", ["decay"], r"objective 'none' has no options, got 'decay'"),
         ("class+byol", ["decay=0.9"], r"expected options of 'class\+byol' like 'class\.key=value', got 'decay=0\.9'"),
         ("class+byol", ["tcn.margin=1"], r"expected options of 'class\+byol' like .*, got 'tcn\.margin=1'"),
         ("class+byol", ["byol.margin=1"], r"unknown option of objective 'byol' 'margin'"),
@@ -232,6 +247,40 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
 def test_what_cannot_be_read(name: str, options: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objective_config(name, options)
+
+
+def test_options_change_what_a_preset_has() -> None:
+    start = SoftInfoNCEConfig(pairs="cross-episode", temperature=0.1)
+    assert objective_config("class", (), start) == start
+    assert objective_config("class", ["views=2"], start) == replace(start, views=2)
+    assert objective_config("class", ["temperature=0.05"], start) == replace(start, temperature=0.05)
+    # Where the name is another, or the part of a sum is, they are not the preset's to decide.
+    assert objective_config("byol", ["decay=0.9"], start) == objective_config("byol", ["decay=0.9"])
+    found = objective_config("byol+0.1*class", ["class.views=2"], start)
+    assert objective_parts(found) == (objective_config("byol"), replace(start, views=2))
+    both = objective_config("class+byol", ["byol.decay=0.9", "class.queue=8"])
+    assert objective_config("byol", (), both) == objective_config("byol", ["decay=0.9"])
+    assert objective_config("class", ["views=3"], both) == SoftInfoNCEConfig(queue=8, views=3)
+    assert objective_config("tcn", (), both) == objective_config("tcn")
+
+
+# -- titles ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "title"),
+    [
+        ("class", [], "CLASS"),
+        ("class", ["weighting=hard"], "CLASS (weighting=hard)"),
+        ("class", ["weighting=soft"], "CLASS"),  # said, but not changed
+        ("class", ["queue=64", "views=2"], "CLASS (views=2, queue=64)"),
+        ("none", [], "Initial weights"),
+        ("byol+0.5*class", [], "VINN + CLASS"),
+        ("class+0.1*byol", ["byol.decay=0.9"], "CLASS + VINN (decay=0.9)"),
+    ],
+)
+def test_titles_say_what_was_changed(name: str, options: Sequence[str], title: str) -> None:
+    assert describe_objective(objective_config(name, options)) == title
 
 
 def test_class_without_similarity() -> None:

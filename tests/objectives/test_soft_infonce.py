@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,11 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import entr, rel_entr
+from scipy.stats import chi2
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives import PAIRS, REDUCTIONS, WEIGHTINGS, Material, SoftInfoNCEConfig, make_objective, soft_infonce
-from classact.objectives.soft_infonce import TAU_RANGE, SoftInfoNCE
+from classact.objectives import (
+    PAIRS,
+    REDUCTIONS,
+    WEIGHTINGS,
+    Material,
+    Objective,
+    SoftInfoNCEConfig,
+    make_objective,
+    objective_config,
+    soft_infonce,
+)
+from classact.objectives.soft_infonce import TAU_RANGE, TAU_SCALE, SoftInfoNCE
+from classact.optim import OptimizerConfig, learning_rate, make_optimizer
 from classact.similarity.distribution import mark_duplicates
 
 TAU = 0.2
@@ -290,13 +305,17 @@ def similar(seed: int = 0) -> NDArray[Any]:
     return w
 
 
-def build(config: SoftInfoNCEConfig) -> SoftInfoNCE:
+def material() -> Material:
     w = similar()
 
     def weights(steps: Any) -> Tensor:
         return torch.from_numpy(mark_duplicates(w[np.ix_(steps, steps)], steps))
 
-    made = make_objective(config, Material(F, ENDS, torch.zeros(N, 2), weights=weights))
+    return Material(F, ENDS, torch.zeros(N, 2), weights=weights)
+
+
+def build(config: SoftInfoNCEConfig) -> SoftInfoNCE:
+    made = make_objective(config, material())
     assert isinstance(made, SoftInfoNCE)
     return made.double()
 
@@ -307,7 +326,7 @@ class Oracle:
 
     Attributes:
         config: settings.
-        queue: (feature, step) of earlier batches' first views, newest batch first.
+        queue: (feature, step) of earlier batches' first views, newest batch first, each in the order that was drawn.
     """
 
     config: SoftInfoNCEConfig
@@ -351,14 +370,21 @@ class Oracle:
                     top = math.log(sum(math.exp(logit) for logit in logits))
                     losses.append(sum(w * (top - s) for (_, w), s in zip(candidates, logits, strict=True)) / total)
         size = self.config.queue
-        newest = [(z[i, 0], steps[i]) for i in range(len(steps))][-size:] if size else []
+        newest = [(z[i, 0], steps[i]) for i in shuffled(len(steps))]
         self.queue = [*newest, *self.queue][:size]
         return sum(losses) / (max(len(losses), 1) if self.config.reduction == "anchors" else z.shape[0] * z.shape[1])
 
 
-def compute(made: SoftInfoNCE, z: Tensor, steps: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+def shuffled(count: int, seed: int = 0) -> list[int]:
+    """The first order that a step's generator draws."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def compute(
+    made: SoftInfoNCE, z: Tensor, steps: Sequence[int] | NDArray[Any], seed: int = 0
+) -> tuple[Tensor, dict[str, Tensor]]:
     rows = np.array(steps, np.int64)[:, None]
-    return made.loss(z[:, None], rows, target=None, generator=torch.Generator())
+    return made.loss(z[:, None], rows, target=None, generator=torch.Generator().manual_seed(seed))
 
 
 @settings(max_examples=80)
@@ -434,22 +460,83 @@ def test_two_views_of_one_image_are_positives_where_nothing_else_is() -> None:
 # The queue
 
 
-def test_the_queue_holds_the_newest_features_and_their_steps() -> None:
+def test_the_queue_holds_the_newest_features_and_their_steps_in_the_drawn_order() -> None:
     made = build(SoftInfoNCEConfig(queue=7, views=2))
     assert (made.queue_steps == -1).all()
-    rng = np.random.default_rng(0)
-    for steps, kept in (
-        ([1, 2, 5], [1, 2, 5]),
-        ([8, 9, 10], [8, 9, 10, 1, 2, 5]),
-        ([20, 21], [20, 21, 8, 9, 10, 1, 2]),
-        (list(range(10, 20)), [13, 14, 15, 16, 17, 18, 19]),  # more than it holds
-    ):
+    rng, kept = np.random.default_rng(0), list[tuple[int, NDArray[Any]]]()
+    for seed, steps in enumerate(([1, 2, 5], [8, 9, 10], [20, 21], list(range(10, 20)))):  # the last more than it holds
         z = torch.from_numpy(rng.normal(size=(len(steps), 2, F))).requires_grad_()
-        compute(made, z, steps)
-        assert made.queue_steps.tolist() == kept + [-1] * (7 - len(kept))
-        newest = min(len(steps), 7)
-        assert torch.equal(made.queue_z[:newest], z[-newest:, 0].detach())
+        compute(made, z, steps, seed)
+        newest = [(steps[i], z[i, 0].detach().numpy()) for i in shuffled(len(steps), seed)]
+        kept = [*newest, *kept][:7]
+        assert made.queue_steps.tolist() == [step for step, _ in kept] + [-1] * (7 - len(kept))
+        np.testing.assert_array_equal(made.queue_z[: len(kept)], [feature for _, feature in kept])
+        np.testing.assert_array_equal(made._queued, [step for step, _ in kept])
         assert not made.queue_z.requires_grad
+
+
+@pytest.mark.parametrize(("size", "kept"), [(5, 5), (20, 8)])
+def test_every_step_of_a_sorted_batch_is_as_likely_to_stay(size: int, kept: int) -> None:
+    # Of 12 steps 5 stay where the queue is smaller than the batch, and 8 beside the next 12 where it holds 20.
+    count, B = 1500, 12
+    stayed = np.zeros(B)
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(B, 1, F)))
+    for seed in range(count):
+        made = build(SoftInfoNCEConfig(queue=size))
+        compute(made, z, range(B), 2 * seed)
+        if size > B:
+            compute(made, z, range(B, 2 * B), 2 * seed + 1)
+        left = made.queue_steps.numpy()
+        stayed[left[left < B]] += 1
+    assert stayed.sum() == count * kept
+    share = kept / B
+    # Drawn without replacement, counts spread less than independent ones: by 1 - share, on B - 1 degrees of freedom.
+    statistic = (B - 1) / B * ((stayed - count * share) ** 2).sum() / (count * share * (1 - share))
+    assert chi2.sf(statistic, B - 1) > 1e-6
+
+
+def test_the_order_of_the_queue_is_the_steps_own() -> None:
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(12, 1, F)))
+    found = []
+    for seed in (1, 1, 2):
+        made = build(SoftInfoNCEConfig(queue=5))
+        compute(made, z, range(12), seed)
+        found.append(made.queue_steps.tolist())
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])  # an empty, a partly filled and a full queue
+def test_a_queue_goes_on_from_what_was_saved(batches: int) -> None:
+    config = SoftInfoNCEConfig(temperature=TAU, queue=14)
+    saved, fresh = build(config), build(config)
+    loaded = deepcopy(fresh)
+    rng = np.random.default_rng(0)
+    for steps in ([0, 4, 9, 11, 17, 20], [1, 5, 10, 12, 18, 21], [2, 6, 11, 13, 19, 22])[:batches]:
+        compute(saved, torch.from_numpy(rng.normal(size=(6, 1, F))), steps)
+    compute(loaded, torch.from_numpy(rng.normal(size=(6, 1, F))), [7, 8, 14, 15, 16, 23])  # to be forgotten
+    loaded.load_state_dict(saved.state_dict())
+    np.testing.assert_array_equal(loaded._queued, saved._queued)
+    assert len(loaded._queued) == min(14, 6 * batches)
+    for _ in range(2):
+        z, steps = torch.from_numpy(rng.normal(size=(6, 1, F))), [0, 5, 9, 12, 19, 20]
+        losses = [float(compute(made, z, steps)[0]) for made in (saved, loaded, fresh)]
+        assert losses[0] == losses[1]
+        assert (losses[0] == losses[2]) == (batches == 0)
+
+
+def test_a_queue_in_a_sum_goes_on_from_what_was_saved() -> None:
+    config = objective_config("class+tcn", ["class.queue=8", "class.temperature=0.2"])
+    one, two = (make_objective(config, material()).double() for _ in range(2))
+
+    def step(made: Objective, seed: int) -> float:
+        rows = np.random.default_rng(seed).integers(0, N, (6, 3))
+        z = torch.from_numpy(np.random.default_rng(seed).normal(size=(6, 3, 1, F)))
+        return float(made.loss(z, rows, target=None, generator=torch.Generator().manual_seed(seed))[0])
+
+    for seed in range(3):
+        step(one, seed)
+    two.load_state_dict(one.state_dict())
+    assert step(one, 5) == step(two, 5)
 
 
 def test_no_gradient_goes_to_the_queue_but_much_comes_from_it() -> None:
@@ -474,17 +561,19 @@ def test_the_same_step_again_is_a_positive_of_weight_1() -> None:
     made = build(SoftInfoNCEConfig(temperature=TAU, queue=9))
     rng = np.random.default_rng(0)
     z = torch.from_numpy(rng.normal(size=(3, 3, 1, F)))
-    for features, steps in zip(z, ([3, 8, 20], [9, 21, 11], [3, 10, 22]), strict=True):
-        loss, stats = compute(made, features, steps)
+    for features, batch in zip(z, ([3, 8, 20], [9, 21, 11], [3, 10, 22]), strict=True):
+        loss, stats = compute(made, features, batch)
     steps = [3, 10, 22, 9, 21, 11, 3, 8, 20]
     w = mark_duplicates(similar()[np.ix_(steps, steps)], np.array(steps))[:3]
     assert w[0].tolist() == [0.0] * 6 + [1.0, 0.0, 0.0]
-    keys = torch.cat([z[2], z[1], z[0]])[:, 0].numpy()
+    keys = torch.cat([z[2], z[1], z[0]])[:, 0].numpy()  # the order within the queue does not matter
     expected = with_keys(keys[:3], w, keys, TAU, "anchors", np.zeros((3, 9), bool))
     assert float(loss) == pytest.approx(expected, rel=1e-12)
-    # No anchor is counted as a positive of itself.
-    assert float(stats["positives"]) == (w > 0).sum(axis=1).mean()
-    assert float(stats["anchors"]) == ((w > 0).sum(axis=1) > 0).mean()
+    # What is logged is of the batch alone, so that runs with and without a queue compare.
+    within = (w[:, :3] > 0).sum(axis=1)
+    assert within.sum() < (w > 0).sum()
+    assert float(stats["positives"]) == within.mean()
+    assert float(stats["anchors"]) == (within > 0).mean()
 
 
 def test_of_other_episodes_only_the_queue_is_contrasted_with_other_episodes_only() -> None:
@@ -534,8 +623,10 @@ def test_a_learned_temperature_gets_the_gradient_of_the_loss() -> None:
     w = torch.from_numpy(similar()[np.ix_(LEARNED_STEPS, LEARNED_STEPS)])
     step = 1e-5
     above, below = (eq1(z[:, 0], w, TAU * math.exp(h), "anchors") for h in (step, -step))
-    assert made.log_tau.grad is not None
-    assert float(made.log_tau.grad) == pytest.approx((above - below) / (2 * step), rel=1e-6)
+    assert made.scaled_log_tau.grad is not None
+    # The parameter is log(tau) / TAU_SCALE.
+    assert float(made.scaled_log_tau.detach()) == pytest.approx(math.log(TAU) / TAU_SCALE)
+    assert float(made.scaled_log_tau.grad) == pytest.approx(TAU_SCALE * (above - below) / (2 * step), rel=1e-6)
     assert float(loss.detach()) == pytest.approx(eq1(z[:, 0], w, TAU, "anchors"), rel=1e-7)
 
 
@@ -547,17 +638,54 @@ def test_a_learned_temperature_goes_to_its_limits_and_comes_back(sign: int) -> N
     z = (vectors * values.sqrt())[:, None]
     made = learned()
     low, high = TAU_RANGE
-    taus = descend(made, z, LEARNED_STEPS, rate=3.0, count=80)
+    rate = 3.0 / TAU_SCALE**2  # a step on log tau itself at 3
+    taus = descend(made, z, LEARNED_STEPS, rate, count=80)
     assert all(low * (1 - 1e-6) <= tau <= high * (1 + 1e-6) for tau in taus)
     # Where positives are far, a loss is lowest where nothing is told apart.
     assert taus[-1] == pytest.approx(high, rel=0.01) if sign < 0 else taus[-1] < TAU / 2
 
     with torch.no_grad():
-        made.log_tau.fill_(30.0 if sign > 0 else -30.0)  # one huge step beyond the other limit
+        made.scaled_log_tau.fill_(30.0 if sign > 0 else -30.0)  # one huge step beyond the other limit
     made.after_step()
     assert now(made) == pytest.approx(high if sign > 0 else low)
-    back = descend(made, z, LEARNED_STEPS, rate=3.0, count=80)
+    back = descend(made, z, LEARNED_STEPS, rate, count=80)
     assert back[-1] == pytest.approx(taus[-1], rel=0.05)
+
+
+def learned_by_lars(seed: int, best: float = 0.05, count: int = 150) -> NDArray[Any]:
+    """Temperatures over the best one, from which the first steps of a long training by table 3 and 4 start.
+
+    The positive of each of 200 fixed features is drawn from softmax(cosine / best) over the others. So it is, given
+    that it is in the batch, over the batch: the expected loss is lowest at ``best``, and batches of 16 make much noise.
+    """
+    rng = np.random.default_rng(seed)
+    z = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(200, 16))), dim=1)
+    share = torch.softmax((z @ z.T / best).fill_diagonal_(-torch.inf), dim=1)
+    w = torch.from_numpy(rng.multinomial(1, share.numpy())).double()
+    where = Material(16, np.array([200]), torch.zeros(200, 2), weights=lambda steps: w[steps][:, steps])
+    made = make_objective(SoftInfoNCEConfig(temperature=best, learned_temperature=True), where).double()
+    assert isinstance(made, SoftInfoNCE)
+    config = OptimizerConfig()
+    optimizer, taus = make_optimizer(made.parameters(), config), []
+    for step in range(count):
+        steps = rng.choice(200, 16, replace=False)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, 10 * count)
+        optimizer.zero_grad()
+        compute(made, z[steps][:, None], steps)[0].backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), config.clip_norm)
+        optimizer.step()
+        made.after_step()
+        taus.append(now(made))
+    return np.array(taus) / best
+
+
+def test_under_lars_a_learned_temperature_stays_where_it_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LARS adapts no rate of a single number, which so gets plain momentum at the rate of 0.5."""
+    assert all(taus.min() > 1 / 3 and taus.max() < 3 for taus in map(learned_by_lars, range(3)))
+    # With log tau itself as the parameter it does not.
+    monkeypatch.setattr(importlib.import_module("classact.objectives.soft_infonce"), "TAU_SCALE", 1.0)
+    assert all(taus.min() < 1 / 3 or taus.max() > 3 for taus in map(learned_by_lars, range(3)))
 
 
 def test_a_learned_temperature_is_one_setting_of_many() -> None:

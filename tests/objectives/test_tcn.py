@@ -16,7 +16,7 @@ from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.tcn import TCN, TCNConfig, tcn_distances, tcn_loss
 
-LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4)
+LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 1)
 
 
 def make(lengths: list[int], **settings: Any) -> TCN:
@@ -94,7 +94,7 @@ def test_gradient() -> None:
 
 
 def test_a_batch_without_any_positive_gives_zero_and_no_gradient() -> None:
-    objective = make([1, 1, 1])
+    objective = make([1, 1, 1, 2])
     anchors = np.arange(3)
     rows = np.concatenate([anchors[:, None], objective.draw(anchors, np.random.default_rng(0))], axis=1)
     assert (rows[:, 0] == rows[:, 1]).all()
@@ -148,6 +148,14 @@ def test_draws_are_uniform_over_what_is_allowed(lengths: list[int], margins: tup
         assert len(steps) == 1 or chi2.sf(statistic, len(steps) - 1) > 1e-7
 
 
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
+def test_data_without_any_positive_are_refused(lengths: list[int]) -> None:
+    wanted = rf"needs an episode of at least 2 steps, but the longest of {len(lengths)} has 1\. Learn from longer"
+    with pytest.raises(ConfigError, match=wanted):
+        make(lengths)
+    make([*lengths, 2])
+
+
 def test_an_episode_alone_and_too_short_gives_its_farthest_step() -> None:
     negatives = make([6]).draw(np.arange(6), np.random.default_rng(0))[:, 1]
     assert negatives.tolist() == [5, 5, 5, 0, 0, 0]
@@ -175,7 +183,9 @@ def test_settings_carry_the_name() -> None:
     [
         ({"margin": -1.0}, r"margin >= 0 and scale > 0, got margin -1.0"),
         ({"margin": math.nan}, r"got margin nan"),
+        ({"margin": math.inf}, r"got margin inf"),
         ({"scale": 0.0}, r"got margin 2.0 and scale 0.0"),
+        ({"scale": math.inf}, r"got margin 2.0 and scale inf"),
         ({"positive_margin": 0}, r"1 <= positive_margin < negative_margin, got positive_margin 0"),
         ({"positive_margin": 30}, r"got positive_margin 30 and negative_margin 30: a negative must be farther"),
     ],

@@ -25,7 +25,7 @@ from classact.objectives.time_contrastive import (
     time_similarity,
 )
 
-LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4)
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 2)
 
 
 def make(lengths: list[int], **settings: Any) -> TimeContrastive:
@@ -224,7 +224,7 @@ def test_draws_are_decided_by_the_generator() -> None:
 
 
 def test_a_batch_of_ends_gives_zero_and_no_gradient() -> None:
-    objective = make([2, 1, 2])
+    objective = make([2, 1, 2, 3])
     anchors = np.arange(5)
     rows = np.concatenate([anchors[:, None], objective.draw(anchors, np.random.default_rng(0))], axis=1)
     z = torch.zeros(5, 3, 1, 5, requires_grad=True)
@@ -233,6 +233,14 @@ def test_a_batch_of_ends_gives_zero_and_no_gradient() -> None:
     assert float(loss.detach()) == float(stats["anchors"]) == float(stats["aligned"]) == 0
     assert z.grad is not None
     assert not z.grad.any()
+
+
+@pytest.mark.parametrize("lengths", [[2], [1, 2, 1]])
+def test_data_without_three_moments_are_refused(lengths: list[int]) -> None:
+    wanted = rf"needs an episode of at least 3 steps, but the longest of {len(lengths)} has 2\. Learn from longer"
+    with pytest.raises(ConfigError, match=wanted):
+        make(lengths)
+    make([*lengths, 3])
 
 
 def test_one_episode_alone_has_no_negatives() -> None:
@@ -253,6 +261,7 @@ def test_settings_carry_the_name() -> None:
     ("settings", "message"),
     [
         ({"similarity": "dot"}, r"unknown similarity 'dot': available are 'cosine', 'l2'"),
+        ({"temperature": math.inf}, r"temperature above 0 \(R3M uses 1\), got inf"),
         ({"temperature": 0.0}, r"temperature above 0 \(R3M uses 1\), got 0.0"),
         ({"negatives": -1}, r"negatives >= 0 .* got -1"),
         ({"window": 1}, r"at least 2, for i < j < k, got 1"),

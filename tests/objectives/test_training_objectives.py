@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,6 +17,7 @@ from numpy.testing import assert_array_equal
 from torch import Tensor
 
 import fakes
+from classact import training
 from classact.augment import AugmentConfig, Part
 from classact.batches import epoch_batches
 from classact.checkpoints import STATE, load_checkpoint
@@ -212,7 +214,7 @@ def test_a_checkpoint_keeps_what_an_objective_remembers(straight: Any) -> None:
         return set(load_checkpoint(straight(case).folder / "checkpoints" / f"step-{STEPS:08d}").tensors)
 
     queue = names("class, all settings")
-    assert {"model.objective.queue_z", "model.objective.queue_steps", "model.objective.log_tau"} <= queue
+    assert {"model.objective.queue_z", "model.objective.queue_steps", "model.objective.scaled_log_tau"} <= queue
     byol = names("byol")
     assert {"model.target.views.0.trunk.stem.0.weight", "model.objective.target_projector.0.weight"} <= byol
     assert not any(name.startswith(("model.objective", "model.target")) for name in names("class"))  # as ever
@@ -322,6 +324,36 @@ def test_a_queue_reads_the_graph_as_it_measures_online(tmp_path: Path) -> None:
         assert online.train_step(rows) == stored.train_step(next(stored.batches(step)))
     assert again > 30
     assert equal(weights(online), weights(stored))
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (
+            objective_config("class+time-contrastive"),
+            "needs an episode of at least 3 steps, but the longest of 30 ",
+        ),
+        (
+            objective_config("class+byol+dynamo", ["dynamo.target=ema", "dynamo.decay=0.9"]),
+            r"share one target network, but these ask for decays of \[0\.9, 0\.99\]",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(
+    objective: ObjectiveConfig, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "ActionSimilarity", None)  # would fail otherwise
+    with pytest.raises(ConfigError, match=message):
+        Trainer(fakes.demonstrations(lengths=(2,) * 30), fakes.pretrain_config(objective=objective))
+
+
+@pytest.mark.parametrize("name", ["byol", "none", "tcn+0.5*byol"])
+def test_a_graph_of_positives_is_for_those_who_learn_from_it(name: str) -> None:
+    message = rf"objective '{re.escape(name)}' learns from no action similarity, so positives from a graph would change"
+    for more in ({}, {"positives_per_anchor": 2}):
+        with pytest.raises(ConfigError, match=message):
+            fakes.pretrain_config(objective=objective_config(name), positives="graph", **more)
+    assert fakes.pretrain_config(objective=objective_config("tcn+class"), positives="graph").positives == "graph"
 
 
 def test_a_training_of_nothing_is_refused() -> None:

@@ -137,12 +137,30 @@ def test_proprioception_is_weighted_before_latents_are_scaled_to_length_1(weight
     assert not np.allclose(left, plain.calibrate().maxima)
 
 
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+@pytest.mark.parametrize("language", [0, 4])
+@pytest.mark.parametrize("keys", [None, ()])
+def test_an_instruction_is_not_weighted(weight: float, language: int, keys: Any) -> None:
+    data = fakes.two_views(fakes.demonstrations(), language)
+    config = EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top", "wrist"))
+    encoder, lowdim = ImageEncoder(config), LowDim.fit(data, keys)
+    made = RetrievalPolicy.build(ImageLatents(encoder, lowdim), data, replace(CONFIG, proprioception_weight=weight))
+    rows, own, rest = [0, 33, 61, 119], 0 if keys == () else 2, lowdim.demonstrations(data)
+    said = rest[:, :0] if data.language is None else data.language[data.episode_index()]
+    assert rest.shape == (data.num_steps, own + language)
+    joined = np.concatenate([encoder.encode(data.images), weight * rest[:, :own], said], axis=1)
+    unit = joined / np.linalg.norm(joined, axis=1, keepdims=True)
+    found = made.decide(fakes.observations(data, rows)).neighbors
+    assert found is not None
+    assert_allclose(found.cosine, -np.sort(-(unit[rows] @ unit.T), axis=1)[:, :6], atol=1e-5)
+
+
 def test_a_weight_needs_proprioception_and_another_calibration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError, match="expected a finite proprioception_weight >= 0, got -1"):
         replace(CONFIG, proprioception_weight=-1.0)
-    with pytest.raises(ConfigError, match="kind 'state'. Leave it at 1"):
+    with pytest.raises(ConfigError, match=r"kind 'state'\. Leave it at 1"):
         policy("state", replace(CONFIG, proprioception_weight=2.0))
     made = policy("image")
     made.calibrate()

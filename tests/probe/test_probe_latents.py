@@ -91,6 +91,15 @@ def test_shuffled_latents(arcs: dict[str, Any]) -> None:
     assert metrics["effective_rank"]["value"] == pytest.approx(perfect["effective_rank"]["value"])
 
 
+def test_latents_of_length_1_are_not_copied() -> None:
+    z = unit(np.random.default_rng(0).normal(size=(95, 5)).astype(np.float32))
+    made = replace(TRAINING, latents={"unit": z, "long": 3 * z, "wide": z.astype(np.float64)})
+    assert made.latents["unit"] is z
+    for name in ("long", "wide"):
+        np.testing.assert_allclose(made.latents[name], z, atol=1e-6)
+        assert made.latents[name].dtype == np.float32
+
+
 @pytest.mark.parametrize("heldout", [HELDOUT, None])
 @pytest.mark.parametrize("min_actions", [1, 4])
 def test_retrieval_and_ranking_as_a_loop_says(heldout: Encoded | None, min_actions: int) -> None:

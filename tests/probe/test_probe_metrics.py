@@ -284,6 +284,13 @@ def test_distances_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_array_equal(metrics.squared_distances(z, left, right), before)
 
 
+def test_distances_of_two_sets_need_no_copy_of_both() -> None:
+    z, other = latents(rng(), 30), latents(rng(1), 20)
+    left, right = rng(2).integers(0, 30, 99), rng(3).integers(0, 20, 99)
+    both = metrics.squared_distances(np.concatenate([z, other]), left, right + 30)
+    np.testing.assert_array_equal(metrics.squared_distances(z, left, right, other), both)
+
+
 @given(seeds, st.integers(1, 6))
 def test_effective_rank_is_that_of_the_singular_values(seed: int, inner: int) -> None:
     generator = rng(seed)

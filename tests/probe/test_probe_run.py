@@ -96,6 +96,12 @@ def test_the_same_probe_twice_and_other_encoders(run: Run) -> None:
     once, twice = (probe_run(run, device="cpu", **SMALL) for _ in range(2))
     for key in ("representations", "anchors", "queries", "positives"):
         assert once[key] == twice[key]
+    policy = RetrievalPolicy.load(run.policy).config
+    other = probe_run(run, device="cpu", k=5, temperature=10 * policy.temperature, **SMALL)
+    assert (other["settings"]["ks"], other["settings"]["temperature"]) == ([1, 4, 5, 16, 64], 10 * policy.temperature)
+    errors = [{row["k"]: row for row in r["representations"]["latents"]["action_error"]} for r in (once, other)]
+    assert errors[1][1] == errors[0][1]
+    assert errors[1][16] != errors[0][16]
     untrained = probe_run(run, encoder="untrained", device="cpu", **SMALL)
     assert untrained["anchors"] == once["anchors"]
     assert untrained["representations"] != once["representations"]

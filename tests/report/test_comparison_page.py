@@ -138,6 +138,13 @@ def test_inference_time_stands_beside_the_papers(page: Page) -> None:
     paper = figure["data"][-1]
     assert set(paper["x"]) == {5.5, 7.3, 84.4}
     assert {t["x"][0] for t in figure["data"][:-1] if t["mode"] == "markers"} == {4.2, 5.1, 38.0}
+    axis = figure["layout"]["xaxis"]
+    low, high = (10**bound for bound in axis["range"])
+    assert low < 4.2
+    assert high > 84.4
+    assert axis["tickvals"] == [5, 10, 20, 50, 100]
+    assert axis["ticktext"] == ["5", "10", "20", "50", "100"]
+    assert all(low <= tick <= high for tick in axis["tickvals"])
 
 
 def test_latents_are_those_of_the_folders(page: Page, folder: Path, found: Results) -> None:
@@ -171,19 +178,52 @@ def test_damaged_folders_are_reasons_not_errors(copied: Path) -> None:
 def test_probes_are_correlated_with_success(page: Page, found: Results) -> None:
     sheet = correlations(found)
     assert [heading for heading, _ in sheet.groups] == ["action R²", "episode leakage"]
-    cells = [c for c in found.done if c.demonstrations == 186]
-    rate = [np.mean(c.success["coverage>0.90"]) for c in cells]
     for metric, rows in sheet.groups:
-        label, words, numbers, count = rows[0]
-        rho = spearmanr([c.probe[metric]["value"] for c in cells], rate).statistic
-        assert (label, count) == ("all cells", str(len(cells)))
-        assert numbers.startswith(f"{rho:+.2f} [")
-        assert words == ("yes, higher is better" if rho > 0 else "yes, lower is better")
-        assert [row[0] for row in rows[1:]] == ["Rep-Only, Fixed-Color", "Rep-Only, Rand-Color"]
+        assert [row[0] for row in rows] == [
+            *("Rep-Only, Fixed-Color", "Rep-Only, Rand-Color", "MLP, Fixed-Color", "MLP, Rand-Color"),
+            *("DP, Fixed-Color", "DP, Rand-Color", "DP, Rand-Color, hsv"),
+        ]
+        assert [row[1] for row in rows[2:]] == ["too few cells"] * 5
+        some = [c for c in found.done if (c.head, c.shift, c.demonstrations) == ("rep", "fixed", 186)]
+        rate = [np.mean(c.success["coverage>0.90"]) for c in some]
+        rho = spearmanr([c.probe[metric]["value"] for c in some], rate).statistic
+        assert (rows[0][2], rows[0][5]) == (f"{rho:+.2f}", str(len(some)))
+        assert rows[0][1] == ("yes, higher is better" if rho > 0 else "yes, lower is better")
+    cells = [c for c in found.cells if c.demonstrations == 186 and c.done]
     figure = figure_of(page, "probe-0")
     assert len(figure["data"]) == len(cells)
     hollow = [t for t in figure["data"] if t["marker"]["symbol"].endswith("-open")]
     assert len(hollow) == sum(c.shift == "rand" for c in cells)
+
+
+def test_metrics_are_corrected_for_their_number_and_never_pooled(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def rows(metrics: int) -> dict[str, Any]:
+        found = {}
+        for shift, level in (("fixed", 0.8), ("rand", 0.2)):
+            for i in range(8):
+                row = cell("class", "rep", shift) | {"method": f"m{i}"}
+                wins = [1] * round(100 * level + i) + [0] * (100 - round(100 * level + i))
+                noise = {f"noise {k}": {"value": level + rng.normal(0, 0.1)} for k in range(metrics)}
+                good = {"good": {"value": float(i)}}
+                found[f"{shift}{i}"] = row | {"success": {"coverage>0.90": wins}, "probe": good | noise}
+        return found
+
+    for metrics in (0, 30):
+        write_json(tmp_path / "r.json", results() | {"cells": rows(metrics)})
+        sheet = correlations(read_results(tmp_path / "r.json"))
+        # All cells of both conditions together would agree with any metric that the condition moves.
+        assert {row[0] for _, group in sheet.groups for row in group} == {
+            "Rep-Only, Fixed-Color",
+            "Rep-Only, Rand-Color",
+        }
+        for row in sheet.groups[0][1]:
+            assert row[1:3] == ["yes, higher is better", "+1.00"]
+            assert float(row[3].removeprefix("< ")) <= 0.001
+            assert float(row[4].removeprefix("< ")) <= 0.001 * (metrics + 1)
+        for _, group in sheet.groups[1:]:
+            assert {row[1] for row in group} == {"not shown"}
 
 
 def test_few_or_constant_probes_say_so(tmp_path: Path) -> None:
@@ -191,7 +231,7 @@ def test_few_or_constant_probes_say_so(tmp_path: Path) -> None:
         probe = {"flat": {"value": 1.0, "low": None, "high": None}}
         return {f"c{i}": cell("class", "rep", "fixed") | {"method": f"m{i}", "probe": probe} for i in range(n)}
 
-    for n, words in ((2, "too few cells"), (6, "does not vary")):
+    for n, words in ((2, "too few cells"), (7, "too few cells"), (8, "does not vary")):
         write_json(tmp_path / "r.json", results() | {"cells": rows(n)})
         assert correlations(read_results(tmp_path / "r.json")).groups[0][1][0][1:3] == [words, "–"]
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from classact.report.comparison import Results, comparison_markdown, comparison_text, read_results
 from classact.report.comparison.costs import budgets, tuning
+from classact.report.comparison.page import headline
 from classact.report.comparison.pairs import compare, how_compared, of_class, p_text
 from classact.report.comparison.sheets import sheets, success_sheet
 from classact.report.comparison.table import (
@@ -29,7 +30,7 @@ from classact.report.comparison.table import (
     ordered,
 )
 from classact.report.comparison.text import fit
-from classact.statistics import holm, mcnemar_p, paired_difference, sign_flip_p, success_over_seeds, wilson_interval
+from classact.statistics import holm, mcnemar_p, paired_difference, permutation_p, success_over_seeds, wilson_interval
 from classact.storage import write_json
 
 FIXED, RAND = Column("fixed"), Column("rand")
@@ -100,9 +101,30 @@ def test_missing_cells_say_why(whole: Results) -> None:
 def test_the_highest_of_a_head_and_column_is_marked(whole: Results) -> None:
     table = layout(whole)
     for group, i in itertools.product(table.groups, range(len(table.columns))):
-        values = {who: e[i].estimate.value for who, e in group.rows if e[i].estimate}  # type: ignore[union-attr]
+        values = {
+            who: e[i].estimate.value  # type: ignore[union-attr]
+            for who, e in group.rows
+            if e[i].estimate and who.variant == "" and "+" not in who.method
+        }
         best = {who for who, e in group.rows if e[i].best}
         assert best == {who for who, value in values.items() if value == max(values.values())}
+
+
+def test_ideas_and_other_budgets_are_neither_bold_nor_in_the_headline(tmp_path: Path) -> None:
+    ahead = [1] * 20
+    rows = [won(cell("class", "rep", "fixed"), [1] * 10 + [0] * 10), won(cell("tcn", "rep", "fixed"), [1] + [0] * 19)]
+    rows += [won(cell("tcn", "rep", "fixed", variant="4x budget"), ahead)]
+    rows += [won(cell("class", "rep", "fixed", variant="views=2"), ahead)]
+    rows += [won(cell("class+0.1*byol", "rep", "fixed"), ahead)]
+    found = read(tmp_path, of(*rows))
+    best = [who for g in layout(found).groups for who, e in g.rows if e[0].best]
+    assert best == [Who("rep", "class")]
+    (item,) = headline(found)["results"]
+    assert (item["own"].value, item["best"]["name"]) == (0.5, "TCN")
+    pairs = compare(found)
+    assert [(p.first, p.second) for p in of_class(pairs)] == [(Who("rep", "class"), Who("rep", "tcn"))]
+    assert of_class(pairs)[0].adjusted == of_class(pairs)[0].p
+    assert len(pairs) == 10
 
 
 def test_fewer_demonstrations_are_not_of_the_table(tmp_path: Path) -> None:
@@ -159,9 +181,10 @@ def test_pairs_are_within_columns_and_corrected_by_family(whole: Results) -> Non
         expected += n * (n - 1) // 2
     assert len(pairs) == expected
     assert all(p.first.head == p.second.head and p.first != p.second for p in pairs)
-    families = [[p for p in pairs if is_class(p.first) and p.column == column] for column in table.columns]
-    families.append([p for p in pairs if not is_class(p.first)])
-    assert [len(family) for family in families] == [11, 12, 1, len(pairs) - 24]
+    plain = [p for p in pairs if is_class(p.first) and not p.second.variant and "class" not in p.second.method]
+    families = [[p for p in plain if p.column == column] for column in table.columns]
+    families.append([p for p in pairs if p not in plain])
+    assert [len(family) for family in families] == [10, 10, 1, len(pairs) - 21]
     for family in families:
         assert [p.adjusted for p in family] == pytest.approx(holm([p.p for p in family]))
     for p in pairs:
@@ -171,8 +194,8 @@ def test_pairs_are_within_columns_and_corrected_by_family(whole: Results) -> Non
     assert {(p.second.method, p.column) for p in main if p.first.head == "dp"} >= {("tcn", FIXED), ("random", RAND)}
     assert not any(p.second == Who(p.second.head, "class") for p in pairs)
     text = how_compared(pairs)
-    assert "in the same column (11, 12 and 1 pairs; the primary family)" in text
-    assert f"among all {len(pairs) - 24} further pairs of the table (the second family)" in text
+    assert "plain CLASS with other plain methods in the same column (10, 10 and 1 pairs; the primary family)" in text
+    assert f"among all {len(pairs) - 21} further pairs of the table, those with ablations, sums" in text
 
 
 def is_class(who: Who) -> bool:
@@ -188,27 +211,28 @@ def test_pairs_of_baselines_cost_class_nothing(tmp_path: Path) -> None:
     variant = won(cell("tcn", "rep", "fixed", variant="4x budget"), [0] * 8 + [1] + [0] * 3)
     elsewhere = [won(cell(m, "rep", "rand"), [1, 0]) for m in ("class", "tcn", "byol")]
     pairs = {(p.first, p.second, p.column): p for p in compare(read(tmp_path, of(own, other, variant, *elsewhere)))}
-    assert pairs[Who("rep", "class"), Who("rep", "tcn"), FIXED].adjusted == pytest.approx(2 * alone.p)
+    assert pairs[Who("rep", "class"), Who("rep", "tcn"), FIXED].adjusted == alone.p
     further = [p for p in pairs.values() if not p.primary]
-    assert [(p.first.method, p.second.method) for p in further] == [("tcn", "tcn"), ("tcn", "byol")]
+    names = [(p.first.method, p.second.method, p.second.variant) for p in further]
+    assert names == [("tcn", "tcn", "4x budget"), ("class", "tcn", "4x budget"), ("tcn", "byol", "")]
     only = how_compared(further)
     assert "primary family" not in only
-    assert "among all 2 further pairs" in only
+    assert "among all 3 further pairs" in only
     assert "second family" not in how_compared([alone])
 
 
-def test_pairs_of_several_seeds_use_the_sign_flip_test(tmp_path: Path) -> None:
+def test_pairs_of_several_seeds_use_the_permutation_test(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     a, b = (rng.random((3, 30)) < 0.8).astype(int), (rng.random((2, 30)) < 0.5).astype(int)
     rows = [won(cell("class", "dp", "rand", seed=s), o.tolist()) for s, o in enumerate(a)]
     rows += [won(cell("random", "dp", "rand", seed=s), o.tolist()) for s, o in enumerate(b)]
     (pair,) = compare(read(tmp_path, of(*rows)))
     ahead = 2 * a.sum(axis=0) - 3 * b.sum(axis=0)
-    assert pair.p == pytest.approx(sign_flip_p(ahead))
+    assert pair.p == permutation_p(a, b)
     assert (pair.won, pair.lost) == (int((ahead > 0).sum()), int((ahead < 0).sum()))
     assert pair.difference.value == pytest.approx(a.mean() - b.mean())
     assert (pair.seeds, pair.mid_p) == ((3, 2), None)
-    assert "sign-flip" in how_compared([pair])
+    assert "exact permutation test that generalises it" in how_compared([pair])
 
 
 def test_without_shared_starts_there_is_no_pair(tmp_path: Path) -> None:
@@ -238,13 +262,62 @@ def test_budgets_are_means_over_seeds(tmp_path: Path) -> None:
 
 
 def test_tuning_says_where_the_best_is_at_the_edge(whole: Results) -> None:
-    found = {search.method: search for search in tuning(whole)}
+    found = {search.who.method: search for search in tuning(whole)}
     assert list(found) == ["tcn", "class"]
     assert (found["tcn"].edge, found["class"].edge) == ("highest", "")
     chosen = next(row for row in found["class"].tried if row.chosen)
     assert (chosen.rate, chosen.successes, chosen.starts) == (1e-4, 30, 50)
     assert (chosen.low, chosen.high) == wilson_interval(30, 50)
     assert "chosen, the highest tried" in comparison_markdown(whole)
+
+
+def test_tuning_names_rows_as_elsewhere_and_says_what_diverged(tmp_path: Path) -> None:
+    base = results()["tuning"][0]
+    rows = [
+        base | {"method": "byol", "written": "byol[views=2]", "variant": "views=2", "head": "rep", "chosen": True},
+        base | {"method": "random", "variant": "", "head": "dp", "learning_rate": 1e-4, "chosen": True},
+        base
+        | {"method": "random", "variant": "", "head": "dp", "learning_rate": 1e-3, "chosen": False}
+        | {"diverged": True, "successes": 0, "score": None},
+    ]
+    sheet = next(s for s in sheets(read(tmp_path, of(tuning=rows))) if s.title.startswith("How learning rates"))
+    assert [heading for heading, _ in sheet.groups] == [
+        *("VINN (BYOL), views=2, Rep-Only, Fixed-Color", "Random, DP, Fixed-Color")
+    ]
+    assert sheet.groups[1][1][1] == ["0.001", "diverged", "100,000", "–", "", ""]
+    for words in ("under the fixed appearance", "all cells of the method", "CLASS has its preset's rate"):
+        assert words in sheet.notes[0]
+
+
+def test_costs_say_what_is_not_comparable(tmp_path: Path) -> None:
+    rows = [
+        cell("class", "rep", "fixed") | {"training_seconds": 600.0, "total_seconds": 100.0},
+        cell("tcn", "rep", "fixed") | {"training_seconds": 600.0, "total_seconds": 700.0},
+        cell("class", "dp", "fixed"),
+    ]
+    found = read(tmp_path, of(*rows))
+    assert [(row.who.method, row.sessions) for row in budgets(found)] == [
+        *(("tcn", False), ("class", True), ("class", False))
+    ]
+    text = comparison_markdown(found).replace("\\", "")
+    assert "| 2 min* |" in text
+    assert "| 12 min |" in text
+    assert "* The last of several calls alone" in text
+    assert "| 0.0001 / 1e-05 |" in text
+    assert "The score of a start is the largest coverage that was reached." in text
+    other = of(*rows[1:2])
+    other["protocol"]["metric"] = "height"
+    text = comparison_markdown(read(tmp_path, other))
+    assert "largest height that was reached" in text
+    assert "several calls" not in text
+
+
+def test_a_budget_in_time_is_said(tmp_path: Path) -> None:
+    value = of(cell("class", "rep", "fixed"))
+    value["protocol"] |= {"budget_images": None, "budget_seconds": 600.0}
+    text = comparison_markdown(read(tmp_path, value))
+    assert "a budget of 10 min per training" in text
+    assert "The budget of a training is 10 min." in text
 
 
 def test_markdown_tables_are_rectangular_and_hold_the_numbers(whole: Results) -> None:

@@ -7,6 +7,7 @@ import pytest
 from classact.commands.console import print_summary
 from classact.report import headline
 from classact.report.novelty import Calibration, meaning
+from classact.report.sources import read_sources
 from classact.report.style import wrapped
 from classact.report.table import (
     augmentation_name,
@@ -18,6 +19,8 @@ from classact.report.table import (
     series,
     training_name,
 )
+from classact.runs import Run
+from classact.storage import write_json
 
 Row = dict[str, Any]
 BASE: Row = {"criterion": "c", "simulator": "pusht", "shift": "none", "episodes": 50, "low": 0.8, "high": 0.97}
@@ -150,6 +153,45 @@ def test_headline_is_about_retrieval_at_the_last_checkpoint_and_heads_stand_besi
     ]
     assert headline.main_row([FROZEN, TUNED]) is FROZEN
     assert headline.heads([FROZEN, TUNED]) == ["Diffusion Policy, fine-tuned, crop + noise, 92.0% (46 of 50)"]
+
+
+OBJECTIVES: dict[str, Row] = {
+    "class": {"name": "class", "temperature": 0.05},
+    "byol": {"name": "byol"},
+    "class+0.1*byol": {"name": "combined", "parts": [{"name": "class"}, {"name": "byol"}], "weights": [1.0, 0.1]},
+    "random": {"name": "none"},
+}
+
+
+@pytest.mark.parametrize("own", OBJECTIVES)
+def test_headline_is_about_the_runs_own_encoder_with_its_own_settings(own: str, run_copy: Run) -> None:
+    # The run's own rows stand last: as where they were evaluated again after the others.
+    labels = (f"{own}-k5", "tcn", f"{own}-k5-temperature0.01", own, "untrained", "state")
+    rows = [row("retrieval", label, "representation only", n, evaluation=label) for n, label in enumerate(labels)]
+    head = TUNED | {"encoder": own, "evaluation": "head"}
+    write_json(run_copy.summary, [head, *rows])
+    settings = {"pretrain": {"objective": OBJECTIVES[own], "encoder": {"init": "scratch"}}}
+    write_json(run_copy.config, {"title": "a run", "settings": settings})
+    found = read_sources(run_copy.root).summary
+    assert [r["encoder"] for r in found if r["own"]] == [own, own]
+    assert all({key: r[key] for key in before} == before for r, before in zip(found, [head, *rows], strict=True))
+    main = headline.main_row(found)
+    assert main is not None
+    assert (main["encoder"], main["policy"], main["successes"]) == (own, "retrieval", 3)
+    only = [r for r in found if r["policy"] != "retrieval" or not r["own"]]
+    assert headline.main_row(only) == found[0]  # before retrieval with other settings, a head on the own encoder
+
+
+def test_runs_of_before_there_was_a_choice_are_about_class(old_copy: Run) -> None:
+    before = old_copy.read_summary()
+    other = before[0] | {"encoder": "class-k5", "evaluation": "retrieval-class-k5"}
+    write_json(old_copy.summary, [other, *before])
+    for card in ({"title": "a run"}, {"title": "a run", "settings": {"pretrain": {"encoder": {"init": "scratch"}}}}):
+        write_json(old_copy.config, card)
+        found = read_sources(old_copy.root).summary
+        assert [r["own"] for r in found] == [r["encoder"] == "class" for r in found]
+        assert headline.main_row(found) == before[0] | {"own": True}
+    assert headline.main_row([other, *before]) == before[0]  # rows that come from no folder
 
 
 def test_terminal_shows_the_same_in_100_columns(

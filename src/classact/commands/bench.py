@@ -110,7 +110,13 @@ def _ms(value: float) -> str:
 class BenchTable1:
     """Every representation under one protocol: the paper's table 1, cell by cell, resumable; OUT/table1.html."""
 
-    out: Annotated[Path, tyro.conf.arg(help="Folder of the table. The same command continues what lies there.")]
+    out: Annotated[
+        Path,
+        tyro.conf.arg(
+            help="Folder of the table. The same command continues what lies there, and may run several times at once, "
+            "such as once per GPU: each training is computed by one of them."
+        ),
+    ]
     task: Annotated[str, tyro.conf.arg(help="Simulator: pusht, square, three-stack-d0, ...")] = "pusht"
     data: Annotated[
         str | None,
@@ -124,7 +130,8 @@ class BenchTable1:
         tyro.conf.arg(
             help="Rows: random imagenet r3m tcn byol dynamo inverse-dynamics time-contrastive equivar class, sums "
             "such as 'class+0.1*byol', and settings in brackets: 'class[weighting=hard]', 'class[metric=l2]', "
-            "'class[min_actions=4]'."
+            "'class[min_actions=4]'. The encoder of random weights, 'random', is always added: what it reaches is what "
+            "was not learned."
         ),
     ] = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "inverse-dynamics", "time-contrastive", "class")
     heads: Annotated[
@@ -143,15 +150,28 @@ class BenchTable1:
         str, tyro.conf.arg(help="Of each pre-training: images (500k, 2M) or time on this machine (10min, 1h).")
     ] = "500k"
     factor: Annotated[float, tyro.conf.arg(help="Of the budget, for these cells: 4 sees four times as much.")] = 1.0
-    head_budget: Annotated[str, tyro.conf.arg(help="Images of a head's training; see Protocol.head_images.")] = "100k"
+    head_budget: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Images that a head's training sees after pre-training; without any, it sees --budget on top."
+        ),
+    ] = "100k"
     demonstrations: Annotated[
-        tuple[int, ...], tyro.conf.arg(help="Learn from so many only (fig. 11). Default: all but those held out.")
+        tuple[int, ...],
+        tyro.conf.arg(
+            help="Learn from so many only (fig. 11); such cells are not probed. Default: all but those held out."
+        ),
     ] = ()
     preset: Annotated[str | None, tyro.conf.arg(help="Of encoder and retrieval. Default: TASK-cpu.")] = None
     heldout: Annotated[int, tyro.conf.arg(help="Last demonstrations that nobody learns from, for probes.")] = 20
     starts: Annotated[int, tyro.conf.arg(help="Unseen starts of each cell.")] = 100
     rates: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="Learning rates tried for each baseline on held-out starts.")
+        tuple[float, ...],
+        tyro.conf.arg(
+            help="Learning rates tried for each baseline on held-out starts, once, under the fixed appearance; all its "
+            "cells take the best one. CLASS keeps its preset's. Heads without pre-trained weights try two rates of "
+            "their encoder in the same way."
+        ),
     ] = (3e-4, 1e-3, 3e-3)
     tuning_budget: Annotated[str, tyro.conf.arg(help="Images of each of these tries.")] = "60k"
     taus: Annotated[
@@ -160,6 +180,10 @@ class BenchTable1:
             help="Temperatures of retrieval that each cell chooses among on held-out starts; 0: nearest alone."
         ),
     ] = (0.0, 0.004, 0.04)
+    k: Annotated[
+        int | None,
+        tyro.conf.arg(help="Neighbours at temperatures above 0. Default: the preset's, 16 where that is 1."),
+    ] = None
     evaluations: Annotated[int, tyro.conf.arg(help="Roll-outs during each training, for curves; 0: none.")] = 0
     probe: Annotated[bool, tyro.conf.arg(help="Measure representations without rollouts, too.")] = True
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
@@ -174,7 +198,7 @@ class BenchTable1:
 
 def bench_table1(arguments: BenchTable1) -> None:
     """Compute what is missing, print the table, write table and page."""
-    from classact.bench.table1 import plan, run_table
+    from classact.bench.table1 import plan, run_table, with_random
     from classact.bench.table1.runner import RESULTS
     from classact.engine import EngineConfig
     from classact.report.comparison import build_comparison, comparison_markdown, comparison_text, read_results
@@ -193,7 +217,7 @@ def bench_table1(arguments: BenchTable1) -> None:
         )
         run_table(
             arguments.out,
-            cells,
+            with_random(cells),
             table1_protocol(arguments),
             results_path=path,
             device=arguments.device,
@@ -241,6 +265,7 @@ def table1_protocol(arguments: BenchTable1) -> Any:
         starts=arguments.starts,
         rates=arguments.rates,
         taus=arguments.taus,
+        k=arguments.k,
         evaluations=arguments.evaluations,
         probe=arguments.probe,
         layout=None if arguments.layout is None else str(arguments.layout.absolute()),

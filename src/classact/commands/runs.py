@@ -293,7 +293,7 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
     idle = [] if needs_similarity(made) else list(SIMILARITY_FLAGS)
     idle += list(TRAINING_FLAGS) if name == "none" else []
     for flag in idle:
-        if getattr(arguments, flag):
+        if getattr(arguments, flag) not in (None, 0 if flag == "evaluations" else None):
             reads = "learns from no action similarity" if flag in SIMILARITY_FLAGS else "trains nothing"
             raise ConfigError(f"objective {name!r} {reads}, so --{flag.replace('_', '-')} would change nothing.")
     return made

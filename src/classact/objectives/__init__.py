@@ -201,8 +201,8 @@ def needs_similarity(config: ObjectiveConfig) -> bool:
 def images_per_anchor(config: ObjectiveConfig) -> int:
     """Views that the encoder sees for each anchor of a batch: what a budget in images counts.
 
-    An objective class says how many; where settings decide, its settings have ``companions`` or ``views`` themselves. In
-    a sum every image is seen in as many views as the part with most needs.
+    An objective class says how many; where settings decide, its settings have ``companions`` or ``views`` themselves.
+    In a sum every image is seen in as many views as the part with most needs.
     """
     companions, views = 0, 1
     for part in objective_parts(config):

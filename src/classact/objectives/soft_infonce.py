@@ -149,7 +149,8 @@ class SoftInfoNCE(Objective):
             # Saved with checkpoints, for a training that goes on must contrast with the same. -1: not filled yet.
             self.register_buffer("queue_z", torch.zeros(config.queue, material.feature_dim))
             self.register_buffer("queue_steps", torch.full((config.queue,), -1))
-            self.register_load_state_dict_post_hook(lambda *_: self._read_queue())
+            # Of the module that is loaded, which may be a copy of this one.
+            self.register_load_state_dict_post_hook(lambda made, _: made._read_queue())  # type: ignore[no-untyped-call]
             self._read_queue()
         self.to(material.device)
 

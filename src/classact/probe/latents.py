@@ -102,7 +102,8 @@ class Encoded:
     """Steps of episodes with one representation of them or several.
 
     Attributes:
-        latents: name -> (N, d) latent of every step. Only directions count: they are scaled to length 1.
+        latents: name -> (N, d) latent of every step. Only directions count: they are scaled to length 1 where they are
+            not of that length yet.
         actions: (N, D) unnormalised.
         episode_ends: (E,) int64, cumulative.
     """
@@ -125,11 +126,17 @@ class Encoded:
                     f"latents {name!r}: {int((~finite).sum())} of {steps} are NaN or infinite, the first of step "
                     f"{int(np.argmin(finite))}. Check the encoder's weights."
                 )
-        object.__setattr__(self, "latents", {name: unit(z) for name, z in self.latents.items()})
+        object.__setattr__(self, "latents", {name: _unit(z) for name, z in self.latents.items()})
 
     def episodes(self) -> IntArray:
         """(N,) episode of each step."""
         return np.repeat(np.arange(len(self.episode_ends)), np.diff(self.episode_ends, prepend=0))
+
+
+def _unit(z: FloatArray) -> FloatArray:
+    """The rows at length 1, not copied where they are."""
+    squares = np.einsum("nd,nd->n", z, z)
+    return z if z.dtype == np.float32 and (np.abs(squares - 1) < 1e-5).all() else unit(z)
 
 
 @dataclass(frozen=True)
@@ -281,6 +288,7 @@ class _Actions:
         if self.asked is self.bank:
             d = stream_pairs(self.bank, self.queries.steps[left], self.queries.bank[right], cost=cost, band=band)
             return left, right, d
+        # Actions alone: of latents such a copy would be large.
         both = WindowStream(
             np.concatenate([self.bank.values, self.asked.values], axis=1),
             np.concatenate([self.bank.starts, self.asked.starts + self.bank.values.shape[1]]),
@@ -430,10 +438,7 @@ def _correlation(
     left, right, distance = pairs
     rows = queries.bank[right]
     # Half the squared distance of unit vectors is one minus their cosine.
-    z, other = asked.latents[name], training.latents[name]
-    both = z if asked is training else np.concatenate([other, z])
-    offset = 0 if asked is training else len(other)
-    latent = squared_distances(both, queries.steps[left] + offset, rows) / 2
+    latent = squared_distances(asked.latents[name], queries.steps[left], rows, training.latents[name]) / 2
     episode = training.episodes()[rows]
     E = len(training.episode_ends)
     sizes: tuple[int, ...] = (E,)

@@ -279,13 +279,14 @@ def other_episode_share(rows: IntArray, episodes: IntArray, own: IntArray) -> St
     return np.asarray((episodes[rows] != own[:, None]).mean(axis=1))
 
 
-def squared_distances(z: FloatArray, left: IntArray, right: IntArray) -> StateArray:
-    """(P,) squared Euclidean distances of the pairs of rows of (N, d) ``z``."""
+def squared_distances(z: FloatArray, left: IntArray, right: IntArray, other: FloatArray | None = None) -> StateArray:
+    """(P,) squared Euclidean distances of rows ``left`` of (N, d) ``z`` from rows ``right`` of ``other``, or ``z``."""
+    to = z if other is None else other
     out = np.empty(len(left), np.float64)
     at_once = max(1, _PAIRS // z.shape[1])
     for start in range(0, len(left), at_once):
         part = slice(start, start + at_once)
-        out[part] = ((z[left[part]] - z[right[part]]).astype(np.float64) ** 2).sum(axis=1)
+        out[part] = ((z[left[part]] - to[right[part]]).astype(np.float64) ** 2).sum(axis=1)
     return out
 
 

@@ -55,6 +55,8 @@ def probe_run(
     seed: int = 0,
     shift: str | None = None,
     similarity: SimilarityConfig | None = None,
+    k: int | None = None,
+    temperature: float | None = None,
     device: str = "auto",
     quiet: bool = True,
     progress: Progress | None = None,
@@ -69,6 +71,8 @@ def probe_run(
         shift: that states are drawn under twice; None: that of the run's images.
         similarity: which action distance, and which K; None: the run's. Runs that were trained with different ones
             are compared under one.
+        k: a number of neighbours that is probed besides those of :class:`ProbeConfig`, such as what the run acts with.
+        temperature: of the softmax over neighbours' cosines; None: the policy's.
         device: "cpu", "cuda" or "auto".
         quiet: no progress bars.
         progress: called with (done, total, what is being done) once images are there, in the place of a bar.
@@ -100,7 +104,8 @@ def probe_run(
         )
     probed = _encode(encoder, policy, data, settings)
     config = ProbeConfig(
-        temperature=probed.temperature,
+        ks=tuple(sorted({*ProbeConfig.ks, *(() if k is None else (k,))})),
+        temperature=probed.temperature if temperature is None else temperature,
         min_actions=probed.min_actions,
         similarity=similarity or SimilarityConfig(**settings["pretrain"].get("similarity", {})),
         queries=queries,

@@ -5,9 +5,11 @@ Everything is in the cell's run folder, so a killed cell goes on where it was.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from classact import analysis
+from classact.bench.table1.claims import lock_of, locked
 from classact.bench.table1.grid import HEAD_NAMES, Cell, Protocol, head_config, images_per_step, run_config
 from classact.encoders import ImageEncoder
-from classact.engine import EngineConfig
-from classact.errors import CheckpointError, ConfigError, MissingDependencyError
+from classact.engine import DIVERGED, EngineConfig
+from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError
+from classact.finetuning import FinetuneConfig
 from classact.frames import needs_rendering
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
 from classact.pipeline import Pipeline, RunConfig, retrieval_labels
@@ -40,10 +44,14 @@ CHOSEN = "retrieval.json"
 EVALUATION = "table1"
 """Name of the evaluation of a representation."""
 
-LATENCY_CALLS = 30
+LATENCY_CALLS = 100
+"""As in appendix I."""
 
 POINTS = 60
 """Of a loss curve in the results file."""
+
+OTHER_HELD_OUT = "learned from fewer demonstrations, behind which others are held out: its probes would ask other steps"
+"""Why a cell is not probed."""
 
 SPEED_IMAGES = 20_000
 """Seen to measure a method's speed."""
@@ -79,6 +87,14 @@ class Bench:
     def run(self, cell: Cell) -> Run:
         """The folder of a cell's representation."""
         return Run(self.folder / "cells" / cell.run_name)
+
+    def speed(self, cell: Cell) -> Run:
+        """The folder of a short training that measures a method's speed."""
+        return Run(self.folder / "speeds" / cell.name)
+
+    def tried(self, cell: Cell, rate: float) -> Run:
+        """The folder of a try of a learning rate."""
+        return Run(self.folder / "tuning" / f"{cell.name}-rate{rate:g}")
 
     def address(self, run: Run) -> str:
         """A run's folder as the results file names it."""
@@ -129,18 +145,27 @@ def spent(run: Run) -> float:
 
 
 def retrieval_settings(tau: float, k: int) -> dict[str, Any]:
-    """What a temperature of the protocol means: 0 is the nearest neighbour alone."""
+    """What a temperature of a record means: 0 is the nearest neighbour alone."""
     return {"k": 1} if tau == 0 else {"k": k, "temperature": tau}
 
 
-def score(results: Sequence[RolloutResult]) -> tuple[int, float]:
-    """Successes by the first criterion, and the mean of the largest value of the simulator's first metric."""
+def score(results: Sequence[RolloutResult]) -> dict[str, Any]:
+    """ "successes" by the first criterion, and "score": the mean of the largest value of the simulator's first metric;
+    None where that is not a number."""
     criterion = next(iter(results[0].success))
     metric = next(iter(results[0].maxima))
-    return sum(r.success[criterion] for r in results), float(np.mean([r.maxima[metric] for r in results]))
+    mean = float(np.mean([r.maxima[metric] for r in results]))
+    return {"successes": sum(r.success[criterion] for r in results), "score": mean if math.isfinite(mean) else None}
 
 
-def choose_temperature(bench: Bench, run: Run, config: RunConfig) -> dict[str, Any]:
+def best_of(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Which row has most successes, ties by the score; of equal ones the first."""
+    # A score that is not known is worse than any.
+    ranks = [(row["successes"], row["score"] is not None, row["score"] or 0.0) for row in rows]
+    return max(range(len(rows)), key=ranks.__getitem__)
+
+
+def choose_temperature(bench: Bench, run: Run, cell: Cell, config: RunConfig) -> dict[str, Any]:
     """The temperature with most successes on the held-out starts, ties by the mean of the metric; kept in the folder.
 
     Returns:
@@ -148,7 +173,8 @@ def choose_temperature(bench: Bench, run: Run, config: RunConfig) -> dict[str, A
     """
     path = run.root / CHOSEN
     protocol = bench.protocol
-    asked = {"taus": list(protocol.taus), "starts": protocol.tuning_starts, "first_seed": protocol.tuning_seed}
+    choices = protocol.retrievals(cell.method)
+    asked = {"choices": choices, "starts": protocol.tuning_starts, "first_seed": protocol.tuning_seed}
     if path.exists():
         found = dict(read_json(path))
         if found["asked"] == asked:
@@ -160,14 +186,13 @@ def choose_temperature(bench: Bench, run: Run, config: RunConfig) -> dict[str, A
         workers=bench.workers,
     )
     tries = []
-    for tau in protocol.taus:
-        settings = retrieval_settings(tau, config.retrieval.k)
+    for settings in choices:
+        tau = settings.get("temperature", 0.0)
         policy = RetrievalPolicy.load(run.policy, **settings).to(bench.device)
         with progress_bar(f"choose tau: {tau:g}", quiet=bench.quiet) as bar:
-            successes, mean = score(evaluate(policy, config.frames.simulator, evaluation, bar))
-        tries.append({"tau": tau, "k": settings["k"], "successes": successes, "score": mean})
-    best = max(tries, key=lambda row: (row["successes"], row["score"]))
-    chosen = best | {"starts": protocol.tuning_starts, "tries": tries, "asked": asked}
+            results = evaluate(policy, config.frames.simulator, evaluation, bar)
+        tries.append({"tau": tau, "k": settings["k"]} | score(results))
+    chosen = tries[best_of(tries)] | {"starts": protocol.tuning_starts, "tries": tries, "asked": asked}
     write_json(path, chosen)
     return chosen
 
@@ -179,6 +204,7 @@ def blank(cell: Cell, status: str, reason: str = "") -> dict[str, Any]:
     """A record of what was not measured, and why."""
     return {
         "method": cell.method.name,
+        "written": cell.method.written,
         "head": cell.head,
         "shift": cell.column,
         "augmentation": cell.augmentation,
@@ -191,26 +217,51 @@ def blank(cell: Cell, status: str, reason: str = "") -> dict[str, Any]:
     }
 
 
+def finite(value: Any) -> Any:
+    """``value`` as JSON holds it: lists, not tuples, and null for what is not a number."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
 def episodes_of(folder: Path) -> dict[str, Any]:
-    """Starts, successes by criterion and the best value of the first metric, from an evaluation's folder."""
+    """Starts, successes by criterion, the first metric's name and its largest value, from an evaluation's folder."""
     rows = list(read_jsonl(folder / "episodes.jsonl"))
     metric = next(iter(rows[0]["maxima"]))
     return {
         "starts": [row["seed"] for row in rows],
         "success": {name: [int(row["success"][name]) for row in rows] for name in rows[0]["success"]},
+        "metric": metric,
         "score": [round(float(row["maxima"][metric]), 4) for row in rows],
     }
 
 
-def loss_curve(run: Run, images_per_step: int) -> list[list[float]]:
-    """[images, seconds, loss] of at most :data:`POINTS` logged steps."""
-    rows = run.read_train_log()
-    chosen = rows[:: max(1, len(rows) // POINTS)] + rows[-1:] if rows else []
-    return [[row["step"] * images_per_step, round(row["seconds"], 1), round(row["loss"], 5)] for row in chosen]
+def loss_curve(run: Run, images_per_step: int, before: tuple[int, float] = (0, 0.0)) -> list[list[float]]:
+    """[images, seconds, loss] of at most :data:`POINTS` logged steps, the first and the last one among them.
+
+    Args:
+        run: of the training.
+        images_per_step: of it.
+        before: images and seconds of the training that it goes on from.
+    """
+    rows, (images, seconds) = run.read_train_log(), before
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), POINTS)).round().astype(int))
+    return [
+        [images + row["step"] * images_per_step, round(seconds + row["seconds"], 1), round(row["loss"], 5)]
+        for row in (rows[i] for i in chosen)
+    ]
 
 
-def success_curve(run: Run, stage: str, images_per_step: int, of: Run) -> list[list[float]]:
-    """[images, seconds, successes, episodes] of the roll-outs during a training by the first criterion."""
+def success_curve(
+    run: Run, stage: str, images_per_step: int, of: Run, before: tuple[int, float] = (0, 0.0)
+) -> list[list[float]]:
+    """[images, seconds, successes, episodes] of the roll-outs during a training by the first criterion.
+
+    Args:
+        run: whose milestones they are.
+        stage: of these.
+        images_per_step: of the training.
+        of: folder of the training's log.
+        before: images and seconds of the training that it goes on from.
+    """
     rows = [row for row in run.read_milestones() if row["stage"] == stage]
     rows = [row for row in rows if row["criterion"] == rows[0]["criterion"]]
     logged = {row["step"]: row["seconds"] for row in of.read_train_log()}
@@ -218,8 +269,9 @@ def success_curve(run: Run, stage: str, images_per_step: int, of: Run) -> list[l
     out = []
     for row in rows:
         near = min(steps, key=lambda step: abs(step - row["step"])) if steps else None
-        seconds = 0.0 if near is None else logged[near]
-        out.append([row["step"] * images_per_step, round(seconds, 1), row["successes"], row["episodes"]])
+        seconds = before[1] + (0.0 if near is None else logged[near])
+        images = before[0] + row["step"] * images_per_step
+        out.append([images, round(seconds, 1), row["successes"], row["episodes"]])
     return out
 
 
@@ -238,66 +290,86 @@ def latency(policy: Policy, simulator: str, evaluation: EvaluationConfig, calls:
     return {"median": round(float(np.median(measured)), 3), "p95": round(float(np.percentile(measured, 95)), 3)}
 
 
-def tune(bench: Bench, cell: Cell, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Try each learning rate of the protocol; one row each, the best one chosen by its roll-outs on held-out starts.
+def try_rate(bench: Bench, cell: Cell, rate: float) -> dict[str, Any]:
+    """Train shortly with a learning rate, and roll out on held-out starts; returns the row.
+
+    A rate with which the training diverges has a row, too, and no success.
 
     Args:
         bench: where and how.
-        cell: a pre-trained representation; tuned without shift and colour augmentation, with seed 0 and all
-            demonstrations, whichever cell is asked for.
-        say: told what is tried.
+        cell: of :func:`classact.bench.table1.grid.searched`.
+        rate: of the representation, or of the encoder beneath a head.
     """
-    protocol, rows = bench.protocol, []
-    plain = Cell(cell.method)
-    for rate in protocol.rates:
-        name = f"{plain.run_name}-rate{rate:g}"
-        say(f"  {cell.method.written}: learning rate {rate:g}")
-        run = Run(bench.folder / "tuning" / name)
-        pipeline = trained(bench, run, plain, rate, protocol.tuning_images, tries=True)
-        found = choose_temperature(bench, run, pipeline.config)
-        rows.append(
-            {
-                "method": cell.method.written,
-                "shift": plain.column,
-                "augmentation": plain.augmentation,
-                "learning_rate": rate,
-                "images": protocol.tuning_images,
-                "tau": found["tau"],
-                "successes": found["successes"],
-                "starts": found["starts"],
-                "score": round(found["score"], 4),
-            }
-        )
-    best = max(range(len(rows)), key=lambda i: (rows[i]["successes"], rows[i]["score"]))
-    return [row | {"chosen": i == best} for i, row in enumerate(rows)]
+    protocol, run = bench.protocol, bench.tried(cell, rate)
+    row = {
+        **{key: value for key, value in blank(cell, "").items() if key in ("method", "written", "head", "shift")},
+        "variant": cell.method.variant,
+        "augmentation": cell.augmentation,
+        "learning_rate": rate,
+        "images": protocol.tuning_images,
+        "starts": protocol.tuning_starts,
+    }
+    trains = run
+    try:
+        if cell.head == "rep":
+            pipeline = trained(bench, run, cell, rate, protocol.tuning_images, tries=True)
+            chosen = choose_temperature(bench, run, cell, pipeline.config)
+            found = {key: chosen[key] for key in ("tau", "successes", "score")}
+        else:
+            trained(bench, run, cell, None, tries=True)
+            steps = bench.steps[cell.demonstrations]
+            made, start = head_config(cell, protocol, steps, rate, protocol.tuning_images)
+            head = head_pipeline(bench, run, cell, replace(made, evaluations=0), start, tuning=True)
+            trains = head.folder
+            found = score(head.evaluate())
+    except ClassactError as error:
+        # The errors of other causes have classes of their own.
+        if type(error) is not ClassactError or not (trains.root / DIVERGED).exists():
+            raise
+        return row | {"successes": 0, "score": None, "diverged": True}
+    return row | found | {"diverged": False}
 
 
 def budget(bench: Bench, cell: Cell) -> int | None:
-    """Images of a cell's pre-training where the budget is in time; None: as the protocol says.
+    """Images that a budget in time is for a cell; None: the protocol says them, or nothing is trained.
 
-    A method's speed is measured once, without shift, with seed 0 and all demonstrations, and kept in the folder: so all
-    cells of a method see the same number of images, also those that are continued on a busier machine. Its first steps
-    are timed: run it alone.
+    They are those of pre-training, or of the head of a method without. A method's speed is measured once, without
+    shift, with seed 0 and all demonstrations, and kept in the folder: so all its cells see the same number of images,
+    also those that are continued on a busier machine. Its first steps are timed: run it alone.
+
+    Raises:
+        BusyError: another process measures it.
     """
     seconds = bench.protocol.seconds
-    if seconds is None or not cell.method.pretrained:
+    if seconds is None or not (cell.method.pretrained or cell.head != "rep"):
         return None
-    plain = Cell(cell.method, augmentation=cell.augmentation)
-    path = bench.folder / "speeds" / f"{plain.run_name}.json"
+    plain = Cell(cell.method, "rep" if cell.method.pretrained else cell.head, augmentation=cell.augmentation)
+    path = bench.folder / "speeds" / f"{plain.name}.json"
     if not path.exists():
-        write_json(path, {"images_per_second": _speed(bench, plain)})
+        with locked(lock_of(bench.speed(plain).root), wait=False):
+            if not path.exists():
+                write_json(path, {"images_per_second": _speed(bench, plain)})
     return max(1, round(read_json(path)["images_per_second"] * seconds * cell.factor))
 
 
 def _speed(bench: Bench, cell: Cell) -> float:
     """Images per second in the second half of a short training, when everything is compiled."""
-    run, steps = Run(bench.folder / "speeds" / cell.run_name), bench.steps[cell.demonstrations]
-    config = run_config(cell, bench.protocol, steps, None, SPEED_IMAGES)
-    config = replace(config, pretrain=replace(config.pretrain, evaluations=0, log_every=5))
-    Pipeline(run, config, quiet=bench.quiet, device=bench.device, engine=bench.engine).pretrain()
+    run, steps = bench.speed(cell), bench.steps[cell.demonstrations]
+    if cell.head == "rep":
+        config = run_config(cell, bench.protocol, steps, None, SPEED_IMAGES)
+        config = replace(config, pretrain=replace(config.pretrain, evaluations=0, log_every=5))
+        Pipeline(run, config, quiet=bench.quiet, device=bench.device, engine=bench.engine).pretrain()
+        per_step = images_per_step(config, steps)
+    else:
+        trained(bench, run, cell, None, tries=True)
+        made, start = head_config(cell, bench.protocol, steps, images=SPEED_IMAGES)
+        made = replace(made, evaluations=0, log_every=5)
+        head = head_pipeline(bench, run, cell, made, start)
+        head.train()
+        run, per_step = head.folder, min(made.batch_size, steps)
     rows = run.read_train_log()
     half = rows[(len(rows) - 1) // 2] if len(rows) > 1 else {"step": 0, "seconds": 0.0}
-    seen = (rows[-1]["step"] - half["step"]) * images_per_step(config, steps)
+    seen = (rows[-1]["step"] - half["step"]) * per_step
     return float(seen / max(rows[-1]["seconds"] - half["seconds"], 1e-9))
 
 
@@ -307,9 +379,38 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     before = spent(run)
     pipeline = trained(bench, run, cell, rate, budget(bench, cell))
     config = pipeline.config
-    chosen = choose_temperature(bench, run, config)
-    settings = retrieval_settings(chosen["tau"], config.retrieval.k)
-    policy = RetrievalPolicy.load(run.policy, **settings).to(bench.device)
+    chosen = choose_temperature(bench, run, cell, config)
+    policy = _rolled_out(bench, cell, pipeline, chosen)
+    per_step = images_per_step(config, bench.steps[cell.demonstrations])
+    log, data = run.read_train_log(), run.read_config()["data"]
+    steps = log[-1]["steps"] if log else 0
+    return (
+        blank(cell, "done")
+        | episodes_of(run.evaluation(EVALUATION))
+        | {
+            "learning_rate": config.pretrain.optimizer.learning_rate if cell.method.pretrained else None,
+            "tau": chosen["tau"],
+            "k": chosen["k"],
+            "images": steps * per_step,
+            "steps": steps,
+            "demonstrations": data["episodes"] - data["heldout"],
+            "training_seconds": round(spent(run), 1),
+            "loss": loss_curve(run, per_step),
+            "curve": success_curve(run, "pretrain", per_step, run),
+            "latency_ms": latency(policy, config.frames.simulator, config.evaluation),
+            "probe": probed(bench, run, chosen) if protocol.probe and cell.demonstrations is None else None,
+            "not_probed": "" if cell.demonstrations is None else OTHER_HELD_OUT,
+            "choice": {key: chosen[key] for key in ("tries", "starts")},
+            "folder": bench.address(run),
+        }
+        | _seconds(begin, before, before)
+    )
+
+
+def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, chosen: Mapping[str, Any]) -> RetrievalPolicy:
+    """Evaluate a representation and, of the first seed, draw what the page shows; returns what acted."""
+    run, config = pipeline.run, pipeline.config
+    policy = RetrievalPolicy.load(run.policy, **retrieval_settings(chosen["tau"], chosen["k"])).to(bench.device)
     results, _ = roll_out(
         run,
         EVALUATION,
@@ -323,38 +424,31 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     )
     if cell.seed == 0:
         draw(bench, run, pipeline, results)
-    per_step = images_per_step(config, bench.steps[cell.demonstrations])
-    log, data = run.read_train_log(), run.read_config()["data"]
-    steps = log[-1]["steps"] if log else 0
-    return (
-        blank(cell, "done")
-        | episodes_of(run.evaluation(EVALUATION))
-        | {
-            "learning_rate": config.pretrain.optimizer.learning_rate if cell.method.pretrained else None,
-            "tau": chosen["tau"],
-            "k": settings["k"],
-            "images": steps * per_step,
-            "steps": steps,
-            "demonstrations": data["episodes"] - data["heldout"],
-            "training_seconds": round(spent(run), 1),
-            "loss": loss_curve(run, per_step),
-            "curve": success_curve(run, "pretrain", per_step, run),
-            "latency_ms": latency(policy, config.frames.simulator, config.evaluation),
-            "probe": probed(bench, run) if protocol.probe else None,
-            "choice": {key: chosen[key] for key in ("tries", "starts")},
-            "folder": bench.address(run),
-        }
-        | _seconds(begin, before, before)
-    )
+    return policy
 
 
-def probed(bench: Bench, run: Run) -> dict[str, Any]:
+def lacks_pictures(bench: Bench, cell: Cell) -> bool:
+    """Whether a representation is here whose map or neighbours an older version has not drawn."""
+    run = bench.run(cell)
+    drawn = all((run.analysis / f"{name}.safetensors").exists() for name in ("latent_map", "neighbors"))
+    return cell.head == "rep" and cell.seed == 0 and run.policy.is_dir() and not drawn
+
+
+def draw_again(bench: Bench, cell: Cell, rate: float | None) -> None:
+    """What the page shows of a representation that is done: rolled out again, with the same result."""
+    pipeline = trained(bench, bench.run(cell), cell, rate, budget(bench, cell))
+    _rolled_out(bench, cell, pipeline, choose_temperature(bench, pipeline.run, cell, pipeline.config))
+
+
+def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of a representation as the results file keeps them: "REPRESENTATION: METRIC" -> value, low, high.
 
-    All are under the preset's similarity of actions: those trained with another one would be asked other questions.
+    It retrieves as it acts. All are under the preset's similarity of actions: those trained with another one would be
+    asked other questions.
     """
     similarity = get_preset(bench.protocol.preset).pretrain.similarity
-    found = probe_run(run, similarity=similarity, device=bench.device, quiet=bench.quiet)
+    settings = retrieval_settings(chosen["tau"], chosen["k"])
+    found = probe_run(run, similarity=similarity, device=bench.device, quiet=bench.quiet, **settings)
     return {
         f"{name}: {metric}": value
         for name in found["representations"]
@@ -365,7 +459,7 @@ def probed(bench: Bench, run: Run) -> dict[str, Any]:
 def draw(bench: Bench, run: Run, pipeline: Pipeline, results: Sequence[RolloutResult]) -> None:
     """The latent map, and neighbours of some moments of roll-outs (appendix J), into the run's folder."""
     config = pipeline.config
-    policy = RetrievalPolicy.load(run.policy, k=min(NEIGHBORS, config.retrieval.k)).to(bench.device)
+    policy = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
     analysis.write_latent_map(run, policy, config.pretrain.seed)
     rendered = needs_rendering(pipeline.data(), config.pretrain.encoder.cameras[0], config.frames)
     analysis.write_neighbors(
@@ -380,42 +474,60 @@ def draw(bench: Bench, run: Run, pipeline: Pipeline, results: Sequence[RolloutRe
     )
 
 
-def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
-    """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
-    begin, run, protocol = time.perf_counter(), bench.run(cell), bench.protocol
-    name, steps = HEAD_NAMES[cell.head], bench.steps[cell.demonstrations]
-    before, own = spent(run), spent(Run(run.head(name)))
-    config = trained(bench, run, cell, rate, budget(bench, cell)).config
-    made, start = head_config(cell, protocol, steps)
-    evaluation = {"episodes": protocol.starts, "first_seed": protocol.first_seed, "workers": bench.workers}
-    pipeline = HeadPipeline(
+def head_pipeline(
+    bench: Bench, run: Run, cell: Cell, made: FinetuneConfig, start: str, *, tuning: bool = False
+) -> HeadPipeline:
+    """The stages of a cell's head in the folder of its representation.
+
+    Args:
+        bench: where and how.
+        run: the folder.
+        cell: with a head.
+        made, start: of :func:`classact.bench.table1.grid.head_config`.
+        tuning: roll out on the held-out starts that settings are chosen on.
+    """
+    protocol = bench.protocol
+    starts = (protocol.tuning_starts, protocol.tuning_seed) if tuning else (protocol.starts, protocol.first_seed)
+    evaluation = {"episodes": starts[0], "first_seed": starts[1], "workers": bench.workers}
+    return HeadPipeline(
         run,
         HeadRunConfig(made, start, evaluation, protocol.evaluation_starts),
-        name=name,
+        name=HEAD_NAMES[cell.head],
         quiet=bench.quiet,
         device=bench.device,
         engine=bench.engine,
     )
+
+
+def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+    """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
+    begin, run, protocol = time.perf_counter(), bench.run(cell), bench.protocol
+    name, steps, pretrained = HEAD_NAMES[cell.head], bench.steps[cell.demonstrations], cell.method.pretrained
+    before, own = spent(run), spent(Run(run.head(name)))
+    images = budget(bench, cell)
+    config = trained(bench, run, cell, rate if pretrained else None, images if pretrained else None).config
+    whole = None if images is None else protocol.head_images + (0 if pretrained else images)
+    made, start = head_config(cell, protocol, steps, None if pretrained else rate, whole)
+    pipeline = head_pipeline(bench, run, cell, made, start)
     pipeline.evaluate()
     log, data = pipeline.folder.read_train_log(), run.read_config()["data"]
     pretraining = run.read_train_log()
     per_step = min(made.batch_size, steps)
-    seen = log[-1]["steps"] * per_step
-    if pretraining:
-        seen += pretraining[-1]["steps"] * images_per_step(config, steps)
+    seen = (pretraining[-1]["steps"] * images_per_step(config, steps) if pretraining else 0, spent(run))
     return (
         blank(cell, "done")
         | episodes_of(run.evaluation(evaluation_name(name, pipeline.label, pipeline.evaluation.shift)))
         | {
             "learning_rate": made.optimizer.head_rate,
+            "encoder_rate": made.optimizer.encoder_rate,
             "tau": None,
             "k": None,
-            "images": seen,
+            "images": seen[0] + log[-1]["steps"] * per_step,
             "steps": log[-1]["steps"],
             "demonstrations": data["episodes"] - data["heldout"],
-            "training_seconds": round(spent(pipeline.folder) + spent(run), 1),
-            "loss": loss_curve(pipeline.folder, per_step),
-            "curve": success_curve(run, f"heads/{name}", per_step, pipeline.folder),
+            "training_seconds": round(seen[1] + spent(pipeline.folder), 1),
+            "loss": loss_curve(pipeline.folder, per_step, seen),
+            "curve": success_curve(run, f"heads/{name}", per_step, pipeline.folder, seen),
             "latency_ms": latency(pipeline.train(), config.frames.simulator, config.evaluation),
             "probe": None,
             "folder": bench.address(pipeline.folder),

@@ -25,6 +25,9 @@ HEAD_NAMES = {"mlp": "mlp", "dp": "diffusion"}
 SHIFTS = ("fixed", "rand")
 """The two columns of a task."""
 
+SEVERAL = 16
+"""Neighbours where the preset has one alone."""
+
 _SHIFTED = {"pusht": "rand-color", "aloha-transfer": "rotation"}
 _BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>k|m|min|h|)", re.IGNORECASE)
 
@@ -66,10 +69,12 @@ class Protocol:
             gets ``images`` on top.
         heldout: last demonstrations that nobody learns from, for probes.
         starts: unseen starts of each cell, from seed ``first_seed`` on.
-        first_seed: of these.
+        first_seed: of these. Presets were explored on starts from 100,000 on, so they are others.
         rates: learning rates tried for each baseline.
         tuning_images: of each try.
-        taus: temperatures of retrieval that each cell chooses among, with the preset's k; 0: the nearest one alone.
+        taus: temperatures of retrieval that each cell chooses among; 0: the nearest one alone.
+        k: neighbours at temperatures above 0, unless a method sets its own; None: the preset's where it has several,
+            else 16.
         tuning_starts: held-out starts that learning rates and temperatures are chosen on.
         tuning_seed: of the first of these: no cell is evaluated on them.
         evaluations: roll-outs during each training, evenly from its tenth part on (fig. 10); 0: none.
@@ -86,10 +91,11 @@ class Protocol:
     head_images: int = 100_000
     heldout: int = 20
     starts: int = 100
-    first_seed: int = 100_000
+    first_seed: int = 300_000
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     tuning_images: int = 60_000
     taus: tuple[float, ...] = (0.0, 0.004, 0.04)
+    k: int | None = None
     tuning_starts: int = 20
     tuning_seed: int = 200_000
     evaluations: int = 0
@@ -109,8 +115,8 @@ class Protocol:
                 f"expected head_images, starts, tuning_images, tuning_starts and evaluation_starts >= 1, heldout and "
                 f"evaluations >= 0, and at least one rate and tau, got {self}."
             )
-        if min(self.rates) <= 0 or min(self.taus) < 0:
-            raise ConfigError(f"expected rates > 0 and taus >= 0, got {self.rates} and {self.taus}.")
+        if min(self.rates) <= 0 or min(self.taus) < 0 or (self.k is not None and self.k < 1):
+            raise ConfigError(f"expected rates > 0, taus >= 0 and k >= 1, got {self.rates}, {self.taus} and {self.k}.")
         first, last = self.tuning_seed, self.tuning_seed + self.tuning_starts
         if first < self.first_seed + self.starts and self.first_seed < last:
             raise ConfigError(
@@ -122,6 +128,13 @@ class Protocol:
     def to_json(self) -> dict[str, Any]:
         """As the results file keeps it."""
         return asdict(self)
+
+    def retrievals(self, method: Method) -> list[dict[str, Any]]:
+        """What a method's retrieval is chosen among: different settings of k and temperature."""
+        preset = get_preset(self.preset).retrieval.k
+        k = dict(method.retrieval).get("k") or self.k or (preset if preset > 1 else SEVERAL)
+        found = [{"k": 1} if tau == 0 or k == 1 else {"k": k, "temperature": tau} for tau in self.taus]
+        return [settings for i, settings in enumerate(found) if settings not in found[:i]]
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,7 @@ class Cell:
     @property
     def variant(self) -> str:
         """What sets it apart from the method's plain cell, for tables."""
-        parts = [self.method.written.removeprefix(self.method.name).strip("[]")]
+        parts = [self.method.variant]
         parts += [f"{self.factor:g}x budget"] if self.factor != 1 else []
         return ", ".join(filter(None, parts))
 
@@ -209,6 +222,12 @@ def plan(
         for method in made
     ]
     return _named([cell for cell in cells if cell.sensible])
+
+
+def with_random(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, and behind them those of random weights under the same heads, columns, augmentations and seeds."""
+    random = parse_method("random")
+    return _named([*cells, *(Cell(random, cell.head, cell.column, cell.augmentation, cell.seed) for cell in cells)])
 
 
 def _named(cells: Sequence[Cell]) -> list[Cell]:
@@ -283,40 +302,60 @@ def images_per_step(config: RunConfig, steps: int) -> int:
     return images_per_anchor(config.pretrain.objective) * min(config.pretrain.batch_size, steps)
 
 
-def head_config(cell: Cell, protocol: Protocol, steps: int) -> tuple[FinetuneConfig, str]:
+def head_config(
+    cell: Cell, protocol: Protocol, steps: int, rate: float | None = None, images: int | None = None
+) -> tuple[FinetuneConfig, str]:
     """The training of a cell's head, and what it starts from: see :class:`classact.head_pipeline.HeadRunConfig`.
 
     Args:
         cell: with a head.
         protocol: shared.
         steps: N of the demonstrations that are learned from.
-
-    Raises:
-        ConfigError: nothing is pre-trained, so that the head sees the whole budget, but that is in time.
+        rate: of the encoder; None: the preset's.
+        images: views that the encoder sees; None: as the protocol says.
     """
-    images = protocol.head_images
-    if not cell.method.pretrained:
-        if protocol.images is None:
-            raise ConfigError(
-                f"{cell.method.written!r} is not pre-trained, so its head sees the budget of pre-training as well, "
-                f"which must be in images for that, such as --budget 500k, got {protocol.seconds:g} seconds."
-            )
-        images += round(protocol.images * cell.factor)
-    scratch = cell.method.name in ("random", "equivar")
+    if images is None:
+        images = protocol.head_images
+        if not cell.method.pretrained:
+            if protocol.images is None:
+                raise ConfigError("a budget in time must be turned into images before a head is made of it.")
+            images += round(protocol.images * cell.factor)
     # By the preset's trunk, not the cell's: heads of one table are of one size.
     trunk = get_preset(protocol.preset).pretrain.encoder.trunk
     name = "head-debug" if protocol.preset == "debug" else default_head_preset(trunk, protocol.task)
-    made = get_head_preset(name).config(HEAD_NAMES[cell.head], scratch=scratch)
+    made = get_head_preset(name).config(HEAD_NAMES[cell.head], scratch=cell.method.scratch)
     assert made.augment is not None
     made = replace(
         made,
         seed=cell.seed,
         epochs=images / steps,
         augment=replace(made.augment, color=cell.augmentation),
+        optimizer=made.optimizer if rate is None else replace(made.optimizer, encoder_rate=rate),
         evaluations=protocol.evaluations,
         checkpoint_every=HEAD_CHECKPOINT_EVERY,
     )
-    return made, "scratch" if scratch else "run"
+    return made, "scratch" if cell.method.scratch else "run"
+
+
+def searched(cell: Cell) -> Cell | None:
+    """The cell that a cell's learning rate is tried with; None: it has the preset's.
+
+    Rates of baselines are those of their representations. Heads on random weights have their encoder's rate tried: the
+    preset's low one is to preserve what was pre-trained, and would starve an encoder that has nothing to preserve.
+    """
+    if cell.method.tuned:
+        return Cell(cell.method)
+    if cell.head != "rep" and cell.method.scratch:
+        return Cell(cell.method, cell.head)
+    return None
+
+
+def rates_of(cell: Cell, protocol: Protocol) -> list[float]:
+    """Learning rates that are tried for a cell of :func:`searched`."""
+    if cell.head == "rep":
+        return list(dict.fromkeys(protocol.rates))
+    preset = head_config(cell, protocol, 1, images=1)[0].optimizer
+    return sorted({preset.encoder_rate, preset.head_rate})
 
 
 CHECKPOINT_EVERY = 500

@@ -1,25 +1,55 @@
 """All cells of a table, in order: each is kept in the results file as soon as it is done.
 
 Killed anywhere and started again with the same command, it goes on with the cell, and within it with the training, that
-it was at. Another protocol is refused: a table has one.
+it was at. Another protocol is refused: a table has one. Several processes may compute one table: each training is
+claimed by one of them (:mod:`classact.bench.table1.claims`), the others go on with another one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from classact.bench.table1.cells import Bench, blank, head_cell, headline, representation, tune, why_missing
-from classact.bench.table1.grid import Cell, Protocol, head_config, run_config, shift_of
+from classact.bench.table1.cells import (
+    Bench,
+    best_of,
+    blank,
+    draw_again,
+    finite,
+    head_cell,
+    headline,
+    lacks_pictures,
+    representation,
+    try_rate,
+    why_missing,
+)
+from classact.bench.table1.claims import BusyError, lock_of, locked
+from classact.bench.table1.grid import (
+    Cell,
+    Protocol,
+    head_config,
+    rates_of,
+    run_config,
+    searched,
+    shift_of,
+)
 from classact.encoders import EncoderConfig
 from classact.engine import EngineConfig
-from classact.errors import ConfigError, DataError, MissingDependencyError
+from classact.errors import (
+    ClassactError,
+    ConfigError,
+    DataError,
+    MissingDependencyError,
+    StorageError,
+    TrainingInterrupted,
+)
 from classact.machine import choose_device, hardware, versions
 from classact.pipeline import RunData, from_preset
-from classact.presets import paper_task
+from classact.presets import get_preset, paper_task
 from classact.readers import first_episodes
 from classact.storage import first_difference, plain_json, read_json, without, write_json
 from classact.types import Demonstrations
@@ -32,8 +62,7 @@ FREE = ("evaluations", "evaluation_starts", "probe")
 
 
 class Table:
-    """The results file. What is added goes into what the file holds then, so that several processes may compute
-    different cells.
+    """The results file. Each change is of what the file holds then, and of one process at a time.
 
     Args:
         path: of the file.
@@ -47,35 +76,60 @@ class Table:
         """Its content now."""
         return dict(read_json(self.path)) if self.path.exists() else self._new
 
-    def status(self, cell: Cell) -> str:
-        """Of a cell; empty where the table does not have it."""
-        return str(self.read()["cells"].get(cell.name, {}).get("status", ""))
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        with locked(lock_of(self.path)):
+            results = self.read()
+            yield results
+            write_json(self.path, results)
+
+    def record(self, cell: Cell) -> dict[str, Any]:
+        """Of a cell that is planned."""
+        return dict(self.read()["cells"][cell.name])
 
     def plan(self, cells: Sequence[Cell]) -> None:
-        """Add cells that are to come."""
-        results = self.read()
-        for cell in cells:
-            results["cells"].setdefault(cell.name, blank(cell, "planned"))
-        write_json(self.path, results)
+        """Add cells that are to come.
+
+        Raises:
+            ConfigError: another method has the name.
+        """
+        with self._changed() as results:
+            for cell in cells:
+                known = results["cells"].setdefault(cell.name, blank(cell, "planned"))
+                if known.setdefault("written", cell.method.written) != cell.method.written:
+                    raise ConfigError(
+                        f"cell {cell.name} of {self.path} is of method {known['written']!r}, now it would be of "
+                        f"{cell.method.written!r}. Choose another --out for one of them."
+                    )
 
     def keep(self, cell: Cell, record: Mapping[str, Any]) -> None:
-        """Put a cell's record into the place of what was there."""
-        results = self.read()
-        results["cells"][cell.name] = plain_json(record)
-        if record["status"] == "done":
-            results["protocol"]["criteria"] = list(record["success"])
-            results["protocol"]["criterion"] = next(iter(record["success"]))
-        write_json(self.path, results)
+        """Put a cell's record, with where and when it was made, into the place of what was there."""
+        created = datetime.now(UTC).isoformat()
+        made = {"hardware": hardware(), "versions": versions(), "created": created}
+        with self._changed() as results:
+            results["cells"][cell.name] = finite({**record, **made})
+            if record["status"] == "done":
+                results["protocol"]["criteria"] = list(record["success"])
+                results["protocol"]["criterion"] = next(iter(record["success"]))
+                results["protocol"]["metric"] = record["metric"]
 
-    def tried(self, method: str) -> list[dict[str, Any]]:
-        """Learning rates that were tried for a method."""
-        return [row for row in self.read()["tuning"] if row["method"] == method]
+    def tried(self, cell: Cell) -> list[dict[str, Any]]:
+        """Learning rates that were tried for a cell of :func:`classact.bench.table1.grid.searched`."""
+        return _tried(self.read(), cell)
 
-    def keep_tried(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add learning rates that were tried."""
-        results = self.read()
-        results["tuning"] += plain_json(list(rows))
-        write_json(self.path, results)
+    def keep_tried(self, cell: Cell, row: Mapping[str, Any], rates: int) -> None:
+        """Add a learning rate that was tried; once there are all, one of those that did not diverge is chosen."""
+        with self._changed() as results:
+            results["tuning"].append(finite(row) | {"chosen": False})
+            rows = [row for row in _tried(results, cell) if not row["diverged"]]
+            if rows and len(_tried(results, cell)) == rates:
+                rows[best_of(rows)]["chosen"] = True
+
+
+def _tried(results: Mapping[str, Any], cell: Cell) -> list[dict[str, Any]]:
+    return [
+        row for row in results["tuning"] if (row.get("written"), row.get("head")) == (cell.method.written, cell.head)
+    ]
 
 
 def run_table(
@@ -92,7 +146,8 @@ def run_table(
 ) -> dict[str, Any]:
     """Compute what is missing of a table.
 
-    A cell whose weights or packages are not here is "missing", with the reason, and is tried again by the next call.
+    A cell whose weights or packages are not here is "missing", one whose training diverged is "failed", both with the
+    reason; the next call tries them again.
 
     Args:
         folder: of the table: run folders of cells, and results.json.
@@ -117,22 +172,52 @@ def run_table(
     steps = _steps(data.recorded(), protocol.heldout, {None, *(cell.demonstrations for cell in cells)})
     _check_cells(cells, protocol, steps)
     bench = Bench(folder, protocol, steps, path.parent, choose_device(device), engine, workers, quiet)
-    folder.mkdir(parents=True, exist_ok=True)
     table.plan(cells)
-    waiting = [cell for cell in cells if table.status(cell) != "done"]
-    for number, cell in enumerate(waiting):
-        if table.status(cell) == "done":  # by another process
-            continue
-        left = describe_left(waiting[number:], table.read(), protocol)
-        say(f"{cell.name} ({len(cells) - len(waiting) + number + 1} of {len(cells)}{left})")
-        begin = time.perf_counter()
-        record = _record(bench, cell, table, say)
-        table.keep(cell, record)
-        if record["status"] == "done":
-            say(f"  {headline(record)} in {timedelta(seconds=round(time.perf_counter() - begin))}")
-        else:
-            say(f"  missing: {record['reason']}")
+    before = table.read()["cells"]
+    waiting = [cell for cell in cells if before[cell.name]["status"] != "done" or lacks_pictures(bench, cell)]
+    finished = len(cells) - len(waiting)
+    while waiting:
+        busy: list[tuple[Cell, BusyError]] = []
+        for place, cell in enumerate(waiting):
+            left = describe_left(waiting[place:], table.read(), protocol)
+            say(f"{cell.name} ({finished + 1} of {len(cells)}{left})")
+            try:
+                with locked(lock_of(bench.run(cell).root), wait=False):
+                    # What another process has computed since this call began is not computed again.
+                    if table.record(cell) == before[cell.name]:
+                        _compute(bench, cell, table, say)
+                    else:
+                        say("  another process has computed it")
+                finished += 1
+            except BusyError as other:
+                say("  left for later: another process computes it, or what it stands on")
+                busy.append((cell, other))
+        if len(busy) == len(waiting):
+            say(f"waiting for another process, which holds {busy[0][1].path}")
+            with locked(busy[0][1].path):
+                pass
+        waiting = [cell for cell, _ in busy]
     return table.read()
+
+
+def _compute(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) -> None:
+    begin = time.perf_counter()
+    try:
+        if table.record(cell)["status"] == "done":
+            if lacks_pictures(bench, cell):
+                draw_again(bench, cell, _rate(bench, cell, table, say))
+                say("  its map and neighbours are drawn")
+            return
+        record = _record(bench, cell, table, say)
+    except ConfigError as error:
+        raise ConfigError(f"cell {cell.name}: {error}") from error
+    except ValueError as error:
+        raise DataError(f"cell {cell.name}: {error}") from error
+    table.keep(cell, record)
+    if record["status"] == "done":
+        say(f"  {headline(record)} in {timedelta(seconds=round(time.perf_counter() - begin))}")
+    else:
+        say(f"  {record['status']}: {record['reason']}")
 
 
 def _record(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) -> dict[str, Any]:
@@ -143,6 +228,10 @@ def _record(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) 
         return (representation if cell.head == "rep" else head_cell)(bench, cell, rate)
     except MissingDependencyError as error:
         return blank(cell, "missing", str(error))
+    except (ConfigError, StorageError, TrainingInterrupted):
+        raise  # would be the same for other cells, or was asked for
+    except ClassactError as error:
+        return blank(cell, "failed", str(error).replace(f"{bench.folder}/", ""))
 
 
 def _data(protocol: Protocol, *, quiet: bool) -> RunData:
@@ -157,6 +246,10 @@ def _data(protocol: Protocol, *, quiet: bool) -> RunData:
         layout=protocol.layout,
         quiet=quiet,
     )
+
+
+EXPLORED = 100_000
+"""First of the starts on which presets were explored."""
 
 
 def _settings(protocol: Protocol, data: Mapping[str, Any]) -> Any:
@@ -188,11 +281,13 @@ def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) ->
         "data": {key: data[key] for key in ("name", "episodes", "steps", "heldout", "fingerprint")},
         "protocol": {
             "budget_images": protocol.images,
+            "budget_seconds": protocol.seconds,
             "encoder": f"{encoder.trunk}, {encoder.image_size} px, from {encoder.init}",
             "episodes": protocol.starts,
             "first_seed": protocol.first_seed,
             "criterion": None,
             "criteria": [],
+            "metric": None,
             "grid": {
                 "rates": list(protocol.rates),
                 "images": protocol.tuning_images,
@@ -200,7 +295,7 @@ def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) ->
                 "first_seed": protocol.tuning_seed,
                 "taus": list(protocol.taus),
             },
-            "notes": [],
+            "notes": _notes(protocol),
             "settings": _settings(protocol, data),
         },
         "hardware": hardware(),
@@ -208,6 +303,20 @@ def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) ->
         "cells": {},
         "tuning": [],
     }
+
+
+def _notes(protocol: Protocol) -> list[str]:
+    """What was decided before the table was computed, and for whom."""
+    preset = get_preset(protocol.preset)
+    share = "" if protocol.images is None else f", {100 * protocol.tuning_images / protocol.images:.0f}% of the budget"
+    return [
+        f"What is CLASS's of preset {protocol.preset!r} was chosen earlier, with CLASS and on other starts (from seed "
+        f"{EXPLORED:,} on) than those of this table (from {protocol.first_seed:,} on): k = {preset.retrieval.k} of "
+        f"retrieval, τ = {preset.retrieval.temperature:g}, and the learning rate "
+        f"{preset.pretrain.optimizer.learning_rate:g}.",
+        f"Learning rates of baselines were chosen with one training each, under the fixed appearance, without colour "
+        f"augmentation, of {protocol.tuning_images:,} images{share}; all their cells are trained with them.",
+    ]
 
 
 def _steps(data: Demonstrations, heldout: int, counts: set[int | None]) -> dict[int | None, int]:
@@ -229,18 +338,38 @@ def _check_cells(cells: Sequence[Cell], protocol: Protocol, steps: Mapping[int |
         try:
             run_config(cell, protocol, steps[cell.demonstrations], None, 1)
             if cell.head != "rep":
-                head_config(cell, protocol, steps[cell.demonstrations])
+                head_config(cell, protocol, steps[cell.demonstrations], images=1)
         except ConfigError as error:
             raise ConfigError(f"cell {cell.name}: {error}") from None
 
 
 def _rate(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) -> float | None:
-    """The learning rate that a cell is trained with: tuned once for each baseline; None: the preset's."""
-    if not cell.method.tuned:
+    """The learning rate that a cell is trained with: tuned once for each :func:`searched`; None: the preset's.
+
+    Raises:
+        BusyError: another process tries one.
+        ClassactError: training diverges with all of them.
+    """
+    tried = searched(cell)
+    if tried is None:
         return None
-    if not table.tried(cell.method.written):
-        table.keep_tried(tune(bench, cell, say))
-    return next(float(row["learning_rate"]) for row in table.tried(cell.method.written) if row["chosen"])
+    rates, busy = rates_of(tried, bench.protocol), None
+    for rate in rates:
+        try:
+            with locked(lock_of(bench.tried(tried, rate).root), wait=False):
+                if rate not in [row["learning_rate"] for row in table.tried(tried)]:
+                    say(f"  {tried.name}: learning rate {rate:g}")
+                    table.keep_tried(tried, try_rate(bench, tried, rate), len(rates))
+        except BusyError as other:
+            busy = other
+    if busy is not None:
+        raise busy
+    chosen = [float(row["learning_rate"]) for row in table.tried(tried) if row["chosen"]]
+    if not chosen:
+        raise ClassactError(
+            f"training diverged with all learning rates that were tried: {', '.join(f'{rate:g}' for rate in rates)}."
+        )
+    return chosen[0]
 
 
 def describe_left(waiting: Sequence[Cell], results: Mapping[str, Any], protocol: Protocol) -> str:
@@ -252,7 +381,7 @@ def describe_left(waiting: Sequence[Cell], results: Mapping[str, Any], protocol:
         protocol: says how long the search for a learning rate is beside a training.
     """
     done = [card for card in results["cells"].values() if card["status"] == "done"]
-    tried = {row["method"] for row in results["tuning"]}
+    tried = {(row.get("written"), row.get("head")) for row in results["tuning"]}
     seconds = 0.0
     for cell in waiting:
         learns = cell.method.pretrained or cell.head != "rep"
@@ -264,8 +393,10 @@ def describe_left(waiting: Sequence[Cell], results: Mapping[str, Any], protocol:
         took = [card.get("own_seconds", card["total_seconds"]) / card.get("factor", 1) for card in same]
         mean = sum(took) / len(took)
         seconds += cell.factor * mean
-        if cell.method.tuned and cell.method.written not in tried:
-            tried.add(cell.method.written)
+        search = searched(cell)
+        if search is not None and (key := (search.method.written, search.head)) not in tried:
+            tried.add(key)
             images = sum(card["images"] / card.get("factor", 1) for card in same) / len(same)
-            seconds += len(protocol.rates) * mean * min(1.0, protocol.tuning_images / max(images, 1))
+            share = min(1.0, protocol.tuning_images / max(images, 1))
+            seconds += len(rates_of(search, protocol)) * mean * share
     return f", some {timedelta(seconds=round(seconds))} left"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from classact.report.comparison.results import Results
-from classact.report.comparison.table import Column, Who, column_order, grid, method_order, ordered
+from classact.report.comparison.table import Column, Who, grid, ordered
 from classact.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a row of the table cost in one column: means over its seeds; None where it is not known."""
+    """What a row of the table cost in one column: means over its seeds; None where it is not known.
+
+    Attributes:
+        sessions: whether ``total`` is of the last of several calls alone: it is shorter than the training.
+    """
 
     who: Who
     column: Column
@@ -27,6 +32,7 @@ class Budget:
     latency: float | None
     p95: float | None
     score: float | None
+    sessions: bool
 
 
 def budgets(results: Results) -> list[Budget]:
@@ -49,12 +55,15 @@ def budgets(results: Results) -> list[Budget]:
                 share=images / float(whole) if whole and images is not None else None,
                 seconds=_mean(cell.training_seconds for cell in done),
                 total=_mean(cell.total_seconds for cell in done),
-                rate=_values(cell.learning_rate for cell in done),
+                rate=" / ".join(
+                    filter(None, (_values(cell.learning_rate for cell in done), _values(c.encoder_rate for c in done)))
+                ),
                 tau=_values(cell.tau for cell in done),
                 k=_values(cell.k for cell in done),
                 latency=_mean(found["median"] for found in latency),
                 p95=_mean(found.get("p95") for found in latency),
                 score=_mean(cell.mean_score for cell in done),
+                sessions=any((cell.total_seconds or math.inf) < (cell.training_seconds or 0) for cell in done),
             )
         )
     return rows
@@ -73,9 +82,8 @@ def _values(values: Iterable[float | int | None]) -> str:
 class Tried:
     """One setting that was tried when learning rates were chosen."""
 
-    method: str
+    who: Who
     column: Column
-    head: str
     rate: float | None
     images: int | None
     successes: int
@@ -84,15 +92,15 @@ class Tried:
     high: float
     score: float | None
     chosen: bool
+    diverged: bool
 
 
 @dataclass(frozen=True)
 class Tuning:
     """What was tried for a method in a condition, by learning rate."""
 
-    method: str
+    who: Who
     column: Column
-    head: str
     tried: list[Tried] = field(default_factory=list)
 
     @property
@@ -107,15 +115,15 @@ class Tuning:
 
 def tuning(results: Results) -> list[Tuning]:
     """The search for learning rates, by method and condition."""
-    found: dict[tuple[str, Column, str], list[Tried]] = {}
+    found: dict[tuple[Who, Column], list[Tried]] = {}
     for row in results.tuning:
         low, high = wilson_interval(row["successes"], row["starts"])
+        who = Who(str(row["head"] or ""), str(row["method"]), str(row["variant"] or ""))
         column = Column(str(row["shift"]), str(row["augmentation"] or "none"))
         rate = row["learning_rate"]
         tried = Tried(
-            method=str(row["method"]),
+            who=who,
             column=column,
-            head=str(row["head"] or ""),
             rate=None if rate is None else float(rate),
             images=None if row["images"] is None else int(row["images"]),
             successes=row["successes"],
@@ -124,8 +132,7 @@ def tuning(results: Results) -> list[Tuning]:
             high=high,
             score=None if row["score"] is None else float(row["score"]),
             chosen=bool(row["chosen"]),
+            diverged=bool(row["diverged"]),
         )
-        found.setdefault((tried.method, column, tried.head), []).append(tried)
-    methods, columns = method_order(m for m, _, _ in found), column_order(c for _, c, _ in found)
-    keys = sorted(found, key=lambda key: (methods.index(key[0]), columns.index(key[1]), key[2]))
-    return [Tuning(*key, sorted(found[key], key=lambda row: row.rate or 0.0)) for key in keys]
+        found.setdefault((who, column), []).append(tried)
+    return [Tuning(*key, sorted(found[key], key=lambda row: row.rate or 0.0)) for key in ordered(found)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -217,9 +218,12 @@ def latency_figure(rows: Sequence[tuple[str, Budget]], look: Mapping[str, tuple[
         look: of methods.
     """
     names = [name for name, _ in rows]
+    known = [(i, INFERENCE_MS[row.who.head]) for i, (_, row) in enumerate(rows) if row.who.head in INFERENCE_MS]
+    shown = [value for _, row in rows for value in (row.latency, row.p95) if value] + [value for _, value in known]
     figure = figure_base(
         height=70 + 25 * len(rows),
-        xaxis={"title": "milliseconds per decision", "type": "log", "zeroline": False, "automargin": True, "dtick": 1},
+        xaxis={"title": "milliseconds per decision", "type": "log", "zeroline": False, "automargin": True}
+        | _ticks(shown),
         yaxis={
             "tickvals": list(range(len(rows))),
             "ticktext": [label(name) for name in names],
@@ -252,7 +256,6 @@ def latency_figure(rows: Sequence[tuple[str, Budget]], look: Mapping[str, tuple[
             hovertemplate=f"median %{{x:.3g}} ms{tail}<extra>{label(name)}</extra>",
             showlegend=False,
         )
-    known = [(i, INFERENCE_MS[row.who.head]) for i, (_, row) in enumerate(rows) if row.who.head in INFERENCE_MS]
     figure.add_scatter(
         x=[value for _, value in known],
         y=[i for i, _ in known],
@@ -262,6 +265,18 @@ def latency_figure(rows: Sequence[tuple[str, Budget]], look: Mapping[str, tuple[
         hovertemplate="paper %{x:.3g} ms<extra></extra>",
     )
     return figure
+
+
+def _ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Range of a logarithmic axis about values, with 1, 2 and 5 of each decade within it as numbers."""
+    low, high = min(values) / 1.25, max(values) * 1.25
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [tick for e in decades for tick in (10.0**e, 2 * 10.0**e, 5 * 10.0**e) if low <= tick <= high]
+    return {
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+    }
 
 
 def probe_figure(

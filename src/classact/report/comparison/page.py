@@ -29,7 +29,6 @@ from classact.report.comparison.table import (
     column_order,
     grid,
     head_name,
-    holds_class,
     layout,
     mean_success,
     measured,
@@ -148,7 +147,7 @@ def headline(results: Results) -> Row:
         if column.augmentation != "none" or group is None:
             continue
         own = next((e[i] for who, e in group.rows if who == Who(group.head, "class")), None)
-        others = [(e[i], who) for who, e in group.rows if not holds_class(who.method) and e[i].estimate]
+        others = [(e[i], who) for who, e in group.rows if who.plain and who.method != "class" and e[i].estimate]
         if own is None or own.estimate is None:
             continue
         best = max(others, key=lambda pair: pair[0].estimate.value, default=None)  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from classact.report.comparison.table import (
     outcomes,
     shared_starts,
 )
-from classact.statistics import Estimate, difference_over_seeds, holm, mcnemar_p, sign_flip_p
+from classact.statistics import Estimate, difference_over_seeds, holm, mcnemar_p, permutation_p
 
 ALPHA = 0.05
 
@@ -33,7 +33,7 @@ class Pair:
         column: both are of.
         first, second: what acted.
         starts: both were tried on.
-        won, lost: starts on which the first one did better, and worse; with several seeds, on the mean over them.
+        won, lost: starts on which the first one did better, and worse; with several seeds, by the mean over them.
         difference: success of the first one minus that of the second one, with its interval.
         p: of the exact test, not corrected.
         mid_p: of McNemar's mid-p test; None with several seeds.
@@ -55,8 +55,8 @@ class Pair:
 
     @property
     def primary(self) -> bool:
-        """Whether it compares CLASS itself with something else, which is what the table is made to say."""
-        return _is_class(self.first)
+        """Whether it compares plain CLASS with another plain method, which is what the table is made to say."""
+        return _is_class(self.first) and self.second.plain
 
     @property
     def family(self) -> Column | None:
@@ -74,9 +74,9 @@ class Pair:
 def compare(results: Results, criterion: str | None = None) -> list[Pair]:
     """All pairs of rows with the same head within a column, CLASS first where it is one of them.
 
-    One training each: exact McNemar test. Several seeds: the exact sign-flip test over starts that generalises it.
+    One training each: exact McNemar test. Several seeds: the exact permutation test within starts that generalises it.
     Pairs without common starts are left out. Holm's correction is within families (:attr:`Pair.family`): pairs of
-    baselines take no power from the comparisons with CLASS.
+    baselines, and those with ablations and other budgets, take no power from the comparisons of plain CLASS.
     """
     wanted = criterion or results.criterion
     cells = {key: done for key, found in grid(results).items() if (done := measured(found, wanted))}
@@ -109,7 +109,7 @@ def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequenc
     if not starts:
         return None
     x, y = outcomes(a, criterion, starts), outcomes(b, criterion, starts)
-    # In units of one success of one training, so that the numbers are whole.
+    # In units that make the difference of means whole.
     ahead = x.sum(axis=0) * len(y) - y.sum(axis=0) * len(x)
     won, lost = int((ahead > 0).sum()), int((ahead < 0).sum())
     single = len(x) == len(y) == 1
@@ -121,7 +121,7 @@ def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequenc
         won=won,
         lost=lost,
         difference=difference_over_seeds(x, y, np.random.default_rng(SEED)),
-        p=mcnemar_p(won, lost) if single else sign_flip_p(ahead),
+        p=mcnemar_p(won, lost) if single else permutation_p(x, y),
         mid_p=mcnemar_p(won, lost, mid_p=True) if single else None,
         adjusted=1.0,
         seeds=(len(x), len(y)),
@@ -129,7 +129,7 @@ def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequenc
 
 
 def of_class(pairs: Sequence[Pair]) -> list[Pair]:
-    """Those of the primary families: CLASS itself against something else."""
+    """Those of the primary families: plain CLASS against other plain methods."""
     return [pair for pair in pairs if pair.primary]
 
 
@@ -142,7 +142,8 @@ def how_compared(pairs: Sequence[Pair]) -> str:
     """What was tested, in a sentence or two."""
     several = any(max(pair.seeds) > 1 for pair in pairs)
     test = "exact McNemar test" + (
-        ", or, where there are several training seeds, the exact sign-flip test over starts that generalises it"
+        ", or, where there are several training seeds, the exact permutation test that generalises it: on each start, "
+        "the outcomes of all trainings could have gone to either method"
         if several
         else ""
     )
@@ -151,11 +152,14 @@ def how_compared(pairs: Sequence[Pair]) -> str:
     if main:
         counts = [sum(p.family == column for p in main) for column in dict.fromkeys(p.column for p in main)]
         corrected.append(
-            f"among the comparisons of CLASS with other methods in the same column ({_sizes(counts)}; the primary "
-            f"family)"
+            f"among the comparisons of plain CLASS with other plain methods in the same column ({_sizes(counts)}; the "
+            f"primary family)"
         )
     if further := len(pairs) - len(main):
-        corrected.append(f"among all {further} further pairs of the table (the second family)")
+        corrected.append(
+            f"among all {further} further pairs of the table, those with ablations, sums with CLASS and other budgets "
+            f"among them (the second family)"
+        )
     return (
         f"Pairs are compared on the starts that both were tried on ({test}); p is corrected by Holm's procedure, "
         f"{', and '.join(corrected)}. Below {ALPHA:g} one method is called better. Intervals of differences are 95% "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from classact.report.comparison import figures
+from classact.report.comparison.pairs import ALPHA, p_text
 from classact.report.comparison.results import Results
 from classact.report.comparison.sheets import Sheet
 from classact.report.comparison.table import (
@@ -26,9 +27,9 @@ from classact.report.comparison.table import (
 )
 from classact.report.plots import Plot, make_plot
 from classact.report.style import percent
-from classact.statistics import Estimate, spearman
+from classact.statistics import Estimate, holm, spearman
 
-FEWEST = 5
+FEWEST = 8
 """Cells that a correlation needs: fewer say nothing."""
 
 
@@ -79,42 +80,49 @@ def probe_plots(results: Results) -> list[Plot]:
 
 
 def correlations(results: Results) -> Sheet:
-    """Spearman's correlation of each metric with success, over all cells and within each head and condition."""
+    """Spearman's correlation of each metric with success within each head and condition.
+
+    Not over all cells: the condition moves metric and success alike, so that any metric would seem to predict.
+    """
     points = _points(results)
-    kinds = [("all cells", points)]
-    columns = column_order(p.column for p in points)
+    metrics = _metrics(points)
+    rows: dict[str, list[list[str]]] = {metric: [] for metric in metrics}
     for head in dict.fromkeys(p.who.head for p in points):
-        for column in columns:
+        for column in column_order(p.column for p in points if p.who.head == head):
+            some = [p for p in points if p.who.head == head and p.column == column]
             name = f"{head_name(head)}, {column_name(results.task, column)}"
-            kinds.append((name, [p for p in points if p.who.head == head and p.column == column]))
-    groups = []
-    for metric in _metrics(points):
-        rows = []
-        for name, some in kinds:
-            pairs = [(p.probe[metric]["value"], p.success.value) for p in some if metric in p.probe]
-            known = [(float(x), y) for x, y in pairs if x is not None]
-            if name == kinds[0][0] or FEWEST <= len(known) < len(points):
-                rows.append([name, *_correlation(known), str(len(known))])
-        groups.append((metric, rows))
+            for metric, row in _condition(some, metrics).items():
+                rows[metric].append([name, *row])
     note = (
-        f"Spearman's rank correlation with a 95% bootstrap interval over cells; fewer than {FEWEST} cells are not "
-        f"correlated. Over all cells, the condition moves metric and success alike: rows within one condition say "
-        f"more. Cells of one method are alike, so intervals are rather too narrow, and nothing is corrected for the "
-        f"number of metrics, {len(groups)}."
+        f"Spearman's rank correlation within one condition; p of a permutation test of the cells, corrected by Holm's "
+        f"procedure for the number of metrics in the condition. Fewer than {FEWEST} cells are not correlated. Cells "
+        f"with the same method and other settings are alike, and count as if they were not."
     )
-    headings = ["", "does it predict success?", "Spearman's ρ", "cells"]
+    headings = ["", "does it predict success?", "Spearman's ρ", "p", "p (Holm)", "cells"]
+    groups = [(metric, found) for metric, found in rows.items() if found]
     return Sheet("Rank correlation with success", headings, groups, names=2, notes=[note] if groups else [])
 
 
-def _correlation(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """In words, and in numbers."""
-    if len(pairs) < FEWEST:
-        return "too few cells", "–"
-    xs, ys = ([pair[i] for pair in pairs] for i in (0, 1))
-    found = spearman(xs, ys, np.random.default_rng(SEED))
-    if found is None:
-        return "does not vary", "–"
-    words = "not shown"
-    if found.low > 0 or found.high < 0:
-        words = "yes, higher is better" if found.value > 0 else "yes, lower is better"
-    return words, f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+def _condition(points: Sequence[_Point], metrics: Sequence[str]) -> dict[str, list[str]]:
+    """Verdict, correlation, p, Holm's p and cells of each metric that the cells of one condition have."""
+    rows: dict[str, list[str]] = {}
+    tested: dict[str, tuple[float, float, int]] = {}
+    for metric in metrics:
+        pairs = [(p.probe[metric]["value"], p.success.value) for p in points if metric in p.probe]
+        known = [(x, y) for x, y in pairs if x is not None]
+        if not known:
+            continue
+        xs, ys = zip(*known, strict=True)
+        found = spearman(xs, ys, np.random.default_rng(SEED)) if len(known) >= FEWEST else None
+        if found is not None:
+            tested[metric] = (*found, len(known))
+        words = "too few cells" if len(known) < FEWEST else "does not vary"
+        rows[metric] = [words, "–", "–", "–", str(len(known))]
+    for (metric, (value, p, cells)), adjusted in zip(
+        tested.items(), holm([p for _, p, _ in tested.values()]), strict=True
+    ):
+        words = "not shown"
+        if adjusted < ALPHA:
+            words = "yes, higher is better" if value > 0 else "yes, lower is better"
+        rows[metric] = [words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)]
+    return rows

@@ -28,15 +28,16 @@ class Cell:
         seed: of the training.
         variant: what else is different, empty for the grid itself.
         demonstrations: it learned from.
-        status: "done", or why there are no numbers: "missing", "planned".
+        status: "done", or why there are no numbers: "missing", "failed", "planned".
         reason: in words.
-        learning_rate, tau, k: chosen settings, None where a method has none.
+        learning_rate, encoder_rate, tau, k: chosen settings, None where a method has none; with a head, the rates of
+            the head and of the encoder beneath.
         images: seen in training, in all.
         steps: of training.
         training_seconds, total_seconds: of the training alone, and with preparation and evaluation.
         starts: seeds of the episodes' starts.
         success: criterion -> 0 or 1 per start.
-        score: largest coverage per start.
+        score: largest value of the simulator's first metric per start.
         loss: rows of images, seconds, loss.
         curve: rows of images, seconds, successes, episodes.
         latency: median and p95 of a decision in milliseconds.
@@ -55,6 +56,7 @@ class Cell:
     status: str
     reason: str
     learning_rate: float | None
+    encoder_rate: float | None
     tau: float | None
     k: int | None
     images: int | None
@@ -78,11 +80,12 @@ class Cell:
     @property
     def why(self) -> str:
         """Why it has no numbers."""
-        return self.reason or {"planned": "not run yet", "missing": "missing"}.get(self.status, self.status)
+        words = {"planned": "not run yet"}.get(self.status, self.status)
+        return f"{words}: {self.reason}" if self.reason and self.status == "failed" else self.reason or words
 
     @property
     def mean_score(self) -> float | None:
-        """Mean over starts of the largest coverage; None where no start has one."""
+        """Mean over starts of their scores; None where no start has one."""
         known = [value for value in self.score if value is not None]
         return sum(known) / len(known) if known else None
 
@@ -192,6 +195,7 @@ def _cell(path: Path, name: str, value: Any, criterion: str) -> Cell:
         status=str(value["status"]),
         reason=str(value.get("reason") or ""),
         learning_rate=_number(path, where, value, "learning_rate"),
+        encoder_rate=_number(path, where, value, "encoder_rate"),
         tau=_number(path, where, value, "tau"),
         k=_whole(value.get("k")),
         images=_whole(value.get("images")),
@@ -262,7 +266,8 @@ def _latency(path: Path, where: str, value: Row) -> dict[str, float] | None:
     if latency is None:
         return None
     need(path, latency, ("median",), f"{where}, latency_ms")
-    return {key: float(number) for key, number in latency.items() if isinstance(number, int | float)}
+    known = {key: float(number) for key, number in latency.items() if isinstance(number, int | float)}
+    return known if "median" in known else None
 
 
 def _probe(path: Path, where: str, value: Row) -> dict[str, dict[str, float | None]]:
@@ -282,5 +287,6 @@ def _tuning(path: Path, row: Any, number: int) -> Row:
     successes = sum(row["successes"]) if isinstance(row["successes"], list) else int(row["successes"])
     if not 0 <= successes <= starts or starts < 1:
         raise DataError(f"{path}, tuning, row {number}: {successes} successes of {starts} starts. Tune again.")
-    defaults = {"head": "", "shift": "", "augmentation": "none", "images": None, "score": None, "chosen": False}
+    defaults: Row = {"head": "", "variant": "", "shift": "", "augmentation": "none", "images": None, "score": None}
+    defaults |= {"chosen": False, "diverged": False}
     return defaults | row | {"successes": successes, "starts": starts}

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from classact.report.comparison.costs import Budget, Tuning, budgets, tuning
+from classact.report.comparison.costs import Budget, Tried, Tuning, budgets, tuning
 from classact.report.comparison.pairs import Pair, compare, how_compared, of_class, p_text
 from classact.report.comparison.results import Results
 from classact.report.comparison.table import (
     Layout,
+    budget_text,
     column_name,
     entry_text,
     head_line,
     head_name,
     layout,
-    method_name,
     task_name,
     who_name,
 )
@@ -142,11 +142,16 @@ def budgets_sheet(results: Results, rows: Sequence[Budget]) -> Sheet:
         groups.append((f"{head_name(head)}, {column_name(results.task, column)}", [_budget(row) for row in found]))
     columns = ["method", "images", "training", "in all", "rate", "τ", "k", "median ms", "p95 ms", "mean score"]
     notes = ["Means over seeds."] if any(row.seeds > 1 for row in rows) else []
-    if budget := results.protocol.get("budget_images"):
-        notes.append(f"The budget of a training is {int(budget):,} images; where it is another, its share is said.")
+    if budget := budget_text(results):
+        share = "; where it is another, its share is said" if results.protocol.get("budget_images") else ""
+        notes.append(f"The budget of a training is {budget}{share}.")
     notes.append("“In all” is with preparation and evaluation; milliseconds are of one decision.")
+    if any(row.sessions for row in rows):
+        notes.append("* The last of several calls alone: the training was longer, and begun in an earlier one.")
+    if any("/" in row.rate for row in rows):
+        notes.append("Rates of heads: of the head / of the encoder beneath.")
     if any(row.score is not None for row in rows):
-        notes.append("The score of a start is the largest coverage that was reached.")
+        notes.append(score_note(results))
     kept = [i for i in range(len(columns)) if i == 0 or any(row[i] for _, group in groups for row in group)]
     return Sheet(
         "What it cost",
@@ -165,7 +170,7 @@ def _budget(row: Budget) -> list[str]:
         who_name(row.who, head=False),
         images,
         "" if row.seconds is None else duration(row.seconds),
-        "" if row.total is None else duration(row.total),
+        "" if row.total is None else f"{duration(row.total)}{'*' if row.sessions else ''}",
         row.rate,
         row.tau,
         row.k,
@@ -182,20 +187,31 @@ def tuning_sheet(results: Results, found: Sequence[Tuning]) -> Sheet:
         rows = [
             [
                 "none" if row.rate is None else f"{row.rate:g}",
-                (f"chosen, the {search.edge} tried" if search.edge else "chosen") if row.chosen else "",
+                _choice(row, search.edge),
                 "" if row.images is None else f"{row.images:,}",
-                f"{row.successes} of {row.starts}",
-                f"[{row.low:.2f}, {row.high:.2f}]",
+                "–" if row.diverged else f"{row.successes} of {row.starts}",
+                "" if row.diverged else f"[{row.low:.2f}, {row.high:.2f}]",
                 "" if row.score is None else f"{row.score:.3f}",
             ]
             for row in search.tried
         ]
-        names = method_name(search.method), head_name(search.head), column_name(results.task, search.column)
-        groups.append((", ".join(filter(None, names)), rows))
+        groups.append((f"{who_name(search.who)}, {column_name(results.task, search.column)}", rows))
     columns = ["learning rate", "", "images", "success", "95%", "mean score"]
     notes = [_grid_note(results)] if groups else []
     spare = ("images", "95%", "mean score")
     return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes, spare=spare)
+
+
+def _choice(row: Tried, edge: str) -> str:
+    if row.diverged:
+        return "diverged"
+    return (f"chosen, the {edge} tried" if edge else "chosen") if row.chosen else ""
+
+
+def score_note(results: Results) -> str:
+    """What the score of a start is."""
+    metric = results.protocol.get("metric") or "value of the simulator's first metric"
+    return f"The score of a start is the largest {metric} that was reached."
 
 
 def _grid_note(results: Results) -> str:
@@ -206,4 +222,9 @@ def _grid_note(results: Results) -> str:
         text += f", on {found['starts']} starts from seed {found['first_seed']} on"
         if (first := results.protocol.get("first_seed")) is not None:
             text += f" (those of the table begin at {first})"
-    return f"{text}. Where the lowest or the highest rate was chosen, a better one may lie beyond."
+    return (
+        f"{text}, under the fixed appearance without colour augmentation and with one seed; the rate chosen is used in "
+        f"all cells of the method. Of heads on random weights it is the encoder's rate: that of the preset for "
+        f"pre-trained encoders, or that of the head. CLASS has its preset's rate. Where the lowest or the highest rate "
+        f"was chosen, a better one may lie beyond."
+    )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from classact.report.comparison.results import Cell, Results
 from classact.report.paper import METHODS, SHIFTS, TASKS, PaperCell, paper_cell, paper_methods, shift_name
+from classact.report.plots import duration
 from classact.statistics import Estimate, success_over_seeds
 
 SEED = 0  # of every bootstrap, so that the same file gives the same page
@@ -44,6 +45,11 @@ class Who(NamedTuple):
     method: str
     variant: str = ""
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is of the grid itself: no ablation, no other budget, and no sum with CLASS."""
+        return not self.variant and (self.method == "class" or not holds_class(self.method))
+
 
 class Column(NamedTuple):
     """A column: under which shift, trained with which augmentation."""
@@ -67,7 +73,7 @@ class Entry:
         starts: how many different ones.
         reason: why there is no estimate.
         paper: the paper's numbers.
-        best: whether no other method of the head and column has a higher estimate.
+        best: whether no other plain row (:attr:`Who.plain`) of the head and column has a higher estimate.
     """
 
     estimate: Estimate | None = None
@@ -316,12 +322,18 @@ def _entry(cells: Sequence[Cell], criterion: str, paper: PaperCell | None) -> En
 
 def _mark_best(rows: list[tuple[Who, list[Entry]]]) -> list[tuple[Who, list[Entry]]]:
     tops: dict[int, float] = {}
-    for _, entries in rows:
+    for who, entries in rows:
         for i, entry in enumerate(entries):
-            if entry.estimate:
+            if who.plain and entry.estimate:
                 tops[i] = max(tops.get(i, 0.0), entry.estimate.value)
     return [
-        (who, [replace(e, best=bool(e.estimate and 0 < e.estimate.value == tops[i])) for i, e in enumerate(entries)])
+        (
+            who,
+            [
+                replace(e, best=bool(who.plain and e.estimate and 0 < e.estimate.value == tops[i]))
+                for i, e in enumerate(entries)
+            ],
+        )
         for who, entries in rows
     ]
 
@@ -358,6 +370,14 @@ def head_line(results: Results) -> str:
         parts.append(f"{seeds_text(table.seeds)} per cell")
     if encoder := results.protocol.get("encoder"):
         parts.append(f"encoder {encoder}")
-    if budget := results.protocol.get("budget_images"):
-        parts.append(f"a budget of {int(budget):,} images per training")
+    if budget := budget_text(results):
+        parts.append(f"a budget of {budget} per training")
     return "; ".join(parts)
+
+
+def budget_text(results: Results) -> str:
+    """``500,000 images`` or ``10 min``; empty where the results do not say."""
+    images, seconds = (results.protocol.get(f"budget_{unit}") for unit in ("images", "seconds"))
+    if images:
+        return f"{int(images):,} images"
+    return duration(float(seconds)) if seconds else ""
