@@ -9,6 +9,7 @@ import os
 if os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Read when a LIBERO simulator is made, in worker processes, too.
 if (SHARED / "libero_object_assets").is_dir():
     os.environ.setdefault("CLASSACT_LIBERO_ASSETS", str(SHARED / "libero_object_assets"))
+
+
+@pytest.fixture(autouse=True)
+def one_core_each() -> None:
+    """Beside other workers each test begins with one thread, whatever the one before it left."""
+    torch = sys.modules.get("torch")
+    if torch is not None and os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -457,7 +458,8 @@ def test_a_diverged_training_stops_before_its_checkpoint(
         # The root of zero is zero, and has no slope there.
         return loss * math.nan if what == "loss" else loss + torch.sqrt(0 * features.sum())
 
-    monkeypatch.setattr("classact.training.soft_infonce", diverging)
+    # The package has a function of that name where the module would be.
+    monkeypatch.setattr(sys.modules["classact.objectives.soft_infonce"], "soft_infonce", diverging)
     made = trainer(tmp_path)
     message = (
         r"nan.* at step 4 of 4\. The steps of its batch are in .*diverged.json\. Lower the learning rate \(now 0.002\)"
