@@ -83,12 +83,17 @@ def table(folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | N
         patch.setattr(grid, "CHECKPOINT_EVERY", 2)
         patch.setattr(cells, "LATENCY_CALLS", 2)
         patch.setattr(cells, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))
-        return run_table(folder, wanted, protocol(data), workers=1, quiet=True, say=say)
+        # Sums depend on how they are split, and tables that are compared are made in several processes.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return run_table(folder, wanted, protocol(data), workers=1, quiet=True, say=say)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def die_in_training(folder: str, data: str, cell: str, saves: int) -> None:
     """Compute the table, but kill this process once a cell's training has written so many checkpoints."""
-    torch.set_num_threads(1)
     os.environ["SDL_VIDEODRIVER"] = "dummy"
     save, count = engine.save_checkpoint, 0
 

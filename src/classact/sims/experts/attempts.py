@@ -6,6 +6,7 @@ taken depends on the attempts alone, not on the order in which they ended.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from classact.storage import atomic_path, plain_json, read_json, write_json
 
 END_SEED = 100_000
 """Evaluation episodes are seeded from here on (:data:`classact.rollout.FIRST_SEED`)."""
+
+LATE = 10.0
+"""Seconds that processes of a killed call may go on writing."""
 
 HOPELESS = 100
 """Attempts in a row without one to keep, after which there is something wrong with the expert."""
@@ -99,9 +103,19 @@ def load_attempt(work: Path, seed: int) -> Attempt:
 
 def delete_work(work: Path) -> None:
     """Remove the work folder and what is in it."""
-    for file in work.iterdir():
-        file.unlink()
-    work.rmdir()
+    deadline = time.monotonic() + LATE
+    while True:
+        for file in work.iterdir():
+            file.unlink(missing_ok=True)
+        try:
+            work.rmdir()
+        except OSError:
+            # Processes of a call that was killed may finish their last attempts after it.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+            continue
+        return
 
 
 # -- seeds -----------------------------------------------------------------------------------------
