@@ -239,9 +239,9 @@ def test_compiled_code_depends_on_the_instructions_it_is_made_of(monkeypatch: py
     from classact.similarity import cpu, lanes, pairwise
 
     for function in (cpu._sweep, pairwise._cross, pairwise._pairs):
-        key = function._cache._index_key((), cpu_target.target_context.codegen())
+        key = function.__wrapped__._cache._index_key((), cpu_target.target_context.codegen())
         monkeypatch.setattr(lanes, "_DIGEST", "another")
-        assert function._cache._index_key((), cpu_target.target_context.codegen()) != key
+        assert function.__wrapped__._cache._index_key((), cpu_target.target_context.codegen()) != key
         monkeypatch.undo()
 
 

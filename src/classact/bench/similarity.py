@@ -33,6 +33,7 @@ from classact.similarity import (
     window_stream,
 )
 from classact.similarity.cpu import CpuSweep
+from classact.similarity.threads import start_threads
 from classact.types import Demonstrations, FloatArray, IntArray
 
 SECTIONS = ("contenders", "horizons", "data", "memory", "training", "gpu")
@@ -90,6 +91,7 @@ def contenders(_: str | None) -> Row:
     """Pairs per second at T = 16, D = 10 of classact and of other packages, on windows cut from the same episodes."""
     import numba
 
+    start_threads()
     cores = numba.get_num_threads()
     T, D, n = 16, 10, 16384
     actions, ends = walks(n, D)

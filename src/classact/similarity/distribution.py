@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, ConfigError
 from classact.similarity.counts import DistanceCounts
+from classact.similarity.threads import parallel
 from classact.statistics import dkw_epsilon
 from classact.storage import (
     first_difference,
@@ -39,6 +40,7 @@ _BRACKET_DELTA = 1e-9
 _log = logging.getLogger("classact")
 
 
+@parallel
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _weigh(distances: Any, values: Any, weight: Any, threshold: Any, out: Any) -> None:
     for i in nb.prange(len(distances)):

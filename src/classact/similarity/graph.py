@@ -25,6 +25,7 @@ from classact.similarity.distribution import mark_duplicates
 from classact.similarity.job import LEAST_UNITS, MOST_UNITS, Progress, check_ranks
 from classact.similarity.sealed import DamagedFileError, check_same, drop, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
+from classact.similarity.threads import parallel
 from classact.storage import CHECKSUMS, read_json, sha256_file, write_folder
 from classact.types import FloatArray, IntArray
 
@@ -254,6 +255,7 @@ def _lower_bound(values: Any, first: int, last: int, value: int) -> int:
     return first
 
 
+@parallel
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _lookup(indptr: Any, indices: Any, distances: Any, rows: Any, out: Any) -> None:
     # rows ascending and distinct. Whichever is shorter, an anchor's neighbours or the batch, is searched in the other.

@@ -21,6 +21,8 @@ from numba.core import cgutils, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
+from classact.similarity.threads import parallel
+
 LANES = 16
 """Pairs per vector: one AVX-512 register."""
 
@@ -40,14 +42,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         return (*super()._index_key(sig, codegen), _DIGEST)
 
 
-def kernel(function: Callable[..., None]) -> Any:
+def kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function that uses these instructions, for all cores, and keep the machine code on disk.
 
     Numba's own cache looks at the file of the function alone: after a change here it would go on with the old code.
     """
     compiled = nb.njit(parallel=True)(function)
     compiled._cache = _Cache(function)
-    return compiled
+    return parallel(compiled)
 
 
 def unrolled(columns: int, band: int | None) -> tuple[tuple[int, ...], int | None]:

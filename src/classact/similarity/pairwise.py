@@ -11,6 +11,7 @@ from classact.errors import ConfigError
 from classact.similarity.lanes import LANES, advance, align, kernel, step_distances, unrolled
 from classact.similarity.reference import check_finite, float32_limit, rounding_margin
 from classact.similarity.stream import WindowStream, check_sweep
+from classact.similarity.threads import parallel
 from classact.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _cross(
                 out[i, block * LANES + v] = d[v]
 
 
+@parallel
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _mirror(out: Any) -> None:
     # In squares: whole columns would miss the cache at each step.
