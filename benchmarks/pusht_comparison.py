@@ -19,7 +19,7 @@ from classact.bench.table1 import METHODS, Cell, Protocol, plan, run_table
 from classact.bench.table1.cells import CHOSEN, Bench, episodes_of, retrieval_settings
 from classact.engine import EngineConfig
 from classact.pipeline import evaluate_run
-from classact.report.comparison import build_comparison, comparison_markdown
+from classact.report.comparison import build_comparison, comparison_markdown, read_results
 from classact.storage import read_json, write_json, write_text
 from common import RESULTS
 
@@ -151,8 +151,6 @@ def main() -> None:
                 workers=options.workers,
                 quiet=True,
             )
-    from classact.report.comparison import read_results
-
     write_text(options.runs / "table1.md", comparison_markdown(read_results(options.json)))
     print(f"Page: {build_comparison(options.json, options.runs / 'table1.html')}")
 

@@ -13,8 +13,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "rotations", "actions", "schema", "types"),
     (
         *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
-        *("windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "objectives", "ranks"),
-        *("similarity", "lowdim", "feeding", "trackers", "engine", "heads", "language"),
+        *("labels", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "objectives"),
+        *("ranks", "similarity", "lowdim", "feeding", "trackers", "engine", "heads", "language"),
     ),
     ("readers", "policies", "control", "sims"),
     (
@@ -142,3 +142,7 @@ def test_a_simulator_process_loads_its_simulator_and_nothing_else() -> None:
     code = "import classact.__main__, classact.sims.worker, classact.sims; classact.sims.make_simulator('pusht')"
     found = loaded(code + "; assert 'classact.cli' not in sys.modules and 'tyro' not in sys.modules")
     assert set(found) <= {"gym_pusht", "pygame"}
+
+
+def test_pages_are_drawn_without_torch() -> None:
+    assert "torch" not in loaded("import classact.report, classact.report.comparison")

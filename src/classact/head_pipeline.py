@@ -16,15 +16,13 @@ from classact.encoders import EncoderConfig, encoder_config_from_json, pretraine
 from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.finetuning import ACTING, FinetuneConfig, FineTuner
-from classact.frames import FramesConfig
 from classact.heads import DiffusionConfig, head_config_to_json, head_name, make_head
+from classact.labels import learned_label
 from classact.machine import choose_device
 from classact.pipeline import (
     RunData,
     check_rollouts,
     encoder_label,
-    learned_label,
-    other_data,
     row_labels,
     run_settings,
     run_watcher,
@@ -146,15 +144,7 @@ class HeadPipeline:
         if finetune.keys is None and keys is not None:
             finetune = replace(finetune, keys=tuple(keys))
         self.finetune = finetune
-        self._data = RunData(
-            settings["data"],
-            settings["episodes"],
-            int(settings.get("heldout", 0)),
-            FramesConfig(**settings["frames"]),
-            self.encoder_config,
-            layout=settings.get("layout"),
-            quiet=self.quiet,
-        )
+        self._data = RunData.of_run(settings, self.encoder_config, quiet=self.quiet)
         self.ranks.on_first(self._claim)
 
     def _encoder_config(self, settings: Mapping[str, Any]) -> EncoderConfig:
@@ -221,11 +211,7 @@ class HeadPipeline:
         Raises:
             ConfigError: the data under the run's path are others now.
         """
-        if difference := other_data(self.run.read_config().get("data") or {}, self._data.card()):
-            raise ConfigError(
-                f"the data of {self.run.root} have changed since its encoder was learned: it was {difference}. Bring "
-                f"them back, or start another run."
-            )
+        self._data.check_unchanged(self.run)
         self._data.prepare()
 
     def train(self) -> ParametricPolicy:

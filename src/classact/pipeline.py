@@ -7,7 +7,7 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -22,9 +22,10 @@ from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, DataError, choose
 from classact.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.images import sample_digest
+from classact.labels import RANDOM, learned_label, written_name
 from classact.lowdim import LowDim
 from classact.machine import choose_device
-from classact.objectives import NoneConfig, describe_objective, needs_similarity, written_name
+from classact.objectives import NoneConfig, describe_objective, needs_similarity
 from classact.policies import (
     ImageLatents,
     NoveltyConfig,
@@ -62,9 +63,6 @@ from classact.training import PretrainConfig, Trainer
 from classact.types import Demonstrations, RolloutResult
 
 logger = logging.getLogger(__name__)
-
-RANDOM = "random"
-"""How tables name an encoder of random weights that a run is about."""
 
 NO_LABELS = {"training": "none", "augmentation": "none"}
 """Of what was not trained."""
@@ -186,6 +184,31 @@ class RunData:
         self.encoder, self.quiet = encoder, quiet
         self._recorded: Demonstrations | None = None
         self._seen: Demonstrations | None = None
+
+    @staticmethod
+    def of_run(settings: Mapping[str, Any], encoder: EncoderConfig, *, quiet: bool = False) -> RunData:
+        """Those that a run was started with, from the settings in its folder, for an encoder."""
+        return RunData(
+            settings["data"],
+            settings["episodes"],
+            int(settings.get("heldout", 0)),
+            FramesConfig(**settings["frames"]),
+            encoder,
+            layout=settings.get("layout"),
+            quiet=quiet,
+        )
+
+    def check_unchanged(self, run: Run) -> None:
+        """Refuse data that are others than those that a run's encoder was learned on.
+
+        Raises:
+            ConfigError: naming the first difference.
+        """
+        if difference := other_data(run.read_config().get("data") or {}, self.card()):
+            raise ConfigError(
+                f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
+                f"them back, or start another run."
+            )
 
     def recorded(self) -> Demonstrations:
         """All of them as recorded.
@@ -451,9 +474,7 @@ class Pipeline:
         return self.config.frames.simulator, evaluation
 
     def _labels(self) -> dict[str, str]:
-        if isinstance(self.config.pretrain.objective, NoneConfig):
-            return NO_LABELS
-        return retrieval_labels(self.config.pretrain.augment)
+        return retrieval_labels(plain_json(asdict(self.config)))
 
     def policy(self) -> RetrievalPolicy:
         """Retrieval with the learned encoder, saved in the folder."""
@@ -486,19 +507,11 @@ class Pipeline:
             ConfigError: the simulator says neither where objects are nor how far its world extends.
         """
         data = self.data()
-        spec = self._spec
         config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
-        if spec.objects:
-            scene = SceneLatents.fit(data, spec.objects)
-            return RetrievalPolicy.build(scene, data, config, action_space=data.schema.actions)
-        if spec.world is None:
-            raise ConfigError(
-                f"simulator {spec.name!r} names neither objects nor an extent of its world, one of which retrieval by "
-                f"state needs. Use the learned encoder."
-            )
-        low, high = spec.world
-        latents = StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
-        return RetrievalPolicy.build(latents, data, config)
+        latents = state_latents(data, self._spec)
+        # Where only the world's extent is known, actions are points.
+        space = data.schema.actions if isinstance(latents, SceneLatents) else None
+        return RetrievalPolicy.build(latents, data, config, action_space=space)
 
     def check_rollouts(self) -> None:
         """Refuse now what could not be rolled out after the training.
@@ -566,17 +579,33 @@ class Pipeline:
         """Latent map, neighbours and videos of the learned policy."""
         policy = self.policy()
         criterion = next(iter(results[0].success))
-        simulator, evaluation = self.config.frames.simulator, self.config.evaluation
         with self._timed("latent map", again=True):
             analysis.write_latent_map(self.run, policy, self.config.pretrain.seed)
         with self._timed("pictures and videos", again=True):
-            first = self.config.pretrain.encoder.cameras[0]
-            rendered = needs_rendering(self._data.recorded(), first, self.config.frames)
-            analysis.write_neighbors(
-                self.run, policy, self.frames(), self.config.frames, results, simulator, evaluation, rendered=rendered
-            )
+            self.draw_neighbors(policy, results)
+            simulator, evaluation = self.config.frames.simulator, self.config.evaluation
             name = evaluation_name(policy.name, self.learned, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
+
+    def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:
+        """Neighbours of some moments of roll-outs: :func:`classact.analysis.write_neighbors`.
+
+        Args:
+            policy: of this run, with its own settings or others.
+            results: episodes to take moments from.
+        """
+        config = self.config
+        rendered = needs_rendering(self._data.recorded(), config.pretrain.encoder.cameras[0], config.frames)
+        analysis.write_neighbors(
+            self.run,
+            policy,
+            self.frames(),
+            config.frames,
+            results,
+            config.frames.simulator,
+            config.evaluation,
+            rendered=rendered,
+        )
 
 
 def evaluate_run(
@@ -651,6 +680,23 @@ def evaluate_run(
     return rows
 
 
+def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:
+    """The true simulator state as latent.
+
+    Raises:
+        ConfigError: the simulator says neither where objects are nor how far its world extends.
+    """
+    if spec.objects:
+        return SceneLatents.fit(data, spec.objects)
+    if spec.world is None:
+        raise ConfigError(
+            f"simulator {spec.name!r} names neither objects nor an extent of its world, one of which retrieval by "
+            f"state needs. Use the learned encoder."
+        )
+    low, high = spec.world
+    return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
+
+
 def other_objective(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str | None:
     """Which objective a run was started with, and which is asked for; None where they agree."""
     before = (known or {}).get("pretrain", {}).get("objective")
@@ -719,23 +765,17 @@ def run_settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def retrieval_labels(augment: AugmentConfig) -> dict[str, str]:
-    """How tables label retrieval with a learned encoder."""
-    return {"training": "representation only", "augmentation": describe(augment)}
+def retrieval_labels(settings: Mapping[str, Any]) -> dict[str, str]:
+    """How tables label retrieval with a run's encoder, from the settings in its folder."""
+    pretrain = settings["pretrain"]
+    if written_name(pretrain.get("objective", {})) == "none":
+        return NO_LABELS
+    return {"training": "representation only", "augmentation": describe(AugmentConfig(**pretrain["augment"]))}
 
 
 def row_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Those labels of a head that the rows of its evaluations carry."""
     return {key: labels[key] for key in ("training", "augmentation") if key in labels}
-
-
-def learned_label(settings: Mapping[str, Any]) -> str:
-    """How tables name the encoder of a run, from the settings in its folder: by its objective, and where nothing was
-    trained by its initial weights."""
-    pretrain = settings["pretrain"]
-    name = written_name(pretrain.get("objective", {}))
-    init = str(pretrain["encoder"]["init"])
-    return name if name != "none" else {"scratch": RANDOM}.get(init, init)
 
 
 def encoder_label(start: str, learned: str) -> str:
@@ -767,9 +807,7 @@ def _load_policy(
     """A run's policy, how tables name its encoder, and further labels of its rows; the card is the head's or run's."""
     settings = card["settings"]
     if head is None:
-        labels = retrieval_labels(AugmentConfig(**settings["pretrain"]["augment"]))
-        if written_name(settings["pretrain"].get("objective", {})) == "none":
-            labels = NO_LABELS
+        labels = retrieval_labels(settings)
         return RetrievalPolicy.load(run.policy, **overrides).to(device), learned_label(settings), labels
     policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
     watcher = run_watcher(run, settings["start"], device)

@@ -287,7 +287,7 @@ class Trainer(Training):
         self.start(
             networks=networks,
             averages={"encoder": self.average},
-            optimizer=make_optimizer(self.trained_parameters(), config.optimizer),
+            optimizer=make_optimizer(self.trained, config.optimizer),
             schedule=config.optimizer,
             images=self.images,
             examples=data.num_steps,
@@ -460,11 +460,8 @@ class Trainer(Training):
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
-        """In the networks' order, not that of the optimizer's groups: the gradient's norm is summed in it."""
-        return self.trained_parameters()
-
-    def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """The encoder's, then those of the objective that are not copies."""
+        """The encoder's, then those of the objective that are not copies. In the networks' order, not that of the
+        optimizer's groups: the gradient's norm is summed in it."""
         return [*self.encoder.parameters(), *(p for p in self.objective.parameters() if p.requires_grad)]
 
     def memory_advice(self) -> str:

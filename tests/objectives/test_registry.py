@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classact.errors import ConfigError
+from classact.labels import written_name
 from classact.objectives import (
     OBJECTIVES,
     CombinedConfig,
@@ -28,7 +29,6 @@ from classact.objectives import (
     objective_name,
     objective_parts,
     recipe,
-    written_name,
 )
 from classact.objectives.base import Objective
 from classact.storage import plain_json

@@ -86,7 +86,7 @@ def head_config(arguments: Finetune) -> Any:
     from classact.errors import ConfigError, choose
     from classact.head_pipeline import HeadRunConfig
     from classact.heads import DiffusionConfig
-    from classact.objectives import written_name
+    from classact.labels import written_name
     from classact.pipeline import run_settings
     from classact.presets import default_head_preset, get_head_preset
     from classact.runs import Run

@@ -281,10 +281,11 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
         ConfigError: an unknown objective or option, or a flag that it does not read.
     """
     from classact.errors import ConfigError
+    from classact.labels import split_sum
     from classact.objectives import needs_similarity, objective_config
 
     name, options = arguments.objective, arguments.options
-    terms = [term.rpartition("*")[2].strip() for term in name.split("+")]
+    terms = [term for _, term in split_sum(name)]
     if arguments.pairs is not None:
         if "class" not in terms:
             raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {name!r}. Leave it out.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from classact.errors import ConfigError, choose
+from classact.labels import split_sum, written_name
 from classact.objectives.base import Material, Objective
 from classact.objectives.byol import BYOL, BYOLConfig
 from classact.objectives.combined import Combined, CombinedConfig, parse_sum
@@ -153,7 +154,7 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
 
 
 def _belonging(part: str, name: str, options: Sequence[str]) -> list[str]:
-    names = [term.rpartition("*")[2].strip() for term in name.split("+")]
+    names = [term for _, term in split_sum(name)]
     for option in options:
         if option.partition(".")[0] not in names:
             raise ConfigError(f"expected options of {name!r} like '{names[0]}.key=value', got {option!r}.")
@@ -179,18 +180,7 @@ def objective_parts(config: ObjectiveConfig) -> tuple[Any, ...]:
 
 def objective_name(config: ObjectiveConfig) -> str:
     """How an objective is written: ``class``, or ``class+0.1*byol``."""
-    if not isinstance(config, CombinedConfig):
-        return config.name
-    terms = zip(config.parts, config.weights, strict=True)
-    return "+".join(part.name if weight == 1 else f"{weight:g}*{part.name}" for part, weight in terms)
-
-
-def written_name(settings: Mapping[str, Any]) -> str:
-    """:func:`objective_name` of settings as a run's folder keeps them; of runs before there was a choice: "class"."""
-    if settings.get("name", "class") != "combined":
-        return str(settings.get("name", "class"))
-    terms = zip(settings["parts"], settings["weights"], strict=True)
-    return "+".join(part["name"] if weight == 1 else f"{weight:g}*{part['name']}" for part, weight in terms)
+    return written_name(asdict(config))
 
 
 def needs_similarity(config: ObjectiveConfig) -> bool:
@@ -264,5 +254,4 @@ __all__ = [
     "objective_parts",
     "recipe",
     "soft_infonce",
-    "written_name",
 ]

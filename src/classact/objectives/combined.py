@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.errors import ConfigError
+from classact.labels import split_sum
 from classact.objectives.base import Objective, Stats
 from classact.types import IntArray
 
@@ -114,11 +115,10 @@ def parse_sum(text: str, single: Callable[[str], Any]) -> CombinedConfig:
         ConfigError: not of that form, or unknown names.
     """
     parts, weights = [], []
-    for term in text.split("+"):
-        factor, star, name = term.rpartition("*")
+    for factor, name in split_sum(text):
         try:
-            weights.append(float(factor) if star else 1.0)
+            weights.append(1.0 if factor is None else float(factor))
         except ValueError:
             raise ConfigError(f"expected objectives like 'class+0.1*byol', got {factor!r} as a factor.") from None
-        parts.append(single(name.strip()))
+        parts.append(single(name))
     return CombinedConfig(tuple(parts), tuple(weights))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats
+from classact.objectives.base import Material, Objective, Stats, masked_mean
 from classact.types import IntArray
 
 
@@ -78,14 +78,7 @@ def tcn_loss(z: Tensor, *, margin: float = 2.0, scale: float = 10.0, valid: Tens
         ConfigError: z of another shape.
     """
     near, far = tcn_distances(z, scale=scale)
-    return _mean((margin + near - far).clamp_min(0.0), valid)
-
-
-def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of the (B,) values of the rows that count."""
-    if valid is None:
-        return values.mean()
-    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)
+    return masked_mean((margin + near - far).clamp_min(0.0), valid)
 
 
 class TCN(Objective):
@@ -149,9 +142,9 @@ class TCN(Objective):
         """The triplet loss; logged are mean distances and the share of triplets in the right order."""
         near, far = tcn_distances(z[:, :, 0], scale=self.config.scale)
         valid = torch.from_numpy(rows[:, 1] != rows[:, 0]).to(z.device)
-        loss = _mean((self.config.margin + near - far).clamp_min(0.0), valid)
+        loss = masked_mean((self.config.margin + near - far).clamp_min(0.0), valid)
         return loss, {
-            "distance_positive": _mean(near.detach(), valid),
-            "distance_negative": _mean(far.detach(), valid),
-            "ordered": _mean((near < far).to(near.dtype), valid),
+            "distance_positive": masked_mean(near.detach(), valid),
+            "distance_negative": masked_mean(far.detach(), valid),
+            "ordered": masked_mean((near < far).to(near.dtype), valid),
         }

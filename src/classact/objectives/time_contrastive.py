@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from classact.errors import ConfigError, choose
-from classact.objectives.base import Material, Objective, Stats
+from classact.objectives.base import Material, Objective, Stats, masked_mean
 from classact.types import IntArray
 
 SIMILARITIES = ("l2", "cosine")
@@ -123,7 +123,7 @@ def time_contrastive_loss(
         near = _pairs(end, middle, similarity) / temperature
         S = (time_similarity(end, end, similarity) / temperature).masked_fill(~mask, -torch.inf)
         terms.append(torch.logsumexp(torch.cat([near[:, None], apart[:, None], S], dim=1), dim=1) - near)
-    return _mean((terms[0] + terms[1]) / 2, valid)
+    return masked_mean((terms[0] + terms[1]) / 2, valid)
 
 
 def _pairs(x: Tensor, y: Tensor, similarity: str) -> Tensor:
@@ -131,13 +131,6 @@ def _pairs(x: Tensor, y: Tensor, similarity: str) -> Tensor:
     if similarity == "cosine":
         return (torch.nn.functional.normalize(x, dim=1) * torch.nn.functional.normalize(y, dim=1)).sum(dim=1)
     return -torch.linalg.vector_norm(x - y, dim=1)
-
-
-def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of the (B,) values of the rows that count."""
-    if valid is None:
-        return values.mean()
-    return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)
 
 
 class TimeContrastive(Objective):
@@ -203,4 +196,4 @@ class TimeContrastive(Objective):
             _pairs(x, y, config.similarity) for x, y in ((first, middle), (middle, last), (first, last))
         )
         aligned = ((early > apart) & (late > apart)).to(z.dtype)
-        return loss, {"aligned": _mean(aligned, valid), "anchors": valid.to(z.dtype).mean()}
+        return loss, {"aligned": masked_mean(aligned, valid), "anchors": valid.to(z.dtype).mean()}

@@ -15,7 +15,7 @@ from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.frames import FramesConfig
 from classact.machine import choose_device, hardware, versions
-from classact.pipeline import STATE_RETRIEVAL, RunData, other_data, run_settings
+from classact.pipeline import STATE_RETRIEVAL, RunData, run_settings, state_latents
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
 from classact.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
@@ -95,7 +95,9 @@ def probe_run(
     if not run.policy.is_dir():
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
     policy = RetrievalPolicy.load(run.policy).to(choose_device(device))
-    data = _run_data(run, settings, policy, quiet)
+    assert isinstance(policy.latents, ImageLatents), "a run's own policy compares images"
+    data = RunData.of_run(settings, policy.latents.encoder.config, quiet=quiet)
+    data.check_unchanged(run)
     training = data.states()
     if len(policy.bank) != training.num_steps:
         raise ConfigError(
@@ -168,25 +170,6 @@ def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> 
     return out | {key: metric for key, metric in rest.items() if isinstance(metric, dict) and "chance" not in key}
 
 
-def _run_data(run: Run, settings: Mapping[str, Any], policy: RetrievalPolicy, quiet: bool) -> RunData:
-    assert isinstance(policy.latents, ImageLatents), "a run's own policy compares images"
-    data = RunData(
-        settings["data"],
-        settings["episodes"],
-        int(settings.get("heldout", 0)),
-        FramesConfig(**settings["frames"]),
-        policy.latents.encoder.config,
-        layout=settings.get("layout"),
-        quiet=quiet,
-    )
-    if difference := other_data(run.read_config().get("data") or {}, data.card()):
-        raise ConfigError(
-            f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring them back, "
-            f"or start another run."
-        )
-    return data
-
-
 def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapping[str, Any]) -> _Probed:
     """The latents of an encoder, of the steps in the bank and of those held out; images are made only where needed."""
     latents: ImageLatents | StateLatents | SceneLatents
@@ -210,14 +193,10 @@ def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapp
 def _state_latents(data: Demonstrations, simulator: str) -> StateLatents | SceneLatents:
     made = make_simulator(simulator)
     made.close()
-    spec = made.spec
-    if spec.objects:
-        return SceneLatents.fit(data, spec.objects)
-    if spec.world is None or data.states is None:
+    if not made.spec.objects and (made.spec.world is None or data.states is None):
         missing = "simulator states" if data.states is None else "objects, nor an extent of its simulator's world"
         raise ConfigError(f"{data.name} ({data.source}) has no {missing}: encoder 'state' cannot be probed.")
-    low, high = spec.world
-    return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
+    return state_latents(data, made.spec)
 
 
 def _views(

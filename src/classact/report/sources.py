@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.pipeline import learned_label
+from classact.labels import learned_label
 from classact.report.checks import Arrays, mapping, need, shapes, with_interval
 from classact.report.heads import Head, read_heads, read_log, read_milestones
 from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
@@ -102,8 +102,8 @@ def read_sources(root: Path) -> Sources:
         summary=summary,
         evaluations=evaluations,
         similarity=_similarity(similarity_path) if present("Action similarity", similarity_path) else None,
-        latent_map=_latent_map(map_path) if present("Latent map", map_path) else None,
-        neighbors=_neighbors(neighbors_path) if present("Reasons", neighbors_path) else None,
+        latent_map=read_latent_map(map_path) if present("Latent map", map_path) else None,
+        neighbors=read_neighbors(neighbors_path) if present("Reasons", neighbors_path) else None,
         videos=_videos(videos_path) if present("Videos", videos_path) else [],
         absent=absent,
         heads=heads,
@@ -198,7 +198,12 @@ def _similarity(path: Path) -> Row:
     return value
 
 
-def _latent_map(path: Path) -> Arrays:
+def read_latent_map(path: Path) -> Arrays:
+    """Points of a run's latent map.
+
+    Raises:
+        DataError: not there, damaged, or without points.
+    """
     arrays = read_arrays(path)
     n = len(arrays.get("xy", ()))
     shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
@@ -207,7 +212,12 @@ def _latent_map(path: Path) -> Arrays:
     return arrays
 
 
-def _neighbors(path: Path) -> Arrays:
+def read_neighbors(path: Path) -> Arrays:
+    """Moments of a run's roll-outs, and the demonstrated ones that decisions came from.
+
+    Raises:
+        DataError: not there, damaged, or of shapes that do not belong together.
+    """
     arrays = read_arrays(path)
     q, k = (*arrays["neighbor_images"].shape, 0, 0)[:2] if "neighbor_images" in arrays else (0, 0)
     wanted: dict[str, tuple[int | None, ...]] = {

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from classact.encoders import ImageEncoder
 from classact.engine import DIVERGED, EngineConfig
 from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError
 from classact.finetuning import FinetuneConfig
-from classact.frames import needs_rendering
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
 from classact.pipeline import Pipeline, RunConfig, retrieval_labels
 from classact.policies import Policy, RetrievalPolicy
@@ -35,7 +34,7 @@ from classact.rollout import EvaluationConfig, evaluate
 from classact.runs import Run
 from classact.sims import make_simulator
 from classact.statistics import wilson_interval
-from classact.storage import read_json, read_jsonl, write_json
+from classact.storage import plain_json, read_json, read_jsonl, write_json
 from classact.types import RolloutResult
 
 CHOSEN = "retrieval.json"
@@ -417,13 +416,16 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, chosen: Mapping[st
         policy,
         pipeline.learned,
         (config.frames.simulator, config.evaluation),
-        retrieval_labels(config.pretrain.augment),
+        retrieval_labels(plain_json(asdict(config))),
         stage=None,
         title=cell.name,
         quiet=bench.quiet,
     )
     if cell.seed == 0:
-        draw(bench, run, pipeline, results)
+        # The latent map, and neighbours of some moments (appendix J).
+        shown = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
+        analysis.write_latent_map(run, shown, config.pretrain.seed)
+        pipeline.draw_neighbors(shown, results)
     return policy
 
 
@@ -454,24 +456,6 @@ def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
         for name in found["representations"]
         for metric, value in flat_metrics(found, name).items()
     }
-
-
-def draw(bench: Bench, run: Run, pipeline: Pipeline, results: Sequence[RolloutResult]) -> None:
-    """The latent map, and neighbours of some moments of roll-outs (appendix J), into the run's folder."""
-    config = pipeline.config
-    policy = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
-    analysis.write_latent_map(run, policy, config.pretrain.seed)
-    rendered = needs_rendering(pipeline.data(), config.pretrain.encoder.cameras[0], config.frames)
-    analysis.write_neighbors(
-        run,
-        policy,
-        pipeline.frames(),
-        config.frames,
-        results,
-        config.frames.simulator,
-        config.evaluation,
-        rendered=rendered,
-    )
 
 
 def head_pipeline(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from classact.errors import ConfigError, choose
+from classact.labels import split_sum
 from classact.objectives import (
     OBJECTIVES,
     ObjectiveConfig,
@@ -17,7 +18,7 @@ from classact.objectives import (
     objective_parts,
 )
 from classact.policies import RetrievalConfig
-from classact.presets import with_objective
+from classact.presets import with_objective, with_trunk
 from classact.training import PretrainConfig
 
 METHODS: Mapping[str, str] = {
@@ -134,9 +135,7 @@ class Method:
         elif self.name == "random":
             config = replace(config, encoder=replace(config.encoder, init="scratch"))
         elif self.name == "equivar":
-            half = (127.5, 127.5, 127.5)  # its released code scales images to [-1, 1]
-            encoder = replace(config.encoder, trunk="equivariant", init="scratch", mean=half, std=half)
-            config = replace(config, encoder=encoder)
+            config = replace(config, encoder=with_trunk(config.encoder, "equivariant"))
         for key, value in self.settings:
             config = SETTINGS[key].change(config, value)
         return config
@@ -201,17 +200,11 @@ def parse_method(written: str) -> Method:
     return Method(f"{name}[{inside}]" if inside else name, name, objective, settings, retrieval)
 
 
-def _terms(name: str) -> list[tuple[str, str]]:
-    """Factor (empty for 1) and objective of each part of a sum."""
-    found = [term.rpartition("*") for term in name.split("+")]
-    return [(factor.strip(), term.strip()) for factor, _, term in found]
-
-
 def _ordered(name: str) -> str:
     """A sum with CLASS first, whose recipe the sum then has, and the others as :data:`OBJECTIVES` lists them."""
     known = ["class", *OBJECTIVES]
-    terms = sorted(_terms(name), key=lambda term: known.index(term[1]) if term[1] in known else len(known))
-    return "+".join(f"{factor}*{term}" if factor else term for factor, term in terms)
+    terms = sorted(split_sum(name), key=lambda term: known.index(term[1]) if term[1] in known else len(known))
+    return "+".join(term if factor is None else f"{factor}*{term}" for factor, term in terms)
 
 
 def _option(objective: ObjectiveConfig, key: str) -> Any:
@@ -232,7 +225,7 @@ def _text(value: Any) -> str:
 
 def _options(name: str) -> tuple[str, ...]:
     """Options of an objective; those of the parts of a sum have their names before a dot."""
-    terms = [term for _, term in _terms(name)]
+    terms = [term for _, term in split_sum(name)]
     if "none" in terms:
         raise ConfigError(f"method {name!r} adds 'none', which is no training that could be added.")
     known = [term for term in terms if term in OBJECTIVES]

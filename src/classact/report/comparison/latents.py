@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 
 from classact.errors import DataError
 from classact.report import learning
-from classact.report.checks import Arrays, shapes
+from classact.report.checks import Arrays
 from classact.report.comparison.results import Cell, Results
 from classact.report.reasons import Reason, reasons
+from classact.report.sources import read_latent_map, read_neighbors
 from classact.report.style import thin
 from classact.runs import Run
-from classact.storage import read_arrays
 
 MOST_EPISODES = 20
 """Of a map: as in the paper's J.1."""
@@ -45,15 +45,23 @@ def read_seen(results: Results, cell: Cell) -> Seen:
     found: list[Reason] = []
     no_neighbors = ""
     try:
-        figure = map_figure(_latent_map(analysis / "latent_map.safetensors"))
+        figure = map_figure(read_latent_map(_there(analysis / "latent_map.safetensors")))
     except DataError as error:
         no_map = _short(error, folder)
     try:
-        arrays = _neighbors(analysis / "neighbors.safetensors")
-        found = reasons({key: value[_some(arrays)] if key != "world" else value for key, value in arrays.items()})
+        arrays = read_neighbors(_there(analysis / "neighbors.safetensors"))
+        # Chunks are drawn on a run's own page; here there is no room for them.
+        kept = {name: value for name, value in arrays.items() if not name.endswith(("chunk", "chunks"))}
+        found = reasons({key: value[_some(arrays)] if key != "world" else value for key, value in kept.items()})
     except DataError as error:
         no_neighbors = _short(error, folder)
     return Seen(figure, no_map, found, no_neighbors)
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"{path} is not there")
+    return path
 
 
 def _short(error: DataError, folder: Path) -> str:
@@ -65,39 +73,6 @@ def _some(arrays: Arrays) -> list[int]:
     """The first and the middle query: those are of the best and of a median episode."""
     count = len(arrays["query_images"])
     return sorted({round(i * count / MOST_QUERIES) for i in range(min(MOST_QUERIES, count))})
-
-
-def _latent_map(path: Path) -> Arrays:
-    if not path.exists():
-        raise DataError(f"{path} is not there")
-    arrays = read_arrays(path)
-    n = len(arrays.get("xy", ()))
-    shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
-    if n == 0:
-        raise DataError(f"{path}: xy holds 0 points, expected at least 1. Regenerate the file.")
-    return arrays
-
-
-def _neighbors(path: Path) -> Arrays:
-    if not path.exists():
-        raise DataError(f"{path} is not there")
-    arrays = read_arrays(path)
-    q, k = (*arrays["neighbor_images"].shape, 0, 0)[:2] if "neighbor_images" in arrays else (0, 0)
-    shapes(
-        path,
-        arrays,
-        {
-            "neighbor_images": (None, None, None, None, 3),
-            "query_images": (q, None, None, 3),
-            "weights": (q, k),
-            **{name: (q, k) for name in ("cosine", "episode", "step") if name in arrays},
-            **{name: (q,) for name in ("query_seed", "query_step") if name in arrays},
-        },
-    )
-    if k == 0 or q == 0 or not (arrays["weights"].sum(axis=1) > 0).all():
-        raise DataError(f"{path}: expected weights (Q, K) with a positive sum per query, got {(q, k)}.")
-    # Chunks are drawn on a run's own page; here there is no room for them.
-    return {name: value for name, value in arrays.items() if not name.endswith(("chunk", "chunks"))}
 
 
 def map_figure(arrays: Arrays) -> go.Figure:

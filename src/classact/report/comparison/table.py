@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.labels import split_sum
 from classact.report.comparison.results import Cell, Results
 from classact.report.paper import METHODS, SHIFTS, TASKS, PaperCell, paper_cell, paper_methods, shift_name
 from classact.report.plots import duration
@@ -129,20 +130,14 @@ def head_name(head: str) -> str:
     return HEAD_NAMES.get(head, head)
 
 
-def terms(method: str) -> list[tuple[str, str]]:
-    """Factor (empty for 1) and objective of each part of a method such as ``class+0.1*byol``."""
-    found = [part.strip().rpartition("*") for part in method.split("+")]
-    return [(factor.strip(), name.strip()) for factor, _, name in found]
-
-
 def holds_class(method: str) -> bool:
     """Whether a method is CLASS, or a combination with it."""
-    return any(name == "class" for _, name in terms(method))
+    return any(name == "class" for _, name in split_sum(method))
 
 
 def method_name(method: str) -> str:
     """How a method is written; parts of a combination are joined by "+"."""
-    return " + ".join(" ".join(filter(None, (f, METHOD_NAMES.get(name, name)))) for f, name in terms(method))
+    return " + ".join(" ".join(filter(None, (f, METHOD_NAMES.get(name, name)))) for f, name in split_sum(method))
 
 
 def who_name(who: Who, *, head: bool = True) -> str:

@@ -108,14 +108,12 @@ def delete_work(work: Path) -> None:
         for file in work.iterdir():
             file.unlink(missing_ok=True)
         try:
-            work.rmdir()
+            return work.rmdir()
         except OSError:
             # Processes of a call that was killed may finish their last attempts after it.
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
-            continue
-        return
+        time.sleep(0.01)
 
 
 # -- seeds -----------------------------------------------------------------------------------------
