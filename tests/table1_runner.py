@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from classact.bench.table1.claims import lock_of, locked
 from classact.probe import probe_run
 from classact.sims import make_simulator
 from classact.sims.worker import run_chunk
-from classact.storage import append_jsonl, read_json, write_json
+from classact.storage import append_jsonl
 from classact.types import FloatArray
 
 
@@ -91,26 +90,6 @@ def table(folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | N
             return run_table(folder, wanted, protocol(data), workers=1, quiet=True, say=say)
         finally:
             torch.set_num_threads(threads)
-
-
-def elsewhere(folder: Path, data: Path) -> tuple[list[str], dict[str, Any]]:
-    """:func:`table` in a fresh process: what is said, and the results.
-
-    Libraries that add in parallel keep what they chose when they were first used, so that tables are equal to the last
-    bit only where no other tests ran in their processes.
-    """
-    process = mp.get_context("spawn").Process(target=_alone, args=(str(folder), str(data)))
-    process.start()
-    process.join(240)
-    assert process.exitcode == 0
-    return list(read_json(folder / "said.json")), dict(read_json(folder / "results.json"))
-
-
-def _alone(folder: str, data: str) -> None:
-    os.environ["SDL_VIDEODRIVER"] = "dummy"
-    said: list[str] = []
-    table(Path(folder), Path(data), said.append)
-    write_json(Path(folder) / "said.json", said)
 
 
 def die_in_training(folder: str, data: str, cell: str, saves: int) -> None:
