@@ -18,9 +18,10 @@ from classact.checkpoints import list_checkpoints
 from classact.cli import main
 from classact.encoders import ImageEncoder
 from classact.errors import CheckpointError, ConfigError, DataError
+from classact.evaluation import evaluate_run
 from classact.finetuning import FineTuner
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
-from classact.pipeline import Pipeline, evaluate_run, from_preset
+from classact.pipeline import Pipeline, from_preset
 from classact.policies import ParametricPolicy
 from classact.presets import get_head_preset
 from classact.runs import Run
@@ -293,7 +294,7 @@ def test_what_cannot_be_rolled_out_shows_before_training(run: Run, monkeypatch: 
 
     card = run.read_config()
     write_json(run.config, card | {"data": card["data"] | {"versions": {"language": "bert-base-uncased"}}})
-    monkeypatch.setattr("classact.pipeline.make_simulator", Speaking)
+    monkeypatch.setattr("classact.evaluation.make_simulator", Speaking)
     monkeypatch.setattr(FineTuner, "train_step", fail)
     expected = r"tiny \(.*\): instructions were embedded by 'bert-base-uncased', but simulator 'pusht' .* 'stand-in'"
     with pytest.raises(ConfigError, match=expected):

@@ -27,6 +27,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "gallery",
         "analysis",
         "recording",
+        "rundata",
+        "evaluation",
         "pipeline",
         "probe",
         "head_pipeline",

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import fakes
-from classact import analysis, pipeline, rollout
+from classact import analysis, evaluation, pipeline, rollout, rundata
 from classact.actions import ActionSpace
 from classact.checkpoints import list_checkpoints
 from classact.encoders import ImageEncoder
 from classact.errors import ConfigError, DataError, StorageError
+from classact.evaluation import evaluate_run
 from classact.objectives import objective_config
-from classact.pipeline import Pipeline, RunConfig, evaluate_run, from_preset
+from classact.pipeline import Pipeline, RunConfig, from_preset
 from classact.presets import with_objective
 from classact.readers import read_demonstrations
 from classact.recording import evaluation_name
@@ -254,7 +255,7 @@ def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, m
     before = read_demonstrations(data)
     exchanged = before.with_images({"top": np.asarray(before.images["top"])[..., ::-1]})
     assert exchanged.fingerprint() == before.fingerprint()
-    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: exchanged)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: exchanged)
     with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
         make(tmp_path, data).data()
 
@@ -376,7 +377,7 @@ def never(*_: Any, **__: Any) -> None:
 
 
 def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "make_simulator", Elsewhere)
+    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
     monkeypatch.setattr(pipeline, "Trainer", never)
     wanted = r"tiny \(.*tiny.zarr\) is of another task than simulator 'pusht': proprioception .* --simulator NAME, one"
     made = config(data)
@@ -386,7 +387,7 @@ def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match=wanted):
         Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline, "make_simulator", Elsewhere)
+    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
     Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
     with pytest.raises(ConfigError, match=wanted):
         evaluate_run(Run(tmp_path), quiet=True)
@@ -396,7 +397,7 @@ def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatc
     foreign = fakes.demonstrations(0, 96, fakes.LENGTHS).with_images({})
     assert foreign.states is not None
     foreign = replace(foreign, states=np.zeros((foreign.num_steps, 46)), simulator="aloha-transfer")
-    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: foreign)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: foreign)
     wanted = (
         r"holds states of 46 dimensions of simulator 'aloha-transfer', but simulator 'pusht', which is to render them, "
         r"has states of 5\. Leave --simulator out, or name that one: --simulator aloha-transfer"
@@ -413,11 +414,12 @@ class Speaking(fakes.Short):
 
 def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
-    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: spoken)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: spoken)
     make(tmp_path, data).data()
     Run(tmp_path).policy.mkdir()  # as if it had been built
     wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
-    monkeypatch.setattr(pipeline, "make_simulator", Speaking)
+    for module in (rundata, evaluation):
+        monkeypatch.setattr(module, "make_simulator", Speaking)
     with pytest.raises(ConfigError, match=rf"walks \(memory\): instructions were {wanted}"):
         evaluate_run(Run(tmp_path), quiet=True)
     with pytest.raises(ConfigError, match=wanted):
@@ -435,8 +437,8 @@ def test_other_scenes_are_refused_where_states_are_rendered(
             self.spec = replace(self.spec, packages=("robosuite",))
 
     old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
-    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: old)
-    monkeypatch.setattr(pipeline, "make_simulator", Versioned)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: old)
+    monkeypatch.setattr(rundata, "make_simulator", Versioned)
     make(tmp_path, data).data()
     assert "recorded with robosuite 0.1" in caplog.text
     made = config(data)
@@ -462,7 +464,7 @@ def test_retrieval_by_state_needs_an_extent_of_the_world(
 
 def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stateless = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), states=None)
-    monkeypatch.setattr(pipeline, "read_demonstrations", lambda *_, **__: stateless)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: stateless)
     changed = config(data)
     changed = replace(changed, frames=replace(changed.frames, shift="rand-color"))
     with pytest.raises(DataError, match=r"walks \(memory\) holds no simulator states, so shift 'rand-color'"):

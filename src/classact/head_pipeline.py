@@ -15,18 +15,11 @@ from classact.checkpoints import list_checkpoints
 from classact.encoders import EncoderConfig, encoder_config_from_json, pretrained_config
 from classact.engine import INCIDENTAL, EngineConfig
 from classact.errors import CheckpointError, ConfigError, choose
+from classact.evaluation import check_rollouts, encoder_label, row_labels, run_watcher
 from classact.finetuning import ACTING, FinetuneConfig, FineTuner
 from classact.heads import DiffusionConfig, head_config_to_json, head_name, make_head
 from classact.labels import learned_label
 from classact.machine import choose_device
-from classact.pipeline import (
-    RunData,
-    check_rollouts,
-    encoder_label,
-    row_labels,
-    run_settings,
-    run_watcher,
-)
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
 from classact.progress import teller
@@ -41,6 +34,7 @@ from classact.recording import (
     timed_fit,
 )
 from classact.rollout import EvaluationConfig
+from classact.rundata import RunData, run_settings
 from classact.runs import Run
 from classact.storage import first_difference, plain_json, sha256_file, without, write_json
 from classact.types import RolloutResult
@@ -270,7 +264,7 @@ class HeadPipeline:
         return self._load()
 
     def check_rollouts(self) -> None:
-        """Refuse now what could not be rolled out after the training: :func:`classact.pipeline.check_rollouts`."""
+        """Refuse now what could not be rolled out after the training: :func:`classact.evaluation.check_rollouts`."""
         check_rollouts(self.run, self.simulator)
 
     def _load(self) -> ParametricPolicy:
@@ -285,7 +279,7 @@ class HeadPipeline:
         """Roll out the trained policy; write episodes, and rows of the run's table: last weights, and the maximum.
 
         Raises:
-            ConfigError: as :func:`classact.pipeline.check_rollouts`, before anything is learned.
+            ConfigError: as :func:`classact.evaluation.check_rollouts`, before anything is learned.
         """
         self.check_rollouts()
         policy = watched(self.train(), run_watcher(self.run, self.config.start, self.device))

@@ -87,8 +87,8 @@ def head_config(arguments: Finetune) -> Any:
     from classact.head_pipeline import HeadRunConfig
     from classact.heads import DiffusionConfig
     from classact.labels import written_name
-    from classact.pipeline import run_settings
     from classact.presets import default_head_preset, get_head_preset
+    from classact.rundata import run_settings
     from classact.runs import Run
 
     if arguments.scratch and (arguments.encoder is not None or arguments.frozen):

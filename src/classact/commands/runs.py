@@ -383,7 +383,7 @@ class Evaluate:
 
 def evaluate(arguments: Evaluate) -> None:
     """Load, roll out, add to the run's table, print."""
-    from classact.pipeline import evaluate_run
+    from classact.evaluation import evaluate_run
     from classact.runs import Run
 
     names = ("k", "temperature", "chunk_length", "proprioception_weight", "scheduler", "inference_steps")

@@ -15,12 +15,12 @@ from classact.encoders import EncoderConfig, ImageEncoder
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.frames import FramesConfig
 from classact.machine import choose_device, hardware, versions
-from classact.pipeline import STATE_RETRIEVAL, RunData, run_settings, state_latents
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
 from classact.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
 from classact.probe.views import check_named, probe_views, reason_against, representations
 from classact.progress import progress_bar
+from classact.rundata import STATE_RETRIEVAL, RunData, run_settings, state_latents
 from classact.runs import Run
 from classact.similarity import SimilarityConfig
 from classact.sims import make_simulator

@@ -22,9 +22,10 @@ from classact.bench.table1.grid import HEAD_NAMES, Cell, Protocol, head_config, 
 from classact.encoders import ImageEncoder
 from classact.engine import DIVERGED, EngineConfig
 from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError
+from classact.evaluation import retrieval_labels
 from classact.finetuning import FinetuneConfig
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
-from classact.pipeline import Pipeline, RunConfig, retrieval_labels
+from classact.pipeline import Pipeline, RunConfig
 from classact.policies import Policy, RetrievalPolicy
 from classact.presets import get_preset
 from classact.probe import flat_metrics, probe_run

@@ -48,9 +48,10 @@ from classact.errors import (
     TrainingInterrupted,
 )
 from classact.machine import choose_device, hardware, versions
-from classact.pipeline import RunData, from_preset
+from classact.pipeline import from_preset
 from classact.presets import get_preset, paper_task
 from classact.readers import first_episodes
+from classact.rundata import RunData
 from classact.storage import first_difference, plain_json, read_json, without, write_json
 from classact.types import Demonstrations
 
