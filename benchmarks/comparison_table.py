@@ -27,28 +27,28 @@ def page_lines() -> list[str]:
 
 
 def tries_lines(results: Results) -> list[str]:
-    """Other ways to retrieve with the encoders of the plain CLASS cells, on the same starts."""
+    """Other ways to retrieve with the encoders of cells, on the same starts."""
     if not TRIES.exists():
         return []
-    found = json.loads(TRIES.read_text(encoding="utf-8"))
+    cells = {cell.name: cell for cell in results.cells}
     lines = ["", "## Other ways to retrieve with the same encoder", ""]
-    lines += ["| condition | way | success | won : lost against the cell | p |", "|---|---|---:|---:|---:|"]
-    for condition, rows in found.items():
-        column, augmentation = condition.split(", ")
-        cell = next(
-            cell
-            for cell in results.cells
-            if (cell.method, cell.head, cell.shift, cell.augmentation, cell.seed, cell.variant)
-            == ("class", "rep", column, augmentation, 0, "")
-        )
+    lines += ["| cell | its own way | way | success | won : lost | p |", "|---|---:|---|---:|---:|---:|"]
+    for name, ways in json.loads(TRIES.read_text(encoding="utf-8")).items():
+        cell = cells[name]
         plain = dict(zip(cell.starts, cell.success[results.criterion], strict=True))
-        for name, row in rows.items():
+        own = (
+            f"{sum(plain.values()) / len(plain):.2f} ({'nearest' if cell.tau == 0 else f'k {cell.k}, τ {cell.tau:g}'})"
+        )
+        for way, row in ways.items():
             reached = dict(zip(row["starts"], row["success"][results.criterion], strict=True))
             shared = [start for start in reached if start in plain]
             won = sum(reached[start] > plain[start] for start in shared)
             lost = sum(reached[start] < plain[start] for start in shared)
             low, high = wilson_interval(sum(reached.values()), len(reached))
             rate = f"{sum(reached.values()) / len(reached):.2f} [{low:.2f}, {high:.2f}]"
-            lines.append(f"| {condition} | {name} | {rate} | {won} : {lost} | {mcnemar_p(won, lost):.2f} |")
-    lines += ["", "p is of McNemar's exact test, not corrected for the number of ways."]
+            lines.append(f"| {name} | {own} | {way} | {rate} | {won} : {lost} | {mcnemar_p(won, lost):.2f} |")
+    lines += [
+        "",
+        "Won and lost against the cell's own way, on the same starts; p of McNemar's exact test, not corrected.",
+    ]
     return lines
