@@ -145,8 +145,8 @@ def main() -> None:
         made = protocol(options.data)
         for stage in chosen:
             if stage == "retrieval":
-                try_retrievals(options.runs, made, plan(("class",), augmentations=("none", "hsv")), WAYS)
                 try_retrievals(options.runs, made, stages()["fixed"], SHARED)
+                try_retrievals(options.runs, made, plan(("class",), augmentations=("none", "hsv")), WAYS)
                 continue
             cells = [cell for cell in stages()[stage] if not options.methods or cell.method.written in options.methods]
             run_table(

@@ -92,7 +92,7 @@ def test_rates_intervals_and_paper_stand_side_by_side(whole: Results) -> None:
 def test_missing_cells_say_why(whole: Results) -> None:
     assert entry_of(whole, Who("rep", "r3m"), FIXED).reason == "the weights cannot be downloaded without a network"
     assert entry_of(whole, Who("dp", "equivar"), FIXED).reason == "not run yet"
-    assert entry_of(whole, Who("dp", "byol"), FIXED).reason == "not part of this grid"  # a row of the paper alone
+    assert entry_of(whole, Who("dp", "byol"), FIXED).reason == "not measured"  # a row of the paper alone
     table = layout(whole)
     assert len(table.notes) == 3
     assert entry_text(entry_of(whole, Who("rep", "r3m"), FIXED), table) == "– [2]"

@@ -297,7 +297,7 @@ def _entry(cells: Sequence[Cell], criterion: str, paper: PaperCell | None) -> En
     starts = shared_starts(done) if done else []
     if not starts:
         reasons = [cell.why for cell in cells if not cell.done]
-        reason = "; ".join(dict.fromkeys(reasons)) if reasons else "not part of this grid"
+        reason = "; ".join(dict.fromkeys(reasons)) if reasons else "not measured"
         if done:
             reason = "its trainings were not tried on the same starts"
         elif cells and not reasons:
