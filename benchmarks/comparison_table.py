@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 from classact.report.comparison import Results, comparison_markdown, read_results
@@ -39,19 +40,23 @@ def tries_lines(results: Results) -> list[str]:
     for name, ways in json.loads(TRIES.read_text(encoding="utf-8")).items():
         cell = cells[name]
         plain = dict(zip(cell.starts, cell.success[results.criterion], strict=True))
-        own = (
-            f"{sum(plain.values()) / len(plain):.2f} ({'nearest' if cell.tau == 0 else f'k {cell.k}, τ {cell.tau:g}'})"
-        )
+        own = "nearest" if cell.tau == 0 else f"k = {cell.k}, τ = {cell.tau:g}"
         for way, row in ways.items():
             reached = dict(zip(row["starts"], row["success"][results.criterion], strict=True))
             shared = [start for start in reached if start in plain]
             won = sum(reached[start] > plain[start] for start in shared)
             lost = sum(reached[start] < plain[start] for start in shared)
-            low, high = wilson_interval(sum(reached.values()), len(reached))
-            rate = f"{sum(reached.values()) / len(reached):.2f} [{low:.2f}, {high:.2f}]"
-            lines.append(f"| {name} | {own} | {way} | {rate} | {won} : {lost} | {mcnemar_p(won, lost):.2f} |")
+            before, after = (_rate([of[start] for start in shared]) for of in (plain, reached))
+            lines.append(
+                f"| {name} | {before} ({own}) | {way} | {after} | {won} : {lost} | {mcnemar_p(won, lost):.2f} |"
+            )
     lines += [
         "",
         "Won and lost against the cell's own way, on the same starts; p of McNemar's exact test, not corrected.",
     ]
     return lines
+
+
+def _rate(outcomes: Sequence[int]) -> str:
+    low, high = wilson_interval(sum(outcomes), len(outcomes))
+    return f"{sum(outcomes) / len(outcomes):.2f} [{low:.2f}, {high:.2f}]"

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,16 @@ def protocol(data: Path) -> Protocol:
     )
 
 
-def table(folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | None = None) -> dict[str, Any]:
-    """A grid of two trained methods, one of them tuned, or other cells; checkpoints at every other step."""
+def table(
+    folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """A grid of two trained methods, one of them tuned, or other cells; checkpoints at every other step.
+
+    Args:
+        folder, data, say: as of :func:`classact.bench.table1.run_table`.
+        wanted: cells; None: of all kinds.
+        changes: of the protocol.
+    """
     if wanted is None:
         wanted = plan(METHODS, columns=("fixed",)) + plan(("class", "random"), heads=("mlp",), columns=("fixed",))
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +96,7 @@ def table(folder: Path, data: Path, say: Any = print, wanted: Sequence[Cell] | N
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return run_table(folder, wanted, protocol(data), workers=1, quiet=True, say=say)
+            return run_table(folder, wanted, replace(protocol(data), **changes), workers=1, quiet=True, say=say)
         finally:
             torch.set_num_threads(threads)
 

@@ -14,9 +14,12 @@ import pytest
 import fakes
 import table1_runner
 from classact.bench.table1 import cells, plan
+from classact.errors import ConfigError
+from classact.finetuning import FineTuner
 from classact.report.comparison import build_comparison, read_results
 from classact.runs import Run
 from classact.storage import first_difference, read_json
+from classact.training import Trainer
 
 TIMES = {"training_seconds", "total_seconds", "own_seconds", "latency_ms", "created"}
 
@@ -185,3 +188,32 @@ def test_killed_in_a_training_it_goes_on_there(whole: tuple[Path, dict[str, Any]
     assert {path: path.stat().st_mtime_ns for path in tries} == tries
     assert Run(tmp_path / "cells" / cell).read_train_log()[:4] == before
     assert results["cells"][cell]["training_seconds"] >= round(before[-1]["seconds"], 1)
+
+
+def test_more_starts_are_added_to_what_is_done(
+    whole: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained")
+
+    folder = Path(shutil.copytree(whole[0], tmp_path / "table"))
+    monkeypatch.setattr(Trainer, "train_step", never)
+    monkeypatch.setattr(FineTuner, "train_step", never)
+    said: list[str] = []
+    results = table1_runner.table(folder, data, said.append, starts=3)
+    assert len([line for line in said if "/3 (" in line]) == len(results["cells"])
+    for name, cell in results["cells"].items():
+        before = whole[1]["cells"][name]
+        assert cell["starts"] == [*before["starts"], before["starts"][-1] + 1]
+        assert cell["score"][:2] == before["score"]
+        assert {key: found[:2] for key, found in cell["success"].items()} == before["success"]
+        assert {key: cell[key] for key in ("training_seconds", "total_seconds", "probe")} == {
+            key: before[key] for key in ("training_seconds", "total_seconds", "probe")
+        }
+    assert results["protocol"]["episodes"] == results["protocol"]["settings"]["starts"] == 3
+    assert "3 starts" in build_comparison(folder / "results.json", folder / "table1.html").read_text()
+    again: list[str] = []
+    assert table1_runner.table(folder, data, again.append, starts=3) == results
+    assert not again
+    with pytest.raises(ConfigError, match=r"has 3 starts for each cell, and 2 were asked for\. Ask for"):
+        table1_runner.table(folder, data)

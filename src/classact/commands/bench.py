@@ -164,7 +164,7 @@ class BenchTable1:
     ] = ()
     preset: Annotated[str | None, tyro.conf.arg(help="Of encoder and retrieval. Default: TASK-cpu.")] = None
     heldout: Annotated[int, tyro.conf.arg(help="Last demonstrations that nobody learns from, for probes.")] = 20
-    starts: Annotated[int, tyro.conf.arg(help="Unseen starts of each cell.")] = 100
+    starts: Annotated[int, tyro.conf.arg(help="Unseen starts of each cell; if raised, done cells catch up.")] = 100
     rates: Annotated[
         tuple[float, ...],
         tyro.conf.arg(

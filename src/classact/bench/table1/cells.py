@@ -443,6 +443,14 @@ def draw_again(bench: Bench, cell: Cell, rate: float | None) -> None:
     _rolled_out(bench, cell, pipeline, choose_temperature(bench, pipeline.run, cell, pipeline.config))
 
 
+def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a cell that is done, tried on all starts of a protocol that has more of them than it had then."""
+    if cell.head == "rep":
+        draw_again(bench, cell, rate)
+        return dict(record) | episodes_of(bench.run(cell).evaluation(EVALUATION))
+    return dict(record) | _head_rolled_out(_head(bench, cell, rate)[0])
+
+
 def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of a representation as the results file keeps them: "REPRESENTATION: METRIC" -> value, low, high.
 
@@ -484,24 +492,38 @@ def head_pipeline(
     )
 
 
-def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
-    """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
-    begin, run, protocol = time.perf_counter(), bench.run(cell), bench.protocol
-    name, steps, pretrained = HEAD_NAMES[cell.head], bench.steps[cell.demonstrations], cell.method.pretrained
-    before, own = spent(run), spent(Run(run.head(name)))
+def _head(bench: Bench, cell: Cell, rate: float | None) -> tuple[HeadPipeline, RunConfig]:
+    """A cell's head, on a representation that is trained where it is not, and the latter's settings."""
+    run, protocol, pretrained = bench.run(cell), bench.protocol, cell.method.pretrained
     images = budget(bench, cell)
     config = trained(bench, run, cell, rate if pretrained else None, images if pretrained else None).config
     whole = None if images is None else protocol.head_images + (0 if pretrained else images)
+    steps = bench.steps[cell.demonstrations]
     made, start = head_config(cell, protocol, steps, None if pretrained else rate, whole)
-    pipeline = head_pipeline(bench, run, cell, made, start)
+    return head_pipeline(bench, run, cell, made, start), config
+
+
+def _head_rolled_out(pipeline: HeadPipeline) -> dict[str, Any]:
+    """Train, where that is not done, and evaluate; starts and successes as records have them."""
     pipeline.evaluate()
+    name = evaluation_name(pipeline.name, pipeline.label, pipeline.evaluation.shift)
+    return episodes_of(pipeline.run.evaluation(name))
+
+
+def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+    """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
+    begin, run, name = time.perf_counter(), bench.run(cell), HEAD_NAMES[cell.head]
+    steps = bench.steps[cell.demonstrations]
+    before, own = spent(run), spent(Run(run.head(name)))
+    pipeline, config = _head(bench, cell, rate)
+    episodes, made = _head_rolled_out(pipeline), pipeline.finetune
     log, data = pipeline.folder.read_train_log(), run.read_config()["data"]
     pretraining = run.read_train_log()
     per_step = min(made.batch_size, steps)
     seen = (pretraining[-1]["steps"] * images_per_step(config, steps) if pretraining else 0, spent(run))
     return (
         blank(cell, "done")
-        | episodes_of(run.evaluation(evaluation_name(name, pipeline.label, pipeline.evaluation.shift)))
+        | episodes
         | {
             "learning_rate": made.optimizer.head_rate,
             "encoder_rate": made.optimizer.encoder_rate,

@@ -23,6 +23,7 @@ from classact.bench.table1.cells import (
     head_cell,
     headline,
     lacks_pictures,
+    on_more_starts,
     representation,
     try_rate,
     why_missing,
@@ -60,6 +61,9 @@ RESULTS = "results.json"
 
 FREE = ("evaluations", "evaluation_starts", "probe")
 """Parts of the protocol that decide nothing about success, and may differ between calls."""
+
+GROWS = "starts"
+"""The part of the protocol that a later call may raise."""
 
 
 class Table:
@@ -114,6 +118,21 @@ class Table:
                 results["protocol"]["criterion"] = next(iter(record["success"]))
                 results["protocol"]["metric"] = record["metric"]
 
+    def ask(self, starts: int) -> None:
+        """Have cells tried on so many starts from now on.
+
+        Raises:
+            ConfigError: they are to be tried on more already.
+        """
+        with self._changed() as results:
+            settings = results["protocol"]["settings"]
+            if starts < settings["starts"]:
+                raise ConfigError(
+                    f"{self.path} has {settings['starts']} starts for each cell, and {starts} were asked for. Ask for "
+                    f"at least as many: further ones are added to cells that are done."
+                )
+            results["protocol"]["episodes"] = settings["starts"] = starts
+
     def tried(self, cell: Cell) -> list[dict[str, Any]]:
         """Learning rates that were tried for a cell of :func:`classact.bench.table1.grid.searched`."""
         return _tried(self.read(), cell)
@@ -153,7 +172,8 @@ def run_table(
     Args:
         folder: of the table: run folders of cells, and results.json.
         cells: which; see :func:`classact.bench.table1.grid.plan`.
-        protocol: what all share; must be that of the results file.
+        protocol: what all share; must be that of the results file, but for more ``starts``: cells that are done are
+            tried on them, too.
         results_path: of the results file; None: in ``folder``.
         device, engine, workers, quiet: how.
         say: told what is done, and how long the rest will take.
@@ -173,9 +193,10 @@ def run_table(
     steps = _steps(data.recorded(), protocol.heldout, {None, *(cell.demonstrations for cell in cells)})
     _check_cells(cells, protocol, steps)
     bench = Bench(folder, protocol, steps, path.parent, choose_device(device), engine, workers, quiet)
+    table.ask(protocol.starts)
     table.plan(cells)
     before = table.read()["cells"]
-    waiting = [cell for cell in cells if before[cell.name]["status"] != "done" or lacks_pictures(bench, cell)]
+    waiting = [cell for cell in cells if not _complete(bench, cell, before[cell.name])]
     finished = len(cells) - len(waiting)
     while waiting:
         busy: list[tuple[Cell, BusyError]] = []
@@ -201,15 +222,25 @@ def run_table(
     return table.read()
 
 
+def _complete(bench: Bench, cell: Cell, record: Mapping[str, Any]) -> bool:
+    done = record["status"] == "done" and len(record["starts"]) >= bench.protocol.starts
+    return done and not lacks_pictures(bench, cell)
+
+
 def _compute(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) -> None:
     begin = time.perf_counter()
     try:
-        if table.record(cell)["status"] == "done":
-            if lacks_pictures(bench, cell):
-                draw_again(bench, cell, _rate(bench, cell, table, say))
-                say("  its map and neighbours are drawn")
+        record = table.record(cell)
+        if _complete(bench, cell, record):
             return
-        record = _record(bench, cell, table, say)
+        if record["status"] != "done":
+            record = _record(bench, cell, table, say)
+        elif len(record["starts"]) < bench.protocol.starts:
+            record = on_more_starts(bench, cell, _rate(bench, cell, table, say), record)
+        else:
+            draw_again(bench, cell, _rate(bench, cell, table, say))
+            say("  its map and neighbours are drawn")
+            return
     except ConfigError as error:
         raise ConfigError(f"cell {cell.name}: {error}") from error
     except ValueError as error:
@@ -265,9 +296,12 @@ def _check_same(table: Table, protocol: Protocol, data: Mapping[str, Any]) -> No
         raise DataError(
             f"{table.path} is no results file of a table: its format is {results.get('format')!r}, expected {FORMAT!r}."
         )
-    difference = first_difference(
-        without(results["protocol"]["settings"], *FREE), without(_settings(protocol, data), *FREE), "protocol"
-    ) or first_difference(results["data"]["fingerprint"], data["fingerprint"], "data.fingerprint")
+    known, asked = (
+        without(settings, *FREE, GROWS) for settings in (results["protocol"]["settings"], _settings(protocol, data))
+    )
+    difference = first_difference(known, asked, "protocol") or first_difference(
+        results["data"]["fingerprint"], data["fingerprint"], "data.fingerprint"
+    )
     if difference:
         raise ConfigError(
             f"{table.path} was measured under another protocol: {difference}. Choose another --out, or ask for the "
@@ -385,6 +419,8 @@ def describe_left(waiting: Sequence[Cell], results: Mapping[str, Any], protocol:
     tried = {(row.get("written"), row.get("head")) for row in results["tuning"]}
     seconds = 0.0
     for cell in waiting:
+        if results["cells"][cell.name]["status"] == "done":
+            continue  # rolled out again, which is short beside a training
         learns = cell.method.pretrained or cell.head != "rep"
         trainings = [card for card in done if card["images"]]
         same = [card for card in done if card["head"] == cell.head and bool(card["images"]) == learns] or trainings
