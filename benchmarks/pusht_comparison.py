@@ -26,7 +26,7 @@ from common import RESULTS
 FILE = RESULTS / "pusht_comparison.json"
 TRIES = RESULTS / "pusht_tries.json"
 
-RIVAL = "tcn"
+RIVAL = "byol"
 """The strongest baseline at the plain budget (docs/objectives.md): it gets the larger budget and the heads, too."""
 
 REPRESENTATIONS = tuple(name for name in METHODS if name != "equivar")
