@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from classact.report.comparison import Results, comparison_markdown, read_results
 from classact.report.comparison.markdown import sheet_markdown
+from classact.report.comparison.pairs import p_text
 from classact.report.comparison.sheets import success_sheet
 from classact.statistics import mcnemar_p, wilson_interval
 from common import RESULTS
@@ -47,9 +48,8 @@ def tries_lines(results: Results) -> list[str]:
             won = sum(reached[start] > plain[start] for start in shared)
             lost = sum(reached[start] < plain[start] for start in shared)
             before, after = (_rate([of[start] for start in shared]) for of in (plain, reached))
-            lines.append(
-                f"| {name} | {before} ({own}) | {way} | {after} | {won} : {lost} | {mcnemar_p(won, lost):.2f} |"
-            )
+            p = p_text(mcnemar_p(won, lost)).replace("<", r"\<")
+            lines.append(f"| {name} | {before} ({own}) | {way} | {after} | {won} : {lost} | {p} |")
     lines += [
         "",
         "Won and lost against the cell's own way, on the same starts; p of McNemar's exact test, not corrected.",
