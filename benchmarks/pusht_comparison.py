@@ -62,6 +62,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "proprioception ignored": {"overrides": {"proprioception_weight": 0.0}},
     "proprioception weighted 3": {"overrides": {"proprioception_weight": 3.0}},
     "proprioception weighted 10": {"overrides": {"proprioception_weight": 10.0}},
+    "proprioception weighted 30": {"overrides": {"proprioception_weight": 30.0}},
     "8 of 16 actions executed": {"execute": 8},
 }
 """Ideas that leave training as it is: other ways to retrieve and act with the encoder of a cell."""
