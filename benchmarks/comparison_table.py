@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from classact.report.comparison import Results, comparison_markdown, read_results
-from classact.report.comparison.markdown import sheet_markdown
+from classact.report.comparison.markdown import plain, sheet_markdown
 from classact.report.comparison.pairs import p_text
 from classact.report.comparison.sheets import success_sheet
 from classact.statistics import mcnemar_p, wilson_interval
@@ -40,15 +40,15 @@ def tries_lines(results: Results) -> list[str]:
     lines += ["| cell | its own way | way | success | won : lost | p |", "|---|---:|---|---:|---:|---:|"]
     for name, ways in json.loads(TRIES.read_text(encoding="utf-8")).items():
         cell = cells[name]
-        plain = dict(zip(cell.starts, cell.success[results.criterion], strict=True))
+        usual = dict(zip(cell.starts, cell.success[results.criterion], strict=True))
         own = "nearest" if cell.tau == 0 else f"k = {cell.k}, τ = {cell.tau:g}"
         for way, row in ways.items():
             reached = dict(zip(row["starts"], row["success"][results.criterion], strict=True))
-            shared = [start for start in reached if start in plain]
-            won = sum(reached[start] > plain[start] for start in shared)
-            lost = sum(reached[start] < plain[start] for start in shared)
-            before, after = (_rate([of[start] for start in shared]) for of in (plain, reached))
-            p = p_text(mcnemar_p(won, lost)).replace("<", r"\<")
+            shared = [start for start in reached if start in usual]
+            won = sum(reached[start] > usual[start] for start in shared)
+            lost = sum(reached[start] < usual[start] for start in shared)
+            before, after = (_rate([of[start] for start in shared]) for of in (usual, reached))
+            p = plain(p_text(mcnemar_p(won, lost)))
             lines.append(f"| {name} | {before} ({own}) | {way} | {after} | {won} : {lost} | {p} |")
     lines += [
         "",

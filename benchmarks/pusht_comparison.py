@@ -3,7 +3,7 @@
 Kill it anywhere and start it again: finished cells are kept, the training under way goes on. One stage after the other,
 or named ones; several processes may share the folder, and each training is computed by one of them.
 
-    uv run python benchmarks/pusht_comparison.py --data PATH/pusht_human.zarr              everything (about ten hours)
+    uv run python benchmarks/pusht_comparison.py --data PATH/pusht_human.zarr              everything (over ten hours)
     uv run python benchmarks/pusht_comparison.py --data PATH --stages fixed rand           two stages
     uv run python benchmarks/pusht_comparison.py --list                                    stages and their cells
     uv run python benchmarks/pusht_comparison.py --page                                    only draw what is there
@@ -27,7 +27,7 @@ FILE = RESULTS / "pusht_comparison.json"
 TRIES = RESULTS / "pusht_tries.json"
 
 RIVAL = "byol"
-"""The strongest baseline at the plain budget (docs/objectives.md): it gets the larger budget and the heads, too."""
+"""The strongest baseline at the plain budget (docs/comparison.md): it gets the larger budget and the heads, too."""
 
 REPRESENTATIONS = tuple(name for name in METHODS if name != "equivar")
 
@@ -96,7 +96,9 @@ def protocol(data: Path) -> Protocol:
     return Protocol("pusht", str(data), "pusht-cpu", images=500_000, tuning_images=50_000, starts=400)
 
 
-def try_retrievals(folder: Path, made: Protocol, cells: list[Cell], ways: dict[str, dict[str, Any]]) -> None:
+def try_retrievals(
+    folder: Path, made: Protocol, cells: list[Cell], ways: dict[str, dict[str, Any]], workers: int
+) -> None:
     """Roll out finished cells with other ways to retrieve; results by cell and way, those known already kept."""
     results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
     for cell in cells:
@@ -116,7 +118,7 @@ def try_retrievals(folder: Path, made: Protocol, cells: list[Cell], ways: dict[s
                 overrides=settings | change.get("overrides", {}),
                 execute=change.get("execute"),
                 name="try",
-                workers=1,
+                workers=workers,
                 quiet=True,
             )[0]
             found[name] = episodes_of(run.evaluation("try"))
@@ -146,8 +148,10 @@ def main() -> None:
         made = protocol(options.data)
         for stage in chosen:
             if stage == "retrieval":
-                try_retrievals(options.runs, made, stages()["fixed"], SHARED)
-                try_retrievals(options.runs, made, plan(("class",), augmentations=("none", "hsv")), WAYS)
+                try_retrievals(options.runs, made, stages()["fixed"], SHARED, options.workers)
+                try_retrievals(
+                    options.runs, made, plan(("class",), augmentations=("none", "hsv")), WAYS, options.workers
+                )
                 continue
             cells = [cell for cell in stages()[stage] if not options.methods or cell.method.written in options.methods]
             run_table(

@@ -296,7 +296,7 @@ class Pipeline:
                 "pretrain",
                 (at.step, at.steps),
                 self._milestone_config(),
-                self._labels(),
+                self.labels,
             )
 
         return timed_fit(
@@ -313,7 +313,9 @@ class Pipeline:
         evaluation = replace(self.config.evaluation, episodes=self.config.milestone_episodes)
         return self.config.frames.simulator, evaluation
 
-    def _labels(self) -> dict[str, str]:
+    @property
+    def labels(self) -> dict[str, str]:
+        """How tables label retrieval with the learned encoder."""
         return retrieval_labels(plain_json(asdict(self.config)))
 
     def policy(self) -> RetrievalPolicy:
@@ -408,7 +410,7 @@ class Pipeline:
                 policy,
                 encoder,
                 (self.config.frames.simulator, self.config.evaluation),
-                self._labels() if learned else NO_LABELS,
+                self.labels if learned else NO_LABELS,
                 stage="pretrain" if learned else None,
                 title=encoder,
                 quiet=self.quiet,

@@ -121,7 +121,7 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of the (B,) values of the rows that count; zero (with zero gradient) where none does, None: all do."""
+    """Mean of the values that count, by a mask of their shape; zero (with zero gradient) where none does, None: all."""
     if valid is None:
         return values.mean()
     return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)

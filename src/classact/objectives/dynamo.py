@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.errors import ConfigError, choose
-from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
 from classact.objectives.causal import CausalTransformer
 from classact.types import IntArray
 
@@ -107,8 +107,7 @@ def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
             f"{tuple(predicted.shape)}, {tuple(target.shape)} and {tuple(valid.shape)}."
         )
     cosine = torch.nn.functional.cosine_similarity(predicted, target.detach(), dim=-1)
-    loss: Tensor = (1 - cosine).masked_fill(~valid, 0.0).sum() / valid.sum().clamp_min(1)
-    return loss
+    return masked_mean(1 - cosine, valid)
 
 
 def covariance_penalty(s: Tensor, valid: Tensor, reduction: str = "mean") -> Tensor:

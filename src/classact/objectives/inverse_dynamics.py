@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
 from classact.types import IntArray
 
 
@@ -56,9 +56,7 @@ def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> 
             f"expected predictions and actions of shape (B, h, A) and a mask of shape (B,), got "
             f"{tuple(predicted.shape)}, {tuple(actions.shape)} and {tuple(valid.shape)}."
         )
-    errors = (predicted - actions).square().mean(dim=(1, 2)).masked_fill(~valid, 0.0)
-    loss: Tensor = errors.sum() / valid.sum().clamp_min(1)
-    return loss
+    return masked_mean((predicted - actions).square().mean(dim=(1, 2)), valid)
 
 
 class InverseDynamics(Objective):

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from classact.bench.table1.grid import HEAD_NAMES, Cell, Protocol, head_config, 
 from classact.encoders import ImageEncoder
 from classact.engine import DIVERGED, EngineConfig
 from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError
-from classact.evaluation import retrieval_labels
 from classact.finetuning import FinetuneConfig
 from classact.head_pipeline import HeadPipeline, HeadRunConfig
 from classact.pipeline import Pipeline, RunConfig
@@ -35,7 +34,7 @@ from classact.rollout import EvaluationConfig, evaluate
 from classact.runs import Run
 from classact.sims import make_simulator
 from classact.statistics import wilson_interval
-from classact.storage import plain_json, read_json, read_jsonl, write_json
+from classact.storage import read_json, read_jsonl, write_json
 from classact.types import RolloutResult
 
 CHOSEN = "retrieval.json"
@@ -417,7 +416,7 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, chosen: Mapping[st
         policy,
         pipeline.learned,
         (config.frames.simulator, config.evaluation),
-        retrieval_labels(plain_json(asdict(config))),
+        pipeline.labels,
         stage=None,
         title=cell.name,
         quiet=bench.quiet,
