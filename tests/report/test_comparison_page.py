@@ -177,18 +177,25 @@ def test_damaged_folders_are_reasons_not_errors(copied: Path) -> None:
 
 def test_probes_are_correlated_with_success(page: Page, found: Results) -> None:
     sheet = correlations(found)
-    assert [heading for heading, _ in sheet.groups] == ["action R²", "episode leakage"]
-    for metric, rows in sheet.groups:
-        assert [row[0] for row in rows] == [
-            *("Rep-Only, Fixed-Color", "Rep-Only, Rand-Color", "MLP, Fixed-Color", "MLP, Rand-Color"),
-            *("DP, Fixed-Color", "DP, Rand-Color", "DP, Rand-Color, hsv"),
+    assert [heading for heading, _ in sheet.groups] == ["Rep-Only, Fixed-Color", "Rep-Only, Rand-Color"]
+    assert [
+        f"{head}, {condition} (" in sheet.notes[1]
+        for head in ("Rep-Only", "MLP", "DP")
+        for condition in ("Fixed-Color", "Rand-Color")
+    ] == [False, False, True, True, True, True]
+    for heading, rows in sheet.groups:
+        shift = "fixed" if "Fixed" in heading else "rand"
+        some = [
+            c for c in found.done if (c.head, c.shift, c.augmentation, c.demonstrations) == ("rep", shift, "none", 186)
         ]
-        assert [row[1] for row in rows[2:]] == ["too few cells"] * 5
-        some = [c for c in found.done if (c.head, c.shift, c.demonstrations) == ("rep", "fixed", 186)]
-        rate = [np.mean(c.success["coverage>0.90"]) for c in some]
-        rho = spearmanr([c.probe[metric]["value"] for c in some], rate).statistic
-        assert (rows[0][2], rows[0][5]) == (f"{rho:+.2f}", str(len(some)))
-        assert rows[0][1] == ("yes, higher is better" if rho > 0 else "yes, lower is better")
+        assert {row[0] for row in rows} == {"action R²", "episode leakage"}
+        assert [abs(float(row[2])) for row in rows] == sorted((abs(float(row[2])) for row in rows), reverse=True)
+        for metric, verdict, value, _, _, cells in rows:
+            rate = [np.mean(c.success["coverage>0.90"]) for c in some]
+            rho = spearmanr([c.probe[metric]["value"] for c in some], rate).statistic
+            assert (value, cells) == (f"{rho:+.2f}", str(len(some)))
+            if shift == "fixed":
+                assert verdict == ("yes, higher is better" if rho > 0 else "yes, lower is better")
     cells = [c for c in found.cells if c.demonstrations == 186 and c.done]
     figure = figure_of(page, "probe-0")
     assert len(figure["data"]) == len(cells)
@@ -214,16 +221,13 @@ def test_metrics_are_corrected_for_their_number_and_never_pooled(tmp_path: Path)
         write_json(tmp_path / "r.json", results() | {"cells": rows(metrics)})
         sheet = correlations(read_results(tmp_path / "r.json"))
         # All cells of both conditions together would agree with any metric that the condition moves.
-        assert {row[0] for _, group in sheet.groups for row in group} == {
-            "Rep-Only, Fixed-Color",
-            "Rep-Only, Rand-Color",
-        }
-        for row in sheet.groups[0][1]:
-            assert row[1:3] == ["yes, higher is better", "+1.00"]
-            assert float(row[3].removeprefix("< ")) <= 0.001
-            assert float(row[4].removeprefix("< ")) <= 0.001 * (metrics + 1)
-        for _, group in sheet.groups[1:]:
-            assert {row[1] for row in group} == {"not shown"}
+        assert [heading for heading, _ in sheet.groups] == ["Rep-Only, Fixed-Color", "Rep-Only, Rand-Color"]
+        for _, group in sheet.groups:
+            assert group[0][:3] == ["good", "yes, higher is better", "+1.00"]
+            assert float(group[0][3].removeprefix("< ")) <= 0.001
+            assert float(group[0][4].removeprefix("< ")) <= 0.001 * (metrics + 1)
+            assert len(group) == metrics + 1
+            assert {row[1] for row in group[1:]} <= {"not shown"}
 
 
 def test_few_or_constant_probes_say_so(tmp_path: Path) -> None:
@@ -231,9 +235,16 @@ def test_few_or_constant_probes_say_so(tmp_path: Path) -> None:
         probe = {"flat": {"value": 1.0, "low": None, "high": None}}
         return {f"c{i}": cell("class", "rep", "fixed") | {"method": f"m{i}", "probe": probe} for i in range(n)}
 
-    for n, words in ((2, "too few cells"), (7, "too few cells"), (8, "does not vary")):
+    for n in (2, 7):
         write_json(tmp_path / "r.json", results() | {"cells": rows(n)})
-        assert correlations(read_results(tmp_path / "r.json")).groups[0][1][0][1:3] == [words, "–"]
+        sheet = correlations(read_results(tmp_path / "r.json"))
+        assert sheet.empty
+        assert sheet.notes == [
+            f"Fewer than 8 cells, which say nothing, are not correlated: Rep-Only, Fixed-Color ({n})."
+        ]
+    write_json(tmp_path / "r.json", results() | {"cells": rows(8)})
+    sheet = correlations(read_results(tmp_path / "r.json"))
+    assert sheet.groups == [("Rep-Only, Fixed-Color", [["flat", "does not vary", "–", "–", "–", "8"]])]
 
 
 def test_many_metrics_are_folded_away(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from classact.report.comparison.probes import correlations
 from classact.report.comparison.results import Results
 from classact.report.comparison.sheets import Sheet, sheets
 from classact.report.comparison.table import task_name
 
 
 def comparison_markdown(results: Results) -> str:
-    """All tables as Markdown: success beside the paper's, comparisons, budgets, tuning."""
-    parts = [f"# Table 1 on {task_name(results.task)}", *(sheet_markdown(sheet) for sheet in sheets(results))]
+    """All tables as Markdown: success beside the paper's, comparisons, budgets, tuning, what probes predict."""
+    tables = sheets(results)
+    if not (predictions := correlations(results)).empty:
+        tables.append(predictions)
+    parts = [f"# Table 1 on {task_name(results.task)}", *(sheet_markdown(sheet) for sheet in tables)]
     if notes := results.protocol.get("notes"):
         parts.append("\n".join(["## Notes", "", *(f"- {plain(str(note))}" for note in notes)]))
     return "\n\n".join(parts) + "\n"

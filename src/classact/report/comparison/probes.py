@@ -80,49 +80,51 @@ def probe_plots(results: Results) -> list[Plot]:
 
 
 def correlations(results: Results) -> Sheet:
-    """Spearman's correlation of each metric with success within each head and condition.
+    """Spearman's correlation of each metric with success within each head and condition, the strongest first.
 
     Not over all cells: the condition moves metric and success alike, so that any metric would seem to predict.
     """
     points = _points(results)
-    metrics = _metrics(points)
-    rows: dict[str, list[list[str]]] = {metric: [] for metric in metrics}
+    groups, few = [], []
     for head in dict.fromkeys(p.who.head for p in points):
         for column in column_order(p.column for p in points if p.who.head == head):
             some = [p for p in points if p.who.head == head and p.column == column]
             name = f"{head_name(head)}, {column_name(results.task, column)}"
-            for metric, row in _condition(some, metrics).items():
-                rows[metric].append([name, *row])
-    note = (
-        f"Spearman's rank correlation within one condition; p of a permutation test of the cells, corrected by Holm's "
-        f"procedure for the number of metrics in the condition. Fewer than {FEWEST} cells are not correlated. Cells "
-        f"with the same method and other settings are alike, and count as if they were not."
-    )
+            if rows := _condition(some):
+                groups.append((name, rows))
+            else:
+                few.append(f"{name} ({len(some)})")
     headings = ["", "does it predict success?", "Spearman's ρ", "p", "p (Holm)", "cells"]
-    groups = [(metric, found) for metric, found in rows.items() if found]
-    return Sheet("Rank correlation with success", headings, groups, names=2, notes=[note] if groups else [])
+    notes = []
+    if groups:
+        notes.append(
+            "Spearman's rank correlation within one condition; p of a permutation test of the cells, corrected by "
+            "Holm's procedure for the number of metrics in the condition. Cells with the same method and other "
+            "settings are alike, and count as if they were not."
+        )
+    if few:
+        notes.append(f"Fewer than {FEWEST} cells, which say nothing, are not correlated: {'; '.join(few)}.")
+    return Sheet("Rank correlation with success", headings, groups, names=2, notes=notes)
 
 
-def _condition(points: Sequence[_Point], metrics: Sequence[str]) -> dict[str, list[str]]:
-    """Verdict, correlation, p, Holm's p and cells of each metric that the cells of one condition have."""
-    rows: dict[str, list[str]] = {}
-    tested: dict[str, tuple[float, float, int]] = {}
-    for metric in metrics:
+def _condition(points: Sequence[_Point]) -> list[list[str]]:
+    """Metric, verdict, correlation, p, Holm's p and cells, of each metric that enough cells of one condition have."""
+    constant, tested = [], []
+    for metric in _metrics(points):
         pairs = [(p.probe[metric]["value"], p.success.value) for p in points if metric in p.probe]
         known = [(x, y) for x, y in pairs if x is not None]
-        if not known:
+        if len(known) < FEWEST:
             continue
         xs, ys = zip(*known, strict=True)
-        found = spearman(xs, ys, np.random.default_rng(SEED)) if len(known) >= FEWEST else None
-        if found is not None:
-            tested[metric] = (*found, len(known))
-        words = "too few cells" if len(known) < FEWEST else "does not vary"
-        rows[metric] = [words, "–", "–", "–", str(len(known))]
-    for (metric, (value, p, cells)), adjusted in zip(
-        tested.items(), holm([p for _, p, _ in tested.values()]), strict=True
-    ):
+        found = spearman(xs, ys, np.random.default_rng(SEED))
+        if found is None:
+            constant.append([metric, "does not vary", "–", "–", "–", str(len(known))])
+        else:
+            tested.append((metric, *found, len(known)))
+    rows = []
+    for (metric, value, p, cells), adjusted in zip(tested, holm([p for _, _, p, _ in tested]), strict=True):
         words = "not shown"
         if adjusted < ALPHA:
             words = "yes, higher is better" if value > 0 else "yes, lower is better"
-        rows[metric] = [words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)]
-    return rows
+        rows.append((abs(value), [metric, words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)]))
+    return [row for _, row in sorted(rows, key=lambda row: -row[0])] + constant
