@@ -17,7 +17,6 @@ from typing import Any
 
 from classact.bench.table1 import METHODS, Cell, Protocol, plan, run_table
 from classact.bench.table1.cells import CHOSEN, Bench, episodes_of, retrieval_settings
-from classact.engine import EngineConfig
 from classact.evaluation import evaluate_run
 from classact.report.comparison import build_comparison, comparison_markdown, read_results
 from classact.storage import read_json, write_json, write_text
@@ -166,7 +165,6 @@ def main() -> None:
                 cells,
                 made,
                 results_path=options.json,
-                engine=EngineConfig(compile="yes"),
                 workers=options.workers,
                 quiet=True,
             )
