@@ -42,6 +42,9 @@ IDEAS = (
 WHITENED = "class[color=whiten color_augmentation=rotate]"
 """Colour invariance built into the encoder's input: only where colours change."""
 
+QUEUE = "class[queue=1280]"
+"""The idea that helped most: it is tried with another seed, under random colours, and longer, too."""
+
 ABLATIONS = (
     "class[weighting=hard]",
     "class[metric=l2]",
@@ -86,6 +89,12 @@ def stages() -> dict[str, list[Cell]]:
         "fixed-hsv": plan(REPRESENTATIONS, columns=("fixed",), augmentations=("hsv",)),
         "seeds": plan(("class",), augmentations=("none", "hsv"), seeds=[1]),
         "ideas": [*plan(IDEAS, columns=("fixed",)), *plan((WHITENED,), columns=("rand",))],
+        "queue": [
+            *plan((QUEUE,), columns=("rand",), augmentations=("hsv",)),
+            *plan((QUEUE.replace("]", f" {WHITENED.partition('[')[2]}"),), columns=("rand",)),
+            *plan(("class[queue=5120]",), columns=("fixed",)),
+            *plan((QUEUE,), columns=("fixed",), seeds=[1]),
+        ],
         "heads": plan(("class", "random", RIVAL), heads=("mlp", "dp")),
         "budget": plan(("class", RIVAL), factor=4.0),
         "scaling": plan(("class",), columns=("fixed",), demonstrations=[20, 50, 100]),
