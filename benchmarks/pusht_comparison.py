@@ -39,11 +39,13 @@ IDEAS = (
 )
 """Extensions of CLASS that train differently, at the same budget."""
 
-WHITENED = "class[color=whiten color_augmentation=rotate]"
-"""Colour invariance built into the encoder's input: only where colours change."""
+WHITENING = "color=whiten color_augmentation=rotate"
+"""Colour invariance built into the encoder's input, where colours change; baselines are tried with it, too."""
 
 QUEUE = "class[queue=1280]"
-"""The idea that helped most: it is tried with another seed, under random colours, and longer, too."""
+"""The idea that helped most: it is tried with another seed and size and under random colours, too."""
+
+BOTH = f"class[queue=1280 {WHITENING}]"
 
 ABLATIONS = (
     "class[weighting=hard]",
@@ -88,13 +90,16 @@ def stages() -> dict[str, list[Cell]]:
         "rand-hsv": plan(REPRESENTATIONS, columns=("rand",), augmentations=("hsv",)),
         "fixed-hsv": plan(REPRESENTATIONS, columns=("fixed",), augmentations=("hsv",)),
         "seeds": plan(("class",), augmentations=("none", "hsv"), seeds=[1]),
-        "ideas": [*plan(IDEAS, columns=("fixed",)), *plan((WHITENED,), columns=("rand",))],
+        "ideas": plan(IDEAS, columns=("fixed",)),
         "queue": [
             *plan((QUEUE,), columns=("rand",), augmentations=("hsv",)),
-            *plan((QUEUE.replace("]", f" {WHITENED.partition('[')[2]}"),), columns=("rand",)),
+            *plan((BOTH,), columns=("rand",)),
             *plan(("class[queue=5120]",), columns=("fixed",)),
             *plan((QUEUE,), columns=("fixed",), seeds=[1]),
         ],
+        "whitened": plan(
+            ["random[color=whiten]", *(f"{name}[{WHITENING}]" for name in ("class", RIVAL, "tcn"))], columns=("rand",)
+        ),
         "heads": plan(("class", "random", RIVAL), heads=("mlp", "dp")),
         "budget": plan(("class", RIVAL), factor=4.0),
         "scaling": plan(("class",), columns=("fixed",), demonstrations=[20, 50, 100]),
@@ -104,8 +109,9 @@ def stages() -> dict[str, list[Cell]]:
 
 def retrievals() -> list[tuple[list[Cell], dict[str, dict[str, Any]]]]:
     """Cells, and the other ways to retrieve that are tried with them once they are trained."""
-    of_class = plan(("class",), augmentations=("none", "hsv")) + plan((WHITENED,), columns=("rand",))
-    return [(stages()["fixed"], SHARED), (of_class, WAYS), (stages()["rand-hsv"], WEIGHTED)]
+    of_class = plan(("class",), augmentations=("none", "hsv"))
+    improved = [*plan((QUEUE,), columns=("fixed",)), *stages()["queue"], *stages()["whitened"]]
+    return [(stages()["fixed"], SHARED), (of_class, WAYS), ([*stages()["rand-hsv"], *improved], WEIGHTED)]
 
 
 def protocol(data: Path) -> Protocol:

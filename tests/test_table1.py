@@ -114,6 +114,12 @@ def test_brackets_of_retrieval() -> None:
     assert (config.retrieval.k, config.retrieval.min_actions) == (3, 4)
 
 
+def test_an_untrained_encoder_may_see_other_images() -> None:
+    method = parse_method("random[color=whiten]")
+    plain = parse_method("random").config(DEBUG.pretrain)
+    assert method.config(DEBUG.pretrain) == replace(plain, encoder=replace(plain.encoder, color="whiten"))
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
@@ -130,6 +136,10 @@ def test_brackets_of_retrieval() -> None:
         ("class[metric=l2 metric=dtw]", "sets 'metric' 2 times"),
         ("byol[metric=l2]", "'metric=l2' is of the similarity of actions, which 'byol' does not look at"),
         ("random[metric=l2]", "'random' learns nothing before the head, so 'metric=l2' would change nothing"),
+        (
+            "random[color_augmentation=hsv]",
+            r"so 'color_augmentation=hsv' would change nothing\. It takes \['chunk.*'color",
+        ),
         ("class+byol[decay=0.9]", r"unknown setting of 'class\+byol' 'decay': .*'byol.decay'"),
         ("class+bol", "unknown objective 'bol'"),
         ("class+none", r"'class\+none' adds 'none'"),

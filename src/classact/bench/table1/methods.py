@@ -175,10 +175,11 @@ def parse_method(written: str) -> Method:
     rest = [pair for pair in pairs if pair not in own]
     settings = _values(rest, {key: setting.kind for key, setting in SETTINGS.items()})
     retrieval = _values(rest, RETRIEVAL)
-    if not trained and (idle := [pair for pair in pairs if pair.partition("=")[0] not in RETRIEVAL]):
+    takes = {*RETRIEVAL, *(key for key, setting in SETTINGS.items() if setting.part == "encoder")}
+    if not trained and (idle := [pair for pair in pairs if pair.partition("=")[0] not in takes]):
         raise ConfigError(
             f"method {name!r} learns nothing before the head, so {idle[0]!r} would change nothing. It takes "
-            f"{sorted(RETRIEVAL)}."
+            f"{sorted(takes)}."
         )
     if unknown := [pair for pair in rest if pair.partition("=")[0] not in (*SETTINGS, *RETRIEVAL)]:
         raise ConfigError(
