@@ -342,12 +342,12 @@ class Trainer(Training):
             weigh=self.similarity.distribution.weights,
         )
 
-    def _weights(self, steps: IntArray) -> torch.Tensor:
-        """(B, B) soft positive weights on the training device."""
+    def _weights(self, steps: IntArray, anchors: int) -> torch.Tensor:
+        """(B, C) soft positive weights of the first B of ``steps`` (C,), on the training device."""
         assert self.similarity is not None
         if self.graph is None:
-            return self.similarity.weights_tensor(steps)
-        return torch.from_numpy(self.graph.weights(steps, self.similarity.distribution)).to(self.device)
+            return self.similarity.weights_tensor(steps, anchors)
+        return torch.from_numpy(self.graph.weights(steps, self.similarity.distribution, anchors)).to(self.device)
 
     def images_per_row(self) -> int:
         """Views of all images of a row, of each camera."""

@@ -38,7 +38,9 @@ def material() -> Material:
     rng = np.random.default_rng(0)
     W = torch.from_numpy(rng.uniform(0, 1, (60, 60)).astype(np.float32))
     actions = torch.from_numpy(rng.uniform(-1, 1, (60, 2)).astype(np.float32))
-    return Material(F, ENDS, actions, seed=3, weights=lambda steps: W[steps][:, steps].fill_diagonal_(0))
+    return Material(
+        F, ENDS, actions, seed=3, weights=lambda steps, anchors: W[steps[:anchors]][:, steps].fill_diagonal_(0)
+    )
 
 
 def parse(text: str) -> Any:

@@ -45,7 +45,7 @@ def material() -> Material:
         feature_dim=6,
         episode_ends=np.array([40, 70], np.int64),
         actions=torch.zeros(70, 2),
-        weights=lambda steps: torch.ones(len(steps), len(steps)).fill_diagonal_(0),
+        weights=lambda steps, anchors: torch.ones(anchors, len(steps)).fill_diagonal_(0),
     )
 
 

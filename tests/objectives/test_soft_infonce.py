@@ -308,8 +308,8 @@ def similar(seed: int = 0) -> NDArray[Any]:
 def material() -> Material:
     w = similar()
 
-    def weights(steps: Any) -> Tensor:
-        return torch.from_numpy(mark_duplicates(w[np.ix_(steps, steps)], steps))
+    def weights(steps: Any, anchors: int) -> Tensor:
+        return torch.from_numpy(mark_duplicates(w[np.ix_(steps[:anchors], steps)], steps))
 
     return Material(F, ENDS, torch.zeros(N, 2), weights=weights)
 
@@ -662,7 +662,9 @@ def learned_by_lars(seed: int, best: float = 0.05, count: int = 150) -> NDArray[
     z = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(200, 16))), dim=1)
     share = torch.softmax((z @ z.T / best).fill_diagonal_(-torch.inf), dim=1)
     w = torch.from_numpy(rng.multinomial(1, share.numpy())).double()
-    where = Material(16, np.array([200]), torch.zeros(200, 2), weights=lambda steps: w[steps][:, steps])
+    where = Material(
+        16, np.array([200]), torch.zeros(200, 2), weights=lambda steps, anchors: w[steps[:anchors]][:, steps]
+    )
     made = make_objective(SoftInfoNCEConfig(temperature=best, learned_temperature=True), where).double()
     assert isinstance(made, SoftInfoNCE)
     config = OptimizerConfig()

@@ -140,6 +140,43 @@ def test_weights_follow_the_distances(similarity: ActionSimilarity) -> None:
     assert 0.02 < (w[off] > 0).mean() < 0.1
 
 
+@pytest.mark.parametrize("metric", ["dtw", "l2"])
+@pytest.mark.parametrize("anchors", [1, 5, 40])
+def test_of_the_first_steps_alone(anchors: int, metric: str) -> None:
+    """What a queue is contrasted with: the same bits as in the whole matrix, whose other rows are not computed."""
+    similarity = ActionSimilarity(walks(), replace(CONFIG, metric=metric))
+    rows = np.random.default_rng(anchors).integers(0, 300, 40)
+    rows[-1] = rows[0]  # a step met again
+    limit = similarity.distribution.threshold
+    some = similarity.distances(rows, anchors, limit=limit)
+    whole = similarity.distances(rows)[:anchors]
+    assert some.shape == (anchors, 40)
+    near = whole <= limit
+    assert_array_equal(some[near], whole[near])
+    assert (some[~near] > limit).all()
+    weights = similarity.weights(rows, anchors)
+    assert_array_equal(weights, similarity.weights(rows)[:anchors])
+    assert_array_equal(similarity.weights_tensor(rows, anchors).numpy(), weights)
+    assert weights[0, -1] == 1
+
+
+@pytest.mark.parametrize("anchors", [None, 1, 9, 40])
+def test_weights_on_a_device(
+    similarity: ActionSimilarity, monkeypatch: pytest.MonkeyPatch, anchors: int | None
+) -> None:
+    """What surrounds the kernel; the kernel itself is in gpu_cases.py."""
+
+    def on_cpu(x: torch.Tensor, y: torch.Tensor | None, *, check: bool, **settings: Any) -> torch.Tensor:
+        assert not check
+        return dtw_pairwise(x, y, **settings)
+
+    monkeypatch.setattr("classact.similarity.gpu.dtw_pairwise_torch", on_cpu)
+    rows = np.random.default_rng(0).integers(0, 300, 40)
+    rows[-1] = rows[0]
+    found = similarity._weights_on_device(rows, anchors).numpy()
+    assert_allclose(found, similarity.weights(rows, anchors), rtol=0, atol=1e-7)
+
+
 def test_a_duplicated_step_is_its_own_best_positive() -> None:
     """Also where many other pairs are at distance zero, so that 1 - CDF(0) is well below 1."""
     data = walks()
@@ -253,7 +290,7 @@ def test_a_device_that_cannot_be_used_falls_back(caplog: pytest.LogCaptureFixtur
     known = ActionSimilarity(walks(), CONFIG).distribution
     other = ActionSimilarity(walks(), CONFIG, device="meta", distribution=known)
 
-    def unusable(_: Any) -> Any:
+    def unusable(*_: Any) -> Any:
         raise ConfigError("no triton")
 
     other._weights_on_device = unusable  # type: ignore[method-assign]

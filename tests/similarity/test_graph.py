@@ -209,6 +209,8 @@ def test_distances_of_a_batch(example: SimilarityGraph, size: int) -> None:
 def test_distances_of_a_capped_graph_are_symmetric(tmp_path: Path) -> None:
     found = build(tmp_path / "graph", cap=2)
     rows = np.arange(N)
+    some = np.random.default_rng(0).integers(0, N, 70)
+    assert_array_equal(found.distances_of(some, 9), found.distances_of(some)[:9])
     near = [set(row(MATRIX, i, THRESHOLD, 2).tolist()) for i in range(N)]
     distances = found.distances_of(rows)
     assert_array_equal(distances, distances.T)
@@ -236,6 +238,8 @@ def test_weights_equal_online_weights(tmp_path: Path, kind: str) -> None:
         weights = found.weights(rows, distribution)
         assert weights.dtype == np.float32
         assert_array_equal(weights, similarity.weights(rows))
+        for anchors in (1, max(size // 2, 1), size):
+            assert_array_equal(found.weights(rows, distribution, anchors), weights[:anchors])
     assert (weights > 0).any()
 
 

@@ -32,8 +32,9 @@ class Material:
         actions: (N, A) float32 on ``device``, each dimension scaled to [-1, 1].
         seed: of initial weights.
         device: where losses are computed.
-        weights: steps (B,) -> (B, B) soft positive weights on ``device``, zero on the diagonal; a step that occurs
-            twice is its own positive of weight 1. None where no action similarity was measured.
+        weights: steps (C,) and B -> (B, C) soft positive weights of the first B of them on ``device``, zero on the
+            diagonal; a step that occurs twice is its own positive of weight 1. None where no action similarity was
+            measured.
     """
 
     feature_dim: int
@@ -41,7 +42,7 @@ class Material:
     actions: Tensor
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    weights: Callable[[IntArray], Tensor] | None = None
+    weights: Callable[[IntArray, int], Tensor] | None = None
 
     def episodes(self) -> IntArray:
         """(N,) number of each step's episode."""

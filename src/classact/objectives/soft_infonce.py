@@ -182,7 +182,7 @@ class SoftInfoNCE(Objective):
         features = z[:, 0].flatten(0, 1)  # (B R, F), the views of an image side by side
         filled = len(self._queued) if config.queue else 0
         steps = np.concatenate([anchors, self._queued]) if filled else anchors
-        weights = self._weigh(steps)[: len(anchors)]
+        weights = self._weigh(steps, len(anchors))
         ignore = None
         if config.pairs == "cross-episode":
             episodes = self._episodes[torch.from_numpy(steps).to(z.device)]
@@ -208,9 +208,9 @@ class SoftInfoNCE(Objective):
             stats["tau"] = torch.as_tensor(self.temperature()).detach()
         return loss, stats
 
-    def _weigh(self, steps: IntArray) -> Tensor:
-        """(C, C) weights of the pairs of ``steps``."""
-        weights = self.weights(steps)
+    def _weigh(self, steps: IntArray, anchors: int) -> Tensor:
+        """(B, C) weights of the first B of ``steps`` (C,) and all of them."""
+        weights = self.weights(steps, anchors)
         return weights if self.config.weighting == "soft" else (weights > 0).to(weights.dtype)
 
     def _spread(self, weights: Tensor, ignore: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:

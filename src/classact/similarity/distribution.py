@@ -153,12 +153,13 @@ class DistanceDistribution:
 
 
 def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
-    """Set, in place, the weights (B, B) of a batch's equal steps to 1 and the diagonal to 0; returns them.
+    """Set, in place, the weights (B, C) of a batch's equal steps to 1 and the diagonal to 0; returns them.
 
-    A step that occurs twice in the batch ``rows`` (B,) is the best positive of itself, never its negative.
+    A step that occurs twice in the batch ``rows`` (C,), whose first B are anchors, is the best positive of itself,
+    never its negative.
     """
     if len(np.unique(rows)) < len(rows):
-        weights[rows[:, None] == rows[None, :]] = 1.0
+        weights[rows[: len(weights), None] == rows[None, :]] = 1.0
     np.fill_diagonal(weights, 0.0)
     return weights
 

@@ -257,24 +257,24 @@ def _lower_bound(values: Any, first: int, last: int, value: int) -> int:
 
 @parallel
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def _lookup(indptr: Any, indices: Any, distances: Any, rows: Any, out: Any) -> None:
-    # rows ascending and distinct. Whichever is shorter, an anchor's neighbours or the batch, is searched in the other.
+def _lookup(indptr: Any, indices: Any, distances: Any, rows: Any, columns: Any, out: Any) -> None:
+    # columns ascending and distinct. Whichever is shorter, a row's neighbours or they, is searched in the other.
     for a in nb.prange(len(rows)):
         at, end = indptr[rows[a]], indptr[rows[a] + 1]
-        if end - at < len(rows):
+        if end - at < len(columns):
             b = 0
             for k in range(at, end):
-                b = _lower_bound(rows, b, len(rows), indices[k])
-                if b == len(rows):
+                b = _lower_bound(columns, b, len(columns), indices[k])
+                if b == len(columns):
                     break
-                if rows[b] == indices[k]:
+                if columns[b] == indices[k]:
                     out[a, b] = distances[k]
         else:
-            for b in range(len(rows)):
-                at = _lower_bound(indices, at, end, rows[b])
+            for b in range(len(columns)):
+                at = _lower_bound(indices, at, end, columns[b])
                 if at == end:
                     break
-                if indices[at] == rows[b]:
+                if indices[at] == columns[b]:
                     out[a, b] = distances[at]
 
 
@@ -368,33 +368,45 @@ class SimilarityGraph:
         indptr = self.indptr.astype(np.int32) if len(self.indices) < 1 << 31 else self.indptr  # one type for both
         return csr_array((self.distances, self.indices, indptr), shape=(len(self), len(self)))
 
-    def distances_of(self, rows: IntArray) -> FloatArray:
-        """(B, B) float32 distances between the steps ``rows`` (B,), infinite where there is no edge; symmetric.
+    def distances_of(self, rows: IntArray, anchors: int | None = None) -> FloatArray:
+        """(B, C) float32 distances of the first B of the steps ``rows`` (C,) to all of these, infinite without an edge.
 
         Equal steps have the distance 0. In a capped graph an edge of either direction counts: that j is not among the m
         nearest of i makes it no stranger to i, if i is among those of j.
+
+        Args:
+            rows: steps.
+            anchors: B; None: all C.
 
         Raises:
             ConfigError: no such step.
         """
         rows = np.asarray(rows, np.int64)
         self._check_rows(rows)
-        distinct, places = np.unique(rows, return_inverse=True)
-        found = np.full((len(distinct), len(distinct)), np.inf, np.float32)
-        _lookup(self.indptr, self.indices, self.distances, distinct, found)
-        np.fill_diagonal(found, 0.0)
+        columns, places = np.unique(rows, return_inverse=True)
+        asked = columns if anchors is None else np.unique(rows[:anchors])
+        found = self._between(asked, columns)
         if self.cap is not None:
-            found = np.minimum(found, found.T)
-        return found if np.array_equal(rows, distinct) else found[places[:, None], places[None, :]]
+            found = np.minimum(found, self._between(columns, asked).T)
+        found[np.arange(len(asked)), np.searchsorted(columns, asked)] = 0.0
+        if len(found) == len(rows) and np.array_equal(rows, columns):
+            return found
+        return found[np.searchsorted(asked, rows[:anchors])[:, None], places[None, :]]
 
-    def weights(self, rows: IntArray, distribution: Weights) -> FloatArray:
-        """(B, B) soft positive weights of a batch of steps, as :meth:`classact.similarity.ActionSimilarity.weights`.
+    def _between(self, rows: IntArray, columns: IntArray) -> FloatArray:
+        found = np.full((len(rows), len(columns)), np.inf, np.float32)
+        _lookup(self.indptr, self.indices, self.distances, rows, columns, found)
+        return found
+
+    def weights(self, rows: IntArray, distribution: Weights, anchors: int | None = None) -> FloatArray:
+        """(B, C) soft positive weights of a batch of steps, as :meth:`classact.similarity.ActionSimilarity.weights`.
 
         Args:
-            rows: (B,) steps; one that occurs twice is the best positive of itself (weight 1).
+            rows: (C,) steps; one that occurs twice is the best positive of itself (weight 1).
             distribution: threshold and CDF; 0 for distances above the threshold.
+            anchors: B; None: all C.
         """
-        return mark_duplicates(distribution.weights(self.distances_of(rows)), rows)
+        return mark_duplicates(distribution.weights(self.distances_of(rows, anchors)), rows)
 
     def _check_rows(self, rows: IntArray) -> None:
         # The compiled loops check no bounds.

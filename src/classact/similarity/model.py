@@ -221,8 +221,13 @@ class ActionSimilarity:
         device = "cpu" if self.device == "cpu" else "auto"
         return make_sweep(self.stream, cost=self.config.cost, band=self.config.alignment_band, device=device)
 
-    def distances(self, rows: IntArray, *, limit: float = np.inf) -> FloatArray:
-        """(B, B) distances between the windows that start at steps ``rows`` (B,); above ``limit`` maybe infinite.
+    def distances(self, rows: IntArray, anchors: int | None = None, *, limit: float = np.inf) -> FloatArray:
+        """(B, C) distances of the windows that start at the first B of the steps ``rows`` (C,) to all of these.
+
+        Args:
+            rows: steps.
+            anchors: B; None: all C.
+            limit: what lies above may be infinite.
 
         Raises:
             ConfigError: no such step.
@@ -230,29 +235,34 @@ class ActionSimilarity:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.stream):
             raise ConfigError(f"expected steps within 0..{len(self.stream) - 1}, got {rows.min()}..{rows.max()}.")
         windows = self.stream.windows(rows)
-        return dtw_pairwise(windows, cost=self.config.cost, band=self.config.alignment_band, limit=limit)
+        x, y = (windows, None) if anchors is None or anchors == len(rows) else (windows[:anchors], windows)
+        return dtw_pairwise(x, y, cost=self.config.cost, band=self.config.alignment_band, limit=limit)
 
-    def weights(self, rows: IntArray) -> FloatArray:
-        """(B, B) soft positive weights w_ij of a batch of steps; the diagonal is zero (paper section 4.2).
+    def weights(self, rows: IntArray, anchors: int | None = None) -> FloatArray:
+        """(B, C) soft positive weights w_ij of the first B of a batch's C steps; the diagonal is zero (section 4.2).
 
         A step that occurs twice in the batch is the best positive of itself (weight 1), never its negative.
+
+        Args:
+            rows: (C,) steps.
+            anchors: B; None: all C.
         """
-        d = self.distances(rows, limit=self.distribution.threshold)
+        d = self.distances(rows, anchors, limit=self.distribution.threshold)
         return mark_duplicates(self.distribution.weights(d, out=d), rows)
 
-    def weights_tensor(self, rows: IntArray) -> torch.Tensor:
+    def weights_tensor(self, rows: IntArray, anchors: int | None = None) -> torch.Tensor:
         """:meth:`weights` as a tensor on ``device``; on a GPU that the kernels can use everything is computed there."""
         import torch
 
         if self._batches_on_device:
             try:
-                return self._weights_on_device(rows)
+                return self._weights_on_device(rows, anchors)
             except ConfigError as error:
                 self._batches_on_device = False
                 logging.getLogger("classact").warning("weights of batches are computed on the CPU: %s", error)
-        return torch.from_numpy(self.weights(rows)).to(self.device)
+        return torch.from_numpy(self.weights(rows, anchors)).to(self.device)
 
-    def _weights_on_device(self, rows: IntArray) -> torch.Tensor:
+    def _weights_on_device(self, rows: IntArray, anchors: int | None) -> torch.Tensor:
         import torch
 
         from classact.similarity.gpu import dtw_pairwise_torch
@@ -267,9 +277,10 @@ class ActionSimilarity:
         threshold = self.distribution.threshold
         # The stream is known to be finite; looking again would wait for the device at every step.
         band = self.config.alignment_band
-        d = dtw_pairwise_torch(windows, cost=self.config.cost, band=band, limit=threshold, check=False)
+        x, y = (windows, None) if anchors is None or anchors == len(rows) else (windows[:anchors], windows)
+        d = dtw_pairwise_torch(x, y, cost=self.config.cost, band=band, limit=threshold, check=False)
         at = torch.searchsorted(values, d, right=True)
         w = torch.where(at > 0, weight[(at - 1).clamp(min=0)], 1.0)
         w = torch.where(d <= threshold, w, 0.0)
-        w = torch.where(index[:, None] == index[None, :], 1.0, w)
+        w = torch.where(index[: len(d), None] == index[None, :], 1.0, w)
         return w.fill_diagonal_(0.0)
