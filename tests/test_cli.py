@@ -183,6 +183,8 @@ def test_presets() -> None:
     printed = captured(["presets"])
     assert "debug" in printed
     assert "pusht-cpu" in printed.replace("\n", "")
+    assert "CLASS: small from scratch" in printed
+    assert "CLASS (queue=1280): small from scratch" in printed
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,19 @@ def test_steps(name: str) -> None:
     assert (steps - 1) * pretrain.batch_size < 25_650 * pretrain.epochs <= steps * pretrain.batch_size
 
 
+def test_what_the_improved_presets_change() -> None:
+    """At the budget of the plain one, so that they compare."""
+    plain, plus, shifted = (get_preset(name) for name in ("pusht-cpu", "pusht-plus", "pusht-rand-plus"))
+    queued = replace(plain.pretrain, objective=objective_config("class", ["queue=1280"]))
+    assert plus == replace(plain, pretrain=queued, about=plus.about)
+    whitened = replace(
+        queued,
+        encoder=replace(queued.encoder, color="whiten"),
+        augment=replace(queued.augment, color="rotate"),
+    )
+    assert shifted == replace(plain, pretrain=whitened, about=shifted.about)
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'pusht': available are 'aloha-transfer-cpu', 'debug', "):
         get_preset("pusht")

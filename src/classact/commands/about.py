@@ -39,7 +39,7 @@ def presets(_: Presets) -> None:
     """Print a table."""
     from rich.table import Table
 
-    from classact.objectives import OBJECTIVES
+    from classact.objectives import OBJECTIVES, describe_objective
     from classact.presets import HEAD_PRESETS, PRESETS
 
     table = Table("preset", "settings", show_lines=True)
@@ -48,6 +48,7 @@ def presets(_: Presets) -> None:
         table.add_row(
             name,
             f"{preset.about}\n"
+            f"{describe_objective(p.objective)}: "
             f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
             f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
             f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
