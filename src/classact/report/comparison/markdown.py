@@ -10,9 +10,7 @@ from classact.report.comparison.table import task_name
 
 def comparison_markdown(results: Results) -> str:
     """All tables as Markdown: success beside the paper's, comparisons, budgets, tuning, what probes predict."""
-    tables = sheets(results)
-    if not (predictions := correlations(results)).empty:
-        tables.append(predictions)
+    tables = sheets(results, more=[correlations(results)])
     parts = [f"# Table 1 on {task_name(results.task)}", *(sheet_markdown(sheet) for sheet in tables)]
     if notes := results.protocol.get("notes"):
         parts.append("\n".join(["## Notes", "", *(f"- {plain(str(note))}" for note in notes)]))

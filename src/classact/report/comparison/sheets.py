@@ -53,14 +53,20 @@ class Sheet:
         return not any(rows for _, rows in self.groups)
 
 
-def sheets(results: Results, *, every_pair: bool = True) -> list[Sheet]:
-    """All tables that have rows: success, comparisons, budgets, tuning."""
+def sheets(results: Results, *, every_pair: bool = True, more: Sequence[Sheet] = ()) -> list[Sheet]:
+    """All tables that have rows: success, comparisons with CLASS, budgets, tuning, all other comparisons.
+
+    Args:
+        results: of a grid.
+        every_pair: the last of these, too.
+        more: tables that stand before it, for it is long.
+    """
     pairs = compare(results)
     main, others = of_class(pairs), [pair for pair in pairs if not pair.primary]
     found = [success_sheet(results), pairs_sheet(results, main, "CLASS against each method", how_compared(pairs))]
+    found += [budgets_sheet(results, budgets(results)), tuning_sheet(results, tuning(results)), *more]
     if every_pair:
         found.append(pairs_sheet(results, others, "All other pairs", "" if main else how_compared(pairs)))
-    found += [budgets_sheet(results, budgets(results)), tuning_sheet(results, tuning(results))]
     return [sheet for sheet in found if not sheet.empty]
 
 
