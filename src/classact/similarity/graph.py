@@ -384,12 +384,13 @@ class SimilarityGraph:
         rows = np.asarray(rows, np.int64)
         self._check_rows(rows)
         columns, places = np.unique(rows, return_inverse=True)
-        asked = columns if anchors is None else np.unique(rows[:anchors])
+        every = anchors is None or anchors == len(rows)
+        asked = columns if every else np.unique(rows[:anchors])
         found = self._between(asked, columns)
         if self.cap is not None:
-            found = np.minimum(found, self._between(columns, asked).T)
+            found = np.minimum(found, (found if every else self._between(columns, asked)).T)
         found[np.arange(len(asked)), np.searchsorted(columns, asked)] = 0.0
-        if len(found) == len(rows) and np.array_equal(rows, columns):
+        if every and np.array_equal(rows, columns):
             return found
         return found[np.searchsorted(asked, rows[:anchors])[:, None], places[None, :]]
 

@@ -18,7 +18,7 @@ from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
-from classact.similarity.pairwise import dtw_pairwise, stream_pairs
+from classact.similarity.pairwise import Windows, dtw_pairwise, stream_pairs
 from classact.similarity.reference import check_band, check_cost
 from classact.similarity.stream import Sweep, WindowStream
 from classact.similarity.sweep import make_sweep
@@ -184,6 +184,11 @@ def fit_distribution(
     return DistanceDistribution.fit_exact(sample, config.quantile, pairs, count or count_here)
 
 
+def _compared(windows: Windows, anchors: int | None) -> tuple[Windows, Windows | None]:
+    """Both sides of a batch: all windows with themselves, which is half the work, or the first of them with all."""
+    return (windows, None) if anchors is None or anchors == len(windows) else (windows[:anchors], windows)
+
+
 class ActionSimilarity:
     """Similarity of the future action windows of one data set.
 
@@ -235,7 +240,7 @@ class ActionSimilarity:
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.stream):
             raise ConfigError(f"expected steps within 0..{len(self.stream) - 1}, got {rows.min()}..{rows.max()}.")
         windows = self.stream.windows(rows)
-        x, y = (windows, None) if anchors is None or anchors == len(rows) else (windows[:anchors], windows)
+        x, y = _compared(windows, anchors)
         return dtw_pairwise(x, y, cost=self.config.cost, band=self.config.alignment_band, limit=limit)
 
     def weights(self, rows: IntArray, anchors: int | None = None) -> FloatArray:
@@ -277,7 +282,7 @@ class ActionSimilarity:
         threshold = self.distribution.threshold
         # The stream is known to be finite; looking again would wait for the device at every step.
         band = self.config.alignment_band
-        x, y = (windows, None) if anchors is None or anchors == len(rows) else (windows[:anchors], windows)
+        x, y = _compared(windows, anchors)
         d = dtw_pairwise_torch(x, y, cost=self.config.cost, band=band, limit=threshold, check=False)
         at = torch.searchsorted(values, d, right=True)
         w = torch.where(at > 0, weight[(at - 1).clamp(min=0)], 1.0)

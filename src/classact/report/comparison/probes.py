@@ -121,10 +121,11 @@ def _condition(points: Sequence[_Point]) -> list[list[str]]:
             constant.append([metric, "does not vary", "–", "–", "–", str(len(known))])
         else:
             tested.append((metric, *found, len(known)))
+    tested.sort(key=lambda row: -abs(row[1]))
     rows = []
     for (metric, value, p, cells), adjusted in zip(tested, holm([p for _, _, p, _ in tested]), strict=True):
         words = "not shown"
         if adjusted < ALPHA:
             words = "yes, higher is better" if value > 0 else "yes, lower is better"
-        rows.append((abs(value), [metric, words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)]))
-    return [row for _, row in sorted(rows, key=lambda row: -row[0])] + constant
+        rows.append([metric, words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)])
+    return rows + constant
