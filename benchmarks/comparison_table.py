@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from classact.report.comparison import Results, comparison_markdown, read_results
 from classact.report.comparison.markdown import plain, sheet_markdown
 from classact.report.comparison.pairs import p_text
+from classact.report.comparison.results import Cell
 from classact.report.comparison.sheets import success_sheet
 from classact.statistics import mcnemar_p, wilson_interval
 from common import RESULTS
@@ -26,22 +27,22 @@ def readme_lines() -> list[str]:
 
 
 def page_lines() -> list[str]:
-    """All tables, and what other ways to retrieve gave."""
+    """All tables, and what other ways to act gave."""
     results = read_results(FILE)
     return [*comparison_markdown(results).splitlines()[2:], *tries_lines(results)]
 
 
 def tries_lines(results: Results) -> list[str]:
-    """Other ways to retrieve with the encoders of cells, on the same starts."""
+    """Other ways to act with the encoders of cells, on the same starts."""
     if not TRIES.exists():
         return []
     cells = {cell.name: cell for cell in results.cells}
-    lines = ["", "## Other ways to retrieve with the same encoder", ""]
+    lines = ["", "## Other ways to act with the same representation", ""]
     lines += ["| cell | its own way | way | success | won : lost | p |", "|---|---:|---|---:|---:|---:|"]
     for name, ways in json.loads(TRIES.read_text(encoding="utf-8")).items():
         cell = cells[name]
         usual = dict(zip(cell.starts, cell.success[results.criterion], strict=True))
-        own = "nearest" if cell.tau == 0 else f"k = {cell.k}, τ = {cell.tau:g}"
+        own = _own_way(cell, cells)
         for way, row in ways.items():
             reached = dict(zip(row["starts"], row["success"][results.criterion], strict=True))
             shared = [start for start in reached if start in usual]
@@ -55,6 +56,13 @@ def tries_lines(results: Results) -> list[str]:
         "Won and lost against the cell's own way, on the same starts; p of McNemar's exact test, not corrected.",
     ]
     return lines
+
+
+def _own_way(cell: Cell, cells: Mapping[str, Cell]) -> str:
+    if cell.k is None:
+        beneath = cells[cell.name.removesuffix(f"-{cell.head}")]
+        return f"{(cell.images or 0) - (beneath.images or 0):,} images of fine-tuning"
+    return "nearest" if cell.tau == 0 else f"k = {cell.k}, τ = {cell.tau:g}"
 
 
 def _rate(outcomes: Sequence[int]) -> str:

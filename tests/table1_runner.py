@@ -85,7 +85,9 @@ def table(
         changes: of the protocol.
     """
     if wanted is None:
-        wanted = plan(METHODS, columns=("fixed",)) + plan(("class", "random"), heads=("mlp",), columns=("fixed",))
+        wanted = plan(METHODS, columns=("fixed",)) + plan(
+            ("class", "random"), heads=("mlp", "mlp-rep"), columns=("fixed",)
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "make_simulator", fakes.Short)
         patch.setattr(rollout, "Worker", Here)
@@ -150,10 +152,10 @@ def share(folder: str, protocol: Protocol, data: Any, seed: int) -> None:
         row = {"method": cell.method.name, "written": cell.method.written, "head": cell.head, "learning_rate": rate}
         return row | {"successes": 1, "starts": 2, "score": rate, "diverged": False}
 
-    runner.representation = runner.head_cell = cell_of  # type: ignore[assignment]
+    runner.representation = runner.head_cell = runner.head_retrieval = cell_of  # type: ignore[assignment]
     runner.try_rate = try_rate
     runner._data = lambda *_, **__: data
-    wanted = plan(("byol", "tcn", "class"), heads=("rep", "mlp"), seeds=2)
+    wanted = plan(("byol", "tcn", "class"), heads=("rep", "mlp", "mlp-rep"), seeds=2)
     run_table(Path(folder), wanted, protocol, device="cpu", quiet=True)
 
 

@@ -225,7 +225,7 @@ def test_names_are_unique_and_fit_file_systems(
     places = [HEADS.index(cell.head) for cell in found if cell.seed == 0]
     assert places == sorted(places)
     assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)
-    assert all(cell.head == "dp" for cell in found if cell.method.name == "equivar")
+    assert all(cell.head in ("dp", "dp-rep") for cell in found if cell.method.name == "equivar")
 
 
 def test_the_names_of_plain_cells_stay() -> None:
@@ -429,7 +429,8 @@ def test_which_rates_are_searched_with_which_cell() -> None:
     assert search("byol", "rep") == search("byol", "dp") == ("byol-fixed-none-seed0", [1e-3, 2e-3])
     # Random weights have nothing that a low rate would preserve.
     assert search("random", "mlp") == ("random-fixed-none-seed0-mlp", [1e-4, 1e-3])
-    assert search("equivar", "dp") == ("equivar-fixed-none-seed0-dp", [1e-4, 1e-3])
+    assert search("random", "mlp-rep") == search("random", "mlp")
+    assert search("equivar", "dp-rep") == search("equivar", "dp") == ("equivar-fixed-none-seed0-dp", [1e-4, 1e-3])
     for name, head in (("random", "rep"), ("imagenet", "mlp"), ("r3m", "dp"), ("class", "dp"), ("class", "rep")):
         assert search(name, head) is None
     for rate in (1e-4, 1e-3):
@@ -454,6 +455,7 @@ class Stubs:
         self.diverging: set[float] = set()
         monkeypatch.setattr(runner, "representation", self.compute)
         monkeypatch.setattr(runner, "head_cell", self.compute)
+        monkeypatch.setattr(runner, "head_retrieval", self.compute)
         monkeypatch.setattr(runner, "try_rate", self.try_rate)
         monkeypatch.setattr(runner, "write_json", self.write)
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fakes
 import table1_runner
 from classact.bench.table1 import cells, plan
+from classact.encoders import ImageEncoder
 from classact.errors import ConfigError
 from classact.finetuning import FineTuner
+from classact.policies import RetrievalPolicy
 from classact.report.comparison import build_comparison, read_results
 from classact.runs import Run
 from classact.storage import first_difference, read_json
@@ -51,7 +54,7 @@ def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
     found = read_results(folder / "results.json")
     assert [(cell.method, cell.head, cell.status) for cell in found.cells] == [
         *[(method, "rep", "done") for method in table1_runner.METHODS],
-        *[(method, "mlp", "done") for method in ("class", "random")],
+        *[(method, head, "done") for head in ("mlp", "mlp-rep") for method in ("class", "random")],
     ]
     by = {(cell.method, cell.head): cell for cell in found.cells}
     for cell in found.cells:
@@ -76,10 +79,32 @@ def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
     assert [by["byol", "rep"].learning_rate, by["random", "mlp"].encoder_rate] == chosen
     assert by["class", "rep"].learning_rate == 2e-3
     assert (by["class", "mlp"].learning_rate, by["class", "mlp"].encoder_rate) == (1e-3, 1e-4)
+    # Retrieval with a head's encoder has what the head's training cost, and no curves of its own.
+    for method in ("class", "random"):
+        head, retrieval = by[method, "mlp"], by[method, "mlp-rep"]
+        for key in ("images", "steps", "learning_rate", "encoder_rate", "training_seconds"):
+            assert getattr(retrieval, key) == getattr(head, key)
+        assert (head.tau, head.k) == (None, None)
+        assert (retrieval.tau, retrieval.k) in ((0.0, 1), (0.01, 8))
+        assert not retrieval.loss
+        assert not retrieval.curve
     # Heads go on from pre-training.
     for method, images in (("class", 13 * 32), ("random", 0)):
         assert [row[0] for row in by[method, "mlp"].loss][-1] == by[method, "mlp"].images
         assert by[method, "mlp"].curve[0][0] > images
+
+
+def test_heads_retrieve_with_the_encoder_that_was_trained_beneath_them(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = whole
+    for method in ("class", "random"):
+        kept = Run(folder / results["cells"][f"{method}-fixed-none-seed0-mlp-rep"]["folder"])
+        head = kept.root.parent
+        assert head == Run(folder / "cells" / f"{method}-fixed-none-seed0").head("mlp")
+        encoder = RetrievalPolicy.load(kept.policy).latents.encoder.state_dict()
+        trained = ImageEncoder.from_pretrained(head / "policy" / "encoder").state_dict()
+        before = ImageEncoder.from_pretrained(Run(head.parent.parent).encoder).state_dict()
+        assert all(torch.equal(encoder[key], trained[key]) for key in trained)
+        assert not all(torch.equal(encoder[key], before[key]) for key in before)
 
 
 def test_settings_are_chosen_on_starts_that_no_cell_is_evaluated_on(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -93,7 +118,9 @@ def test_settings_are_chosen_on_starts_that_no_cell_is_evaluated_on(whole: tuple
     for path in folder.glob("tuning/random-*/heads/mlp/config.json"):
         asked = read_json(path)["settings"]["evaluation"]
         assert (asked["first_seed"], asked["episodes"]) == (200_000, 2)
-    for path in choices:
+    within = sorted(folder.glob("cells/*/heads/mlp/retrieval/retrieval.json"))
+    assert len(within) == 2
+    for path in [*choices, *within]:
         choice = read_json(path)
         first = choice["asked"]["first_seed"]
         assert not evaluated & set(range(first, first + choice["asked"]["starts"]))
@@ -174,14 +201,14 @@ def test_killed_in_a_training_it_goes_on_there(whole: tuple[Path, dict[str, Any]
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     kept = read_json(tmp_path / "results.json")
-    assert [row["status"] for row in kept["cells"].values()] == ["done", "done", "planned", "planned", "planned"]
+    assert [row["status"] for row in kept["cells"].values()] == ["done", "done", *5 * ["planned"]]
     before = Run(tmp_path / "cells" / cell).read_train_log()
     assert before[-1]["step"] == 4
     tries = {path: path.stat().st_mtime_ns for path in (tmp_path / "tuning").rglob("*") if path.is_file()}
     assert tries
     said: list[str] = []
     results = table1_runner.table(tmp_path, data, said.append)
-    assert said[0].startswith(f"{cell} (3 of 5, some ")
+    assert said[0].startswith(f"{cell} (3 of 7, some ")
     assert first_difference(without_times(results), without_times(whole[1]), "table") is None
     assert {name: results["cells"][name] for name in list(kept["cells"])[:2]} == dict(list(kept["cells"].items())[:2])
     # Neither the tries nor the first steps were computed again: times tell.

@@ -336,11 +336,15 @@ class Pipeline:
         space = frames.schema.actions
         return RetrievalPolicy.build(latents, frames, self.config.retrieval, action_space=space).to(self.device)
 
+    def retrieval_with(self, encoder: ImageEncoder) -> RetrievalPolicy:
+        """The same retrieval with another encoder; nothing is saved, and novelty not calibrated."""
+        return self._retrieval(encoder, self.frames())
+
     def untrained_policy(self) -> RetrievalPolicy:
         """The same retrieval with an encoder of random weights."""
         learned = self.pretrain().config
         config: EncoderConfig = replace(learned, init="scratch", init_path=None)
-        return self._retrieval(ImageEncoder(config, seed=self.config.pretrain.seed), self.frames())
+        return self.retrieval_with(ImageEncoder(config, seed=self.config.pretrain.seed))
 
     def state_policy(self) -> RetrievalPolicy:
         """Retrieval with the true simulator state as latent.

@@ -81,8 +81,8 @@ def test_table_holds_the_estimates_and_the_papers(page: Page, found: Results) ->
             for entry in entries:
                 if entry.estimate:
                     assert {entry.estimate.value, entry.estimate.low, entry.estimate.high} <= values
-                if entry.paper:
-                    assert str(entry.paper) in page.text
+                if entry.paper is not None:
+                    assert f"{entry.paper:.2f}" in page.text
     assert "maximum over ten checkpoints" in page.text
     assert "The weights cannot be downloaded without a network." in page.text
 

@@ -135,7 +135,11 @@ class BenchTable1:
         ),
     ] = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "inverse-dynamics", "time-contrastive", "class")
     heads: Annotated[
-        tuple[str, ...], tyro.conf.arg(help="rep: retrieval without a head; mlp; dp: Diffusion Policy.")
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="rep: retrieval without a head; mlp; dp: Diffusion Policy; mlp-rep, dp-rep: retrieval with the "
+            "encoder that was trained beneath the head (the paper's first number of two)."
+        ),
     ] = ("rep",)
     shifts: Annotated[tuple[str, ...], tyro.conf.arg(help="Columns: fixed, rand (the task's own shift).")] = (
         "fixed",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from classact.errors import ConfigError, choose
 
 TASKS = ("square", "three-stack", "aloha-transfer", "libero-object", "pusht")
@@ -12,8 +10,9 @@ TASKS = ("square", "three-stack", "aloha-transfer", "libero-object", "pusht")
 SHIFTS = ("fixed", "rand")
 """Columns of each task: as recorded, and with visual shift."""
 
-HEADS = ("rep", "mlp", "dp")
-"""Groups of rows: Rep-Only, MLP, Diffusion Policy."""
+HEADS = ("rep", "mlp", "mlp-rep", "dp", "dp-rep")
+"""Groups of rows: Rep-Only, MLP, Diffusion Policy; and retrieval with the encoders beneath these, which the table calls
+non-parametric."""
 
 METHODS = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "equivar", "class")
 """Rows, in the order of the table; "byol" is VINN's representation."""
@@ -21,7 +20,7 @@ METHODS = ("random", "imagenet", "r3m", "tcn", "byol", "dynamo", "equivar", "cla
 PROTOCOL = "ResNet-18 from ImageNet weights, 256 px, maximum over ten checkpoints, mean of three seeds"
 """How the paper obtained its numbers (section 5, caption of Table 1): not how ours are obtained."""
 
-INFERENCE_MS = {"rep": 5.5, "mlp": 7.3, "dp": 84.4}
+INFERENCE_MS = {"rep": 5.5, "mlp": 7.3, "mlp-rep": 5.5, "dp": 84.4, "dp-rep": 5.5}
 """Milliseconds per decision by head (appendix I): means over tasks, on an NVIDIA A40."""
 
 # Fixed and shifted per task, tasks as in TASKS. Heads: evaluated without the head / with it; "-": not reported.
@@ -45,44 +44,26 @@ dp class    |0.91/0.95 0.64/0.68|0.89/0.97 0.76/0.93|0.83/0.99 0.61/0.95|1.00/0.
 """
 
 
-@dataclass(frozen=True)
-class PaperCell:
-    """One cell of Table 1, success rates.
-
-    Attributes:
-        retrieval: evaluated without the head ("non-parametric"): nearest neighbours in the representation.
-        head: evaluated with the head ("parametric"); None for Rep-Only.
-    """
-
-    retrieval: float
-    head: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.retrieval:.2f}" if self.head is None else f"{self.retrieval:.2f} / {self.head:.2f}"
-
-
-def _cell(text: str) -> PaperCell:
-    retrieval, _, head = text.partition("/")
-    return PaperCell(float(retrieval), float(head) if head else None)
-
-
-def _table() -> dict[tuple[str, str, str, str], PaperCell]:
-    cells = {}
+def _table() -> dict[tuple[str, str, str, str], float]:
+    cells: dict[tuple[str, str, str, str], float] = {}
     for line in _TABLE.strip().splitlines():
         names, *columns = line.split("|")
         head, method = names.split()
+        # Of a head, what its encoder reaches without it comes first.
+        heads = (head,) if head == "rep" else (f"{head}-rep", head)
         for task, column in zip(TASKS, columns, strict=True):
             for shift, text in zip(SHIFTS, column.split(), strict=True):
                 if text != "-":
-                    cells[task, shift, method, head] = _cell(text)
+                    values = map(float, text.split("/"))
+                    cells |= {(task, shift, method, name): v for name, v in zip(heads, values, strict=True)}
     return cells
 
 
 TABLE_1 = _table()
-"""(task, shift, method, head) -> cell; cells that the paper leaves empty are not there."""
+"""(task, shift, method, head) -> success rate; cells that the paper leaves empty are not there."""
 
 
-def paper_cell(task: str, shift: str, method: str, head: str) -> PaperCell | None:
+def paper_cell(task: str, shift: str, method: str, head: str) -> float | None:
     """The paper's number, None where Table 1 has none (other tasks, methods, and empty cells)."""
     return TABLE_1.get((task, shift, method, head))
 

@@ -43,6 +43,9 @@ CHOSEN = "retrieval.json"
 EVALUATION = "table1"
 """Name of the evaluation of a representation."""
 
+RETRIEVAL = "retrieval"
+"""Folder, in that of a head, of retrieval with the encoder that was trained beneath it."""
+
 LATENCY_CALLS = 100
 """As in appendix I."""
 
@@ -342,7 +345,8 @@ def budget(bench: Bench, cell: Cell) -> int | None:
     seconds = bench.protocol.seconds
     if seconds is None or not (cell.method.pretrained or cell.head != "rep"):
         return None
-    plain = Cell(cell.method, "rep" if cell.method.pretrained else cell.head, augmentation=cell.augmentation)
+    head = "rep" if cell.method.pretrained else cell.trained_head
+    plain = Cell(cell.method, head, augmentation=cell.augmentation)
     path = bench.folder / "speeds" / f"{plain.name}.json"
     if not path.exists():
         with locked(lock_of(bench.speed(plain).root), wait=False):
@@ -379,7 +383,7 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     pipeline = trained(bench, run, cell, rate, budget(bench, cell))
     config = pipeline.config
     chosen = choose_temperature(bench, run, cell, config)
-    policy = _rolled_out(bench, cell, pipeline, chosen)
+    policy = _rolled_out(bench, cell, pipeline, run, chosen)
     per_step = images_per_step(config, bench.steps[cell.demonstrations])
     log, data = run.read_train_log(), run.read_config()["data"]
     steps = log[-1]["steps"] if log else 0
@@ -406,9 +410,16 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     )
 
 
-def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, chosen: Mapping[str, Any]) -> RetrievalPolicy:
-    """Evaluate a representation and, of the first seed, draw what the page shows; returns what acted."""
-    run, config = pipeline.run, pipeline.config
+def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run, chosen: Mapping[str, Any]) -> RetrievalPolicy:
+    """Evaluate retrieval and, of a representation's first seed, draw what the page shows; returns what acted.
+
+    Args:
+        bench, cell: where and which.
+        pipeline: of the representation.
+        run: folder with the policy: the representation's, or that of retrieval with a head's encoder.
+        chosen: of :func:`choose_temperature`.
+    """
+    config = pipeline.config
     policy = RetrievalPolicy.load(run.policy, **retrieval_settings(chosen["tau"], chosen["k"])).to(bench.device)
     results, _ = roll_out(
         run,
@@ -421,7 +432,7 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, chosen: Mapping[st
         title=cell.name,
         quiet=bench.quiet,
     )
-    if cell.seed == 0:
+    if cell.head == "rep" and cell.seed == 0:
         # The latent map, and neighbours of some moments (appendix J).
         shown = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
         analysis.write_latent_map(run, shown, config.pretrain.seed)
@@ -438,8 +449,9 @@ def lacks_pictures(bench: Bench, cell: Cell) -> bool:
 
 def draw_again(bench: Bench, cell: Cell, rate: float | None) -> None:
     """What the page shows of a representation that is done: rolled out again, with the same result."""
-    pipeline = trained(bench, bench.run(cell), cell, rate, budget(bench, cell))
-    _rolled_out(bench, cell, pipeline, choose_temperature(bench, pipeline.run, cell, pipeline.config))
+    run = bench.run(cell)
+    pipeline = trained(bench, run, cell, rate, budget(bench, cell))
+    _rolled_out(bench, cell, pipeline, run, choose_temperature(bench, run, cell, pipeline.config))
 
 
 def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -447,7 +459,12 @@ def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping
     if cell.head == "rep":
         draw_again(bench, cell, rate)
         return dict(record) | episodes_of(bench.run(cell).evaluation(EVALUATION))
-    return dict(record) | _head_rolled_out(_head(bench, cell, rate)[0])
+    head, pipeline = _head(bench, cell, rate)
+    if cell.head == cell.trained_head:
+        return dict(record) | head_rolled_out(head)
+    run, chosen = _retrieval_with(bench, cell, head, pipeline)
+    _rolled_out(bench, cell, pipeline, run, chosen)
+    return dict(record) | episodes_of(run.evaluation(EVALUATION))
 
 
 def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -467,7 +484,14 @@ def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_pipeline(
-    bench: Bench, run: Run, cell: Cell, made: FinetuneConfig, start: str, *, tuning: bool = False
+    bench: Bench,
+    run: Run,
+    cell: Cell,
+    made: FinetuneConfig,
+    start: str,
+    *,
+    tuning: bool = False,
+    name: str | None = None,
 ) -> HeadPipeline:
     """The stages of a cell's head in the folder of its representation.
 
@@ -477,6 +501,7 @@ def head_pipeline(
         cell: with a head.
         made, start: of :func:`classact.bench.table1.grid.head_config`.
         tuning: roll out on the held-out starts that settings are chosen on.
+        name: of the head's folder; None: that of the table's own head.
     """
     protocol = bench.protocol
     starts = (protocol.tuning_starts, protocol.tuning_seed) if tuning else (protocol.starts, protocol.first_seed)
@@ -484,25 +509,25 @@ def head_pipeline(
     return HeadPipeline(
         run,
         HeadRunConfig(made, start, evaluation, protocol.evaluation_starts),
-        name=HEAD_NAMES[cell.head],
+        name=name or HEAD_NAMES[cell.trained_head],
         quiet=bench.quiet,
         device=bench.device,
         engine=bench.engine,
     )
 
 
-def _head(bench: Bench, cell: Cell, rate: float | None) -> tuple[HeadPipeline, RunConfig]:
-    """A cell's head, on a representation that is trained where it is not, and the latter's settings."""
+def _head(bench: Bench, cell: Cell, rate: float | None) -> tuple[HeadPipeline, Pipeline]:
+    """A cell's head, on a representation that is trained where it is not, and the latter."""
     run, protocol, pretrained = bench.run(cell), bench.protocol, cell.method.pretrained
     images = budget(bench, cell)
-    config = trained(bench, run, cell, rate if pretrained else None, images if pretrained else None).config
+    pipeline = trained(bench, run, cell, rate if pretrained else None, images if pretrained else None)
     whole = None if images is None else protocol.head_images + (0 if pretrained else images)
     steps = bench.steps[cell.demonstrations]
     made, start = head_config(cell, protocol, steps, None if pretrained else rate, whole)
-    return head_pipeline(bench, run, cell, made, start), config
+    return head_pipeline(bench, run, cell, made, start), pipeline
 
 
-def _head_rolled_out(pipeline: HeadPipeline) -> dict[str, Any]:
+def head_rolled_out(pipeline: HeadPipeline) -> dict[str, Any]:
     """Train, where that is not done, and evaluate; starts and successes as records have them."""
     pipeline.evaluate()
     name = evaluation_name(pipeline.name, pipeline.label, pipeline.evaluation.shift)
@@ -511,35 +536,91 @@ def _head_rolled_out(pipeline: HeadPipeline) -> dict[str, Any]:
 
 def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
     """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
-    begin, run, name = time.perf_counter(), bench.run(cell), HEAD_NAMES[cell.head]
-    steps = bench.steps[cell.demonstrations]
-    before, own = spent(run), spent(Run(run.head(name)))
-    pipeline, config = _head(bench, cell, rate)
-    episodes, made = _head_rolled_out(pipeline), pipeline.finetune
-    log, data = pipeline.folder.read_train_log(), run.read_config()["data"]
-    pretraining = run.read_train_log()
-    per_step = min(made.batch_size, steps)
-    seen = (pretraining[-1]["steps"] * images_per_step(config, steps) if pretraining else 0, spent(run))
+    begin, before, own = _begin(bench, cell)
+    head, pipeline = _head(bench, cell, rate)
+    episodes, config = head_rolled_out(head), pipeline.config
+    run, name, per_step, seen = pipeline.run, head.name, _per_step(bench, cell, head), _seen(bench, cell, pipeline)
     return (
         blank(cell, "done")
         | episodes
+        | _head_facts(bench, cell, head, pipeline)
         | {
-            "learning_rate": made.optimizer.head_rate,
-            "encoder_rate": made.optimizer.encoder_rate,
             "tau": None,
             "k": None,
-            "images": seen[0] + log[-1]["steps"] * per_step,
-            "steps": log[-1]["steps"],
-            "demonstrations": data["episodes"] - data["heldout"],
-            "training_seconds": round(seen[1] + spent(pipeline.folder), 1),
-            "loss": loss_curve(pipeline.folder, per_step, seen),
-            "curve": success_curve(run, f"heads/{name}", per_step, pipeline.folder, seen),
-            "latency_ms": latency(pipeline.train(), config.frames.simulator, config.evaluation),
-            "probe": None,
-            "folder": bench.address(pipeline.folder),
+            "loss": loss_curve(head.folder, per_step, seen),
+            "curve": success_curve(run, f"heads/{name}", per_step, head.folder, seen),
+            "latency_ms": latency(head.train(), config.frames.simulator, config.evaluation),
+            "folder": bench.address(head.folder),
         }
         | _seconds(begin, before + own, own)
     )
+
+
+def head_retrieval(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+    """Evaluate retrieval with the encoder that was trained beneath a cell's head; returns the record."""
+    begin, before, own = _begin(bench, cell)
+    head, pipeline = _head(bench, cell, rate)
+    run, chosen = _retrieval_with(bench, cell, head, pipeline)
+    policy, config = _rolled_out(bench, cell, pipeline, run, chosen), pipeline.config
+    return (
+        blank(cell, "done")
+        | episodes_of(run.evaluation(EVALUATION))
+        | _head_facts(bench, cell, head, pipeline)
+        | {
+            "tau": chosen["tau"],
+            "k": chosen["k"],
+            # Those of its head.
+            "loss": [],
+            "curve": [],
+            "latency_ms": latency(policy, config.frames.simulator, config.evaluation),
+            "choice": {key: chosen[key] for key in ("tries", "starts")},
+            "folder": bench.address(run),
+        }
+        | _seconds(begin, before + own, 0.0)
+    )
+
+
+def _retrieval_with(bench: Bench, cell: Cell, head: HeadPipeline, pipeline: Pipeline) -> tuple[Run, dict[str, Any]]:
+    """Retrieval with the encoder that is trained beneath a head: its folder, in the head's, and its temperature."""
+    head.train()
+    run = Run(head.folder.root / RETRIEVAL)
+    if not run.policy.is_dir():
+        encoder = ImageEncoder.from_pretrained(head.folder.policy / "encoder")
+        pipeline.retrieval_with(encoder).save(run.policy)
+    return run, choose_temperature(bench, run, cell, pipeline.config)
+
+
+def _per_step(bench: Bench, cell: Cell, head: HeadPipeline) -> int:
+    """Views that the encoder sees in an update of a head's training."""
+    return min(head.finetune.batch_size, bench.steps[cell.demonstrations])
+
+
+def _seen(bench: Bench, cell: Cell, pipeline: Pipeline) -> tuple[int, float]:
+    """Images and seconds of the training that a head goes on from."""
+    log = pipeline.run.read_train_log()
+    images = log[-1]["steps"] * images_per_step(pipeline.config, bench.steps[cell.demonstrations]) if log else 0
+    return images, spent(pipeline.run)
+
+
+def _head_facts(bench: Bench, cell: Cell, head: HeadPipeline, pipeline: Pipeline) -> dict[str, Any]:
+    """What the records of a head, and of retrieval with its encoder, say of the training."""
+    steps, data = head.folder.read_train_log()[-1]["steps"], pipeline.run.read_config()["data"]
+    images, seconds = _seen(bench, cell, pipeline)
+    return {
+        "learning_rate": head.finetune.optimizer.head_rate,
+        "encoder_rate": head.finetune.optimizer.encoder_rate,
+        "images": images + steps * _per_step(bench, cell, head),
+        "steps": steps,
+        "demonstrations": data["episodes"] - data["heldout"],
+        "training_seconds": round(seconds + spent(head.folder), 1),
+        "probe": None,
+    }
+
+
+def _begin(bench: Bench, cell: Cell) -> tuple[float, float, float]:
+    """Now, and the seconds that earlier calls trained a cell's representation and its head."""
+    run = bench.run(cell)
+    return time.perf_counter(), spent(run), spent(Run(run.head(HEAD_NAMES[cell.trained_head])))
 
 
 def _seconds(begin: float, before: float, own: float) -> dict[str, float]:

@@ -16,8 +16,9 @@ from classact.presets import default_head_preset, get_head_preset, get_preset
 from classact.recording import slug
 from classact.sims import plain_shift
 
-HEADS = ("rep", "mlp", "dp")
-"""Retrieval without a head, and the heads by the names of table 1."""
+HEADS = ("rep", "mlp", "mlp-rep", "dp", "dp-rep")
+"""Retrieval without a head; the heads by the names of table 1; and retrieval with the encoder that was trained beneath
+one, table 1's "non-parametric"."""
 
 HEAD_NAMES = {"mlp": "mlp", "dp": "diffusion"}
 """Of heads: table 1's name -> the one in :mod:`classact.heads`, which is that of its folder."""
@@ -185,6 +186,11 @@ class Cell:
         return self.run_name if self.head == "rep" else f"{self.run_name}-{self.head}"
 
     @property
+    def trained_head(self) -> str:
+        """The head that is trained: its own, or that whose encoder it retrieves with; "rep" where there is none."""
+        return self.head.removesuffix("-rep")
+
+    @property
     def variant(self) -> str:
         """What sets it apart from the method's plain cell, for tables."""
         parts = [self.method.variant]
@@ -195,7 +201,7 @@ class Cell:
     def sensible(self) -> bool:
         """Whether the paper's table could have it: the equivariant encoder learns with Diffusion Policy alone, and one
         of random weights says nothing by itself, but shows what retrieval gives for free."""
-        return self.method.name != "equivar" or self.head == "dp"
+        return self.method.name != "equivar" or self.trained_head == "dp"
 
 
 def plan(
@@ -323,7 +329,7 @@ def head_config(
     # By the preset's trunk, not the cell's: heads of one table are of one size.
     trunk = get_preset(protocol.preset).pretrain.encoder.trunk
     name = "head-debug" if protocol.preset == "debug" else default_head_preset(trunk, protocol.task)
-    made = get_head_preset(name).config(HEAD_NAMES[cell.head], scratch=cell.method.scratch)
+    made = get_head_preset(name).config(HEAD_NAMES[cell.trained_head], scratch=cell.method.scratch)
     assert made.augment is not None
     made = replace(
         made,
@@ -346,7 +352,7 @@ def searched(cell: Cell) -> Cell | None:
     if cell.method.tuned:
         return Cell(cell.method)
     if cell.head != "rep" and cell.method.scratch:
-        return Cell(cell.method, cell.head)
+        return Cell(cell.method, cell.trained_head)
     return None
 
 

@@ -21,6 +21,7 @@ from classact.bench.table1.cells import (
     draw_again,
     finite,
     head_cell,
+    head_retrieval,
     headline,
     lacks_pictures,
     on_more_starts,
@@ -257,7 +258,9 @@ def _record(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) 
         return blank(cell, "missing", reason)
     try:
         rate = _rate(bench, cell, table, say)
-        return (representation if cell.head == "rep" else head_cell)(bench, cell, rate)
+        if cell.head == "rep":
+            return representation(bench, cell, rate)
+        return (head_cell if cell.head == cell.trained_head else head_retrieval)(bench, cell, rate)
     except MissingDependencyError as error:
         return blank(cell, "missing", str(error))
     except (ConfigError, StorageError, TrainingInterrupted):

@@ -38,7 +38,7 @@ _LOOKS = {
     "equivar": ("#C2504A", "hexagon"),
 }
 _OTHERS = (("#7A6BC8", "triangle-down"), ("#B07A4F", "pentagon"), ("#5B8A3C", "bowtie"), ("#C0557F", "hourglass"))
-_DASHES = {"rep": "solid", "mlp": "dash", "dp": "dot"}
+_DASHES = {"rep": "solid", "mlp": "dash", "mlp-rep": "longdash", "dp": "dot", "dp-rep": "longdashdot"}
 _HEAD_SYMBOLS = {"rep": "circle", "mlp": "square", "dp": "diamond"}
 
 

@@ -22,7 +22,8 @@ class Cell:
     Attributes:
         name: in the results file.
         method: what taught the representation.
-        head: "rep" (nearest neighbours in the representation), "mlp", "dp".
+        head: "rep" (nearest neighbours in the representation), "mlp", "dp"; "mlp-rep" and "dp-rep": nearest neighbours
+            with the encoder that was trained beneath one.
         shift: "fixed" or "rand".
         augmentation: of images in training; "none" for what the paper's Table 1 uses.
         seed: of the training.
@@ -30,8 +31,8 @@ class Cell:
         demonstrations: it learned from.
         status: "done", or why there are no numbers: "missing", "failed", "planned".
         reason: in words.
-        learning_rate, encoder_rate, tau, k: chosen settings, None where a method has none; with a head, the rates of
-            the head and of the encoder beneath.
+        learning_rate, encoder_rate, tau, k: chosen settings, None where a method has none; of heads' trainings, the
+            rates of the head and of the encoder beneath.
         images: seen in training, in all.
         steps: of training.
         training_seconds, total_seconds: of the training alone, and with preparation and evaluation.

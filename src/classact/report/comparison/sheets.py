@@ -74,7 +74,8 @@ def paper_note() -> str:
     """What the paper's numbers are."""
     return (
         f"“{PAPER}” is Table 1 of arXiv 2508.01600 ({PROTOCOL}): other budgets, starts and perhaps criteria, so a "
-        f"difference to it says little. For MLP and DP: without / with the head."
+        f"difference to it says little. “MLP, retrieval” and “DP, retrieval” act without the head that their encoder "
+        f"was trained beneath."
     )
 
 
@@ -92,7 +93,7 @@ def success_sheet(results: Results, criterion: str | None = None, *, between: st
             for entry, known in zip(entries, table.paper, strict=True):
                 cells.append(entry_text(entry, table, between=between))
                 if known:
-                    cells.append(str(entry.paper) if entry.paper else "")
+                    cells.append("" if entry.paper is None else f"{entry.paper:.2f}")
             rows.append(cells)
         groups.append((head_name(group.head), rows))
     notes = success_notes(results, table)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from classact.labels import split_sum
 from classact.report.comparison.results import Cell, Results
-from classact.report.paper import METHODS, SHIFTS, TASKS, PaperCell, paper_cell, paper_methods, shift_name
+from classact.report.paper import METHODS, SHIFTS, TASKS, paper_cell, paper_methods, shift_name
 from classact.report.plots import duration
 from classact.statistics import Estimate, success_over_seeds
 
 SEED = 0  # of every bootstrap, so that the same file gives the same page
 
-HEAD_NAMES = {"rep": "Rep-Only", "mlp": "MLP", "dp": "DP"}
+HEAD_NAMES = {"rep": "Rep-Only", "mlp": "MLP", "mlp-rep": "MLP, retrieval", "dp": "DP", "dp-rep": "DP, retrieval"}
 METHOD_NAMES = {
     "random": "Random",
     "imagenet": "ImageNet",
@@ -73,7 +73,7 @@ class Entry:
         successes, trials: over all of them.
         starts: how many different ones.
         reason: why there is no estimate.
-        paper: the paper's numbers.
+        paper: the paper's number.
         best: whether no other plain row (:attr:`Who.plain`) of the head and column has a higher estimate.
     """
 
@@ -84,7 +84,7 @@ class Entry:
     trials: int = 0
     starts: int = 0
     reason: str = ""
-    paper: PaperCell | None = None
+    paper: float | None = None
     best: bool = False
 
 
@@ -116,7 +116,7 @@ class Layout:
     def paper(self) -> list[bool]:
         """Whether a column has numbers of the paper."""
         return [
-            any(entries[i].paper for group in self.groups for _, entries in group.rows)
+            any(entries[i].paper is not None for group in self.groups for _, entries in group.rows)
             for i in range(len(self.columns))
         ]
 
@@ -292,7 +292,7 @@ def _entries(
     return entries
 
 
-def _entry(cells: Sequence[Cell], criterion: str, paper: PaperCell | None) -> Entry:
+def _entry(cells: Sequence[Cell], criterion: str, paper: float | None) -> Entry:
     done = measured(cells, criterion)
     starts = shared_starts(done) if done else []
     if not starts:
