@@ -88,16 +88,12 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 """One retrieval for all methods instead of the one chosen for each: why baselines reach more here than in the paper."""
 
-LONGER = 600_000
-"""Images that a head's training sees on a representation, where it is to see as many as one from random weights: says
-whether heads of the table are short of training or of representation."""
-
 HELPED = "proprioception weighted 10"
 """The way that helped CLASS under random colours most: with it, too, baselines are compared."""
 
-
-LAST = ("retrieval", "longer")
-"""Stages that try something else with finished representations."""
+LONGER = 600_000
+"""Images that a head's training sees on a representation, where it is to see as many as one from random weights: says
+whether heads of the table are short of training or of representation."""
 
 
 def stages() -> dict[str, list[Cell]]:
@@ -137,55 +133,64 @@ def protocol(data: Path) -> Protocol:
     return Protocol("pusht", str(data), "pusht-cpu", images=500_000, tuning_images=50_000, starts=400)
 
 
-def try_retrievals(
-    folder: Path, made: Protocol, cells: list[Cell], ways: dict[str, dict[str, Any]], workers: int
-) -> None:
-    """Roll out finished cells with other ways to retrieve; results by cell and way, those known already kept."""
-    results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
-    for cell in cells:
-        run = Bench(folder, made, {}, folder).run(cell)
-        if not (run.root / CHOSEN).exists():
-            continue
-        chosen = read_json(run.root / CHOSEN)
-        settings = retrieval_settings(chosen["tau"], chosen["k"])
-        found = results.setdefault(cell.name, {})
-        for name, change in ways.items():
-            if name in found and len(found[name]["starts"]) >= made.starts:
+def tried(name: str, way: str, starts: int) -> bool:
+    """Whether a cell was tried in another way, on so many starts."""
+    results = read_json(TRIES) if TRIES.exists() else {}
+    found = results.get(name, {}).get(way)
+    return found is not None and len(found["starts"]) >= starts
+
+
+def keep(name: str, way: str, found: dict[str, Any]) -> None:
+    """Add what another way gave to what the file holds then: several processes may."""
+    with locked(lock_of(TRIES)):
+        results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
+        results.setdefault(name, {})[way] = found
+        write_json(TRIES, results)
+    print(f"{name}: {way}: {sum(next(iter(found['success'].values())))}/{len(found['starts'])}", flush=True)
+
+
+def try_retrievals(folder: Path, made: Protocol, workers: int) -> None:
+    """Roll out finished cells with other ways to retrieve."""
+    for cells, ways in retrievals():
+        for cell in cells:
+            run = Bench(folder, made, {}, folder).run(cell)
+            if not (run.root / CHOSEN).exists():
                 continue
-            row = evaluate_run(
-                run,
-                episodes=made.starts,
-                first_seed=made.first_seed,
-                overrides=settings | change.get("overrides", {}),
-                execute=change.get("execute"),
-                name="try",
-                workers=workers,
-                quiet=True,
-            )[0]
-            found[name] = episodes_of(run.evaluation("try"))
-            write_json(TRIES, results)
-            print(f"{cell.name}: {name}: {row['successes']}/{row['episodes']}", flush=True)
+            chosen = read_json(run.root / CHOSEN)
+            settings = retrieval_settings(chosen["tau"], chosen["k"])
+            for way, change in ways.items():
+                if tried(cell.name, way, made.starts):
+                    continue
+                evaluate_run(
+                    run,
+                    episodes=made.starts,
+                    first_seed=made.first_seed,
+                    overrides=settings | change.get("overrides", {}),
+                    execute=change.get("execute"),
+                    name="try",
+                    workers=workers,
+                    quiet=True,
+                )
+                keep(cell.name, way, episodes_of(run.evaluation("try")))
 
 
-def train_longer(folder: Path, made: Protocol, cells: list[Cell], workers: int) -> None:
-    """Train heads of finished representations on :data:`LONGER` images, and roll them out; results as of other ways."""
+def train_longer(folder: Path, made: Protocol, workers: int) -> None:
+    """Train heads of finished representations on :data:`LONGER` images, and roll them out."""
     data = read_demonstrations(made.data)
     steps = first_episodes(data, len(data) - made.heldout).num_steps
     bench = Bench(folder, made, {None: steps}, folder, workers=workers, quiet=True)
     way = f"{LONGER:,} images of fine-tuning"
-    for cell in cells:
+    for cell in plan(("class",), heads=("mlp",), columns=("fixed",)):
         run = bench.run(cell)
         with locked(lock_of(run.root)):
-            results: dict[str, Any] = read_json(TRIES) if TRIES.exists() else {}
-            known = results.get(cell.name, {}).get(way, {"starts": []})
-            if len(known["starts"]) >= made.starts or not run.policy.is_dir():
-                continue
-            config = head_config(cell, made, steps, images=LONGER)
-            found = head_rolled_out(head_pipeline(bench, run, cell, *config, name=f"{cell.head}-longer"))
-            results = read_json(TRIES) if TRIES.exists() else {}
-            results.setdefault(cell.name, {})[way] = found
-            write_json(TRIES, results)
-        print(f"{cell.name}: {way}: {sum(next(iter(found['success'].values())))}/{len(found['starts'])}", flush=True)
+            if run.policy.is_dir() and not tried(cell.name, way, made.starts):
+                config = head_config(cell, made, steps, images=LONGER)
+                head = head_pipeline(bench, run, cell, *config, name=f"{cell.head}-longer")
+                keep(cell.name, way, head_rolled_out(head))
+
+
+LAST = {"retrieval": try_retrievals, "longer": train_longer}
+"""Stages that try something else with finished representations."""
 
 
 def main() -> None:
@@ -209,12 +214,8 @@ def main() -> None:
             arguments.error("--data is needed, unless --list or --page is given")
         made = protocol(options.data)
         for stage in chosen:
-            if stage == "retrieval":
-                for cells, ways in retrievals():
-                    try_retrievals(options.runs, made, cells, ways, options.workers)
-                continue
-            if stage == "longer":
-                train_longer(options.runs, made, plan(("class",), heads=("mlp",), columns=("fixed",)), options.workers)
+            if stage in LAST:
+                LAST[stage](options.runs, made, options.workers)
                 continue
             cells = [cell for cell in stages()[stage] if not options.methods or cell.method.written in options.methods]
             run_table(

@@ -382,8 +382,7 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     before = spent(run)
     pipeline = trained(bench, run, cell, rate, budget(bench, cell))
     config = pipeline.config
-    chosen = choose_temperature(bench, run, cell, config)
-    policy = _rolled_out(bench, cell, pipeline, run, chosen)
+    policy, chosen = _rolled_out(bench, cell, pipeline, run)
     per_step = images_per_step(config, bench.steps[cell.demonstrations])
     log, data = run.read_train_log(), run.read_config()["data"]
     steps = log[-1]["steps"] if log else 0
@@ -410,16 +409,19 @@ def representation(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     )
 
 
-def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run, chosen: Mapping[str, Any]) -> RetrievalPolicy:
-    """Evaluate retrieval and, of a representation's first seed, draw what the page shows; returns what acted.
+def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run) -> tuple[RetrievalPolicy, dict[str, Any]]:
+    """Choose a temperature, evaluate retrieval and, of a representation's first seed, draw what the page shows.
 
     Args:
         bench, cell: where and which.
         pipeline: of the representation.
         run: folder with the policy: the representation's, or that of retrieval with a head's encoder.
-        chosen: of :func:`choose_temperature`.
+
+    Returns:
+        What acted, and what :func:`choose_temperature` chose.
     """
     config = pipeline.config
+    chosen = choose_temperature(bench, run, cell, config)
     policy = RetrievalPolicy.load(run.policy, **retrieval_settings(chosen["tau"], chosen["k"])).to(bench.device)
     results, _ = roll_out(
         run,
@@ -437,7 +439,7 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run, chosen: 
         shown = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
         analysis.write_latent_map(run, shown, config.pretrain.seed)
         pipeline.draw_neighbors(shown, results)
-    return policy
+    return policy, chosen
 
 
 def lacks_pictures(bench: Bench, cell: Cell) -> bool:
@@ -451,7 +453,7 @@ def draw_again(bench: Bench, cell: Cell, rate: float | None) -> None:
     """What the page shows of a representation that is done: rolled out again, with the same result."""
     run = bench.run(cell)
     pipeline = trained(bench, run, cell, rate, budget(bench, cell))
-    _rolled_out(bench, cell, pipeline, run, choose_temperature(bench, run, cell, pipeline.config))
+    _rolled_out(bench, cell, pipeline, run)
 
 
 def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -462,8 +464,8 @@ def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping
     head, pipeline = _head(bench, cell, rate)
     if cell.head == cell.trained_head:
         return dict(record) | head_rolled_out(head)
-    run, chosen = _retrieval_with(bench, cell, head, pipeline)
-    _rolled_out(bench, cell, pipeline, run, chosen)
+    run = _retrieval_with(head, pipeline)
+    _rolled_out(bench, cell, pipeline, run)
     return dict(record) | episodes_of(run.evaluation(EVALUATION))
 
 
@@ -538,17 +540,17 @@ def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
     """Train and evaluate a head on a cell's representation, or with it from initial weights; returns the record."""
     begin, before, own = _begin(bench, cell)
     head, pipeline = _head(bench, cell, rate)
-    episodes, config = head_rolled_out(head), pipeline.config
-    run, name, per_step, seen = pipeline.run, head.name, _per_step(bench, cell, head), _seen(bench, cell, pipeline)
+    episodes, config, seen = head_rolled_out(head), pipeline.config, _seen(bench, cell, pipeline)
+    per_step = _per_step(bench, cell, head)
     return (
         blank(cell, "done")
         | episodes
-        | _head_facts(bench, cell, head, pipeline)
+        | _head_facts(head, pipeline, per_step, seen)
         | {
             "tau": None,
             "k": None,
             "loss": loss_curve(head.folder, per_step, seen),
-            "curve": success_curve(run, f"heads/{name}", per_step, head.folder, seen),
+            "curve": success_curve(pipeline.run, f"heads/{head.name}", per_step, head.folder, seen),
             "latency_ms": latency(head.train(), config.frames.simulator, config.evaluation),
             "folder": bench.address(head.folder),
         }
@@ -560,12 +562,12 @@ def head_retrieval(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     """Evaluate retrieval with the encoder that was trained beneath a cell's head; returns the record."""
     begin, before, own = _begin(bench, cell)
     head, pipeline = _head(bench, cell, rate)
-    run, chosen = _retrieval_with(bench, cell, head, pipeline)
-    policy, config = _rolled_out(bench, cell, pipeline, run, chosen), pipeline.config
+    run, config = _retrieval_with(head, pipeline), pipeline.config
+    policy, chosen = _rolled_out(bench, cell, pipeline, run)
     return (
         blank(cell, "done")
         | episodes_of(run.evaluation(EVALUATION))
-        | _head_facts(bench, cell, head, pipeline)
+        | _head_facts(head, pipeline, _per_step(bench, cell, head), _seen(bench, cell, pipeline))
         | {
             "tau": chosen["tau"],
             "k": chosen["k"],
@@ -580,14 +582,14 @@ def head_retrieval(bench: Bench, cell: Cell, rate: float | None) -> dict[str, An
     )
 
 
-def _retrieval_with(bench: Bench, cell: Cell, head: HeadPipeline, pipeline: Pipeline) -> tuple[Run, dict[str, Any]]:
-    """Retrieval with the encoder that is trained beneath a head: its folder, in the head's, and its temperature."""
+def _retrieval_with(head: HeadPipeline, pipeline: Pipeline) -> Run:
+    """The folder, in a head's, of retrieval with the encoder that is trained beneath it."""
     head.train()
     run = Run(head.folder.root / RETRIEVAL)
     if not run.policy.is_dir():
         encoder = ImageEncoder.from_pretrained(head.folder.policy / "encoder")
         pipeline.retrieval_with(encoder).save(run.policy)
-    return run, choose_temperature(bench, run, cell, pipeline.config)
+    return run
 
 
 def _per_step(bench: Bench, cell: Cell, head: HeadPipeline) -> int:
@@ -602,14 +604,14 @@ def _seen(bench: Bench, cell: Cell, pipeline: Pipeline) -> tuple[int, float]:
     return images, spent(pipeline.run)
 
 
-def _head_facts(bench: Bench, cell: Cell, head: HeadPipeline, pipeline: Pipeline) -> dict[str, Any]:
+def _head_facts(head: HeadPipeline, pipeline: Pipeline, per_step: int, seen: tuple[int, float]) -> dict[str, Any]:
     """What the records of a head, and of retrieval with its encoder, say of the training."""
     steps, data = head.folder.read_train_log()[-1]["steps"], pipeline.run.read_config()["data"]
-    images, seconds = _seen(bench, cell, pipeline)
+    images, seconds = seen
     return {
         "learning_rate": head.finetune.optimizer.head_rate,
         "encoder_rate": head.finetune.optimizer.encoder_rate,
-        "images": images + steps * _per_step(bench, cell, head),
+        "images": images + steps * per_step,
         "steps": steps,
         "demonstrations": data["episodes"] - data["heldout"],
         "training_seconds": round(seconds + spent(head.folder), 1),
