@@ -12,20 +12,16 @@ or named ones; several processes may share the folder, and each training is comp
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from classact.bench.table1 import METHODS, Cell, Protocol, plan, run_table
-from classact.bench.table1.cells import (
-    CHOSEN,
-    Bench,
-    episodes_of,
-    head_pipeline,
-    head_rolled_out,
-    retrieval_settings,
-)
+from classact.bench.table1.cells import CHOSEN, head_rolled_out, retrieval_settings
 from classact.bench.table1.claims import lock_of, locked
 from classact.bench.table1.grid import head_config
+from classact.bench.table1.records import episodes_of
+from classact.bench.table1.trainings import Bench, head_pipeline
 from classact.evaluation import evaluate_run
 from classact.readers import first_episodes, read_demonstrations
 from classact.report.comparison import build_comparison, comparison_markdown, read_results
@@ -94,6 +90,10 @@ HELPED = "proprioception weighted 10"
 LONGER = 600_000
 """Images that a head's training sees on a representation, where it is to see as many as one from random weights: says
 whether heads of the table are short of training or of representation."""
+
+
+CURVES: dict[str, dict[str, Any]] = {"fixed-hsv": {"evaluations": 5, "evaluation_starts": 50}}
+"""Roll-outs during the trainings of a stage (appendix G). Others have none: they take as long as the last roll-outs."""
 
 
 def stages() -> dict[str, list[Cell]]:
@@ -221,7 +221,7 @@ def main() -> None:
             run_table(
                 options.runs,
                 cells,
-                made,
+                replace(made, **CURVES.get(stage, {})),
                 results_path=options.json,
                 workers=options.workers,
                 quiet=True,

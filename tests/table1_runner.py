@@ -17,7 +17,7 @@ import torch
 
 import fakes
 from classact import engine, rollout
-from classact.bench.table1 import Cell, Protocol, cells, grid, parse_method, plan, run_table, runner
+from classact.bench.table1 import Cell, Protocol, cells, grid, parse_method, plan, records, run_table, runner
 from classact.bench.table1.claims import lock_of, locked
 from classact.probe import probe_run
 from classact.sims import make_simulator
@@ -92,7 +92,7 @@ def table(
         patch.setattr(rollout, "make_simulator", fakes.Short)
         patch.setattr(rollout, "Worker", Here)
         patch.setattr(grid, "CHECKPOINT_EVERY", 2)
-        patch.setattr(cells, "LATENCY_CALLS", 2)
+        patch.setattr(records, "LATENCY_CALLS", 2)
         patch.setattr(cells, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))
         # Sums depend on how they are split, and tables that are compared are made in several processes.
         threads = torch.get_num_threads()
@@ -122,7 +122,7 @@ def die_in_training(folder: str, data: str, cell: str, saves: int) -> None:
 def done(cell: Cell, rate: float | None) -> dict[str, Any]:
     """A record of a cell that is done."""
     found = {"starts": [1], "success": {"c": [1]}, "metric": "m", "score": [1.0], "learning_rate": rate, "images": 1}
-    return cells.blank(cell, "done") | found | {"total_seconds": 1.0, "own_seconds": 1.0}
+    return records.blank(cell, "done") | found | {"total_seconds": 1.0, "own_seconds": 1.0}
 
 
 def keep_many(path: str, part: int, count: int) -> None:

@@ -23,8 +23,10 @@ from classact.bench.table1 import (
     grid,
     parse_method,
     plan,
+    records,
     run_table,
     runner,
+    trainings,
     with_random,
 )
 from classact.bench.table1.claims import BusyError, lock_of, locked
@@ -468,13 +470,13 @@ class Stubs:
         write_json(path, value)
         self.event("write")
 
-    def compute(self, bench: cells.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+    def compute(self, bench: trainings.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
         self.event(f"{cell.name} at {rate}")
         if self.error is not None:
             raise self.error
         return record(cell, rate) | {"folder": bench.address(bench.run(cell))}
 
-    def try_rate(self, _: cells.Bench, cell: Cell, rate: float) -> dict[str, Any]:
+    def try_rate(self, _: trainings.Bench, cell: Cell, rate: float) -> dict[str, Any]:
         self.event(f"try {cell.name} at {rate:g}")
         diverged = rate in self.diverging
         row = {"method": cell.method.name, "written": cell.method.written, "head": cell.head, "learning_rate": rate}
@@ -488,7 +490,7 @@ class Stubs:
 
 def record(cell: Cell, rate: float | None) -> dict[str, Any]:
     learns = cell.method.pretrained or cell.head != "rep"
-    return cells.blank(cell, "done") | {
+    return records.blank(cell, "done") | {
         "starts": [300_000, 300_001],
         "metric": "coverage",
         "success": {"coverage>0.90": [1, 0], "iou>0.90": [0, 0]},
@@ -663,7 +665,7 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
 def test_other_processes_cells_are_kept(tmp_path: Path, data: Path, stubs: Stubs, monkeypatch: Any) -> None:
     compute, deep = stubs.compute, False
 
-    def interleaved(bench: cells.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
+    def interleaved(bench: trainings.Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
         nonlocal deep
         if not deep:
             deep = True
@@ -711,21 +713,21 @@ def test_rates_that_diverge_are_not_chosen(tmp_path: Path, data: Path, stubs: St
 
 
 def test_a_try_that_diverges_is_a_row(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = cells.Bench(tmp_path, protocol(data), {None: 77}, tmp_path, quiet=True)
+    bench = trainings.Bench(tmp_path, protocol(data), {None: 77}, tmp_path, quiet=True)
     cell = Cell(parse_method("byol"))
 
     def diverge(self: Any) -> None:
         write_json(self.run.root / "diverged.json", {"step": 3})
         raise ClassactError("the loss became nan")
 
-    monkeypatch.setattr(cells.Pipeline, "policy", diverge)
+    monkeypatch.setattr(trainings.Pipeline, "policy", diverge)
     row = cells.try_rate(bench, cell, 1e9)
     assert (row["diverged"], row["successes"], row["learning_rate"], row["head"]) == (True, 0, 1e9, "rep")
     # Neither Ctrl-C nor a lack of memory is a divergence, whatever an earlier call has left there.
-    monkeypatch.setattr(cells.Pipeline, "policy", lambda _: (_ for _ in ()).throw(TrainingInterrupted("stopped")))
+    monkeypatch.setattr(trainings.Pipeline, "policy", lambda _: (_ for _ in ()).throw(TrainingInterrupted("stopped")))
     with pytest.raises(TrainingInterrupted):
         cells.try_rate(bench, cell, 1e9)
-    monkeypatch.setattr(cells.Pipeline, "policy", lambda _: (_ for _ in ()).throw(ClassactError("out of memory")))
+    monkeypatch.setattr(trainings.Pipeline, "policy", lambda _: (_ for _ in ()).throw(ClassactError("out of memory")))
     with pytest.raises(ClassactError, match="out of memory"):
         cells.try_rate(bench, cell, 2e9)
 
@@ -767,8 +769,8 @@ def test_what_is_not_a_number_is_null(tmp_path: Path, data: Path, monkeypatch: A
 
 def test_scores_that_are_not_numbers_are_worse_than_any() -> None:
     rows = [{"successes": 1, "score": None}, {"successes": 1, "score": -0.5}, {"successes": 0, "score": 9.0}]
-    assert cells.best_of(rows) == 1
-    assert cells.best_of(rows[::2]) == 0
+    assert records.best_of(rows) == 1
+    assert records.best_of(rows[::2]) == 0
 
 
 @pytest.mark.usefixtures("stubs")
@@ -895,19 +897,19 @@ def test_a_budget_in_time_becomes_images_once(tmp_path: Path, data: Path, monkey
             # Compiling takes long at first.
             append_jsonl(self.run.train_log, {"step": step, "steps": 10, "seconds": 60 + step / speed})
 
-    monkeypatch.setattr(cells.Pipeline, "pretrain", pretrain)
+    monkeypatch.setattr(trainings.Pipeline, "pretrain", pretrain)
     asked = protocol(data, images=None, seconds=30.0)
-    bench = cells.Bench(tmp_path, asked, {None: 500, 4: 90}, tmp_path, quiet=True)
+    bench = trainings.Bench(tmp_path, asked, {None: 500, 4: 90}, tmp_path, quiet=True)
     cell = Cell(parse_method("class"))
     per_step = images_per_step(run_config(cell, asked, 500, None, 1000), 500)
-    assert cells.budget(bench, cell) == 30 * 100 * per_step
+    assert trainings.budget(bench, cell) == 30 * 100 * per_step
     # All of its cells, in all later calls.
-    assert cells.budget(bench, replace(cell, column="rand", seed=2)) == 30 * 100 * per_step
-    assert cells.budget(bench, replace(cell, factor=4.0, demonstrations=4)) == 120 * 100 * per_step
+    assert trainings.budget(bench, replace(cell, column="rand", seed=2)) == 30 * 100 * per_step
+    assert trainings.budget(bench, replace(cell, factor=4.0, demonstrations=4)) == 120 * 100 * per_step
     assert trained == ["class-fixed-none-seed0"]
-    assert cells.budget(bench, Cell(parse_method("byol"))) != cells.budget(bench, cell)
+    assert trainings.budget(bench, Cell(parse_method("byol"))) != trainings.budget(bench, cell)
     assert trained == ["class-fixed-none-seed0", "byol-fixed-none-seed0"]
-    assert cells.budget(bench, Cell(parse_method("random"))) is None
+    assert trainings.budget(bench, Cell(parse_method("random"))) is None
     # Of a head without pre-training, the head's speed counts.
     heads: list[str] = []
 
@@ -916,32 +918,32 @@ def test_a_budget_in_time_becomes_images_once(tmp_path: Path, data: Path, monkey
         for step in range(1, 11):
             append_jsonl(self.folder.train_log, {"step": step, "steps": 10, "seconds": step / 50})
 
-    monkeypatch.setattr(cells, "trained", lambda *_, **__: None)
-    monkeypatch.setattr(cells, "head_pipeline", lambda _, run, *__: _Head(run, train))
+    monkeypatch.setattr(trainings, "trained", lambda *_, **__: None)
+    monkeypatch.setattr(trainings, "head_pipeline", lambda _, run, *__: _Head(run, train))
     head = Cell(parse_method("random"), "mlp")
     batch = head_config(head, asked, 500, images=1)[0].batch_size
-    assert cells.budget(bench, head) == cells.budget(bench, replace(head, column="rand")) == 30 * 50 * batch
+    assert trainings.budget(bench, head) == trainings.budget(bench, replace(head, column="rand")) == 30 * 50 * batch
     assert heads == ["mlp"]
-    assert cells.budget(bench, replace(cell, head="mlp")) == cells.budget(bench, cell)
-    assert cells.budget(replace(bench, protocol=protocol(data)), cell) is None
+    assert trainings.budget(bench, replace(cell, head="mlp")) == trainings.budget(bench, cell)
+    assert trainings.budget(replace(bench, protocol=protocol(data)), cell) is None
 
 
 def test_seconds_count_earlier_calls(tmp_path: Path) -> None:
-    assert cells.spent(Run(tmp_path)) == 0.0
+    assert records.spent(Run(tmp_path)) == 0.0
     for step in (1, 2):
         append_jsonl(tmp_path / "train.jsonl", {"step": step, "seconds": 7.5 * step})
-    assert cells.spent(Run(tmp_path)) == 15.0
+    assert records.spent(Run(tmp_path)) == 15.0
 
 
 def test_curves_are_short_and_without_duplicates(tmp_path: Path) -> None:
     log = Run(tmp_path)
-    for count in (0, 1, 2, cells.POINTS - 1, cells.POINTS, 61, 119, 500):
+    for count in (0, 1, 2, records.POINTS - 1, records.POINTS, 61, 119, 500):
         log.train_log.unlink(missing_ok=True)
         for step in range(1, count + 1):
             append_jsonl(log.train_log, {"step": step, "seconds": float(step), "loss": 1.0})
-        rows = cells.loss_curve(log, 10)
+        rows = records.loss_curve(log, 10)
         images = [row[0] for row in rows]
-        assert len(rows) == min(count, cells.POINTS)
+        assert len(rows) == min(count, records.POINTS)
         assert images == sorted(set(images))
         assert images[:1] + images[-1:] == ([10, 10 * count] if count else [])
 
@@ -951,5 +953,5 @@ def test_curves_of_heads_go_on_from_pre_training(tmp_path: Path) -> None:
     append_jsonl(log.train_log, {"step": 5, "seconds": 2.0, "loss": 1.0})
     mark = {"stage": "heads/mlp", "step": 5, "criterion": "c", "successes": 1, "episodes": 2}
     log.add_milestones([mark])
-    assert cells.loss_curve(log, 10, (1000, 60.0)) == [[1050, 62.0, 1.0]]
-    assert cells.success_curve(log, "heads/mlp", 10, log, (1000, 60.0)) == [[1050, 62.0, 1, 2]]
+    assert records.loss_curve(log, 10, (1000, 60.0)) == [[1050, 62.0, 1.0]]
+    assert records.success_curve(log, "heads/mlp", 10, log, (1000, 60.0)) == [[1050, 62.0, 1, 2]]

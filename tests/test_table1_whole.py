@@ -14,7 +14,7 @@ import torch
 
 import fakes
 import table1_runner
-from classact.bench.table1 import cells, plan
+from classact.bench.table1 import cells, plan, trainings
 from classact.encoders import ImageEncoder
 from classact.errors import ConfigError
 from classact.finetuning import FineTuner
@@ -144,7 +144,7 @@ def test_records_are_flat_and_probes_are_named(whole: tuple[Path, dict[str, Any]
 
 def test_probes_retrieve_as_the_cell_acts(whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = whole
-    bench = cells.Bench(folder, table1_runner.protocol(folder), {}, folder, "cpu", quiet=True)
+    bench = trainings.Bench(folder, table1_runner.protocol(folder), {}, folder, "cpu", quiet=True)
     asked: list[dict[str, Any]] = []
 
     def probe(_: Run, **options: Any) -> dict[str, Any]:

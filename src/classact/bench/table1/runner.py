@@ -15,19 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from classact.bench.table1.cells import (
-    Bench,
-    best_of,
-    blank,
     draw_again,
-    finite,
     head_cell,
     head_retrieval,
-    headline,
     lacks_pictures,
     on_more_starts,
     representation,
     try_rate,
-    why_missing,
 )
 from classact.bench.table1.claims import BusyError, lock_of, locked
 from classact.bench.table1.grid import (
@@ -39,6 +33,8 @@ from classact.bench.table1.grid import (
     searched,
     shift_of,
 )
+from classact.bench.table1.records import best_of, blank, finite, headline
+from classact.bench.table1.trainings import Bench, why_missing
 from classact.encoders import EncoderConfig
 from classact.engine import EngineConfig
 from classact.errors import (
