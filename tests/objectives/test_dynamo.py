@@ -19,6 +19,7 @@ from classact.objectives.dynamo import (
     covariance_penalty,
     dynamics_loss,
 )
+from objective_learning import losses_of_learning
 
 SMALL = DynaMoConfig(latent_dim=3, layers=2, heads=2, width=8)
 LENGTHS = (9, 1, 3, 12, 5)
@@ -353,19 +354,7 @@ def test_learning() -> None:
     walks = rng.normal(0, 0.5, (8, 30, 3)).cumsum(axis=1) + rng.normal(size=(8, 1, 3))
     seen = torch.from_numpy(walks.reshape(-1, 3) @ rng.normal(size=(3, 10))).float()
     objective = DynaMo(replace(SMALL, width=24), material((30,) * 8, feature_dim=F))
-    encoder = torch.nn.Linear(10, F)
-    torch.nn.init.normal_(encoder.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.zeros_(encoder.bias)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()], 3e-3)
-    losses = []
-    for _ in range(60):
-        anchors = rng.choice(240, 64, replace=False)
-        rows = np.concatenate([anchors[:, None], objective.draw(anchors, rng)], axis=1)
-        loss = loss_of(objective, encoder(seen[rows])[:, :, None], rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of_learning(objective, seen, F, rng, rate=3e-3, steps=60)
     assert losses[0] > 0.9
     assert np.mean(losses[-5:]) < 0.3 * losses[0]
 

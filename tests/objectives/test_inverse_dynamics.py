@@ -13,6 +13,7 @@ from torch import Tensor
 from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, inverse_dynamics_loss
+from objective_learning import losses_of_learning
 
 LENGTHS = (9, 1, 3, 12, 5)
 ENDS = np.cumsum(LENGTHS, dtype=np.int64)
@@ -225,19 +226,7 @@ def test_learning() -> None:
     seen = torch.from_numpy(places.reshape(-1, A) @ rng.normal(size=(A, 10))).float()
     data = Material(F, np.arange(30, 241, 30), torch.from_numpy(moves.reshape(-1, A)).float())
     objective = InverseDynamics(replace(SMALL, hidden=64), data)
-    encoder = torch.nn.Linear(10, F)
-    torch.nn.init.normal_(encoder.weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.zeros_(encoder.bias)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()], 5e-3)
-    losses = []
-    for _ in range(80):
-        anchors = rng.choice(240, 64, replace=False)
-        rows = np.concatenate([anchors[:, None], objective.draw(anchors, rng)], axis=1)
-        loss = loss_of(objective, encoder(seen[rows])[:, :, None], rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_of_learning(objective, seen, F, rng, rate=5e-3, steps=80)
     assert losses[0] > 0.25
     assert np.mean(losses[-5:]) < 0.3 * losses[0]
 
