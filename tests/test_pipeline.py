@@ -20,6 +20,7 @@ from classact.errors import ConfigError, DataError, StorageError
 from classact.evaluation import evaluate_run
 from classact.objectives import objective_config
 from classact.pipeline import Pipeline, RunConfig, from_preset
+from classact.policies import RetrievalPolicy
 from classact.presets import with_objective
 from classact.readers import read_demonstrations
 from classact.recording import evaluation_name
@@ -391,6 +392,22 @@ def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypa
     Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
     with pytest.raises(ConfigError, match=wanted):
         evaluate_run(Run(tmp_path), quiet=True)
+
+
+def test_evaluations_during_training_may_retrieve_in_their_own_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RetrievalPolicy] = []
+    monkeypatch.setattr(pipeline, "evaluate_milestone", lambda _, policy, *__: seen.append(policy))
+    made = config(data)
+    assert made.retrieval.k > 1
+    made = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    Pipeline(Run(tmp_path), made, quiet=True).pretrain()
+    alone = replace(made, milestone_retrieval=replace(made.retrieval, k=1))
+    Pipeline(Run(tmp_path / "alone"), alone, quiet=True).pretrain()
+    assert [policy.config for policy in seen] == [made.retrieval] * 2 + [replace(made.retrieval, k=1)] * 2
+    # It decides nothing about the run: the same folder goes on without it, and acts in the usual way.
+    assert Pipeline(Run(tmp_path / "alone"), made, quiet=True).policy().config == made.retrieval
 
 
 def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

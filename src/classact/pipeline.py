@@ -58,7 +58,8 @@ from classact.types import Demonstrations, RolloutResult
 logger = logging.getLogger(__name__)
 
 FREE = (
-    *("evaluation", "baselines", "similarity", "milestone_episodes", "layout", "frames.workers", "retrieval.search"),
+    *("evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
+    *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
 """Settings that do not decide what is learned: how it is evaluated, on how many processes. Where a layout lies decides
@@ -84,6 +85,7 @@ class RunConfig:
             them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
             each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
         milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
+        milestone_retrieval: how these act; None: as the run does.
         novelty: of the score that decisions carry.
         layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
     """
@@ -99,6 +101,7 @@ class RunConfig:
     keys: tuple[str, ...] | None = None
     heldout: int = 0
     milestone_episodes: int = 50
+    milestone_retrieval: RetrievalConfig | None = None
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     layout: str | None = None
 
@@ -288,7 +291,7 @@ class Pipeline:
                 analysis.write_similarity(self.run, trainer.similarity)
 
         def milestone(at: Trainer) -> None:
-            policy = self._retrieval(at.average, frames)
+            policy = self._retrieval(at.average, frames, self.config.milestone_retrieval)
             evaluate_milestone(
                 self.run,
                 policy,
@@ -331,10 +334,13 @@ class Pipeline:
             policy.save(self.run.policy)
         return policy
 
-    def _retrieval(self, encoder: ImageEncoder, frames: Demonstrations) -> RetrievalPolicy:
+    def _retrieval(
+        self, encoder: ImageEncoder, frames: Demonstrations, config: RetrievalConfig | None = None
+    ) -> RetrievalPolicy:
         latents = ImageLatents(encoder.to(self.device), LowDim.fit(frames, self.config.keys))
         space = frames.schema.actions
-        return RetrievalPolicy.build(latents, frames, self.config.retrieval, action_space=space).to(self.device)
+        config = config or self.config.retrieval
+        return RetrievalPolicy.build(latents, frames, config, action_space=space).to(self.device)
 
     def retrieval_with(self, encoder: ImageEncoder) -> RetrievalPolicy:
         """The same retrieval with another encoder; nothing is saved, and novelty not calibrated."""

@@ -78,7 +78,8 @@ class Protocol:
             else 16.
         tuning_starts: held-out starts that learning rates and temperatures are chosen on.
         tuning_seed: of the first of these: no cell is evaluated on them.
-        evaluations: roll-outs during each training, evenly from its tenth part on (fig. 10); 0: none.
+        evaluations: roll-outs during each training, evenly from its tenth part on (fig. 10); 0: none. Representations
+            act by the nearest neighbour alone then, for temperatures are chosen at the end.
         evaluation_starts: of each of these.
         probe: measure representations without rollouts, too.
         layout: of the data, see :class:`classact.pipeline.RunConfig`.
@@ -294,12 +295,15 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
             images = round(protocol.images * cell.factor)
         pretrain = replace(pretrain, epochs=images / (steps * images_per_anchor(pretrain.objective)))
     evaluation = replace(made.evaluation, episodes=protocol.starts, first_seed=protocol.first_seed)
+    retrieval = cell.method.retrieval_config(made.retrieval)
     return replace(
         made,
         pretrain=replace(pretrain, evaluations=protocol.evaluations, checkpoint_every=CHECKPOINT_EVERY),
-        retrieval=cell.method.retrieval_config(made.retrieval),
+        retrieval=retrieval,
         evaluation=evaluation,
         milestone_episodes=protocol.evaluation_starts,
+        # What suits a cell best is chosen when it is trained; until then this favours nobody.
+        milestone_retrieval=replace(retrieval, k=1),
     )
 
 
