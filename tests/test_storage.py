@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from classact import storage
@@ -212,6 +217,32 @@ def test_no_permission(tmp_path: Path) -> None:
 
 
 # JSON
+
+
+def plain_lists(value: Any) -> list[list[Any]]:
+    """Lists that hold neither lists nor objects."""
+    if isinstance(value, dict):
+        return [found for inner in value.values() for found in plain_lists(inner)]
+    if not isinstance(value, list):
+        return []
+    nested = any(isinstance(inner, list | dict) for inner in value)
+    return [found for inner in value for found in plain_lists(inner)] if nested else [value]
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30))
+@example(["a[", "b{", "],", "\n[", []])
+@example({"x": [1, 2, [3, 4, {}], [], {"y": [5, "]"]}]})
+def test_lists_of_plain_values_stand_on_one_line(value: Any) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        write_json(path, value)
+        assert read_json(path) == value
+        lines = [line.strip().removesuffix(",") for line in path.read_text(encoding="utf-8").splitlines()]
+    for found in plain_lists(value):
+        assert any(line.endswith(json.dumps(found)) for line in lines)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

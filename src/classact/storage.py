@@ -121,8 +121,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given; NaN and infinities are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n")
+    """Write JSON atomically, keys in the order given, a list of plain values on one line; NaN and infinities are
+    refused."""
+    write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=_plain)) + "\n")
+
+
+def _flat_lists(indented: str) -> str:
+    """Indented JSON, each list that holds neither lists nor objects on one line: episodes are thousands of values."""
+    out: list[str] = []
+    start = None
+    for line in indented.split("\n"):
+        # Strings hold no line breaks and end in a quote, so these characters at an end are JSON's own.
+        if line.endswith("["):
+            start = len(out)
+        elif line.endswith("{"):
+            start = None
+        elif line.strip() in ("]", "],") and start is not None:
+            inner = " ".join(item.strip() for item in out[start + 1 :])
+            line = out[start] + inner + line.strip()
+            del out[start:]
+            start = None
+        elif line.endswith(("]", "],", "}", "},")):
+            start = None
+        out.append(line)
+    return "\n".join(out)
 
 
 def _plain(value: Any) -> Any:
