@@ -36,6 +36,9 @@ RIVAL = "byol"
 
 REPRESENTATIONS = tuple(name for name in METHODS if name != "equivar")
 
+BASELINES = ("byol", "tcn", "time-contrastive", "dynamo", "inverse-dynamics")
+"""That learn, the strongest first: trained with another seed and tried on the way, too."""
+
 IDEAS = (
     "class[views=2]",
     "class[queue=1280]",
@@ -92,8 +95,8 @@ LONGER = 600_000
 whether heads of the table are short of training or of representation."""
 
 
-CURVES: dict[str, dict[str, Any]] = {"fixed-hsv": {"evaluations": 5, "evaluation_starts": 50}}
-"""Roll-outs during the trainings of a stage (appendix G). Others have none: they take as long as the last roll-outs."""
+CURVES: dict[str, dict[str, Any]] = {"curves": {"evaluations": 10, "evaluation_starts": 50}}
+"""Roll-outs during the trainings of a stage (appendix G). Others have none: they take longer than the last ones."""
 
 
 def stages() -> dict[str, list[Cell]]:
@@ -104,6 +107,7 @@ def stages() -> dict[str, list[Cell]]:
         "rand-hsv": plan(REPRESENTATIONS, columns=("rand",), augmentations=("hsv",)),
         "fixed-hsv": plan(REPRESENTATIONS, columns=("fixed",), augmentations=("hsv",)),
         "seeds": plan(("class",), augmentations=("none", "hsv"), seeds=[1]),
+        "curves": [*plan(("class",), columns=("fixed",), seeds=[2]), *plan(BASELINES, columns=("fixed",), seeds=[1])],
         "ideas": plan(IDEAS, columns=("fixed",)),
         "queue": [
             *plan((QUEUE,), columns=("rand",), augmentations=("hsv",)),

@@ -610,8 +610,12 @@ def test_evaluations_are_where_the_paper_has_them() -> None:
     config = make("class", evaluations=10).config
     assert config.milestones(1000) == list(range(550, 1001, 50))
     assert config.milestones(7) == [4, 5, 6, 7]
+    assert replace(config, evaluations_from=0.1).milestones(1000) == list(range(100, 1001, 100))
     assert replace(config, evaluations=1).milestones(9) == [9]
     assert replace(config, evaluations=0).milestones(9) == []
+    for share in (0.0, -0.1, 1.01, float("nan")):
+        with pytest.raises(ConfigError, match=f"evaluations_from above 0 and at most 1, got {share}"):
+            replace(config, evaluations_from=share)
 
 
 @pytest.mark.parametrize("kind", ["class", "mlp"])

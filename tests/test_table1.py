@@ -324,6 +324,15 @@ def test_a_training_sees_its_budget_to_within_one_batch(name: str, images: int, 
     assert other.pretrain.optimizer.learning_rate == 3e-4
 
 
+def test_roll_outs_on_the_way_are_spread_over_a_training_and_favour_no_temperature() -> None:
+    cell = Cell(parse_method("class"))
+    made = run_config(cell, protocol(images=1000, evaluations=5, evaluation_starts=7), 500, None)
+    assert made.pretrain.milestones(1000) == [200, 400, 600, 800, 1000]
+    assert made.milestone_episodes == 7
+    assert made.milestone_retrieval == replace(made.retrieval, k=1)
+    assert run_config(cell, protocol(images=1000), 500, None).pretrain.milestones(1000) == []
+
+
 @pytest.mark.parametrize("name", [*(name for name in OBJECTIVES if name != "none"), "class+byol", "class[views=2]"])
 def test_images_are_counted_as_the_encoder_sees_them(name: str, tmp_path: Path) -> None:
     demonstrations = fakes.demonstrations()

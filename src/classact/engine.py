@@ -52,7 +52,7 @@ from classact.types import ImageArray, IntArray
 PRECISIONS = ("auto", "float32", "bfloat16")
 CHOICES = ("auto", "yes", "no")
 DIVERGED = "diverged.json"
-INCIDENTAL = ("log_every", "checkpoint_every", "evaluations")
+INCIDENTAL = ("log_every", "checkpoint_every", "evaluations", "evaluations_from")
 """Settings of all trainings that do not decide what is learned."""
 
 AGREE_EVERY = 8

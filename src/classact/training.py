@@ -68,8 +68,9 @@ class PretrainConfig:
             draws all steps alike.
         precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
             in it natively.
-        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, from 55 % of the training to its
-            end (the paper: 10).
+        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, evenly from one point of the
+            training to its end (the paper: 10).
+        evaluations_from: share of the training at the first of these (the paper's table: 0.55).
         log_every: steps between rows of train.jsonl.
         checkpoint_every: steps between checkpoints.
     """
@@ -86,6 +87,7 @@ class PretrainConfig:
     positives_per_anchor: int = 0
     precision: str = "auto"
     evaluations: int = 0
+    evaluations_from: float = 0.55
     log_every: int = 20
     checkpoint_every: int = 200
 
@@ -106,6 +108,8 @@ class PretrainConfig:
             )
         if self.evaluations < 0:
             raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
+        if not 0 < self.evaluations_from <= 1:
+            raise ConfigError(f"expected evaluations_from above 0 and at most 1, got {self.evaluations_from}.")
         if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
             raise ConfigError(
                 f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
@@ -118,10 +122,12 @@ class PretrainConfig:
         return updates(n, self.epochs, self.batch_size)
 
     def milestones(self, steps: int) -> list[int]:
-        """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten."""
+        """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten from
+        0.55 on."""
         if self.evaluations == 1:
             return [steps]
-        return sorted({max(1, round(steps * share)) for share in np.linspace(0.55, 1.0, self.evaluations)})
+        shares = np.linspace(self.evaluations_from, 1.0, self.evaluations)
+        return sorted({max(1, round(steps * share)) for share in shares})
 
 
 def updates(n: int, epochs: float, batch_size: int) -> int:

@@ -188,7 +188,9 @@ class BenchTable1:
         int | None,
         tyro.conf.arg(help="Neighbours at temperatures above 0. Default: the preset's, 16 where that is 1."),
     ] = None
-    evaluations: Annotated[int, tyro.conf.arg(help="Roll-outs during each training, for curves; 0: none.")] = 0
+    evaluations: Annotated[
+        int, tyro.conf.arg(help="Roll-outs during each training, evenly over it, for curves; 0: none.")
+    ] = 0
     probe: Annotated[bool, tyro.conf.arg(help="Measure representations without rollouts, too.")] = True
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
     device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"

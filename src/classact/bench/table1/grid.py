@@ -78,8 +78,8 @@ class Protocol:
             else 16.
         tuning_starts: held-out starts that learning rates and temperatures are chosen on.
         tuning_seed: of the first of these: no cell is evaluated on them.
-        evaluations: roll-outs during each training, evenly from its tenth part on (fig. 10); 0: none. Representations
-            act by the nearest neighbour alone then, for temperatures are chosen at the end.
+        evaluations: roll-outs during each training, evenly over all of it (fig. 10); 0: none. Representations act by
+            the nearest neighbour alone then, for temperatures are chosen at the end.
         evaluation_starts: of each of these.
         probe: measure representations without rollouts, too.
         layout: of the data, see :class:`classact.pipeline.RunConfig`.
@@ -298,7 +298,12 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
     retrieval = cell.method.retrieval_config(made.retrieval)
     return replace(
         made,
-        pretrain=replace(pretrain, evaluations=protocol.evaluations, checkpoint_every=CHECKPOINT_EVERY),
+        pretrain=replace(
+            pretrain,
+            evaluations=protocol.evaluations,
+            evaluations_from=1 / max(1, protocol.evaluations),
+            checkpoint_every=CHECKPOINT_EVERY,
+        ),
         retrieval=retrieval,
         evaluation=evaluation,
         milestone_episodes=protocol.evaluation_starts,
