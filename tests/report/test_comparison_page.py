@@ -13,10 +13,10 @@ from test_report_page import ADDRESSES, Page
 
 from classact.errors import DataError
 from classact.report.comparison import Results, build_comparison, read_results
-from classact.report.comparison.figures import curves
 from classact.report.comparison.page import headline
 from classact.report.comparison.probes import correlations
 from classact.report.comparison.table import layout
+from classact.report.comparison.trends import curves
 from classact.runs import Run
 from classact.storage import read_arrays, write_arrays, write_json
 

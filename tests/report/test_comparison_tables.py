@@ -408,6 +408,38 @@ def test_other_criteria_have_tables_of_their_own(whole: Results) -> None:
     assert any(row[0] == "TCN" and row[1].startswith(f"{rate:.2f} [") for _, rows in sheet.groups for row in rows)
 
 
+def test_fewer_demonstrations_stand_in_a_table(whole: Results) -> None:
+    (sheet,) = (s for s in sheets(whole) if s.title == "Success by the number of demonstrations")
+    assert sheet.columns == ["method", "25", "50", "100", "186"]
+    (heading, rows) = sheet.groups[0]
+    assert heading == "Fixed-Color"
+    own = next(row for row in rows if row[0] == "CLASS, Rep-Only")
+    for text, count in zip(own[1:], (25, 50, 100, 186), strict=True):
+        found = [c for c in whole.done if (c.method, c.head, c.shift) == ("class", "rep", "fixed")]
+        (one,) = (c for c in found if c.demonstrations == count)
+        e = wilson_interval(sum(one.success[whole.criterion]), len(one.starts))
+        assert text == f"{np.mean(one.success[whole.criterion]):.2f} [{e[0]:.2f}, {e[1]:.2f}]"
+
+
+def test_success_during_training_stands_in_a_table(whole: Results, tmp_path: Path) -> None:
+    (sheet,) = (s for s in sheets(whole) if s.title == "Success during training")
+    own = next(c for c in whole.done if (c.method, c.head, c.shift) == ("class", "dp", "fixed") and c.curve)
+    row = next(row for row in sheet.groups[0][1] if row[0] == "CLASS, DP")
+    shares = [f"{round(100 * images / own.curve[-1][0])}%" for images, *_ in own.curve]
+    assert shares[-1] == "100%"
+    found = dict(zip(sheet.columns, row, strict=True))
+    assert [found[share] for share in shares] == [f"{k / n:.2f}" for *_, k, n in own.curve]
+    assert f"each number is of {own.curve[0][3]} starts" in sheet.notes[0]
+    # Seeds that were tried at other points have rows of their own, with blanks where they were not.
+    cells = [cell("class", "rep", "fixed", seed=s) for s in (0, 1)]
+    cells[1]["curve"] = cells[1]["curve"][1:]
+    (sheet,) = (s for s in sheets(read(tmp_path, of(*cells))) if s.title == "Success during training")
+    (_, rows) = sheet.groups[0]
+    assert [row[0] for row in rows] == ["CLASS, Rep-Only (seed 0)", "CLASS, Rep-Only (seed 1)"]
+    assert rows[0][1] != ""
+    assert rows[1][1] == ""
+
+
 def test_nothing_is_done_yet(tmp_path: Path) -> None:
     rows = [cell(m, h, "fixed") | {"status": "planned"} for h, ms in HEADS.items() for m in ms]
     found = read(tmp_path, of(*rows))

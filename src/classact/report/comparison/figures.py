@@ -20,8 +20,8 @@ from classact.report.comparison.table import (
     method_order,
     seeds_text,
     who_name,
-    who_of,
 )
+from classact.report.comparison.trends import Curve, Scaling
 from classact.report.learning import MAX_POINTS
 from classact.report.paper import INFERENCE_MS
 from classact.report.style import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, TEAL, figure_base, label, percent, thin
@@ -63,34 +63,6 @@ def key(methods: Iterable[str], look: Mapping[str, tuple[str, str]]) -> list[Key
 
 def _success_axis() -> dict[str, Any]:
     return {"title": "success rate", "tickformat": ".0%", "range": [-0.02, 1.03], "zeroline": False}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Success during training: rows of images, seconds, successes, episodes; several seeds added up."""
-
-    who: Who
-    rows: Sequence[tuple[float, float, int, int]]
-    words: str
-
-
-def curves(cells: Sequence[Cell]) -> list[Curve]:
-    """One curve per row of the table where its trainings were tried at the same points, else one per training."""
-    found: dict[Who, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(who_of(cell), []).append(cell)
-    drawn = []
-    for who, seeds in found.items():
-        if len({tuple(row[0] for row in cell.curve) for cell in seeds}) > 1:
-            drawn += [Curve(who, cell.curve, f"seed {cell.seed}") for cell in seeds]
-            continue
-        points = zip(*(cell.curve for cell in seeds), strict=True)
-        rows = [
-            (rows[0][0], sum(r[1] for r in rows) / len(rows), sum(r[2] for r in rows), sum(r[3] for r in rows))
-            for rows in points
-        ]
-        drawn.append(Curve(who, rows, seeds_text(len(seeds))))
-    return drawn
 
 
 def curves_figure(drawn: Sequence[Curve], axis: str, look: Mapping[str, tuple[str, str]]) -> go.Figure:
@@ -165,16 +137,14 @@ def loss_figure(cells: Sequence[Cell], names: Sequence[str]) -> go.Figure:
     return figure
 
 
-def scaling_figure(
-    series: Sequence[tuple[Who, Sequence[tuple[int, Estimate, str]]]], look: Mapping[str, tuple[str, str]]
-) -> go.Figure:
+def scaling_figure(series: Sequence[Scaling], look: Mapping[str, tuple[str, str]]) -> go.Figure:
     """Success over the number of demonstrations (paper, figure 11), with 95% intervals.
 
     Args:
-        series: per row of the table (demonstrations, success, words) in order.
+        series: of one column.
         look: of methods.
     """
-    ticks = sorted({count for _, points in series for count, _, _ in points})
+    ticks = sorted({count for row in series for count, *_ in row.points})
     figure = figure_base(
         height=310,
         xaxis={
@@ -186,16 +156,16 @@ def scaling_figure(
         },
         yaxis=_success_axis(),
     )
-    for i, (who, points) in enumerate(series):
-        colour, symbol = look[who.method]
+    for i, row in enumerate(series):
+        who, points, (colour, symbol) = row.who, row.points, look[row.who.method]
         # Whiskers of equal counts would cover each other.
         shift = 1 + 0.015 * (i - (len(series) - 1) / 2)
         figure.add_scatter(
-            x=[round(count * shift, 3) for count, _, _ in points],
-            y=[round(e.value, 5) for _, e, _ in points],
+            x=[round(count * shift, 3) for count, *_ in points],
+            y=[round(e.value, 5) for _, e, *_ in points],
             error_y={
-                "array": [round(e.high - e.value, 5) for _, e, _ in points],
-                "arrayminus": [round(e.value - e.low, 5) for _, e, _ in points],
+                "array": [round(e.high - e.value, 5) for _, e, *_ in points],
+                "arrayminus": [round(e.value - e.low, 5) for _, e, *_ in points],
                 "color": colour,
                 "thickness": 1.2,
                 "width": 3,
@@ -204,7 +174,11 @@ def scaling_figure(
             line={"color": colour, "width": 2, "dash": _DASHES.get(who.head, "dashdot")},
             marker={"color": colour, "symbol": symbol, "size": 8},
             name=label(who_name(who)),
-            customdata=[f"{count:,} demonstrations: <b>{percent(e.value)}</b> ({words})" for count, e, words in points],
+            customdata=[
+                f"{count:,} demonstrations: <b>{percent(e.value)}</b> (95% interval {percent(e.low)} to "
+                f"{percent(e.high)}, {starts} starts, {seeds_text(seeds)})"
+                for count, e, starts, seeds in points
+            ],
             hovertemplate=f"%{{customdata}}<extra>{label(who_name(who))}</extra>",
         )
     return figure

@@ -30,15 +30,13 @@ from classact.report.comparison.table import (
     grid,
     head_name,
     layout,
-    mean_success,
-    measured,
     ordered,
     seeds_text,
-    shared_starts,
     task_name,
     who_name,
     who_of,
 )
+from classact.report.comparison.trends import curves_by_column, done_cells, scaling_by_column
 from classact.report.page import flatten
 from classact.report.plots import Plot, environment, make_plot
 from classact.report.reasons import Reason
@@ -175,17 +173,12 @@ def _columns(results: Results, cells: Sequence[Cell]) -> list[tuple[Column, str,
     return [(c, column_name(results.task, c), [cell for cell in cells if column_of(cell) == c]) for c in columns]
 
 
-def _done(results: Results) -> list[Cell]:
-    cells = grid(results)
-    return [cell for key in ordered(cells) for cell in cells[key] if cell.done]
-
-
 def curve_blocks(results: Results) -> list[Block]:
     """Success during training by condition, over images and over seconds (paper, G)."""
-    done, look = _done(results), figures.looks(results)
+    look = figures.looks(results)
     blocks = []
-    for i, (_, title, cells) in enumerate(_columns(results, [cell for cell in done if cell.curve])):
-        drawn = figures.curves(cells)
+    for i, (column, drawn) in enumerate(curves_by_column(results)):
+        title = column_name(results.task, column)
         ends = [(curve, curve.rows[-1]) for curve in drawn]
         words = "; ".join(f"{who_name(curve.who)} ends at {percent(row[2] / row[3])}" for curve, row in ends)
         plots = [
@@ -197,14 +190,14 @@ def curve_blocks(results: Results) -> list[Block]:
             )
             for axis in ("images", "seconds")
         ]
-        blocks.append(Block(title, plots, figures.key((cell.method for cell in cells), look)))
+        blocks.append(Block(title, plots, figures.key((curve.who.method for curve in drawn), look)))
     return blocks
 
 
 def loss_plots(results: Results) -> list[Plot]:
     """Losses, one figure per method, head and variant: losses of different methods cannot be compared."""
     found: dict[Who, list[Cell]] = {}
-    for cell in _done(results):
+    for cell in done_cells(results):
         if cell.loss:
             found.setdefault(who_of(cell), []).append(cell)
     plots = []
@@ -220,30 +213,17 @@ def loss_plots(results: Results) -> list[Plot]:
 
 def scaling_blocks(results: Results) -> list[Block]:
     """Success over the number of demonstrations, for rows that learned from several (paper, H)."""
-    found: dict[tuple[Who, Column], dict[int, list[Cell]]] = {}
-    for cell in measured(results.cells, results.criterion):
-        if cell.demonstrations:
-            found.setdefault((who_of(cell), column_of(cell)), {}).setdefault(cell.demonstrations, []).append(cell)
-    found = {key: counts for key, counts in found.items() if len(counts) > 1}
+    look = figures.looks(results)
     blocks = []
-    for i, column in enumerate(column_order(column for _, column in found)):
-        series = []
-        for who, _ in ordered(key for key in found if key[1] == column):
-            points = []
-            for count, cells in sorted(found[who, column].items()):
-                if starts := shared_starts(cells):
-                    estimate = mean_success(cells, results.criterion, starts)
-                    words = f"95% interval {percent(estimate.low)} to {percent(estimate.high)}"
-                    points.append((count, estimate, f"{words}, {len(starts)} starts, {seeds_text(len(cells))}"))
-            series.append((who, points))
+    for i, (column, series) in enumerate(scaling_by_column(results)):
         alt = "; ".join(
-            f"{who_name(who)}: " + ", ".join(f"{percent(e.value)} from {count}" for count, e, _ in points)
-            for who, points in series
+            f"{who_name(row.who)}: " + ", ".join(f"{percent(e.value)} from {count}" for count, e, *_ in row.points)
+            for row in series
         )
-        look, title = figures.looks(results), column_name(results.task, column)
+        title = column_name(results.task, column)
         figure = figures.scaling_figure(series, look)
         plot = make_plot(f"scaling-{i}", figure, f"Success over demonstrations. {alt}.", title=title)
-        blocks.append(Block(title, [plot], figures.key((who.method for who, _ in series), look)))
+        blocks.append(Block(title, [plot], figures.key((row.who.method for row in series), look)))
     return blocks
 
 

@@ -20,6 +20,7 @@ from classact.report.comparison.table import (
     task_name,
     who_name,
 )
+from classact.report.comparison.trends import Curve, curves_by_column, scaling_by_column
 from classact.report.paper import PROTOCOL
 from classact.report.plots import duration
 
@@ -54,7 +55,8 @@ class Sheet:
 
 
 def sheets(results: Results, *, every_pair: bool = True, more: Sequence[Sheet] = ()) -> list[Sheet]:
-    """All tables that have rows: success, comparisons with CLASS, budgets, tuning, all other comparisons.
+    """All tables that have rows: success, comparisons with CLASS, fewer demonstrations, success during training,
+    budgets, tuning, all other comparisons.
 
     Args:
         results: of a grid.
@@ -64,6 +66,7 @@ def sheets(results: Results, *, every_pair: bool = True, more: Sequence[Sheet] =
     pairs = compare(results)
     main, others = of_class(pairs), [pair for pair in pairs if not pair.primary]
     found = [success_sheet(results), pairs_sheet(results, main, "CLASS against each method", how_compared(pairs))]
+    found += [scaling_sheet(results), curves_sheet(results)]
     found += [budgets_sheet(results, budgets(results)), tuning_sheet(results, tuning(results)), *more]
     if every_pair:
         found.append(pairs_sheet(results, others, "All other pairs", "" if main else how_compared(pairs)))
@@ -140,6 +143,48 @@ def difference_text(pair: Pair) -> str:
     """``+0.31 [+0.20, +0.42]``."""
     d = pair.difference
     return f"{d.value:+.2f} [{d.low:+.2f}, {d.high:+.2f}]"
+
+
+def scaling_sheet(results: Results) -> Sheet:
+    """Success by the number of demonstrations (paper, H)."""
+    found = scaling_by_column(results)
+    counts = sorted({count for _, series in found for row in series for count, *_ in row.points})
+    groups = []
+    for column, series in found:
+        rows = []
+        for row in series:
+            known = {count: f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for count, e, *_ in row.points}
+            rows.append([who_name(row.who), *(known.get(count, "") for count in counts)])
+        groups.append((column_name(results.task, column), rows))
+    notes = ["The same training with fewer demonstrations; 95% intervals."]
+    columns = ["method", *(f"{count:,}" for count in counts)]
+    return Sheet("Success by the number of demonstrations", columns, groups, notes=notes, spare=tuple(columns[2:-1]))
+
+
+def curves_sheet(results: Results) -> Sheet:
+    """Success during training (paper, G)."""
+    found = curves_by_column(results)
+    marks = sorted({_share(row[0], curve) for _, drawn in found for curve in drawn for row in curve.rows})
+    groups, episodes = [], set()
+    for column, drawn in found:
+        rows = []
+        for curve in drawn:
+            known = {_share(row[0], curve): f"{row[2] / row[3]:.2f}" for row in curve.rows}
+            episodes |= {row[3] for row in curve.rows}
+            name = who_name(curve.who) + (f" ({curve.words})" if curve.words.startswith("seed ") else "")
+            rows.append([name, *(known.get(mark, "") for mark in marks)])
+        groups.append((column_name(results.task, column), rows))
+    starts = " to ".join(str(n) for n in sorted({min(episodes), max(episodes)})) if episodes else ""
+    notes = [
+        f"Columns are shares of a training's images; each number is of {starts} starts. Retrieval follows the nearest "
+        f"neighbour alone here; the first table has the τ that suits each cell best, and more starts."
+    ]
+    columns = ["method", *(f"{mark}%" for mark in marks)]
+    return Sheet("Success during training", columns, groups, notes=notes, spare=tuple(columns[1:-1:2]))
+
+
+def _share(images: float, curve: Curve) -> int:
+    return round(100 * images / curve.rows[-1][0])
 
 
 def budgets_sheet(results: Results, rows: Sequence[Budget]) -> Sheet:
