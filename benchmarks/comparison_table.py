@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from classact.report.comparison import Results, comparison_markdown, read_results
 from classact.report.comparison.markdown import plain, sheet_markdown
 from classact.report.comparison.pairs import p_text
 from classact.report.comparison.results import Cell
-from classact.report.comparison.sheets import PAPER, Sheet, success_sheet
+from classact.report.comparison.sheets import success_sheet
 from classact.statistics import mcnemar_p, wilson_interval
 from common import RESULTS
 
@@ -21,20 +20,8 @@ TRIES = RESULTS / "pusht_tries.json"
 def readme_lines() -> list[str]:
     """The table of success alone, of what has been measured."""
     results = read_results(FILE)
-    done = replace(results, cells=tuple(cell for cell in results.cells if cell.status == "done"))
-    table = sheet_markdown(_measured(success_sheet(done, between=" "))).splitlines()
+    table = sheet_markdown(success_sheet(results, between=" ", measured=True)).splitlines()
     return table[2:]  # without its heading: the README has one
-
-
-def _measured(sheet: Sheet) -> Sheet:
-    """A sheet without rows that have the paper's numbers alone, and without notes that say why others are missing."""
-    ours = [i for i, name in enumerate(sheet.columns) if i and name != PAPER]
-    groups = [
-        (heading, [[cell.split(" [")[0] if cell.startswith("–") else cell for cell in row] for row in rows])
-        for heading, found in sheet.groups
-        if (rows := [row for row in found if any(row[i][:1].isdigit() for i in ours)])
-    ]
-    return replace(sheet, groups=groups, notes=[note for note in sheet.notes if not note.startswith("[")])
 
 
 def page_lines() -> list[str]:

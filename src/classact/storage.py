@@ -129,20 +129,15 @@ def write_json(path: Path, value: Any) -> None:
 def _flat_lists(indented: str) -> str:
     """Indented JSON, each list that holds neither lists nor objects on one line: episodes are thousands of values."""
     out: list[str] = []
-    start = None
+    opened: int | None = None  # the line that opens the innermost list, while that holds plain values alone
     for line in indented.split("\n"):
         # Strings hold no line breaks and end in a quote, so these characters at an end are JSON's own.
-        if line.endswith("["):
-            start = len(out)
-        elif line.endswith("{"):
-            start = None
-        elif line.strip() in ("]", "],") and start is not None:
-            inner = " ".join(item.strip() for item in out[start + 1 :])
-            line = out[start] + inner + line.strip()
-            del out[start:]
-            start = None
-        elif line.endswith(("]", "],", "}", "},")):
-            start = None
+        if opened is not None and line.strip() in ("]", "],"):
+            line = out[opened] + " ".join(item.strip() for item in out[opened + 1 :]) + line.strip()
+            del out[opened:]
+            opened = None
+        elif line.endswith(("[", "{", "]", "],", "}", "},")):
+            opened = len(out) if line.endswith("[") else None
         out.append(line)
     return "\n".join(out)
 

@@ -408,6 +408,17 @@ def test_other_criteria_have_tables_of_their_own(whole: Results) -> None:
     assert any(row[0] == "TCN" and row[1].startswith(f"{rate:.2f} [") for _, rows in sheet.groups for row in rows)
 
 
+def test_rows_may_be_those_that_are_measured(whole: Results) -> None:
+    every, sheet = success_sheet(whole, between=" "), success_sheet(whole, between=" ", measured=True)
+    assert sheet.columns == every.columns
+    ours = [i for i, name in enumerate(every.columns) if i and name != "paper"]
+    wanted = [(head, [row for row in rows if any(row[i][0] != "–" for i in ours)]) for head, rows in every.groups]
+    bare = [(head, [[c if c[:1] != "–" else "–" for c in row] for row in rows]) for head, rows in wanted if rows]
+    assert sheet.groups == bare
+    assert sum(len(rows) for _, rows in sheet.groups) < sum(len(rows) for _, rows in every.groups)
+    assert not any(note.startswith("[") for note in sheet.notes)
+
+
 def test_fewer_demonstrations_stand_in_a_table(whole: Results) -> None:
     (sheet,) = (s for s in sheets(whole) if s.title == "Success by the number of demonstrations")
     assert sheet.columns == ["method", "25", "50", "100", "186"]

@@ -22,11 +22,10 @@ from classact.report.comparison.sheets import (
     tuning_sheet,
 )
 from classact.report.comparison.table import (
-    Column,
     Who,
+    by_column,
     column_name,
     column_of,
-    column_order,
     grid,
     head_name,
     layout,
@@ -168,11 +167,6 @@ def _counts(pairs: Sequence[Pair]) -> dict[str, int]:
     return {verdict: sum(p.verdict == verdict for p in pairs) for verdict in ("better", "worse", "not distinguishable")}
 
 
-def _columns(results: Results, cells: Sequence[Cell]) -> list[tuple[Column, str, list[Cell]]]:
-    columns = column_order(column_of(cell) for cell in cells)
-    return [(c, column_name(results.task, c), [cell for cell in cells if column_of(cell) == c]) for c in columns]
-
-
 def curve_blocks(results: Results) -> list[Block]:
     """Success during training by condition, over images and over seconds (paper, G)."""
     look = figures.looks(results)
@@ -250,7 +244,8 @@ def seen_blocks(results: Results) -> list[Block]:
     cells = grid(results)
     first = [next((cell for cell in cells[key] if cell.done), None) for key in ordered(cells)]
     blocks = []
-    for i, (_, title, some) in enumerate(_columns(results, [cell for cell in first if cell])):
+    for i, (column, some) in enumerate(by_column([cell for cell in first if cell])):
+        title = column_name(results.task, column)
         block = Block(title)
         reasons: dict[str, list[str]] = {}
         for k, cell in enumerate(some):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -82,9 +83,20 @@ def paper_note() -> str:
     )
 
 
-def success_sheet(results: Results, criterion: str | None = None, *, between: str = "\n") -> Sheet:
-    """The table in the paper's layout."""
+def success_sheet(
+    results: Results, criterion: str | None = None, *, between: str = "\n", measured: bool = False
+) -> Sheet:
+    """The table in the paper's layout.
+
+    Args:
+        results: of a grid.
+        criterion: of success; None: the headline one.
+        between: what stands between a number, its interval and its seeds.
+        measured: only rows that have a number of ours, and no reasons why others are missing.
+    """
     table = layout(results, criterion)
+    if measured:
+        table = table.measured
     columns = ["method"]
     for column, known in zip(table.columns, table.paper, strict=True):
         columns += [column_name(results.task, column), *([PAPER] if known else [])]
@@ -167,11 +179,11 @@ def curves_sheet(results: Results) -> Sheet:
     marks = sorted({_share(row[0], curve) for _, drawn in found for curve in drawn for row in curve.rows})
     groups, episodes = [], set()
     for column, drawn in found:
-        rows = []
+        rows, times = [], Counter(curve.who for curve in drawn)
         for curve in drawn:
             known = {_share(row[0], curve): f"{row[2] / row[3]:.2f}" for row in curve.rows}
             episodes |= {row[3] for row in curve.rows}
-            name = who_name(curve.who) + (f" ({curve.words})" if curve.words.startswith("seed ") else "")
+            name = who_name(curve.who) + (f" ({curve.words})" if times[curve.who] > 1 else "")
             rows.append([name, *(known.get(mark, "") for mark in marks)])
         groups.append((column_name(results.task, column), rows))
     starts = " to ".join(str(n) for n in sorted({min(episodes), max(episodes)})) if episodes else ""

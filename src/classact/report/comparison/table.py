@@ -120,9 +120,19 @@ class Layout:
             for i in range(len(self.columns))
         ]
 
+    @property
+    def measured(self) -> Layout:
+        """The rows that have a number of ours, without reasons of missing cells."""
+        groups = [
+            Group(group.head, rows)
+            for group in self.groups
+            if (rows := [row for row in group.rows if any(entry.estimate for entry in row[1])])
+        ]
+        return replace(self, groups=groups, notes=[])
+
     def mark(self, entry: Entry) -> str:
-        """Number of the note of a missing cell, as ``[1]``."""
-        return f"[{self.notes.index(entry.reason) + 1}]"
+        """Number of the note of a missing cell, as ``[1]``; empty where the table has no such note."""
+        return f"[{self.notes.index(entry.reason) + 1}]" if entry.reason in self.notes else ""
 
 
 def head_name(head: str) -> str:
@@ -186,6 +196,12 @@ def column_order(columns: Iterable[Column]) -> list[Column]:
     augmentations = _order((c.augmentation for c in found), ("none",))
     shifts = _order((c.shift for c in found), SHIFTS)
     return sorted(found, key=lambda c: (augmentations.index(c.augmentation), shifts.index(c.shift)))
+
+
+def by_column(cells: Sequence[Cell]) -> list[tuple[Column, list[Cell]]]:
+    """Cells by condition."""
+    columns = column_order(column_of(cell) for cell in cells)
+    return [(column, [cell for cell in cells if column_of(cell) == column]) for column in columns]
 
 
 def ordered(keys: Iterable[Key], *, by_column: bool = False) -> list[Key]:
@@ -341,7 +357,7 @@ def estimate_text(estimate: Estimate) -> str:
 def entry_text(entry: Entry, table: Layout, *, between: str = " ") -> str:
     """A cell as text: the estimate, with its seeds where cells differ in their number, or the mark of its note."""
     if entry.estimate is None:
-        return f"– {table.mark(entry)}"
+        return f"– {table.mark(entry)}".rstrip()
     text = estimate_text(entry.estimate).replace(" [", f"{between}[", 1)
     return text if table.seeds is not None else f"{text}{between}{seeds_text(entry.seeds)}"
 

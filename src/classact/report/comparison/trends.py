@@ -9,6 +9,7 @@ from classact.report.comparison.results import Cell, Results
 from classact.report.comparison.table import (
     Column,
     Who,
+    by_column,
     column_of,
     column_order,
     grid,
@@ -52,9 +53,8 @@ def done_cells(results: Results) -> list[Cell]:
 
 def curves_by_column(results: Results) -> list[tuple[Column, list[Curve]]]:
     """Curves of each condition that has some."""
-    cells = [cell for cell in done_cells(results) if cell.curve]
-    columns = column_order(column_of(cell) for cell in cells)
-    return [(column, curves([cell for cell in cells if column_of(cell) == column])) for column in columns]
+    found = by_column([cell for cell in done_cells(results) if cell.curve])
+    return [(column, curves(cells)) for column, cells in found]
 
 
 def curves(cells: Sequence[Cell]) -> list[Curve]:
@@ -83,7 +83,7 @@ def scaling_by_column(results: Results) -> list[tuple[Column, list[Scaling]]]:
         if cell.demonstrations:
             found.setdefault((who_of(cell), column_of(cell)), {}).setdefault(cell.demonstrations, []).append(cell)
     found = {key: counts for key, counts in found.items() if len(counts) > 1}
-    by_column = []
+    series = []
     for column in column_order(column for _, column in found):
         rows = []
         for who, _ in ordered(key for key in found if key[1] == column):
@@ -92,5 +92,5 @@ def scaling_by_column(results: Results) -> list[tuple[Column, list[Scaling]]]:
                 if starts := shared_starts(cells):
                     points.append((count, mean_success(cells, results.criterion, starts), len(starts), len(cells)))
             rows.append(Scaling(who, points))
-        by_column.append((column, rows))
-    return by_column
+        series.append((column, rows))
+    return series
