@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from classact.machine import hardware, versions
-from classact.storage import write_json
+from classact.utils.machine import hardware, versions
+from classact.utils.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -10,7 +10,7 @@ from classact.report.comparison.markdown import plain, sheet_markdown
 from classact.report.comparison.pairs import p_text
 from classact.report.comparison.results import Cell
 from classact.report.comparison.sheets import success_sheet
-from classact.statistics import mcnemar_p, wilson_interval
+from classact.utils.statistics import mcnemar_p, wilson_interval
 from common import RESULTS
 
 FILE = RESULTS / "pusht_comparison.json"

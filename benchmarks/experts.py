@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.readers import generated
 from classact.errors import ClassactError
-from classact.machine import hardware
-from classact.progress import progress_bar
-from classact.readers import generated
 from classact.sims import make_simulator
 from classact.sims.experts.generate import generate_demonstrations
-from classact.statistics import wilson_interval
+from classact.utils.machine import hardware
+from classact.utils.progress import progress_bar
+from classact.utils.statistics import wilson_interval
 from common import parser, save
 
 TASKS = ("aloha-transfer", "square", "three-stack-d0", "three-stack-d1", "libero-object")

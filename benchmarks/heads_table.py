@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from classact.statistics import wilson_interval
+from classact.utils.statistics import wilson_interval
 from common import RESULTS
 
 NAMES = {"retrieval": "retrieval, no head", "mlp": "MLP", "diffusion": "Diffusion Policy"}

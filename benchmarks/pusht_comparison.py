@@ -22,10 +22,10 @@ from classact.bench.table1.claims import lock_of, locked
 from classact.bench.table1.grid import head_config
 from classact.bench.table1.records import episodes_of
 from classact.bench.table1.trainings import Bench, head_pipeline
-from classact.evaluation import evaluate_run
-from classact.readers import first_episodes, read_demonstrations
+from classact.data.readers import first_episodes, read_demonstrations
 from classact.report.comparison import build_comparison, comparison_markdown, read_results
-from classact.storage import read_json, write_json, write_text
+from classact.run.evaluate import evaluate_run
+from classact.utils.storage import read_json, write_json, write_text
 from common import RESULTS
 
 FILE = RESULTS / "pusht_comparison.json"

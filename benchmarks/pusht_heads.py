@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classact.head_pipeline import HeadPipeline, HeadRunConfig
-from classact.machine import hardware, versions
-from classact.pipeline import Pipeline, from_preset
-from classact.presets import get_head_preset
 from classact.report import build_report
-from classact.runs import Run
-from classact.storage import write_json
+from classact.run.finetune import HeadPipeline, HeadRunConfig
+from classact.run.folder import Run
+from classact.run.presets import get_head_preset
+from classact.run.pretrain import Pipeline, from_preset
+from classact.utils.machine import hardware, versions
+from classact.utils.storage import write_json
 from common import RESULTS
 
 HEADS = {

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from classact.machine import hardware, versions
-from classact.pipeline import Pipeline, RunConfig, from_preset
-from classact.runs import Run
-from classact.storage import write_json
+from classact.run.folder import Run
+from classact.run.pretrain import Pipeline, RunConfig, from_preset
+from classact.utils.machine import hardware, versions
+from classact.utils.storage import write_json
 from common import RESULTS
 
 

@@ -17,7 +17,7 @@ import comparison_table
 import heads_table
 import similarity_table
 import simulators_table
-from classact.statistics import wilson_interval
+from classact.utils.statistics import wilson_interval
 from common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"

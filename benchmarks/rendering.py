@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from classact.cli.gallery import ORDER, labelled, save_picture, titled
+from classact.data.types import ImageArray
 from classact.errors import ClassactError
-from classact.gallery import ORDER, labelled, save_picture, titled
-from classact.progress import progress_bar
 from classact.sims import find, make_simulator
 from classact.sims.experts.base import attempt
-from classact.types import ImageArray
+from classact.utils.progress import progress_bar
 from common import parser, save, seconds
 
 SIZE = 256

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from classact.machine import hardware, versions
-from classact.pipeline import Pipeline, RunConfig, from_preset
-from classact.progress import progress_bar
 from classact.report import build_report
-from classact.runs import Run
+from classact.run.folder import Run
+from classact.run.pretrain import Pipeline, RunConfig, from_preset
 from classact.sims.experts.generate import generate_demonstrations
-from classact.storage import write_json
+from classact.utils.machine import hardware, versions
+from classact.utils.progress import progress_bar
+from classact.utils.storage import write_json
 from common import RESULTS
 
 
@@ -30,7 +30,7 @@ class Cell:
     """One training with its rollouts.
 
     Attributes:
-        simulator, shift, preset: see :func:`classact.pipeline.from_preset`.
+        simulator, shift, preset: see :func:`classact.run.pretrain.from_preset`.
         demonstrations: of the task's expert.
         starts: unseen ones that policies are evaluated on.
     """

@@ -22,14 +22,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from classact.batches import epoch_batches
-from classact.engine import Batch, EngineConfig, Stats
-from classact.frames import prepare_frames
-from classact.machine import choose_device
-from classact.pipeline import from_preset
-from classact.readers import read_demonstrations
-from classact.training import PretrainConfig, Trainer
-from classact.types import Demonstrations, IntArray
+from classact.data.readers import read_demonstrations
+from classact.data.types import Demonstrations, IntArray
+from classact.run.frames import prepare_frames
+from classact.run.pretrain import from_preset
+from classact.train.batches import epoch_batches
+from classact.train.engine import Batch, EngineConfig, Stats
+from classact.train.representation import PretrainConfig, Trainer
+from classact.utils.machine import choose_device
 from common import parser, peak_mebibytes, save, seconds
 
 

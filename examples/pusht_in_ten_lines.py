@@ -5,9 +5,9 @@ uv run python examples/pusht_in_ten_lines.py
 
 from pathlib import Path
 
-from classact.pipeline import Pipeline, from_preset
 from classact.report import build_report
-from classact.runs import Run
+from classact.run.folder import Run
+from classact.run.pretrain import Pipeline, from_preset
 
 if __name__ == "__main__":  # rollouts start worker processes, which import this file
     pipeline = Pipeline(Run(Path("runs/example")), from_preset("pusht-demo"))

@@ -5,8 +5,8 @@ uv run python examples/use_the_parts.py
 
 import numpy as np
 
+from classact.data.readers import read_demonstrations
 from classact.policies import RetrievalConfig, RetrievalPolicy, StateLatents
-from classact.readers import read_demonstrations
 from classact.similarity import ActionSimilarity, SimilarityConfig
 
 data = read_demonstrations("pusht-expert")

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 
 import fakes
-from classact import checkpoints
-from classact.augment import AugmentConfig
-from classact.encoders import EncoderConfig
-from classact.engine import EngineConfig, Training
+from classact.data.types import Demonstrations
 from classact.errors import ClassactError
-from classact.finetuning import AdamWConfig, FinetuneConfig, FineTuner
-from classact.heads import DiffusionConfig, MLPConfig, UNetConfig
+from classact.models.encoders import EncoderConfig
+from classact.models.heads import DiffusionConfig, MLPConfig, UNetConfig
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
-from classact.optim import OptimizerConfig
-from classact.ranks import Ranks
 from classact.similarity import SimilarityConfig
-from classact.training import Trainer
-from classact.types import Demonstrations
+from classact.train import checkpoints
+from classact.train.augment import AugmentConfig
+from classact.train.engine import EngineConfig, Training
+from classact.train.head import AdamWConfig, FinetuneConfig, FineTuner
+from classact.train.optim import OptimizerConfig
+from classact.train.representation import Trainer
+from classact.utils.ranks import Ranks
 
 KINDS = ("class", "mlp", "diffusion")
 OBJECTIVES: Mapping[str, ObjectiveConfig] = {

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import Criterion, FloatArray, Observation, StateArray
 from classact.errors import ConfigError, SimulatorError
-from classact.schema import Schema
 from classact.sims import SIMULATORS, Entry
 from classact.sims.base import SimulatorSpec
 from classact.sims.experts.base import GiveUpError
-from classact.types import Criterion, FloatArray, Observation, StateArray
 
 FAULTS = "CLASSACT_TEST_FAULTS"
 """Environment variable with a folder. A file "SEED" in it says what goes wrong with that seed: once if it says "once

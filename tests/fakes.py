@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.augment import AugmentConfig
-from classact.encoders import EncoderConfig
-from classact.optim import OptimizerConfig
+from classact.data.schema import Schema
+from classact.data.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
+from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, Moment, as_histories
-from classact.schema import Schema
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
-from classact.training import PretrainConfig
-from classact.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
+from classact.train.augment import AugmentConfig
+from classact.train.optim import OptimizerConfig
+from classact.train.representation import PretrainConfig
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
 LENGTHS = (25, 20, 7, 25, 20, 25)  # of the demonstrations of a whole run

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray
 from classact.errors import SimulatorError
 from classact.sims.pusht import PushT
 from classact.sims.rendering import _worker
 from classact.sims.worker import serve
-from classact.types import FloatArray
 
 
 def die(*_: Any) -> None:

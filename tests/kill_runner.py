@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 import fakes
-from classact import checkpoints
 from classact.errors import TrainingInterrupted
-from classact.training import Trainer
+from classact.train import checkpoints
+from classact.train.representation import Trainer
 
 STEPS = 60
 EPOCHS = STEPS * 16 / sum(fakes.STEPS)

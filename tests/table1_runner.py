@@ -16,14 +16,15 @@ import pytest
 import torch
 
 import fakes
-from classact import engine, rollout
 from classact.bench.table1 import Cell, Protocol, cells, grid, parse_method, plan, records, run_table, runner
 from classact.bench.table1.claims import lock_of, locked
-from classact.probe import probe_run
+from classact.data.types import FloatArray
+from classact.evaluation import rollout
+from classact.run.probe import probe_run
 from classact.sims import make_simulator
 from classact.sims.worker import run_chunk
-from classact.storage import append_jsonl
-from classact.types import FloatArray
+from classact.train import engine
+from classact.utils.storage import append_jsonl
 
 
 class Here:

@@ -14,15 +14,15 @@ from numpy.testing import assert_allclose
 
 from classact.bench import latency
 from classact.bench.latency import Case, LatencyConfig, Watch, parametric_policy, retrieval_policy, run
-from classact.cli import main
-from classact.commands.bench import BenchLatency, bench_latency, print_latency
-from classact.encoders import EncoderConfig
+from classact.cli.bench import BenchLatency, bench_latency, print_latency
+from classact.cli.main import main
 from classact.errors import ConfigError
-from classact.heads import DiffusionConfig, MLPConfig, UNetConfig
+from classact.models.encoders import EncoderConfig
+from classact.models.heads import DiffusionConfig, MLPConfig, UNetConfig
 from classact.policies import RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.parametric import ParametricConfig
-from classact.runs import Run
-from classact.storage import read_json, write_json
+from classact.run.folder import Run
+from classact.utils.storage import read_json, write_json
 
 TINY = Case("tiny", EncoderConfig(width=0.25, image_size=24, crop_size=20), 2, (8, 16), (200, 300))
 UNET = UNetConfig((8, 16))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from classact.cli import COMMANDS
+from classact.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

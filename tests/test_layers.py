@@ -9,39 +9,24 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "classact"
 
-LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "rotations", "actions", "schema", "types"),
-    (
-        *("progress", "statistics", "machine", "interruptions", "normalize", "storage", "tsne", "optim", "augment"),
-        *("labels", "windows", "images", "video", "runs", "checkpoints", "encoders", "batches", "objectives"),
-        *("ranks", "similarity", "lowdim", "feeding", "trackers", "engine", "heads", "language"),
-    ),
-    ("readers", "policies", "control", "sims"),
-    (
-        "frames",
-        "training",
-        "finetuning",
-        "rollout",
-        "presets",
-        "doctor",
-        "gallery",
-        "analysis",
-        "recording",
-        "rundata",
-        "evaluation",
-        "pipeline",
-        "probe",
-        "head_pipeline",
-        "survey",
-        "bench",
-    ),
-    ("report",),
-    ("commands", "cli", "__main__"),
+LEVELS = (
+    "errors",
+    "utils",
+    "data",
+    "similarity",
+    "models",
+    "objectives",
+    "sims",
+    "policies",
+    "train",
+    "evaluation",
+    "run",
+    "bench",
+    "report",
+    "cli",
+    "__main__",
 )
-"""Modules and packages by level. One imports from lower levels, and within its level from those listed before it.
-
-A new module goes into the lowest level whose members it needs none of, behind those of its level that it imports.
-"""
+"""Folders of the package, lowest first. A module imports from its own folder and from lower ones."""
 
 STRANGERS = (("policies", "sims"),)
 """Never import each other, in either direction."""
@@ -50,7 +35,6 @@ HEAVY = (
     *("torch", "numba", "plotly", "zarr", "gym_pusht", "openTSNE", "av", "timm", "scipy", "pygame", "safetensors"),
     *("h5py", "mujoco"),
 )
-POSITION = {name: (level, place) for level, names in enumerate(LEVELS) for place, name in enumerate(names)}
 
 
 def module_name(path: Path) -> str:
@@ -67,7 +51,7 @@ def imported(path: Path) -> list[tuple[str, int]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}, line {node.lineno}: imports are written in full, not relative."
-            # "from classact import analysis" imports a module, "from classact.errors import DataError" a name of one.
+            # "from classact import sims" imports a folder, "from classact.errors import DataError" a name of a module.
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found += [(name if name in FILES else str(node.module), node.lineno) for name in names]
         elif isinstance(node, ast.Import):
@@ -75,31 +59,28 @@ def imported(path: Path) -> list[tuple[str, int]]:
     return [(name, line) for name, line in found if name.split(".")[0] == "classact"]
 
 
-def component(module: str) -> str:
-    """``classact.sims.pusht`` -> ``sims``; the package itself, which re-exports level 0, is empty."""
+def folder(module: str) -> str:
+    """``classact.sims.pusht`` -> ``sims``; the package itself is empty."""
     return "" if module == "classact" else module.split(".")[1]
 
 
-def test_every_module_has_a_level() -> None:
-    found = {component(name) for name in FILES} - {""}
-    assert not found - POSITION.keys(), (
-        f"{sorted(found - POSITION.keys())} have no level: add them to LEVELS in {__file__}, in the lowest level whose "
-        f"members they import none of, behind those of that level that they import."
+def test_every_folder_has_a_level() -> None:
+    found = {folder(name) for name in FILES} - {""}
+    assert found == set(LEVELS), (
+        f"LEVELS in {__file__} and the folders differ in {sorted(found ^ set(LEVELS))}: a new folder stands above "
+        f"those that it imports and below those that import it."
     )
-    assert not POSITION.keys() - found, f"{sorted(POSITION.keys() - found)} are gone: remove them from LEVELS."
 
 
 @pytest.mark.parametrize("module", FILES)
 def test_imports_point_down(module: str) -> None:
-    own = component(module)
+    own = folder(module)
     for name, line in imported(FILES[module]):
-        other = component(name)
-        if own == "":
-            assert POSITION[other][0] == 0, f"{FILES[module]}, line {line}: the package itself re-exports level 0 only."
-        elif other not in ("", own):
-            assert POSITION[other] < POSITION[own], (
-                f"{FILES[module]}, line {line}: {own} (level {POSITION[own][0]}) imports {other} (level "
-                f"{POSITION[other][0]}). Data flow one way: move what both need into a lower level."
+        other = folder(name)
+        if own and other not in ("", own):
+            assert LEVELS.index(other) < LEVELS.index(own), (
+                f"{FILES[module]}, line {line}: {own} imports {other}, which stands above it. Data flow one way: move "
+                f"what both need into a lower folder."
             )
 
 
@@ -107,16 +88,16 @@ def test_imports_point_down(module: str) -> None:
 def test_strangers_do_not_import_each_other(one: str, two: str) -> None:
     for module, path in FILES.items():
         for name, line in imported(path):
-            assert {component(module), component(name)} != {one, two}, (
-                f"{path}, line {line}: {component(module)} imports {component(name)}. Anything that works with both "
-                f"belongs into a higher level."
+            assert {folder(module), folder(name)} != {one, two}, (
+                f"{path}, line {line}: {folder(module)} imports {folder(name)}. Anything that works with both belongs "
+                f"into a higher folder."
             )
 
 
 def test_the_check_sees_imports_inside_functions(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
-    file.write_text("import os\ndef f():\n    from classact import analysis\n    import classact.rollout\n")
-    assert imported(file) == [("classact.analysis", 3), ("classact.rollout", 4)]
+    file.write_text("import os\ndef f():\n    from classact import sims\n    import classact.evaluation.rollout\n")
+    assert imported(file) == [("classact.sims", 3), ("classact.evaluation.rollout", 4)]
 
 
 def loaded(code: str) -> list[str]:
@@ -130,9 +111,9 @@ def loaded(code: str) -> list[str]:
     "code",
     [
         "import classact",
-        "import classact.cli; assert classact.cli.main(['--help']) == 0",
-        "import classact.cli; assert classact.cli.main(['--version']) == 0",
-        "import classact.sims.worker, classact.frames, classact.runs, classact.readers",
+        "import classact.cli.main; assert classact.cli.main.main(['--help']) == 0",
+        "import classact.cli.main; assert classact.cli.main.main(['--version']) == 0",
+        "import classact.sims.worker, classact.run.frames, classact.run.folder, classact.data.readers",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:

@@ -42,7 +42,7 @@ from classact.bench.table1.grid import (
     shift_of,
 )
 from classact.bench.table1.methods import UNTRAINED
-from classact.cli import main
+from classact.cli.main import main
 from classact.errors import (
     ClassactError,
     ConfigError,
@@ -51,13 +51,13 @@ from classact.errors import (
     StorageError,
     TrainingInterrupted,
 )
+from classact.evaluation.rollout import EvaluationConfig
 from classact.objectives import OBJECTIVES
-from classact.presets import get_preset
 from classact.report.comparison import comparison_markdown, read_results
-from classact.rollout import EvaluationConfig
-from classact.runs import Run
-from classact.storage import append_jsonl, read_json, read_jsonl, write_json
-from classact.training import Trainer
+from classact.run.folder import Run
+from classact.run.presets import get_preset
+from classact.train.representation import Trainer
+from classact.utils.storage import append_jsonl, read_json, read_jsonl, write_json
 
 DEBUG = get_preset("debug")
 BASELINES = tuple(name for name in METHODS if name not in UNTRAINED)

@@ -15,14 +15,14 @@ import torch
 import fakes
 import table1_runner
 from classact.bench.table1 import cells, plan, trainings
-from classact.encoders import ImageEncoder
 from classact.errors import ConfigError
-from classact.finetuning import FineTuner
+from classact.models.encoders import ImageEncoder
 from classact.policies import RetrievalPolicy
 from classact.report.comparison import build_comparison, read_results
-from classact.runs import Run
-from classact.storage import first_difference, read_json
-from classact.training import Trainer
+from classact.run.folder import Run
+from classact.train.head import FineTuner
+from classact.train.representation import Trainer
+from classact.utils.storage import first_difference, read_json
 
 TIMES = {"training_seconds", "total_seconds", "own_seconds", "latency_ms", "created"}
 

@@ -3,8 +3,8 @@
 CLASS (arXiv 2508.01600): observations that lead to similar future action sequences lie close, whatever they look like.
 """
 
+from classact.data.types import Demonstrations, Episode, Observation
 from classact.errors import ClassactError
-from classact.types import Demonstrations, Episode, Observation
 
 __version__ = "0.1.0"
 

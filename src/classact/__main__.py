@@ -4,6 +4,6 @@ import sys
 
 # Spawned simulator processes import this module too; they have no use for the command line.
 if __name__ == "__main__":
-    from classact.cli import main
+    from classact.cli.main import main
 
     sys.exit(main())

@@ -32,16 +32,16 @@ import numpy as np
 import pytest
 import torch
 
-from classact.encoders import EncoderConfig, ImageEncoder
-from classact.frames import FramesConfig, prepare_frames
+from classact.data.readers import read_demonstrations
+from classact.data.types import Demonstrations
+from classact.evaluation.probe import Encoded, ProbeConfig, probe_latents
+from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import OBJECTIVES, objective_config
-from classact.optim import OptimizerConfig
-from classact.probe import Encoded, ProbeConfig, probe_latents
-from classact.readers import read_demonstrations
+from classact.run.frames import FramesConfig, prepare_frames
 from classact.similarity import SimilarityConfig
-from classact.storage import read_jsonl
-from classact.training import PretrainConfig, Trainer
-from classact.types import Demonstrations
+from classact.train.optim import OptimizerConfig
+from classact.train.representation import PretrainConfig, Trainer
+from classact.utils.storage import read_jsonl
 
 SEEDS = (0, 1, 2)
 """Of encoders that are not trained; each training has seed 0."""

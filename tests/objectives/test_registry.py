@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classact.errors import ConfigError
-from classact.labels import written_name
 from classact.objectives import (
     OBJECTIVES,
     CombinedConfig,
@@ -31,7 +30,8 @@ from classact.objectives import (
     recipe,
 )
 from classact.objectives.base import Objective
-from classact.storage import plain_json
+from classact.utils.labels import written_name
+from classact.utils.storage import plain_json
 
 TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
 NAMES = pytest.mark.parametrize("name", OBJECTIVES)

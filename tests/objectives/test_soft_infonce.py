@@ -30,8 +30,8 @@ from classact.objectives import (
     soft_infonce,
 )
 from classact.objectives.soft_infonce import TAU_RANGE, TAU_SCALE, SoftInfoNCE
-from classact.optim import OptimizerConfig, learning_rate, make_optimizer
 from classact.similarity.distribution import mark_duplicates
+from classact.train.optim import OptimizerConfig, learning_rate, make_optimizer
 
 TAU = 0.2
 

@@ -17,19 +17,19 @@ from numpy.testing import assert_array_equal
 from torch import Tensor
 
 import fakes
-from classact import training
-from classact.augment import AugmentConfig, Part
-from classact.batches import epoch_batches
-from classact.checkpoints import STATE, load_checkpoint
-from classact.encoders import EncoderConfig
-from classact.engine import EngineConfig, in_order, step_generator
 from classact.errors import CheckpointError, ConfigError, TrainingInterrupted
+from classact.models.encoders import EncoderConfig
 from classact.objectives import OBJECTIVES, ObjectiveConfig, images_per_anchor, needs_similarity, objective_config
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph
-from classact.storage import read_jsonl
-from classact.training import Trainer, random_views
+from classact.train import representation as training
+from classact.train.augment import AugmentConfig, Part
+from classact.train.batches import epoch_batches
+from classact.train.checkpoints import STATE, load_checkpoint
+from classact.train.engine import EngineConfig, in_order, step_generator
+from classact.train.representation import Trainer, random_views
+from classact.utils.storage import read_jsonl
 
 STEPS, BATCH = 4, 16
 SMALL: Mapping[str, tuple[str, ...]] = {

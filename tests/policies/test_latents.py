@@ -9,15 +9,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
-from classact.encoders import EncoderConfig, ImageEncoder
+from classact.data.images import resize_images
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, Observation
 from classact.errors import CheckpointError, DataError
-from classact.images import resize_images
-from classact.lowdim import LowDim
-from classact.normalize import MinMax
+from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.latents import load, unit
-from classact.schema import Schema
-from classact.types import Demonstrations, Observation
 
 STATES = np.array([[100.0, 200, 300, 150, 1.0], [100, 200, 300, 150, 2.0], [101, 200, 300, 150, 1.0]])
 

@@ -13,18 +13,18 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
-from classact.actions import ActionSpace
-from classact.encoders import EncoderConfig, ImageEncoder
+from classact.data.actions import ActionSpace
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.schema import Schema
+from classact.data.types import Observation
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
-from classact.lowdim import LowDim
-from classact.normalize import MinMax
+from classact.evaluation.rollout import EvaluationConfig, evaluate
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
 from classact.policies import Policy, parametric
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.rollout import EvaluationConfig, evaluate
-from classact.schema import Schema
-from classact.storage import sha256_file, write_json
-from classact.types import Observation
+from classact.utils.storage import sha256_file, write_json
 
 TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
 DIFFUSION, DDPM, MLP = DiffusionConfig(TINY), DiffusionConfig(TINY, scheduler="ddpm"), MLPConfig(TINY)

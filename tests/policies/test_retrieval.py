@@ -14,16 +14,16 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
-from classact.actions import ActionSpace
-from classact.encoders import EncoderConfig, ImageEncoder
+from classact.data.actions import ActionSpace
+from classact.data.lowdim import LowDim
+from classact.data.types import Demonstrations, Observation
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.lowdim import LowDim
+from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.base import decide
 from classact.policies.novelty import NoveltyConfig, distance, episode_maxima
 from classact.policies.search import ExactSearch, FaissSearch
-from classact.storage import sha256_file
-from classact.types import Demonstrations, Observation
+from classact.utils.storage import sha256_file
 
 CONFIG = RetrievalConfig(k=6, temperature=0.01, chunk_length=5, horizon=16)
 

@@ -8,14 +8,14 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fakes
-from classact.control import Runner
-from classact.encoders import EncoderConfig, ImageEncoder
+from classact.data.lowdim import LowDim
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations
 from classact.errors import ConfigError
-from classact.lowdim import LowDim
+from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy, watched
 from classact.policies.base import decide
-from classact.schema import Schema
-from classact.types import Demonstrations
+from classact.policies.control import Runner
 
 
 def watcher(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:

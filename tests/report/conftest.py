@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from fake_run import write_fake_run
 
-from classact.runs import Run
+from classact.run.folder import Run
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from fake_run import latent_map, neighbor_arrays
 
-from classact.runs import Run
-from classact.storage import write_arrays, write_json
+from classact.run.folder import Run
+from classact.utils.storage import write_arrays, write_json
 
 SKILL = {
     "random": (0.03, 0.01),

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from classact.runs import Run
-from classact.statistics import wilson_interval
-from classact.storage import read_arrays, read_jsonl, write_arrays, write_json, write_jsonl
-from classact.video import write_mp4
+from classact.data.video import write_mp4
+from classact.run.folder import Run
+from classact.utils.statistics import wilson_interval
+from classact.utils.storage import read_arrays, read_jsonl, write_arrays, write_json, write_jsonl
 
 WORLD = 512
 CRITERIA = {"coverage > 0.95": 0.95, "coverage > 0.90": 0.90}

@@ -17,8 +17,8 @@ from classact.report.comparison.page import headline
 from classact.report.comparison.probes import correlations
 from classact.report.comparison.table import layout
 from classact.report.comparison.trends import curves
-from classact.runs import Run
-from classact.storage import read_arrays, write_arrays, write_json
+from classact.run.folder import Run
+from classact.utils.storage import read_arrays, write_arrays, write_json
 
 SECTIONS = {"table", "costs", "curves", "scaling", "latency", "latents", "pairs", "probes", "tuning", "settings"}
 

@@ -9,7 +9,7 @@ from fake_comparison import cell, results, write_fake_comparison
 
 from classact.errors import DataError
 from classact.report.comparison import read_results
-from classact.storage import write_json
+from classact.utils.storage import write_json
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -30,8 +30,15 @@ from classact.report.comparison.table import (
     ordered,
 )
 from classact.report.comparison.text import fit
-from classact.statistics import holm, mcnemar_p, paired_difference, permutation_p, success_over_seeds, wilson_interval
-from classact.storage import write_json
+from classact.utils.statistics import (
+    holm,
+    mcnemar_p,
+    paired_difference,
+    permutation_p,
+    success_over_seeds,
+    wilson_interval,
+)
+from classact.utils.storage import write_json
 
 FIXED, RAND = Column("fixed"), Column("rand")
 

@@ -18,8 +18,8 @@ from classact.report.heads import Head, read_heads, stage_names
 from classact.report.novelty import Novelty
 from classact.report.page import settings, times
 from classact.report.sources import read_sources
-from classact.runs import Run
-from classact.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
+from classact.run.folder import Run
+from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
 
 NEAR = "evaluations/retrieval-class-none"
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from classact.errors import DataError
 from classact.report import hero_image
-from classact.storage import read_arrays, write_arrays, write_json
+from classact.utils.storage import read_arrays, write_arrays, write_json
 
 
 def test_picture_is_wide_opaque_light_and_the_same_every_time(whole_run, tmp_path):

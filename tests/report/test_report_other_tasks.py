@@ -9,8 +9,8 @@ import pytest
 
 from classact.report.hero import hero_image
 from classact.report.page import build_report
-from classact.runs import Run
-from classact.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
+from classact.run.folder import Run
+from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from classact.errors import ClassactError, DataError
 from classact.report.page import build_report, duration, flatten, settings
-from classact.runs import Run
-from classact.storage import read_arrays, read_json, write_arrays, write_json
+from classact.run.folder import Run
+from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 
 ADDRESSES = ("src", "href", "srcset", "poster", "action", "data", "background", "xlink:href")
 SECTIONS = {"success", "milestones", "reasons", "videos", "coverage", "novelty", "latent", "similarity"}

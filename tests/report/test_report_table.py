@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from classact.commands.console import print_summary
+from classact.cli.console import print_summary
 from classact.report import headline
 from classact.report.novelty import Calibration, meaning
 from classact.report.sources import read_sources
@@ -19,8 +19,8 @@ from classact.report.table import (
     series,
     training_name,
 )
-from classact.runs import Run
-from classact.storage import write_json
+from classact.run.folder import Run
+from classact.utils.storage import write_json
 
 Row = dict[str, Any]
 BASE: Row = {"criterion": "c", "simulator": "pusht", "shift": "none", "episodes": 50, "low": 0.8, "high": 0.97}

@@ -15,9 +15,9 @@ import fakes
 from classact.errors import DataError
 from classact.report import build_similarity_page
 from classact.report.similarity import amount, anchors_figure, curves, share, widest
+from classact.run.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
 from classact.similarity.model import SimilarityConfig
-from classact.storage import read_arrays, read_json, write_arrays, write_json
-from classact.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
+from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 
 SECTIONS = {"distances", "positives", "examples", "k", "agreement", "settings"}
 CONFIG = SurveyConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")

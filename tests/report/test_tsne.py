@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from classact.errors import ConfigError, DataError
-from classact.tsne import clipped_perplexity, latent_map
+from classact.run.tsne import clipped_perplexity, latent_map
 
 
 def clusters(seed: int = 0, each: int = 30, dim: int = 8) -> np.ndarray:

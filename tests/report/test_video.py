@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from classact import video
+from classact.data import video
 from classact.errors import DataError, MissingDependencyError
 
 

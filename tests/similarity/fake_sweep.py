@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray
 from classact.errors import ConfigError
 from classact.similarity import dtw_pairwise
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.reference import dtw
 from classact.similarity.stream import Pairs, WindowStream
-from classact.types import FloatArray
 
 N = 150
 QUANTILE = 0.1
@@ -153,9 +153,9 @@ def talk(ranks: Any) -> None:
 
 
 def main() -> None:
-    from classact.ranks import Ranks
     from classact.similarity import job
     from classact.similarity.graph import build_graph
+    from classact.utils.ranks import Ranks
 
     what, folder, *rest = sys.argv[1:]
     pause, die_rank, die_call = (*map(float, rest), *(0.0, -1.0, -1.0)[len(rest) :])

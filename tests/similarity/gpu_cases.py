@@ -13,12 +13,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
+from classact.data.types import FloatArray
 from classact.errors import ConfigError, DataError
 from classact.similarity import COSTS, dtw, gpu
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.gpu import GpuSweep, dtw_pairwise_torch
 from classact.similarity.stream import Pairs, WindowStream
-from classact.types import FloatArray
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ENDS = np.array([1, 2, 9, 14])

@@ -9,10 +9,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations
+from classact.data.windows import window_indices
 from classact.errors import ConfigError
 from classact.objectives import soft_infonce
-from classact.schema import Schema
 from classact.similarity import (
     ActionSimilarity,
     SimilarityConfig,
@@ -21,8 +23,6 @@ from classact.similarity import (
     window_stream,
 )
 from classact.similarity.model import scale_rotation
-from classact.types import Demonstrations
-from classact.windows import window_indices
 
 CONFIG = SimilarityConfig(quantile=0.05, pairs=100_000, estimate="sampled")
 

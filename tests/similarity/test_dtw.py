@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
+from classact.data.normalize import MinMax
+from classact.data.readers.diffusion_policy import read
+from classact.data.types import FloatArray
+from classact.data.windows import window_indices
 from classact.errors import ConfigError, DataError
-from classact.normalize import MinMax
-from classact.readers.diffusion_policy import read
 from classact.similarity import COSTS, alignment, dtw, dtw_pairs, dtw_pairwise
-from classact.types import FloatArray
-from classact.windows import window_indices
 
 both_costs = pytest.mark.parametrize("cost", COSTS)
 

@@ -23,7 +23,7 @@ from classact.errors import CheckpointError, ConfigError, StorageError, Training
 from classact.similarity import ActionSimilarity, dtw_pairwise, graph, make_sweep, similarity_identity
 from classact.similarity.graph import SimilarityGraph, build_graph, cut_shards, estimate_size, search_rows
 from classact.similarity.stream import Pairs, Sweep
-from classact.storage import CHECKSUMS
+from classact.utils.storage import CHECKSUMS
 
 MATRIX = fake_sweep.example_matrix()
 THRESHOLD = fake_sweep.threshold(MATRIX)

@@ -15,8 +15,6 @@ from fake_sweep import IDENTITY, MatrixSweep, N
 from numpy.testing import assert_array_equal
 
 from classact.errors import ConfigError, StorageError, TrainingInterrupted
-from classact.interruptions import interruptible
-from classact.ranks import Ranks
 from classact.similarity import dtw_pairwise, job, make_sweep
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.graph import SimilarityGraph
@@ -24,6 +22,8 @@ from classact.similarity.job import COUNTS, count_pairs, cut_units, unit_pairs
 from classact.similarity.reference import dtw
 from classact.similarity.sealed import DamagedFileError, open_sealed, write_sealed
 from classact.similarity.stream import Sweep
+from classact.utils.interruptions import interruptible
+from classact.utils.ranks import Ranks
 
 MATRIX = fake_sweep.example_matrix()
 LIMIT = fake_sweep.threshold(MATRIX)
@@ -179,7 +179,7 @@ def test_a_later_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(os.getpid(), signal.SIGINT)  # torchrun's, for the same Ctrl-C
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupted()
-        monkeypatch.setattr("classact.interruptions.AGAIN_SECONDS", -1.0)
+        monkeypatch.setattr("classact.utils.interruptions.AGAIN_SECONDS", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

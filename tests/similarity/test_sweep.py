@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from classact.data.normalize import MinMax
+from classact.data.readers.diffusion_policy import read
+from classact.data.windows import window_indices
 from classact.errors import ConfigError, DataError
-from classact.normalize import MinMax
-from classact.readers.diffusion_policy import read
 from classact.similarity import COSTS, DistanceCounts, WindowStream, dtw, dtw_pairwise, make_sweep
 from classact.similarity.cpu import CpuSweep
-from classact.windows import window_indices
 
 LENGTHS = (1, 7, 1, 1, 40, 3, 18)
 BANDS = (None, 0, 1, 2, 14)

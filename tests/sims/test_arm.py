@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from classact.data.rotations import geodesic_distance, rotation_6d_to_matrix
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ConfigError
-from classact.rotations import geodesic_distance, rotation_6d_to_matrix
 from classact.sims.base import CLOSED, OPEN
 from classact.sims.experts.arm import (
     JOINT_7_LIMIT,
@@ -22,7 +23,6 @@ from classact.sims.experts.arm import (
     wrap,
     yaw_of,
 )
-from classact.types import FloatArray, StateArray
 
 START, TILT = np.array([-0.1, 0.0, 1.0]), np.array([0.0, 0.15, 0.0])
 QUIET = Style()

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from classact.data.readers.embedded import PATH, STATE_UNITS, load_embedded, read_file, read_header
+from classact.data.types import Demonstrations
 from classact.errors import DataError
-from classact.readers.embedded import PATH, STATE_UNITS, load_embedded, read_file, read_header
 from classact.sims.experts import pusht_model as model
 from classact.sims.experts.generate import generate_demonstrations
 from classact.sims.experts.pusht import QUANTUM, ExpertConfig, Solution, solve
 from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
 from classact.sims.pusht import PushT, PushTConfig, coverage
 from classact.sims.rendering import appearance_seed
-from classact.types import Demonstrations
 
 EASY_SEED = 0
 

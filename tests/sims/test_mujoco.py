@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from classact.data.types import Criterion, FloatArray, ImageArray, StateArray
 from classact.errors import ConfigError, SimulatorError
 from classact.sims.base import SimulatorSpec
-from classact.types import Criterion, FloatArray, ImageArray, StateArray
 
 try:  # not importorskip: it would import mujoco before MUJOCO_GL is set
     from classact.sims import renderer as drawing

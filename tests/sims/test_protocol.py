@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from classact.doctor import hold_action
+from classact.cli.doctor import hold_action
+from classact.data.types import FloatArray, ImageArray, StateArray
 from classact.errors import ActionError, ConfigError
 from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift
-from classact.types import FloatArray, ImageArray, StateArray
 from simulators import REQUIRED, absent, need
 
 SIZES = {"pusht": 96}  # its smallest; that of the others, 32, shows too little of small objects

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import flawed_worker
+from classact.data.types import ImageArray
 from classact.errors import ConfigError, SimulatorError
 from classact.sims import make_simulator, rendering
 from classact.sims.rendering import appearance_seed, render_states
-from classact.types import ImageArray
 
 ENDS = np.array([3, 10, 12, 20, 21, 33, 35, 36, 40], np.int64)  # three tasks
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError, ConfigError, SimulatorError
 from classact.sims import make_simulator
 from classact.sims.base import CLOSED, OPEN, check_installed
-from classact.types import FloatArray, StateArray
 
 try:
     if not importlib.metadata.version("robosuite").startswith("1.5"):

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classact.rotations import geodesic_distance, rotation_6d_to_matrix
+from classact.data.rotations import geodesic_distance, rotation_6d_to_matrix
+from classact.data.types import FloatArray
 from classact.sims import make_simulator
 from classact.sims.base import OPEN
 from classact.sims.experts.arm import MAX_STEP, MAX_TURN
 from classact.sims.experts.base import Attempt, GiveUpError, attempt
-from classact.types import FloatArray
 
 pytest.importorskip("robosuite", reason="Square needs the extra 'robosuite': pip install 'classact[robosuite]'")
 

@@ -13,11 +13,11 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.skip("needs the extra robosuite", allow_module_level=True)
 
+from classact.data.types import StateArray
 from classact.sims import make_simulator
 from classact.sims.experts.base import Attempt, GiveUpError, attempt
 from classact.sims.experts.three_stack import HALF, HAND, SHOULDER, STRETCH, WRIST, _room, _tilt, script
 from classact.sims.robosuite_tasks import ThreeStack
-from classact.types import StateArray
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import fakes
+from classact.data.language import BERT, STAND_IN
 from classact.errors import ConfigError
-from classact.language import BERT, STAND_IN
 from classact.sims import versions
 from classact.sims.versions import check_language, check_versions, installed_versions
 

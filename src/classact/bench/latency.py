@@ -21,21 +21,30 @@ import numpy as np
 import torch
 
 from classact.bench.sections import Row, run_sections
-from classact.encoders import EncoderConfig, ImageEncoder
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.schema import Schema
+from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import CheckpointError, ConfigError
-from classact.heads import DiffusionConfig, FastSampler, Head, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
-from classact.lowdim import LowDim
-from classact.machine import choose_device
-from classact.normalize import MinMax
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.models.heads import (
+    DiffusionConfig,
+    FastSampler,
+    Head,
+    HeadConfig,
+    MLPConfig,
+    UNetConfig,
+    head_name,
+    make_head,
+)
 from classact.policies.base import Moment, Policy
 from classact.policies.latents import ImageLatents, StateLatents
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
 from classact.policies.retrieval import Neighbors, RetrievalConfig, RetrievalPolicy
 from classact.policies.search import make_search
-from classact.runs import Run
-from classact.schema import Schema
-from classact.storage import CHECKSUMS, first_difference, read_json
-from classact.types import FloatArray, IntArray, Observation
+from classact.run.folder import Run
+from classact.utils.machine import choose_device
+from classact.utils.storage import CHECKSUMS, first_difference, read_json
 
 PAPER = {"retrieval": 5.5, "mlp": 7.3, "diffusion": 84.4}
 """Milliseconds per decision that the paper reports (appendix I): means over tasks, 100 runs each, on an NVIDIA A40."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from classact.errors import ClassactError, ConfigError, DataError, choose
-from classact.machine import hardware, versions
-from classact.storage import read_json, write_json
+from classact.utils.machine import hardware, versions
+from classact.utils.storage import read_json, write_json
 
 Row = dict[str, Any]
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from classact.bench.contenders import Contender, available
 from classact.bench.sections import Row, run_sections
+from classact.data.readers import read_demonstrations
+from classact.data.types import Demonstrations, FloatArray, IntArray
 from classact.errors import ConfigError
-from classact.readers import read_demonstrations
 from classact.similarity import (
     DistanceCounts,
     SimilarityConfig,
@@ -34,7 +35,6 @@ from classact.similarity import (
 )
 from classact.similarity.cpu import CpuSweep
 from classact.similarity.threads import start_threads
-from classact.types import Demonstrations, FloatArray, IntArray
 
 SECTIONS = ("contenders", "horizons", "data", "memory", "training", "gpu")
 REPEATS = 5
@@ -237,8 +237,8 @@ def training(_: str | None) -> Row:
     """What the weights of a batch cost beside the whole training step, on the device that trains."""
     import torch
 
-    from classact.presets import get_preset
-    from classact.training import Trainer
+    from classact.run.presets import get_preset
+    from classact.train.representation import Trainer
 
     # Exact weights, whose table is the larger one.
     preset = get_preset("pusht-cpu").pretrain

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from classact.errors import ConfigError, choose
-from classact.labels import split_sum, written_name
 from classact.objectives.base import Material, Objective
 from classact.objectives.byol import BYOL, BYOLConfig
 from classact.objectives.combined import Combined, CombinedConfig, parse_sum
@@ -24,6 +23,7 @@ from classact.objectives.soft_infonce import (
 )
 from classact.objectives.tcn import TCN, TCNConfig
 from classact.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
+from classact.utils.labels import split_sum, written_name
 
 ObjectiveConfig = (
     SoftInfoNCEConfig

@@ -2,7 +2,8 @@
 
 One file per objective: its loss as a pure function of features, its settings (a frozen dataclass with a ``name``), and
 a subclass of :class:`Objective`; :data:`classact.objectives.OBJECTIVES` lists them. The training
-(:class:`classact.training.Trainer`) does the rest: images, random views, encoder, ranks, target network, checkpoints.
+(:class:`classact.train.representation.Trainer`) does the rest: images, random views, encoder, ranks, target network,
+checkpoints.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.types import IntArray
 
 Stats = dict[str, Tensor]
 """Scalars that are logged, still on the device."""

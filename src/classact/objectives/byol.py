@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
+from classact.models.average import update_ema
 from classact.objectives.base import Material, Objective, Stats, seeded
-from classact.optim import update_ema
-from classact.types import IntArray
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.labels import split_sum
 from classact.objectives.base import Objective, Stats
-from classact.types import IntArray
+from classact.utils.labels import split_sum
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError, choose
 from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
 from classact.objectives.causal import CausalTransformer
-from classact.types import IntArray
 
 COVARIANCES = ("mean", "sum")
 TARGETS = ("stop-gradient", "ema")

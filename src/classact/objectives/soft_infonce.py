@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError, choose
 from classact.objectives.base import Material, Objective, Stats
-from classact.types import IntArray
 
 REDUCTIONS = ("anchors", "batch")
 PAIRS = ("all", "cross-episode")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats, masked_mean
-from classact.types import IntArray
 
 
 @dataclass(frozen=True)

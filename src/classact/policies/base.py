@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
-from classact.types import FloatArray, Observation
 
 if TYPE_CHECKING:
     from classact.policies.retrieval import Neighbors

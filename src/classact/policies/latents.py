@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from classact.encoders import ImageEncoder
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.rotations import quaternion_to_matrix
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, FloatArray, ImageArray, Observation, StateArray
 from classact.errors import DataError
-from classact.lowdim import LowDim
-from classact.normalize import MinMax
-from classact.rotations import quaternion_to_matrix
-from classact.schema import Schema
-from classact.types import Demonstrations, FloatArray, ImageArray, Observation, StateArray
+from classact.models.encoders import ImageEncoder
 
 
 def unit(rows: FloatArray) -> FloatArray:
@@ -71,8 +71,8 @@ class ImageLatents:
             if camera not in data.images:
                 raise DataError(
                     f"{data.name} ({data.source}): the encoder reads camera {camera!r}, available are "
-                    f"{sorted(data.images) or 'no cameras'}. Prepare images with classact.frames, or train an encoder "
-                    f"for a camera that is there."
+                    f"{sorted(data.images) or 'no cameras'}. Prepare images with "
+                    f"classact.run.frames, or train an encoder for a camera that is there."
                 )
         return self._join(data.images, self.lowdim.demonstrations(data))
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, IntArray, StateArray
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.policies.search import ExactSearch
-from classact.types import FloatArray, IntArray, StateArray
 
 Progress = Callable[[int, int], None]
 

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.actions import ActionSpace
-from classact.encoders import ImageEncoder
+from classact.data.actions import ActionSpace
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.schema import Schema
+from classact.data.types import FloatArray, Observation
 from classact.errors import CheckpointError, ConfigError, choose
-from classact.heads import (
+from classact.models.encoders import ImageEncoder
+from classact.models.heads import (
     DiffusionConfig,
     FastSampler,
     Head,
@@ -27,14 +31,10 @@ from classact.heads import (
     load_head_weights,
     make_head,
 )
-from classact.lowdim import LowDim
-from classact.machine import check_device
-from classact.normalize import MinMax
 from classact.policies.base import Moment, as_histories
 from classact.policies.latents import stack_images, warm_up
-from classact.schema import Schema
-from classact.storage import read_json, verify_folder, write_folder
-from classact.types import FloatArray, Observation
+from classact.utils.machine import check_device
+from classact.utils.storage import read_json, verify_folder, write_folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
+from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, DataError, choose
-from classact.machine import check_device
 from classact.policies.base import Decision, Moment, as_histories
 from classact.policies.latents import ImageLatents, Latents, load, unit, warm_up
 from classact.policies.novelty import (
@@ -29,10 +31,8 @@ from classact.policies.novelty import (
     left_out_distances,
 )
 from classact.policies.search import ExactSearch, Search, check_backend, is_exact, make_search
-from classact.schema import Schema
-from classact.storage import read_arrays, read_json, verify_folder, write_folder
-from classact.types import Demonstrations, FloatArray, IntArray, StateArray
-from classact.windows import window_indices
+from classact.utils.machine import check_device
+from classact.utils.storage import read_arrays, read_json, verify_folder, write_folder
 
 logger = logging.getLogger(__name__)
 

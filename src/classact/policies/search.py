@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError, DataError, MissingDependencyError, choose
-from classact.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from classact.data.schema import Schema
+from classact.data.types import FloatArray
 from classact.errors import ConfigError
 from classact.policies.base import Decision, Moment, Policy, as_histories, decide, history_length
 from classact.policies.retrieval import RetrievalPolicy
-from classact.schema import Schema
-from classact.types import FloatArray
 
 
 def watched(policy: Policy, watcher: RetrievalPolicy | None) -> Policy:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from classact.errors import DataError
 from classact.report.table import Row
-from classact.statistics import wilson_interval
-from classact.storage import read_json
+from classact.utils.statistics import wilson_interval
+from classact.utils.storage import read_json
 
 Arrays = dict[str, NDArray[Any]]
 

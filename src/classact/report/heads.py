@@ -9,8 +9,8 @@ from pathlib import Path
 from classact.errors import DataError
 from classact.report.checks import inner, mapping, need, with_interval
 from classact.report.table import Row, augmentation_name, plain, policy_name
-from classact.runs import Run
-from classact.storage import read_jsonl
+from classact.run.folder import Run
+from classact.utils.storage import read_jsonl
 
 PRETRAIN = "pretrain"
 

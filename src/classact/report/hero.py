@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from classact.data.types import ImageArray
+from classact.data.video import read_video
 from classact.errors import DataError
 from classact.report.checks import Arrays
 from classact.report.headline import main_row
@@ -18,10 +20,8 @@ from classact.report.reasons import MOST_NEIGHBORS, shares, world_size
 from classact.report.sources import Sources, read_sources
 from classact.report.style import percent, styles
 from classact.report.table import Row, maximum_of, plain, row_label, series
-from classact.runs import Run
-from classact.storage import atomic_path
-from classact.types import ImageArray
-from classact.video import read_video
+from classact.run.folder import Run
+from classact.utils.storage import atomic_path
 
 WIDTH, EDGE, GAP = 1600, 64, 24
 SCALE = 2  # lines and letters are drawn at twice the size and reduced: smooth edges

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from classact.errors import DataError
 from classact.report.checks import Arrays, inner, mapping, need, shapes
 from classact.report.table import Row
-from classact.runs import Run
+from classact.run.folder import Run
 
 
 @dataclass(frozen=True)

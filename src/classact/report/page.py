@@ -30,8 +30,8 @@ from classact.report.table import (
     row_parts,
     series,
 )
-from classact.runs import Run
-from classact.storage import write_text
+from classact.run.folder import Run
+from classact.utils.storage import write_text
 
 
 def build_report(root: Path) -> Path:

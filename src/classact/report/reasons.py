@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.types import ImageArray
+from classact.data.types import ImageArray
 
 MOST_NEIGHBORS = 8  # shown per query; the share of weight they hold is stated
 WORLD = 512.0

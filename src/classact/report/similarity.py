@@ -16,7 +16,7 @@ from classact.report import learning
 from classact.report.plots import Plot, environment, make_plot
 from classact.report.reasons import png_uri
 from classact.report.style import BLUE, ORANGE, figure_base, percent
-from classact.storage import read_arrays, read_json, write_text
+from classact.utils.storage import read_arrays, read_json, write_text
 
 NUMBERS = "similarity.json"
 EXAMPLES = "examples.safetensors"

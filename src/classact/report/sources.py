@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.labels import learned_label
 from classact.report.checks import Arrays, mapping, need, shapes, with_interval
 from classact.report.heads import Head, read_heads, read_log, read_milestones
 from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
 from classact.report.table import Row, maximum_of, row_label, series
-from classact.runs import Run
-from classact.storage import read_arrays, read_json, read_jsonl
+from classact.run.folder import Run
+from classact.utils.labels import learned_label
+from classact.utils.storage import read_arrays, read_json, read_jsonl
 
 
 @dataclass(frozen=True)

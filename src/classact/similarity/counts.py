@@ -9,9 +9,9 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray
 from classact.errors import ConfigError
 from classact.similarity.reference import float32_limit
-from classact.types import FloatArray
 
 _OCTAVE = 23  # bits of a float32 fraction: patterns that share the others lie within a factor of two
 _SPARSE = 1 << 21  # distinct distances of an octave from which on a counter for each of its values is smaller

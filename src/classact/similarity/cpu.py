@@ -14,13 +14,13 @@ from typing import Any
 import numba as nb
 import numpy as np
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.lanes import LANES, align, bounded, kernel, lowest, step_distances, unrolled
 from classact.similarity.pairwise import dtw_pairwise
 from classact.similarity.reference import float32_limit, rounding_margin
 from classact.similarity.stream import Pairs, WindowStream, check_sweep
-from classact.types import IntArray
 
 ANCHORS = 256
 COLUMNS = 256

@@ -12,13 +12,13 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import IntArray
 from classact.errors import StorageError, TrainingInterrupted
-from classact.interruptions import interruptible
-from classact.ranks import Ranks
 from classact.similarity.job import UNIT_PAIRS, Progress, check_ranks, cut_units, unit_pairs
 from classact.similarity.sealed import DamagedFileError, check_same, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
-from classact.types import IntArray
+from classact.utils.interruptions import interruptible
+from classact.utils.ranks import Ranks
 
 FORMAT = 1
 MOST_GROUPS = 64

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.degrees import Degrees
 from classact.similarity.distribution import quantile_rank
 from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
 from classact.similarity.stream import WindowStream
-from classact.types import FloatArray, IntArray
 
 QUANTILES = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1)
 HORIZONS = (1, 2, 4, 8, 16, 32)

@@ -15,11 +15,12 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import CheckpointError, ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.threads import parallel
-from classact.statistics import dkw_epsilon
-from classact.storage import (
+from classact.utils.statistics import dkw_epsilon
+from classact.utils.storage import (
     first_difference,
     read_arrays,
     read_json,
@@ -28,7 +29,6 @@ from classact.storage import (
     write_folder,
     write_json,
 )
-from classact.types import FloatArray, IntArray
 
 HISTOGRAM_BINS = 120
 _CARD, _ARRAYS = "distribution.json", "distribution.safetensors"

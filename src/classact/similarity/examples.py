@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.pairwise import dtw_pairwise
 from classact.similarity.reference import alignment
 from classact.similarity.stream import WindowStream
-from classact.types import FloatArray, IntArray
 
 KINDS = ("near", "threshold", "far")
 FAR = 0.9

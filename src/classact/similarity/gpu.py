@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.reference import check_band, check_cost, check_finite, float32_limit
 from classact.similarity.stream import Pairs, WindowStream, check_sweep
-from classact.types import IntArray
 
 if TYPE_CHECKING:
     import torch

@@ -18,16 +18,16 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
-from classact.interruptions import interruptible
-from classact.ranks import Ranks
 from classact.similarity.distribution import mark_duplicates
 from classact.similarity.job import LEAST_UNITS, MOST_UNITS, Progress, check_ranks
 from classact.similarity.sealed import DamagedFileError, check_same, drop, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
 from classact.similarity.threads import parallel
-from classact.storage import CHECKSUMS, read_json, sha256_file, write_folder
-from classact.types import FloatArray, IntArray
+from classact.utils.interruptions import interruptible
+from classact.utils.ranks import Ranks
+from classact.utils.storage import CHECKSUMS, read_json, sha256_file, write_folder
 
 FORMAT = 1
 CARD = "graph.json"

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import ConfigError, StorageError, TrainingInterrupted
-from classact.interruptions import interruptible
-from classact.ranks import Ranks
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.sealed import DamagedFileError, SealedFile, check_same, drop, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
-from classact.storage import first_difference
+from classact.utils.interruptions import interruptible
+from classact.utils.ranks import Ranks
+from classact.utils.storage import first_difference
 
 FORMAT = 1
 COUNTS = "counts.safetensors"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.normalize import MinMax
+from classact.data.types import Demonstrations, FloatArray, IntArray
 from classact.errors import ConfigError, choose
-from classact.normalize import MinMax
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
@@ -22,7 +23,6 @@ from classact.similarity.pairwise import Windows, dtw_pairwise, stream_pairs
 from classact.similarity.reference import check_band, check_cost
 from classact.similarity.stream import Sweep, WindowStream
 from classact.similarity.sweep import make_sweep
-from classact.types import Demonstrations, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float)
 def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> WindowStream:
     """The windows that are compared: actions normalised to [-1, 1] per dimension, rotations scaled.
 
-    A dimension that never changes is widened (:data:`classact.normalize.CONSTANT_MARGIN`) and adds nothing to any
+    A dimension that never changes is widened (:data:`classact.data.normalize.CONSTANT_MARGIN`) and adds nothing to any
     distance.
 
     Raises:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numba as nb
 import numpy as np
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.lanes import LANES, advance, align, kernel, step_distances, unrolled
 from classact.similarity.reference import check_finite, float32_limit, rounding_margin
 from classact.similarity.stream import WindowStream, check_sweep
 from classact.similarity.threads import parallel
-from classact.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,7 @@ def dtw_pairs(
 
     Args:
         actions: (N, D) float32, normalised.
-        windows: (N, T) step indices, from :func:`classact.windows.window_indices`.
+        windows: (N, T) step indices, from :func:`classact.data.windows.window_indices`.
         left, right: (P,) window numbers; pair k is (left[k], right[k]).
         cost: step cost.
         band: Sakoe-Chiba band in steps; None for none.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import ClassactError, ConfigError
-from classact.storage import atomic_path, first_difference
+from classact.utils.storage import atomic_path, first_difference
 
 _CHUNK = 1 << 20
 

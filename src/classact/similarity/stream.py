@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.reference import check_band, check_cost, check_finite
-from classact.types import FloatArray, IntArray
 
 SLACK = 64
 """Zeros on either side of the stream, and T more, so that vectors of neighbouring windows may be read past its ends."""

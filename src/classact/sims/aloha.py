@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import Criterion, FloatArray, StateArray
 from classact.errors import ActionError, SimulatorError
-from classact.schema import Schema
 from classact.sims.base import SimulatorSpec, check_installed
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import Quality, gl_problem, mujoco
-from classact.types import Criterion, FloatArray, StateArray
 
 RANGES = {"gym-aloha": ("0.1", "0.2"), "mujoco": ("3.1", "3.9")}
 

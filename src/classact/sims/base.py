@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from classact.data.schema import Schema
+from classact.data.types import Criterion, FloatArray, Observation, StateArray
 from classact.errors import ActionError, ConfigError, SimulatorError
-from classact.schema import Schema
-from classact.types import Criterion, FloatArray, Observation, StateArray
 
 ROUNDING = 1e-6
 """What float32 makes of an action at its limit is not beyond it."""

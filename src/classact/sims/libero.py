@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.language import SIZE, embed_instruction, source_at_hand
+from classact.data.readers.libero import PRODUCTS
+from classact.data.rotations import matrix_to_axis_angle
+from classact.data.schema import Schema
+from classact.data.types import Criterion, FloatArray, StateArray
 from classact.errors import SimulatorError
-from classact.language import SIZE, embed_instruction, source_at_hand
-from classact.readers.libero import PRODUCTS
-from classact.rotations import matrix_to_axis_angle
-from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
 from classact.sims.libero_world import (
     NQ,
@@ -43,7 +44,6 @@ from classact.sims.panda import CAMERAS, CONTROL_HZ, IMAGE_SIZE, SHIFTS, PandaSi
 from classact.sims.renderer import mujoco
 from classact.sims.shifts import SHIFTS as ALL_SHIFTS
 from classact.sims.shifts import CameraShift, Shift
-from classact.types import Criterion, FloatArray, StateArray
 
 GROUP = 10
 """One simulator per task: each then needs the model of one task only."""
@@ -96,7 +96,7 @@ class LiberoObject(PandaSimulator):
 
     Attributes:
         task: the present one.
-        language_source: what made the embeddings of instructions, see :mod:`classact.language`.
+        language_source: what made the embeddings of instructions, see :mod:`classact.data.language`.
     """
 
     target = TARGET

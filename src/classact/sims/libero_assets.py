@@ -12,9 +12,9 @@ import json
 import os
 from pathlib import Path
 
+from classact.data.images import cache_folder
 from classact.errors import ConfigError
-from classact.images import cache_folder
-from classact.storage import atomic_path
+from classact.utils.storage import atomic_path
 
 ASSETS_VARIABLE = "CLASSACT_LIBERO_ASSETS"
 """Names a folder with LIBERO's assets; goes before all other places."""

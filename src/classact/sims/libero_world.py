@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.readers.libero import PRODUCTS, TASKS
+from classact.data.types import StateArray
 from classact.errors import SimulatorError
-from classact.readers.libero import PRODUCTS, TASKS
 from classact.sims.base import check_installed
 from classact.sims.libero_assets import ensure_config, find_assets, package_folder
 from classact.sims.panda import CONTROL_HZ, silence_robosuite
 from classact.sims.renderer import mujoco
-from classact.types import StateArray
 
 PACKAGE = package_folder()
 ensure_config(PACKAGE)

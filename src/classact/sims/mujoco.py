@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError, choose
 from classact.sims.base import SimulatorSpec
 from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer, rotate
@@ -27,7 +28,6 @@ from classact.sims.shifts import (
     appearance_rng,
     check_shift,
 )
-from classact.types import FloatArray, ImageArray, Observation, StateArray
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 1024
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.readers.osc import PROPRIOCEPTION
+from classact.data.rotations import matrix_to_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix
+from classact.data.schema import Schema
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError, DataError, SimulatorError, choose
-from classact.readers.osc import PROPRIOCEPTION
-from classact.rotations import matrix_to_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix
-from classact.schema import Schema
 from classact.sims.base import CLOSED, SimulatorSpec
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import mujoco
-from classact.types import FloatArray, StateArray
 
 SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
 IMAGE_SIZE = 256

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.errors import SimulatorError
 from classact.sims.worker import serve
-from classact.types import FloatArray, StateArray
 
 TIMEOUT = 300.0
 """Seconds without any sign of life after which a worker counts as hung; it gives one after each of its episodes."""

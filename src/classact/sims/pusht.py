@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from classact.actions import ActionSpace
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import Criterion, FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError, choose
-from classact.schema import Schema
 from classact.sims.base import SimulatorSpec
 from classact.sims.shifts import (
     FIXED_COLORS,
@@ -32,7 +33,6 @@ from classact.sims.shifts import (
     check_shift,
     sample_colors,
 )
-from classact.types import Criterion, FloatArray, ImageArray, Observation, StateArray
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with warnings.catch_warnings():

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import ImageArray, StateArray
 from classact.errors import SimulatorError
-from classact.types import ImageArray, StateArray
 
 _GL_HELP = (
     "On Debian or Ubuntu install libegl1, libegl-mesa0, libgl1 and libgl1-mesa-dri for MUJOCO_GL=egl (no screen "

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.images import resize_images
+from classact.data.types import ImageArray, IntArray, StateArray
 from classact.errors import ConfigError, DataError, SimulatorError, choose
-from classact.images import resize_images
 from classact.sims import make_simulator
-from classact.types import ImageArray, IntArray, StateArray
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
 
@@ -63,7 +63,7 @@ def render_states(
         shift: the visual shift; episode e is seen as :func:`appearance_seed` (seed, e) says.
         seed: seed of the appearances.
         out: (N, S, S, 3) uint8; frames are resized to S as observations are
-            (:func:`classact.images.resize_images`) where it differs from ``image_size``. With several workers it
+            (:func:`classact.data.images.resize_images`) where it differs from ``image_size``. With several workers it
             should be a ``numpy.memmap``, whose file the workers then write themselves, each its own rows; other
             arrays are filled from what they send back.
         camera: which view; None for the simulator's first.

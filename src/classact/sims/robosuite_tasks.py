@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import Criterion, StateArray
 from classact.sims.base import SimulatorSpec, check_installed
 from classact.sims.panda import (
     ACTION_LIMITS,
@@ -34,7 +35,6 @@ from classact.sims.panda import (
     silence_robosuite,
 )
 from classact.sims.renderer import mujoco
-from classact.types import Criterion, StateArray
 
 RANGES = {"robosuite": ("1.5", "1.6"), "mujoco": ("3.1", "3.10")}
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from classact.data.types import StateArray
 from classact.errors import ConfigError, choose
-from classact.types import StateArray
 
 Color = tuple[int, int, int]
 

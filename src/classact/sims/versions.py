@@ -6,11 +6,11 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from classact.data.language import BERT
+from classact.data.readers.hdf5 import ACCEPTED, UNKNOWN, is_hdf5_name
+from classact.data.types import Demonstrations
 from classact.errors import ConfigError
-from classact.language import BERT
-from classact.readers.hdf5 import ACCEPTED, UNKNOWN, is_hdf5_name
 from classact.sims.base import Simulator, SimulatorSpec
-from classact.types import Demonstrations
 
 STRICT = ("gym-aloha", "robosuite")
 """Packages that define scenes and controllers: from one minor version to the next the same states are other scenes

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+from classact.data.types import FloatArray, Observation, StateArray
 from classact.sims import Simulator, make_simulator
-from classact.types import FloatArray, Observation, StateArray
 
 
 def serve(

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from classact import analysis
 from classact.bench.table1.grid import HEAD_NAMES, Cell, head_config, images_per_step
 from classact.bench.table1.records import (
     best_of,
@@ -23,19 +22,20 @@ from classact.bench.table1.records import (
     success_curve,
 )
 from classact.bench.table1.trainings import Bench, budget, head_pipeline, trained
-from classact.encoders import ImageEncoder
-from classact.engine import DIVERGED
 from classact.errors import ClassactError
-from classact.head_pipeline import HeadPipeline
-from classact.pipeline import Pipeline, RunConfig
+from classact.evaluation.rollout import evaluate
+from classact.models.encoders import ImageEncoder
 from classact.policies import RetrievalPolicy
-from classact.presets import get_preset
-from classact.probe import flat_metrics, probe_run
-from classact.progress import progress_bar
-from classact.recording import evaluation_name, roll_out
-from classact.rollout import evaluate
-from classact.runs import Run
-from classact.storage import read_json, write_json
+from classact.run import analysis
+from classact.run.finetune import HeadPipeline
+from classact.run.folder import Run
+from classact.run.presets import get_preset
+from classact.run.pretrain import Pipeline, RunConfig
+from classact.run.probe import flat_metrics, probe_run
+from classact.run.recording import evaluation_name, roll_out
+from classact.train.engine import DIVERGED
+from classact.utils.progress import progress_bar
+from classact.utils.storage import read_json, write_json
 
 CHOSEN = "retrieval.json"
 """In a cell's folder: which temperature was chosen, and on what."""

@@ -9,19 +9,19 @@ from typing import Any
 
 from classact.bench.table1.methods import Method, parse_method
 from classact.errors import ConfigError, choose
-from classact.finetuning import FinetuneConfig
 from classact.objectives import images_per_anchor
-from classact.pipeline import RunConfig, from_preset
-from classact.presets import default_head_preset, get_head_preset, get_preset
-from classact.recording import slug
+from classact.run.presets import default_head_preset, get_head_preset, get_preset
+from classact.run.pretrain import RunConfig, from_preset
+from classact.run.recording import slug
 from classact.sims import plain_shift
+from classact.train.head import FinetuneConfig
 
 HEADS = ("rep", "mlp", "mlp-rep", "dp", "dp-rep")
 """Retrieval without a head; the heads by the names of table 1; and retrieval with the encoder that was trained beneath
 one, table 1's "non-parametric"."""
 
 HEAD_NAMES = {"mlp": "mlp", "dp": "diffusion"}
-"""Of heads: table 1's name -> the one in :mod:`classact.heads`, which is that of its folder."""
+"""Of heads: table 1's name -> the one in :mod:`classact.models.heads`, which is that of its folder."""
 
 SHIFTS = ("fixed", "rand")
 """The two columns of a task."""
@@ -82,7 +82,7 @@ class Protocol:
             the nearest neighbour alone then, for temperatures are chosen at the end.
         evaluation_starts: of each of these.
         probe: measure representations without rollouts, too.
-        layout: of the data, see :class:`classact.pipeline.RunConfig`.
+        layout: of the data, see :class:`classact.run.pretrain.RunConfig`.
     """
 
     task: str
@@ -320,7 +320,7 @@ def images_per_step(config: RunConfig, steps: int) -> int:
 def head_config(
     cell: Cell, protocol: Protocol, steps: int, rate: float | None = None, images: int | None = None
 ) -> tuple[FinetuneConfig, str]:
-    """The training of a cell's head, and what it starts from: see :class:`classact.head_pipeline.HeadRunConfig`.
+    """The training of a cell's head, and what it starts from: see :class:`classact.run.finetune.HeadRunConfig`.
 
     Args:
         cell: with a head.

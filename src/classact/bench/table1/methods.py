@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from classact.errors import ConfigError, choose
-from classact.labels import split_sum
 from classact.objectives import (
     OBJECTIVES,
     ObjectiveConfig,
@@ -18,8 +17,9 @@ from classact.objectives import (
     objective_parts,
 )
 from classact.policies import RetrievalConfig
-from classact.presets import with_objective, with_trunk
-from classact.training import PretrainConfig
+from classact.run.presets import with_objective, with_trunk
+from classact.train.representation import PretrainConfig
+from classact.utils.labels import split_sum
 
 METHODS: Mapping[str, str] = {
     "random": "an encoder of random weights",

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from classact.bench.table1.grid import Cell
+from classact.data.types import RolloutResult
+from classact.evaluation.rollout import EvaluationConfig
 from classact.policies import Policy
-from classact.rollout import EvaluationConfig
-from classact.runs import Run
+from classact.run.folder import Run
 from classact.sims import make_simulator
-from classact.statistics import wilson_interval
-from classact.storage import read_jsonl
-from classact.types import RolloutResult
+from classact.utils.statistics import wilson_interval
+from classact.utils.storage import read_jsonl
 
 POINTS = 60
 """Of a loss curve in the results file."""

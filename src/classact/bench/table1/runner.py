@@ -35,8 +35,8 @@ from classact.bench.table1.grid import (
 )
 from classact.bench.table1.records import best_of, blank, finite, headline
 from classact.bench.table1.trainings import Bench, why_missing
-from classact.encoders import EncoderConfig
-from classact.engine import EngineConfig
+from classact.data.readers import first_episodes
+from classact.data.types import Demonstrations
 from classact.errors import (
     ClassactError,
     ConfigError,
@@ -45,13 +45,13 @@ from classact.errors import (
     StorageError,
     TrainingInterrupted,
 )
-from classact.machine import choose_device, hardware, versions
-from classact.pipeline import from_preset
-from classact.presets import get_preset, paper_task
-from classact.readers import first_episodes
-from classact.rundata import RunData
-from classact.storage import first_difference, plain_json, read_json, without, write_json
-from classact.types import Demonstrations
+from classact.models.encoders import EncoderConfig
+from classact.run.data import RunData
+from classact.run.presets import get_preset, paper_task
+from classact.run.pretrain import from_preset
+from classact.train.engine import EngineConfig
+from classact.utils.machine import choose_device, hardware, versions
+from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
 
 FORMAT = "classact-table1-1"
 RESULTS = "results.json"

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from classact.bench.table1.claims import lock_of, locked
 from classact.bench.table1.grid import HEAD_NAMES, Cell, Protocol, head_config, images_per_step, run_config
-from classact.encoders import ImageEncoder
-from classact.engine import EngineConfig
 from classact.errors import CheckpointError, ConfigError, MissingDependencyError
-from classact.finetuning import FinetuneConfig
-from classact.head_pipeline import HeadPipeline, HeadRunConfig
-from classact.pipeline import Pipeline
-from classact.runs import Run
-from classact.storage import read_json, write_json
+from classact.models.encoders import ImageEncoder
+from classact.run.finetune import HeadPipeline, HeadRunConfig
+from classact.run.folder import Run
+from classact.run.pretrain import Pipeline
+from classact.train.engine import EngineConfig
+from classact.train.head import FinetuneConfig
+from classact.utils.storage import read_json, write_json
 
 SPEED_IMAGES = 20_000
 """Seen to measure a method's speed."""
@@ -32,7 +32,7 @@ class Bench:
         protocol: shared.
         steps: demonstrations that are learned from -> N of their steps; None: all.
         beside: folder of the results file, which names run folders from there.
-        device, engine: see :class:`classact.pipeline.Pipeline`.
+        device, engine: see :class:`classact.run.pretrain.Pipeline`.
         workers: simulator processes; 0: one per core.
         quiet: no progress bars.
     """

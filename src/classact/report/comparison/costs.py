@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from classact.report.comparison.results import Results
 from classact.report.comparison.table import Column, Who, grid, ordered
-from classact.statistics import wilson_interval
+from classact.utils.statistics import wilson_interval
 
 
 @dataclass(frozen=True)

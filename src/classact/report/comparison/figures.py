@@ -25,7 +25,7 @@ from classact.report.comparison.trends import Curve, Scaling
 from classact.report.learning import MAX_POINTS
 from classact.report.paper import INFERENCE_MS
 from classact.report.style import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, TEAL, figure_base, label, percent, thin
-from classact.statistics import Estimate
+from classact.utils.statistics import Estimate
 
 _LOOKS = {
     "class": (BLUE, "circle"),

@@ -15,7 +15,7 @@ from classact.report.comparison.results import Cell, Results
 from classact.report.reasons import Reason, reasons
 from classact.report.sources import read_latent_map, read_neighbors
 from classact.report.style import thin
-from classact.runs import Run
+from classact.run.folder import Run
 
 MOST_EPISODES = 20
 """Of a map: as in the paper's J.1."""

@@ -41,7 +41,7 @@ from classact.report.plots import Plot, environment, make_plot
 from classact.report.reasons import Reason
 from classact.report.style import percent
 from classact.report.table import Row
-from classact.storage import write_text
+from classact.utils.storage import write_text
 
 SHOWN = 6
 """Metrics that are drawn in the open; the figures of others are folded away."""

@@ -20,7 +20,7 @@ from classact.report.comparison.table import (
     outcomes,
     shared_starts,
 )
-from classact.statistics import Estimate, difference_over_seeds, holm, mcnemar_p, permutation_p
+from classact.utils.statistics import Estimate, difference_over_seeds, holm, mcnemar_p, permutation_p
 
 ALPHA = 0.05
 

@@ -27,7 +27,7 @@ from classact.report.comparison.table import (
 )
 from classact.report.plots import Plot, make_plot
 from classact.report.style import percent
-from classact.statistics import Estimate, holm, spearman
+from classact.utils.statistics import Estimate, holm, spearman
 
 FEWEST = 8
 """Cells that a correlation needs: fewer say nothing."""

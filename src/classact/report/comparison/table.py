@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.labels import split_sum
 from classact.report.comparison.results import Cell, Results
 from classact.report.paper import METHODS, SHIFTS, TASKS, paper_cell, paper_methods, shift_name
 from classact.report.plots import duration
-from classact.statistics import Estimate, success_over_seeds
+from classact.utils.labels import split_sum
+from classact.utils.statistics import Estimate, success_over_seeds
 
 SEED = 0  # of every bootstrap, so that the same file gives the same page
 

@@ -20,7 +20,7 @@ from classact.report.comparison.table import (
     shared_starts,
     who_of,
 )
-from classact.statistics import Estimate
+from classact.utils.statistics import Estimate
 
 
 @dataclass(frozen=True)

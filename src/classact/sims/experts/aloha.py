@@ -15,10 +15,10 @@ from functools import partial
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.sims.aloha import AlohaTransfer
 from classact.sims.experts.arm import rotation_about_z
 from classact.sims.experts.base import GiveUpError
-from classact.types import FloatArray, StateArray
 
 LEFT, RIGHT = 0, 1
 OPEN, CLOSED = 1.0, 0.0

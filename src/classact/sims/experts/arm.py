@@ -21,10 +21,10 @@ from typing import Protocol
 
 import numpy as np
 
+from classact.data.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation_6d
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ConfigError
-from classact.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation_6d
 from classact.sims.base import CLOSED, OPEN
-from classact.types import FloatArray, StateArray
 
 MAX_STEP = 0.03
 """Metres that the commanded position moves per control step at most."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from classact.errors import ConfigError, SimulatorError
 from classact.sims.experts.base import Attempt
-from classact.storage import atomic_path, plain_json, read_json, write_json
+from classact.utils.storage import atomic_path, plain_json, read_json, write_json
 
 END_SEED = 100_000
-"""Evaluation episodes are seeded from here on (:data:`classact.rollout.FIRST_SEED`)."""
+"""Evaluation episodes are seeded from here on (:data:`classact.evaluation.rollout.FIRST_SEED`)."""
 
 LATE = 10.0
 """Seconds that processes of a killed call may go on writing."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError
 from classact.sims.base import Simulator
-from classact.types import FloatArray, StateArray
 
 Script = Callable[[Any, np.random.Generator], Iterator[FloatArray]]
 """(simulator at its start, the attempt's generator) -> actions (D_a,), one per control step. The simulator may be read

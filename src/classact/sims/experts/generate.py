@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.readers import embedded, generated
+from classact.data.readers.hdf5 import UNKNOWN
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError
-from classact.progress import Callback, progress_bar
-from classact.readers import embedded, generated
-from classact.readers.hdf5 import UNKNOWN
-from classact.schema import Schema
 from classact.sims import Simulator, find, make_simulator
 from classact.sims.experts import attempts, processes
 from classact.sims.experts.base import Attempt
@@ -29,7 +29,7 @@ from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRec
 from classact.sims.experts.recorders import PLANNED, Recorder, ScriptRecorder
 from classact.sims.rendering import render_states
 from classact.sims.versions import installed_versions
-from classact.types import Demonstrations, ImageArray
+from classact.utils.progress import Callback, progress_bar
 
 PUSHT_PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
 PACKAGES = ("classact", "numpy")
@@ -69,7 +69,7 @@ def generate_demonstrations(
         shift: store images as well, under this visual shift; None: states only, which can be rendered at any time.
         image_size: side of these images in pixels; None: the simulator's.
         cameras: their views; None: the simulator's first.
-        stage: makes the progress bar of a stage from its title (:func:`classact.progress.progress_bar`).
+        stage: makes the progress bar of a stage from its title (:func:`classact.utils.progress.progress_bar`).
         config: settings of Push-T's planner.
 
     Raises:

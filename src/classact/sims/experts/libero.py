@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.sims.base import OPEN
 from classact.sims.experts.arm import Arm
 from classact.sims.experts.base import GiveUpError
-from classact.types import FloatArray, StateArray
 
 BASE = (-0.6, 0.0)
 """Where LIBERO puts the arm on the floor, metres."""

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from classact.data.types import StateArray
 from classact.sims.experts import pusht_model as model
 from classact.sims.pusht import GOAL_POSE, PushT
-from classact.types import StateArray
 
 QUANTUM = 0.125  # px; actions are multiples of it, so that a compact file holds exactly what was executed
 LOW, HIGH = 22.0, 490.0  # px; the agent touches a wall just beyond

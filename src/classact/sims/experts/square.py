@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.sims.base import OPEN
 from classact.sims.experts.arm import Arm, rotation_about_z, wrap, yaw_of
 from classact.sims.experts.base import GiveUpError
-from classact.types import FloatArray, StateArray
 
 HANDLE = 0.068
 """Metres from the nut's middle to where the handle is best held: its outer half."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.types import FloatArray, StateArray
 from classact.sims.base import CLOSED, OPEN
 from classact.sims.experts.arm import BASE, Arm, compose, rotation_about_z, yaw_of
 from classact.sims.experts.base import GiveUpError
-from classact.types import FloatArray, StateArray
 
 HALF = {"cubeA": 0.020, "cubeB": 0.025, "cubeC": 0.020}
 """Half sides of the cubes, metres."""

@@ -1,0 +1,41 @@
+"""The commands: one dataclass of flags and one function each. What they need is imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from classact.cli.about import Doctor, Presets, doctor, presets
+from classact.cli.bench import (
+    BenchLatency,
+    BenchSimilarity,
+    BenchTable1,
+    bench_latency,
+    bench_similarity,
+    bench_table1,
+)
+from classact.cli.data import DataGenerate, DataInfo, data_generate, data_info
+from classact.cli.finetune import Finetune, finetune
+from classact.cli.probe import Probe, probe
+from classact.cli.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
+from classact.cli.similarity import Similarity, measure_similarity
+from classact.cli.simulators import Gallery, gallery
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
+    "demo": (Demo, demo),
+    "pretrain": (Pretrain, pretrain),
+    "finetune": (Finetune, finetune),
+    "evaluate": (Evaluate, evaluate),
+    "report": (Report, report),
+    "probe": (Probe, probe),
+    "similarity": (Similarity, measure_similarity),
+    "data info": (DataInfo, data_info),
+    "data generate": (DataGenerate, data_generate),
+    "bench similarity": (BenchSimilarity, bench_similarity),
+    "bench latency": (BenchLatency, bench_latency),
+    "bench table1": (BenchTable1, bench_table1),
+    "gallery": (Gallery, gallery),
+    "presets": (Presets, presets),
+    "doctor": (Doctor, doctor),
+}
+"""Name, of one word or two -> its flags and its function, which returns the exit status (None: 0)."""

@@ -1,0 +1,147 @@
+"""Commands on demonstrations: data info, data generate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.cli.console import console
+
+MAX_RANGES = 20
+"""Of vectors with more dimensions, the range of all is shown, not of each."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Read demonstrations, check them and say what they hold."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A path, or 'pusht-expert'.")]
+    layout: Annotated[Path | None, tyro.conf.arg(help="JSON file: which array is what (docs/policies.md).")] = None
+
+
+def data_info(arguments: DataInfo) -> None:
+    """Print a table."""
+    import numpy as np
+    from rich.table import Table
+
+    from classact.data.readers import generated, read_demonstrations
+    from classact.utils.progress import progress_bar
+
+    with progress_bar("read demonstrations") as bar:
+        data = read_demonstrations(arguments.source, progress=bar, layout=arguments.layout)
+    table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
+    lengths = data.lengths
+    table.add_row("episodes", f"{len(data):,}")
+    table.add_row(
+        "steps", f"{data.num_steps:,} ({lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f})"
+    )
+    for label, array in (("actions", data.actions), ("proprioception", data.proprioception), ("states", data.states)):
+        if array is None:
+            table.add_row(label, "none")
+            continue
+        low, high = array.min(0), array.max(0)
+        if len(low) > MAX_RANGES:
+            low, high = low.min(keepdims=True), high.max(keepdims=True)
+        ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
+        table.add_row(label, f"{array.shape[1]} dimensions: {ranges}")
+    for camera, images in data.images.items():
+        size = images.nbytes / 2**20
+        table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels, {size:,.0f} MiB on disk")
+    if not data.images:
+        if data.states is None:
+            instead = "no states to render from"
+        elif data.simulator:
+            instead = f"rendered on demand from states, by simulator {data.simulator}"
+        else:
+            instead = "states of an unknown simulator; --simulator names one that can render them"
+        table.add_row("cameras", f"none recorded; {instead}")
+    schema = data.schema
+    if data.images_shift:
+        table.add_row("shift", f"{data.images_shift}, which the images show")
+    table.add_section()
+    keys = ", ".join(f"{key} {size}" for key, size in schema.proprioception)
+    table.add_row("proprioception keys", keys or "none")
+    words = "none"
+    if data.language is not None:
+        different = len(np.unique(data.language, axis=0))
+        words = f"{schema.language} numbers for each episode, {different} different instructions"
+    table.add_row("language", words)
+    space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
+    table.add_row("action space", space)
+    table.add_row("assumed", schema.assumption or "nothing: all of this is declared")
+    if data.simulator:
+        table.add_section()
+        versions = ", ".join(f"{package} {version}" for package, version in data.versions.items())
+        table.add_row("simulator", data.simulator)
+        table.add_row("recorded with", versions or "unknown versions")
+    if generated.matches(Path(data.source)):
+        header = generated.read_header(Path(data.source))
+        table.add_row("expert's attempts", _attempts(header))
+    table.add_section()
+    table.add_row("fingerprint", data.fingerprint()[:16])
+    console().print(table)
+
+
+def _attempts(header: dict[str, Any]) -> str:
+    tried, reasons = header.get("attempts", "unknown"), header.get("not_kept", {})
+    if isinstance(reasons, int):  # format 1 only counts
+        return f"{tried}, {reasons} not kept"
+    count = sum(reasons.values())
+    often = sorted(reasons.items(), key=lambda item: -item[1])
+    return f"{tried}, {count} not kept" + "".join(f"\n{number} x {reason}" for reason, number in often)
+
+
+@dataclass(frozen=True)
+class DataGenerate:
+    """Demonstrations of a simulated task by its scripted expert, from seeds; resumable."""
+
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="Simulator by name.")]
+    episodes: Annotated[
+        int, tyro.conf.arg(help="Successful episodes to keep; of libero-object, of each of its ten tasks.")
+    ] = 50
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(help="File to write, TASK.npz by default; with --shift the folder, TASK-SHIFT by default."),
+    ] = None
+    shift: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="Store images as well, under this visual shift. Without it, states and actions only: images are drawn "
+            "from them when they are needed, under any shift."
+        ),
+    ] = None
+    image_size: Annotated[
+        int | None, tyro.conf.arg(help="Side of the stored images in pixels. Default: the simulator's.")
+    ] = None
+    cameras: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="Views of the stored images. Default: the simulator's first.")
+    ] = ()
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the first start; with --shift also of the appearances.")] = 0
+    workers: Annotated[int, tyro.conf.arg(help="Processes; 0: one per core. Changes no result.")] = 0
+
+
+def data_generate(arguments: DataGenerate) -> None:
+    """Run the expert; what was tried before is not tried again."""
+    import multiprocessing
+
+    from classact.sims.experts.generate import generate_demonstrations
+    from classact.utils.progress import progress_bar
+
+    task, shift = arguments.task, arguments.shift
+    default = f"{task}.npz" if shift is None else f"{task}-{shift.partition('(')[0].strip()}"
+    out = arguments.out or Path(default)
+    generate_demonstrations(
+        task,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        workers=arguments.workers or multiprocessing.cpu_count(),
+        out=out,
+        shift=shift,
+        image_size=arguments.image_size,
+        cameras=arguments.cameras or None,
+        stage=progress_bar,
+    )
+    print(f"Demonstrations: {out}")

@@ -1,0 +1,266 @@
+"""What is installed and what works here, tried rather than looked up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from classact.data.images import cache_folder
+from classact.data.types import FloatArray
+from classact.errors import ClassactError, ConfigError, SimulatorError
+from classact.sims import SIMULATORS, Simulator, make_simulator
+from classact.sims.base import OPEN, install_advice
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        name: what was tried.
+        works: whether it does.
+        detail: version, speed or what is wrong.
+        remedy: what to do where it does not work; empty where it does.
+        required: whether the main job needs it.
+    """
+
+    name: str
+    works: bool
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+
+def _try(name: str, test: Callable[[], str], remedy: str, *, required: bool = True) -> Check:
+    try:
+        return Check(name, True, test(), required=required)
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}".splitlines()[0][:160], remedy, required)
+
+
+def _torch() -> str:
+    import torch
+
+    from classact.train.engine import use_bfloat16
+
+    native = "bfloat16 native" if use_bfloat16("auto", torch.device("cpu")) else "float32"
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, {native}"
+
+
+def _kernel() -> str:
+    from classact.similarity import dtw, dtw_pairwise
+
+    x = np.random.default_rng(0).normal(size=(4, 16, 2)).astype(np.float32)
+    error = abs(float(dtw_pairwise(x)[0, 1]) - dtw(x[0], x[1]))
+    if error > 1e-3:
+        raise ArithmeticError(f"differs from the reference by {error:.3g}")
+    return f"numba {metadata.version('numba')}, equal to the reference"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device is visible to torch")
+    from classact.similarity import dtw_pairwise
+
+    x = torch.rand(32, 16, 2)
+    error = float((dtw_pairwise(x.cuda()).cpu() - dtw_pairwise(x)).abs().max())
+    if error > 1e-3:
+        raise ArithmeticError(f"its DTW differs from the CPU's by {error:.3g}")
+    return f"{torch.cuda.get_device_name()}, DTW equal to the CPU's"
+
+
+STEPS, FRAMES = 20, 5
+PATIENCE = 300.0
+"""Seconds that a simulator gets to start, step and render."""
+
+
+def hold_action(sim: Simulator) -> FloatArray:
+    """(D_a,) the action that keeps an arm, or Push-T's agent, where it is.
+
+    Raises:
+        ConfigError: an action space that proprioception does not say this of.
+    """
+    spec = sim.spec
+    now = sim.observe(render=False).proprioception
+    if spec.proprioception_dim == spec.action_dim:  # positions of joints or of a point
+        return now
+    keys = () if spec.schema is None else spec.schema.keys
+    if spec.schema is None or not {"eef_pos", "eef_rot6d"} <= set(keys) or spec.action_dim != 10:
+        raise ConfigError(
+            f"{spec.name}: which of its {spec.action_dim}-D actions holds still is not known; expected proprioception "
+            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(keys)}."
+        )
+    pose = now[spec.schema.columns(("eef_pos", "eef_rot6d"))]
+    return np.concatenate([pose, [OPEN]]).astype(np.float32)
+
+
+def try_simulator(name: str) -> str:
+    """Start a simulator, step it and render it, and say how fast.
+
+    Raises:
+        Exception: whatever is wrong with it.
+    """
+    sim = make_simulator(name)
+    try:
+        sim.reset(0)
+        action = hold_action(sim)
+        begin = time.perf_counter()
+        for _ in range(STEPS):
+            sim.step(action)
+        stepping = (time.perf_counter() - begin) / STEPS
+        sim.observe()  # the first picture starts GL
+        begin = time.perf_counter()
+        for _ in range(FRAMES):
+            image = next(iter(sim.observe().images.values()))
+        rendering = (time.perf_counter() - begin) / FRAMES
+        if image.std() == 0:
+            raise SimulatorError("the rendered image is blank. Update the GL driver, or try another MUJOCO_GL.")
+        size = sim.spec.image_size
+        return f"{1000 * stepping:.3g} ms a step, {1000 * rendering:.3g} ms a frame of {size} x {size}"
+    finally:
+        sim.close()
+
+
+def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_simulator) -> list[Check]:
+    """One check for each simulator, tried in a process of their own: broken GL may take its process with it."""
+    checks = []
+    with ExitStack() as stack:
+        pool: ProcessPoolExecutor | None = None
+        for name in names:
+            if pool is None:
+                pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
+            required, title = SIMULATORS[name].extra is None, f"simulator {name}"
+            try:
+                detail = pool.submit(attempt, name).result(PATIENCE)
+            except (BrokenProcessPool, TimeoutError) as error:
+                slow = isinstance(error, TimeoutError)
+                for process in list(pool._processes.values() if slow else ()):  # public from Python 3.14 on
+                    process.kill()
+                pool = None
+                detail = f"no answer within {PATIENCE:g} s" if slow else "its process crashed"
+                remedy = "update the GL driver, or try another MUJOCO_GL (egl, osmesa, glfw)"
+                checks.append(Check(title, False, detail, remedy, required))
+            except Exception as error:
+                checks.append(Check(title, False, *_said(error, SIMULATORS[name].extra), required))
+            else:
+                checks.append(Check(title, True, detail, required=required))
+    return checks
+
+
+def _said(error: Exception, extra: str | None) -> tuple[str, str]:
+    """(what is wrong, what to do) of an error; those of classact say both, in this order."""
+    text = " ".join(str(error).split())
+    install = "uv sync" if extra is None else f"pip install --force-reinstall 'classact[{extra}]'"
+    detail, remedy = f"{type(error).__name__}: {text}"[:160], install
+    if isinstance(error, ClassactError):
+        detail, _, rest = text.partition(". ")
+        remedy = rest or install
+    return detail, remedy
+
+
+def _zarr() -> str:
+    import numcodecs
+    import zarr
+
+    numcodecs.Blosc(cname="zstd")
+    return f"zarr {zarr.__version__}, blosc"
+
+
+def _video() -> str:
+    import av
+
+    av.Codec("h264", "w")
+    return f"PyAV {av.__version__}, h264"
+
+
+def _weights(name: str) -> str:
+    import torch
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not file.exists():
+        raise FileNotFoundError(f"not at {file}")
+    return str(file)
+
+
+def _cache() -> str:
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".doctor.tmp"
+    probe.write_bytes(b"x")
+    probe.unlink()
+    return f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
+
+
+EXTRAS = {
+    "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
+    "diffusion": ("diffusers", "the head 'diffusion'"),
+    "equivar": ("escnn", "the encoder --trunk equivariant"),
+    "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
+    "hdf5": ("h5py", "reading the files of robomimic, MimicGen, LIBERO and ACT"),
+    "libero": ("hf-libero", "the simulator 'libero-object'"),
+    "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
+    "tensorboard": ("tensorboard", "--trackers tensorboard"),
+    "wandb": ("wandb", "--trackers wandb"),
+    "trackio": ("trackio", "--trackers trackio"),
+}
+"""Extra -> its package, and what needs it."""
+
+
+def _extra(extra: str, package: str) -> str:
+    version = metadata.version(package)
+    if extra == "robosuite" and version.startswith("1.4"):
+        raise RuntimeError(f"robosuite {version} is that of the extra 'libero'")
+    return f"{package} {version}"
+
+
+def examine() -> list[Check]:
+    """Try everything; nothing is downloaded."""
+    checks = [
+        _try("torch", _torch, "reinstall the project's environment: uv sync"),
+        _try("DTW kernel", _kernel, "reinstall numba: uv sync --reinstall-package numba"),
+        _try("image cache", _cache, "set CLASSACT_CACHE to a folder that can be written"),
+        _try("Zarr reader", _zarr, "uv sync"),
+        _try(
+            "video encoder", _video, "uv sync --reinstall-package av; reports then hold animated WebP", required=False
+        ),
+    ]
+    checks += try_simulators(SIMULATORS)
+    imagenet = "download.pytorch.org/models/resnet18-f37072fd.pth"
+    checks += [
+        _try("GPU", _gpu, "none is needed for Push-T; others: install a CUDA build of torch", required=False),
+        _try(
+            "ImageNet weights",
+            lambda: _weights("resnet18-f37072fd.pth"),
+            f"needed for init 'imagenet' only: downloaded at first use, or fetch {imagenet} by hand",
+            required=False,
+        ),
+        _try(
+            "R3M weights",
+            lambda: _weights("r3m_resnet18.pt"),
+            "needed for init 'r3m' only: downloaded at first use, or give init_path",
+            required=False,
+        ),
+    ]
+    checks += [
+        _try(
+            f"extra {extra}",
+            partial(_extra, extra, package),
+            f"needed for {use} only. {install_advice(extra)}",
+            required=False,
+        )
+        for extra, (package, use) in EXTRAS.items()
+    ]
+    return checks

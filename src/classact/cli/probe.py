@@ -1,0 +1,144 @@
+"""The command probe: what a run's representation is worth, without rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.cli.console import console
+
+LOWER, HIGHER = "↓", "↑"
+"""Which way is better."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measure a run's representation without rollouts: action error, alignment, view invariance; RUN/probe.json."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run with a policy.")]
+    encoder: Annotated[
+        str,
+        tyro.conf.arg(
+            help="learned; untrained: random weights; state: the simulator's true state. The last two are written to "
+            "RUN/probe-ENCODER.json."
+        ),
+    ] = "learned"
+    heldout_sample: Annotated[int, tyro.conf.arg(help="Held-out steps that are retrieved for.")] = 2000
+    pairs: Annotated[int, tyro.conf.arg(help="Pairs of steps of which distances are correlated.")] = 100_000
+    seed: Annotated[int, tyro.conf.arg(help="Of all samples and intervals.")] = 0
+    shift: Annotated[
+        str | None, tyro.conf.arg(help="Visual shift that states are drawn under twice. Default: that of the run.")
+    ] = None
+    json: Annotated[Path | None, tyro.conf.arg(help="Write to this file instead.")] = None
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
+    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+
+
+def probe(arguments: Probe) -> None:
+    """Measure, write, print."""
+    from classact.run.folder import Run
+    from classact.run.probe import probe_run, write_probe
+
+    run = Run(arguments.run)
+    result = probe_run(
+        run,
+        encoder=arguments.encoder,
+        queries=arguments.heldout_sample,
+        pairs=arguments.pairs,
+        seed=arguments.seed,
+        shift=arguments.shift,
+        device=arguments.device,
+        quiet=arguments.quiet,
+    )
+    file = write_probe(run, result, arguments.json)
+    print_probe(result)
+    console().print(f"Probe: {file}", soft_wrap=True)
+
+
+def print_probe(result: Mapping[str, Any]) -> None:
+    """All metrics with their 95 % intervals, one column for each representation."""
+    from rich.table import Table
+
+    queries = result["queries"]
+    out = console()
+    table = Table(title=f"{result['data']['name']}, encoder {result['encoder']}", title_justify="left")
+    names = list(result["representations"])
+    for _ in range(2):
+        table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in probe_rows(result):
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
+    out.print(
+        f"{queries['steps']:,} steps of {queries['episodes']} episodes ({queries['kind']}) against {queries['bank']:,} "
+        f"of {queries['bank_episodes']}; 95 % intervals over episodes in brackets, "
+        f"arrows to what is better",
+        soft_wrap=True,
+    )
+    out.print(table)
+    for note in result["notes"]:
+        out.print(f"Note: {note}", soft_wrap=True)
+    if "skipped" in result["views"]:
+        out.print(f"View invariance was not measured: {result['views']['skipped']}.", soft_wrap=True)
+
+
+def probe_rows(result: Mapping[str, Any]) -> list[tuple[str, ...] | None]:
+    """Lines of the table: name, which way is better (an arrow), a cell for each representation; None between groups."""
+    names = list(result["representations"])
+    found = [result["representations"][name] for name in names]
+    anchors = result["anchors"]
+    rows: list[tuple[str, ...] | None] = []
+    for metric, title in (("dtw", "DTW"), ("l2", "L2")):
+        for at, row in enumerate(found[0]["action_error"]):
+            cells = (_cell(metrics["action_error"][at][metric]) for metrics in found)
+            rows.append((f"{title} error, k = {row['k']}", LOWER, *cells))
+        for anchor, name in (("random", "random chunk"), ("mean", "mean chunk"), ("nearest", "best there is")):
+            rows.append((f"  {name}", "", *[_cell(anchors[anchor][metric])] * len(names)))
+        rows.append(None)
+    (ranked,) = (key for key in found[0] if key.startswith("ndcg@"))
+    (others,) = (key for key in found[0] if key.startswith("other_episodes@"))
+    for key, title, better in (
+        (ranked, ranked.upper(), HIGHER),
+        ("rank_correlation", "rank correlation", HIGHER),
+        (others, f"other episodes@{others.partition('@')[2]}", HIGHER),
+        ("other_episodes_chance", "  by chance", ""),
+        ("alignment", "alignment", LOWER),
+        ("alignment_other_episodes", "  of other episodes", LOWER),
+        ("alignment_chance", "  of all pairs", ""),
+        ("uniformity", "uniformity", LOWER),
+        ("effective_rank", "effective rank", ""),
+    ):
+        rows.append((title, better, *(_cell(metrics[key]) for metrics in found)))
+    rows.append(("  of dimensions", "", *(str(metrics["dimensions"]) for metrics in found)))
+    views = result["views"]
+    if "skipped" in views:
+        return rows
+    rows.append(None)
+    for key, title, better in (
+        ("cosine_same", "state drawn twice", HIGHER),
+        ("cosine_different", "  different states", LOWER),
+        ("margin", "  difference", HIGHER),
+        ("same_state", "same state found", HIGHER),
+        ("nearly_same_state", f"  within {views['tolerance']} steps", HIGHER),
+    ):
+        rows.append((title, better, *(_cell(views["representations"][name][key]) for name in names)))
+    return rows
+
+
+def _cell(metric: Mapping[str, float | None]) -> str:
+    value, low, high = (metric[part] for part in ("value", "low", "high"))
+    if value is None:
+        return "not defined"
+    text = _number(value)
+    return text if low is None or high is None else f"{text} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:#.3g}" if abs(value) >= 1 else f"{value:.3f}"

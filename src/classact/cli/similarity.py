@@ -1,0 +1,183 @@
+"""The command similarity: which moments of a data set are alike, and what a choice of K means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.cli.console import console
+from classact.cli.flags import Layout
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 52  # of the histogram in characters
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Measure which moments of demonstrations lead to similar actions, and what K means: DIR/similarity.html."""
+
+    data: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="DATA",
+            help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact.",
+        ),
+    ]
+    out: Annotated[Path, tyro.conf.arg(help="Folder of the results. The same command continues what lies there.")]
+    quantile: Annotated[float, tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %.")] = 0.015
+    horizon: Annotated[int, tyro.conf.arg(help="Actions that are compared from each moment on (T_p).")] = 16
+    metric: Annotated[str, tyro.conf.arg(help="dtw, or l2: no warping.")] = "dtw"
+    cost: Annotated[
+        str,
+        tyro.conf.arg(help="DTW step cost: sqeuclidean (released code) or euclidean (the paper's text)."),
+    ] = "sqeuclidean"
+    band: Annotated[int | None, tyro.conf.arg(help="Sakoe-Chiba band of DTW in steps. Default: none.")] = None
+    estimate: Annotated[
+        str,
+        tyro.conf.arg(help="exact: measure all pairs; sampled: some; auto: all, up to five thousand million."),
+    ] = "auto"
+    pairs: Annotated[int, tyro.conf.arg(help="Random pairs of the sample.")] = 4_000_000
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the sample.")] = 0
+    batch_size: Annotated[int, tyro.conf.arg(help="Of the training that positives per batch are told for.")] = 160
+    graph: Annotated[bool, tyro.conf.arg(help="Also write all positives to DIR/graph, for training.")] = False
+    max_neighbors: Annotated[
+        int | None, tyro.conf.arg(help="Nearest positives of each moment that the graph keeps. Default: all.")
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
+    html: Annotated[bool, tyro.conf.arg(help="Write the page.")] = True
+    layout: Layout = None
+    episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
+    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+
+
+def measure_similarity(arguments: Similarity) -> None:
+    """Measure, write, print. Under torchrun all ranks measure; rank 0 writes and prints."""
+    from classact.data.readers import read_demonstrations
+    from classact.run.survey import SurveyConfig, graph_size, survey_similarity
+    from classact.similarity.model import SimilarityConfig
+    from classact.utils.progress import progress_bar
+    from classact.utils.ranks import Ranks
+
+    config = SurveyConfig(
+        SimilarityConfig(
+            horizon=arguments.horizon,
+            metric=arguments.metric,
+            cost=arguments.cost,
+            band=arguments.band,
+            quantile=arguments.quantile,
+            estimate=arguments.estimate,
+            pairs=arguments.pairs,
+            seed=arguments.seed,
+        ),
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        graph=arguments.graph,
+        max_neighbors=arguments.max_neighbors,
+    )
+    ranks = Ranks.from_environment()
+    try:
+        with progress_bar("read demonstrations", quiet=arguments.quiet or not ranks.first) as bar:
+            data = read_demonstrations(
+                arguments.data, episodes=arguments.episodes, progress=bar, layout=arguments.layout
+            )
+        if arguments.graph and ranks.first:
+            console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
+        numbers = survey_similarity(data, config, arguments.out, ranks=ranks, quiet=arguments.quiet)
+        if ranks.first:
+            print_similarity(numbers)
+            if arguments.graph:
+                console().print(f"Graph: {arguments.out / 'graph'}", soft_wrap=True)
+            if arguments.html:
+                from classact.report import build_similarity_page
+
+                console().print(f"Page: {build_similarity_page(arguments.out)}", soft_wrap=True)
+    finally:
+        ranks.close()
+
+
+def print_similarity(numbers: Mapping[str, Any]) -> None:
+    """The table, the histogram and the warnings."""
+    from rich.table import Table
+    from rich.text import Text
+
+    data, positives, batch, settings = (numbers[key] for key in ("data", "positives", "batch", "settings"))
+    measured = f"{numbers['pairs']:,} of {numbers['all_pairs']:,} pairs"
+    within = f"exact: all {numbers['pairs']:,} pairs"
+    if not numbers["exact"]:
+        within = f"K right to within {100 * numbers['epsilon']:.2g} points: {measured}"
+    of_some = "" if numbers["anchors"] == data["steps"] else f" ({numbers['anchors']:,} anchors sampled)"
+    rows = [
+        ("similarity", _setting(settings)),
+        ("threshold", f"{numbers['threshold']:.6g} ({within})"),
+        ("pairs kept", f"{numbers['kept']:,} of {numbers['pairs']:,} ({_percent(numbers['kept'] / numbers['pairs'])})"),
+        (
+            "positives per anchor",
+            f"median {positives['median']:,.0f}, from {positives['least']:,} to {positives['most']:,}{of_some}",
+        ),
+        ("anchors with none", _percent(positives["none"])),
+        (
+            "in the same episode",
+            f"{_percent(positives['same_episode'])} of positive pairs, {_percent(numbers['same_episode_chance'])} of "
+            f"all",
+        ),
+        (
+            f"in a batch of {batch['batch_size']:,}",
+            f"{batch['positives']:.3g} positives expected per anchor, none for {_percent(batch['none'])}",
+        ),
+        ("distances", "\n".join(histogram_lines(numbers["histogram"], numbers["threshold"]))),
+        ("time", _speed(numbers)),
+    ]
+    title = f"{data['name']}: {data['episodes']:,} episodes, {data['steps']:,} steps"
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    printer = console()
+    printer.print(table)
+    for warning in numbers["warnings"]:
+        printer.print(Text.assemble(("Note: ", "yellow"), warning))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %" if share else "0 %"
+
+
+def _setting(settings: Mapping[str, Any]) -> str:
+    metric = "L2" if settings["metric"] == "l2" else f"DTW ({settings['cost']})"
+    band = "" if settings["band"] is None else f", band {settings['band']}"
+    return f"{metric}{band}, horizon {settings['horizon']}, K {100 * settings['quantile']:g} %"
+
+
+def _speed(numbers: Mapping[str, Any]) -> str:
+    ranks = "" if numbers["ranks"] == 1 else f" x {numbers['ranks']} ranks"
+    seconds = sum(numbers["seconds"].values())
+    rate = f", {numbers['rate'] / 1e6:,.3g} million pairs/s" if numbers["rate"] else ""
+    return f"{seconds:.1f} s on {numbers['device']}{ranks}{rate}"
+
+
+def histogram_lines(histogram: Mapping[str, Sequence[float]], threshold: float, width: int = WIDTH) -> list[str]:
+    """A histogram over logarithmic bins as one line of bars, and a line beneath that shows range and threshold.
+
+    Args:
+        histogram: edges (B + 1,), from 0, then ascending by equal factors; counts (B,).
+        threshold: marked where it lies.
+        width: characters, at most.
+    """
+    edges, counts = list(histogram["edges"]), list(histogram["counts"])
+    filled = [b for b, count in enumerate(counts) if count]
+    first, last = (filled[0], filled[-1] + 1) if filled else (0, len(counts))
+    size = -(-(last - first) // width)
+    groups = [sum(counts[b : b + size]) for b in range(first, last, size)]
+    most = max([*groups, 1])
+    bars = "".join(" " if not g else BARS[min(int(len(BARS) * g / most), len(BARS) - 1)] for g in groups)
+    at = next((g for g, b in enumerate(range(first, last, size)) if threshold <= edges[min(b + size, last)]), None)
+    mark = len(groups) - 1 if at is None else at
+    low, high = f"{edges[first]:.3g}", f"{edges[last]:.3g}"
+    lines = [bars, " " * mark + "▲", f"{low}{' ' * max(len(bars) - len(low) - len(high), 1)}{high}"]
+    lines[1] += f" {threshold:.4g}" if mark < width - 12 else ""
+    return [*lines, "(logarithmic; ▲ threshold)"]

@@ -1,0 +1,1 @@
+"""Demonstrations: types, schema, action spaces, images, and a reader per format."""

@@ -1,0 +1,565 @@
+"""What the D dimensions of an action mean, and what may therefore be done with them.
+
+Positions may be subtracted, rotations must be composed, grippers are commands that are not relative to anything.
+:class:`ActionSpace` declares which is which; arrays of actions pass through its methods.
+
+Absolute actions are what the paper uses throughout (section D: position-based control; end-effector orientation as
+6-D rotation). Relative and delta actions are the same commands written down differently, as inverse pairs:
+
+- *relative* (:meth:`ActionSpace.to_relative`): all T actions of a chunk against one reference, the pose at its start;
+- *delta* (:meth:`ActionSpace.to_delta`): the first action against that reference, each other against its predecessor.
+
+In which axes, ``frame`` says. With p, R the pose and p0, R0 what it is relative to:
+
+=========  =============  =========  ==================================================================================
+frame      position       rotation   used by
+=========  =============  =========  ==================================================================================
+"tool"     R0^T (p - p0)  R0^T R     UMI ("relative"). One rigid motion as the tool sees it: the same numbers wherever
+                                     the robot's base stands, hence the default
+"world"    p - p0         R R0^T     UMI ("rel", "delta")
+"mixed"    p - p0         R0^T R     the released code of CLASS ("rel_ee_pose")
+=========  =============  =========  ==================================================================================
+
+Positions of an arm without rotation, joints and points are differences p - p0 in every frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.rotations import (
+    NOT_A_ROTATION,
+    REPRESENTATIONS,
+    check_convention,
+    degenerate_6d,
+    first_true,
+    matrix_to_rotation_6d,
+    nearest_rotation,
+    orthogonalize_6d,
+    rotation_6d_to_matrix,
+)
+from classact.errors import CheckpointError, ConfigError, DataError, choose
+
+F = TypeVar("F", np.float32, np.float64)
+
+KINDS: dict[str, int | None] = {"position": 3, "rotation_6d": 6, "gripper": None, "joint": None, "point_2d": 2}
+"""What a part may be, with its number of dimensions; None for any number."""
+
+FRAMES = ("tool", "world", "mixed")
+ROTATION_MEANS = ("gram_schmidt", "chordal")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive dimensions of one meaning.
+
+    Attributes:
+        name: unique in its action space.
+        kind: a key of :data:`KINDS`. "position": metres, or whatever the robot is commanded in; "joint": joint
+            positions (radians or metres), never wrapped; "gripper": absolute command or opening; "point_2d": a target
+            in the plane.
+        size: number of dimensions; 0 for the kind's own, where it has one.
+        arm: which arm a part belongs to, None where there is one. A position and a rotation of one arm are a pose.
+    """
+
+    name: str
+    kind: str
+    size: int = 0
+    arm: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"action part {self.name!r}: " + choose("kind", self.kind, KINDS))
+        expected = KINDS[self.kind]
+        if self.size == 0 and expected is not None:
+            object.__setattr__(self, "size", expected)
+        if self.size < 1 or (expected is not None and self.size != expected):
+            raise ConfigError(
+                f"action part {self.name!r}: expected {expected or 'at least 1'} dimensions of a {self.kind}, got "
+                f"{self.size}."
+            )
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """Declaration of an action's D dimensions.
+
+    Attributes:
+        parts: in order.
+        convention: which vectors of the matrix 6-D rotations hold: "rows" or "columns"
+            (:mod:`classact.data.rotations` says who uses which).
+        rotation_mean: how rotations are averaged: "gram_schmidt" orthogonalises the mean of the 6-D vectors (section
+            4.4 and the released code, hence the default); "chordal" takes the rotation nearest to the mean of the
+            matrices. The first treats its two vectors unequally: its result depends on the choice of axes and is off
+            the intrinsic (Karcher) mean by the square of the rotations' spread, which is nothing for neighbours within
+            a few degrees and several times what chordal is off for wide ones (tests/test_actions.py measures both).
+
+    Raises:
+        ConfigError: no parts, a name twice, or two positions or rotations of one arm.
+    """
+
+    parts: tuple[Part, ...]
+    convention: str = "rows"
+    rotation_mean: str = "gram_schmidt"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        check_convention(self.convention)
+        if self.rotation_mean not in ROTATION_MEANS:
+            raise ConfigError(choose("mean of rotations", self.rotation_mean, ROTATION_MEANS))
+        if not self.parts:
+            raise ConfigError("expected at least 1 part of an action, got 0.")
+        names = [part.name for part in self.parts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"action part {name!r}: the name occurs {names.count(name)} times, expected once.")
+        for kind in ("position", "rotation_6d"):
+            arms = [part.arm for part in self.parts if part.kind == kind]
+            for arm in arms:
+                if arms.count(arm) > 1:
+                    which = "the only arm" if arm is None else f"arm {arm!r}"
+                    raise ConfigError(
+                        f"{which} has {arms.count(arm)} parts of kind {kind}, expected at most 1: a pose is one "
+                        f"position and one rotation. Name the arms."
+                    )
+
+    # The field's layouts
+
+    @staticmethod
+    def pose(
+        *arms: str, gripper: int = 1, convention: str = "rows", rotation_mean: str = "gram_schmidt"
+    ) -> ActionSpace:
+        """End-effector poses: per arm [position 3, 6-D rotation 6, gripper 1] (appendix B: 10-D; two arms: 20-D).
+
+        Args:
+            arms: names of the arms, in order; none for one arm.
+            gripper: dimensions of each gripper; 0 for none.
+            convention: see :class:`ActionSpace`.
+            rotation_mean: see :class:`ActionSpace`.
+        """
+        parts: list[Part] = []
+        for arm in arms or (None,):
+            parts += [Part(_name(arm, "position"), "position", arm=arm)]
+            parts += [Part(_name(arm, "rotation"), "rotation_6d", arm=arm)]
+            parts += _gripper(arm, gripper)
+        return ActionSpace(tuple(parts), convention, rotation_mean)
+
+    @staticmethod
+    def joints(count: int, *arms: str, gripper: int = 1) -> ActionSpace:
+        """Joint positions: per arm [joints, gripper]; (7) is a Franka's 8-D, (6, "left", "right") ALOHA's 14-D.
+
+        Args:
+            count: joints of each arm.
+            arms: names of the arms, in order; none for one arm.
+            gripper: dimensions of each gripper; 0 for none.
+        """
+        parts: list[Part] = []
+        for arm in arms or (None,):
+            parts += [Part(_name(arm, "joints"), "joint", count, arm)]
+            parts += _gripper(arm, gripper)
+        return ActionSpace(tuple(parts))
+
+    @staticmethod
+    def points(count: int = 1) -> ActionSpace:
+        """Targets in the plane (Push-T: one, in the world's pixels)."""
+        return ActionSpace(tuple(Part("point" if count == 1 else f"point_{i}", "point_2d") for i in range(count)))
+
+    @staticmethod
+    def named(name: str) -> ActionSpace:
+        """A member of :data:`ACTION_SPACES`.
+
+        Raises:
+            ConfigError: unknown name.
+        """
+        if name not in ACTION_SPACES:
+            raise ConfigError(choose("action space", name, ACTION_SPACES))
+        return ACTION_SPACES[name]()
+
+    @staticmethod
+    def guess(dim: int) -> tuple[ActionSpace, str]:
+        """The action space that D alone tells, and in words what that assumes.
+
+        Only for the numbers that mean one thing in the field: 2, 10 and 20. Others mean several (7: six joints and a
+        gripper, or a pose with axis-angle) and must be declared.
+
+        Raises:
+            ConfigError: D does not tell.
+        """
+        for name in _UNAMBIGUOUS:
+            space = ActionSpace.named(name)
+            if space.dim == dim:
+                assumed = f"assumed from D = {dim}: action space {name!r}, {space.describe()}"
+                if space.has_rotations:
+                    assumed += "; 6-D rotations hold the first two rows of the matrix (as Diffusion Policy has it)"
+                return space, assumed + "; actions are absolute."
+        candidates = sorted(name for name in ACTION_SPACES if ActionSpace.named(name).dim == dim)
+        known = f" ({' or '.join(candidates)} or another)" if candidates else ""
+        raise ConfigError(
+            f"{dim} action dimensions can mean several things{known}; only "
+            f"{', '.join(str(ActionSpace.named(name).dim) for name in _UNAMBIGUOUS)} are told apart by their number. "
+            f"Declare the action space, e.g. ActionSpace.joints(7) or ActionSpace.pose('left', 'right')."
+        )
+
+    # What it says
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def has_rotations(self) -> bool:
+        """Whether some dimensions are rotations, for which a mean or a difference is not enough."""
+        return any(part.kind == "rotation_6d" for part in self.parts)
+
+    def layout(self) -> list[tuple[Part, slice]]:
+        """The parts, each with its dimensions."""
+        ends = np.cumsum([part.size for part in self.parts])
+        return [(part, slice(int(end) - part.size, int(end))) for part, end in zip(self.parts, ends, strict=True)]
+
+    def dimensions(self, kind: str) -> NDArray[np.bool_]:
+        """(D,) which dimensions are of a kind.
+
+        Raises:
+            ConfigError: unknown kind.
+        """
+        if kind not in KINDS:
+            raise ConfigError(choose("kind", kind, KINDS))
+        return np.concatenate([np.full(part.size, part.kind == kind) for part in self.parts])
+
+    def describe(self) -> str:
+        """One line: ``0:3 position, 3:9 rotation (rotation_6d, rows), 9:10 gripper``."""
+        lines = []
+        for part, where in self.layout():
+            kind = f"{part.kind}, {self.convention}" if part.kind == "rotation_6d" else part.kind
+            lines.append(f"{where.start}:{where.stop} {part.name}" + ("" if kind == part.name else f" ({kind})"))
+        return ", ".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            "parts": [asdict(part) for part in self.parts],
+            "convention": self.convention,
+            "rotation_mean": self.rotation_mean,
+        }
+
+    @staticmethod
+    def from_json(value: Any, where: str = "action space") -> ActionSpace:
+        """Inverse of :meth:`to_json`; ``where`` names the file in messages.
+
+        Raises:
+            CheckpointError: not written by it.
+        """
+        try:
+            parts = tuple(Part(**part) for part in value["parts"])
+            return ActionSpace(parts, value["convention"], value["rotation_mean"])
+        except (KeyError, TypeError, ConfigError) as problem:
+            raise CheckpointError(
+                f"{where}: expected an action space with parts, convention and rotation_mean, got {value!r} "
+                f"({type(problem).__name__}: {problem})."
+            ) from None
+
+    # Checks
+
+    def check(self, actions: Any, where: str = "actions") -> None:
+        """Refuse what are no actions of this space: (..., D) finite float32 or float64.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        if not isinstance(actions, np.ndarray) or actions.dtype not in (np.float32, np.float64):
+            found = getattr(actions, "dtype", type(actions).__name__)
+            raise DataError(f"{where}: expected an array of float32 or float64, got {found}. Convert it first.")
+        if actions.ndim == 0 or actions.shape[-1] != self.dim:
+            raise DataError(
+                f"{where}: expected actions of shape (..., {self.dim}), got {actions.shape}. The action space is "
+                f"{self.describe()}."
+            )
+        finite = np.isfinite(actions)
+        if not finite.all():
+            at = first_true(~finite)
+            raise DataError(f"{where}: the value at index {list(at)} is {actions[at]}, expected finite numbers.")
+
+    def check_rotations(self, actions: Any, where: str = "actions") -> None:
+        """:meth:`check`, and that the rotation parts of recorded actions (..., D) are orthonormal.
+
+        It finds a wrong declaration at once: six columns that are something else hardly ever are.
+
+        Raises:
+            DataError: with the first step, its numbers and what was expected.
+        """
+        self.check(actions, where)
+        for part, columns in self._rotations():
+            pairs = actions[..., columns].astype(np.float64).reshape(*actions.shape[:-1], 2, 3)
+            off = np.abs(pairs @ np.swapaxes(pairs, -1, -2) - np.eye(2)).max(axis=(-2, -1))
+            if (off > NOT_A_ROTATION).any():
+                at = first_true(off > NOT_A_ROTATION)
+                a1, a2 = pairs[at]
+                raise DataError(
+                    f"{where}: {part.name} (dimensions {columns.start}:{columns.stop}) at index {list(at)} is no 6-D "
+                    f"rotation: its vectors have lengths {np.linalg.norm(a1):.3g} and {np.linalg.norm(a2):.3g} and "
+                    f"inner product {a1 @ a2:.3g}, expected 1, 1 and 0. Declare another action space, convert the "
+                    f"rotations (from_representation), or orthogonalize them."
+                )
+
+    # Relative and delta
+
+    def to_relative(self, actions: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
+        """Absolute actions relative to one reference per chunk; inverse of :meth:`to_absolute`.
+
+        Args:
+            actions: (..., T, D) absolute.
+            reference: (..., D) pose at the chunk's start, where the robot is (not its first action); leading dimensions
+                broadcast. Its gripper dimensions are not used.
+            frame: "tool", "world" or "mixed"; the table above.
+
+        Returns:
+            (..., T, D); grippers unchanged.
+
+        Raises:
+            DataError: shapes that do not fit, degenerate rotations.
+            ConfigError: unknown frame.
+        """
+        a, r = self._pair(actions, reference, frame)
+        return self._difference(a, r[..., None, :], frame).astype(actions.dtype)
+
+    def to_absolute(self, relative: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
+        """Inverse of :meth:`to_relative`, with the same reference and frame; rotations come back orthonormal."""
+        a, r = self._pair(relative, reference, frame)
+        return self._sum(a, r[..., None, :], frame).astype(relative.dtype)
+
+    def to_delta(self, actions: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
+        """Absolute actions as steps: the first from the reference, each other from the action before it.
+
+        Arguments, result and errors are those of :meth:`to_relative`; inverse of :meth:`from_delta`.
+        """
+        a, r = self._pair(actions, reference, frame)
+        before = np.concatenate([r[..., None, :], a[..., :-1, :]], axis=-2)
+        return self._difference(a, before, frame).astype(actions.dtype)
+
+    def from_delta(self, deltas: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
+        """Inverse of :meth:`to_delta`: steps added up (rotations: composed, in float64) from the reference on."""
+        d, at = self._pair(deltas, reference, frame)
+        actions = np.empty_like(d)
+        for t in range(d.shape[-2]):
+            at = self._sum(d[..., t, :], at, frame)
+            actions[..., t, :] = at
+        return actions.astype(deltas.dtype)
+
+    # Averages
+
+    def average(self, actions: NDArray[F], weights: NDArray[Any]) -> NDArray[F]:
+        """Weighted mean of K chunks whose rotations are rotations again (paper section 4.4, and the released code).
+
+        Where a mean of rotations is not determined (opposite ones of equal weight), the rotation with the largest
+        weight is taken: better one that was demonstrated than one made of rounding noise.
+
+        Args:
+            actions: (..., K, T, D).
+            weights: (..., K) non-negative, not all zero; divided by their sum.
+
+        Returns:
+            (..., T, D). Everything but rotations is the plain weighted mean, grippers too.
+
+        Raises:
+            DataError: shapes that do not fit, bad weights, degenerate rotations among the actions.
+        """
+        self.check(actions)
+        if actions.ndim < 3 or getattr(weights, "shape", None) != actions.shape[:-2]:
+            raise DataError(
+                f"expected actions of shape (..., K, T, {self.dim}) and weights of shape (..., K), got "
+                f"{actions.shape} and {getattr(weights, 'shape', type(weights).__name__)}."
+            )
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights.sum(axis=-1) > 0).all()):
+            raise DataError(
+                f"expected finite weights of at least 0 that are not all 0, got values from {np.min(weights):g} to "
+                f"{np.max(weights):g} and sums from {np.min(weights.sum(axis=-1)):g} on."
+            )
+        w = weights.astype(np.float64) / weights.sum(axis=-1, dtype=np.float64, keepdims=True)
+        mean: NDArray[np.float64] = np.einsum("...k,...ktd->...td", w, actions)
+        best = np.argmax(w, axis=-1)[..., None, None, None]
+        for part, columns in self._rotations():
+            with _naming(part):
+                heaviest = np.take_along_axis(actions[..., columns], best, axis=-3)[..., 0, :, :].astype(np.float64)
+                if self.rotation_mean == "chordal":
+                    # Read as rows in either convention: of columns these are the transposes, and so is their mean.
+                    matrices = rotation_6d_to_matrix(actions[..., columns].astype(np.float64))
+                    nearest, unknown = nearest_rotation(np.einsum("...k,...ktij->...tij", w, matrices))
+                    averaged = nearest[..., :2, :].reshape(heaviest.shape)
+                else:
+                    averaged = mean[..., columns]
+                    unknown = degenerate_6d(averaged)
+                mean[..., columns] = orthogonalize_6d(np.where(unknown[..., None], heaviest, averaged))
+        return mean.astype(actions.dtype)
+
+    def orthogonalize(self, actions: NDArray[F]) -> NDArray[F]:
+        """(..., D) actions, such as a network's output, with every rotation part made orthonormal (Gram-Schmidt).
+
+        Raises:
+            DataError: shapes that do not fit, degenerate rotations.
+        """
+        self.check(actions)
+        out = actions.copy()
+        for part, columns in self._rotations():
+            with _naming(part):
+                out[..., columns] = orthogonalize_6d(actions[..., columns])
+        return out
+
+    # Other representations of the rotations
+
+    def representation_dim(self, representation: str) -> int:
+        """Number of action dimensions with every rotation in the given representation (axis-angle pose: 7).
+
+        Raises:
+            ConfigError: not a key of :data:`classact.data.rotations.REPRESENTATIONS`.
+        """
+        if representation not in REPRESENTATIONS:
+            raise ConfigError(choose("representation of rotations", representation, REPRESENTATIONS))
+        width = REPRESENTATIONS[representation].width
+        return sum(width if part.kind == "rotation_6d" else part.size for part in self.parts)
+
+    def from_representation(self, actions: NDArray[F], representation: str) -> NDArray[F]:
+        """Actions whose rotations are axis-angles, quaternions or matrices -> (..., D) with 6-D rotations.
+
+        Args:
+            actions: (..., :meth:`representation_dim`), parts in the order of this space: 7-D [position 3, axis-angle
+                3, gripper 1] or 8-D [position 3, quaternion 4, gripper 1] for a 10-D pose.
+            representation: a key of :data:`classact.data.rotations.REPRESENTATIONS`.
+
+        Raises:
+            DataError: shapes that do not fit, zero quaternions, matrices that are no rotations.
+            ConfigError: unknown representation.
+        """
+        dim = self.representation_dim(representation)
+        if not isinstance(actions, np.ndarray) or actions.ndim == 0 or actions.shape[-1] != dim:
+            raise DataError(
+                f"expected actions of shape (..., {dim}) with rotations as {representation}, got "
+                f"{getattr(actions, 'shape', type(actions).__name__)}; they become the {self.dim} dimensions "
+                f"{self.describe()}."
+            )
+        form, pieces, start = REPRESENTATIONS[representation], [], 0
+        for part in self.parts:
+            width = form.width if part.kind == "rotation_6d" else part.size
+            piece = actions[..., start : start + width]
+            start += width
+            if part.kind == "rotation_6d":
+                with _naming(part):
+                    piece = matrix_to_rotation_6d(form.to_matrix(piece.astype(np.float64)), self.convention)
+            pieces.append(piece.astype(actions.dtype))
+        out: NDArray[F] = np.concatenate(pieces, axis=-1)
+        self.check(out)
+        return out
+
+    def to_representation(self, actions: NDArray[F], representation: str) -> NDArray[F]:
+        """Inverse of :meth:`from_representation`, for the robot's or simulator's controller.
+
+        Axis-angles come back with angles 0..pi, quaternions with w >= 0.
+        """
+        self.representation_dim(representation)
+        self.check(actions)
+        form, pieces = REPRESENTATIONS[representation], []
+        for part, columns in self.layout():
+            piece = actions[..., columns]
+            if part.kind == "rotation_6d":
+                with _naming(part):
+                    matrix = rotation_6d_to_matrix(piece.astype(np.float64), self.convention)
+                    piece = form.from_matrix(matrix).astype(actions.dtype)
+            pieces.append(piece)
+        return np.concatenate(pieces, axis=-1)
+
+    # How it is done
+
+    def _rotations(self) -> list[tuple[Part, slice]]:
+        return [(part, columns) for part, columns in self.layout() if part.kind == "rotation_6d"]
+
+    def _pair(
+        self, actions: NDArray[Any], reference: NDArray[Any], frame: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Chunks and one reference each, checked, in float64."""
+        if frame not in FRAMES:
+            raise ConfigError(choose("frame", frame, FRAMES))
+        self.check(actions)
+        self.check(reference, "reference")
+        lead = (*actions.shape[:-2], self.dim)
+        try:
+            if actions.ndim < 2:
+                raise ValueError
+            r = np.broadcast_to(reference, lead)
+        except ValueError:
+            raise DataError(
+                f"expected actions of shape (..., T, {self.dim}) and one reference (..., {self.dim}) per chunk, got "
+                f"{actions.shape} and {reference.shape}."
+            ) from None
+        return actions.astype(np.float64), r.astype(np.float64)
+
+    def _poses(
+        self, one: NDArray[np.float64], other: NDArray[np.float64]
+    ) -> Iterator[tuple[slice, slice | None, NDArray[np.float64], NDArray[np.float64]]]:
+        """Per rotation: its dimensions, its arm's position if there is one, and the matrices of both arguments."""
+        positions = {part.arm: columns for part, columns in self.layout() if part.kind == "position"}
+        for part, columns in self._rotations():
+            with _naming(part):
+                first = rotation_6d_to_matrix(one[..., columns], self.convention)
+            with _naming(part, "reference or predecessor, "):
+                second = rotation_6d_to_matrix(other[..., columns], self.convention)
+            yield columns, positions.get(part.arm), first, second
+
+    def _subtracted(self) -> NDArray[np.bool_]:
+        return ~(self.dimensions("gripper") | self.dimensions("rotation_6d"))
+
+    def _difference(self, a: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
+        """Actions a as seen from b, both (..., D)."""
+        plain = self._subtracted()
+        out = np.where(plain, a - b, a)
+        for columns, position, R, R0 in self._poses(a, b):
+            back = np.swapaxes(R0, -1, -2)
+            out[..., columns] = matrix_to_rotation_6d(R @ back if frame == "world" else back @ R, self.convention)
+            if position is not None and frame == "tool":
+                out[..., position] = (back @ out[..., position, None])[..., 0]
+        return out
+
+    def _sum(self, d: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
+        """The actions that :meth:`_difference` turned into d as seen from b, both (..., D)."""
+        turned = d.copy()
+        for columns, position, R, R0 in self._poses(d, b):
+            turned[..., columns] = matrix_to_rotation_6d(R @ R0 if frame == "world" else R0 @ R, self.convention)
+            if position is not None and frame == "tool":
+                turned[..., position] = (R0 @ d[..., position, None])[..., 0]
+        return np.where(self._subtracted(), turned + b, turned)
+
+
+ACTION_SPACES: dict[str, Callable[[], ActionSpace]] = {
+    "point": ActionSpace.points,
+    "pose": ActionSpace.pose,
+    "two-arm-pose": lambda: ActionSpace.pose("left", "right"),
+    "joints-6": lambda: ActionSpace.joints(6),
+    "joints-7": lambda: ActionSpace.joints(7),
+    "aloha": lambda: ActionSpace.joints(6, "left", "right"),
+    "two-arm-joints-7": lambda: ActionSpace.joints(7, "left", "right"),
+}
+"""The field's layouts by name, for command lines and files."""
+
+_UNAMBIGUOUS = ("point", "pose", "two-arm-pose")
+
+
+def _name(arm: str | None, what: str) -> str:
+    return what if arm is None else f"{arm}_{what}"
+
+
+def _gripper(arm: str | None, size: int) -> list[Part]:
+    return [Part(_name(arm, "gripper"), "gripper", size, arm)] if size else []
+
+
+@contextmanager
+def _naming(part: Part, which: str = "") -> Iterator[None]:
+    """Say which part of an action the rotations that go wrong belong to."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{which}action part {part.name!r}: {error}") from None

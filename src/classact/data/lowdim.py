@@ -1,0 +1,128 @@
+"""What an observation holds beside images, normalised: proprioception by key, and the instruction's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from classact.data.normalize import MinMax
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
+from classact.errors import CheckpointError, ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class LowDim:
+    """Selected proprioception keys scaled to [-1, 1], then the instruction's embedding as it is.
+
+    Attributes:
+        schema: of the demonstrations; observations are checked against it.
+        keys: proprioception keys that are used, of those that the schema declares, in this order.
+        range: their normalisation, fitted on the demonstrations.
+    """
+
+    schema: Schema
+    keys: tuple[str, ...]
+    range: MinMax
+
+    def __post_init__(self) -> None:
+        if repeated := [key for key in self.keys if self.keys.count(key) > 1]:
+            raise ConfigError(f"proprioception key {repeated[0]!r} is chosen more than once; name each key once.")
+        expected = len(self.schema.columns(self.keys))
+        if len(self.range.low) != expected:
+            raise DataError(
+                f"the proprioception keys {list(self.keys)} have {expected} dimensions, their normalisation was fitted "
+                f"on {len(self.range.low)}."
+            )
+
+    @staticmethod
+    def fit(data: Demonstrations, keys: Sequence[str] | None = None) -> LowDim:
+        """Fitted on demonstrations; all declared keys where None.
+
+        Raises:
+            ConfigError: a key that the data do not declare.
+        """
+        chosen = data.schema.keys if keys is None else tuple(keys)
+        columns = data.schema.columns(chosen)
+        return LowDim(data.schema, chosen, MinMax.fit(data.proprioception[:, columns]))
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a row."""
+        return len(self.range.low) + self.schema.language
+
+    def rows(self, proprioception: FloatArray, language: FloatArray | None) -> FloatArray:
+        """(N, D_p) proprioception and (N, D_l) embeddings -> (N, dim) float32.
+
+        Raises:
+            DataError: sizes that are not those of the schema.
+        """
+        if proprioception.shape[-1] != self.schema.proprioception_dim:
+            raise DataError(
+                f"expected proprioception of {self.schema.proprioception_dim} dimensions "
+                f"({', '.join(f'{key} {size}' for key, size in self.schema.proprioception) or 'none'}), got "
+                f"{proprioception.shape[-1]}."
+            )
+        found = 0 if language is None else language.shape[-1]
+        if found != self.schema.language:
+            raise DataError(f"expected embeddings of {self.schema.language} numbers, got {found}.")
+        scaled = self.range.apply(proprioception[:, self._columns()])
+        return scaled if language is None else np.concatenate([scaled, language], axis=1)
+
+    def demonstrations(self, data: Demonstrations, rows: IntArray | None = None) -> FloatArray:
+        """(N, dim) of every step, or of the steps ``rows``.
+
+        Raises:
+            DataError: data of another schema.
+        """
+        if difference := self.schema.difference(data.schema):
+            raise DataError(f"{data.name} ({data.source}) is of another schema: {difference}. Train on these data.")
+        language = None
+        if data.language is not None:
+            episode = data.episode_index() if rows is None else np.searchsorted(data.episode_ends, rows, side="right")
+            language = data.language[episode]
+        return self.rows(data.proprioception if rows is None else data.proprioception[rows], language)
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, dim) of live observations, which :meth:`check` has passed."""
+        language = None
+        if self.schema.language:
+            language = np.stack([np.asarray(o.language, np.float32) for o in observations])
+        return self.rows(np.stack([o.proprioception for o in observations]), language)
+
+    def check(self, observations: Sequence[Observation], cameras: Sequence[str]) -> None:
+        """Refuse observations that are not of the schema, or lack one of ``cameras``.
+
+        Raises:
+            DataError: naming what is missing or wrong.
+        """
+        for number, observation in enumerate(observations):
+            where = "observation" if len(observations) == 1 else f"observation {number} of {len(observations)}"
+            self.schema.check(
+                observation.images, observation.proprioception, observation.language, cameras=cameras, where=where
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {"schema": self.schema.to_json(), "keys": list(self.keys), "range": self.range.to_json()}
+
+    @staticmethod
+    def from_json(value: Any, where: str = "policy") -> LowDim:
+        """Inverse of :meth:`to_json`; missing statistics are an error, never the identity.
+
+        Raises:
+            CheckpointError: missing parts, or parts that do not fit each other.
+        """
+        if not isinstance(value, dict) or not {"schema", "keys", "range"} <= value.keys():
+            raise CheckpointError(f"{where}: expected schema, keys and range of proprioception, got {value!r}.")
+        schema = Schema.from_json(value["schema"], where)
+        try:
+            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"]))
+        except (ConfigError, DataError) as problem:
+            raise CheckpointError(f"{where}: {problem}") from None
+
+    def _columns(self) -> IntArray:
+        return self.schema.columns(self.keys)

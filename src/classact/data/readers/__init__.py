@@ -1,0 +1,176 @@
+"""Readers: one module per format turns files into :class:`~classact.data.types.Demonstrations`.
+
+A new format is one module beside this one, with the members of :class:`Reader`, and one line in :data:`READERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from classact.data.types import Demonstrations
+from classact.errors import ConfigError, DataError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while something long is read."""
+
+READERS: dict[str, str] = {
+    "diffusion-policy-zarr": "classact.data.readers.diffusion_policy",
+    "classact": "classact.data.readers.generated",
+    "libero": "classact.data.readers.libero",
+    "aloha": "classact.data.readers.aloha",
+    "robomimic": "classact.data.readers.robomimic",
+}
+"""Format name -> module. Modules are imported only when a path is read; what they need beyond NumPy, even later."""
+
+EMBEDDED = ("pusht-expert", "embedded")
+"""Sources that come with classact, instead of a path."""
+
+
+class Reader(Protocol):
+    """What the module of a format offers."""
+
+    DESCRIPTION: str
+    """One line: what files of this format look like."""
+
+    TAKES_LAYOUT: bool
+    """Whether a layout file can declare what its files hold; ``read`` then has an argument ``layout``."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether the existing ``path`` looks like this format. Cheap; damaged files of the format match as well."""
+
+    def read(self, path: Path, *, episodes: int | None = None, progress: Progress | None = None) -> Demonstrations:
+        """Read the first ``episodes`` demonstrations, all by default."""
+
+
+def reader(name: str) -> Reader:
+    """The module of a format in :data:`READERS`."""
+    return cast(Reader, importlib.import_module(READERS[name]))
+
+
+def read_demonstrations(
+    source: str | Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: str | Path | None = None,
+) -> Demonstrations:
+    """Read demonstrations from a path, whatever its format, or those that come with classact.
+
+    Args:
+        source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
+        episodes: only the first so many demonstrations.
+        progress: called with (done, total) steps while images are decoded.
+        layout: JSON file that declares which array is what, for formats whose ``TAKES_LAYOUT`` says so (Zarr stores:
+            :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
+            :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
+
+    Raises:
+        DataError: no such path, no known format, or data that cannot be used; the message names the file and field.
+        ConfigError: fewer than one episode asked for, or more than there are; a layout that cannot be read, or for a
+            format that takes none.
+    """
+    if isinstance(source, str) and source in EMBEDDED:
+        from classact.data.readers.embedded import load_embedded
+
+        if layout is not None:
+            raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
+        return first_episodes(load_embedded(), episodes)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist. {_available()}")
+    for name in READERS:
+        module = reader(name)
+        if not module.matches(path):
+            continue
+        if layout is None:
+            return module.read(path, episodes=episodes, progress=progress)
+        if not module.TAKES_LAYOUT:
+            raise ConfigError(_no_layout(layout, str(path), name))
+        return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=Path(layout).expanduser())
+    raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
+
+
+def declared_simulator(source: str | Path) -> str:
+    """Registry name of the simulator that demonstrations say they come from; empty where they say none.
+
+    Cheap: nothing but a header is read. What is wrong with the source shows when it is read.
+    """
+    if isinstance(source, str) and source in EMBEDDED:
+        return "pusht"
+    path = Path(source).expanduser()
+    for name in READERS if path.exists() else ():
+        module = reader(name)
+        if module.matches(path):
+            declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
+            return declared(path)
+    return ""
+
+
+def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:
+    """The first ``episodes`` demonstrations as views, nothing copied; all where None.
+
+    Raises:
+        ConfigError: fewer than one, or more than there are.
+    """
+    if episodes is None:
+        return demonstrations
+    if not 1 <= episodes <= len(demonstrations):
+        raise ConfigError(
+            f"asked for the first {episodes} episodes, but {demonstrations.name} ({demonstrations.source}) has "
+            f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
+        )
+    return _slice(demonstrations, 0, episodes)
+
+
+def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
+    """The last ``count`` demonstrations as views, nothing copied; their episodes and steps count from 0 again.
+
+    Raises:
+        ConfigError: fewer than one, or more than there are.
+    """
+    if not 1 <= count <= len(demonstrations):
+        raise ConfigError(
+            f"asked for the last {count} episodes, but {demonstrations.name} ({demonstrations.source}) has "
+            f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
+        )
+    return _slice(demonstrations, len(demonstrations) - count, len(demonstrations))
+
+
+def _slice(data: Demonstrations, first: int, end: int) -> Demonstrations:
+    start = data.bounds(first)[0]
+    rows = slice(start, data.bounds(end - 1)[1])
+    return replace(
+        data,
+        episode_ends=data.episode_ends[first:end] - start,
+        actions=data.actions[rows],
+        proprioception=data.proprioception[rows],
+        states=None if data.states is None else data.states[rows],
+        images={camera: array[rows] for camera, array in data.images.items()},
+        language=None if data.language is None else data.language[first:end],
+    )
+
+
+def _no_layout(layout: str | Path, source: str, what: str) -> str:
+    formats = ", ".join(name for name in READERS if reader(name).TAKES_LAYOUT)
+    return f"layout {layout}: {source} ({what}) takes none; formats that do: {formats}. Leave the layout out."
+
+
+def _available() -> str:
+    formats = "; ".join(f"{name} ({reader(name).DESCRIPTION})" for name in READERS)
+    return f"Formats that can be read: {formats}. Without a path: {EMBEDDED[0]!r}, the demonstrations in classact."
+
+
+def _content(path: Path) -> str:
+    if path.is_file():
+        return "it is a file"
+    entries = sorted(path.iterdir())
+    for entry in entries:
+        if any(reader(name).matches(entry) for name in READERS):
+            return f"it is a folder that holds {entry.name}, which looks readable; did you mean {entry}"
+    names = [entry.name for entry in entries]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"it is a folder that holds {', '.join(names[:8]) or 'nothing'}{more}"

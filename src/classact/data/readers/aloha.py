@@ -1,0 +1,173 @@
+"""ACT's and ALOHA's HDF5 files: a folder of ``episode_i.hdf5``.
+
+One file is one episode: ``/action`` and ``/observations/qpos`` (T, 14), both arms' joint positions, and
+``/observations/images/<camera>``, (T, H, W, 3) or, with the attribute ``compress``, (T, L) bytes of JPEG pictures
+filled up with zeros to one length (``/compress_len`` holds the true ones).
+
+Which channel is which in compressed pictures: ALOHA's recorder passes RGB arrays to OpenCV, which takes them for BGR;
+its readers decode with OpenCV and exchange nothing, so both errors cancel and RGB comes out. So it is here. Viewers of
+the JPEG bytes themselves see red and blue exchanged. Where a writer encoded true RGB, or recorded BGR, declare
+``{"bgr": true}`` in a layout.
+
+States of the simulation are not recorded, so these episodes cannot be re-rendered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.data.actions import ActionSpace
+from classact.data.images import ImageStore
+from classact.data.readers import Progress
+from classact.data.readers import hdf5 as h5
+from classact.data.readers.hdf5_images import Frames, as_stored, frames, store_frames
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, ImageArray
+from classact.errors import ConfigError, DataError
+
+DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
+TAKES_LAYOUT = True
+_LAYOUT = ("cameras", "bgr")
+
+SIMULATOR = "aloha-transfer"
+ARM_JOINTS = 6
+DIM = 2 * (ARM_JOINTS + 1)
+_NAME = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
+
+
+def matches(path: Path) -> bool:
+    """A folder that holds an ``episode_i.hdf5``, or one such file."""
+    if path.is_dir():
+        return any(_NAME.fullmatch(entry.name) for entry in path.iterdir())
+    return path.is_file() and _NAME.fullmatch(path.name) is not None
+
+
+def declared_simulator(path: Path) -> str:
+    """ "aloha-transfer" where the (first) episode was simulated (attribute ``sim``) and is of its schema.
+
+    ACT has two simulated tasks of one schema, told apart by the names of their folders alone: the insertion's says so.
+    """
+    files = [path] if path.is_file() else _files(path)
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    if not files or "insertion" in folder.name:
+        return ""
+    try:
+        with h5.open_file(files[0]) as root:
+            shapes = [getattr(root.get(name), "shape", ())[1:] for name in ("action", "observations/qpos")]
+            return SIMULATOR if bool(root.attrs.get("sim", False)) and shapes == [(DIM,), (DIM,)] else ""
+    except (ConfigError, DataError):
+        return ""  # what is wrong shows when the file is read
+
+
+def read(
+    path: Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: h5.Hdf5Layout | Path | None = None,
+    store: ImageStore | None = None,
+) -> Demonstrations:
+    """Read a folder of episodes, by number, or one episode's file.
+
+    Args:
+        path: folder or file.
+        episodes: only the first so many.
+        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
+        layout: ``cameras`` and ``bgr``, or a JSON file that says so.
+        store: where decoded images go, by default the user's cache.
+
+    Returns:
+        Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",
+        no states, images at native resolution.
+
+    Raises:
+        DataError: a damaged file, missing groups, arrays that do not fit together, NaN, pictures that cannot be
+            decoded; the message names the file.
+        ConfigError: more episodes asked for than there are, a layout that cannot be read, h5py missing.
+        StorageError: no space for the decoded images.
+    """
+    chosen = h5.resolve_layout(layout, _LAYOUT)
+    files = [path] if path.is_file() else _files(path)
+    if not files:
+        raise DataError(f"{path}: holds 0 files episode_i.hdf5, expected one for each episode.")
+    files = files[: h5.check_episodes(episodes, len(files), path)]
+    actions, qpos = [], []
+    images: list[dict[str, Frames]] = []
+    for file in files:
+        with h5.open_file(file) as root:
+            actions.append(h5.matrix(root, "action", DIM))
+            steps = len(actions[-1])
+            observations = h5.group(root, "observations", "ACT's layout: /action, /observations/qpos and images")
+            qpos.append(h5.matrix(observations, "qpos", DIM, steps))
+            pictures = observations.get("images", {})
+            cameras = {name: name for name in sorted(pictures)} if chosen.cameras is None else chosen.cameras
+            if images and set(cameras) != set(images[0]):
+                raise DataError(
+                    f"{file}: observations/images holds {sorted(cameras) or 'none'}, {files[0]} holds "
+                    f"{sorted(images[0]) or 'none'}. Expected the same cameras in all episodes; choose those in common "
+                    f"in a layout (cameras), or read the folders apart."
+                )
+            images.append({camera: _frames(observations, key, steps, chosen.bgr) for camera, key in cameras.items()})
+    demonstrations = Demonstrations(
+        name=path.stem.replace("_", "-"),
+        episode_ends=h5.episode_ends([len(part) for part in actions]),
+        actions=h5.joined(actions),
+        proprioception=h5.joined(qpos),
+        source=str(path),
+        schema=Schema(tuple(images[0]), (("qpos", DIM),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),
+    )
+    decoded = {}
+    for camera in images[0]:
+        parts = [of_episode[camera] for of_episode in images]
+        settings = {"bgr": chosen.bgr}
+        decoded[camera] = store_frames("aloha-hdf5", camera, parts, settings, store or ImageStore(), progress)
+    return demonstrations.with_images(decoded)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = sorted((int(match[1]), entry) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
+    return [entry for _, entry in found]
+
+
+def _frames(observations: Any, camera: str, steps: int, bgr: bool) -> Frames:
+    key = f"images/{camera}"
+    dataset = observations.get(key)
+    if getattr(dataset, "ndim", 0) == 2 and dataset.dtype == np.uint8:
+        if len(dataset) != steps:
+            raise DataError(
+                f"{h5.where(observations)}: {key} has {len(dataset)} pictures, but there are {steps} actions. Expected "
+                f"one per step; the episode is incomplete, leave it out or record it again."
+            )
+        where = f"{h5.where(observations)}/{key}"
+        shape = _decode(dataset[0], where, None).shape
+        return Frames(Path(dataset.file.filename), dataset.name, steps, shape, _decoder(where, shape, bgr))
+    return frames(observations, key, steps, _exchanged if bgr else as_stored)
+
+
+def _decoder(where: str, shape: tuple[int, int, int], bgr: bool) -> Callable[[Any], ImageArray]:
+    def decode(rows: Any) -> ImageArray:
+        images = np.stack([_decode(row, where, shape) for row in rows])
+        return images[..., ::-1] if bgr else images
+
+    return decode
+
+
+def _decode(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any:
+    """(H, W, 3) of a JPEG picture with zeros behind it, channels in the order in which OpenCV was given them."""
+    import cv2
+
+    image = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR) if data.any() else None
+    if image is None:
+        raise DataError(f"{where}: a picture cannot be decoded, expected JPEG bytes. Record or copy the episode again.")
+    if shape is not None and image.shape != shape:
+        raise DataError(f"{where}: a picture has shape {image.shape}, the first has {shape}. Expected one size.")
+    return image
+
+
+def _exchanged(images: Any) -> ImageArray:
+    return np.asarray(images, np.uint8)[..., ::-1]

@@ -1,0 +1,426 @@
+"""Diffusion Policy's Zarr stores: ``data/{img, state, action, ...}`` and ``meta/episode_ends``, Zarr version 2.
+
+The layout is that of ``ReplayBuffer`` in https://github.com/real-stanford/diffusion_policy: every array of ``data`` has
+one row per step; ``meta/episode_ends`` is the cumulative number of steps. ``data/action[t]`` is taken at row t.
+
+Which array is what, a :class:`ZarrLayout` declares: in Python, in a JSON file, or in ``classact.json`` in the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.actions import ActionSpace
+from classact.data.images import ImageMap, ImageStore
+from classact.data.readers import Progress, first_episodes
+from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, ImageArray
+from classact.errors import CheckpointError, ConfigError, DataError, choose
+
+DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
+TAKES_LAYOUT = True
+LAYOUT_FILE = "classact.json"
+"""The layout that lies in the store itself, beside ``data`` and ``meta``."""
+
+_DECLARE = f"declare which array is what in a layout (--layout FILE.json, {LAYOUT_FILE} in the store, or a ZarrLayout)"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An array, or some of its columns.
+
+    Attributes:
+        array: its name, as in :class:`ZarrLayout`.
+        columns: which columns, in the order wanted; None for all.
+    """
+
+    array: str
+    columns: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ZarrLayout:
+    """Which array of a store is what. What is not declared is not read; :data:`PUSH_T` is taken where there is none.
+
+    An array is named by its key in ``data``, or, with a slash, by its path in the store ("meta/language").
+
+    Attributes:
+        data: group of the arrays with one row per step.
+        episode_ends: path of the array of cumulative numbers of steps.
+        action: the (N, D_a) actions.
+        action_space: what the D_a dimensions of an action mean; None: what D_a and the actions tell
+            (:meth:`classact.data.schema.Schema.assumed`).
+        state: the (N, D_s) full simulator states; None for data without (real robots).
+        proprioception: key, as the schema names it -> (N, D) or (N,) array, or columns of one. The order is that in
+            which they are concatenated to (D_p,).
+        language: embedding of each episode's instruction: (E, D_l), or (N, D_l) with equal rows within an episode.
+        cameras: camera name -> (N, H, W, 3) images.
+        find_cameras: take every other array of shape (N, H, W, 3) in ``data`` as a camera as well, named by its key.
+    """
+
+    data: str = "data"
+    episode_ends: str = "meta/episode_ends"
+    action: str = "action"
+    action_space: ActionSpace | None = None
+    state: str | None = None
+    proprioception: Mapping[str, str | Columns] = field(default_factory=dict)
+    language: str | None = None
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    find_cameras: bool = True
+
+    @staticmethod
+    def from_json(value: Any, where: str = "layout") -> ZarrLayout:
+        """A layout from JSON: an object of this class's fields, all optional.
+
+        A proprioception key has the name of an array, or ``{"array": NAME, "columns": [0, 1]}``; ``action_space`` is a
+        name of :data:`classact.data.actions.ACTION_SPACES`, or what :meth:`ActionSpace.to_json` writes.
+
+        Args:
+            value: parsed JSON.
+            where: the file, for messages.
+
+        Raises:
+            ConfigError: unknown fields, or values of another kind.
+        """
+        settings = dict(_object(value, where, [entry.name for entry in fields(ZarrLayout)]))
+        for name in ("data", "episode_ends", "action", "state", "language"):
+            if name in settings and not (settings[name] is None and name in ("state", "language")):
+                _text(settings[name], f"{where}: {name}")
+        for name, read_entry in (("proprioception", _columns_from_json), ("cameras", _text)):
+            if name in settings:
+                entries = _object(settings[name], f"{where}: {name}").items()
+                settings[name] = {key: read_entry(entry, f"{where}: {name} {key!r}") for key, entry in entries}
+        if not isinstance(settings.get("find_cameras", True), bool):
+            raise ConfigError(f"{where}: find_cameras: expected true or false, got {settings['find_cameras']!r}.")
+        if (space := settings.get("action_space")) is not None:
+            settings["action_space"] = _space_from_json(space, f"{where}: action_space")
+        return ZarrLayout(**settings)
+
+    @staticmethod
+    def load(path: Path) -> ZarrLayout:
+        """A layout from a JSON file.
+
+        Raises:
+            ConfigError: no such file, no JSON, or not as :meth:`from_json` expects it.
+        """
+        try:
+            return _parse(path.read_bytes(), str(path))
+        except OSError as problem:
+            raise ConfigError(
+                f"layout {path} cannot be read ({problem.strerror}); expected a JSON file that says which array of a "
+                f"Zarr store is what."
+            ) from None
+
+
+PUSH_T = ZarrLayout(state="state", proprioception={"agent_pos": Columns("state", (0, 1))}, cameras={"top": "img"})
+"""Diffusion Policy's Push-T: the agent's x and y, in pixels of its 512 x 512 world, are the first two of the state."""
+
+
+def matches(path: Path) -> bool:
+    """A folder with Zarr metadata or named like a store; a zip file named like one."""
+    if path.is_dir():
+        return path.suffix == ".zarr" or (path / ".zgroup").is_file() or (path / "meta/episode_ends").is_dir()
+    return path.name.endswith(".zarr.zip")
+
+
+def read(
+    path: Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: ZarrLayout | Path | None = None,
+    store: ImageStore | None = None,
+) -> Demonstrations:
+    """Read a store. Images are decoded once into an image store and memory-mapped from there.
+
+    Args:
+        path: folder, or ``.zarr.zip`` file.
+        episodes: only the first so many demonstrations; only their images are decoded.
+        progress: called with (done, total) steps of each camera while it is decoded; not called when it was before.
+        layout: which array is what, or a JSON file that says so; by default ``classact.json`` in the store, and where
+            there is none, Push-T's.
+        store: where decoded images go, by default the user's cache.
+
+    Returns:
+        Demonstrations with (N, D_a) float32 actions, (N, D_p) float32 proprioception, (N, D_s) float64 states and
+        one (N, H, W, 3) uint8 memory map per camera, at native resolution.
+
+    Raises:
+        DataError: missing or damaged files, arrays that do not fit together or not to what is declared, values that
+            cannot be used.
+        ConfigError: more episodes asked for than there are; a layout that cannot be read.
+        StorageError: no space for the decoded images.
+    """
+    with Zarr2Store(path) as zarr_store:
+        if isinstance(layout, Path):
+            layout = ZarrLayout.load(layout)
+        elif layout is None and zarr_store.size(LAYOUT_FILE) is not None:
+            layout = _parse(zarr_store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
+        demonstrations, cameras = _without_images(zarr_store, layout)
+        demonstrations = first_episodes(demonstrations, episodes)
+        images = {
+            camera: _images(array, demonstrations.num_steps, store or ImageStore(), progress)
+            for camera, array in cameras.items()
+        }
+    return demonstrations.with_images(images)
+
+
+def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, Zarr2Array]]:
+    """Everything but the images, checked before they are decoded, which takes long; and their arrays."""
+    layout = _push_t(store) if declared is None else declared
+    action = _array(store, layout, layout.action)
+    state = None if layout.state is None else _array(store, layout, layout.state)
+    robot = {key: Columns(part) if isinstance(part, str) else part for key, part in layout.proprioception.items()}
+    arrays = {key: _array(store, layout, part.array) for key, part in robot.items()}
+    cameras = _cameras(store, layout)
+    for array in (*([] if state is None else [state]), *arrays.values(), *cameras.values()):
+        if array.shape[:1] != action.shape[:1]:
+            raise DataError(
+                f"{array.where} has shape {array.shape}, but {action.key} has shape {action.shape}: expected the same "
+                f"number of rows, one per step. The file is incomplete; copy or download the data again, or cut all "
+                f"arrays to the shorter length."
+            )
+    actions = _cast(_matrix(action), np.float32)
+    parts = {key: _columns(array, _table(array), key, robot[key].columns) for key, array in arrays.items()}
+    schema = Schema((), tuple((key, part.shape[1]) for key, part in parts.items()), actions=layout.action_space)
+    if layout.action_space is None:
+        assumed = Schema.assumed((), schema.proprioception_dim, actions.shape[1], values=actions)
+        assumption = f"Push-T's layout; {assumed.assumption}" if declared is None else assumed.assumption
+        schema = replace(schema, actions=assumed.actions, assumption=assumption)
+    path = store.path
+    demonstrations = Demonstrations(
+        name=path.name.removesuffix(".zip").removesuffix(".zarr").replace("_", "-"),
+        episode_ends=_episode_ends(store, layout),
+        actions=actions,
+        proprioception=_cast(np.concatenate([np.zeros((len(actions), 0)), *parts.values()], axis=1), np.float32),
+        states=None if state is None else _cast(_matrix(state), np.float64),
+        source=str(path),
+        schema=schema,
+    )
+    if layout.language is not None:
+        language = _language(_array(store, layout, layout.language), demonstrations)
+        schema = replace(schema, language=language.shape[1])
+        demonstrations = replace(demonstrations, language=language, schema=schema)
+    return demonstrations, cameras
+
+
+def _push_t(store: Zarr2Store) -> ZarrLayout:
+    return PUSH_T if "img" in store.arrays(PUSH_T.data) else replace(PUSH_T, cameras={})
+
+
+def _array(store: Zarr2Store, layout: ZarrLayout, name: str) -> Zarr2Array:
+    path = name if "/" in name else f"{layout.data}/{name}"
+    group, _, key = path.rpartition("/")
+    keys = store.arrays(group)
+    if key not in keys:
+        raise DataError(
+            f"{store.path}: {path} is missing; arrays in {group}: {', '.join(keys) or 'none'}. Either this is not a "
+            f"Diffusion Policy store ({DESCRIPTION}), or its keys differ: {_DECLARE}."
+        )
+    return store.array(path)
+
+
+def _cameras(store: Zarr2Store, layout: ZarrLayout) -> dict[str, Zarr2Array]:
+    cameras = {camera: _array(store, layout, name) for camera, name in layout.cameras.items()}
+    for array in cameras.values():
+        if len(array.shape) != 4 or array.shape[3] != 3:
+            raise DataError(
+                f"{array.where} has shape {array.shape}, expected images of shape (N, H, W, 3): one RGB frame per "
+                f"step, channels last. Transpose or convert the array."
+            )
+    declared = {array.key for array in cameras.values()}
+    for name in store.arrays(layout.data) if layout.find_cameras else []:
+        array = store.array(f"{layout.data}/{name}")
+        if array.key in declared or len(array.shape) != 4 or array.shape[3] != 3:
+            continue
+        if name in cameras:
+            raise DataError(
+                f"{array.where} holds images, but camera {name!r} is declared as {cameras[name].key}. Declare another "
+                f"name for one of them, or set find_cameras to false."
+            )
+        cameras[name] = array
+    return cameras
+
+
+def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
+    group, _, name = layout.episode_ends.rpartition("/")
+    if name not in store.arrays(group):
+        raise DataError(
+            f"{store.path}: {layout.episode_ends} is missing, so nobody knows where episodes end. Copy or download the "
+            f"data again, or {_DECLARE}."
+        )
+    array = store.array(layout.episode_ends)
+    if array.dtype.kind not in "iu" or len(array.shape) != 1:
+        raise DataError(
+            f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (E,) integers: the cumulative "
+            f"number of steps after each episode."
+        )
+    return array.read().astype(np.int64)
+
+
+def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
+    """(E, D_l): one row for each episode, whether they are stored so or repeated at each step."""
+    values = _matrix(array)
+    if len(values) not in (len(data), data.num_steps):
+        raise DataError(
+            f"{array.where} has shape {array.shape}, expected one embedding for each of {len(data)} episodes or for "
+            f"each of {data.num_steps} steps."
+        )
+    if len(values) == data.num_steps:
+        first = values[data.episode_ends - data.lengths]
+        rows = first[data.episode_index()]
+        # NaN is no difference here: Demonstrations reports it with its place.
+        differs = ((values != rows) & ~((values != values) & (rows != rows))).any(axis=1)
+        if differs.any():
+            step = int(np.argmax(differs))
+            episode = int(data.episode_index()[step])
+            raise DataError(
+                f"{array.where} differs within episode {episode}: step {step} holds another embedding than step "
+                f"{data.bounds(episode)[0]}. Expected one instruction for each episode; split the episode there, or "
+                f"leave language out."
+            )
+        values = first
+    return _cast(values, np.float32)
+
+
+def _matrix(array: Zarr2Array) -> NDArray[Any]:
+    if len(array.shape) != 2 or array.dtype.kind not in "fiu":
+        raise DataError(
+            f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (N, D) numbers: one row per step."
+        )
+    return array.read()
+
+
+def _cast(values: NDArray[Any], dtype: type) -> NDArray[Any]:
+    # A float64 beyond float32 becomes infinite, which Demonstrations reports with its place.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, dtype=dtype)
+
+
+def _table(array: Zarr2Array) -> NDArray[Any]:
+    # A gripper's opening is often stored as one number per step.
+    if len(array.shape) == 1 and array.dtype.kind in "fiu":
+        return array.read()[:, None]
+    return _matrix(array)
+
+
+def _columns(array: Zarr2Array, values: NDArray[Any], key: str, columns: tuple[int, ...] | None) -> NDArray[Any]:
+    if columns is None:
+        return values
+    if not columns or min(columns) < 0 or max(columns) >= values.shape[1]:
+        raise DataError(
+            f"{array.where} has {values.shape[1]} columns, but proprioception {key!r} is declared as columns "
+            f"{tuple(columns)}. Declare columns from 0 to {values.shape[1] - 1}."
+        )
+    return values[:, list(columns)]
+
+
+def _parse(content: bytes, where: str) -> ZarrLayout:
+    try:
+        value = json.loads(content)
+    except ValueError as problem:
+        raise ConfigError(f"{where} is not valid JSON ({problem}).") from None
+    return ZarrLayout.from_json(value, where)
+
+
+def _object(value: Any, where: str, known: list[str] | None = None) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected an object {{...}}, got {value!r}.")
+    if known is not None and (unknown := sorted(set(value) - set(known))):
+        raise ConfigError(f"{where}: " + choose("field", unknown[0], known))
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where}: expected the name of an array, got {value!r}.")
+    return value
+
+
+def _columns_from_json(value: Any, where: str) -> Columns:
+    if isinstance(value, str):
+        return Columns(_text(value, where))
+    part = _object(value, where, ["array", "columns"])
+    columns = part.get("columns")
+    if columns is not None:
+        if not isinstance(columns, list) or not columns or not all(type(number) is int for number in columns):
+            raise ConfigError(f"{where}: expected columns as a list of whole numbers from 0 on, got {columns!r}.")
+        columns = tuple(columns)
+    return Columns(_text(part.get("array"), where), columns)
+
+
+def _space_from_json(value: Any, where: str) -> ActionSpace:
+    if isinstance(value, str):
+        try:
+            return ActionSpace.named(value)
+        except ConfigError as problem:
+            raise ConfigError(f"{where}: {problem}") from None
+    # Who writes it by hand should not have to say what is usual.
+    settings = {"convention": "rows", "rotation_mean": "gram_schmidt"} | _object(value, where)
+    try:
+        return ActionSpace.from_json(settings, where)
+    except CheckpointError as problem:
+        raise ConfigError(str(problem)) from None
+
+
+def _images(array: Zarr2Array, steps: int, store: ImageStore, progress: Progress | None) -> ImageArray:
+    if array.dtype.kind not in "fiu":
+        raise DataError(f"{array.where} has dtype {array.dtype}, expected images of numbers from 0 to 255.")
+    array.check_files()
+    _, height, width, _ = array.shape
+    key = {
+        "kind": "diffusion-policy-zarr",
+        "path": str(array.store.path.resolve()),
+        "array": array.key,
+        "identity": array.identity(),
+    }
+    whole = store.get(key, (array.shape[0], height, width, 3))
+    if whole is not None:
+        return whole[:steps]
+
+    def fill(out: ImageMap) -> None:
+        largest = 0.0
+        for place, values in array.blocks(steps):
+            rows = slice(place[0].start, min(place[0].stop, steps))
+            values = values[: rows.stop - rows.start]
+            out[(rows, *place[1:])] = _to_uint8(values, array, place)
+            largest = max(largest, float(values.max()))
+            if progress is not None:
+                progress(rows.stop, steps)
+        if array.dtype.kind == "f" and largest == 1.0:
+            raise DataError(
+                f"{array.where}: the largest value is 1.0; expected values from 0 to 255. These look like images "
+                f"scaled to [0, 1]: multiply by 255, round, and store them as uint8."
+            )
+
+    return store.get_or_create(key, (steps, height, width, 3), fill)
+
+
+def _to_uint8(values: NDArray[Any], array: Zarr2Array, place: tuple[slice, ...]) -> ImageArray:
+    """Convert whole numbers 0..255 of any dtype exactly; everything else is an error that says where and what."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min(), values.max()
+    # Written so that NaN, which compares false with everything, fails it.
+    if low >= 0 and high <= 255:
+        converted = values.astype(np.uint8)
+        if values.dtype.kind != "f" or np.array_equal(converted, values):
+            return converted
+        bad, why = values != converted, "is not a whole number"
+        if high <= 1:
+            why += ". These look like images scaled to [0, 1]: multiply by 255, round, and store them as uint8"
+    else:
+        bad, why = ~((values >= 0) & (values <= 255)), "is not in 0..255"
+    where = [int(i) + part.start for i, part in zip(np.argwhere(bad)[0], place, strict=True)]
+    raise DataError(
+        f"{array.where}[{', '.join(map(str, where))}] is {values[bad][0]}, which {why}. Expected RGB images of whole "
+        f"numbers from 0 to 255; {int(bad.sum()):,} of {values.size:,} values in this chunk are not."
+    )

@@ -1,0 +1,238 @@
+"""Demonstrations that ``classact data generate`` wrote: simulator states and actions, and images where asked for.
+
+A file NAME.npz, format "classact-demonstrations-2":
+
+* ``lengths``, ``seeds`` (E,) int64: steps, and the seed that ``reset`` starts the episode with;
+* ``states`` (N, D_s) float64, ``actions`` (N, D_a) and ``proprioception`` (N, D_p) float32, episodes one after another;
+* ``language`` (E, D_l) float32, where episodes have an instruction;
+* ``header``: JSON, see :func:`write`.
+
+With images it is a folder: ``demonstrations.npz``, one ``images-CAMERA.npy`` (N, H, W, 3) uint8 for each camera, read
+through a memory map, and ``checksums.json``. Push-T's format 1 (:mod:`classact.data.readers.embedded`) is read as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from classact.data.readers import Progress, embedded, first_episodes
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, ImageArray
+from classact.errors import CheckpointError, DataError
+from classact.utils.storage import atomic_path, verify_folder, write_folder
+
+DESCRIPTION = "an .npz file, or a folder with demonstrations.npz, by classact data generate"
+TAKES_LAYOUT = False
+FORMAT = "classact-demonstrations-2"
+FILE = "demonstrations.npz"
+_ARRAYS: Mapping[str, str] = {
+    "lengths": "int64",
+    "seeds": "int64",
+    "states": "float64",
+    "actions": "float32",
+    "proprioception": "float32",
+}
+_REMEDY = "Copy or generate it again."
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that are stored with the demonstrations.
+
+    Attributes:
+        shift: the visual shift that they show.
+        size: side in pixels.
+        seed: what appearances are drawn from (:func:`classact.sims.rendering.appearance_seed`).
+        cameras: views.
+        draw: called with a camera's name and its (N, size, size, 3) uint8 memory map, to be filled.
+    """
+
+    shift: str
+    size: int
+    seed: int
+    cameras: tuple[str, ...]
+    draw: Callable[[str, ImageArray], None]
+
+
+def write(
+    out: Path,
+    data: Demonstrations,
+    *,
+    seeds: Sequence[int],
+    instructions: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    images: Images | None = None,
+) -> None:
+    """Write demonstrations, whole or not at all.
+
+    Args:
+        out: the file (.npz); the folder where there are images.
+        data: with states; their images are not stored, those that ``images`` draws are.
+        seeds: (E,) of the starts.
+        instructions: (E,) in words; empty where the task has none.
+        facts: further entries of the header: how the demonstrations came about. The header also holds simulator,
+            versions, schema, instructions and what ``images`` show.
+        images: what to store beside the states.
+    """
+    assert data.states is not None
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "simulator": data.simulator,
+        "versions": dict(data.versions),
+        "schema": data.schema.to_json(),
+        "instructions": list(instructions),
+        **(facts or {}),
+        "images": None,
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "lengths": data.lengths,
+        "seeds": np.asarray(seeds, np.int64),
+        "states": data.states,
+        "actions": data.actions,
+        "proprioception": data.proprioception,
+    }
+    if data.language is not None:
+        arrays["language"] = data.language
+    if images is None:
+        with atomic_path(out) as temporary:
+            _write_arrays(temporary, header, arrays)
+        return
+    header["images"] = {name: getattr(images, name) for name in ("shift", "size", "seed", "cameras")}
+
+    def fill(folder: Path) -> None:
+        _write_arrays(folder / FILE, header, arrays)
+        shape = (data.num_steps, images.size, images.size, 3)
+        for camera in images.cameras:
+            frames: Any = open_memmap(folder / _image_file(camera), mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+            images.draw(camera, frames)
+            frames.flush()
+
+    write_folder(out, fill)
+
+
+def _write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, header=text, **arrays)
+
+
+def _image_file(camera: str) -> str:
+    return f"images-{camera}.npy"
+
+
+def matches(path: Path) -> bool:
+    """An .npz file, or a folder that holds demonstrations.npz."""
+    return path.suffix == ".npz" if path.is_file() else (path / FILE).is_file()
+
+
+def declared_simulator(path: Path) -> str:
+    """Registry name in the header; empty where it cannot be read, which :func:`read` says clearly."""
+    try:
+        return str(read_header(path).get("simulator", ""))
+    except DataError:
+        return ""
+
+
+def read(path: Path, *, episodes: int | None = None, progress: Progress | None = None) -> Demonstrations:  # noqa: ARG001
+    """Read what :func:`write` wrote. Checksums are verified, which for a folder means reading its images once.
+
+    Args:
+        path: file or folder.
+        episodes: only the first so many demonstrations.
+        progress: not called: nothing is decoded.
+
+    Raises:
+        DataError: damaged, incomplete, another file, or another version's format.
+        ConfigError: more episodes asked for than there are.
+    """
+    name = path.name.removesuffix(".npz")
+    if path.is_dir():
+        try:
+            verify_folder(path, _REMEDY)
+        except CheckpointError as problem:
+            raise DataError(str(problem)) from None
+    file = path / FILE if path.is_dir() else path
+    header, arrays = _load(file)
+    if header["format"] == embedded.FORMAT:
+        return first_episodes(embedded.read_file(file, name=name), episodes)
+    try:
+        shown = header["images"]
+        data = Demonstrations(
+            name=name,
+            episode_ends=np.cumsum(arrays["lengths"], dtype=np.int64),
+            actions=arrays["actions"],
+            proprioception=arrays["proprioception"],
+            states=arrays["states"],
+            images={camera: _map_images(path / _image_file(camera)) for camera in shown["cameras"]} if shown else {},
+            source=str(path),
+            schema=Schema.from_json(header["schema"], f"{file}: schema"),
+            language=arrays.get("language"),
+            simulator=header["simulator"],
+            versions=header["versions"],
+            images_shift=shown["shift"] if shown else "",
+        )
+    except (KeyError, TypeError, CheckpointError) as problem:
+        raise DataError(
+            f"{file}: the header cannot be used ({type(problem).__name__}: {problem}): it is damaged, or another "
+            f"version wrote it. {_REMEDY}"
+        ) from None
+    if len(arrays["seeds"]) != len(data):
+        raise DataError(f"{file}: there are {len(arrays['seeds'])} seeds for {len(data)} episodes. {_REMEDY}")
+    return first_episodes(data, episodes)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """How a file or folder came about: its header and start ``seeds``. Nothing else is decompressed or checked.
+
+    Raises:
+        DataError: no demonstrations by classact, of a newer format, or these two are damaged.
+    """
+    header, arrays = _load(path / FILE if path.is_dir() else path, ("seeds",))
+    return {**header, "seeds": arrays["seeds"].tolist()}
+
+
+def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Header and arrays: all of them, or those named in ``only``."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            found = list(content)
+            wanted = found if only is None else ["header", *only]
+            arrays = {key: content[key] for key in wanted} if "header" in found else {}
+        header = json.loads(arrays.pop("header").tobytes()) if arrays else None
+    except Exception as problem:  # a damaged archive fails in as many ways as there are bytes in it
+        raise DataError(
+            f"{path} cannot be read ({problem}): it is damaged, or classact did not write it. {_REMEDY}"
+        ) from problem
+    if not isinstance(header, dict) or "format" not in header:
+        raise DataError(
+            f"{path} holds no demonstrations by classact: its arrays are {', '.join(found) or 'none'}, expected "
+            f"header, {', '.join(_ARRAYS)}."
+        )
+    if header["format"] not in (FORMAT, embedded.FORMAT):
+        raise DataError(
+            f"{path}: expected format {FORMAT!r} or {embedded.FORMAT!r}, got {header['format']!r}. Use a newer "
+            f"classact."
+        )
+    if header["format"] == FORMAT:
+        for key, dtype in _ARRAYS.items():
+            if only is not None and key not in only:
+                continue
+            if key not in arrays or arrays[key].dtype != dtype:
+                what = f"dtype {arrays[key].dtype}" if key in arrays else "nothing"
+                raise DataError(f"{path}: expected array {key!r} of dtype {dtype}, got {what}. {_REMEDY}")
+    return header, arrays
+
+
+def _map_images(path: Path) -> ImageArray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as problem:
+        raise DataError(f"{path} cannot be read ({problem}). {_REMEDY}") from None

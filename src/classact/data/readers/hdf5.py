@@ -1,0 +1,309 @@
+"""What the readers of HDF5 files share: files that say what is wrong with them, checked arrays, layouts.
+
+Images are next door, in :mod:`classact.data.readers.hdf5_images`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.types import FloatArray, IntArray, StateArray
+from classact.errors import ConfigError, DataError, choose
+
+SUFFIXES = (".hdf5", ".h5")
+UNKNOWN = "unknown"
+"""Recorded as the version of a package that decided the data where the file does not say which it was."""
+
+ACCEPTED = ("robosuite",)
+"""Packages that a layout may accept."""
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LARGEST = 1e18
+
+
+@dataclass(frozen=True)
+class Hdf5Layout:
+    """What a reader of HDF5 files may be told. All optional; a reader refuses what it has no use for.
+
+    Attributes:
+        filter: name of a list of demonstrations in ``mask``; only these are read (robomimic).
+        cameras: camera name -> key of its images; None: every array of images, named by what the format calls it.
+        accept: packages whose recorded version is not to be compared with the installed one, by who has seen that the
+            recorded states look right in it; it is then not recorded (robomimic, LIBERO).
+        bgr: whether images come out with red and blue exchanged, and are to be exchanged once more (ALOHA: files whose
+            writer encoded true RGB or recorded BGR).
+    """
+
+    filter: str | None = None
+    cameras: Mapping[str, str] | None = None
+    accept: Sequence[str] = ()
+    bgr: bool = False
+
+    @staticmethod
+    def load(path: Path, takes: Sequence[str]) -> Hdf5Layout:
+        """A layout from a JSON file: an object of this class's fields, those in ``takes``.
+
+        Raises:
+            ConfigError: no such file, no JSON, unknown fields, or values of another kind.
+        """
+        try:
+            value = json.loads(path.read_bytes())
+        except OSError as problem:
+            raise ConfigError(f"layout {path} cannot be read ({problem.strerror}); expected a JSON file.") from None
+        except ValueError as problem:
+            raise ConfigError(f"layout {path} is not valid JSON ({problem}).") from None
+        if not isinstance(value, dict):
+            raise ConfigError(f"layout {path}: expected an object {{...}}, got {value!r}.")
+        for name in value:
+            if name not in takes:
+                raise ConfigError(f"layout {path}: " + choose("field", name, takes))
+        layout = Hdf5Layout(**value)
+        for field, valid, kind in (
+            ("filter", layout.filter is None or isinstance(layout.filter, str), "the name of a list in mask"),
+            ("bgr", isinstance(layout.bgr, bool), "true or false"),
+            (
+                "accept",
+                isinstance(layout.accept, list | tuple) and set(layout.accept) <= set(ACCEPTED),
+                '["robosuite"]',
+            ),
+            ("cameras", layout.cameras is None or _names(layout.cameras), "an object of camera name -> key of images"),
+        ):
+            if not valid:
+                raise ConfigError(f"layout {path}: {field}: expected {kind}, got {value[field]!r}.")
+        return layout
+
+
+def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hdf5Layout:
+    """The layout that a reader goes by.
+
+    Raises:
+        ConfigError: see :meth:`Hdf5Layout.load`; a field that the reader does not take.
+    """
+    if layout is None:
+        return Hdf5Layout()
+    if isinstance(layout, Path):
+        return Hdf5Layout.load(layout, takes)
+    for field in fields(layout):
+        if field.name not in takes and getattr(layout, field.name) != field.default:
+            raise ConfigError("layout: " + choose("field", field.name, takes))
+    return layout
+
+
+def versions(found: str, layout: Hdf5Layout) -> dict[str, str]:
+    """What to record as the versions that decided the states, given robosuite's."""
+    return {} if "robosuite" in layout.accept else {"robosuite": found}
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for pair in value.items() for name in pair)
+
+
+# Files
+
+
+def h5py() -> Any:
+    """The package that reads HDF5.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ConfigError("reading HDF5 files needs h5py: pip install 'classact[hdf5]'.") from None
+    return h5py
+
+
+def is_hdf5_name(path: Path) -> bool:
+    """Whether a path is a file that is named like an HDF5 file."""
+    return path.suffix in SUFFIXES and path.is_file()
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """An HDF5 file for reading.
+
+    Raises:
+        DataError: damaged or truncated, and whatever HDF5 says while it is open, with the file's name.
+        ConfigError: h5py is not installed.
+    """
+    package = h5py()
+    try:
+        file = package.File(path, "r")
+    except OSError as problem:
+        with path.open("rb") as raw:
+            magic = raw.read(len(_MAGIC))
+        what = "is truncated or damaged" if magic == _MAGIC else "is no HDF5 file, or its start is damaged"
+        raise DataError(f"{path} {what} ({problem}). Copy or download it again.") from None
+    try:
+        with file:
+            yield file
+    except (OSError, RuntimeError) as problem:  # what h5py raises for damaged chunks and broken links
+        raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None
+
+
+def where(node: Any) -> str:
+    """``FILE: data/demo_3`` of a group, for messages."""
+    return f"{node.file.filename}: {node.name.lstrip('/') or 'the file'}"
+
+
+def group(parent: Any, name: str, meaning: str) -> Any:
+    """A group in another.
+
+    Raises:
+        DataError: missing, naming what is there instead.
+    """
+    found = parent.get(name)
+    if not isinstance(found, h5py().Group):
+        raise DataError(f"{where(parent)}: group {name!r} is missing; there are {members(parent)}. Expected {meaning}.")
+    return found
+
+
+def members(node: Any) -> str:
+    """What a group holds, for messages."""
+    names = [str(name) for name in sorted(node, key=str)]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return (", ".join(names[:12]) or "none") + more
+
+
+def numbered(parent: Any, prefix: str, meaning: str) -> list[str]:
+    """Members of a group named ``<prefix><number>``, by number: demo_2 comes before demo_10.
+
+    Raises:
+        DataError: none.
+    """
+    pattern = re.compile(re.escape(prefix) + r"(\d+)")
+    found = sorted((int(match[1]), name) for name in map(str, parent) if (match := pattern.fullmatch(name)))
+    if not found:
+        raise DataError(f"{where(parent)}: holds 0 demonstrations; there are {members(parent)}. Expected {meaning}.")
+    return [name for _, name in found]
+
+
+def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None = None) -> NDArray[np.float64]:
+    """(L, D) float64 of a dataset of numbers.
+
+    Args:
+        parent: a group.
+        name: path in it.
+        columns: D, where it is known.
+        rows: L, where it is known: the number of actions.
+
+    Raises:
+        DataError: missing, of another shape, no numbers, not finite, or larger than anything that a robot measures.
+    """
+    dataset = parent.get(name)
+    wanted = f"numbers of shape ({rows or 'L'}, {columns or 'D'})"
+    if not isinstance(dataset, h5py().Dataset):
+        raise DataError(f"{where(parent)}: {name} is missing; there are {members(parent)}. Expected {wanted}.")
+    if dataset.dtype.kind not in "fiu" or dataset.ndim != 2 or (columns is not None and dataset.shape[1] != columns):
+        raise DataError(f"{where(parent)}: {name} is {dataset.dtype} of shape {dataset.shape}, expected {wanted}.")
+    if rows is not None and len(dataset) != rows:
+        raise DataError(
+            f"{where(parent)}: {name} has {len(dataset)} rows, but there are {rows} actions. Expected one row per "
+            f"step; the demonstration is incomplete, leave it out or record it again."
+        )
+    if len(dataset) == 0:
+        raise DataError(f"{where(parent)}: {name} has 0 steps, expected at least 1. Remove the demonstration.")
+    values = dataset[()].astype(np.float64)
+    usable = np.abs(values) < _LARGEST  # false for NaN as well
+    if not usable.all():
+        row, column = (int(i) for i in np.argwhere(~usable)[0])
+        raise DataError(
+            f"{where(parent)}: {name}[{row}, {column}] is {values[row, column]}; {int((~usable).any(axis=1).sum())} of "
+            f"{len(values)} steps hold NaN, infinite or absurd values. Drop or repair the demonstration."
+        )
+    return values
+
+
+def text(attributes: Any, name: str) -> str | None:
+    """A text attribute, None where there is none."""
+    value = attributes.get(name)
+    if isinstance(value, str):  # h5py passes on bytes that are no UTF-8
+        value = value.encode("utf-8", "surrogateescape")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if value is None else str(value)
+
+
+def json_attribute(node: Any, name: str) -> dict[str, Any] | None:
+    """A JSON object in an attribute, None where there is none.
+
+    Raises:
+        DataError: no JSON object.
+    """
+    content = text(node.attrs, name)
+    if content is None:
+        return None
+    try:
+        value = json.loads(content)
+    except ValueError as problem:
+        raise DataError(f"{where(node)}: attribute {name!r} is not valid JSON ({problem}).") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where(node)}: attribute {name!r} is {value!r}, expected a JSON object.")
+    return value
+
+
+# Demonstrations
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One demonstration as read: L steps.
+
+    Attributes:
+        where: file and demonstration, for messages.
+        actions: (L, D_a).
+        proprioception: (L, D_p).
+        states: (L, D_s), None where none were recorded.
+    """
+
+    where: str
+    actions: StateArray
+    proprioception: StateArray
+    states: StateArray | None
+
+
+def episode_ends(lengths: Sequence[int]) -> IntArray:
+    """(E,) cumulative steps."""
+    return np.cumsum(lengths, dtype=np.int64)
+
+
+def joined(parts: Sequence[StateArray]) -> FloatArray:
+    """(N, D) float32 of the rows of all demonstrations."""
+    return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+
+
+def joined_states(recordings: Sequence[Recording]) -> StateArray | None:
+    """(N, D_s) float64 of all demonstrations; None where none has states.
+
+    Raises:
+        DataError: some have states and some not, or their sizes differ.
+    """
+    sizes = [None if part.states is None else part.states.shape[1] for part in recordings]
+    for part, size in zip(recordings, sizes, strict=True):
+        if size != sizes[0]:
+            raise DataError(
+                f"{part.where}: states have {size or 0} dimensions, those of {recordings[0].where} have "
+                f"{sizes[0] or 0}. Expected one simulated task in all demonstrations; read them apart."
+            )
+    return None if sizes[0] is None else np.concatenate([part.states for part in recordings if part.states is not None])
+
+
+def check_episodes(episodes: int | None, found: int, path: Path) -> int:
+    """How many demonstrations to read.
+
+    Raises:
+        ConfigError: fewer than one asked for, or more than there are.
+    """
+    if episodes is not None and not 1 <= episodes <= found:
+        raise ConfigError(f"asked for the first {episodes} episodes, but {path} has {found}. Ask for 1 to {found}.")
+    return found if episodes is None else episodes

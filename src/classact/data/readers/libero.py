@@ -1,0 +1,306 @@
+"""LIBERO's HDF5 files: one ``*_demo.hdf5`` per task, or a folder of them.
+
+What differs from robomimic's layout, which they resemble:
+
+- Images are stored as OpenGL draws them, upside down (attribute ``macros_image_convention``: "opengl"). They are turned
+  upright, once. Files that say "opencv" are upright already.
+- LIBERO's script writes into row t what was observed *after* action t, but the state *before* it. Demonstrations hold
+  what an action was taken at, so observations then go with the actions and states of the next row, and the last
+  observation and first action of each demonstration are left out. Re-generated files often pair them properly. Which
+  it is, the joint positions tell, which are in observations and states alike.
+- ``ee_states`` is the grip site's position and the axis-angle rotation of the *hand*
+  (:mod:`classact.data.readers.osc`).
+
+Actions become absolute 10-D poses; states of LIBERO-Object get the task's number in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.actions import ActionSpace
+from classact.data.images import ImageStore
+from classact.data.readers import Progress
+from classact.data.readers import hdf5 as h5
+from classact.data.readers.hdf5_images import Frames, as_stored, frames, store_frames
+from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, site_rotation
+from classact.data.readers.robomimic import Environment, controller_of
+from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, FloatArray, ImageArray
+from classact.errors import ConfigError, DataError
+
+DESCRIPTION = "LIBERO's *_demo.hdf5 file of a task, or a folder of them"
+TAKES_LAYOUT = True
+_LAYOUT = ("cameras", "accept")
+
+SIMULATOR = "libero-object"
+PRODUCTS = (
+    *("alphabet_soup", "cream_cheese", "salad_dressing", "bbq_sauce", "ketchup", "tomato_sauce", "butter"),
+    *("milk", "chocolate_pudding", "orange_juice"),
+)
+"""What LIBERO-Object's tasks put into the basket, in the benchmark's order."""
+
+TASKS = tuple(f"pick_up_the_{product}_and_place_it_in_the_basket" for product in PRODUCTS)
+"""LIBERO-Object's tasks in the benchmark's order; a state's first number is the place here."""
+
+CAMERAS: Mapping[str, str] = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
+"""Names of the cameras in classact's simulator -> keys of images."""
+
+_ASSUMPTION = (
+    "no states tell which row an observation belongs to: each is taken to be observed after its row's action, as "
+    "LIBERO's script writes it"
+)
+_DEMO = "demonstrations demo_0, demo_1, ..."
+_ENDING = "_demo"
+_JOINTS = slice(1, 8)
+"""Where a state [time, qpos, qvel] holds the arm's joints: LIBERO's models begin with the robot."""
+
+Embed = Callable[[str], tuple[FloatArray, str]]
+"""Instruction -> (D_l,) float32, and what made it."""
+
+F64 = NDArray[np.float64]
+
+
+def matches(path: Path) -> bool:
+    """A file that says which problem it is of, or cannot be opened and is named so; a folder of files named so."""
+    if path.is_dir():
+        return any(_named(entry) for entry in path.iterdir())
+    if not h5.is_hdf5_name(path):
+        return False
+    try:
+        with h5.open_file(path) as file:
+            return "problem_info" in file["data"].attrs or "bddl_file_name" in file["data"].attrs
+    except (ConfigError, DataError, KeyError):
+        return _named(path)
+
+
+def _named(path: Path) -> bool:
+    return h5.is_hdf5_name(path) and path.stem.endswith(_ENDING)
+
+
+def declared_simulator(path: Path) -> str:
+    """ "libero-object" where the (first) file is of one of its tasks."""
+    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if _named(entry))
+    try:
+        with h5.open_file(files[0]) as file:
+            return SIMULATOR if _task_name(files[0], file["data"]) in TASKS else ""
+    except (ConfigError, DataError, KeyError, IndexError):
+        return ""  # what is wrong shows when the file is read
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A file's demonstrations; ``assumed``: of some, no states tell which row an observation belongs to."""
+
+    name: str
+    instruction: str
+    version: str
+    recordings: tuple[h5.Recording, ...]
+    assumed: bool
+    images: Mapping[str, tuple[Frames, ...]]
+
+
+def read(
+    path: Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: h5.Hdf5Layout | Path | None = None,
+    store: ImageStore | None = None,
+    embed: Embed | None = None,
+) -> Demonstrations:
+    """Read a file, or all ``*_demo.hdf5`` of a folder: LIBERO-Object's tasks in the benchmark's order, others by name.
+
+    Args:
+        path: file or folder.
+        episodes: only the first so many demonstrations.
+        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
+        layout: ``cameras``, ``accept``, or a JSON file that says so.
+        store: where decoded images go, by default the user's cache.
+        embed: what turns an instruction into numbers; by default :func:`classact.data.language.embed_instruction`.
+
+    Returns:
+        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, language, upright
+        images of cameras "agentview" and "wrist". ``simulator`` is "libero-object", with (N, D_s) states [task, time,
+        qpos, qvel], where all tasks are of LIBERO-Object; else empty, with states [time, qpos, qvel], None where tasks
+        differ in their size.
+
+    Raises:
+        DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
+            OSC_POSE; the message names file and demonstration.
+        ConfigError: more episodes asked for than there are, a layout that cannot be read, h5py missing.
+        StorageError: no space for the decoded images.
+    """
+    chosen = h5.resolve_layout(layout, _LAYOUT)
+    files = [path] if path.is_file() else sorted((f for f in path.iterdir() if _named(f)), key=_order)
+    if not files:
+        raise DataError(f"{path}: holds 0 files *{_ENDING}.hdf5, expected one for each task.")
+    h5.h5py()
+    left = h5.check_episodes(episodes, sum(_count(file) for file in files), path)
+    tasks: list[_Task] = []
+    for file in files:
+        if left > 0:
+            tasks.append(_task(file, left, CAMERAS if chosen.cameras is None else chosen.cameras))
+            left -= len(tasks[-1].recordings)
+    recordings = [part for task in tasks for part in task.recordings]
+    language, source = _language(tasks, embed)
+    ours = all(task.name in TASKS for task in tasks)
+    sizes = {None if part.states is None else part.states.shape[1] for part in recordings}
+    states = h5.joined_states(recordings) if ours or len(sizes) == 1 else None
+    simulator = SIMULATOR if ours and states is not None else ""
+    versions = {"language": source}
+    if tasks[0].version != h5.UNKNOWN:  # LIBERO's own files never say
+        versions |= h5.versions(tasks[0].version, chosen)
+    cameras = tuple(dict.fromkeys((*(CAMERAS if simulator else ()), *tasks[0].images)))
+    demonstrations = Demonstrations(
+        name=path.stem.removesuffix(_ENDING).replace("_", "-"),
+        episode_ends=h5.episode_ends([len(part.actions) for part in recordings]),
+        actions=h5.joined([part.actions for part in recordings]),
+        proprioception=h5.joined([part.proprioception for part in recordings]),
+        states=states,
+        source=str(path),
+        schema=Schema(
+            cameras,
+            PROPRIOCEPTION,
+            language.shape[1],
+            ActionSpace.pose(),
+            assumption=_ASSUMPTION if any(task.assumed for task in tasks) else "",
+        ),
+        language=language,
+        simulator=simulator,
+        versions=versions,
+    )
+    images = {camera: [part for task in tasks for part in task.images[camera]] for camera in tasks[0].images}
+    return demonstrations.with_images(
+        {
+            camera: store_frames("libero-hdf5", camera, parts, {}, store or ImageStore(), progress)
+            for camera, parts in images.items()
+        }
+    )
+
+
+def _order(file: Path) -> tuple[int, str]:
+    name = file.stem.removesuffix(_ENDING)
+    return (TASKS.index(name) if name in TASKS else len(TASKS), name)
+
+
+def _count(path: Path) -> int:
+    with h5.open_file(path) as file:
+        return len(h5.numbered(h5.group(file, "data", f"LIBERO's layout: {_DEMO}"), "demo_", _DEMO))
+
+
+def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
+    with h5.open_file(path) as file:
+        data = file["data"]
+        names = h5.numbered(data, "demo_", _DEMO)[:most]
+        environment = Environment.of(data)
+        controller = controller_of(data, environment)
+        task = _task_name(path, data)
+        upright = h5.text(data.attrs, "macros_image_convention") == "opencv"
+        recordings, images, assumed = [], [], False
+        for name in names:
+            demo = h5.group(data, name, _DEMO)
+            recording, late, told = _recording(demo, controller)
+            assumed |= not told
+            recordings.append(_with_task(recording, task))
+            steps = len(recording.actions)
+            obs = h5.group(demo, "obs", "observations")
+            images.append(
+                {
+                    camera: frames(obs, key, steps + late, as_stored if upright else _flipped, steps)
+                    for camera, key in cameras.items()
+                }
+            )
+        return _Task(
+            task,
+            _instruction(data, task),
+            environment.version,
+            tuple(recordings),
+            assumed,
+            {camera: tuple(parts[camera] for parts in images) for camera in cameras},
+        )
+
+
+def _task_name(path: Path, data: Any) -> str:
+    """As the benchmark names it: the BDDL file's name, or the file's own."""
+    bddl = h5.text(data.attrs, "bddl_file_name")
+    return PurePosixPath(bddl).stem if bddl else path.stem.removesuffix(_ENDING)
+
+
+def _instruction(data: Any, task: str) -> str:
+    """What the benchmark says: a task's name in words, which the simulator's observations hold too.
+
+    The files say it in other words ("pick the ketchup ..." for "pick up the ketchup ..."), which would have other
+    embeddings. They count for tasks that are not of LIBERO-Object.
+    """
+    if task in TASKS:
+        return task.replace("_", " ")
+    info = h5.json_attribute(data, "problem_info")
+    found = None if info is None else info.get("language_instruction")
+    if isinstance(found, list):  # some recordings hold its words
+        found = " ".join(str(word) for word in found)
+    if not isinstance(found, str) or not found.strip():
+        raise DataError(
+            f"{h5.where(data)}: attribute 'problem_info' holds no language_instruction, expected the task in words. "
+            f"Copy the attributes of the original file."
+        )
+    return found.strip().strip('"')
+
+
+def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bool]:
+    """A demonstration, by how many rows its observations came late (0 or 1), and whether its states told."""
+    commands = h5.matrix(demo, "actions", COMMAND_DIM)
+    rows = len(commands)
+    states = h5.matrix(demo, "states", rows=rows) if "states" in demo else None
+    hand, joints, fingers = (
+        h5.matrix(demo, f"obs/{key}", size, rows)
+        for key, size in (("ee_states", 6), ("joint_states", 7), ("gripper_states", 2))
+    )
+    where = h5.where(demo)
+    late, told = _late(joints, states, where)
+    if late:
+        commands, hand, joints, fingers = commands[1:], hand[:-1], joints[:-1], fingers[:-1]
+        states = None if states is None else states[1:]
+    position, rotation = hand[:, :3], site_rotation(axis_angle_to_matrix(hand[:, 3:]))
+    proprioception = np.concatenate([position, matrix_to_rotation_6d(rotation), joints, fingers], axis=1)
+    recording = h5.Recording(where, controller.poses(commands, position, rotation, where), proprioception, states)
+    return recording, late, told
+
+
+def _late(joints: F64, states: F64 | None, where: str) -> tuple[int, bool]:
+    if len(joints) < 2:
+        raise DataError(f"{where}: has {len(joints)} step, expected at least 2. Remove the demonstration.")
+    if states is None or states.shape[1] < _JOINTS.stop:
+        return 1, False  # what LIBERO's own script writes
+    recorded = states[:, _JOINTS]
+    same, next_ = np.abs(joints - recorded)[:-1].mean(), np.abs(joints[:-1] - recorded[1:]).mean()
+    return int(next_ < same), True
+
+
+def _with_task(recording: h5.Recording, task: str) -> h5.Recording:
+    if recording.states is None or task not in TASKS:
+        return recording
+    number = np.full((len(recording.states), 1), float(TASKS.index(task)))
+    return replace(recording, states=np.concatenate([number, recording.states], axis=1))
+
+
+def _language(tasks: list[_Task], embed: Embed | None) -> tuple[FloatArray, str]:
+    """(E, D_l), and what made them."""
+    if embed is None:
+        from classact.data.language import embed_instruction
+
+        embed = embed_instruction
+    found = [embed(task.instruction) for task in tasks]
+    lengths = [len(task.recordings) for task in tasks]
+    return np.repeat(np.stack([vector for vector, _ in found]), lengths, axis=0), found[0][1]
+
+
+def _flipped(images: Any) -> ImageArray:
+    return np.asarray(images, np.uint8)[:, ::-1]

@@ -1,0 +1,296 @@
+"""robomimic's and MimicGen's HDF5 files of robosuite tasks: ``data/demo_i`` with ``env_args``; one file, one task.
+
+https://robomimic.github.io/docs/datasets/overview.html says what they hold. ``obs/<key>`` is observed before
+``actions`` of the same row are taken, images are uint8 and upright. Raw files (as collected, or ``demo.hdf5`` as
+downloaded) hold states and the model alone: everything about the robot then follows from these
+(:mod:`classact.data.readers.kinematics`), and images are rendered from the states.
+
+Actions become absolute 10-D poses of the grip site, as the paper uses them (section D), whether they were recorded as
+differences or as poses; :mod:`classact.data.readers.osc` says how. Diffusion Policy's conversion
+(``..._abs.hdf5``) writes poses and leaves ``env_args`` saying that they are differences, so that the numbers are asked
+as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.actions import ActionSpace
+from classact.data.images import ImageStore
+from classact.data.readers import Progress
+from classact.data.readers import hdf5 as h5
+from classact.data.readers.hdf5_images import Frames, as_stored, frames, is_images, store_frames
+from classact.data.readers.kinematics import ArmModel
+from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, at_gripper, site_rotation
+from classact.data.rotations import matrix_to_rotation_6d, quaternion_to_matrix
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations
+from classact.errors import ConfigError, DataError, choose
+
+DESCRIPTION = "a robomimic or MimicGen .hdf5 file with data/demo_0, data/demo_1, ..."
+TAKES_LAYOUT = True
+_LAYOUT = ("filter", "cameras", "accept")
+
+SIMULATORS: Mapping[str, str] = {
+    "NutAssemblySquare": "square",
+    "StackThree_D0": "three-stack-d0",
+    "StackThree_D1": "three-stack-d1",
+}
+"""robosuite's or MimicGen's name of an environment -> classact's of the simulator that its states belong to."""
+
+CAMERAS: Mapping[str, str] = {"agentview_image": "agentview", "robot0_eye_in_hand_image": "wrist"}
+"""Keys of images -> names of the cameras in classact's simulators; other keys lose their ``_image``."""
+
+_DEMO = "demonstrations demo_0, demo_1, ..."
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a file's demonstrations were recorded.
+
+    Attributes:
+        name: of the environment; empty where the file does not say.
+        version: of robosuite, or "unknown".
+        controller: how actions are meant; None where the file does not say.
+        robots: robosuite's names of them; none where the file does not say.
+    """
+
+    name: str
+    version: str
+    controller: Any
+    robots: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(data: Any) -> Environment:
+        """From the attributes of group ``data``: robomimic's ``env_args``, or what robosuite's own collector writes.
+
+        Raises:
+            DataError: attributes that are no JSON objects.
+        """
+        args = h5.json_attribute(data, "env_args")
+        if args is None:
+            args = {"env_name": h5.text(data.attrs, "env"), "env_kwargs": h5.json_attribute(data, "env_info")}
+        version = args.get("env_version") or h5.text(data.attrs, "repository_version") or h5.UNKNOWN
+        settings = args.get("env_kwargs")
+        settings = settings if isinstance(settings, dict) else {}
+        robots = settings.get("robots") or ()
+        robots = (robots,) if isinstance(robots, str) else tuple(map(str, robots))
+        return Environment(str(args.get("env_name") or ""), str(version), settings.get("controller_configs"), robots)
+
+
+def matches(path: Path) -> bool:
+    """A file named like HDF5; listed behind the formats that have a sign of their own."""
+    return h5.is_hdf5_name(path)
+
+
+def declared_simulator(path: Path) -> str:
+    """classact's name of the simulator that a file's states belong to; empty where that is not known."""
+    try:
+        with h5.open_file(path) as file:
+            return SIMULATORS.get(Environment.of(file["data"]).name, "")
+    except (ConfigError, DataError, KeyError):
+        return ""  # what is wrong shows when the file is read
+
+
+def read(
+    path: Path,
+    *,
+    episodes: int | None = None,
+    progress: Progress | None = None,
+    layout: h5.Hdf5Layout | Path | None = None,
+    store: ImageStore | None = None,
+) -> Demonstrations:
+    """Read a file. Images, where it has any, are decoded once into an image store and memory-mapped from there.
+
+    Args:
+        path: the file.
+        episodes: only the first so many demonstrations, by number.
+        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
+        layout: ``filter`` (a list in ``mask``), ``cameras``, ``accept``, or a JSON file that says so.
+        store: where decoded images go, by default the user's cache.
+
+    Returns:
+        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states
+        [time, qpos, qvel], images at native resolution; ``simulator`` as in :data:`SIMULATORS`, empty for others.
+
+    Raises:
+        DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
+            OSC_POSE; the message names file and demonstration.
+        ConfigError: more episodes asked for than there are, an unknown filter, a layout that cannot be read, h5py
+            missing.
+        StorageError: no space for the decoded images.
+    """
+    chosen = h5.resolve_layout(layout, _LAYOUT)
+    with h5.open_file(path) as file:
+        data = h5.group(file, "data", f"robomimic's layout: {_DEMO}")
+        names = _filtered(file, h5.numbered(data, "demo_", _DEMO), chosen.filter)
+        names = names[: h5.check_episodes(episodes, len(names), path)]
+        environment = Environment.of(data)
+        controller = controller_of(data, environment)
+        raw = [_raw(h5.group(data, name, _DEMO)) for name in names]
+        images = _frames(data, names, [len(part.commands) for part in raw], chosen.cameras)
+    assumption = ""
+    if not controller.absolute and all(at_gripper(part.commands, part.position, part.rotation) for part in raw):
+        controller = replace(controller, absolute=True)
+        assumption = (
+            "env_args declare actions as differences, but all lie where the gripper is: taken as absolute poses"
+        )
+    recordings = [part.recording(controller) for part in raw]
+    states = h5.joined_states(recordings)
+    simulator = SIMULATORS.get(environment.name, "") if states is not None else ""
+    rendered = tuple(CAMERAS.values()) if simulator else ()
+    demonstrations = Demonstrations(
+        name=path.stem.replace("_", "-"),
+        episode_ends=h5.episode_ends([len(part.actions) for part in recordings]),
+        actions=h5.joined([part.actions for part in recordings]),
+        proprioception=h5.joined([part.proprioception for part in recordings]),
+        states=states,
+        source=str(path),
+        schema=Schema(
+            tuple(dict.fromkeys((*rendered, *images))),
+            PROPRIOCEPTION,
+            actions=ActionSpace.pose(),
+            assumption=assumption,
+        ),
+        simulator=simulator,
+        versions=h5.versions(environment.version, chosen),
+    )
+    return demonstrations.with_images(
+        {
+            camera: store_frames("robomimic-hdf5", camera, parts, {}, store or ImageStore(), progress)
+            for camera, parts in images.items()
+        }
+    )
+
+
+def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
+    if chosen is None:
+        return names
+    masks = file.get("mask")
+    available = [] if masks is None else list(masks)
+    if chosen not in available:
+        raise ConfigError(f"{file.filename}: " + choose("filter", chosen, available))
+    wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[chosen][()]}
+    if missing := sorted(wanted - set(names)):
+        raise DataError(f"{file.filename}: mask/{chosen} lists {missing[0]!r}, which is not in data.")
+    if not wanted:
+        raise DataError(f"{file.filename}: mask/{chosen} lists 0 demonstrations, expected at least 1.")
+    return [name for name in names if name in wanted]
+
+
+def controller_of(data: Any, environment: Environment) -> Controller:
+    """How the actions in group ``data`` are meant.
+
+    Raises:
+        DataError: the file does not say, or not for one arm's pose, or for another arm than a Panda.
+    """
+    if environment.robots and not (len(environment.robots) == 1 and environment.robots[0].endswith("Panda")):
+        raise DataError(
+            f"{h5.where(data)}: was recorded with the robots {', '.join(environment.robots)}, expected one Panda: of "
+            f"others it is not known how the gripper is mounted on the hand."
+        )
+    if environment.controller is None:
+        raise DataError(
+            f"{h5.where(data)}: attribute 'env_args' names no controller_configs (env_kwargs), so nobody knows what "
+            f"the actions mean. Expected a recording of a robosuite task; copy the attributes of the original file."
+        )
+    return Controller.from_json(environment.controller, h5.where(data))
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A demonstration before its commands are made poses."""
+
+    where: str
+    commands: F64
+    position: F64
+    rotation: F64
+    joints: F64
+    fingers: F64
+    states: F64 | None
+
+    def recording(self, controller: Controller) -> h5.Recording:
+        rotation_6d = matrix_to_rotation_6d(self.rotation)
+        return h5.Recording(
+            self.where,
+            controller.poses(self.commands, self.position, self.rotation, self.where),
+            np.concatenate([self.position, rotation_6d, self.joints, self.fingers], axis=1),
+            self.states,
+        )
+
+
+def _raw(demo: Any) -> _Raw:
+    commands = h5.matrix(demo, "actions", COMMAND_DIM)
+    states = h5.matrix(demo, "states", rows=len(commands)) if "states" in demo else None
+    return _Raw(h5.where(demo), commands, *_robot(demo, len(commands), states), states)
+
+
+def _robot(demo: Any, steps: int, states: F64 | None) -> tuple[F64, F64, F64, F64]:
+    """Grip site's position (L, 3) and rotation (L, 3, 3), joint positions (L, 7), fingers (L, 2)."""
+    obs = demo.get("obs")
+    needed = ("robot0_eef_pos", "robot0_eef_quat", "robot0_joint_pos", "robot0_gripper_qpos")
+    missing = [key for key in needed if obs is None or key not in obs]
+    if not missing:
+        # Since robosuite 1.5 the site's rotation is observed as well; what came before, see the module osc.
+        if "robot0_eef_quat_site" in obs:
+            rotation = quaternion_to_matrix(h5.matrix(obs, "robot0_eef_quat_site", 4, steps))
+        else:
+            rotation = site_rotation(quaternion_to_matrix(h5.matrix(obs, "robot0_eef_quat", 4, steps)))
+        sizes = {"robot0_eef_pos": 3, "robot0_joint_pos": 7, "robot0_gripper_qpos": 2}
+        position, joints, fingers = (h5.matrix(obs, key, size, steps) for key, size in sizes.items())
+        return position, rotation, joints, fingers
+    model = h5.text(demo.attrs, "model_file")
+    if states is None or model is None:
+        lacks = "no states" if states is None else "no model (attribute 'model_file')"
+        raise DataError(
+            f"{h5.where(demo)}: obs lacks {', '.join(missing)}, and there are {lacks} to compute them from. Write "
+            f"observations with robomimic's dataset_states_to_obs.py, or use the original file."
+        )
+    return arm_from_states(ArmModel(model, h5.where(demo)), states)
+
+
+def arm_from_states(model: ArmModel, states: F64) -> tuple[F64, F64, F64, F64]:
+    """What the robot observes, from (L, D_s) states: as ``_robot``.
+
+    Raises:
+        DataError: states of another model, or an arm without seven joints and two fingers.
+    """
+    if (len(model.arm), len(model.fingers)) != (7, 2):
+        raise DataError(
+            f"{model.where}: the arm has {len(model.arm)} joints and {len(model.fingers)} fingers, expected 7 and 2: a "
+            f"Panda with its gripper."
+        )
+    qpos = model.qpos(states)
+    position, rotation = model.grip_pose(qpos)
+    return position, rotation, qpos[:, model.arm], qpos[:, model.fingers]
+
+
+def _frames(
+    data: Any, names: list[str], lengths: list[int], cameras: Mapping[str, str] | None
+) -> dict[str, list[Frames]]:
+    """Camera -> its images in each demonstration."""
+    if cameras is None:
+        first = data[names[0]].get("obs", {})
+        keys = [key for key in map(str, first) if is_images(first.get(key))]
+        found = {CAMERAS.get(key, key.removesuffix("_image")): key for key in sorted(keys)}
+        cameras = {camera: found[camera] for camera in sorted(found, key=_order)}
+    return {
+        camera: [
+            frames(h5.group(data[name], "obs", "observations"), key, steps, as_stored)
+            for name, steps in zip(names, lengths, strict=True)
+        ]
+        for camera, key in cameras.items()
+    }
+
+
+def _order(camera: str) -> tuple[int, str]:
+    known = list(CAMERAS.values())
+    return (known.index(camera) if camera in known else len(known), camera)

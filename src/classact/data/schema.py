@@ -1,0 +1,288 @@
+"""What an observation holds and what an action means: declared once, with the data, checked wherever it is used.
+
+A schema travels from the reader through the demonstrations into the policy's folder, so that a policy refuses
+observations that it was not trained on, by name, instead of acting on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.actions import ActionSpace
+from classact.errors import CheckpointError, ConfigError, DataError, choose
+
+PROPRIOCEPTION = "proprioception"
+"""The only key where data declare none."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Names and sizes of an observation's parts, and the meaning of an action's dimensions.
+
+    Attributes:
+        cameras: views that are recorded or can be rendered; images are (H, W, 3) uint8 RGB.
+        proprioception: (key, size) in the order in which they are concatenated to (D_p,) float32.
+        language: D_l, size of an instruction's embedding; 0 where there is none.
+        actions: what the D_a dimensions of an action mean; None where it was not declared and their number does not
+            tell: each dimension is then a number by itself.
+        assumption: in words, what of this was not declared but assumed; empty where nothing was. Two schemas that
+            differ in it alone are equal, and it is not saved.
+    """
+
+    cameras: tuple[str, ...] = ()
+    proprioception: tuple[tuple[str, int], ...] = ()
+    language: int = 0
+    actions: ActionSpace | None = None
+    assumption: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", tuple(self.cameras))
+        object.__setattr__(self, "proprioception", tuple((str(key), int(size)) for key, size in self.proprioception))
+        for kind, names in (("camera", self.cameras), ("proprioception key", self.keys)):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ConfigError(f"{kind} {name!r} is declared {names.count(name)} times, expected once.")
+        for key, size in self.proprioception:
+            if size < 1:
+                raise ConfigError(f"proprioception key {key!r}: expected a size of at least 1, got {size}.")
+        if self.language < 0:
+            raise ConfigError(f"expected a language embedding of size >= 0, got {self.language}.")
+
+    @staticmethod
+    def assumed(cameras: Sequence[str], proprioception: int, actions: int, *, values: Any = None) -> Schema:
+        """The schema of data that declare none: one proprioception key; an action space where D_a alone tells.
+
+        Args:
+            cameras: views.
+            proprioception: D_p.
+            actions: D_a.
+            values: (N, D_a) float32 or float64, the actions. Ten numbers that are no pose, because six of them are no
+                rotation, are not taken for one.
+        """
+        keys = ((PROPRIOCEPTION, proprioception),) if proprioception else ()
+        space: ActionSpace | None = None
+        try:
+            space, assumption = ActionSpace.guess(actions)
+            if space.has_rotations and values is not None:
+                space.check_rotations(values)
+        except ConfigError as problem:
+            assumption = f"no action space is assumed: {problem}"
+        except DataError as problem:
+            assumption = f"no action space is assumed, although {actions} dimensions can be poses: {problem}"
+            space = None
+        return Schema(tuple(cameras), keys, actions=space, assumption=assumption)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Proprioception keys, in order."""
+        return tuple(key for key, _ in self.proprioception)
+
+    @property
+    def proprioception_dim(self) -> int:
+        """D_p."""
+        return sum(size for _, size in self.proprioception)
+
+    def columns(self, keys: Sequence[str] | None = None) -> NDArray[np.int64]:
+        """Dimensions of (D_p,) proprioception that ``keys`` occupy, in their order; all where None.
+
+        Raises:
+            ConfigError: a key that is not declared.
+        """
+        ends = np.cumsum([size for _, size in self.proprioception], dtype=np.int64)
+        where = {key: np.arange(end - size, end) for (key, size), end in zip(self.proprioception, ends, strict=True)}
+        parts = []
+        for key in self.keys if keys is None else keys:
+            if key not in where:
+                raise ConfigError(choose("proprioception key", key, where))
+            parts.append(where[key])
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def with_cameras(self, cameras: Sequence[str]) -> Schema:
+        """The same with other views."""
+        return replace(self, cameras=tuple(cameras))
+
+    def join(self, values: Mapping[str, Any], where: str = "observation") -> NDArray[np.float32]:
+        """(D_p,) float32 of values by key.
+
+        Raises:
+            DataError: a declared key is missing, an undeclared one is there, or sizes differ.
+        """
+        if missing := [key for key in self.keys if key not in values]:
+            raise DataError(
+                f"{where}: lacks proprioception {missing[0]!r}; there are {sorted(values) or 'none'}, declared are "
+                f"{list(self.keys)}. Pass all declared keys."
+            )
+        if extra := sorted(set(values) - set(self.keys)):
+            raise DataError(
+                f"{where}: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it out, "
+                f"or train with it."
+            )
+        parts = []
+        for key, size in self.proprioception:
+            try:
+                value = np.asarray(values[key], np.float32).reshape(-1)
+            except (TypeError, ValueError):
+                raise DataError(
+                    f"{where}: proprioception {key!r} is {values[key]!r}, expected {size} numbers."
+                ) from None
+            if len(value) != size:
+                raise DataError(f"{where}: proprioception {key!r} has {len(value)} numbers, declared are {size}.")
+            parts.append(value)
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def check(
+        self,
+        images: Mapping[str, Any],
+        proprioception: Any,
+        language: Any = None,
+        *,
+        cameras: Sequence[str] = (),
+        where: str = "observation",
+    ) -> None:
+        """Refuse an observation that is not of this schema.
+
+        Args:
+            images: camera -> (H, W, 3) uint8.
+            proprioception: (D_p,) float.
+            language: (D_l,) float, or None.
+            cameras: which views are needed.
+            where: for messages.
+
+        Raises:
+            DataError: a missing camera or language; a wrong shape, dtype or channel order; NaN or infinite numbers.
+        """
+        for camera in cameras:
+            if camera not in images:
+                raise DataError(
+                    f"{where}: lacks camera {camera!r}; there are {sorted(images) or 'no images'}, needed are "
+                    f"{list(cameras)}. Observe with rendering, in a simulator or on a robot that has this camera."
+                )
+            check_image(images[camera], f"{where}: camera {camera!r}")
+        check_vector(proprioception, self.proprioception_dim, f"{where}: proprioception {list(self.keys)}")
+        if language is not None and not self.language:
+            raise DataError(
+                f"{where}: holds an instruction's embedding, but the schema declares none. Leave it out, or train with "
+                f"one."
+            )
+        if self.language:
+            if language is None:
+                raise DataError(
+                    f"{where}: lacks the instruction's embedding ({self.language} numbers), which this data's schema "
+                    f"declares. Pass the embedding of the task's instruction as language."
+                )
+            check_vector(language, self.language, f"{where}: language")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            "cameras": list(self.cameras),
+            "proprioception": [[key, size] for key, size in self.proprioception],
+            "language": self.language,
+            "actions": None if self.actions is None else self.actions.to_json(),
+        }
+
+    @staticmethod
+    def from_json(value: Any, where: str = "schema") -> Schema:
+        """Inverse of :meth:`to_json`; ``where`` names the file in messages.
+
+        Raises:
+            CheckpointError: missing, or not written by it.
+        """
+        try:
+            actions = value["actions"]
+            if isinstance(value["cameras"], str):
+                raise TypeError("cameras is a text, expected a list of names")
+            return Schema(
+                tuple(value["cameras"]),
+                tuple((key, size) for key, size in value["proprioception"]),
+                int(value["language"]),
+                None if actions is None else ActionSpace.from_json(actions, where),
+            )
+        except (KeyError, TypeError, ValueError, ConfigError) as problem:
+            raise CheckpointError(
+                f"{where}: expected a schema with cameras, proprioception, language and actions, got {value!r} "
+                f"({type(problem).__name__}: {problem}): another version wrote it."
+            ) from None
+
+    def difference(self, other: Schema) -> str:
+        """What ``other`` declares otherwise, in words; empty where both accept the same observations and actions.
+
+        Cameras that only one of them has are no difference: which ones are needed, an encoder says. Nor are parts that
+        one of them does not declare, as long as sizes agree.
+        """
+        pairs: tuple[tuple[str, Any, Any], ...] = (
+            ("proprioception", list(self.proprioception), list(other.proprioception)),
+            ("language embedding of size", self.language, other.language),
+            ("actions", _describe(self.actions), _describe(other.actions)),
+        )
+        if (PROPRIOCEPTION,) in (self.keys, other.keys) and self.proprioception_dim == other.proprioception_dim:
+            pairs = pairs[1:]
+        if self.actions is None or other.actions is None:
+            pairs = pairs[:-1]
+        return next((f"{what} {own} here, {found} there" for what, own, found in pairs if own != found), "")
+
+
+def check_image(image: Any, where: str) -> None:
+    """Refuse what is no (H, W, 3) uint8 RGB image of at least one pixel.
+
+    Raises:
+        DataError: with shape or dtype, and, for channels first, how to turn it.
+    """
+    _check_pixels(image, (), where)
+
+
+def check_images(images: Any, where: str, count: int | None = None) -> None:
+    """Refuse what are no (N, H, W, 3) uint8 RGB images of at least one pixel each; N is ``count`` where it is given.
+
+    Raises:
+        DataError: as :func:`check_image`.
+    """
+    _check_pixels(images, ("N" if count is None else count,), where)
+
+
+def _check_pixels(images: Any, lead: tuple[str | int, ...], where: str) -> None:
+    shape = getattr(images, "shape", None)
+    expected = f"({', '.join(map(str, (*lead, 'H', 'W', 3)))})"
+    what = f"images of shape {expected}, one RGB frame per step" if lead else f"an image of shape {expected}"
+    if shape is None or len(shape) != len(lead) + 3 or shape[-1] != 3:
+        turn = ""
+        if shape is not None and len(shape) == len(lead) + 3 and shape[-3] == 3:
+            turn = f" Channels are first: transpose to {expected}."
+        elif shape is not None and len(shape) == len(lead) + 3 and shape[-1] in (1, 4):
+            turn = f" It has {shape[-1]} channels: convert to RGB."
+        found = type(images).__name__ if shape is None else tuple(shape)
+        raise DataError(f"{where}: expected {what}, got {found}.{turn}")
+    if lead and lead != ("N",) and shape[:1] != lead:
+        raise DataError(f"{where}: expected {what}, got {tuple(shape)}.")
+    if 0 in shape[-3:]:
+        raise DataError(f"{where}: expected {what} with H >= 1 and W >= 1, got {tuple(shape)}, which has no pixels.")
+    if images.dtype != np.uint8:
+        raise DataError(
+            f"{where}: expected uint8 values 0..255, got {images.dtype}. If they are 0..1, multiply by 255, round and "
+            f"convert."
+        )
+
+
+def check_vector(value: Any, size: int, where: str) -> None:
+    """Refuse what is not (size,) finite numbers.
+
+    Raises:
+        DataError: with both sizes, or the first number that is not finite.
+    """
+    shape = getattr(value, "shape", None)
+    if shape != (size,):
+        found = type(value).__name__ if shape is None else tuple(shape)
+        raise DataError(f"{where}: expected {size} numbers, shape ({size},), got {found}.")
+    finite = np.isfinite(value)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        raise DataError(f"{where}: number {at} is {value[at]}, expected finite numbers.")
+
+
+def _describe(actions: ActionSpace | None) -> str:
+    return "undeclared" if actions is None else actions.describe()

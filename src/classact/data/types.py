@@ -1,0 +1,326 @@
+"""The values that travel through classact: frozen, validated, with shapes and units.
+
+Convention throughout: action ``a_t`` is the action taken at observation ``o_t``; it leads to ``o_{t+1}``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.schema import Schema, check_images
+from classact.errors import DataError
+
+FloatArray = NDArray[np.float32]
+StateArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+ImageArray = NDArray[np.uint8]
+
+
+def _check_matrix(name: str, array: Any, length: int, dtype: type, where: str) -> None:
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[0] != length:
+        raise DataError(
+            f"{where}: expected {name} of shape ({length}, D), got {getattr(array, 'shape', type(array).__name__)}. "
+            f"Every array must have one row per step."
+        )
+    if array.dtype != dtype:
+        raise DataError(f"{where}: expected {name} of dtype {np.dtype(dtype)}, got {array.dtype}. Convert it first.")
+    finite = np.isfinite(array)
+    if not finite.all():
+        row, column = (int(v) for v in np.argwhere(~finite)[0])
+        bad = int((~finite).any(axis=1).sum())
+        raise DataError(
+            f"{where}: {name}[{row}, {column}] is {array[row, column]}; {bad} of {length} steps hold NaN or infinite "
+            f"values. Drop or repair these steps; classact does not guess."
+        )
+
+
+def _check_images(images: Mapping[str, Any], length: int, where: str) -> None:
+    for camera, array in images.items():
+        check_images(array, f"{where}: camera {camera!r}", length)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of L steps.
+
+    Attributes:
+        index: position in the :class:`Demonstrations` it came from.
+        actions: (L, D_a) float32, unnormalised, in the simulator's or robot's own units.
+        proprioception: (L, D_p) float32, unnormalised.
+        states: (L, D_s) float64 full simulator states, or None where none were recorded.
+        images: camera name -> (L, H, W, 3) uint8 RGB, usually a memory-mapped view.
+    """
+
+    index: int
+    actions: FloatArray
+    proprioception: FloatArray
+    states: StateArray | None = None
+    images: Mapping[str, ImageArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"episode {self.index}"
+        length = len(self.actions)
+        if length == 0:
+            raise DataError(f"{where}: has 0 steps, expected at least 1. Remove the episode from the data.")
+        _check_matrix("actions", self.actions, length, np.float32, where)
+        _check_matrix("proprioception", self.proprioception, length, np.float32, where)
+        if self.states is not None:
+            _check_matrix("states", self.states, length, np.float64, where)
+        _check_images(self.images, length, where)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """A set of E demonstrations, N steps in all, stored flat: step rows of all episodes one after another.
+
+    Attributes:
+        name: short name, for tables (``pusht-human``).
+        episode_ends: (E,) int64, the cumulative number of steps: episode e is rows ends[e-1]:ends[e].
+        actions: (N, D_a) float32.
+        proprioception: (N, D_p) float32.
+        states: (N, D_s) float64 or None.
+        images: camera name -> (N, H, W, 3) uint8; memory-mapped, never copied into RAM as a whole.
+        source: where the data came from, for messages.
+        schema: what observations hold and what actions mean. Where a reader declares none, it is assumed: one
+            proprioception key, and the action space that D_a alone tells (:meth:`Schema.assumed`). Rotations that are
+            declared are checked: 6 of D_a dimensions that are something else hardly ever look like one.
+        language: (E, D_l) float32, the embedding of each episode's instruction, or None.
+        simulator: registry name of the simulator that the states belong to (:data:`classact.sims.SIMULATORS`); empty
+            where it is not known, or there is none.
+        versions: package -> version that recorded the states, and "language" -> what embedded the instructions; empty
+            where they are not known.
+        images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
+    """
+
+    name: str
+    episode_ends: IntArray
+    actions: FloatArray
+    proprioception: FloatArray
+    states: StateArray | None = None
+    images: Mapping[str, ImageArray] = field(default_factory=dict)
+    source: str = "memory"
+    schema: Schema = field(default_factory=Schema)
+    language: FloatArray | None = None
+    simulator: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    images_shift: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"{self.name} ({self.source})"
+        ends = self.episode_ends
+        if ends.ndim != 1 or len(ends) == 0 or ends.dtype != np.int64:
+            raise DataError(
+                f"{where}: expected episode_ends of shape (E,) and dtype int64 with E >= 1, "
+                f"got {ends.shape} {ends.dtype}."
+            )
+        lengths = np.diff(ends, prepend=0)
+        if (lengths <= 0).any():
+            e = int(np.argmax(lengths <= 0))
+            before = 0 if e == 0 else int(ends[e - 1])
+            what = "has 0 steps" if lengths[e] == 0 else "ends before it starts"
+            raise DataError(
+                f"{where}: episode_ends must increase, but episode {e} {what}: it runs from step {before} to "
+                f"{int(ends[e])}. Repair episode_ends, or drop the episode."
+            )
+        steps = len(self.actions)
+        if int(ends[-1]) != steps:
+            raise DataError(
+                f"{where}: episode_ends ends at {int(ends[-1])} but there are {steps} steps of actions. "
+                f"The two must be equal: the file is incomplete, or episode_ends belongs to other data."
+            )
+        _check_matrix("actions", self.actions, steps, np.float32, where)
+        _check_matrix("proprioception", self.proprioception, steps, np.float32, where)
+        if self.states is not None:
+            _check_matrix("states", self.states, steps, np.float64, where)
+        _check_images(self.images, steps, where)
+        if self.language is not None:
+            _check_matrix("language", self.language, len(ends), np.float32, where)
+        if self.schema == Schema():
+            sizes = (self.proprioception.shape[1], self.actions.shape[1])
+            assumed = Schema.assumed(tuple(self.images), *sizes, values=self.actions)
+            language = 0 if self.language is None else self.language.shape[1]
+            object.__setattr__(self, "schema", replace(assumed, language=language))
+        self._check_schema(where)
+
+    def _check_schema(self, where: str) -> None:
+        schema = self.schema
+        if undeclared := [camera for camera in self.images if camera not in schema.cameras]:
+            # Re-rendered views join those that were recorded.
+            schema = schema.with_cameras((*schema.cameras, *undeclared))
+            object.__setattr__(self, "schema", schema)
+        found = self.proprioception.shape[1]
+        if schema.proprioception_dim != found:
+            raise DataError(
+                f"{where}: the schema declares {schema.proprioception_dim} dimensions of proprioception "
+                f"({', '.join(f'{key} {size}' for key, size in schema.proprioception) or 'none'}), the data have "
+                f"{found}. Declare the keys that are recorded."
+            )
+        language = 0 if self.language is None else self.language.shape[1]
+        if schema.language != language:
+            raise DataError(
+                f"{where}: the schema declares a language embedding of size {schema.language}, the data have one of "
+                f"{language}."
+            )
+        if schema.actions is not None and schema.actions.dim != self.actions.shape[1]:
+            raise DataError(
+                f"{where}: the schema declares actions of {schema.actions.dim} dimensions "
+                f"({schema.actions.describe()}), the data have {self.actions.shape[1]}."
+            )
+        if schema.actions is not None and schema.actions.has_rotations:
+            schema.actions.check_rotations(self.actions, where)
+
+    def __len__(self) -> int:
+        """Number of episodes E."""
+        return len(self.episode_ends)
+
+    def __getitem__(self, index: int) -> Episode:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        index %= len(self)
+        start, end = self.bounds(index)
+        return Episode(
+            index=index,
+            actions=self.actions[start:end],
+            proprioception=self.proprioception[start:end],
+            states=None if self.states is None else self.states[start:end],
+            images={camera: array[start:end] for camera, array in self.images.items()},
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps N over all episodes."""
+        return len(self.actions)
+
+    @property
+    def lengths(self) -> IntArray:
+        """(E,) steps of each episode."""
+        return np.diff(self.episode_ends, prepend=0)
+
+    def bounds(self, episode: int) -> tuple[int, int]:
+        """Flat rows [start, end) of an episode."""
+        start = 0 if episode == 0 else int(self.episode_ends[episode - 1])
+        return start, int(self.episode_ends[episode])
+
+    def episode_index(self) -> IntArray:
+        """(N,) the episode that each step belongs to."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    def subset(self, episodes: Sequence[int]) -> Demonstrations:
+        """The given episodes, in the given order, copied (images too: meant for a few episodes)."""
+        rows = np.concatenate([np.arange(*self.bounds(e)) for e in episodes])
+        return replace(
+            self,
+            episode_ends=np.cumsum([self.lengths[e] for e in episodes], dtype=np.int64),
+            actions=self.actions[rows],
+            proprioception=self.proprioception[rows],
+            states=None if self.states is None else self.states[rows],
+            images={camera: np.asarray(array[rows]) for camera, array in self.images.items()},
+            language=None if self.language is None else self.language[np.asarray(episodes, np.int64)],
+        )
+
+    def with_images(self, images: Mapping[str, ImageArray], *, shift: str = "") -> Demonstrations:
+        """The same demonstrations seen differently (re-rendered, resized), under ``shift`` as ``images_shift``."""
+        return replace(self, images=images, images_shift=shift)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over episode bounds, actions, proprioception, states, language (not images): which data this is."""
+        digest = hashlib.sha256()
+        for array in (self.episode_ends, self.actions, self.proprioception, self.states, self.language):
+            if array is not None:
+                digest.update(str((array.shape, array.dtype)).encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at one moment.
+
+    Attributes:
+        images: camera name -> (H, W, 3) uint8 RGB.
+        proprioception: (D_p,) float32.
+        state: (D_s,) float64 true simulator state; for state policies and re-rendering, None on a real robot.
+        language: (D_l,) float32 embedding of the instruction, None where the task has none.
+    """
+
+    images: Mapping[str, ImageArray]
+    proprioception: FloatArray
+    state: StateArray | None = None
+    language: FloatArray | None = None
+
+    @staticmethod
+    def of(
+        schema: Schema,
+        images: Mapping[str, Any],
+        proprioception: Mapping[str, Any],
+        *,
+        state: Any = None,
+        language: Any = None,
+    ) -> Observation:
+        """An observation from values by key, as a robot's driver has them.
+
+        Args:
+            schema: of the data that a policy was trained on (``policy.schema``).
+            images: camera -> (H, W, 3) uint8 RGB.
+            proprioception: key -> numbers, all keys that the schema declares.
+            state: (D_s,) true state, for state policies.
+            language: (D_l,) embedding of the instruction.
+
+        Raises:
+            DataError: a declared key is missing or of another size, or an image is of another shape or dtype.
+        """
+        joined = schema.join(proprioception)
+        words = None if language is None else np.asarray(language, np.float32)
+        schema.check(images, joined, words, cameras=tuple(images))
+        return Observation(images, joined, None if state is None else np.asarray(state, np.float64), words)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A named success rule: the largest value of ``metric`` over the episode exceeds ``threshold``."""
+
+    name: str
+    metric: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """One evaluated episode.
+
+    Attributes:
+        seed: the seed that start state and appearance were drawn from.
+        steps: control steps executed.
+        maxima: metric name -> largest value reached.
+        success: criterion name -> reached or not.
+        first_success: criterion name -> first step (counted from 1) at which it held, None if never.
+        states: (steps + 1, D_s) float64, from the start state on: enough to re-render the episode.
+        actions: (steps, D_a) float32 as executed.
+        metrics: metric name -> (steps,) float32 trace.
+        decisions: (n,) control steps, counted from 0, before which the policy decided; None where it was not kept.
+        novelty: (n,) float32, how far each of these observations was from what was demonstrated, in [0, 1]; None
+            where the policy does not say.
+    """
+
+    seed: int
+    steps: int
+    maxima: Mapping[str, float]
+    success: Mapping[str, bool]
+    first_success: Mapping[str, int | None]
+    states: StateArray
+    actions: FloatArray
+    metrics: Mapping[str, FloatArray]
+    decisions: IntArray | None = None
+    novelty: FloatArray | None = None

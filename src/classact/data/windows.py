@@ -1,0 +1,25 @@
+"""Windows of future actions: pure integers.
+
+One window per step t (paper section 3): rows t .. t + T_p - 1, clamped at the end of the episode, so that the last
+action repeats. The number of windows equals the number of steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from classact.data.types import IntArray
+from classact.errors import ConfigError
+
+
+def window_indices(episode_ends: IntArray, horizon: int) -> IntArray:
+    """(N, T) flat step indices of every window of ``horizon`` T, clamped within its episode.
+
+    Episodes shorter than the horizon are allowed: their windows repeat the last step.
+    """
+    if horizon < 1:
+        raise ConfigError(f"expected a horizon of at least 1 step, got {horizon}.")
+    ends = np.asarray(episode_ends, dtype=np.int64)
+    last = np.repeat(ends - 1, np.diff(ends, prepend=0))
+    start = np.arange(int(ends[-1]), dtype=np.int64)
+    return np.asarray(np.minimum(start[:, None] + np.arange(horizon), last[:, None]), dtype=np.int64)

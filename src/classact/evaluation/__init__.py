@@ -1,0 +1,1 @@
+"""Rollouts with intervals, and probes of representations without rollouts."""

@@ -1,0 +1,201 @@
+"""The same states, drawn in two ways: whether a representation sees that they are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from classact.data.images import resize_images
+from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.errors import ClassactError
+from classact.evaluation.probe.latents import ProbeConfig, Progress
+from classact.evaluation.probe.metrics import episode_mean, view_matches
+from classact.policies import ImageLatents
+from classact.policies.latents import unit
+from classact.sims import make_simulator
+from classact.sims.rendering import appearance_seed
+from classact.sims.shifts import is_plain, parse_shift
+
+TOLERANCE = 2
+"""Steps within which a state of the same episode counts as nearly the same."""
+
+_STREAM = 5  # of random numbers, behind those of probe/latents.py
+_FIRST, _SECOND = 0x70726F62, 0x70726F63
+"""Seeds of the two drawings' appearances. Trainings use small ones, so what they showed is not shown again."""
+
+
+def reason_against(data: Demonstrations, latents: Any, simulator: str, shift: str, render_size: int) -> str | None:
+    """Why states cannot be drawn in two ways for an encoder; None where they can.
+
+    Args:
+        data: whose states are drawn.
+        latents: of the policy.
+        simulator: registry name.
+        shift: visual shift that appearances are drawn from.
+        render_size: side of the drawn images.
+    """
+    if not isinstance(latents, ImageLatents):
+        return "these latents read no images"
+    if data.states is None:
+        return f"{data.name} holds no simulator states that could be drawn again"
+    if is_plain(shift):
+        return f"shift {shift!r} draws every state alike; name one that changes it with --shift"
+    encoder = latents.encoder.config
+    if encoder.aspect is not None and abs(encoder.aspect - 1) > 0.02:
+        return f"the encoder reads images of width / height {encoder.aspect:.2f}, and simulators draw squares"
+    try:
+        made = make_simulator(simulator, image_size=render_size, shift=shift, cameras=encoder.cameras)
+    except ClassactError as error:
+        return str(error)
+    made.close()
+    if data.states.shape[1] != made.spec.state_dim:
+        return (
+            f"the states of {data.name} have {data.states.shape[1]} dimensions, those of simulator {simulator!r} "
+            f"{made.spec.state_dim}"
+        )
+    return None
+
+
+def draw_rows(
+    data: Demonstrations,
+    rows: IntArray,
+    cameras: Sequence[str],
+    size: int,
+    *,
+    simulator: str,
+    shift: str,
+    render_size: int,
+    seed: int,
+) -> dict[str, ImageArray]:
+    """Images of some steps, drawn from their states.
+
+    Args:
+        data: with states.
+        rows: (M,) steps, ascending.
+        cameras: which views.
+        size: of the images, made of what is drawn as in :func:`classact.run.frames.prepare_frames`.
+        simulator, shift, render_size: what draws.
+        seed: of the appearances; each episode has its own.
+
+    Returns:
+        camera -> (M, size, size, 3) uint8.
+    """
+    assert data.states is not None
+    out = {camera: np.empty((len(rows), size, size, 3), np.uint8) for camera in cameras}
+    episodes = data.episode_index()
+    sim = make_simulator(simulator, image_size=render_size, shift=shift, cameras=cameras)
+    try:
+        shown = -1
+        for number, row in enumerate(rows):
+            episode = int(episodes[row])
+            if episode != shown:
+                sim.set_appearance(appearance_seed(seed, episode))
+                shown = episode
+            sim.set_state(data.states[row], step=int(row) - data.bounds(episode)[0])
+            for camera, image in sim.observe().images.items():
+                out[camera][number] = resize_images(image[None], size)[0]
+    finally:
+        sim.close()
+    return out
+
+
+def some_steps(data: Demonstrations, rows: IntArray, images: Mapping[str, ImageArray]) -> Demonstrations:
+    """The steps ``rows`` (M,), ascending, as episodes of their own, with images (M, H, W, 3)."""
+    episodes, counts = np.unique(data.episode_index()[rows], return_counts=True)
+    return replace(
+        data,
+        episode_ends=np.cumsum(counts, dtype=np.int64),
+        actions=data.actions[rows],
+        proprioception=data.proprioception[rows],
+        states=None if data.states is None else data.states[rows],
+        images=dict(images),
+        language=None if data.language is None else data.language[episodes],
+    )
+
+
+def probe_views(
+    data: Demonstrations,
+    candidates: IntArray,
+    latents: ImageLatents,
+    config: ProbeConfig,
+    *,
+    simulator: str,
+    shift: str,
+    render_size: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """How alike the latents of the same states are, drawn in two ways.
+
+    Args:
+        data: with states.
+        candidates: steps to take states from.
+        latents: encoder and proprioception, which is the same in both drawings.
+        config: ``states`` and ``seed``.
+        simulator, shift, render_size: what draws.
+        progress: called with (done, total, what is being done).
+
+    Returns:
+        Plain JSON: "shift", "states", "tolerance" and "representations": name -> metrics.
+    """
+    rng = config.rng(_STREAM)
+    rows = np.sort(rng.choice(candidates, min(config.states, len(candidates)), replace=False))
+    encoder = latents.encoder.config
+    drawn = []
+    for number, seed in enumerate((_FIRST + 2 * config.seed, _SECOND + 2 * config.seed)):
+        if progress is not None:
+            progress(number, 2, "draw states")
+        images = draw_rows(
+            data,
+            rows,
+            encoder.cameras,
+            encoder.image_size,
+            simulator=simulator,
+            shift=shift,
+            render_size=render_size,
+            seed=seed,
+        )
+        drawn.append(representations(latents, latents.demonstrations(some_steps(data, rows, images))))
+    if progress is not None:
+        progress(2, 2, "draw states")
+    episodes = data.episode_index()[rows]
+    steps = rows - (data.episode_ends - data.lengths)[episodes]
+    # By chance: any of the states is the nearest.
+    near = (episodes[:, None] == episodes) & (np.abs(steps[:, None] - steps) <= TOLERANCE)
+    out: dict[str, Any] = {
+        "shift": shift,
+        "states": len(rows),
+        "tolerance": TOLERANCE,
+        "chance": {"same_state": 1 / len(rows), "nearly_same_state": float(near.mean())},
+        "representations": {},
+    }
+    for name in drawn[0]:
+        found = view_matches(drawn[0][name], drawn[1][name], episodes, steps, TOLERANCE)
+        metrics = {
+            "cosine_same": found.same,
+            "cosine_different": found.different,
+            "margin": found.same - found.different,
+            "same_state": found.exact.astype(np.float64),
+            "nearly_same_state": found.near.astype(np.float64),
+        }
+        out["representations"][name] = {
+            key: episode_mean(values, episodes, config.rng(_STREAM)).to_json() for key, values in metrics.items()
+        }
+    return out
+
+
+def representations(latents: Any, z: Any) -> dict[str, Any]:
+    """The representations that latents (N, d) of a policy hold: all of it, and image features alone.
+
+    Features come first in a latent, and their direction is not changed by what is appended and scaled with them.
+    """
+    if not isinstance(latents, ImageLatents):
+        return {"latents": z}
+    return {"latents": z, "image features": unit(z[:, : latents.encoder.feature_dim])}
+
+
+def check_named(shift: str) -> None:
+    """Refuse a shift that nobody knows (:func:`classact.sims.shifts.parse_shift`)."""
+    parse_shift(shift)

@@ -1,0 +1,408 @@
+"""The only evaluator: which episodes are run, for how long, and what counts as success.
+
+Episodes run in lockstep, in groups of a size that is a fact of the task (``SimulatorSpec.group``) and not of the number
+of worker processes: each round, the policy sees one batch with the observations of all episodes of the group, so the
+numbers it computes, and hence the result, are the same for any number of workers. They are also the same where workers
+die or hang on the way (:mod:`classact.sims.pool`). Every episode that is started is run to its time limit; the limit is
+checked at every step, not only between chunks.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing as mp
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.data.types import Criterion, FloatArray, RolloutResult
+from classact.errors import ConfigError, choose
+from classact.policies.base import Policy, alarm_level
+from classact.policies.control import ControlConfig, Controller
+from classact.sims import SimulatorSpec, make_simulator
+from classact.sims.pool import Worker
+from classact.utils.statistics import wilson_interval
+from classact.utils.storage import write_arrays, write_jsonl
+
+FIRST_SEED = 100_000
+"""Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which episodes are run, and how the policy is called in them.
+
+    Attributes:
+        episodes: how many, with seeds first_seed, first_seed + 1, ...
+        first_seed: see :data:`FIRST_SEED`.
+        shift: the simulator's visual shift.
+        image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
+        max_steps: time limit in control steps; None takes the simulator's own.
+        workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
+        execute, ensemble: see :class:`classact.policies.control.ControlConfig`.
+    """
+
+    episodes: int = 50
+    first_seed: int = FIRST_SEED
+    shift: str = "fixed-color"
+    image_size: int = 96
+    max_steps: int | None = None
+    workers: int = 0
+    execute: int | None = None
+    ensemble: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.workers < 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise ConfigError(
+                f"expected episodes >= 1, workers >= 0 and max_steps >= 1, got episodes {self.episodes}, workers "
+                f"{self.workers}, max_steps {self.max_steps}."
+            )
+        _ = self.control
+
+    @property
+    def control(self) -> ControlConfig:
+        """How the policy is called."""
+        return ControlConfig(self.execute, self.ensemble)
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def evaluate(
+    policy: Policy,
+    simulator: str,
+    config: EvaluationConfig,
+    progress: Callable[[int, int, str], None] | None = None,
+    faults: list[str] | None = None,
+) -> list[RolloutResult]:
+    """Run ``config.episodes`` episodes to the time limit.
+
+    Args:
+        policy: acts on batches of observations.
+        simulator: registry name.
+        config: episodes, seeds, shift, control.
+        progress: called with (control steps done, in all, status).
+        faults: what went wrong with worker processes and was put right is appended, a line each.
+
+    Returns:
+        One result per episode, in the order of seeds; with novelty scores where the policy gives them.
+
+    Raises:
+        SimulatorError: a worker process died or hung again and again, or the simulator failed twice.
+        ConfigError: control that does not fit the policy's chunks, actions that do not fit the simulator, or a camera
+            that it does not have.
+    """
+    controller = Controller(policy, config.control)
+    probe = make_simulator(simulator, image_size=config.image_size, shift=config.shift)
+    spec = probe.spec
+    probe.close()
+    _check_schema(policy, spec)
+    cameras = _cameras(policy, spec)
+    faults = [] if faults is None else faults
+    limit = config.max_steps or spec.max_steps
+    seeds = [config.first_seed + i for i in range(config.episodes)]
+    workers = min(config.workers or mp.cpu_count(), config.episodes, spec.group)
+    # Not fork: the parent runs threads (OpenMP), and forked threads deadlock.
+    context = mp.get_context("spawn")
+    results: list[RolloutResult] = []
+    with ExitStack() as stack:
+        pool = []
+        for _ in range(workers):
+            pool.append(Worker(context, (simulator, config.image_size, config.shift, cameras), faults))
+            stack.callback(pool[-1].close)
+        for first in range(0, len(seeds), spec.group):
+            group = seeds[first : first + spec.group]
+            done = len(results) * limit
+
+            def report(step: int, done: int = done, group: list[int] = group) -> None:
+                if progress is not None:
+                    restarts = f", worker restarts: {len(faults)}" if faults else ""
+                    progress(done + step * len(group), len(seeds) * limit, f"step {step} of {limit}{restarts}")
+
+            results += _run_group(controller, pool, group, spec, limit, report)
+    return results
+
+
+def _run_group(
+    controller: Controller,
+    pool: Sequence[Worker],
+    seeds: Sequence[int],
+    spec: SimulatorSpec,
+    limit: int,
+    report: Callable[[int], None],
+) -> list[RolloutResult]:
+    shares = [np.arange(len(seeds))[i :: len(pool)] for i in range(len(pool))]
+    render = controller.policy.needs_images
+
+    busy = [(worker, share) for worker, share in zip(pool, shares, strict=True) if len(share)]
+
+    def answers() -> list[Any]:
+        out: list[Any] = [None] * len(seeds)
+        for worker, share in busy:
+            for index, value in zip(share, worker.answer(), strict=True):
+                out[index] = value
+        return out
+
+    for worker, share in busy:
+        worker.reset([seeds[i] for i in share], render)
+    started = answers()
+    observations = [[observation] for observation in started]
+    states = [[observation.state] for observation in started]
+    actions: list[list[Any]] = [[] for _ in seeds]
+    traces: list[list[Mapping[str, float]]] = [[] for _ in seeds]
+    decisions: list[int] = []
+    scores: list[FloatArray | None] = []
+    controller.reset(len(seeds))
+    step = 0
+    while step < limit:
+        decision = controller.act(observations)
+        _check_actions(decision.chunk, controller.policy.name, spec)
+        decisions.append(step)
+        scores.append(decision.novelty)
+        chunks = decision.chunk[:, : limit - step]
+        for worker, share in busy:
+            worker.step(chunks[share], render, controller.history)
+        for i, (seen, metrics, visited) in enumerate(answers()):
+            observations[i] = seen
+            actions[i].extend(chunks[i])
+            traces[i].extend(metrics)
+            states[i].extend(visited)
+        step += chunks.shape[1]
+        report(step)
+    given = [score for score in scores if score is not None]
+    if given and len(given) < len(scores):
+        raise ConfigError(
+            f"policy {controller.policy.name!r} gave novelty scores at {len(given)} of {len(scores)} decisions, "
+            f"expected all or none."
+        )
+    novelty = np.stack(given, axis=1) if given else None  # (B, n)
+    return [
+        replace(
+            _result(seed, spec.criteria, np.asarray(states[i]), np.asarray(actions[i], np.float32), traces[i]),
+            decisions=np.asarray(decisions, np.int64),
+            novelty=None if novelty is None else novelty[i],
+        )
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _check_schema(policy: Policy, spec: SimulatorSpec) -> None:
+    schema = getattr(policy, "schema", None)
+    if schema is None or spec.schema is None:
+        return
+    if difference := schema.difference(spec.schema):
+        raise ConfigError(
+            f"policy {policy.name!r} was trained on other observations or actions than simulator {spec.name!r} has: "
+            f"{difference}. Evaluate it on its own task, or train with these."
+        )
+
+
+def _cameras(policy: Policy, spec: SimulatorSpec) -> tuple[str, ...] | None:
+    """The views that are rendered: those that the policy reads, where it says (``cameras``), else all."""
+    if not policy.needs_images:
+        return None
+    wanted = getattr(policy, "cameras", None)
+    if wanted is None:
+        return spec.cameras
+    for camera in wanted:
+        if camera not in spec.cameras:
+            raise ConfigError(
+                f"policy {policy.name!r}, simulator {spec.name!r}: {choose('camera', camera, spec.cameras)}."
+            )
+    return tuple(wanted)
+
+
+def _check_actions(chunks: FloatArray, name: str, spec: SimulatorSpec) -> None:
+    if chunks.shape[2] != spec.action_dim:
+        raise ConfigError(
+            f"policy {name!r} gave actions of shape {chunks.shape}, but simulator {spec.name!r} takes "
+            f"({len(chunks)}, T_a, {spec.action_dim}). Was the policy trained on another task?"
+        )
+
+
+def _result(
+    seed: int,
+    criteria: Sequence[Criterion],
+    states: np.ndarray[Any, Any],
+    actions: np.ndarray[Any, Any],
+    trace: Sequence[Mapping[str, float]],
+) -> RolloutResult:
+    metrics = {name: np.asarray([row[name] for row in trace], np.float32) for name in trace[0]}
+    first: dict[str, int | None] = {}
+    for criterion in criteria:
+        # Judged in float64 as the simulator gave it; float32 is for keeping.
+        reached = np.asarray([row[criterion.metric] for row in trace]) > criterion.threshold
+        first[criterion.name] = int(np.argmax(reached)) + 1 if reached.any() else None
+    return RolloutResult(
+        seed=seed,
+        steps=len(actions),
+        maxima={name: max(float(row[name]) for row in trace) for name in trace[0]},
+        success={name: value is not None for name, value in first.items()},
+        first_success=first,
+        states=states,
+        actions=actions,
+        metrics=metrics,
+    )
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+LABELS = ("policy", "encoder", "simulator", "shift", "evaluation")
+COLUMNS = ("criterion", "episodes", "successes", "success", "low", "high", "seconds")
+"""What every row of the summary holds, in this order, after :data:`LABELS`."""
+
+ALARMS = ("alarms", "alarms_of_failures", "alarms_of_successes")
+"""What rows hold as well where the policy has novelty scores and an alarm level."""
+
+FAULTS = "faults"
+"""What rows hold as well where worker processes were restarted: how often. faults.jsonl says why."""
+
+
+def first_alarm(result: RolloutResult, alarm: float) -> int | None:
+    """The control step, counted from 0, before which an episode's novelty first exceeded ``alarm``; None if never.
+
+    All steps count, those after success too.
+    """
+    if result.novelty is None or result.decisions is None:
+        return None
+    above = result.novelty.astype(np.float64) > alarm
+    return int(result.decisions[np.argmax(above)]) if above.any() else None
+
+
+def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]:
+    """Criterion -> whether an alarm rang at a decision before success, or at any where the episode failed.
+
+    Episodes run on to their time limit, and what comes after success was never demonstrated: that it is new to the
+    policy says nothing about how it got there.
+    """
+    rang = first_alarm(result, alarm)
+    return {
+        criterion: rang is not None and (reached is None or rang < reached)
+        for criterion, reached in result.first_success.items()
+    }
+
+
+def summarize(
+    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, **labels: str
+) -> list[dict[str, Any]]:
+    """One row per criterion with a 95 % Wilson interval.
+
+    Args:
+        results: episodes.
+        seconds: wall-clock time of the evaluation.
+        alarm: the policy's alarm level. With it, and where there are novelty scores, rows also count the episodes with
+            an alarm before success (:func:`alarm_before_success`), those of them that failed and those that succeeded
+            (:data:`ALARMS`).
+        labels: policy, encoder, simulator, shift, evaluation, and any other.
+    """
+    alarms = None
+    if alarm is not None and all(result.novelty is not None for result in results):
+        alarms = [alarm_before_success(result, alarm) for result in results]
+    rows = []
+    for criterion in results[0].success:
+        reached = [result.success[criterion] for result in results]
+        successes = sum(reached)
+        low, high = wilson_interval(successes, len(results))
+        row: dict[str, Any] = dict(labels)
+        row |= {
+            "criterion": criterion,
+            "episodes": len(results),
+            "successes": successes,
+            "success": successes / len(results),
+            "low": low,
+            "high": high,
+            "seconds": seconds,
+        }
+        row |= {f"mean_max_{m}": float(np.mean([r.maxima[m] for r in results])) for m in results[0].maxima}
+        if alarms is not None:
+            raised = [success for success, rang in zip(reached, alarms, strict=True) if rang[criterion]]
+            row |= dict(zip(ALARMS, (len(raised), len(raised) - sum(raised), sum(raised)), strict=True))
+        rows.append(row)
+    return rows
+
+
+def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: float | None = None) -> None:
+    """episodes.jsonl (one row per episode) and rollouts.safetensors (states, actions, metrics of all steps).
+
+    Where there are novelty scores, rows also hold "max_novelty" and the arrays "decisions", "novelty" and
+    "decision_ends" (all decisions of all episodes one after another, and the cumulative number of them per episode).
+    Where there is an alarm level, too, rows hold "first_alarm" (:func:`first_alarm`, null where there was none) and
+    "alarm_before_success" (:func:`alarm_before_success`).
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "seed": result.seed,
+            "steps": result.steps,
+            "maxima": dict(result.maxima),
+            **{f"max_{name}": value for name, value in result.maxima.items()},
+            "success": dict(result.success),
+            "first_success": dict(result.first_success),
+        }
+        for result in results
+    ]
+    arrays = {
+        "seeds": np.asarray([result.seed for result in results], np.int64),
+        "ends": np.cumsum([result.steps for result in results], dtype=np.int64),
+        "actions": np.concatenate([result.actions for result in results]),
+        # One state more than actions per episode: episode i is rows ends[i-1] + i : ends[i] + i + 1.
+        "states": np.concatenate([result.states for result in results]),
+    }
+    arrays |= {name: np.concatenate([result.metrics[name] for result in results]) for name in results[0].metrics}
+    scored = [(r.decisions, r.novelty) for r in results if r.decisions is not None and r.novelty is not None]
+    if len(scored) == len(results):
+        arrays["decision_ends"] = np.cumsum([len(steps) for steps, _ in scored], dtype=np.int64)
+        arrays["decisions"] = np.concatenate([steps for steps, _ in scored])
+        arrays["novelty"] = np.concatenate([novelty for _, novelty in scored])
+        for row, result, (_, novelty) in zip(rows, results, scored, strict=True):
+            row["max_novelty"] = float(novelty.max())
+            if alarm is not None:
+                row["first_alarm"] = first_alarm(result, alarm)
+                row["alarm_before_success"] = alarm_before_success(result, alarm)
+    write_arrays(folder / "rollouts.safetensors", arrays)
+    write_jsonl(folder / "episodes.jsonl", rows)
+
+
+def run_evaluation(
+    policy: Policy,
+    simulator: str,
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    encoder: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
+    """Evaluate, write the episodes into ``folder`` and return (results, summary rows).
+
+    Args:
+        policy, simulator, config, progress: as for :func:`evaluate`.
+        folder: its name names the evaluation.
+        encoder: label for tables.
+        labels: further labels of the rows.
+
+    Raises:
+        ConfigError: a further label with the name of a column.
+    """
+    further = dict(labels or {})
+    if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, FAULTS, "alarm"}):
+        raise ConfigError(f"further labels {taken} are names that summary rows have already. Name them differently.")
+    alarm = alarm_level(policy)
+    if alarm is not None and math.isinf(alarm):
+        alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
+    begin = time.perf_counter()
+    faults: list[str] = []
+    results = evaluate(policy, simulator, config, progress, faults)
+    seconds = time.perf_counter() - begin
+    write_episodes(folder, results, alarm=alarm)
+    (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
+    if faults:
+        write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
+    own = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
+    rows = summarize(results, seconds, alarm=alarm, **(own | further))
+    return results, [row | {FAULTS: len(faults)} for row in rows] if faults else rows

@@ -1,0 +1,72 @@
+"""Direct regression of action chunks (paper C.2, "MLP"): the U-Net of Diffusion Policy without diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from classact.models.heads.base import Generators, Head
+from classact.models.heads.unet1d import ConditionalUNet1d, UNetConfig, check_horizon
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Settings of direct regression.
+
+    Attributes:
+        unet: architecture; ``step_dim`` has no effect, for there are no denoising steps.
+    """
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+
+
+class MLPHead(Head):
+    """A learned (1, T_p, D) sequence in the place of the noisy chunk, trained by the mean squared error of actions.
+
+    Args:
+        config: settings.
+        feature_dim, action_dim, horizon: C, D and T_p.
+    """
+
+    def __init__(self, config: MLPConfig, feature_dim: int, action_dim: int, horizon: int) -> None:
+        super().__init__(feature_dim, action_dim, horizon)
+        check_horizon(horizon, config.unet)
+        self.config = config
+        self.start = nn.Parameter(torch.randn(1, horizon, action_dim))
+        self.unet = ConditionalUNet1d(action_dim, feature_dim, config.unet, steps=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C) -> (B, T_p, D)."""
+        return self.generate(features, ())
+
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """Nothing is random."""
+        return ()
+
+    def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
+        """Squared error of the actions, the mean over a row."""
+        self.check(features, actions)
+        return torch.nn.functional.mse_loss(self(features), actions, reduction="none").mean(dim=(1, 2))
+
+    def sampling_noise(
+        self,
+        count: int,  # noqa: ARG002
+        generator: Generators,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """Nothing is random."""
+        return ()
+
+    def generate(
+        self,
+        features: Tensor,
+        noise: tuple[Tensor, ...],  # noqa: ARG002
+        network: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The predicted chunks: one pass."""
+        unet = self.unet if network is None else network
+        chunk: Tensor = unet(self.start.expand(len(features), -1, -1), features)
+        return chunk

@@ -1,0 +1,248 @@
+"""Closed-loop control: when a policy is asked, and which of the actions it has proposed are executed.
+
+*Receding horizon*: of each chunk of T_a actions only the first ``execute`` are executed before the next decision.
+*Temporal ensembling* (ACT, arXiv 2304.13705, section IV-A): consecutive chunks then overlap, and what is executed at a
+step is the weighted mean of all actions proposed for it, the i-th oldest weighted by exp(-m i).
+
+:class:`Controller` steps B environments together, chunk by chunk, as an evaluation does. :class:`Runner` is one robot
+that is asked for one action at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.actions import ActionSpace
+from classact.data.types import FloatArray, Observation
+from classact.errors import ConfigError, DataError
+from classact.policies.base import Decision, Moment, Policy, alarm_level, decide, history_length
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How much of a chunk is executed, and whether overlapping chunks are averaged.
+
+    Attributes:
+        execute: actions of a chunk that are executed before the next decision; None for all T_a.
+        ensemble: m of temporal ensembling, at least 0; None for none. 0 weights all proposals alike, more favours the
+            older ones (ACT: 0.01).
+    """
+
+    execute: int | None = None
+    ensemble: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(f"expected execute >= 1 or None for whole chunks, got {self.execute}.")
+        if self.ensemble is None:
+            return
+        if not (self.ensemble >= 0 and math.isfinite(self.ensemble)):
+            raise ConfigError(f"expected ensemble to be a finite number of at least 0 or None, got {self.ensemble}.")
+        if self.execute is None:
+            raise ConfigError(
+                f"ensemble {self.ensemble} has no effect where whole chunks are executed, for then no two propose an "
+                f"action for one step. Set execute below the policy's T_a, or leave ensemble out."
+            )
+
+
+class Controller:
+    """B environments controlled in lockstep. Holds their last T_o observations and the chunks that still count.
+
+    Args:
+        policy: any policy.
+        config: receding horizon and ensembling; the default executes whole chunks.
+        action_space: what the D dimensions mean, so that rotations are averaged as rotations; None takes the policy's
+            ``action_space``, where it has one. Only used for ensembling.
+
+    Raises:
+        ConfigError: settings that do not fit the policy's T_a.
+    """
+
+    def __init__(
+        self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
+    ) -> None:
+        self.policy, self.config = policy, config or ControlConfig()
+        self.action_space = getattr(policy, "action_space", None) if action_space is None else action_space
+        self.history = history_length(policy)
+        length, execute = policy.chunk_length, self.config.execute
+        if execute is not None and execute > length:
+            raise ConfigError(
+                f"execute {execute} asked of policy {policy.name!r}, whose chunks hold T_a = {length} actions. Execute "
+                f"at most {length}."
+            )
+        if self.config.ensemble is not None and execute == length:
+            raise ConfigError(
+                f"ensemble {self.config.ensemble} has no effect with execute {execute} = T_a of policy "
+                f"{policy.name!r}: no two chunks propose an action for one step. Set execute to at most {length - 1}, "
+                f"or leave ensemble out."
+            )
+        kept = 1 if self.config.ensemble is None or execute is None else math.ceil(length / execute)
+        self._chunks: deque[FloatArray] = deque(maxlen=kept)
+        self._seen: list[deque[Observation]] = []
+        self._given = 0
+
+    def reset(self, count: int = 1) -> None:
+        """Start ``count`` episodes: forget all observations and proposals.
+
+        Raises:
+            ConfigError: count is less than 1.
+        """
+        if count < 1:
+            raise ConfigError(f"expected at least 1 environment, got {count}.")
+        self._seen = [deque(maxlen=self.history) for _ in range(count)]
+        self._chunks.clear()
+        self._given = 0
+
+    def act(self, observations: Sequence[Sequence[Observation]]) -> Decision:
+        """What to execute now.
+
+        Args:
+            observations: per environment what was observed since the last call, oldest first. At the first call of an
+                episode that is one observation, which also stands for those before it; at later ones that after each of
+                the n actions given last, of which all but the last T_o may be left out.
+
+        Returns:
+            The policy's decision with, as its chunk, the (B, n, D) actions to execute before the next call.
+
+        Raises:
+            DataError: observations of another number of environments, of another number of steps, or that the policy
+                refuses.
+            ConfigError: the policy gave unusable actions. Whatever is raised, the call counts as not made: it may be
+                repeated with other observations.
+        """
+        now = self._with(observations)
+        moments: list[Moment] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
+        decision = decide(self.policy, moments)
+        chunk, execute = decision.chunk, self.config.execute
+        if execute is not None:
+            if chunk.shape[1] != self.policy.chunk_length:
+                raise ConfigError(
+                    f"policy {self.policy.name!r} gave chunks of {chunk.shape[1]} actions, but its chunk_length says "
+                    f"{self.policy.chunk_length}."
+                )
+            if self.config.ensemble is None:
+                chunk = chunk[:, :execute]
+            else:
+                proposed = deque((*self._chunks, chunk), maxlen=self._chunks.maxlen)
+                chunk = self._ensemble(proposed, execute, self.config.ensemble)
+                self._chunks = proposed
+        self._seen, self._given = now, chunk.shape[1]
+        return Decision(chunk, decision.novelty, decision.neighbors)
+
+    def _with(self, observations: Sequence[Sequence[Observation]]) -> list[deque[Observation]]:
+        """The last T_o observations of each environment with the new ones."""
+        if len(observations) != len(self._seen):
+            now = f"was reset for {len(self._seen)}" if self._seen else "was not reset yet"
+            raise DataError(
+                f"got observations of {len(observations)} environments, but the controller {now}. Call "
+                f"reset({len(observations)}) where their episodes start."
+            )
+        least, most = (min(self.history, self._given), self._given) if self._given else (1, 1)
+        for index, new in enumerate(observations):
+            if isinstance(new, Observation) or not least <= len(new) <= most:
+                found = "one that is not in a list" if isinstance(new, Observation) else str(len(new))
+                expected = f"{least}" if least == most else f"{least} to {most}"
+                since = f"after the {most} actions given last" if self._given else "at the start of its episode"
+                raise DataError(
+                    f"environment {index}: expected {expected} new observations {since} (T_o = {self.history}), got "
+                    f"{found}."
+                )
+        return [
+            deque((*seen, *new) if self._given else [new[0]] * self.history, maxlen=self.history)
+            for seen, new in zip(self._seen, observations, strict=True)
+        ]
+
+    def _ensemble(self, kept: Sequence[FloatArray], execute: int, m: float) -> FloatArray:
+        """(B, n, D) weighted means of what the kept chunks, the oldest first, propose for the next n steps."""
+        chunks, weights = aligned(np.stack(kept), execute, m)
+        space = self.action_space
+        if space is not None and space.has_rotations:
+            # (K, n, B, D) -> (n, B, K, 1, D): one mean per step, for each step has weights of its own.
+            actions = np.ascontiguousarray(np.moveaxis(chunks, 0, 2)[..., None, :])
+            each = np.broadcast_to(weights.T[:, None, :], actions.shape[:3])
+            return np.moveaxis(space.average(actions, each)[..., 0, :], 0, 1)
+        # Element by element in a fixed order: what one environment gets does not depend on how many there are.
+        mean = (weights[:, :, None, None] * chunks).sum(axis=0)
+        return np.moveaxis(mean, 0, 1).astype(np.float32)
+
+
+def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDArray[np.float64]]:
+    """What chunks that were decided ``execute`` steps apart propose for the next ``execute`` steps, and its weights.
+
+    Args:
+        chunks: (K, B, T, D), the oldest first; the last was decided now.
+        execute: n, steps between decisions.
+        m: decay; the i-th oldest of the proposals for a step weighs exp(-m i).
+
+    Returns:
+        (K, n, B, D) and (K, n) float64 that sum to 1 over K. A chunk that does not reach a step weighs 0 there, and
+        stands with its last action.
+    """
+    count, length = len(chunks), chunks.shape[2]
+    place = execute * np.arange(count - 1, -1, -1)[:, None] + np.arange(execute)  # (K, n) in each chunk
+    reaches = place < length
+    rank = np.maximum(np.cumsum(reaches, axis=0) - 1, 0)
+    weights = np.where(reaches, np.exp(-m * rank), 0.0)
+    weights /= weights.sum(axis=0)
+    proposals = chunks[np.arange(count)[:, None], :, np.minimum(place, length - 1)]
+    return proposals, weights
+
+
+class Runner:
+    """One robot, one action at a time: asks the policy only when what it gave is used up.
+
+    A policy that has ``prepare`` is prepared when the runner is made, which on a GPU takes seconds.
+
+    Args:
+        policy, config, action_space: as for :class:`Controller`.
+
+    Attributes:
+        decision: the latest, with the (1, n, D) actions that were to be executed; None before the first.
+    """
+
+    def __init__(
+        self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
+    ) -> None:
+        self._controller = Controller(policy, config, action_space)
+        if (prepare := getattr(policy, "prepare", None)) is not None:
+            prepare(1)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start an episode."""
+        self._controller.reset(1)
+        self._new: deque[Observation] = deque(maxlen=self._controller.history)
+        self._pending: deque[FloatArray] = deque()
+        self.decision: Decision | None = None
+
+    def step(self, observation: Observation) -> FloatArray:
+        """The (D,) action for this control step; to be called with what is observed before every single one.
+
+        Raises:
+            DataError, ConfigError: as :meth:`Controller.act`: the step may be repeated with another observation. One
+                that was taken in between decisions is judged at the next; if it is refused there, :meth:`reset`.
+        """
+        new = deque((*self._new, observation), maxlen=self._new.maxlen)
+        if not self._pending:
+            self.decision = self._controller.act([list(new)])
+            new.clear()
+            self._pending.extend(self.decision.chunk[0])
+        self._new = new
+        return self._pending.popleft()
+
+    @property
+    def novelty(self) -> float | None:
+        """Score of the latest decision in [0, 1]; None before the first, and where the policy has none."""
+        return None if self.decision is None or self.decision.novelty is None else float(self.decision.novelty[0])
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the latest decision's novelty exceeds the policy's alarm level: a reason to stop and hand over."""
+        level = alarm_level(self._controller.policy)
+        return level is not None and self.novelty is not None and self.novelty > level

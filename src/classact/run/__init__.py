@@ -1,0 +1,1 @@
+"""A run: its folder, settings, data and stages."""

@@ -1,0 +1,204 @@
+"""The numbers behind the report's pictures: why the policy did what it did, and what it saw as alike."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.data.images import resize_images
+from classact.data.types import Demonstrations, ImageArray, IntArray, RolloutResult
+from classact.data.video import write_mp4
+from classact.evaluation.rollout import EvaluationConfig
+from classact.policies import RetrievalPolicy
+from classact.run.folder import Run
+from classact.run.frames import FramesConfig
+from classact.run.tsne import latent_map
+from classact.similarity import ActionSimilarity
+from classact.sims import make_simulator
+from classact.sims.rendering import appearance_seed
+from classact.utils.storage import write_arrays, write_json
+
+MAP_EPISODES = 20
+PERPLEXITY = 100.0
+"""As in the paper's J.1."""
+
+PICTURE = 160
+VIDEO = 256
+VIDEO_STRIDE = 2
+_LEFTOVER = re.compile(r"\..+\.(\d+\.[0-9a-f]{8}|[0-9a-f]{8}\.old)\.tmp")
+"""Temporary names of :func:`classact.utils.storage.atomic_path`."""
+
+
+def write_similarity(run: Run, similarity: ActionSimilarity) -> None:
+    """analysis/similarity.json: the distribution of action distances with its threshold."""
+    config = similarity.config
+    settings = {"metric": config.metric, "cost": config.cost, "horizon": config.horizon, "seed": config.seed}
+    write_json(run.analysis / "similarity.json", settings | similarity.distribution.to_json())
+
+
+def write_latent_map(run: Run, policy: RetrievalPolicy, seed: int = 0) -> None:
+    """analysis/latent_map.safetensors: t-SNE of the bank, 20 episodes, perplexity 100 (paper J.1)."""
+    ends = policy.episode_ends
+    starts = np.concatenate([[0], ends[:-1]])
+    chosen = np.unique(np.linspace(0, len(ends) - 1, min(MAP_EPISODES, len(ends))).round().astype(int))
+    rows = np.concatenate([np.arange(starts[e], ends[e]) for e in chosen])
+    episode = np.concatenate([np.full(ends[e] - starts[e], e) for e in chosen])
+    progress = np.concatenate([np.linspace(0, 1, ends[e] - starts[e]) for e in chosen])
+    arrays: dict[str, Any] = {
+        "xy": latent_map(policy.bank[rows], seed, PERPLEXITY),
+        "episode": episode.astype(np.int64),
+        "progress": progress.astype(np.float32),
+    }
+    write_arrays(run.analysis / "latent_map.safetensors", arrays)
+
+
+def write_neighbors(
+    run: Run,
+    policy: RetrievalPolicy,
+    data: Demonstrations,
+    frames: FramesConfig,
+    results: Sequence[RolloutResult],
+    simulator: str,
+    evaluation: EvaluationConfig,
+    *,
+    rendered: bool,
+    queries: int = 6,
+) -> None:
+    """analysis/neighbors.safetensors: moments of rollouts, and the demonstrated moments each decision came from (J.2).
+
+    Queries are spread over episodes from the best to the worst and over the time before success.
+
+    Args:
+        run: where it is written.
+        policy: decides.
+        data: what is in its bank, with the images that the encoder saw.
+        frames: how images were rendered.
+        results: episodes to take moments from.
+        simulator, evaluation: that they are of.
+        rendered: whether the first camera's images of ``data`` were rendered from its states as ``frames`` says: then
+            they are drawn again, larger. Recorded ones are shown as they are
+            (:func:`classact.run.frames.needs_rendering` of the data as recorded tells).
+        queries: how many moments.
+    """
+    sim = make_simulator(
+        simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.cameras or None
+    )
+    order = sorted(range(len(results)), key=lambda i: -_score(results[i]))
+    picked = [order[i] for i in np.linspace(0, len(order) - 1, min(queries, len(order))).round().astype(int)]
+    out: dict[str, list[Any]] = {}
+    for number, index in enumerate(picked):
+        result = results[index]
+        reached = min((step for step in result.first_success.values() if step), default=result.steps)
+        fraction = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6]
+        assert result.decisions is not None
+        step = int(result.decisions[np.searchsorted(result.decisions, max(1, fraction * reached)) - 1])
+        sim.reset(result.seed)
+        sim.set_state(result.states[step], step=step)
+        observation = sim.observe()
+        decision = policy.decide([observation])
+        neighbors = decision.neighbors
+        assert neighbors is not None
+        rows = neighbors.rows[0]
+        episodes = np.searchsorted(policy.episode_ends, rows, side="right")
+        first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
+        row = {
+            "query_images": _picture(sim, next(iter(observation.images.values()))),
+            "neighbor_images": _demonstrated(data, frames if rendered else None, rows, episodes),
+            "weights": neighbors.weights[0],
+            "cosine": neighbors.cosine[0],
+            "episode": episodes.astype(np.int64),
+            "step": (rows - first).astype(np.int64),
+            "query_seed": np.int64(result.seed),
+            "query_step": np.int64(step),
+            "query_chunk": decision.chunk[0],
+            "neighbor_chunks": policy.chunks(rows),
+        }
+        for key, value in row.items():
+            out.setdefault(key, []).append(value)
+    world = sim.spec.world
+    sim.close()
+    arrays = {key: np.stack(values) for key, values in out.items()}
+    if world is not None:  # else actions are no points that could be drawn onto a picture
+        arrays["world"] = np.asarray(world[1] - world[0], np.float64)
+    write_arrays(run.analysis / "neighbors.safetensors", arrays)
+
+
+def _picture(sim: Any, fallback: ImageArray) -> ImageArray:
+    """A frame to look at: drawn larger where the simulator can."""
+    return sim.render(PICTURE) if hasattr(sim, "render") else resize_images(fallback[None], PICTURE)[0]
+
+
+def _demonstrated(data: Demonstrations, frames: FramesConfig | None, rows: IntArray, episodes: IntArray) -> ImageArray:
+    """(k, PICTURE, PICTURE, 3) frames of demonstrated moments, as the encoder saw them.
+
+    Args:
+        data: with the images that the encoder saw.
+        frames: how they were rendered, to draw them larger; None: they were recorded.
+        rows: (k,) steps.
+        episodes: (k,) that they belong to.
+    """
+    camera = next(iter(data.images))
+    if frames is None or data.states is None:
+        return resize_images(np.asarray(data.images[camera][rows]), PICTURE)
+    sim = make_simulator(frames.simulator, image_size=frames.render_size, shift=frames.shift, cameras=(camera,))
+    starts = np.concatenate([[0], data.episode_ends[:-1]])
+    pictures = []
+    for row, episode in zip(rows, episodes, strict=True):
+        sim.set_appearance(appearance_seed(frames.seed, int(episode)))
+        sim.set_state(data.states[row], step=int(row - starts[episode]))
+        pictures.append(_picture(sim, sim.observe().images[camera]))
+    sim.close()
+    return np.stack(pictures)
+
+
+def _score(result: RolloutResult) -> float:
+    """How well an episode went: the largest value of the simulator's first metric (Push-T: coverage)."""
+    return next(iter(result.maxima.values()))
+
+
+def write_videos(
+    run: Run, results: Sequence[RolloutResult], name: str, criterion: str, simulator: str, evaluation: EvaluationConfig
+) -> None:
+    """analysis/videos: the best, the median and the worst rollout, re-rendered from their states."""
+    folder = run.analysis / "videos"
+    order = sorted(results, key=lambda r: (r.first_success[criterion] or 10**9, -_score(r), r.seed))
+    sim = make_simulator(simulator, image_size=evaluation.image_size, shift=evaluation.shift)
+    rows = []
+    for label, result in (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])):
+        sim.reset(result.seed)
+        reached = result.first_success[criterion]
+        end = min(result.steps, reached + 20) if reached else result.steps
+        pictures = []
+        for step in range(0, end + 1, VIDEO_STRIDE):
+            sim.set_state(result.states[step], step=step)
+            image = next(iter(sim.observe().images.values()))
+            pictures.append(sim.render(VIDEO) if hasattr(sim, "render") else image)
+        path = write_mp4(folder / f"{name}-{label}.mp4", np.stack(pictures), round(sim.spec.control_hz))
+        rows.append(
+            {
+                "file": path.name,
+                "label": label,
+                "evaluation": name,
+                "seed": result.seed,
+                "coverage": result.maxima.get("coverage"),
+                "success": result.success[criterion],
+            }
+        )
+    sim.close()
+    write_json(folder / "videos.json", rows)
+
+
+def remove_leftovers(run: Run) -> None:
+    """Delete what a killed process left half-written in the run's folder; other files are nobody's business."""
+    for path in sorted(Path(run.root).rglob(".*.tmp")):
+        if not _LEFTOVER.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,173 @@
+"""Policies that a run has saved, rolled out: whether they can be, and how tables name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from classact.data.schema import Schema
+from classact.errors import CheckpointError, ConfigError
+from classact.evaluation.rollout import EvaluationConfig
+from classact.policies import ParametricPolicy, Policy, RetrievalPolicy
+from classact.policies.watched import watched
+from classact.run.data import own_simulator, run_settings
+from classact.run.folder import Run
+from classact.run.recording import evaluation_name, roll_out
+from classact.sims import make_simulator
+from classact.sims.versions import check_language
+from classact.train.augment import AugmentConfig, describe
+from classact.utils.labels import learned_label, written_name
+from classact.utils.machine import choose_device
+
+NO_LABELS = {"training": "none", "augmentation": "none"}
+"""Of what was not trained."""
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    simulator: str | None = None,
+    shift: str | None = None,
+    episodes: int | None = None,
+    first_seed: int | None = None,
+    max_steps: int | None = None,
+    workers: int = 0,
+    execute: int | None = None,
+    ensemble: float | None = None,
+    head: str | None = None,
+    device: str = "auto",
+    name: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Roll out a saved policy of a run and add the result to its table.
+
+    Args:
+        run: a folder with a policy.
+        simulator: registry name; None, here and below: as in the run's settings.
+        shift: visual shift.
+        episodes, first_seed, max_steps, workers: see :class:`classact.evaluation.rollout.EvaluationConfig`.
+        execute, ensemble: see :class:`classact.policies.control.ControlConfig`.
+        head: of the run's heads, by the name of its folder; None: retrieval.
+        device: where the policy computes.
+        name: of the evaluation's folder. By default made of policy, encoder, shift and whatever differs from the run's
+            settings, so that no evaluation replaces another one.
+        overrides: fields of :class:`classact.policies.RetrievalConfig` to change, or of a head what
+            :meth:`classact.policies.ParametricPolicy.load` takes.
+        quiet: no progress bar.
+
+    Returns:
+        The new rows of the summary.
+
+    Raises:
+        CheckpointError: no policy there, or a damaged one.
+        DataError: the folder is none of a run.
+        ConfigError: as :func:`check_rollouts`.
+    """
+    settings = run_settings(run)
+    standard = settings["frames"]["simulator"]
+    # A head has settings of its own: how much of a chunk is executed, for instance.
+    card = {"settings": settings} if head is None else _head_card(run, head)
+    usual = EvaluationConfig(**card["settings"]["evaluation"])
+    asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
+    asked |= {"execute": execute, "ensemble": ensemble}
+    config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
+    simulator = simulator or standard
+    check_rollouts(run, simulator)
+    policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
+    differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
+    for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
+        if getattr(config, key) != getattr(usual, key):
+            differing[key] = getattr(config, key)
+    changed = "".join(f"-{key}{value}" for key, value in sorted((differing | (overrides or {})).items()))
+    label = f"{encoder}{changed}"
+    _, rows = roll_out(
+        run,
+        name or evaluation_name(head or policy.name, encoder, config.shift) + changed,
+        policy,
+        label,
+        (simulator, config),
+        labels,
+        stage=None if changed or name is not None else "pretrain" if head is None else f"heads/{head}",
+        title=head or label,
+        quiet=quiet,
+    )
+    return rows
+
+
+def check_rollouts(run: Run, simulator: str) -> None:
+    """Refuse to roll out what was learned from a run's data in a simulator of another task.
+
+    Args:
+        run: its card says what the data are; nothing is compared where it does not.
+        simulator: registry name.
+
+    Raises:
+        ConfigError: proprioception, language or actions differ, or the simulator embeds instructions otherwise.
+    """
+    data = run.read_config().get("data") or {}
+    if "schema" not in data:
+        return
+    made = make_simulator(simulator)
+    made.close()
+    what = f"{data['name']} ({data['source']})"
+    if made.spec.schema is not None:
+        schema = Schema.from_json(data["schema"], f"{run.config}: data.schema")
+        if difference := schema.difference(made.spec.schema):
+            raise ConfigError(
+                f"{what} is of another task than simulator {simulator!r}: {difference}. "
+                f"{own_simulator(data.get('simulator', ''), simulator)}"
+            )
+    check_language(data.get("versions", {}), made, what)
+
+
+def retrieval_labels(settings: Mapping[str, Any]) -> dict[str, str]:
+    """How tables label retrieval with a run's encoder, from the settings in its folder."""
+    pretrain = settings["pretrain"]
+    if written_name(pretrain.get("objective", {})) == "none":
+        return NO_LABELS
+    return {"training": "representation only", "augmentation": describe(AugmentConfig(**pretrain["augment"]))}
+
+
+def row_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Those labels of a head that the rows of its evaluations carry."""
+    return {key: labels[key] for key in ("training", "augmentation") if key in labels}
+
+
+def encoder_label(start: str, learned: str) -> str:
+    """How tables name the encoder that a head's training started from: "run", whose encoder is called ``learned``,
+    "scratch" or a folder."""
+    path = Path(start)
+    return {"run": learned, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")
+
+
+def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
+    """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
+
+    Only heads that started from the run's encoder are watched: its latents are what they began with.
+    """
+    return RetrievalPolicy.load(run.policy).to(device) if start == "run" and run.policy.is_dir() else None
+
+
+def _head_card(run: Run, head: str) -> dict[str, Any]:
+    folder = Run(run.head(head))
+    if not folder.policy.is_dir():
+        there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"
+        raise CheckpointError(f"{run.root} has no trained head {head!r}; there are {there}.")
+    return folder.read_config()
+
+
+def _load_policy(
+    run: Run, head: str | None, card: Mapping[str, Any], overrides: dict[str, Any], device: str
+) -> tuple[Policy, str, dict[str, str]]:
+    """A run's policy, how tables name its encoder, and further labels of its rows; the card is the head's or run's."""
+    settings = card["settings"]
+    if head is None:
+        labels = retrieval_labels(settings)
+        return RetrievalPolicy.load(run.policy, **overrides).to(device), learned_label(settings), labels
+    policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
+    watcher = run_watcher(run, settings["start"], device)
+    label = encoder_label(settings["start"], learned_label(run_settings(run)))
+    return watched(policy, watcher), label, row_labels(card["labels"])

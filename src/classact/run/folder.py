@@ -1,0 +1,159 @@
+"""The folder of a run: where everything lies. Nothing else in classact knows file names of a run.
+
+DIR/config.json                     what was run: every setting, data, seeds, versions, hardware
+DIR/train.jsonl                     one row per logged training step
+DIR/checkpoints/step-00001200/      complete training state, sealed with checksums (the last two are kept)
+DIR/encoder/                        the trained (EMA) encoder: config.json, model.safetensors
+DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
+DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
+                                    (title, settings, labels, timings), train.jsonl, checkpoints/, policy/
+DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
+DIR/summary.json                    one row per evaluation and criterion
+DIR/milestones.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
+                                    "heads/NAME"), step and steps
+DIR/milestones/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
+DIR/analysis/                       numbers behind the report's pictures
+DIR/report.html                     the report
+
+Rows of summary.json and milestones.jsonl say which policy acted ("retrieval", "mlp", "diffusion"), with which encoder
+("class" or another objective, "random", "imagenet" or "r3m" where nothing was learned, "untrained", "state",
+"scratch", "other: FOLDER"; with what differs from the run's settings behind it, as in "class-k5"), how it was trained
+("representation only", "frozen", "fine-tuned", "from scratch"), with which augmentation, and at which checkpoint:
+"last", or "maximum of 10", the largest success over so many evaluations during one training (the paper's Table 1),
+which is biased upwards. Older runs have the first two alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from classact.errors import DataError
+from classact.utils.storage import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths inside a run's folder, and its small tables."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Settings, data, versions, hardware (JSON)."""
+        return self.root / "config.json"
+
+    @property
+    def train_log(self) -> Path:
+        """One row per logged step (JSONL)."""
+        return self.root / "train.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of training checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        """The trained encoder's folder."""
+        return self.root / "encoder"
+
+    @property
+    def policy(self) -> Path:
+        """The retrieval policy's folder."""
+        return self.root / "policy"
+
+    @property
+    def heads(self) -> Path:
+        """Folder of the heads that were trained."""
+        return self.root / "heads"
+
+    @property
+    def milestones(self) -> Path:
+        """Success during training (JSONL)."""
+        return self.root / "milestones.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Success table (JSON list of rows)."""
+        return self.root / "summary.json"
+
+    @property
+    def analysis(self) -> Path:
+        """Numbers behind the report's pictures."""
+        return self.root / "analysis"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    def evaluation(self, name: str) -> Path:
+        """Folder of one evaluation's episodes and trajectories."""
+        return self.root / "evaluations" / name
+
+    def milestone(self, stage: str, step: int) -> Path:
+        """Folder of one evaluation during training, laid out like :meth:`evaluation`."""
+        return self.root / "milestones" / stage / f"step-{step:08d}"
+
+    def head(self, name: str) -> Path:
+        """Folder of one head; ``Run(run.head(name))`` has its config, train log, checkpoints and policy."""
+        return self.heads / name
+
+    def read_config(self) -> dict[str, Any]:
+        """The run's settings."""
+        value = read_json(self.config)
+        return dict(value)
+
+    def read_summary(self) -> list[dict[str, Any]]:
+        """Rows of the success table, empty before the first evaluation."""
+        return list(read_json(self.summary)) if self.summary.exists() else []
+
+    def read_train_log(self) -> list[dict[str, Any]]:
+        """Logged steps; where a resumed run wrote a step again, the later row counts."""
+        rows = {int(row["step"]): row for row in read_jsonl(self.train_log)}
+        return [rows[step] for step in sorted(rows)]
+
+    def add_summary(self, rows: list[dict[str, Any]]) -> None:
+        """Add the rows of evaluations, replacing all rows of evaluations of the same names.
+
+        The name is the evaluation's folder: its episodes were overwritten, so no older row may stay beside them.
+        """
+        new = {row["evaluation"] for row in rows}
+        write_json(self.summary, [row for row in self.read_summary() if row.get("evaluation") not in new] + rows)
+
+    def read_milestones(self) -> list[dict[str, Any]]:
+        """Success during training by stage (in the order of their first rows) and step, empty where there is none.
+
+        Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
+
+        Raises:
+            DataError: a row is damaged (its number is named).
+        """
+        rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+        for number, row in enumerate(read_jsonl(self.milestones), 1):
+            known = isinstance(row, dict) and {"stage", "step", "criterion"} <= row.keys()
+            if not known or not isinstance(row["step"], int):
+                found = f"step {row['step']!r}" if known else sorted(row) if isinstance(row, dict) else row
+                raise DataError(
+                    f"{self.milestones}, row {number}: expected stage, criterion and step (a whole number), "
+                    f"got {found}. Remove the row, or evaluate during training again."
+                )
+            rows[str(row["stage"]), row["step"], str(row["criterion"])] = row
+        stages = list(dict.fromkeys(stage for stage, _, _ in rows))
+        return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
+
+    def drop_milestones(self, stage: str) -> None:
+        """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
+        if self.milestones.exists():
+            kept = [row for row in self.read_milestones() if row["stage"] != stage]
+            write_jsonl(self.milestones, kept)
+        shutil.rmtree(self.root / "milestones" / stage, ignore_errors=True)
+
+    def add_milestones(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append the rows of one evaluation during training; each has ``stage``, ``step`` and ``criterion``."""
+        for row in rows:
+            append_jsonl(self.milestones, row)

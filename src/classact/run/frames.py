@@ -1,0 +1,199 @@
+"""The images that an encoder trains on: recorded or re-rendered, resized once, memory-mapped."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from classact.data.images import ImageStore, resize_images, sample_digest
+from classact.data.types import Demonstrations, ImageArray
+from classact.errors import DataError, choose
+from classact.sims import Simulator, make_simulator, plain_shift
+from classact.sims.rendering import render_states
+from classact.sims.shifts import parse_shift
+from classact.sims.versions import installed_versions
+from classact.utils.storage import plain_json
+
+Progress = Callable[[int, int], None]
+_BLOCK = 1024
+DEFAULT_CAMERA = "top"
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Which images of the demonstrations are used.
+
+    Attributes:
+        source: "auto": recorded images where there are any, the shift is the recorded one, and they were not drawn by
+            the simulator at another size than it will draw at in evaluations; else rendered. "recorded"; "rendered".
+        simulator: what renders, from the demonstrations' states.
+        shift: visual shift to render under; any but the plain appearance means rendering.
+        render_size: side in pixels at which the simulator draws, as at evaluation time.
+        seed: of the episodes' appearances.
+        workers: rendering processes; 0 takes one per core.
+    """
+
+    source: str = "auto"
+    simulator: str = "pusht"
+    shift: str = "fixed-color"
+    render_size: int = 96
+    seed: int = 0
+    workers: int = 0
+
+
+def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> bool:
+    """Whether images are drawn from states rather than taken from the recording.
+
+    Raises:
+        DataError: neither is possible.
+        ConfigError: the simulator does not know the shift, or does not draw at that size.
+    """
+    if config.source not in ("auto", "recorded", "rendered"):
+        raise DataError(choose("frames source", config.source, ("auto", "recorded", "rendered")))
+    recorded = camera in data.images
+    if not recorded and (config.source == "recorded" or data.states is None):
+        without = "" if config.source == "recorded" else ", and no simulator states to render it from"
+        raise DataError(
+            f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
+            f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
+        )
+    shown = data.images_shift or plain_shift(config.simulator)
+    same = recorded and parse_shift(shown) == parse_shift(config.shift)
+    if same and data.simulator and data.states is not None:
+        # Drawn large and made small, a picture is smoother than one that is drawn small.
+        same = data.images[camera].shape[1:3] == (config.render_size, config.render_size)
+    render = config.source == "rendered" or (config.source == "auto" and not same)
+    if render and data.states is None:
+        raise DataError(
+            f"{data.name} ({data.source}) holds no simulator states, so shift {config.shift!r} (source "
+            f"{config.source!r}) cannot be rendered from it; recorded are images of {sorted(data.images)}. Use shift "
+            f"{shown!r} with source 'auto', or source 'recorded'."
+        )
+    if render:
+        cameras = _simulator(config).spec.cameras
+        if camera not in cameras:
+            raise DataError(
+                f"{data.name} ({data.source}) holds no usable images of camera {camera!r} and simulator "
+                f"{config.simulator!r} cannot render it: recorded are {sorted(data.images) or 'no cameras at all'}, "
+                f"rendered can be {list(cameras)}. Choose one of these cameras."
+            )
+    return render
+
+
+def _simulator(config: FramesConfig) -> Simulator:
+    """What would draw, closed."""
+    simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
+    simulator.close()
+    return simulator
+
+
+def prepare_frames(
+    data: Demonstrations,
+    cameras: Sequence[str],
+    size: int,
+    config: FramesConfig,
+    progress: Progress | None = None,
+    store: ImageStore | None = None,
+) -> Demonstrations:
+    """The demonstrations with the images of some cameras at ``size`` x ``size``, from the image store or made now.
+
+    Args:
+        data: demonstrations.
+        cameras: which views.
+        size: the encoder's image_size.
+        config: recorded or rendered, and how.
+        progress: called with (steps done, in all) over all cameras; not called where the store has the images.
+        store: where images are kept.
+
+    Raises:
+        DataError: no such camera, or no states to render from.
+    """
+    store = store or ImageStore()
+    total = len(cameras) * data.num_steps
+    images = {}
+    for number, camera in enumerate(cameras):
+
+        def report(done: int, _: int, before: int = number * data.num_steps) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        images[camera] = _camera_frames(data, camera, size, config, report, store)
+    return data.with_images(images, shift=config.shift)
+
+
+def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
+    """Width / height of the images that are resized to squares: recorded ones may have any, rendered ones are square.
+
+    Raises:
+        DataError: cameras of several shapes, for which one encoder transform does not do.
+    """
+    found = {}
+    for camera in cameras:
+        if needs_rendering(data, camera, config):
+            found[camera] = 1.0
+        else:
+            height, width = data.images[camera].shape[1:3]
+            found[camera] = width / height
+    if max(found.values()) > 1.02 * min(found.values()):
+        shapes = ", ".join(f"{camera} {value:.2f}" for camera, value in found.items())
+        raise DataError(
+            f"{data.name} ({data.source}): the cameras have images of several shapes (width / height: {shapes}). Crop "
+            f"them alike first."
+        )
+    return found[cameras[0]]
+
+
+def _camera_frames(
+    data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress, store: ImageStore
+) -> ImageArray:
+    shape = (data.num_steps, size, size, 3)
+    if needs_rendering(data, camera, config):
+        assert data.states is not None
+        states, ends = data.states, data.episode_ends
+        key: dict[str, Any] = {
+            "kind": "rendered",
+            "data": data.fingerprint(),
+            "simulator": config.simulator,
+            "shift": config.shift,
+            "render_size": config.render_size,
+            "seed": config.seed,
+        }
+        if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
+            key["camera"] = camera
+        simulator = _simulator(config)
+        if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
+            key["packages"] = installed_versions(packages)
+            key["look"] = plain_json(getattr(simulator, "look", None))
+
+        def render(out: ImageArray) -> None:
+            render_states(
+                config.simulator,
+                states,
+                ends,
+                image_size=config.render_size,
+                shift=config.shift,
+                seed=config.seed,
+                out=out,
+                camera=camera,
+                workers=config.workers or multiprocessing.cpu_count(),
+                progress=progress,
+            )
+
+        return store.get_or_create(key, shape, render)
+
+    recorded = data.images[camera]
+    if recorded.shape[1:3] == (size, size):
+        return recorded
+    # Not where they come from: a recording that was made again under the same path has other images.
+    key = {"kind": "resized", "native": list(recorded.shape), "images": sample_digest(recorded)}
+
+    def resize(out: ImageArray) -> None:
+        for start in range(0, len(recorded), _BLOCK):
+            out[start : start + _BLOCK] = resize_images(np.asarray(recorded[start : start + _BLOCK]), size)
+            progress(min(start + _BLOCK, len(recorded)), len(recorded))
+
+    return store.get_or_create(key, shape, resize)

@@ -1,0 +1,469 @@
+"""From demonstrations to an evaluated policy: the stages of a run.
+
+What was learned is decided by the :class:`RunConfig`. The folder remembers it; another one is refused, never mixed in.
+A learned encoder and its policy are not made again; rollouts and pictures are, with the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from classact.data.lowdim import LowDim
+from classact.data.types import Demonstrations, RolloutResult
+from classact.errors import CheckpointError, ConfigError, choose
+from classact.evaluation.rollout import EvaluationConfig
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.objectives import NoneConfig, describe_objective, needs_similarity
+from classact.policies import (
+    ImageLatents,
+    NoveltyConfig,
+    RetrievalConfig,
+    RetrievalPolicy,
+    SceneLatents,
+    retrievable,
+)
+from classact.policies.search import is_exact
+from classact.run import analysis
+from classact.run.data import STATE_RETRIEVAL, RunData, other_data, state_latents
+from classact.run.evaluate import NO_LABELS, check_rollouts, retrieval_labels
+from classact.run.folder import Run
+from classact.run.frames import FramesConfig, needs_rendering
+from classact.run.presets import Preset, get_preset
+from classact.run.recording import (
+    evaluate_milestone,
+    evaluation_name,
+    new_card,
+    roll_out,
+    timed,
+    timed_fit,
+)
+from classact.similarity.graph import CARD
+from classact.sims import SimulatorSpec, make_simulator, plain_shift
+from classact.sims.shifts import is_plain
+from classact.train.checkpoints import list_checkpoints
+from classact.train.engine import INCIDENTAL, EngineConfig
+from classact.train.representation import PretrainConfig, Trainer
+from classact.utils.labels import RANDOM, learned_label, written_name
+from classact.utils.machine import choose_device
+from classact.utils.progress import progress_bar, teller
+from classact.utils.ranks import Ranks
+from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
+
+logger = logging.getLogger(__name__)
+
+FREE = (
+    *("evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
+    *("frames.workers", "retrieval.search"),
+    *(f"pretrain.{name}" for name in INCIDENTAL),
+)
+"""Settings that do not decide what is learned: how it is evaluated, on how many processes. Where a layout lies decides
+nothing; what it says shows in what :data:`SAME` compares."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.
+
+    Attributes:
+        data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
+        episodes: only the first so many demonstrations.
+        frames: which images.
+        pretrain: representation learning.
+        retrieval: acting.
+        evaluation: rollouts.
+        baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
+        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
+            graph are used instead of being measured again.
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
+        heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
+            them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
+            each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
+        milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
+        milestone_retrieval: how these act; None: as the run does.
+        novelty: of the score that decisions carry.
+        layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
+    """
+
+    data: str = "pusht-expert"
+    episodes: int | None = None
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    baselines: bool = True
+    similarity: str | None = None
+    keys: tuple[str, ...] | None = None
+    heldout: int = 0
+    milestone_episodes: int = 50
+    milestone_retrieval: RetrievalConfig | None = None
+    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heldout < 0 or self.milestone_episodes < 1:
+            raise ConfigError(
+                f"expected heldout >= 0 and milestone_episodes >= 1, got {self.heldout} and {self.milestone_episodes}."
+            )
+        if not self.heldout and not is_exact(self.retrieval.search):
+            raise ConfigError(
+                f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
+                f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
+            )
+
+
+def from_preset(name: str, *, shift: str | None = None, simulator: str | None = None, **changes: Any) -> RunConfig:
+    """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
+
+    Args:
+        name: a key of :data:`classact.run.presets.PRESETS`.
+        shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
+        simulator: registry name; None: the preset's.
+        changes: other fields of :class:`RunConfig`.
+    """
+    preset: Preset = get_preset(name)
+    simulator = simulator or preset.simulator
+    shift = shift or plain_shift(simulator)
+    retrieval = preset.retrieval
+    if not is_plain(shift):
+        retrieval = replace(retrieval, temperature=preset.tau_shifted)
+    size = preset.render_size
+    return RunConfig(
+        pretrain=preset.pretrain,
+        retrieval=retrieval,
+        frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
+        evaluation=EvaluationConfig(shift=shift, image_size=size),
+        **changes,
+    )
+
+
+class Pipeline:
+    """The stages of one run.
+
+    Args:
+        run: the folder.
+        config: settings; must be those that the folder was started with.
+        quiet: no progress bars.
+        device: where the encoder is trained: "cpu", "cuda", or "auto" for a GPU if there is one.
+        engine: how training is computed.
+        ranks: this process among those that share the training; all but the first only train.
+
+    Raises:
+        ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        config: RunConfig,
+        *,
+        quiet: bool = False,
+        device: str = "auto",
+        engine: EngineConfig | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks or Ranks()
+        self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
+        self.device, self.engine = choose_device(device), engine or EngineConfig()
+        # What is wrong with the settings shall show now, not after an hour of training.
+        for shift, size in (
+            (config.frames.shift, config.frames.render_size),
+            (config.evaluation.shift, config.evaluation.image_size),
+        ):
+            make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
+        self.ranks.on_first(self._check_folder)
+        self._data = RunData(
+            config.data,
+            config.episodes,
+            config.heldout,
+            config.frames,
+            config.pretrain.encoder,
+            layout=config.layout,
+            quiet=self.quiet,
+        )
+        self._claimed = False
+
+    def _check_folder(self) -> None:
+        if self._started():
+            self._claim({})
+            analysis.remove_leftovers(self.run)
+
+    def _started(self) -> bool:
+        """Whether the folder holds anything that was learned under the settings it was started with."""
+        made = (self.run.encoder, self.run.policy, self.run.summary)
+        learned = any(path.exists() for path in made) or bool(list_checkpoints(self.run.checkpoints))
+        return learned and self.run.config.exists()
+
+    def _claim(self, data: dict[str, Any]) -> None:
+        """Write settings and data into the folder, or compare them with those that it was started with."""
+        settings = plain_json(asdict(self.config))
+        if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
+            # Where the graph lies does not matter, what it leaves out does.
+            card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
+            settings["max_neighbors"] = card["cap"]
+        started = self._started()
+        if started:
+            card = self.run.read_config()
+            difference = other_objective(card.get("settings"), settings)
+            difference = difference or first_difference(
+                without(card.get("settings"), *FREE), without(settings, *FREE), "settings"
+            )
+            difference = difference or other_data(card["data"], data)
+            if difference:
+                raise ConfigError(
+                    f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
+                )
+        else:
+            card = new_card(describe_objective(self.config.pretrain.objective)) | {"data": {}}
+        write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
+        if not started:
+            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
+            self.run.train_log.unlink(missing_ok=True)
+            self.run.drop_milestones("pretrain")
+
+    @contextmanager
+    def _timed(self, stage: str, *, again: bool = False) -> Iterator[None]:
+        with timed(self.run, stage, again=again, keep=self.ranks.first):
+            yield
+
+    def data(self) -> Demonstrations:
+        """The demonstrations that are learned from, as recorded."""
+        data = self._data.recorded()
+        if not self._claimed:
+            states = self._data.states()
+            retrievable(states.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
+            data.schema.columns(self.config.keys)
+            self.ranks.on_first(lambda: self._claim(self._data.card()))
+            self._claimed = True
+        return self._data.states()
+
+    def frames(self) -> Demonstrations:
+        """The demonstrations that are learned from, with the images that the encoder trains on."""
+        self.data()
+        with self._timed("images"):
+            # One rank makes what is not in the store yet; the others find it there.
+            self.ranks.on_first(self._data.prepare)
+            return self._data.frames()
+
+    def pretrain(self) -> ImageEncoder:
+        """The learned encoder, trained now or read from the folder.
+
+        The last thing that ranks do together: afterwards each is by itself.
+        """
+        if self.ranks.on_first(self.run.encoder.is_dir):
+            self.ranks = self.ranks.alone()
+            return ImageEncoder.from_pretrained(self.run.encoder)
+        if self.config.pretrain.evaluations:
+            self.check_rollouts()
+        frames = self.frames()
+        if isinstance(self.config.pretrain.objective, NoneConfig):
+            encoder = ImageEncoder(self._data.encoder_config(), seed=self.config.pretrain.seed)
+        else:
+            encoder = self._train(frames)
+        if self.ranks.first:
+            encoder.save_pretrained(self.run.encoder)
+        self.ranks.barrier()
+        self.ranks = self.ranks.alone()
+        return ImageEncoder.from_pretrained(self.run.encoder)
+
+    def _train(self, frames: Demonstrations) -> ImageEncoder:
+        objective = self.config.pretrain.objective
+        timed_stage = self._timed("action similarity") if needs_similarity(objective) else nullcontext()
+        with timed_stage, progress_bar("action similarity", quiet=self.quiet or not needs_similarity(objective)) as bar:
+            folder = self.config.similarity
+            trainer = Trainer(
+                frames,
+                replace(self.config.pretrain, encoder=self._data.encoder_config()),
+                self.run.root,
+                self.device,
+                None if folder is None else Path(folder),
+                bar,
+                engine=self.engine,
+                ranks=self.ranks,
+                say=teller(quiet=self.quiet),
+            )
+            if self.ranks.first and trainer.similarity is not None:
+                analysis.write_similarity(self.run, trainer.similarity)
+
+        def milestone(at: Trainer) -> None:
+            policy = self._retrieval(at.average, frames, self.config.milestone_retrieval)
+            evaluate_milestone(
+                self.run,
+                policy,
+                self.learned,
+                "pretrain",
+                (at.step, at.steps),
+                self._milestone_config(),
+                self.labels,
+            )
+
+        return timed_fit(
+            self.run,
+            "pre-training",
+            trainer.fit,
+            milestone if self.config.pretrain.evaluations else None,
+            keep=self.ranks.first,
+            title="learn the representation",
+            quiet=self.quiet,
+        )
+
+    def _milestone_config(self) -> tuple[str, EvaluationConfig]:
+        evaluation = replace(self.config.evaluation, episodes=self.config.milestone_episodes)
+        return self.config.frames.simulator, evaluation
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How tables label retrieval with the learned encoder."""
+        return retrieval_labels(plain_json(asdict(self.config)))
+
+    def policy(self) -> RetrievalPolicy:
+        """Retrieval with the learned encoder, saved in the folder."""
+        encoder = self.pretrain()
+        if self.run.policy.is_dir():
+            return RetrievalPolicy.load(self.run.policy).to(self.device)
+        with self._timed("encode demonstrations"):
+            policy = self._retrieval(encoder, self.frames())
+        with self._timed("calibrate novelty"), progress_bar("calibrate novelty", quiet=self.quiet) as bar:
+            # A stage of its own, for it takes N^2 cosines where nothing was held out.
+            policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
+            policy.save(self.run.policy)
+        return policy
+
+    def _retrieval(
+        self, encoder: ImageEncoder, frames: Demonstrations, config: RetrievalConfig | None = None
+    ) -> RetrievalPolicy:
+        latents = ImageLatents(encoder.to(self.device), LowDim.fit(frames, self.config.keys))
+        space = frames.schema.actions
+        config = config or self.config.retrieval
+        return RetrievalPolicy.build(latents, frames, config, action_space=space).to(self.device)
+
+    def retrieval_with(self, encoder: ImageEncoder) -> RetrievalPolicy:
+        """The same retrieval with another encoder; nothing is saved, and novelty not calibrated."""
+        return self._retrieval(encoder, self.frames())
+
+    def untrained_policy(self) -> RetrievalPolicy:
+        """The same retrieval with an encoder of random weights."""
+        learned = self.pretrain().config
+        config: EncoderConfig = replace(learned, init="scratch", init_path=None)
+        return self.retrieval_with(ImageEncoder(config, seed=self.config.pretrain.seed))
+
+    def state_policy(self) -> RetrievalPolicy:
+        """Retrieval with the true simulator state as latent.
+
+        Raises:
+            ConfigError: the simulator says neither where objects are nor how far its world extends.
+        """
+        data = self.data()
+        config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
+        latents = state_latents(data, self._spec)
+        # Where only the world's extent is known, actions are points.
+        space = data.schema.actions if isinstance(latents, SceneLatents) else None
+        return RetrievalPolicy.build(latents, data, config, action_space=space)
+
+    def check_rollouts(self) -> None:
+        """Refuse now what could not be rolled out after the training.
+
+        Raises:
+            ConfigError: the simulator has no camera that the encoder reads, is of another task than the data, or
+                embeds instructions otherwise.
+        """
+        spec = self._spec
+        for camera in self.config.pretrain.encoder.cameras:
+            if camera not in spec.cameras:
+                where = f" in simulator {self.config.frames.simulator!r}."
+                raise ConfigError(choose("camera", camera, spec.cameras) + where)
+        if not self._started():
+            self.data()  # the folder then knows what they are
+        check_rollouts(self.run, self.config.frames.simulator)
+
+    def evaluate(self) -> dict[str, list[RolloutResult]]:
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
+
+        Raises:
+            ConfigError: as :meth:`check_rollouts`, before anything is learned.
+        """
+        spec = self._spec
+        self.check_rollouts()
+        policies: dict[str, Callable[[], RetrievalPolicy]] = {self.learned: self.policy}
+        if self.config.baselines:
+            if self.learned != RANDOM:  # else it is the same
+                policies["untrained"] = self.untrained_policy
+            if self.data().states is not None and (spec.objects or spec.world is not None):
+                policies["state"] = self.state_policy
+        out = {}
+        for encoder, make in policies.items():
+            out[encoder] = self._evaluate(make(), encoder)
+        return out
+
+    @cached_property
+    def learned(self) -> str:
+        """How tables name the run's encoder."""
+        return learned_label(plain_json(asdict(self.config)))
+
+    @cached_property
+    def _spec(self) -> SimulatorSpec:
+        simulator = make_simulator(self.config.frames.simulator)
+        simulator.close()
+        return simulator.spec
+
+    def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
+        learned = encoder == self.learned
+        with self._timed(f"evaluate {encoder}", again=True):
+            results, _ = roll_out(
+                self.run,
+                evaluation_name(policy.name, encoder, self.config.evaluation.shift),
+                policy,
+                encoder,
+                (self.config.frames.simulator, self.config.evaluation),
+                self.labels if learned else NO_LABELS,
+                stage="pretrain" if learned else None,
+                title=encoder,
+                quiet=self.quiet,
+            )
+        return results
+
+    def analyze(self, results: list[RolloutResult]) -> None:
+        """Latent map, neighbours and videos of the learned policy."""
+        policy = self.policy()
+        criterion = next(iter(results[0].success))
+        with self._timed("latent map", again=True):
+            analysis.write_latent_map(self.run, policy, self.config.pretrain.seed)
+        with self._timed("pictures and videos", again=True):
+            self.draw_neighbors(policy, results)
+            simulator, evaluation = self.config.frames.simulator, self.config.evaluation
+            name = evaluation_name(policy.name, self.learned, evaluation.shift)
+            analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
+
+    def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:
+        """Neighbours of some moments of roll-outs: :func:`classact.run.analysis.write_neighbors`.
+
+        Args:
+            policy: of this run, with its own settings or others.
+            results: episodes to take moments from.
+        """
+        config = self.config
+        rendered = needs_rendering(self._data.recorded(), config.pretrain.encoder.cameras[0], config.frames)
+        analysis.write_neighbors(
+            self.run,
+            policy,
+            self.frames(),
+            config.frames,
+            results,
+            config.frames.simulator,
+            config.evaluation,
+            rendered=rendered,
+        )
+
+
+def other_objective(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str | None:
+    """Which objective a run was started with, and which is asked for; None where they agree."""
+    before = (known or {}).get("pretrain", {}).get("objective")
+    now = asked["pretrain"]["objective"]
+    if not isinstance(before, Mapping) or written_name(before) == written_name(now):
+        return None
+    return f"objective {written_name(before)!r}, now it is {written_name(now)!r}"

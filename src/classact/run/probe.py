@@ -1,0 +1,243 @@
+"""Probing a run: its encoder, its data, its own settings; one JSON file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.data.types import Demonstrations
+from classact.errors import CheckpointError, ConfigError, choose
+from classact.evaluation.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
+from classact.evaluation.probe.views import check_named, probe_views, reason_against, representations
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
+from classact.policies.novelty import LEFT_OUT
+from classact.run.data import STATE_RETRIEVAL, RunData, run_settings, state_latents
+from classact.run.folder import Run
+from classact.run.frames import FramesConfig
+from classact.similarity import SimilarityConfig
+from classact.sims import make_simulator
+from classact.utils.machine import choose_device, hardware, versions
+from classact.utils.progress import progress_bar
+from classact.utils.storage import plain_json, write_json
+
+ENCODERS = ("learned", "untrained", "state")
+
+
+def probe_file(run: Run, encoder: str = "learned") -> Path:
+    """RUN/probe.json, or RUN/probe-ENCODER.json of another encoder than the learned one."""
+    return run.root / ("probe.json" if encoder == "learned" else f"probe-{encoder}.json")
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What is probed: latents, those of the bank, and how they are retrieved with."""
+
+    latents: Any
+    bank: Any
+    heldout: Any
+    temperature: float
+    min_actions: int
+
+
+def probe_run(
+    run: Run,
+    *,
+    encoder: str = "learned",
+    queries: int = 2000,
+    pairs: int = 100_000,
+    seed: int = 0,
+    shift: str | None = None,
+    similarity: SimilarityConfig | None = None,
+    k: int | None = None,
+    temperature: float | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of a run's representation, without rollouts; nothing is written.
+
+    Args:
+        run: a folder with a policy, whose data can still be read.
+        encoder: "learned": the run's; "untrained": its architecture with random weights; "state": the simulator's
+            true state.
+        queries, pairs, seed: see :class:`ProbeConfig`.
+        shift: that states are drawn under twice; None: that of the run's images.
+        similarity: which action distance, and which K; None: the run's. Runs that were trained with different ones
+            are compared under one.
+        k: a number of neighbours that is probed besides those of :class:`ProbeConfig`, such as what the run acts with.
+        temperature: of the softmax over neighbours' cosines; None: the policy's.
+        device: "cpu", "cuda" or "auto".
+        quiet: no progress bars.
+        progress: called with (done, total, what is being done) once images are there, in the place of a bar.
+
+    Returns:
+        What :func:`probe_latents` returns, with "views" (:func:`probe_views`, or why it was skipped), "run",
+        "encoder", "notes", "hardware", "versions", "created".
+
+    Raises:
+        DataError: the folder is none of a run, or its data cannot be read.
+        CheckpointError: no policy there, or a damaged one.
+        ConfigError: an unknown encoder or shift, or data that have changed.
+    """
+    if encoder not in ENCODERS:
+        raise ConfigError(choose("encoder to probe", encoder, ENCODERS))
+    if shift is not None:
+        check_named(shift)
+    begin = time.perf_counter()
+    settings = run_settings(run)
+    if not run.policy.is_dir():
+        raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
+    policy = RetrievalPolicy.load(run.policy).to(choose_device(device))
+    assert isinstance(policy.latents, ImageLatents), "a run's own policy compares images"
+    data = RunData.of_run(settings, policy.latents.encoder.config, quiet=quiet)
+    data.check_unchanged(run)
+    training = data.states()
+    if len(policy.bank) != training.num_steps:
+        raise ConfigError(
+            f"the bank of {run.policy} holds {len(policy.bank)} moments, the data that the run was started with have "
+            f"{training.num_steps} to learn from. Bring the data back that it was built from, or start another run."
+        )
+    probed = _encode(encoder, policy, data, settings)
+    config = ProbeConfig(
+        ks=tuple(sorted({*ProbeConfig.ks, *(() if k is None else (k,))})),
+        temperature=probed.temperature if temperature is None else temperature,
+        min_actions=probed.min_actions,
+        similarity=similarity or SimilarityConfig(**settings["pretrain"].get("similarity", {})),
+        queries=queries,
+        pairs=pairs,
+        seed=seed,
+    )
+    heldout = data.recorded() if data.held else None
+    bank = Encoded(representations(probed.latents, probed.bank), training.actions, training.episode_ends)
+    asked = None
+    if heldout is not None:
+        first = training.num_steps
+        ends = heldout.episode_ends[len(training) :] - first
+        asked = Encoded(representations(probed.latents, probed.heldout), heldout.actions[first:], ends)
+    space = training.schema.actions
+    with progress_bar("probe", quiet=quiet or progress is not None) as bar:
+        told = progress or bar
+        device_name = str(policy.device)
+        result = probe_latents(bank, asked, config=config, action_space=space, device=device_name, progress=told)
+        views = _views(data, probed, config, settings, shift, told)
+    return {
+        "run": str(run.root),
+        "encoder": encoder,
+        "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded().fingerprint()},
+        "notes": _notes(encoder == "learned" and _trained(settings), result),
+        **plain_json(result),
+        "views": views,
+        "device": str(policy.device),
+        "hardware": hardware(),
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def write_probe(run: Run, result: Mapping[str, Any], path: Path | None = None) -> Path:
+    """Write what :func:`probe_run` returned, by default into the run's folder; returns the file."""
+    file = path or probe_file(run, str(result["encoder"]))
+    write_json(file, result)
+    return file
+
+
+def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> dict[str, dict[str, float | None]]:
+    """Metric name -> value, low and high of one representation, for tables over many runs; anchors are left out.
+
+    Args:
+        result: what :func:`probe_run` or :func:`probe_latents` returned.
+        representation: which, by name.
+
+    Raises:
+        ConfigError: it was not probed.
+    """
+    probed = result["representations"]
+    if representation not in probed:
+        raise ConfigError(choose("representation", representation, probed))
+    out: dict[str, dict[str, float | None]] = {}
+    for row in probed[representation]["action_error"]:
+        out |= {f"{name}_error@{row['k']}": row[name] for name in ("dtw", "l2")}
+    views = result.get("views", {}).get("representations", {}).get(representation, {})
+    rest = {**probed[representation], **views}
+    return out | {key: metric for key, metric in rest.items() if isinstance(metric, dict) and "chance" not in key}
+
+
+def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapping[str, Any]) -> _Probed:
+    """The latents of an encoder, of the steps in the bank and of those held out; images are made only where needed."""
+    latents: ImageLatents | StateLatents | SceneLatents
+    if encoder == "state":
+        latents = _state_latents(data.states(), str(settings["frames"]["simulator"]))
+        parts = np.split(latents.demonstrations(data.recorded()), [data.states().num_steps])
+        # The run's own bank, so that encoders are compared on the same one.
+        return _Probed(latents, parts[0], parts[1], STATE_RETRIEVAL.temperature, policy.config.min_actions)
+    assert isinstance(policy.latents, ImageLatents)
+    latents, config, bank = policy.latents, policy.config, policy.bank
+    if encoder == "untrained":
+        plain: EncoderConfig = replace(latents.encoder.config, init="scratch", init_path=None)
+        untrained = ImageEncoder(plain, seed=int(settings["pretrain"]["seed"])).to(policy.device)
+        latents = ImageLatents(untrained, latents.lowdim, bf16=latents.bf16)
+        bank = latents.demonstrations(data.frames())
+    frames = data.heldout()
+    heldout = None if frames is None else latents.demonstrations(frames)
+    return _Probed(latents, bank, heldout, config.temperature, config.min_actions)
+
+
+def _state_latents(data: Demonstrations, simulator: str) -> StateLatents | SceneLatents:
+    made = make_simulator(simulator)
+    made.close()
+    if not made.spec.objects and (made.spec.world is None or data.states is None):
+        missing = "simulator states" if data.states is None else "objects, nor an extent of its simulator's world"
+        raise ConfigError(f"{data.name} ({data.source}) has no {missing}: encoder 'state' cannot be probed.")
+    return state_latents(data, made.spec)
+
+
+def _views(
+    data: RunData,
+    probed: _Probed,
+    config: ProbeConfig,
+    settings: Mapping[str, Any],
+    shift: str | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    everything, training = data.recorded(), data.states()
+    frames = FramesConfig(**settings["frames"])
+    shown = shift or frames.shift
+    draws = {"simulator": frames.simulator, "shift": shown, "render_size": frames.render_size}
+    if reason := reason_against(everything, probed.latents, **draws):  # type: ignore[arg-type]
+        return {"skipped": reason, "shift": shown}
+    if data.held:
+        candidates = np.arange(training.num_steps, everything.num_steps)
+    else:
+        asked = choose_queries(training.episode_ends, None, config)
+        candidates = np.flatnonzero(np.isin(training.episode_index(), asked.episodes))
+    return plain_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
+
+
+def _trained(settings: Mapping[str, Any]) -> bool:
+    """Whether the run's encoder saw any demonstration."""
+    return settings["pretrain"].get("objective", {}).get("name") != "none"
+
+
+def _notes(seen: bool, result: Mapping[str, Any]) -> list[str]:
+    notes = []
+    queries = result["queries"]
+    if queries["kind"] == LEFT_OUT:
+        also = ", and the encoder has seen them" if seen else ""
+        notes.append(
+            f"The run held no demonstrations out: {queries['episodes']} of those it learned from are each left out of "
+            f"the bank in turn{also}."
+        )
+    if queries["episodes"] < 10:
+        notes.append(
+            f"Intervals come from {queries['episodes']} episodes, which are few: they are too narrow rather than too "
+            f"wide."
+        )
+    return notes

@@ -1,0 +1,191 @@
+"""What a run's folder is told while it is made: how long stages took, what rollouts gave, at the end and on the way."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from classact.data.types import RolloutResult
+from classact.evaluation.rollout import EvaluationConfig, run_evaluation
+from classact.policies import Policy
+from classact.run.folder import Run
+from classact.utils.machine import hardware, versions
+from classact.utils.progress import Callback, progress_bar
+from classact.utils.storage import write_json
+
+Learner = TypeVar("Learner")
+Learned = TypeVar("Learned")
+
+
+def new_card(title: str) -> dict[str, Any]:
+    """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"title": title, "versions": versions(), "hardware": hardware(), "created": created, "timings": {}}
+
+
+def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
+    """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
+    card = run.read_config()
+    before = 0.0 if again else card["timings"].get(stage, 0.0)
+    card["timings"][stage] = round(before + seconds, 2)
+    write_json(run.config, card)
+
+
+@contextmanager
+def timed(run: Run, stage: str, *, again: bool = False, keep: bool = True) -> Iterator[None]:
+    """Measure a stage and write it into the run's settings, see :func:`add_time`."""
+    begin = time.perf_counter()
+    yield
+    if keep:
+        add_time(run, stage, time.perf_counter() - begin, again=again)
+
+
+def timed_fit(
+    run: Run,
+    stage: str,
+    fit: Callable[[Callback, Callable[[Learner], None] | None], Learned],
+    evaluate: Callable[[Learner], None] | None,
+    *,
+    keep: bool,
+    title: str,
+    quiet: bool,
+) -> Learned:
+    """Train, and write into the run's settings how long the training took, and how long its evaluations did.
+
+    Args:
+        run: the folder.
+        stage: what the training is called there; its evaluations are "evaluate during STAGE".
+        fit: the training; takes a progress callback and what to call with itself at its milestones.
+        evaluate: called there; None: never.
+        keep: write the times.
+        title: of the progress bar.
+        quiet: show none.
+
+    Returns:
+        What ``fit`` returns.
+    """
+    evaluating: list[float] = []
+
+    def milestone(at: Learner) -> None:
+        begin = time.perf_counter()
+        if evaluate is not None:
+            evaluate(at)
+        evaluating.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    with progress_bar(title, quiet=quiet) as bar:
+        trained = fit(bar, None if evaluate is None else milestone)
+    if keep:
+        add_time(run, stage, time.perf_counter() - begin - sum(evaluating))
+        if evaluating:
+            add_time(run, f"evaluate during {stage}", sum(evaluating))
+    return trained
+
+
+def slug(name: str) -> str:
+    """A name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def evaluation_name(policy: str, encoder: str, shift: str) -> str:
+    """The name of an evaluation, which is that of its folder, from the labels of its rows."""
+    return slug(f"{policy}-{encoder}-{shift}")
+
+
+def roll_out(
+    run: Run,
+    name: str,
+    policy: Policy,
+    encoder: str,
+    evaluation: tuple[str, EvaluationConfig],
+    labels: Mapping[str, str],
+    *,
+    stage: str | None,
+    title: str,
+    quiet: bool,
+) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
+    """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
+
+    Args:
+        run: the folder.
+        name: of the evaluation.
+        policy: what acts.
+        encoder: label for tables.
+        evaluation: simulator and settings.
+        labels: further labels.
+        stage: of milestones.jsonl, whose maximum is added to the table as well; None: none is.
+        title: of the progress bar.
+        quiet: show none.
+
+    Returns:
+        Results, and the new rows.
+    """
+    simulator, config = evaluation
+    with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
+        results, rows = run_evaluation(
+            policy,
+            simulator,
+            config,
+            run.evaluation(name),
+            encoder=encoder,
+            labels={**labels, "checkpoint": "last"},
+            progress=bar,
+        )
+    if stage is not None:
+        rows = rows + maximum_rows(run, stage, rows)
+    run.add_summary(rows)
+    return results, rows
+
+
+def evaluate_milestone(
+    run: Run,
+    policy: Policy,
+    encoder: str,
+    stage: str,
+    at: tuple[int, int],
+    evaluation: tuple[str, EvaluationConfig],
+    labels: Mapping[str, str],
+) -> None:
+    """Roll out a policy in the middle of its training and add the rows to milestones.jsonl, unless they are there.
+
+    Args:
+        run: the folder.
+        policy: with the weights of this moment.
+        encoder: label for tables.
+        stage: "pretrain" or "heads/NAME".
+        at: (step, steps) of the training.
+        evaluation: simulator and settings.
+        labels: further labels.
+    """
+    simulator, config = evaluation
+    mark = {"stage": stage, "step": at[0], "steps": at[1], "episodes": config.episodes, "shift": config.shift}
+    if any(all(row.get(key) == value for key, value in mark.items()) for row in run.read_milestones()):
+        return
+    folder = run.milestone(stage, at[0])
+    _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
+    run.add_milestones([row | mark for row in rows])
+
+
+def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
+
+    It is biased upwards, the more so the more evaluations there are; the rows say how many.
+
+    Args:
+        run: the folder.
+        stage: of milestones.jsonl.
+        last: rows of the evaluation with the last weights, whose evaluation's name the rows extend.
+    """
+    out = []
+    for row in last:
+        found = [m for m in run.read_milestones() if m["stage"] == stage and m["criterion"] == row["criterion"]]
+        found = [m for m in found if (m["steps"], m["shift"]) == (found[-1]["steps"], row["shift"])]
+        if len(found) > 1:
+            best = max(found, key=lambda m: m["success"])
+            name = f"{row['evaluation']}-maximum"
+            out.append(best | {"evaluation": name, "checkpoint": f"maximum of {len(found)}"})
+    return out

@@ -1,0 +1,514 @@
+"""What the action similarity of a data set looks like: threshold, positives, how both depend on settings, examples.
+
+Everything ends up in one folder::
+
+    similarity.json        settings, distribution, positives per anchor and per batch, sensitivity, examples
+    examples.safetensors   windows (A, 4, T, D), normalised actions of the examples; frames (A, 4, S, S, 3) if there are
+    degrees.safetensors    positives, same_episode (M,) of every anchor, or of sampled ones, and which: anchors (M,);
+                           by_quantile (K, S): positives of sampled anchors at several K
+    distribution/          threshold and weights, for training
+    graph/                 where asked for, for training, see classact.similarity.graph
+    work/                  while it is being made: what continues a run that was stopped
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.images import resize_images
+from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
+from classact.similarity import diagnostics
+from classact.similarity.counts import DistanceCounts
+from classact.similarity.degrees import Degrees, count_degrees
+from classact.similarity.diagnostics import Setting
+from classact.similarity.distribution import DistanceDistribution, read_distribution, write_distribution
+from classact.similarity.examples import Example, choose_examples
+from classact.similarity.graph import GraphSize, build_graph, check_space, estimate_size
+from classact.similarity.job import count_pairs
+from classact.similarity.model import SimilarityConfig, fit_distribution, naming, similarity_identity, window_stream
+from classact.similarity.stream import Sweep
+from classact.similarity.sweep import make_sweep
+from classact.sims import make_simulator
+from classact.utils.progress import Callback, progress_bar
+from classact.utils.ranks import Ranks
+from classact.utils.storage import first_difference, read_arrays, read_json, write_arrays, write_json
+
+NUMBERS, EXAMPLES, DEGREES = "similarity.json", "examples.safetensors", "degrees.safetensors"
+DISTRIBUTION, GRAPH, WORK = "distribution", "graph", "work"
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZES = (32, 64, 160, 256, 512, 1024, 2048, 4096)
+PICTURE = 160
+_ROW_PAIRS = 1 << 26  # pairs that sampled anchors are compared with, in all
+_LEAST_ANCHORS, _MOST_ANCHORS = 256, 1024
+_SAMPLE = 400_000  # pairs that settings are compared on
+
+MANY_NONE = 0.05
+MANY_NONE_IN_BATCH = 0.5
+MANY_SAME_EPISODE = 0.5
+TIES = 1.1
+MOST = 0.3
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """What is measured.
+
+    Attributes:
+        similarity: the similarity.
+        batch_size: of the training that the positives per batch are computed for.
+        device: "auto", "cpu" or "cuda".
+        graph: also keep all positives in a file, for training.
+        max_neighbors: of each anchor that the graph keeps, the nearest ones; None keeps all.
+    """
+
+    similarity: SimilarityConfig
+    batch_size: int = 160
+    device: str = "auto"
+    graph: bool = False
+    max_neighbors: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ConfigError(f"expected a batch size of at least 2, got {self.batch_size}.")
+        if self.max_neighbors is not None and self.max_neighbors < 1:
+            raise ConfigError(f"expected at least 1 neighbour to keep per anchor, got {self.max_neighbors}.")
+        if self.max_neighbors is not None and not self.graph:
+            raise ConfigError("max_neighbors says what the graph keeps: ask for the graph (--graph) as well.")
+
+
+def survey_similarity(
+    data: Demonstrations,
+    config: SurveyConfig,
+    folder: Path,
+    *,
+    ranks: Ranks | None = None,
+    quiet: bool = False,
+) -> Row:
+    """Measure and write everything; what the folder holds already is not measured again.
+
+    Args:
+        data: demonstrations.
+        config: what is measured.
+        folder: where the files go; with several ranks on a disk that all share.
+        ranks: the processes that share the work; None is this one alone.
+        quiet: no progress bars.
+
+    Returns:
+        The content of similarity.json, on every rank.
+
+    Raises:
+        ConfigError: the folder belongs to other data or settings, or K selects nothing.
+        DataError: actions that cannot be compared, or a damaged file.
+        StorageError: disk full.
+        TrainingInterrupted: Ctrl-C or SIGTERM; what was done is kept.
+    """
+    return _Survey(data, config, Path(folder), ranks or Ranks(), quiet).run()
+
+
+def measured_config(folder: Path) -> SimilarityConfig:
+    """The settings that a folder of :func:`survey_similarity` was made with.
+
+    Raises:
+        DataError: it holds no similarity.json, or a damaged one.
+    """
+    path = Path(folder) / NUMBERS
+    row = read_json(path)
+    try:
+        return SimilarityConfig(**row["settings"])
+    except (KeyError, TypeError):
+        raise DataError(f"{path} holds no settings that classact knows. Run 'classact similarity' again.") from None
+
+
+class _Survey:
+    def __init__(self, data: Demonstrations, config: SurveyConfig, folder: Path, ranks: Ranks, quiet: bool) -> None:
+        self.data, self.config, self.folder, self.ranks = data, config, folder, ranks
+        self.quiet = quiet or not ranks.first
+        self.setting = current_setting(config.similarity)
+        with naming(data):
+            self.stream = window_stream(data, config.similarity)
+        self.identity = similarity_identity(self.stream, config.similarity)
+        self.episode = data.episode_index()
+        self.seconds: dict[str, float] = {}
+        self.rate = 0.0
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        if self.ranks.world > 1 and self.config.device != "cpu":
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.set_device(self.ranks.local_rank % torch.cuda.device_count())
+        return make_sweep(self.stream, cost=self.setting.cost, band=self.setting.band, device=self.config.device)
+
+    def run(self) -> Row:
+        finished = self.ranks.on_first(self.finished)
+        self.ranks.on_first(self.check_space)
+        if finished is None:
+            self.measure()
+            finished = self.ranks.on_first(lambda: read_json(self.folder / NUMBERS))
+        if self.config.graph:
+            self.graph(finished)
+        return self.ranks.on_first(self.complete)
+
+    def finished(self) -> Row | None:
+        """The numbers, where the folder holds them."""
+        if not (self.folder / NUMBERS).exists():
+            return None
+        row: Row = read_json(self.folder / NUMBERS)
+        identity = row.get("identity", {})
+        difference = first_difference(identity.get("settings"), self.identity["settings"], "settings")
+        if not difference and identity.get("windows") != self.identity["windows"]:
+            difference = f"other data, {row['data']['name']} of {row['data']['steps']:,} steps"
+        if difference:
+            raise ConfigError(f"{self.folder} was made with {difference}. Choose another --out, or remove that folder.")
+        try:
+            read_distribution(self.folder / DISTRIBUTION, self.identity)
+            for name in (DEGREES, EXAMPLES):
+                read_arrays(self.folder / name, CheckpointError)
+        except CheckpointError as error:
+            logger.warning("%s It is measured again.", error)
+            (self.folder / NUMBERS).unlink()
+            return None
+        return row
+
+    def check_space(self) -> None:
+        """Refuse a graph that does not fit before hours are spent on it; when it is made, it looks again."""
+        if self.config.graph and not (self.folder / GRAPH).exists() and not _shards(self.folder):
+            check_space(self.folder / GRAPH, graph_size(self.data, self.config), self.config.similarity.quantile)
+
+    @contextmanager
+    def stage(self, name: str, *, sweep: bool = False) -> Iterator[Callback]:
+        """A bar, and the time; of sweeps over all pairs the rate, too."""
+        begin = time.perf_counter()
+        first: tuple[float, int] | None = None
+
+        with progress_bar(name, quiet=self.quiet) as bar:
+
+            def update(done: int, total: int, status: str = "") -> None:
+                nonlocal first
+                now = time.perf_counter()
+                if first is None:
+                    first = now, done  # what was done before took no time now
+                elif sweep and done > first[1]:
+                    self.rate = self.ranks.world * (done - first[1]) / (now - first[0])
+                bar(done, total, status)
+
+            yield update
+        self.seconds[name] = round(time.perf_counter() - begin, 3)
+
+    def measure(self) -> None:
+        distribution = self.distribution()
+        degrees = None
+        anchors = self.sampled_anchors()
+        if distribution.exact:
+            anchors = np.arange(len(self.episode))
+            with self.stage("count positives", sweep=not self.rate) as bar:
+                degrees = count_degrees(
+                    self.sweep,
+                    distribution.threshold,
+                    self.episode,
+                    self.folder / WORK,
+                    self.identity,
+                    self.ranks,
+                    bar,
+                )
+        self.ranks.on_first(lambda: self.write(distribution, anchors, degrees))
+
+    def distribution(self) -> DistanceDistribution:
+        folder, config = self.folder / DISTRIBUTION, self.config.similarity
+        self.ranks.on_first(self.remove_leftovers)
+        if self.ranks.on_first(folder.is_dir):
+            return read_distribution(folder, self.identity)
+        attempts = count(1)
+
+        def counted(limit: float) -> DistanceCounts:
+            # Each limit has a folder of its own: one that proved too low is tried again with a higher one.
+            work = self.folder / WORK / f"counts-{next(attempts)}"
+            return count_pairs(work, self.sweep, len(self.stream), limit, self.identity, self.ranks, bar)
+
+        with self.stage("measure distances", sweep=True) as bar:
+            begin = time.perf_counter()
+            found = fit_distribution(self.stream, self.sweep, config, counted)
+            if not found.exact:
+                self.rate = found.pairs / (time.perf_counter() - begin)
+        self.ranks.on_first(lambda: write_distribution(folder, found, self.identity))
+        return found
+
+    def remove_leftovers(self) -> None:
+        """What launches left behind that were killed while they wrote, and a damaged distribution."""
+        for leftover in self.folder.glob(f".{DISTRIBUTION}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        if (self.folder / DISTRIBUTION).is_dir():
+            try:
+                read_distribution(self.folder / DISTRIBUTION, self.identity)
+            except CheckpointError as error:
+                logger.warning("%s It is measured again.", error)
+                shutil.rmtree(self.folder / DISTRIBUTION)
+
+    def sampled_anchors(self) -> IntArray:
+        n = len(self.episode)
+        count = min(n, max(_LEAST_ANCHORS, min(_MOST_ANCHORS, _ROW_PAIRS // n)))
+        return np.sort(np.random.default_rng([self.config.similarity.seed, 1]).permutation(n)[:count])
+
+    def write(self, distribution: DistanceDistribution, anchors: IntArray, degrees: Degrees | None) -> None:
+        """On rank 0: the statistics, the examples, and all files."""
+        config, setting, n = self.config.similarity, self.setting, len(self.episode)
+        with self.stage("compare settings") as bar:
+            sensitivity, by_quantile = self.sensitivity(distribution, bar)
+        at = [row["quantile"] for row in sensitivity["quantile"]["rows"]].index(config.quantile)
+        degrees = degrees or by_quantile[at]
+        with self.stage("draw examples"):
+            examples = choose_examples(
+                self.stream,
+                self.episode,
+                distribution.threshold,
+                cost=setting.cost,
+                band=setting.band,
+                seed=config.seed,
+            )
+            arrays = self.example_arrays(examples)
+        positives = diagnostics.positives_per_anchor(degrees)
+        row = {
+            "data": {
+                "name": self.data.name,
+                "source": self.data.source,
+                "episodes": len(self.data),
+                "steps": n,
+                "action_dim": self.data.actions.shape[1],
+                "fingerprint": self.data.fingerprint(),
+            },
+            "settings": self.identity["settings"],
+            "identity": self.identity,
+            "device": self.sweep.device,
+            "ranks": self.ranks.world,
+            "all_pairs": n * (n - 1) // 2,
+            **distribution.to_json(),
+            "anchors": len(anchors),
+            "positives": asdict(positives),
+            "same_episode_chance": diagnostics.same_episode_share(self.data.episode_ends),
+            "sensitivity": sensitivity,
+            "examples": [self.example_json(example) for example in examples],
+            "notes": notes(self.data),
+            "seconds": self.seconds,
+            "rate": self.rate,
+        }
+        counted: Mapping[str, NDArray[Any]] = {
+            "anchors": anchors,
+            "positives": degrees.positives,
+            "same_episode": degrees.same_episode,
+            "by_quantile": np.stack([found.positives for found in by_quantile]),
+        }
+        write_arrays(self.folder / DEGREES, counted)
+        write_arrays(self.folder / EXAMPLES, arrays)
+        write_json(self.folder / NUMBERS, self.with_batches(row, counted))  # last: it says that all is there
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def with_batches(self, row: Row, counted: Mapping[str, NDArray[Any]]) -> Row:
+        """Add what depends on the batch size, and the warnings."""
+        n = int(row["data"]["steps"])
+        sizes = sorted({*(size for size in BATCH_SIZES if size <= n), min(self.config.batch_size, n)})
+        batches = [asdict(diagnostics.positives_per_batch(counted["positives"], size, n)) for size in sizes]
+        current = batches[sizes.index(min(self.config.batch_size, n))]
+        for line, positives in zip(row["sensitivity"]["quantile"]["rows"], counted["by_quantile"], strict=True):
+            line["batch"] = asdict(diagnostics.positives_per_batch(positives, self.config.batch_size, n))
+        row = row | {"batches": batches, "batch": current}
+        return row | {"warnings": row["notes"] + warnings(row)}
+
+    def complete(self) -> Row:
+        """The numbers, for the batch size that is asked for now."""
+        row: Row = read_json(self.folder / NUMBERS)
+        if row["batch"]["batch_size"] != min(self.config.batch_size, row["data"]["steps"]):
+            row = self.with_batches(row, read_arrays(self.folder / DEGREES))
+            write_json(self.folder / NUMBERS, row)
+        return row
+
+    def sensitivity(self, distribution: DistanceDistribution, bar: Callback) -> tuple[Row, list[Degrees]]:
+        """Tables of K, horizon and metric; and the positives of sampled anchors at each K of the first."""
+        config, setting, n = self.config.similarity, self.setting, len(self.episode)
+        actions = self.stream.points[self.stream.starts]
+        left, right = diagnostics.sample_pairs(n, min(_SAMPLE, 20 * n * (n - 1)), config.seed)
+        same = self.episode[left] == self.episode[right]
+        longest = int(self.data.lengths.max())
+        known = [t for t in diagnostics.HORIZONS if t <= longest]
+        horizons, metrics = diagnostics.horizon_settings(setting, known), diagnostics.metric_settings(setting)
+        # The work grows with the square of the horizon.
+        total, done = 2 * sum(s.horizon**2 for s in (*horizons, *metrics)), 0
+
+        def distances(s: Setting) -> NDArray[np.float32]:
+            nonlocal done
+            if s == setting:
+                return reference
+            found = diagnostics.setting_distances(actions, self.data.episode_ends, s, left, right)
+            done += s.horizon**2
+            bar(done, total, s.name)
+            return found
+
+        reference = diagnostics.setting_distances(actions, self.data.episode_ends, setting, left, right)
+        tables: Row = {}
+        for name, settings in (("horizon", horizons), ("metric", metrics)):
+            rows = diagnostics.agreement(settings, setting, distances, config.quantile, same)
+            tables[name] = {"pairs": len(left), "rows": [asdict(row) for row in rows]}
+        quantiles = sorted({*diagnostics.QUANTILES, config.quantile})
+        thresholds = [
+            distribution.threshold if k == config.quantile else diagnostics.quantile_threshold(reference, k)
+            for k in quantiles
+        ]
+        anchors = self.sampled_anchors()
+        degrees = diagnostics.anchor_degrees(
+            self.stream,
+            self.episode,
+            thresholds,
+            anchors,
+            cost=setting.cost,
+            band=setting.band,
+            progress=lambda a, m: bar(total // 2 + total * a // (2 * m), total, "K"),
+        )
+        lines = zip(quantiles, thresholds, degrees, strict=True)
+        tables["quantile"] = {
+            "pairs": len(left),
+            "anchors": len(anchors),
+            "rows": [asdict(diagnostics.quantile_row(k, threshold, found)) for k, threshold, found in lines],
+        }
+        return tables, degrees
+
+    def moment(self, row: int) -> Row:
+        episode = int(self.episode[row])
+        return {"row": row, "episode": episode, "step": row - self.data.bounds(episode)[0]}
+
+    def example_json(self, example: Example) -> Row:
+        pairs = [
+            {"kind": pair.kind, **self.moment(pair.row), "distance": pair.distance, "path": pair.path}
+            for pair in example.pairs
+        ]
+        return self.moment(example.row) | {"pairs": pairs}
+
+    def example_arrays(self, examples: list[Example]) -> dict[str, NDArray[Any]]:
+        rows = np.array([[example.row, *(pair.row for pair in example.pairs)] for example in examples])
+        windows = self.stream.windows(rows.ravel())
+        arrays: dict[str, NDArray[Any]] = {"windows": windows.reshape(*rows.shape, *windows.shape[1:])}
+        frames = moment_frames(self.data, rows.ravel())
+        if frames is not None:
+            arrays["frames"] = frames.reshape(*rows.shape, *frames.shape[1:])
+        return arrays
+
+    def graph(self, row: Row) -> None:
+        with self.stage("write the graph") as bar:
+            build_graph(
+                self.folder / GRAPH,
+                self.sweep,
+                len(self.episode),
+                row["threshold"],
+                self.identity,
+                self.ranks,
+                bar,
+                quantile=self.config.similarity.quantile,
+                cap=self.config.max_neighbors,
+                kept=row["kept"] if row["exact"] else None,
+            )
+
+
+def _shards(folder: Path) -> bool:
+    return any(folder.glob(f"{GRAPH}.shards*"))
+
+
+def graph_size(data: Demonstrations, config: SurveyConfig) -> GraphSize:
+    """What the graph will take on disk: exactly without a cap, at most with one."""
+    return estimate_size(data.num_steps, config.similarity.quantile, config.max_neighbors)
+
+
+def current_setting(config: SimilarityConfig) -> Setting:
+    """Horizon, cost and band that a configuration stands for, with its name in tables."""
+    if config.metric == "l2":
+        return Setting("L2, no warping", config.horizon, "sqeuclidean", 0)
+    steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[config.cost]
+    band = "" if config.band is None else f", band {config.band}"
+    return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band)
+
+
+def moment_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
+    """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states.
+
+    None where there are neither, where the states are of no known simulator, or where that one is not installed.
+    """
+    if data.images:
+        images = data.images[next(iter(data.images))]
+        return resize_images(np.stack([np.asarray(images[row]) for row in rows]), PICTURE)
+    if data.states is None:
+        return None
+    try:
+        simulator = make_simulator(data.simulator or "pusht")
+    except (ConfigError, SimulatorError) as problem:
+        logger.warning("examples are shown without pictures: %s", problem)
+        return None
+    try:
+        if data.states.shape[1] != simulator.spec.state_dim:
+            return None
+        pictures = []
+        for row in rows:
+            simulator.set_state(data.states[row])
+            pictures.append(next(iter(simulator.observe().images.values())))
+        return resize_images(np.stack(pictures), PICTURE)
+    finally:
+        simulator.close()
+
+
+def notes(data: Demonstrations) -> list[str]:
+    """What is odd about the data, whatever K is."""
+    found = []
+    span = data.actions.max(axis=0) - data.actions.min(axis=0)
+    constant = np.flatnonzero(span < 1e-6)  # as MinMax sees it
+    if len(constant):
+        which = ", ".join(str(int(d)) for d in constant)
+        found.append(f"Constant action dimensions ({which}) add nothing to any distance.")
+    return found
+
+
+def warnings(row: Mapping[str, Any]) -> list[str]:
+    """Sentences about what is likely to go wrong with these numbers, and what would help."""
+    found = []
+    positives, batch, settings = row["positives"], row["batch"], row["settings"]
+    share = row["kept"] / row["pairs"]
+    if share > TIES * settings["quantile"] and row["kept"] > settings["quantile"] * row["pairs"] + 1:
+        found.append(
+            f"K = {100 * settings['quantile']:g} % keeps {100 * share:.3g} % of all pairs, because many distances "
+            f"equal the threshold: the actions hardly vary there."
+        )
+    if share > MOST:
+        found.append(
+            f"K = {100 * settings['quantile']:g} % calls {100 * share:.3g} % of all pairs positive: little is left to "
+            f"contrast with. The paper uses 1 to 2.5 %."
+        )
+    if positives["none"] > MANY_NONE:
+        found.append(
+            f"{100 * positives['none']:.1f} % of the anchors have no positive in the whole data set, so nothing is "
+            f"learned about them. A larger K or a shorter horizon gives more of them one."
+        )
+    if batch["none"] > MANY_NONE_IN_BATCH:
+        found.append(
+            f"In a batch of {batch['batch_size']:,}, {100 * batch['none']:.1f} % of the anchors find no positive "
+            f"({batch['positives']:.2g} expected each). Larger batches or a larger K would use more of every batch."
+        )
+    if positives["same_episode"] > MANY_SAME_EPISODE:
+        found.append(
+            f"{100 * positives['same_episode']:.1f} % of the positive pairs lie within one episode, mostly neighbours "
+            f"in time: they teach little about what episodes have in common. A larger K, or training with pairs "
+            f"'cross-episode', weighs them less."
+        )
+    return found

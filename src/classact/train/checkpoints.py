@@ -1,0 +1,156 @@
+"""Training state on disk: complete or absent, checksummed, no pickle."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from classact.errors import CheckpointError
+from classact.utils.storage import first_difference, read_json, verify_folder, write_folder
+
+STATE = "state.safetensors"
+META = "state.json"
+KEEP = 2
+"""Checkpoints that stay: the newest, and the one before it in case the disk damages the newest."""
+
+_NAME = re.compile(r"step-(\d{8})")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a training needs to go on exactly where it was.
+
+    Random numbers are no part of it: every draw is a function of the seed and the step.
+
+    Attributes:
+        step: updates done.
+        tensors: "model.NAME", "ema.NAME" and "optimizer.INDEX.NAME".
+        meta: plain JSON: settings, data fingerprint, seconds spent.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with ``prefix``, under the rest of their names."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def check_identity(self, identity: Mapping[str, Any], where: Path) -> None:
+        """Refuse a state of another training.
+
+        Args:
+            identity: what ``meta["identity"]`` must be.
+            where: the checkpoint's folder, for the message.
+
+        Raises:
+            CheckpointError: naming the first difference and both values.
+        """
+        if difference := first_difference(self.meta.get("identity"), json.loads(json.dumps(identity)), ""):
+            raise CheckpointError(
+                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
+                f"to start over."
+            )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's per-parameter state by name."""
+    tensors: dict[str, Tensor] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of :func:`optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of the checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = ((match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def save_checkpoint(folder: Path, state: TrainingState) -> Path:
+    """Write ``folder/step-XXXXXXXX`` in one step, then drop all but the newest :data:`KEEP` up to this step.
+
+    A checkpoint of this or a later step can only be one that :func:`load_latest` passed over as damaged: it is
+    replaced or dropped, so that it never counts as one of those that are kept.
+
+    Raises:
+        StorageError: the disk is full; earlier checkpoints are untouched.
+    """
+    path = folder / f"step-{state.step:08d}"
+
+    def fill(temporary: Path) -> None:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, temporary / STATE)
+        (temporary / META).write_text(json.dumps({"step": state.step, **state.meta}, indent=1) + "\n", encoding="utf-8")
+
+    write_folder(path, fill)
+    found = list_checkpoints(folder)
+    good = [old for step, old in found if step <= state.step][-KEEP:]
+    for _, old in found:
+        if old not in good:
+            shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(path: Path) -> TrainingState:
+    """Read and verify one checkpoint.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged.
+    """
+    verify_folder(path)
+    meta = read_json(path / META, CheckpointError)
+    try:
+        tensors = load_file(path / STATE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path / STATE} cannot be read ({error}): damaged. Use another checkpoint.") from None
+    return TrainingState(int(meta.pop("step")), tensors, meta)
+
+
+def load_latest(folder: Path) -> TrainingState | None:
+    """The newest checkpoint that is intact; damaged ones are passed over with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints and every one is damaged.
+    """
+    problems: list[CheckpointError] = []
+    found = list_checkpoints(folder)
+    for number, (_, path) in enumerate(reversed(found), 1):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(error)
+            if number < len(found):
+                logger.warning("%s Going back to the checkpoint before it.", error)
+    if problems:
+        raise CheckpointError(
+            f"{folder}: every checkpoint of {len(found)} is damaged; the newest: {problems[0]} Remove {folder} to "
+            f"train from the beginning."
+        )
+    return None

@@ -1,0 +1,630 @@
+"""The training loop that all objectives share: one process or many, stopped and continued anywhere.
+
+A training says what a batch's gradients are (:meth:`Training.gradients`); everything else is here: batches cut among
+ranks, gradients summed over them, clipping, schedule, weight averages, checkpoints, logs, and what happens when
+something goes wrong.
+
+Three rules make "the same result on any number of processes" true:
+
+* a batch is global: which steps it holds depends on (seed, step) alone, and each rank computes a contiguous part;
+* random numbers are drawn for the whole batch from a generator seeded by (seed, step), then cut (:class:`Part`);
+* gradients are those of the loss over the whole batch. A contrastive loss needs all features: each rank computes the
+  full loss on the gathered features as a leaf, and takes back the gradient of its own part. So micro-batches
+  (``accumulate``) give the gradient of the large batch, too, and not that of several small ones.
+
+Results differ between numbers of ranks or micro-batches by the order in which sums are rounded, and in nothing else;
+so long as the ranks' devices are alike: what a GPU draws from a seed depends on its kind, and is not what a processor
+draws. A checkpoint knows nothing of ranks: a training may go on with another number of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classact.data.types import ImageArray, IntArray
+from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, choose
+from classact.models.average import ema_decay, update_ema
+from classact.train.checkpoints import (
+    TrainingState,
+    load_latest,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from classact.train.loader import MODES, ImageFeed, ResidentFeed, describe_bytes, free_memory, make_feed
+from classact.train.optim import OptimizerConfig, learning_rate
+from classact.train.trackers import TRACKERS, Trackers, make_trackers, require
+from classact.utils.interruptions import interruptible
+from classact.utils.ranks import Ranks
+from classact.utils.storage import first_difference, plain_json, write_json
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+CHOICES = ("auto", "yes", "no")
+DIVERGED = "diverged.json"
+INCIDENTAL = ("log_every", "checkpoint_every", "evaluations", "evaluations_from")
+"""Settings of all trainings that do not decide what is learned."""
+
+AGREE_EVERY = 8
+"""Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
+processors, whose steps take longer than that, they do after each: ``torchrun`` kills 30 s after it asked."""
+
+EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What errors say where memory ran out, beside those that have a class of their own."""
+
+Batch = Mapping[str, Tensor]
+"""camera -> (B, S, S, 3) uint8 of this rank's part of a batch."""
+
+Stats = dict[str, Tensor]
+"""Scalars of a step, still on the device: fetching them makes the host wait."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a training is computed. Nothing here changes its result beyond rounding.
+
+    Attributes:
+        accumulate: micro-batches per step and rank: less memory, the same gradient. Contrastive features are computed
+            twice where it is above 1. It should divide each rank's part of a batch: else the micro-batches are of two
+            shapes, and what is compiled is compiled for each.
+        compile: run the encoder through torch.compile: "yes", "no", or "auto": on GPUs, and not where it fails.
+        channels_last: keep images and convolutions channels-last: "yes", "no", or "auto": on GPUs.
+        feed: where images lie while training; see :func:`classact.train.loader.make_feed`.
+        deterministic: only deterministic kernels on GPUs (slower): the same bits in each run. CPUs always are.
+        trackers: where logged rows go beside train.jsonl: "tensorboard", "wandb", "trackio".
+    """
+
+    accumulate: int = 1
+    compile: str = "auto"
+    channels_last: str = "auto"
+    feed: str = "auto"
+    deterministic: bool = False
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"expected at least 1 micro-batch per step (accumulate), got {self.accumulate}.")
+        for kind, value, known in (
+            ("choice of compile", self.compile, CHOICES),
+            ("choice of channels_last", self.channels_last, CHOICES),
+            ("feed", self.feed, MODES),
+        ):
+            if value not in known:
+                raise ConfigError(choose(kind, value, known))
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ConfigError(choose("tracker", name, TRACKERS))
+
+    def compiled(self, device: torch.device) -> bool:
+        """Whether networks are compiled on ``device``."""
+        return self.compile == "yes" or (self.compile == "auto" and device.type == "cuda")
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """How images lie in memory on ``device``."""
+        last = self.channels_last == "yes" or (self.channels_last == "auto" and device.type == "cuda")
+        return torch.channels_last if last else torch.contiguous_format
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether the trunk runs in bfloat16 on this machine."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    # Without the instructions bfloat16 is emulated and slower than float32.
+    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def in_order(rows: IntArray) -> IntArray:
+    """Rows of a batch by their first step, which is their order in the data: neighbours in the file are read together,
+    and no loss depends on it."""
+    return np.sort(rows) if rows.ndim == 1 else rows[np.argsort(rows[:, 0], kind="stable")]
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of one step's augmentations and noise."""
+    entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
+
+
+class Training(ABC):
+    """A training that can be stopped anywhere and shared by processes. Subclasses are dataclasses that call
+    :meth:`check` before anything that takes long, and :meth:`start` once their networks are made.
+
+    Attributes:
+        folder: where checkpoints, train.jsonl and what trackers write go; None keeps nothing.
+        device: "cpu" or "cuda".
+        engine: how it is computed.
+        ranks: this process among those that share the training.
+        networks: what is trained or kept, by name; frozen parameters are neither changed nor averaged.
+        averages: those of them that act later, with averaged (EMA) weights.
+        step, steps: updates done and in all.
+        seconds: time spent in training, over all interruptions.
+    """
+
+    folder: Path | None
+    device: str
+    engine: EngineConfig
+    ranks: Ranks
+
+    def check(self, batch_size: int, examples: int) -> None:
+        """Refuse what cannot be computed so.
+
+        Args:
+            batch_size: of all ranks together.
+            examples: N, steps of the data; min(batch_size, N) make a batch.
+
+        Raises:
+            ConfigError: fewer rows in a batch than there are ranks and micro-batches.
+            MissingDependencyError: a tracker's package is not installed.
+        """
+        require(self.engine.trackers)
+        size = min(batch_size, examples)
+        if size // self.ranks.world < self.engine.accumulate:
+            raise ConfigError(
+                f"a batch of {size} cannot be cut into {self.ranks.world} ranks x {self.engine.accumulate} "
+                f"micro-batches. Raise batch_size, or lower accumulate or the number of ranks."
+            )
+
+    def start(
+        self,
+        *,
+        networks: Mapping[str, nn.Module],
+        averages: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        schedule: OptimizerConfig,
+        images: Mapping[str, ImageArray] | None,
+        examples: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        log_every: int,
+        checkpoint_every: int,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """Set up what the loop needs.
+
+        Args:
+            networks, averages, optimizer: groups of the optimizer may hold their "peak" rate, else that of
+                ``schedule``.
+            schedule: warm-up, peak rate, clipping, averaging.
+            images: camera -> (N, S, S, 3) uint8 that batches are taken from; None where steps need none.
+            examples: N, steps of the data; min(batch_size, N) make a batch.
+            batch_size: of all ranks together.
+            steps: updates in all.
+            seed: of batches, views and noise.
+            log_every, checkpoint_every: in steps.
+            say: told what is done with the images.
+
+        Raises:
+            ConfigError: images that do not fit where they are to be kept.
+        """
+        self.networks, self.averages = dict(networks), dict(averages)
+        self.optimizer, self.schedule = optimizer, schedule
+        self.examples, self.batch_size, self.steps, self.seed = examples, min(batch_size, examples), steps, seed
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self.step, self.seconds = 0, 0.0
+        self.feed: ImageFeed | None = None
+        if images is not None:
+            mode, free = self.engine.feed, None
+            if mode == "ram" and self.ranks.world > 1:
+                # Measured by all before the first of them copies.
+                own = torch.tensor([free_memory(torch.device("cpu"))[0]])
+                free = int(self.ranks.gather(own).min())
+            self.feed = make_feed(images, self.device, mode, say=say if self.ranks.first else None, free_bytes=free)
+        self.lag = 1 if torch.device(self.device).type == "cuda" else 0
+        self._pending: list[tuple[int, float, IntArray, Stats]] = []
+
+    # -- what subclasses say ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def batches(self, first_step: int) -> Iterator[IntArray]:
+        """(B,) or (B, M) steps of the data for each update from ``first_step`` on, the same on every rank: B rows, each
+        of an anchor and M - 1 other steps that go with it."""
+
+    @abstractmethod
+    def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
+        """Add this rank's share of the gradient of the loss over the whole batch to the networks' parameters.
+
+        Args:
+            rows: (B,) or (B, M) all rows of the batch, sorted by their first step.
+            part: this rank's rows.
+            images: of :meth:`moments` of ``rows[part]``; empty where the feed is not used.
+            generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
+
+        Returns:
+            What is logged, "loss" among it: the same on every rank.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+
+    @abstractmethod
+    def memory_advice(self) -> str:
+        """Which settings to lower where memory runs out, with their values."""
+
+    def moments(self, rows: IntArray) -> IntArray:
+        """The images that a step needs for ``rows``: these steps' own, row by row, unless a subclass says otherwise."""
+        return rows.reshape(-1)
+
+    def images_per_row(self) -> int:
+        """Images of all cameras per row of a batch, for the logged speed."""
+        return 1
+
+    def after_step(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
+        """Called after each update: where networks follow those that are trained."""
+
+    def prepare(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
+        """What is done once, by all ranks together, before the first step of :meth:`run`."""
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are updated."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def train_step(self, rows: IntArray) -> dict[str, float]:
+        """One update on ``rows`` (B,) or (B, M), steps of the data. Returns what is logged.
+
+        Raises:
+            ClassactError: the loss became NaN or infinite.
+        """
+        rows = in_order(rows)
+        images = {} if self.feed is None else self.feed.take(self.moments(rows[self.ranks.part(len(rows))]))
+        self._launch(rows, images)
+        return self._settle(0)
+
+    def _launch(self, rows: IntArray, images: Batch) -> None:
+        device = torch.device(self.device)
+        rate = learning_rate(self.schedule, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("peak", 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        part = self.ranks.part(len(rows))
+        stats = self.gradients(rows, part, images, step_generator(self.seed, self.step, device))
+        trained = self.trained
+        if self.ranks.world > 1:
+            self.ranks.sum_([p.grad for p in trained if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(trained, self.schedule.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        decay = ema_decay(self.step, self.schedule.ema_power)
+        for name, averaged in self.averages.items():
+            pairs = [
+                (average, value)
+                for average, value in zip(averaged.parameters(), self.networks[name].parameters(), strict=True)
+                if value.requires_grad
+            ]
+            if pairs:
+                update_ema([average for average, _ in pairs], [value for _, value in pairs], decay)
+        self.after_step()
+        self._pending.append((self.step, rate, rows, stats | {"grad_norm": norm}))
+
+    def _settle(self, left: int) -> dict[str, float]:
+        """Fetch and check the figures of all but the last ``left`` steps; returns the newest of them."""
+        logged: dict[str, float] = {}
+        while len(self._pending) > left:
+            step, rate, rows, stats = self._pending.pop(0)
+            # One transfer for all: each makes the host wait for the device.
+            values = torch.stack([value.detach().double().reshape(()) for value in stats.values()]).tolist()
+            logged = dict(zip(stats, values, strict=True))
+            self._check_finite(step, rows, logged)
+            logged = {"loss": logged.pop("loss"), **self.rates(rate), **logged}
+        return logged
+
+    def rates(self, rate: float) -> dict[str, float]:
+        """Learning rates as they are logged, from the schedule's."""
+        return {"lr": rate}
+
+    def _check_finite(self, step: int, rows: IntArray, stats: Mapping[str, float]) -> None:
+        if np.isfinite([stats["loss"], stats["grad_norm"]]).all():
+            return
+        where = ""
+        if self.folder is not None:
+            if self.ranks.first:
+                # JSON knows no NaN.
+                card = {"step": step, **{name: repr(value) for name, value in stats.items()}, "rows": rows}
+                write_json(self.folder / DIVERGED, card)
+            where = f" The steps of its batch are in {self.folder / DIVERGED}."
+        peaks = {group.get("peak", self.schedule.learning_rate) for group in self.optimizer.param_groups}
+        rates = ", ".join(f"{peak:g}" for peak in sorted(peaks))
+        raise ClassactError(
+            f"the loss became {stats['loss']} and its gradient's norm {stats['grad_norm']} at step {step} of "
+            f"{self.steps}.{where} Lower the learning rate (now {rates}); the last checkpoint is from before that."
+        )
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        milestones: Sequence[int] = (),
+        milestone: Callable[[], None] | None = None,
+    ) -> None:
+        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
+
+        Args:
+            progress: called on rank 0 with (steps done, steps in all, a short status) after each step.
+            milestones: after which updates ``milestone`` is called, on rank 0, once the checkpoint of that step is
+                written. A run that goes on from such a step calls it for that step again, with the same weights,
+                because it may have been stopped before or in it.
+            milestone: see ``milestones``.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
+            CheckpointError: the checkpoint belongs to other settings or data.
+            ConfigError: the ranks have other settings or data than rank 0, or a tracker cannot start.
+            ClassactError: the loss became NaN or infinite, memory ran out, or another rank was lost; the last
+                checkpoint is from before.
+        """
+        with self._connected():
+            # First: a checkpoint that one rank alone refuses would leave the others waiting.
+            self._agree()
+            self.resume()
+        if self.step < self.steps:
+            with self._kernels(), self._guard(f"before step {self.step + 1}"), self._connected():
+                self.prepare()
+        due = set(milestones) if milestone is not None else set()
+        begin, spent = time.perf_counter(), self.seconds
+        mark, window = self.step, begin
+        trackers = self._trackers()
+        try:
+            with interruptible() as interrupted, self._kernels(), self._fed_batches() as batches:
+                while True:
+                    if self.step in due:
+                        paused = time.perf_counter()
+                        assert milestone is not None
+                        with self._connected():
+                            # Its errors reach all, which would wait for it forever.
+                            self.ranks.on_first(partial(self._evaluate, milestone))
+                        paused = time.perf_counter() - paused  # evaluation is no training time
+                        begin, window = begin + paused, window + paused
+                    if self.step >= self.steps:
+                        break
+                    with self._guard(f"at step {self.step + 1}"), self._connected():
+                        self._launch(*next(batches))
+                        last = self.step == self.steps
+                        logs = self.step % self.log_every == 0 or last
+                        saves = self.step % self.checkpoint_every == 0 or last or self.step in due
+                        # Beyond a log or a checkpoint nothing may be unknown; else the device need not wait for the
+                        # host.
+                        stats = self._settle(0 if logs or saves else self.lag)
+                    now = time.perf_counter()
+                    self.seconds = spent + now - begin
+                    if progress is not None and self.ranks.first:
+                        progress(self.step, self.steps, f"loss {stats['loss']:.4f}" if stats else "")
+                    if logs:
+                        speed = (self.step - mark) * self.batch_size / max(now - window, 1e-9)
+                        mark, window = self.step, now
+                        trackers.log(self.step, self._log_row(stats, speed))
+                    with self._connected():
+                        stopped = self._stopped(interrupted(), saves)
+                        if stopped:
+                            self._settle(0)
+                    if stopped or saves:
+                        self.save()
+                    if stopped:
+                        self._together()
+                        what = f"saved in {self.folder}; training goes on from there"
+                        what = what if self.folder else "lost: no folder"
+                        raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
+                self._together()
+        finally:
+            self._pending.clear()
+            trackers.close()
+
+    def _agree(self) -> None:
+        if self.ranks.world == 1:
+            return
+        own = plain_json(self.identity())
+        difference = first_difference(self.ranks.broadcast_object(own), own, "")
+        if not self.ranks.any(difference is not None):
+            return
+        who = f"rank {self.ranks.rank}" if difference else "another rank"
+        what = f": {difference}" if difference else ", and says which"
+        raise ConfigError(
+            f"{who} was started with other data or settings than rank 0{what}. Start all {self.ranks.world} ranks with "
+            f"the same command, on the same data."
+        )
+
+    def _evaluate(self, milestone: Callable[[], None]) -> None:
+        with self._guard(f"in the evaluation after step {self.step}"):
+            milestone()
+
+    def _trackers(self) -> Trackers:
+        opened: list[Trackers] = []
+
+        def start() -> None:
+            names = self.engine.trackers
+            settings = self.identity() if names else {}
+            opened.append(make_trackers(names, self.folder, config=settings, start=self.step))
+
+        with self._connected():
+            self.ranks.on_first(start)  # its errors reach all, as above
+        return opened[0] if opened else Trackers(None)
+
+    def _log_row(self, stats: Mapping[str, float], speed: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.step * self.batch_size / self.examples,
+            **stats,
+            "images_per_second": speed * self.images_per_row(),
+            "seconds": self.seconds,
+        }
+
+    def _stopped(self, interrupted: bool, saves: bool) -> bool:
+        if self.ranks.world == 1:
+            return interrupted
+        # All stop after the same step, or one would wait for the others forever.
+        asked = saves or not self.lag or self.step % AGREE_EVERY == 0
+        return asked and self.ranks.any(interrupted)
+
+    def _together(self) -> None:
+        # A launcher that sees one rank end may end the others, and rank 0 may be writing a checkpoint.
+        with self._connected():
+            self.ranks.barrier()
+
+    @contextmanager
+    def _fed_batches(self) -> Iterator[Iterator[tuple[IntArray, Batch]]]:
+        rows = (in_order(batch) for batch in self.batches(self.step))
+        if self.feed is None:
+            yield ((batch, {}) for batch in rows)
+            return
+        # Neighbours in the file: fewer page faults, and the loss does not care about the order.
+        ahead: list[IntArray] = []
+
+        def wanted() -> Iterator[IntArray]:
+            for batch in rows:
+                ahead.append(batch)
+                yield self.moments(batch[self.ranks.part(len(batch))])
+
+        fed = self.feed.batches(wanted())
+        try:
+            yield ((ahead.pop(0), images) for _, images in fed)
+        finally:
+            close = getattr(fed, "close", None)
+            if close is not None:
+                close()
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        if torch.device(self.device).type != "cuda":
+            yield
+            return
+        benchmark, before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+        lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.backends.cudnn.benchmark = not (self.engine.deterministic or before)
+        if self.engine.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+            torch.use_deterministic_algorithms(before, warn_only=lenient)
+
+    @contextmanager
+    def _guard(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            exhausted = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if not exhausted and not any(sign in str(error) for sign in EXHAUSTED):
+                raise
+            raise ClassactError(
+                f"out of memory {where} of {self.steps}. {self.memory_advice()}{self._image_advice()} The last "
+                f"checkpoint is from before that."
+            ) from error
+
+    def _image_advice(self) -> str:
+        held = self.feed.device_bytes if isinstance(self.feed, ResidentFeed) else 0
+        if not held:
+            return ""
+        total = free_memory(torch.device(self.device))[1]
+        return (
+            f" The images take {describe_bytes(held)} of the {describe_bytes(total)} of the GPU's memory; feed 'disk' "
+            f"(--feed disk) leaves them where they are."
+        )
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if self.ranks.world == 1 or not _lost_peer(str(error)):
+                raise
+            raise ClassactError(
+                f"rank {self.ranks.rank} lost another of the {self.ranks.world} ranks near step {self.step} of "
+                f"{self.steps} ({str(error).strip().splitlines()[0][:200]}). Run the same command again: training goes "
+                f"on from the last checkpoint in {self.folder}, with any number of ranks."
+            ) from error
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state, on rank 0."""
+        if self.folder is None or not self.ranks.first:
+            return
+        tensors = optimizer_tensors(self.optimizer)
+        for kind, networks in (("model", self.networks), ("ema", self.averages)):
+            for name, network in networks.items():
+                if self.changes(name):
+                    tensors |= {f"{kind}.{name}.{key}": value for key, value in network.state_dict().items()}
+        meta = {"identity": self.identity(), "seconds": self.seconds}
+        save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
+
+    def changes(self, name: str) -> bool:
+        """Whether a network is trained: a frozen one is as it was, and no part of a checkpoint."""
+        return any(p.requires_grad for p in self.networks[name].parameters())
+
+    def resume(self) -> bool:
+        """Load the newest intact checkpoint of ``folder``; False where there is none.
+
+        Raises:
+            CheckpointError: it belongs to other settings, data or another architecture, or the ranks do not see the
+                same one.
+        """
+        state = load_latest(self.folder / "checkpoints") if self.folder else None
+        found = 0 if state is None else state.step
+        if self.ranks.world > 1 and self.ranks.any(self.ranks.broadcast_object(found) != found):
+            raise CheckpointError(
+                f"the ranks see different checkpoints in {self.folder}: rank {self.ranks.rank} found step {found}. All "
+                f"machines must share that folder."
+            )
+        if state is None:
+            return False
+        where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
+        state.check_identity(self.identity(), where)
+        for kind, networks in (("model", self.networks), ("ema", self.averages)):
+            for name, network in networks.items():
+                if self.changes(name):
+                    self.load_network(network, state.part(f"{kind}.{name}."), where)
+        load_optimizer_tensors(self.optimizer, state.tensors)
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    # Read as rows, used channels-last: fused kernels walk through memory, not through indices.
+                    kept[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        self.step, self.seconds = state.step, float(state.meta["seconds"])
+        return True
+
+    def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+        """Copy weights into a network; names and shapes must match exactly.
+
+        Raises:
+            CheckpointError: they do not.
+        """
+        loader = getattr(network, "load_weights", None)
+        if loader is not None:
+            loader(state, where)
+            return
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{where} is of another architecture: {error}") from None
+
+
+def _lost_peer(text: str) -> bool:
+    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo", "process group", "Socket")
+    return any(sign in text for sign in signs)

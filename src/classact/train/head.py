@@ -1,0 +1,491 @@
+"""Behaviour cloning from an encoder (paper sections 4.3 and C.2): encoder and head are trained together.
+
+As in :mod:`classact.train.representation`, every random draw is a function of (seed, step), so a run that was killed
+and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
+from classact.data.types import Demonstrations, IntArray
+from classact.data.windows import window_indices
+from classact.errors import CheckpointError, ConfigError, choose
+from classact.models.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
+from classact.models.heads import (
+    DiffusionConfig,
+    Head,
+    HeadConfig,
+    head_config_to_json,
+    head_name,
+    load_head_weights,
+    make_head,
+)
+from classact.policies.parametric import ParametricConfig, ParametricPolicy
+from classact.train.augment import AugmentConfig, Part, describe
+from classact.train.batches import epoch_batches
+from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
+from classact.train.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.train.loader import upload
+from classact.train.optim import OptimizerConfig
+from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views, updates
+from classact.utils.ranks import Ranks
+from classact.utils.storage import without
+
+WEIGHTS = ("average", "last")
+
+ACTING = ("chunk_length", "head.scheduler", "head.inference_steps")
+"""Settings that may be changed after training: diffusion is trained alike for all ways of sampling."""
+
+TABLE_9: Mapping[str, tuple[int, int]] = {
+    "square": (500, 100),
+    "three-stack": (100, 20),
+    "aloha-transfer": (500, 400),
+    "libero-object": (500, 100),
+    "pusht": (500, 250),
+    "two-stack": (500, 100),
+    "mug-hang": (500, 100),
+    "toaster-load": (500, 100),
+}
+"""Epochs of the paper's table 9 by task: (trained from scratch, fine-tuned after CLASS pre-training)."""
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW with a rate for the head and a lower one for the encoder. The defaults are the paper's (C.2, table 7).
+
+    Attributes:
+        head_rate: peak rate of the head.
+        encoder_rate: peak rate of the encoder, lower to preserve what was pre-trained.
+        betas: table 7: (0.9, 0.99); the released code leaves PyTorch's (0.9, 0.999).
+        weight_decay: on tensors of two or more dimensions.
+        warmup_steps: linear warm-up, then half a cosine to zero; at most a tenth of all steps.
+        clip_norm: largest norm of the whole gradient of encoder and head, applied after backward. (The released code
+            clips to 1.0 before backward, which has no effect.)
+        ema_power: weight average decay 1 - (1 + step) ** -power.
+    """
+
+    head_rate: float = 1e-4
+    encoder_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    clip_norm: float = 0.5
+    ema_power: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not min(self.head_rate, self.encoder_rate) > 0:
+            raise ConfigError(
+                f"expected head_rate > 0 and encoder_rate > 0, got {self.head_rate} and {self.encoder_rate}. To leave "
+                f"the encoder as it is, set frozen."
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"expected two betas of at least 0 and below 1, got {self.betas}.")
+        # The limits of what is shared are checked where they are used.
+        self.schedule()
+
+    def schedule(self) -> OptimizerConfig:
+        """The shared settings, with a peak rate of 1: rates of groups are multiples of it."""
+        return OptimizerConfig(
+            name="adamw",
+            learning_rate=1.0,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            ema_power=self.ema_power,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that decides the result of a fine-tuning, given the data and the encoder it starts from.
+
+    Attributes:
+        head: settings of the policy head.
+        encoder: architecture and image transform where training starts from scratch; a pre-trained encoder brings its
+            own.
+        weights: of a pre-training's checkpoint: "average" (EMA; what ``encoder/`` of a run holds) or "last" (the
+            released code starts from these).
+        frozen: train the head only.
+        augment: random views, as in pre-training; None takes the centre crop. With a frozen encoder and None, features
+            are computed once, which makes training much faster.
+        optimizer: rates, schedule, averaging.
+        epochs: passes over all steps; steps of training = ceil(N epochs / batch_size). Table 9 has 250 for Push-T
+            after pre-training; see :data:`TABLE_9`.
+        batch_size: decisions per step (table 7: 64).
+        horizon: T_p, actions of a predicted chunk (table 7: 16).
+        history: T_o, observations of a decision (table 7: 1); before an episode's start its first one is repeated.
+        chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
+        seed: of initial weights, batches, views and noise.
+        precision: of the trunk's convolutions, see :class:`classact.train.representation.PretrainConfig`.
+        head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
+            loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
+        evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).
+        log_every: steps between rows of train.jsonl.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    head: HeadConfig = field(default_factory=DiffusionConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    weights: str = "average"
+    frozen: bool = False
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    epochs: float = 250.0
+    batch_size: int = 64
+    horizon: int = 16
+    history: int = 1
+    chunk_length: int = 12
+    keys: tuple[str, ...] | None = None
+    seed: int = 0
+    precision: str = "auto"
+    head_precision: str = "float32"
+    evaluations: int = 10
+    log_every: int = 20
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for kind, value in (("precision", self.precision), ("head_precision", self.head_precision)):
+            if value not in PRECISIONS:
+                raise ConfigError(choose(kind, value, PRECISIONS))
+        if self.weights not in WEIGHTS:
+            raise ConfigError(choose("weights", self.weights, WEIGHTS))
+        head_name(self.head)
+        if not self.epochs > 0 or self.batch_size < 1 or min(self.log_every, self.checkpoint_every) < 1:
+            raise ConfigError(
+                f"expected epochs > 0, batch_size >= 1, log_every >= 1 and checkpoint_every >= 1, got epochs "
+                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
+                f"{self.checkpoint_every}."
+            )
+        if not 1 <= self.chunk_length <= self.horizon or self.history < 1:
+            raise ConfigError(
+                f"expected 1 <= chunk_length <= horizon and history >= 1, got chunk_length {self.chunk_length}, "
+                f"horizon {self.horizon}, history {self.history}."
+            )
+        if self.seed < 0 or self.evaluations < 0:
+            raise ConfigError(
+                f"expected seed >= 0 and evaluations >= 0, got seed {self.seed}, evaluations {self.evaluations}."
+            )
+
+    def steps(self, n: int) -> int:
+        """Updates for a data set of ``n`` steps."""
+        return updates(n, self.epochs, self.batch_size)
+
+    def milestones(self, steps: int) -> list[int]:
+        """After which updates a training of ``steps`` is to be evaluated: 10 %, 20 %, ... 100 % of it."""
+        return sorted({-(-steps * i // self.evaluations) for i in range(1, self.evaluations + 1)})
+
+
+def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
+    """The encoder to start from.
+
+    Args:
+        path: an encoder's folder (or hub id), a folder of pre-training checkpoints, or one of these checkpoints.
+        weights: "average" or "last"; a finished encoder's folder holds the averaged ones only.
+
+    Raises:
+        CheckpointError: damaged, or without the weights that were asked for.
+    """
+    path = Path(path)
+    folder = path.parent if path.name.startswith("step-") else path
+    found = [p for _, p in list_checkpoints(folder) if path in (folder, p)]
+    if not found:
+        if weights == "last":
+            raise CheckpointError(
+                f"{path} is no folder of training checkpoints, and only these hold the last, not averaged, weights. "
+                f"Name the pre-training's checkpoints folder, or start from weights 'average'."
+            )
+        return ImageEncoder.from_pretrained(path)
+    state = load_latest(folder) if path == folder else load_checkpoint(path)
+    assert state is not None
+    settings = state.meta.get("identity", {}).get("config", {}).get("encoder")
+    encoder = ImageEncoder(encoder_config_from_json(settings, found[-1]), load_init=False)
+    encoder.load_weights(state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
+    return encoder
+
+
+def history_indices(episode_ends: IntArray, history: int) -> IntArray:
+    """(N, T_o) flat step indices of the last T_o observations of every step, oldest first, clamped to its episode."""
+    lengths = np.diff(episode_ends, prepend=0)
+    first = np.repeat(episode_ends - lengths, lengths)
+    step = np.arange(int(episode_ends[-1]), dtype=np.int64)
+    return np.maximum(step[:, None] + np.arange(1 - history, 1), first[:, None])
+
+
+@dataclass(eq=False)
+class FineTuner(Training):
+    """One fine-tuning, or one training from scratch.
+
+    Args:
+        demonstrations: actions, proprioception, and images (N, S, S, 3) of the encoder's cameras and image size.
+        config: settings.
+        folder: where checkpoints and train.jsonl go; None keeps nothing.
+        encoder_folder: pre-trained encoder to start from, see :func:`load_encoder`; None starts from scratch, with
+            ``config.encoder`` and the initial weights that it names.
+        device: "cpu" or "cuda".
+        engine: how it is computed.
+        ranks: this process among those that share the training.
+        say: told where the images are kept, and that features are computed before the first step.
+
+    Attributes:
+        encoder, head: the networks that are trained.
+        average_encoder, average_head: their averaged (EMA) weights, which act.
+        step, steps: updates done and in all.
+    """
+
+    demonstrations: Demonstrations
+    config: FinetuneConfig
+    folder: Path | None = None
+    encoder_folder: Path | None = None
+    device: str = "cpu"
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranks: Ranks = field(default_factory=Ranks)
+    say: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        data, config = self.demonstrations, self.config
+        self.check(config.batch_size, data.num_steps)
+        if self.encoder_folder is None:
+            self.encoder = ImageEncoder(config.encoder, seed=config.seed)
+        else:
+            self.encoder = load_encoder(self.encoder_folder, config.weights)
+        self._started_from = _digest(self.encoder)
+        self.images = encoder_images(data, self.encoder.config)
+        device = torch.device(self.device)
+        self.bf16 = use_bfloat16(config.precision, device)
+        native = device.type == "cuda" or config.head_precision != "auto"
+        self.head_bf16 = native and use_bfloat16(config.head_precision, device)
+        self.action_range, self.lowdim = MinMax.fit(data.actions), LowDim.fit(data, config.keys)
+        self._actions = torch.from_numpy(self.action_range.apply(data.actions)).to(device)
+        self._lowdim = torch.from_numpy(self.lowdim.demonstrations(data)).to(device)
+        # On the device with all that is indexed: a step sends its rows there, and waits for nothing.
+        self._windows = torch.from_numpy(window_indices(data.episode_ends, config.horizon)).to(device)
+        self._histories = history_indices(data.episode_ends, config.history)
+        self._moments = torch.from_numpy(self._histories).to(device)
+        features = config.history * (self.encoder.feature_dim + self.lowdim.dim)
+        self.head = make_head(config.head, features, data.actions.shape[1], config.horizon, seed=config.seed).to(device)
+        self.encoder = self.encoder.to(device).requires_grad_(not config.frozen)
+        self.average_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average_encoder)
+        self._fixed_features: Tensor | None = None
+        self.start(
+            networks={"encoder": self.encoder, "head": self.head},
+            averages={"encoder": self.average_encoder, "head": self.average_head},
+            optimizer=self._optimizer(),
+            schedule=config.optimizer.schedule(),
+            images=None if self.features_are_fixed else self.images,
+            examples=data.num_steps,
+            batch_size=config.batch_size,
+            steps=config.steps(data.num_steps),
+            seed=config.seed,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            say=self.say,
+        )
+
+    @property
+    def features_are_fixed(self) -> bool:
+        """Whether each step of the data has one feature vector throughout: a frozen encoder, no random views."""
+        return self.config.frozen and self.config.augment is None
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        config = self.config.optimizer
+        groups: list[dict[str, Any]] = []
+        for network, rate in ((self.encoder, config.encoder_rate), (self.head, config.head_rate)):
+            trained = [p for p in network.parameters() if p.requires_grad]
+            for group, decay in (
+                ([p for p in trained if p.ndim > 1], config.weight_decay),
+                ([p for p in trained if p.ndim <= 1], 0.0),
+            ):
+                if group:
+                    groups.append({"params": group, "weight_decay": decay, "peak": rate})
+        # One kernel for all tensors: a head of 80 million parameters is otherwise limited by memory.
+        return torch.optim.AdamW(groups, lr=config.head_rate, betas=config.betas, fused=True)
+
+    # -- one step ---------------------------------------------------------------------------------------------------
+
+    def batches(self, first_step: int) -> Iterator[IntArray]:
+        """Slices of shuffled epochs."""
+        return epoch_batches(self.examples, self.config.batch_size, self.config.seed, first_step)
+
+    def moments(self, rows: IntArray) -> IntArray:
+        """(B T_o,) the steps whose images a decision at each of ``rows`` (B,) is made from, oldest first."""
+        return self._histories[rows].ravel()
+
+    def images_per_row(self) -> int:
+        """T_o images of each camera per decision."""
+        return self.config.history * len(self.encoder.config.cameras)
+
+    def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
+        """The head's loss, averaged over the whole batch."""
+        B, history = len(rows), self.config.history
+        device = torch.device(self.device)
+        own = upload(rows[part], device)
+        moments = self._moments[own].reshape(-1)
+        of_moments = Part(slice(part.start * history, part.stop * history), B * history)
+        pixels = self._views(images, generator, of_moments)
+        noise = self._feature_noise(generator, of_moments)
+        drawn = self.head.draw(B, generator, device)
+        actions = self._actions[self._windows[own]]
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for piece in np.array_split(np.arange(len(own)), self.engine.accumulate):
+            first, last = int(piece[0]), int(piece[-1]) + 1
+            inside = slice(first * history, last * history)
+            features = self._features(None if pixels is None else pixels[inside], moments[inside])
+            if noise is not None:
+                features = features + noise[inside]
+            joined = torch.cat([features, self._lowdim[moments[inside]]], dim=1).reshape(last - first, -1)
+            share = tuple(values[part][first:last] for values in drawn)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.head_bf16):
+                losses = self.head.losses(joined, actions[first:last], share)
+            loss = losses.float().sum() / B
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().double()
+        if self.ranks.world > 1:
+            self.ranks.sum_([total])
+        return {"loss": total}
+
+    def _views(self, images: Batch, generator: torch.Generator, part: Part) -> Tensor | None:
+        if self.features_are_fixed:
+            return None
+        encoder = self.encoder.config
+        if self.config.augment is not None:
+            return random_views(images, encoder, self.config.augment, generator, part)
+        edge = (encoder.image_size - encoder.crop_size) // 2
+        inside = slice(edge, edge + encoder.crop_size)
+        views = [images[camera][:, inside, inside].permute(0, 3, 1, 2).float() for camera in encoder.cameras]
+        return torch.stack(views, dim=1).contiguous()
+
+    def _feature_noise(self, generator: torch.Generator, part: Part) -> Tensor | None:
+        augment = self.config.augment
+        if augment is None or not augment.feature_noise:
+            return None
+        shape = (part.total, self.encoder.feature_dim)
+        return augment.feature_noise * part.cut(torch.randn(shape, generator=generator, device=generator.device))
+
+    def _features(self, pixels: Tensor | None, moments: Tensor) -> Tensor:
+        if pixels is None:
+            return self._all_features()[moments]
+        with torch.set_grad_enabled(not self.config.frozen):
+            return self._encode(pixels)
+
+    def prepare(self) -> None:
+        """Compute the features of a frozen encoder, where they are fixed."""
+        if self.features_are_fixed:
+            self._all_features()
+
+    def _all_features(self) -> Tensor:
+        # The encoder as it is at run time, once for all steps; each rank computes its part of them.
+        if self._fixed_features is None:
+            if self.say is not None and self.ranks.first:
+                self.say(f"frozen encoder: computing the features of {self.examples:,} steps once, before training")
+            part = self.ranks.part(self.examples)
+            images = {camera: array[part] for camera, array in self.images.items()}
+            own = torch.from_numpy(self.encoder.encode(images, bf16=self.bf16))
+            self._fixed_features = self.ranks.gather(own).to(self.device)
+        return self._fixed_features
+
+    def rates(self, rate: float) -> dict[str, float]:
+        """The head's and the encoder's."""
+        config = self.config
+        encoder = 0.0 if config.frozen else config.optimizer.encoder_rate * rate
+        return {"lr": config.optimizer.head_rate * rate, "encoder_lr": encoder}
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        milestone: Callable[[FineTuner], None] | None = None,
+    ) -> ParametricPolicy:
+        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
+
+        Args:
+            progress: called with (steps done, steps in all, a short status) after each step.
+            milestone: called at ``config.milestones``: to evaluate :meth:`policy` and ``average_encoder``; see
+                :meth:`classact.train.engine.Training.run`.
+
+        Returns:
+            The policy with averaged (EMA) weights.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
+            CheckpointError: the checkpoint belongs to other settings, data or initial weights.
+            ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
+        """
+        call = None if milestone is None else lambda: milestone(self)
+        self.run(progress, self.config.milestones(self.steps), call)
+        return self.policy()
+
+    def policy(self) -> ParametricPolicy:
+        """The policy with the present averaged (EMA) weights, which it shares: they change as training goes on."""
+        config = self.config
+        acting = ParametricConfig(config.chunk_length, config.history, config.seed, self.bf16)
+        return ParametricPolicy(
+            self.average_encoder,
+            self.average_head,
+            self.action_range,
+            self.lowdim,
+            acting,
+            {"step": self.step, "steps": self.steps, **self.labels(), "data": self.demonstrations.fingerprint()},
+        )
+
+    def labels(self) -> dict[str, str]:
+        """How the policy was trained, for tables: head, what happened to the encoder, random views."""
+        config = self.config
+        started = "fine-tuned" if self.encoder_folder is not None else "from scratch"
+        return {
+            "head": head_name(config.head),
+            "training": "frozen" if config.frozen else started,
+            "augmentation": describe(config.augment),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        made = {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)}
+        return {
+            "config": without(asdict(self.config) | made, *INCIDENTAL, *ACTING, "weights"),
+            "encoder_weights": self._started_from,
+            "data": self.demonstrations.fingerprint(),
+            "schema": self.demonstrations.schema.to_json(),
+            "images": images_digest(self.images),
+            "bfloat16": self.bf16,
+            "head_bfloat16": self.head_bf16,
+        }
+
+    def memory_advice(self) -> str:
+        """What to lower."""
+        return (
+            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
+            f"(--batch-size, now {self.config.batch_size}), the head's widths (now {self.config.head.unet.widths}) or "
+            f"the encoder's crop_size (now {self.encoder.config.crop_size})."
+        )
+
+    def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
+        """Copy weights into encoder or head."""
+        if isinstance(network, ImageEncoder):
+            network.load_weights(state, where)
+        else:
+            load_head_weights(cast(Head, network), state, where)
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

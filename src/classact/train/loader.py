@@ -1,0 +1,403 @@
+"""Images on their way to training: batches of uint8 rows on the device, from its memory, from main memory or from disk.
+
+Every way gives the same bytes in the same order; augmentation and normalisation happen on the device, behind this.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classact.data.types import ImageArray, IntArray
+from classact.errors import ConfigError, DataError, choose
+
+FedBatch = tuple[IntArray, dict[str, Tensor]]
+"""Rows (B,) as they were asked for, and for each camera their images (B, S, S, 3) uint8 on the device."""
+
+MODES = ("auto", "disk", "ram", "resident")
+IMAGE_SHARE = 0.75
+"""Of the free memory, what images may take; the rest is for the network, its gradients and activations."""
+BLOCK_BYTES = 256 * 2**20
+"""Copied at once when images move as a whole."""
+THREAD_NAME = "classact-images"
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class ImageFeed(Protocol):
+    """Hands out images by row."""
+
+    def take(self, rows: IntArray) -> dict[str, Tensor]:
+        """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice.
+
+        Raises:
+            DataError: rows that are not int64 of shape (B,), or outside the data.
+        """
+
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
+        """A batch for each element of ``rows``, in their order. Close the iterator where it is not used up.
+
+        Raises:
+            DataError: as :meth:`take`.
+        """
+
+
+def check_images(images: Mapping[str, ImageArray]) -> int:
+    """The number of rows N that all cameras share.
+
+    Raises:
+        DataError: no camera, images that are not (N, S, S', 3) uint8, or cameras with different N.
+    """
+    if not images:
+        raise DataError("expected images of at least one camera, got none. Render or prepare them first.")
+    for camera, array in images.items():
+        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
+            raise DataError(
+                f"expected images {camera!r} of shape (N, S, S, 3) and dtype uint8, got {array.shape} {array.dtype}."
+            )
+    counts = {camera: len(array) for camera, array in images.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"expected as many images of every camera, got {counts}. Read all of them from one data set.")
+    return next(iter(counts.values()))
+
+
+def _check_rows(rows: IntArray, count: int) -> IntArray:
+    # A row that is not there would be answered by numpy with another one, by a GPU with an abort.
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
+        found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise DataError(f"expected rows of shape (B,) and dtype int64, got {found}.")
+    for row in (int(rows.min()), int(rows.max())) if len(rows) else ():
+        if not 0 <= row < count:
+            raise DataError(f"row {row} was asked of {count} images: expected 0 <= row < {count}.")
+    return rows
+
+
+def upload(rows: IntArray, device: torch.device) -> Tensor:
+    """(B,) rows as an index on ``device``, without waiting for a GPU."""
+    index = torch.from_numpy(rows)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+
+
+def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
+    """(B, S, S, 3) copies of the rows, in one thread."""
+    if not pinned:
+        return torch.from_numpy(np.take(array, rows, axis=0))
+    out = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, pin_memory=True)
+    # The rows were checked; told to check them again, numpy would gather into a buffer of its own first.
+    np.take(array, rows, axis=0, out=out.numpy(), mode="clip")
+    return out
+
+
+class ResidentFeed:
+    """All images at hand: on a GPU as one tensor per camera, on a processor the arrays themselves.
+
+    Args:
+        images: camera -> (N, S, S, 3) uint8; a memory map is read as a whole, block by block, onto a GPU. On a
+            processor it stays one: the operating system keeps in memory what is used.
+        device: where the batches go.
+        ram: on a processor, copy memory maps into memory.
+        progress: called with (images copied, images in all).
+
+    Raises:
+        DataError: as :func:`check_images`.
+        ConfigError: the images do not fit.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, ImageArray],
+        device: str | torch.device,
+        *,
+        ram: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.count, self.device = check_images(images), torch.device(device)
+        self._tensors: dict[str, Tensor] = {}
+        self._arrays: dict[str, ImageArray] = {}
+        done, total = 0, self.count * len(images)
+        for camera, array in images.items():
+
+            def told(rows: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(before + rows, total)
+
+            if self.device.type != "cpu":
+                self._tensors[camera] = _copy(array, self.device, told)
+            elif ram:
+                self._arrays[camera] = _copy(array, self.device, told).numpy()
+            else:
+                self._arrays[camera] = np.asarray(array)
+            done += self.count
+
+    def take(self, rows: IntArray) -> dict[str, Tensor]:
+        """See :meth:`ImageFeed.take`. Does not wait for a GPU."""
+        _check_rows(rows, self.count)
+        if self.device.type == "cpu":
+            return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
+        index = upload(rows, self.device)
+        return {camera: _select(tensor, index) for camera, tensor in self._tensors.items()}
+
+    @property
+    def device_bytes(self) -> int:
+        """What the images take of a GPU's memory; 0 on a processor."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
+        """See :meth:`ImageFeed.batches`."""
+        for batch in rows:
+            yield batch, self.take(batch)
+
+
+def _select(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of (N, S, S, 3); moved as 8-byte words where possible, which are an eighth of the elements."""
+    flat = tensor.view(len(tensor), -1)
+    if flat.shape[1] % 8 == 0:
+        flat = flat.view(torch.int64)
+    return flat.index_select(0, index).view(torch.uint8).view(len(index), *tensor.shape[1:])
+
+
+def _copy(array: ImageArray, device: torch.device, told: Callable[[int], None]) -> Tensor:
+    try:
+        out = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    except RuntimeError as error:  # torch's own class for it exists for GPUs only
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ConfigError(
+            f"{describe({'': array})} do not fit into the memory of {device}. Feed them with mode 'disk'."
+        ) from error
+    step = max(1, BLOCK_BYTES // max(1, math.prod(array.shape[1:])))
+    told(0)
+    for start in range(0, len(array), step):
+        block = array[start : start + step]
+        with warnings.catch_warnings():
+            # A memory map may be read-only; nobody writes to this view of it.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            out[start : start + len(block)].copy_(torch.from_numpy(np.ascontiguousarray(block)))
+        told(start + len(block))
+    return out
+
+
+class PrefetchFeed:
+    """Batches gathered ahead by threads, from memory maps or arrays; onto a GPU through pinned memory.
+
+    Args:
+        images: camera -> (N, S, S, 3) uint8, usually memory maps.
+        device: where the batches go.
+        depth: batches that are gathered ahead of the one in use.
+        workers: threads that gather.
+
+    Raises:
+        DataError: as :func:`check_images`.
+        ConfigError: ``depth`` or ``workers`` below 1.
+    """
+
+    def __init__(
+        self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2
+    ) -> None:
+        if depth < 1 or workers < 1:
+            raise ConfigError(f"expected depth >= 1 and workers >= 1, got depth {depth} and workers {workers}.")
+        self.count, self.device = check_images(images), torch.device(device)
+        self.depth, self.workers = depth, workers
+        self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
+        # Copies run beside the training's kernels, on a stream of their own.
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def take(self, rows: IntArray) -> dict[str, Tensor]:
+        """See :meth:`ImageFeed.take`. Reads at once, in this thread."""
+        return self._receive(*self._load(_check_rows(rows, self.count)))
+
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
+        """See :meth:`ImageFeed.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
+
+        What goes wrong in advance is raised when its batch is due.
+        """
+        waiting: deque[tuple[IntArray, Future[tuple[dict[str, Tensor], torch.cuda.Event | None]]]] = deque()
+        source: Iterator[IntArray] | None = iter(rows)
+        problem: Exception | None = None
+        pool = ThreadPoolExecutor(self.workers, THREAD_NAME)
+        try:
+            while True:
+                while source is not None and len(waiting) <= self.depth:
+                    try:
+                        ahead = _check_rows(next(source), self.count)
+                    except StopIteration:
+                        source = None
+                    except Exception as error:
+                        source, problem = None, error
+                    else:
+                        waiting.append((ahead, pool.submit(self._load, ahead)))
+                if not waiting:
+                    if problem is not None:
+                        raise problem
+                    return
+                batch, loaded = waiting.popleft()
+                yield batch, self._receive(*loaded.result())
+        finally:
+            # Batches that were begun are finished, at most one per thread; the others are not begun.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self, rows: IntArray) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        """In a worker: the images, and when they will have arrived."""
+        if self._stream is None:
+            out = {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
+            return {camera: tensor.to(self.device) for camera, tensor in out.items()}, None
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            # Torch keeps the pinned memory from being used again until its copy is done.
+            out = {
+                camera: _gather(array, rows, pinned=True).to(self.device, non_blocking=True)
+                for camera, array in self._arrays.items()
+            }
+            return out, self._stream.record_event()
+
+    def _receive(self, images: dict[str, Tensor], arrived: torch.cuda.Event | None) -> dict[str, Tensor]:
+        """In the consumer: let its stream, not its thread, wait."""
+        if arrived is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(arrived)
+            for tensor in images.values():
+                tensor.record_stream(stream)
+        return images
+
+
+def describe(images: Mapping[str, ImageArray]) -> str:
+    """Such as "images: 254,000 x 224 x 224 x 3 = 35.6 GiB"."""
+    shapes: dict[str, int] = {}
+    for array in images.values():
+        shape = " x ".join([f"{len(array):,}", *map(str, array.shape[1:])])
+        shapes[shape] = shapes.get(shape, 0) + 1
+    parts = [shape if n == 1 else f"{n} x ({shape})" for shape, n in shapes.items()]
+    return f"images: {' + '.join(parts)} = {describe_bytes(_bytes(images))}"
+
+
+def _bytes(images: Mapping[str, ImageArray]) -> int:
+    return sum(array.nbytes for array in images.values())
+
+
+def describe_bytes(count: float) -> str:
+    """Such as "35.6 GiB"."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:,.0f} {unit}"
+    return f"{count / 2**10:.3g} KiB"
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of the device's memory; for processors those of the machine, or of the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    import psutil  # type: ignore[import-untyped]
+
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    limit = _container_limit()
+    return (free, total) if limit is None else (min(free, limit[0]), min(total, limit[1]))
+
+
+def _container_limit() -> tuple[int, int] | None:
+    """(free, total) bytes under the limit of this container's control group (version 2); None where it has none."""
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        if not limit.isdigit():  # "max"
+            return None
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        rows = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        stat = dict(row.split() for row in rows)
+        # Files that the system keeps in memory count as used, but give way.
+        used -= int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
+    return max(0, int(limit) - used), int(limit)
+
+
+def make_feed(
+    images: Mapping[str, ImageArray],
+    device: str | torch.device,
+    mode: str = "auto",
+    *,
+    say: Callable[[str], None] | None = None,
+    free_bytes: int | None = None,
+    sharers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageFeed:
+    """Choose how images get to the device, and say so before anything is copied.
+
+    Args:
+        images: camera -> (N, S, S, 3) uint8.
+        device: where the batches go.
+        mode: "resident": all of them in the device's memory (a processor reads the memory maps, which the operating
+            system then keeps in memory); "ram": copied into main memory first; "disk": read as needed, by threads
+            that are ahead; "auto": resident where they fit into :data:`IMAGE_SHARE` of what is free, else disk.
+        say: called with one line: what is needed, what is free, what is done.
+        free_bytes: what is free where the images would be kept; None measures it.
+        sharers: processes on this machine that do the same, each with a copy of its own under "ram" (memory maps they
+            share); None is what the launcher says (LOCAL_WORLD_SIZE), else 1.
+        progress: called with (images copied, images in all).
+
+    Raises:
+        DataError: as :func:`check_images`.
+        ConfigError: an unknown mode, or one that needs more memory than is free.
+    """
+    if mode not in MODES:
+        raise ConfigError(choose("way of feeding images", mode, MODES))
+    check_images(images)
+    if sharers is None:
+        said = os.environ.get("LOCAL_WORLD_SIZE", "")
+        sharers = int(said) if said.isdigit() else 1
+    device = torch.device(device)
+    kept = device if mode != "ram" else torch.device("cpu")
+    free, total = free_memory(kept) if free_bytes is None else (free_bytes, None)
+    place = "main memory" if kept.type == "cpu" else str(kept)
+    have = f"{describe_bytes(free)} {'' if total is None else f'of {describe_bytes(total)} '}free in {place}"
+    # Arrays that are in main memory already need no more of it.
+    held = kept.type == "cpu" and not any(_mapped(array) for array in images.values())
+    copies = max(1, sharers) if mode == "ram" and not held else 1
+    needed = copies * _bytes(images)
+    each = f" by each of {copies} processes, {describe_bytes(needed)} in all" if copies > 1 else ""
+    fits = held or needed <= IMAGE_SHARE * free
+    if mode in ("resident", "ram") and not fits:
+        raise ConfigError(
+            f"{describe(images)} are to be kept in {place} (mode {mode!r}){each}, but of the {have} images may take "
+            f"{describe_bytes(IMAGE_SHARE * free)} ({IMAGE_SHARE:.0%}); the rest is for the network. Choose the "
+            f"mode 'disk' or 'auto', use smaller images, or free some memory."
+        )
+    resident = mode in ("resident", "ram") or (mode == "auto" and fits)
+    if mode == "ram":
+        does = "used where they are" if held else f"copied into main memory{each}"
+    elif not resident:
+        does = "read from disk as needed" if any(_mapped(array) for array in images.values()) else "copied as needed"
+        if mode == "auto":
+            does += f" (more than {IMAGE_SHARE:.0%} of what is free)"
+    elif kept.type != "cpu":
+        does = "kept on the device"
+    else:
+        does = "used where they are" if held else "memory-mapped, the operating system keeps them in memory"
+    if say is not None:
+        say(f"{describe(images)}, {have}: {does}")
+    if not resident:
+        return PrefetchFeed(images, device)
+    if mode == "ram" and device.type != "cpu":
+        if not held:
+            images = ResidentFeed(images, "cpu", ram=True, progress=progress)._arrays
+        return PrefetchFeed(images, device)
+    return ResidentFeed(images, device, ram=mode == "ram" and not held, progress=progress)
+
+
+def _mapped(array: ImageArray) -> bool:
+    """Whether an array, or what it is a view of, is a memory map."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return False

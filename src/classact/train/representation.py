@@ -1,0 +1,480 @@
+"""Representation learning (paper sections 4.2, 4.3, 5.2, C.1) with any objective: what a step computes; the loop is
+:mod:`classact.train.engine`'s.
+
+Every random draw is a function of (seed, step). So a run that was killed and resumed ends with the same bits as one
+that was not, and there is no generator state to save.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from classact.data.images import sample_digest
+from classact.data.normalize import MinMax
+from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.models.average import update_ema
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.objectives import (
+    Material,
+    ObjectiveConfig,
+    SoftInfoNCEConfig,
+    make_objective,
+    needs_similarity,
+    objective_name,
+)
+from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
+from classact.similarity.distribution import read_distribution
+from classact.similarity.graph import SimilarityGraph
+from classact.similarity.model import naming
+from classact.train.augment import AugmentConfig, Part, augment
+from classact.train.batches import epoch_batches, positive_batches
+from classact.train.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.train.optim import OptimizerConfig, make_optimizer
+from classact.utils.ranks import Ranks
+from classact.utils.storage import without
+
+POSITIVES = ("online", "graph")
+
+_COMPANIONS = 2
+"""Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views, (seed, step, 1)
+positives."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the result of a pre-training, given the data.
+
+    Attributes:
+        encoder, augment, optimizer: architecture, random views, optimiser with its schedule.
+        similarity: of actions; read by objectives that learn from it.
+        objective: what features should be like, see :data:`classact.objectives.OBJECTIVES`.
+        epochs: passes over all steps as anchors; steps of training = ceil(N epochs / batch_size).
+        batch_size: anchors per step, drawn without replacement within an epoch (table 4: 160). Some objectives look at
+            several images for each.
+        seed: of initial weights, batches and augmentations.
+        positives: where a batch's weights come from: "online": its B x B distances are computed when it is used (the
+            paper's appendix B); "graph": looked up in the graph that ``classact similarity --graph`` wrote. Both give
+            the same weights, unless the graph is capped.
+        positives_per_anchor: with "graph", draw for each anchor of a batch so many of its positives into the batch; 0
+            draws all steps alike.
+        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
+            in it natively.
+        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, evenly from one point of the
+            training to its end (the paper: 10).
+        evaluations_from: share of the training at the first of these (the paper's table: 0.55).
+        log_every: steps between rows of train.jsonl.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
+    objective: ObjectiveConfig = field(default_factory=SoftInfoNCEConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    epochs: float = 100.0
+    batch_size: int = 160
+    seed: int = 0
+    positives: str = "online"
+    positives_per_anchor: int = 0
+    precision: str = "auto"
+    evaluations: int = 0
+    evaluations_from: float = 0.55
+    log_every: int = 20
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(choose("precision", self.precision, PRECISIONS))
+        if self.positives not in POSITIVES:
+            raise ConfigError(choose("source of positives", self.positives, POSITIVES))
+        if self.positives_per_anchor < 0 or (self.positives_per_anchor and self.positives != "graph"):
+            raise ConfigError(
+                f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
+                f"{self.positives_per_anchor} with positives {self.positives!r}."
+            )
+        if self.positives == "graph" and not needs_similarity(self.objective):
+            raise ConfigError(
+                f"objective {objective_name(self.objective)!r} learns from no action similarity, so positives from a "
+                f"graph would change nothing. Leave positives at 'online'."
+            )
+        if self.evaluations < 0:
+            raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
+        if not 0 < self.evaluations_from <= 1:
+            raise ConfigError(f"expected evaluations_from above 0 and at most 1, got {self.evaluations_from}.")
+        if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
+            raise ConfigError(
+                f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
+                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
+                f"{self.checkpoint_every}."
+            )
+
+    def steps(self, n: int) -> int:
+        """Updates for a data set of ``n`` steps."""
+        return updates(n, self.epochs, self.batch_size)
+
+    def milestones(self, steps: int) -> list[int]:
+        """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten from
+        0.55 on."""
+        if self.evaluations == 1:
+            return [steps]
+        shares = np.linspace(self.evaluations_from, 1.0, self.evaluations)
+        return sorted({max(1, round(steps * share)) for share in shares})
+
+
+def updates(n: int, epochs: float, batch_size: int) -> int:
+    """Steps of a training: ceil(n epochs / min(batch_size, n))."""
+    # Not one more because of a rounding error: 12 * 16 / 180 epochs of 180 steps are 12 batches of 16.
+    return int(np.ceil(n * epochs / min(batch_size, n) - 1e-9))
+
+
+def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, ImageArray]:
+    """Camera -> (N, S, S, 3) uint8: the images that an encoder is trained on, in its order of cameras.
+
+    Raises:
+        DataError: the data have no such camera, or images of another size.
+    """
+    size, chosen = config.image_size, {}
+    for camera in config.cameras:
+        if camera not in demonstrations.images:
+            raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
+        images = demonstrations.images[camera]
+        if images.shape[1:3] != (size, size):
+            raise DataError(
+                f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
+                f"{images.shape[1]} x {images.shape[2]} of camera {camera!r}; prepare them with classact.run.frames."
+            )
+        chosen[camera] = images
+    return chosen
+
+
+def images_digest(images: Mapping[str, ImageArray]) -> str | dict[str, str]:
+    """Which images these are; of one camera its digest alone."""
+    digests = {camera: sample_digest(array) for camera, array in images.items()}
+    return next(iter(digests.values())) if len(digests) == 1 else digests
+
+
+def random_views(
+    images: Batch, encoder: EncoderConfig, config: AugmentConfig, generator: torch.Generator, part: Part
+) -> torch.Tensor:
+    """(B, V, 3, crop, crop) pixels: one random view of each camera's image, each camera drawn by itself."""
+    views = [augment(images[camera], encoder.crop_size, config, generator, part) for camera in encoder.cameras]
+    return views[0][:, None] if len(views) == 1 else torch.stack(views, dim=1)
+
+
+class EncoderPass:
+    """An encoder as training runs it: compiled and channels-last where the engine says so.
+
+    Args:
+        encoder: what is run; its parameters stay where they are.
+        engine: how.
+        bf16: the trunk in bfloat16.
+        average: its averaged weights, which are laid out alike, so that averaging walks both in memory's order.
+
+    What goes wrong in the first compiled call is taken for a failure to compile: under "auto" the encoder then runs as
+    it is, with a warning.
+    """
+
+    def __init__(self, encoder: ImageEncoder, engine: EngineConfig, *, bf16: bool, average: ImageEncoder) -> None:
+        device = encoder.mean.device
+        self.encoder, self.bf16, self.format = encoder, bf16, engine.memory_format(device)
+        if self.format == torch.channels_last:
+            encoder.views.to(memory_format=torch.channels_last)
+            average.views.to(memory_format=torch.channels_last)
+        self.run: Callable[..., torch.Tensor] = encoder
+        self.compile, self._untried = engine.compile, engine.compiled(device)
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F).
+
+        Raises:
+            ClassactError: in the first call, with compile "yes": torch.compile failed.
+        """
+        inputs = self.inputs(pixels)
+        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+
+    def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised, and laid out as the network likes it."""
+        inputs = self.encoder.normalize(pixels)
+        if self.format == torch.channels_last:
+            B, V = inputs.shape[:2]
+            flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            inputs = flat.reshape(B, V, *flat.shape[1:])
+        return inputs
+
+    def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
+        try:
+            run: Callable[..., torch.Tensor] = torch.compile(self.encoder)
+            features = run(inputs, bf16=self.bf16)
+        except (torch.OutOfMemoryError, ClassactError):
+            raise
+        except Exception as error:
+            inner = getattr(error, "inner_exception", error)  # the compiler's own, where torch says whose it is
+            lines = str(inner).strip().splitlines()
+            what = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
+            if self.compile == "yes":
+                raise ClassactError(f"torch.compile failed ({what}). Train with --compile no.") from error
+            logger.warning("torch.compile failed (%s): the encoder runs uncompiled, slower but alike.", what)
+            self._untried = False
+            return self.run(inputs, bf16=self.bf16)
+        self.run, self._untried = run, False
+        return features
+
+
+@dataclass(eq=False)
+class Trainer(Training):
+    """One training of a representation.
+
+    Args:
+        demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.cameras`` at ``config.encoder.image_size``.
+        config: settings.
+        folder: where checkpoints and train.jsonl go; None keeps nothing.
+        device: "cpu" or "cuda".
+        similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF,
+            and its graph, are used, not measured again.
+        progress: called with (pairs done, pairs in all, status) while the similarity is measured.
+        engine: how it is computed.
+        ranks: this process among those that share the training.
+        say: told where the images are kept.
+    """
+
+    demonstrations: Demonstrations
+    config: PretrainConfig
+    folder: Path | None = None
+    device: str = "cpu"
+    similarity_folder: Path | None = None
+    progress: Callable[[int, int, str], None] | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranks: Ranks = field(default_factory=Ranks)
+    say: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        config, data = self.config, self.demonstrations
+        self.check(config.batch_size, data.num_steps)
+        self.images = encoder_images(data, config.encoder)
+        device = torch.device(self.device)
+        self.bf16 = use_bfloat16(config.precision, device)
+        self.similarity: ActionSimilarity | None = None
+        self.graph: SimilarityGraph | None = None
+        self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
+        self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
+        self.average.load_state_dict(self.encoder.state_dict())
+        self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average)
+        self.objective = make_objective(
+            config.objective,
+            Material(
+                feature_dim=self.encoder.feature_dim,
+                episode_ends=data.episode_ends,
+                actions=torch.from_numpy(MinMax.fit(data.actions).apply(data.actions)).to(device),
+                seed=config.seed,
+                device=device,
+                weights=self._weights,
+            ),
+        ).to(device)
+        # Now that the settings are known to fit: this may take a while.
+        if self.objective.needs_similarity:
+            self._measure_similarity()
+        networks: dict[str, torch.nn.Module] = {"encoder": self.encoder}
+        if self.objective.state_dict():
+            networks["objective"] = self.objective
+        if self.objective.target_decay is not None:
+            self.target = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
+            self.target.load_state_dict(self.encoder.state_dict())
+            self._encode_target = EncoderPass(self.target, self.engine, bf16=self.bf16, average=self.target)
+            networks["target"] = self.target
+        self.start(
+            networks=networks,
+            averages={"encoder": self.average},
+            optimizer=make_optimizer(self.trained, config.optimizer),
+            schedule=config.optimizer,
+            images=self.images,
+            examples=data.num_steps,
+            batch_size=config.batch_size,
+            steps=config.steps(data.num_steps),
+            seed=config.seed,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            say=self.say,
+        )
+
+    def _measure_similarity(self) -> None:
+        config, folder = self.config.similarity, self.similarity_folder
+        if self.config.positives == "graph" and folder is None:
+            raise ConfigError(
+                "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
+                "and name its folder."
+            )
+        distribution = None
+        with naming(self.demonstrations):
+            if folder is not None:
+                identity = similarity_identity(window_stream(self.demonstrations, config), config)
+                distribution = read_distribution(folder / "distribution", identity)
+                if self.config.positives == "graph":
+                    self.graph = SimilarityGraph.open(folder / "graph", identity)
+            self.similarity = ActionSimilarity(
+                self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
+            )
+
+    def batches(self, first_step: int) -> Iterator[IntArray]:
+        """Anchors, and the steps that the objective draws to go with them."""
+        for step, anchors in enumerate(self._anchors(first_step), first_step):
+            if not self.objective.companions:
+                yield anchors
+                continue
+            drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
+            yield np.concatenate([anchors[:, None], drawn], axis=1)
+
+    def _anchors(self, first_step: int) -> Iterator[IntArray]:
+        """Slices of shuffled epochs, or anchors with positives from the graph."""
+        n, config = self.demonstrations.num_steps, self.config
+        if self.graph is None or not config.positives_per_anchor:
+            return epoch_batches(n, config.batch_size, config.seed, first_step)
+        assert self.similarity is not None
+        return positive_batches(
+            n,
+            config.batch_size,
+            config.seed,
+            first_step,
+            self.graph,
+            config.positives_per_anchor,
+            weigh=self.similarity.distribution.weights,
+        )
+
+    def _weights(self, steps: IntArray, anchors: int) -> torch.Tensor:
+        """(B, C) soft positive weights of the first B of ``steps`` (C,), on the training device."""
+        assert self.similarity is not None
+        if self.graph is None:
+            return self.similarity.weights_tensor(steps, anchors)
+        return torch.from_numpy(self.graph.weights(steps, self.similarity.distribution, anchors)).to(self.device)
+
+    def images_per_row(self) -> int:
+        """Views of all images of a row, of each camera."""
+        return len(self.config.encoder.cameras) * (1 + self.objective.companions) * self.objective.views
+
+    def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
+        """The objective's loss over the whole batch."""
+        objective, config = self.objective, self.config
+        rows = rows.reshape(len(rows), -1)
+        B, M, R = *rows.shape, objective.views
+        pixels = self._views(images, part, (B, M, R), generator)
+        own = slice(part.start * M * R, part.stop * M * R)
+        pieces = [pixels] if self.engine.accumulate == 1 else list(pixels.tensor_split(self.engine.accumulate))
+        live: list[torch.Tensor] = []
+        with torch.set_grad_enabled(len(pieces) == 1):
+            live = [self._encode(piece) for piece in pieces]
+        local = torch.cat([z.detach() for z in live]) if len(live) > 1 else live[0].detach()
+        # The loss needs the features of all ranks; the gradient of its own part goes back through each rank's network.
+        z = self._gather(local).requires_grad_()
+        features = z
+        if config.augment.feature_noise:
+            noise = torch.randn(features.shape, generator=generator, device=z.device)
+            features = features + config.augment.feature_noise * noise
+        target = None
+        if objective.target_decay is not None:
+            with torch.no_grad():
+                target = self._gather(torch.cat([self._encode_target(piece) for piece in pieces])).view(B, M, R, -1)
+        loss, stats = objective.loss(features.view(B, M, R, -1), rows, target=target, generator=generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in objective.parameters():
+            if parameter.grad is not None:
+                # Each rank has the whole of it, and those of all ranks are summed.
+                parameter.grad.div_(self.ranks.world)
+        assert z.grad is not None
+        gradient = z.grad[own]
+        if len(pieces) == 1:
+            live[0].backward(gradient)  # type: ignore[no-untyped-call]
+        else:
+            for piece, part_of_it in zip(pieces, gradient.tensor_split(len(pieces)), strict=True):
+                self._encode(piece).backward(part_of_it)  # type: ignore[no-untyped-call]
+        return {"loss": loss.detach(), **stats}
+
+    def _gather(self, local: torch.Tensor) -> torch.Tensor:
+        return self.ranks.gather(local) if self.ranks.world > 1 else local
+
+    def _views(
+        self, images: Batch, part: slice, shape: tuple[int, int, int], generator: torch.Generator
+    ) -> torch.Tensor:
+        """(P M R, V, 3, crop, crop) pixels of this rank's P rows: R random views of each of their M images."""
+        encoder, config = self.config.encoder, self.config.augment
+        B, M, R = shape
+        views = []
+        for _ in range(R):
+            if M == 1 or not self.objective.together:
+                whole = Part(slice(part.start * M, part.stop * M), B * M)
+                views.append(random_views(images, encoder, config, generator, whole))
+                continue
+            # The same draws for each image of a row.
+            state, frames = generator.get_state(), []
+            for m in range(M):
+                generator.set_state(state)
+                mth = {camera: array[m::M] for camera, array in images.items()}
+                frames.append(random_views(mth, encoder, config, generator, Part(part, B)))
+            views.append(torch.stack(frames, dim=1).flatten(0, 1))
+        return views[0] if R == 1 else torch.stack(views, dim=1).flatten(0, 1)
+
+    def after_step(self) -> None:
+        """The target network, and what the objective keeps beside it, follow."""
+        if self.objective.target_decay is not None:
+            update_ema(list(self.target.parameters()), list(self.encoder.parameters()), self.objective.target_decay)
+        self.objective.after_step()
+
+    def changes(self, name: str) -> bool:
+        """Targets change without being trained."""
+        return name in ("objective", "target") or super().changes(name)
+
+    def fit(
+        self,
+        progress: Callable[[int, int, str], None] | None = None,
+        milestone: Callable[[Trainer], None] | None = None,
+    ) -> ImageEncoder:
+        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
+
+        Args:
+            progress: called with (steps done, steps in all, a short status) after each step.
+            milestone: called at ``config.milestones``: to evaluate ``average``; see :meth:`Training.run`.
+
+        Returns:
+            The encoder with averaged (EMA) weights.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
+            CheckpointError: the checkpoint belongs to other settings or data.
+            ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
+        """
+        call = None if milestone is None else lambda: milestone(self)
+        self.run(progress, self.config.milestones(self.steps), call)
+        return self.average
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        return {
+            "config": without(asdict(self.config), *INCIDENTAL),
+            "data": self.demonstrations.fingerprint(),
+            "schema": self.demonstrations.schema.to_json(),
+            "images": images_digest(self.images),
+            "max_neighbors": None if self.graph is None else self.graph.cap,
+            "bfloat16": self.bf16,
+        }
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The encoder's, then those of the objective that are not copies. In the networks' order, not that of the
+        optimizer's groups: the gradient's norm is summed in it."""
+        return [*self.encoder.parameters(), *(p for p in self.objective.parameters() if p.requires_grad)]
+
+    def memory_advice(self) -> str:
+        """What to lower."""
+        encoder = self.config.encoder
+        return (
+            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
+            f"(--batch-size, now {self.config.batch_size}) or the encoder's crop_size (now {encoder.crop_size})."
+        )

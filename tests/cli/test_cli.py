@@ -1,0 +1,595 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import fakes
+from classact import __version__
+from classact.cli import main as cli
+from classact.cli.console import print_summary
+from classact.cli.doctor import Check
+from classact.cli.finetune import Finetune, head_config
+from classact.cli.runs import Pretrain, run_config
+from classact.cli.similarity import histogram_lines
+from classact.evaluation import rollout
+from classact.models.encoders import EncoderConfig
+from classact.objectives import objective_config
+from classact.run import analysis, survey
+from classact.run import pretrain as pipeline
+from classact.run.folder import Run
+from classact.run.presets import HEAD_PRESETS, get_preset, with_trunk
+from classact.similarity.graph import SimilarityGraph
+from classact.train.checkpoints import list_checkpoints
+from classact.train.head import TABLE_9
+from classact.train.representation import PretrainConfig
+from classact.utils.storage import write_json
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes_on_one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the subprocess below
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "make_simulator", fakes.Short)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+
+
+def arguments(command: str, out: Path, data: Path, *more: str) -> list[str]:
+    return [command, "--out", str(out), "--data", str(data), "--preset", "debug", "--workers", "1", "--quiet", *more]
+
+
+@pytest.fixture(scope="module")
+def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Run, str]:
+    """A finished demo: its command, its folder and what it printed."""
+    root = tmp_path_factory.mktemp("demo") / "run [1]"  # brackets are markup to rich
+    command = arguments("demo", root, data, "--test-episodes", "2")
+    printed = captured(command)
+    return command, Run(root), printed
+
+
+def captured(command: list[str], code: int = 0) -> str:
+    """What a command prints to standard output, at 80 columns."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setenv("COLUMNS", "80")
+        assert cli.main(command) == code
+    return out.getvalue()
+
+
+def error(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error that was raised on purpose."""
+    assert cli.main(command) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("classact: error: ")
+    assert "Traceback" not in message
+    return message
+
+
+# demo
+
+
+def test_demo_leaves_everything(demo: tuple[list[str], Run, str]) -> None:
+    _, run, printed = demo
+    for path in (run.summary, run.report, run.train_log, run.encoder, run.policy, run.config):
+        assert path.exists(), path
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
+    assert len(run.read_summary()) == 6
+    names = {path.name for path in run.analysis.iterdir()}
+    assert names == {"similarity.json", "latent_map.safetensors", "neighbors.safetensors", "videos"}
+    assert f"Report: {run.report}" in printed
+    assert "<html" in run.report.read_text(encoding="utf-8")
+    assert not list(run.root.rglob("*.tmp"))
+
+
+def test_table_fits_a_terminal(demo: tuple[list[str], Run, str]) -> None:
+    table = demo[2].split("Time:")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+    assert table.startswith("retrieval on pusht, fixed-color")
+    for words in ("encoder", "criterion", "success", "95 % interval", "mean max.", "coverage>0.90", "0 % (0 of 2)"):
+        assert words in table
+    assert "0 to 66 %" in table
+
+
+def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"policy": "retrieval", "simulator": "pusht", "encoder": "class", "criterion": "coverage>0.90"}
+    row |= {"success": 0.96, "successes": 48, "episodes": 50, "low": 0.865, "high": 0.989}  # type: ignore[dict-item]
+    print_summary([row | {"shift": "fixed-color"}, row | {"shift": "rand-color"}])
+    printed = capsys.readouterr().out
+    assert printed.startswith("retrieval on pusht")
+    for words in ("class", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
+        assert words in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+def test_the_same_demo_again_trains_nothing(demo: tuple[list[str], Run, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command, run, _ = demo
+    before = [row | {"seconds": 0} for row in run.read_summary()]
+    monkeypatch.setattr(pipeline, "Trainer", None)
+    monkeypatch.setattr(analysis, "write_latent_map", lambda *_: None)  # takes longest, and is deterministic
+    captured(command)
+    assert [row | {"seconds": 0} for row in run.read_summary()] == before
+
+
+def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
+    command, run, _ = demo
+    message = error([*command, "--epochs", "3"], capsys)
+    assert f"{run.root} was started with settings.pretrain.epochs = 1.0, now it is 3.0" in message
+    assert "Choose another --out, or remove that folder." in message
+
+
+def test_pretrain_then_demo_is_one_run(demo: tuple[list[str], Run, str]) -> None:
+    command, run, _ = demo
+    printed = captured(["pretrain", *command[1:-2]])
+    assert f"Encoder: {run.encoder}" in printed
+    assert f"Policy:  {run.policy}" in printed
+
+
+# The other commands
+
+
+def test_evaluate(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = demo
+    rows = len(run.read_summary())
+    printed = captured(["evaluate", str(run.root), "--episodes", "1", "--k", "3", "--workers", "1", "--quiet"])
+    assert "class-" in printed
+    assert "(0 of 1)" in printed
+    assert len(run.read_summary()) == rows + 2
+    message = error(["evaluate", str(run.root), "--k", "9999", "--quiet"], capsys)
+    assert "k = 9999 neighbours asked of a bank of 122 moments" in message
+    message = error(["evaluate", str(run.root / "none")], capsys)
+    assert "config.json does not exist" in message
+    (bank := run.policy / "bank.safetensors").write_bytes((whole := bank.read_bytes())[:-3])
+    message = error(["evaluate", str(run.root), "--quiet"], capsys)
+    bank.write_bytes(whole)
+    assert "bank.safetensors has" in message
+
+
+def test_report(demo: tuple[list[str], Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, run, _ = demo
+    run.report.unlink()
+    assert captured(["report", str(run.root)]) == f"Report: {run.report}\n"
+    assert run.report.exists()
+    assert "nowhere does not exist" in error(["report", str(tmp_path / "nowhere")], capsys)
+
+
+def test_data_info(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = captured(["data", "info", str(data)])
+    for words in ("tiny", "episodes", "122 (7 to 25 each, median 22)", "camera top", "96 x 96 pixels", "5 dimensions"):
+        assert words in printed
+    assert "does not exist. Formats that can be read" in error(["data", "info", str(tmp_path / "no.zarr")], capsys)
+
+
+def test_presets() -> None:
+    printed = captured(["presets"])
+    assert "debug" in printed
+    assert "pusht-cpu" in printed.replace("\n", "")
+    assert "CLASS: small from scratch" in printed
+    assert "CLASS (queue=1280): small from scratch" in printed
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import classact.cli.doctor
+
+    checks = [
+        Check("torch", True, "2.9"),
+        Check("GPU", False, "none [/dev/null]", "none is needed", required=False),
+    ]
+    monkeypatch.setattr(classact.cli.doctor, "examine", lambda: checks)
+    printed = captured(["doctor"])
+    assert "ok" in printed
+    assert "[/dev/null]" in printed
+    checks.append(Check("DTW kernel", False, "ImportError: numba", "uv sync"))
+    assert "FAIL" in captured(["doctor"], code=1)
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    import classact.cli.doctor
+
+    checks = classact.cli.doctor.examine()
+    assert [check for check in checks if check.required and not check.works] == []
+    assert {"torch", "DTW kernel", "image cache", "Zarr reader", "simulator pusht"} <= {check.name for check in checks}
+    assert all(check.remedy for check in checks if not check.works)
+
+
+def test_doctor_knows_every_extra() -> None:
+    import tomllib
+
+    import classact.cli.doctor
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    declared = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "bench"}
+    assert set(classact.cli.doctor.EXTRAS) == set(declared)
+    for name, (package, _) in classact.cli.doctor.EXTRAS.items():
+        assert any(wanted.startswith(package) for wanted in declared[name])
+    checks = {check.name: check for check in classact.cli.doctor.examine()}
+    assert checks["extra diffusion"].works
+    wandb = checks["extra wandb"]
+    assert wandb.works or "pip install 'classact[wandb]'" in wandb.remedy
+
+
+def test_version_and_help() -> None:
+    assert captured(["--version"]) == f"{__version__}\n"
+    printed = captured(["--help"])
+    for name in cli.COMMANDS:
+        assert f"  {name} " in printed
+    assert "data info" in captured(["data", "--help"])
+    assert "usage" in captured([], code=2)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([*name.split(), "--help"])
+    assert left.value.code == 0
+    assert f"usage: classact {name}" in capsys.readouterr().out
+
+
+def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["dmeo"], ["data", "inof"]):
+        assert cli.main(words) == 2
+        message = capsys.readouterr().err
+        assert f"classact: unknown command {' '.join(words)!r}" in message
+        assert "commands:" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--test-episodes", "0"), "episodes >= 1"),
+        (("--preset", "fast"), "unknown preset 'fast': available are 'aloha-transfer-cpu'"),
+        (("--shift", "dark"), "unknown shift 'dark': available are 'fixed-color', 'rand-color'"),
+        (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
+        (("--k", "200"), "k = 200 neighbours asked of a bank of 122 moments"),
+        (("--episodes", "9"), "asked for the first 9 episodes, but tiny"),
+        (("--init", "clip"), "unknown init 'clip'"),
+        (("--data", "nowhere.zarr"), "nowhere.zarr does not exist"),
+        (("--trunk", "resnet50"), "unknown encoder trunk 'resnet50'"),
+        (("--objective", "byol", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
+        (("--objective", "none", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
+        (("--pairs", "all", "--options", "pairs=all"), "option 'pairs' of objective 'class' is given twice"),
+        (("--objective", "0.5*class"), "a factor needs a sum"),
+        (("--objective", "none", "--options", "views=2"), "objective 'none' has no options, got 'views=2'"),
+        *(
+            (("--objective", name, *flag), f"objective '{name}' learns from no action similarity, so {flag[0]} would")
+            for name, flag in (
+                ("byol", ("--quantile", "0.02")),
+                ("tcn", ("--horizon", "8")),
+                ("dynamo", ("--cost", "euclidean")),
+                ("byol", ("--metric", "l2")),
+                ("byol", ("--band", "4")),
+                ("none", ("--estimate", "exact")),
+                ("tcn+0.1*byol", ("--similarity", "folder")),
+                ("byol", ("--positives", "graph")),
+                ("byol", ("--positives-per-anchor", "2")),
+            )
+        ),
+        *(
+            (("--objective", "none", *flag), f"objective 'none' trains nothing, so {flag[0]} would change nothing")
+            for flag in (
+                ("--epochs", "2"),
+                ("--batch-size", "8"),
+                ("--learning-rate", "0.1"),
+                ("--crop", "batch"),
+                ("--color-augmentation", "hsv"),
+                ("--evaluations", "2"),
+            )
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    data: Path, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in error([*arguments("demo", tmp_path / "run", data), *flags], capsys)
+
+
+def test_flags_of_the_objective() -> None:
+    def pretrain(**flags: Any) -> PretrainConfig:
+        made: PretrainConfig = run_config(Pretrain(out=Path("run"), preset="pusht-cpu", **flags)).pretrain
+        return made
+
+    plain = get_preset("pusht-cpu").pretrain
+    assert pretrain().objective == plain.objective
+    crossed = objective_config("class", ["pairs=cross-episode"])
+    assert pretrain(pairs="cross-episode") == replace(plain, objective=crossed)
+    both = pretrain(objective="byol+0.1 * class", pairs="cross-episode", options=("class.queue=8", "byol.decay=0.9"))
+    options = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
+    assert both.objective == objective_config("byol+0.1*class", options)
+    # What an objective reads stays a flag of it.
+    found = pretrain(objective="tcn+class", quantile=0.03, horizon=9, epochs=3.0, batch_size=40, learning_rate=0.1)
+    assert (found.similarity.quantile, found.similarity.horizon, found.epochs, found.batch_size) == (0.03, 9, 3.0, 40)
+    assert found.optimizer.learning_rate == 0.1
+    assert pretrain(objective="byol", epochs=3.0, crop="batch").augment.crop == "batch"
+
+
+def test_the_trunk_is_a_flag() -> None:
+    def encoder(**flags: Any) -> EncoderConfig:
+        made: EncoderConfig = run_config(Pretrain(out=Path("run"), preset="paper-pusht", **flags)).pretrain.encoder
+        return made
+
+    plain = get_preset("paper-pusht").pretrain.encoder
+    assert encoder() == encoder(trunk="resnet18") == plain
+    assert encoder(trunk="small") == with_trunk(plain, "small")
+    assert encoder(trunk="equivariant", objective="none").mean == (127.5,) * 3
+    # Other flags change what the trunk brings along.
+    assert encoder(trunk="small", cameras=("wrist",)) == replace(with_trunk(plain, "small"), cameras=("wrist",))
+
+
+@pytest.mark.parametrize(
+    ("objective", "flags", "others"),
+    [
+        (asdict(objective_config("class", ["weighting=hard"])), {}, False),
+        ({"temperature": 0.05, "reduction": "anchors"}, {}, False),  # of before there was a choice
+        (None, {}, False),
+        (asdict(objective_config("byol+0.1*class")), {}, False),
+        (asdict(objective_config("byol")), {}, True),
+        (asdict(objective_config("time-contrastive+byol")), {}, True),
+        (asdict(objective_config("none")), {}, True),
+        (asdict(objective_config("class")), {"scratch": True}, True),
+        (asdict(objective_config("byol")), {"encoder": Path("other/encoder")}, False),
+    ],
+)
+@pytest.mark.parametrize("trunk", ["small", "resnet18"])
+def test_heads_on_class_are_trained_for_fewer_epochs(
+    objective: Any, flags: dict[str, Any], others: bool, trunk: str, tmp_path: Path
+) -> None:
+    """Table 9."""
+    run = Run(tmp_path)
+    pretrain: dict[str, Any] = {"encoder": {"trunk": trunk}} | ({} if objective is None else {"objective": objective})
+    settings = {"pretrain": pretrain, "frames": {"simulator": "pusht"}, "evaluation": {}, "data": "x"}
+    write_json(run.config, {"title": "a run", "settings": settings})
+    scratch, tuned = HEAD_PRESETS["head-cpu"].epochs if trunk == "small" else TABLE_9["pusht"]
+    assert scratch > tuned
+    found = head_config(Finetune(run=tmp_path, **flags))
+    assert found.finetune.epochs == (scratch if others else tuned)
+    assert found.start == ("scratch" if flags.get("scratch") else str(flags.get("encoder", "run")))
+    assert head_config(Finetune(run=tmp_path, epochs=3.0, **flags)).finetune.epochs == 3.0
+
+
+# similarity
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path, str]:
+    """A finished measurement of the embedded demonstrations: its command, its folder and what it printed."""
+    out = tmp_path_factory.mktemp("similarity") / "out [1]"
+    command = ["similarity", "pusht-expert", "--out", str(out), "--episodes", "4", "--device", "cpu", "--quiet"]
+    return command, out, captured(command)
+
+
+def test_similarity(measured: tuple[list[str], Path, str]) -> None:
+    _, out, printed = measured
+    names = {path.name for path in out.iterdir()}
+    files = {"similarity.json", "similarity.html", "examples.safetensors", "degrees.safetensors"}
+    assert names == files | {"distribution"}
+    numbers = json.loads((out / "similarity.json").read_text(encoding="utf-8"))
+    n = numbers["data"]["steps"]
+    assert numbers["pairs"] == numbers["all_pairs"] == n * (n - 1) // 2
+    assert numbers["positives"]["mean"] == pytest.approx(2 * numbers["kept"] / n)
+    for words in (
+        f"{numbers['threshold']:.6g} (exact: all {numbers['pairs']:,} pairs)",
+        f"{numbers['kept']:,} of {numbers['pairs']:,} (1.5 %)",
+        f"median {numbers['positives']['median']:,.0f}",
+        "anchors with none",
+        "in a batch of 160",
+        "▲",
+        "million pairs/s",
+        f"Page: {out / 'similarity.html'}",
+    ):
+        assert words in printed
+    table = printed.split("Page:")[0].split("Note:")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+
+
+def test_similarity_again_measures_nothing(
+    measured: tuple[list[str], Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, out, printed = measured
+    monkeypatch.setattr(survey, "fit_distribution", None)
+    before = (out / "similarity.json").read_bytes()
+    assert captured(command) == printed
+    assert (out / "similarity.json").read_bytes() == before
+    assert "in a batch of 32 " in captured([*command, "--batch-size", "32", "--no-html"])
+    message = error([*command, "--quantile", "0.02"], capsys)
+    assert f"{out} was made with settings.quantile = 0.015, now it is 0.02. Choose another --out" in message
+    message = error([*command, "--episodes", "3"], capsys)
+    assert "was made with other data, pusht-expert of 439 steps" in message
+
+
+def test_similarity_continues_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["similarity", "pusht-expert", "--episodes", "4", "--device", "cpu", "--quiet", "--no-html"]
+    captured([*command, "--out", str(tmp_path / "whole")])
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(survey, "count_degrees", stop)
+        assert cli.main([*command, "--out", str(tmp_path / "a")]) == 130
+    assert not (tmp_path / "a" / "similarity.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(survey, "fit_distribution", None)  # what was counted is not counted again
+        captured([*command, "--out", str(tmp_path / "a")])
+    whole, again = (json.loads((tmp_path / name / "similarity.json").read_text()) for name in ("whole", "a"))
+    timed = {"seconds": {}, "rate": 0}
+    assert whole | timed == again | timed
+    assert not (tmp_path / "a" / "work").exists()
+
+
+@pytest.mark.slow
+def test_similarity_on_two_ranks_leaves_the_same_and_prints_once(tmp_path: Path) -> None:
+    flags = ["--episodes", "3", "--device", "cpu", "--graph"]
+    captured(["similarity", "pusht-expert", "--out", str(tmp_path / "one"), "--quiet", "--no-html", *flags])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "classact"]
+    command = [sys.executable, *launcher, "similarity", "pusht-expert", "--out", str(tmp_path / "two"), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("positives per anchor") == 1
+    assert "on cpu x 2 ranks" in done.stdout
+    assert done.stderr.count("compare settings") == 1
+    for file in ("degrees.safetensors", "examples.safetensors", "graph/indices.npy", "graph/distances.npy"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert (tmp_path / "two" / "similarity.html").exists()
+    assert not (tmp_path / "two" / "work").exists()
+
+
+def test_similarity_writes_the_graph(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["similarity", "pusht-expert", "--out", str(out), "--episodes", "2", "--quiet", "--no-html"]
+    command += ["--device", "cpu", "--metric", "l2", "--graph", "--max-neighbors", "5"]
+    printed = captured(command)
+    assert "The graph will hold about 677 edges" in printed
+    assert f"Graph: {out / 'graph'}" in printed
+    graph = SimilarityGraph.open(out / "graph")
+    assert graph.degrees().max() == 5
+    assert graph.threshold == json.loads((out / "similarity.json").read_text())["threshold"]
+    assert "L2" in captured(command)
+
+
+def test_training_with_the_measured_similarity(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "similarity", tmp_path / "run"
+    measure = ["similarity", str(data), "--out", str(folder), "--quiet", "--no-html", "--graph", "--device", "cpu"]
+    captured([*measure, "--quantile", "0.1", "--horizon", "7"])
+    train = arguments("pretrain", out, data, "--similarity", str(folder), "--positives", "graph")
+    captured([*train, "--device", "cpu", "--positives-per-anchor", "2"])
+    settings = Run(out).read_config()["settings"]
+    assert settings["pretrain"]["similarity"]["quantile"] == 0.1
+    assert settings["pretrain"]["positives_per_anchor"] == 2
+    capped = ["similarity", str(data), "--out", str(tmp_path / "capped"), "--max-neighbors", "3", *measure[4:]]
+    captured([*capped, "--quantile", "0.1", "--horizon", "7"])
+    again = arguments("pretrain", out, data, "--similarity", str(tmp_path / "capped"), "--positives", "graph")
+    refused = error([*again, "--device", "cpu", "--positives-per-anchor", "2"], capsys)
+    assert "settings.max_neighbors = None, now it is 3" in refused
+    other = arguments("pretrain", tmp_path / "other", data, "--similarity", str(folder))
+    assert "was made with settings.quantile = 0.1, now it is 0.2" in error([*other, "--quantile", "0.2"], capsys)
+    nowhere = arguments("pretrain", out, data, "--similarity", str(tmp_path))
+    assert "similarity.json does not exist" in error(nowhere, capsys)
+
+
+def test_similarity_graph_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    monkeypatch.setattr(survey, "fit_distribution", None)  # said before anything is measured
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path / "out"), "--episodes", "2", "--quiet", "--graph"]
+    assert "needs" in error(command, capsys)
+
+
+def test_similarity_warns_of_a_large_k(tmp_path: Path) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path), "--episodes", "2", "--quiet", "--no-html"]
+    printed = " ".join(captured([*command, "--quantile", "0.6", "--device", "cpu"]).split())
+    assert "K = 60 % calls 60 % of all pairs positive: little is left to contrast with." in printed
+
+
+def test_similarity_of_a_sample(tmp_path: Path) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path), "--episodes", "3", "--quiet", "--no-html"]
+    printed = captured([*command, "--estimate", "sampled", "--pairs", "20000", "--device", "cpu"])
+    assert "K right to within" in printed
+    assert "20,000 of" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
+        (("--quantile", "0"), "expected a quantile K between 0 and 1"),
+        (("--quantile", "1e-9"), "selects no pair at all; expected K of at least"),
+        (("--metric", "cosine"), "unknown metric 'cosine': available are 'dtw', 'l2'"),
+        (("--cost", "manhattan"), "unknown step cost 'manhattan'"),
+        (("--metric", "l2", "--band", "3"), "metric 'l2' compares equal steps"),
+        (("--estimate", "guess"), "unknown estimate 'guess'"),
+        (("--band", "-1"), "band of at least 0 whole steps"),
+        (("--horizon", "0"), "horizon of at least 1 step, got 0"),
+        (("--horizon", "9999"), "a horizon of 9999 steps is longer than every episode"),
+        (("--batch-size", "1"), "batch size of at least 2, got 1"),
+        (("--max-neighbors", "4"), "ask for the graph (--graph) as well"),
+        (("--graph", "--max-neighbors", "0"), "at least 1 neighbour"),
+        (("--device", "tpu"), "unknown device 'tpu'"),
+        (("--episodes", "0"), "asked for the first 0 episodes"),
+    ],
+)
+def test_similarity_errors_are_one_line(
+    tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["similarity", "pusht-expert", "--out", str(tmp_path / "out"), "--episodes", "2", "--quiet"]
+    assert message in error([*command, *flags], capsys)
+    assert not (tmp_path / "out" / "similarity.json").exists()
+
+
+def test_similarity_of_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = fakes.demonstrations(0, 8, fakes.LENGTHS)
+    path = fakes.write_zarr(tmp_path / "bad.zarr", data)
+    zarr.open_group(str(path), mode="r+")["data/action"][7, 1] = np.nan
+    command = ["similarity", str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    assert "actions[7, 1] is nan" in error(command, capsys)
+    assert "does not exist" in error(["similarity", "nowhere", "--out", str(tmp_path / "out"), "--quiet"], capsys)
+
+
+def test_histogram_in_a_line() -> None:
+    edges = [0.0, *np.geomspace(0.01, 100, 9)]
+    counts = [0, 0, 1, 2, 8, 4, 0, 2, 0]
+    bars, mark, scale, _ = histogram_lines({"edges": edges, "counts": counts}, 0.5)
+    assert bars == "▂▃█▅ ▃"
+    assert mark == "  ▲ 0.5"  # in the bin from 0.32 to 1
+    assert scale.split() == ["0.0316", "31.6"]
+    assert len(histogram_lines({"edges": edges, "counts": counts}, 0.5, width=3)[0]) == 3
+    assert histogram_lines({"edges": edges, "counts": [0] * 9}, 0.5)[0].strip() == ""
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_ends_with_the_same_bits(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a folder"
+    command = arguments("pretrain", out, data, "--epochs", "40")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "classact", *command], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    run = Run(out)
+    deadline = time.monotonic() + 200
+    while not list_checkpoints(run.checkpoints):
+        assert process.poll() is None, process.stderr
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert "classact: stopped at step " in message
+    assert f"of 153; the state is saved in {out}" in message
+    assert f"Continue with: classact pretrain --out '{out}' --data" in message
+    assert "Traceback" not in message
+    assert not run.encoder.exists()
+    # In processes like the first: the bits are the same for one number of threads only.
+    for again in (command, arguments("pretrain", tmp_path / "b", data, "--epochs", "40")):
+        subprocess.run([sys.executable, "-m", "classact", *again], env=environment, check=True, capture_output=True)
+    weights = [Run(path).encoder / "model.safetensors" for path in (out, tmp_path / "b")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert run.read_config()["timings"]["pre-training"] > 0
+    json.dumps(run.read_config(), allow_nan=False)

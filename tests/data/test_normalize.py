@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.testing import assert_allclose, assert_array_equal
+
+from classact.data.normalize import CONSTANT_MARGIN, MinMax
+from classact.errors import CheckpointError, DataError
+
+# Multiples of 1/8 up to 1024: ranges that robots have, and no range so narrow that float32 cannot resolve it.
+matrices = arrays(
+    np.float32,
+    array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10),
+    elements=st.integers(-8192, 8192).map(lambda n: n / 8),
+)
+
+
+@given(matrices)
+def test_round_trip(values: np.ndarray) -> None:
+    scale = MinMax.fit(values)
+    unit = scale.apply(values)
+    assert unit.dtype == np.float32
+    assert np.abs(unit).max() <= 1 + 1e-6
+    assert_allclose(scale.invert(unit), values, rtol=0, atol=1e-3)
+
+
+@given(matrices)
+def test_the_range_of_each_dimension_becomes_minus_one_to_one(values: np.ndarray) -> None:
+    unit = MinMax.fit(values).apply(values)
+    constant = values.min(axis=0) == values.max(axis=0)
+    assert_allclose(unit[:, ~constant].min(axis=0), -1, atol=1e-6)
+    assert_allclose(unit[:, ~constant].max(axis=0), 1, atol=1e-6)
+
+
+@given(st.integers(-8192, 8192).map(lambda n: n / 8), st.integers(1, 5))
+def test_constant_dimensions_become_zero(value: float, count: int) -> None:
+    values = np.full((count, 2), value, np.float32)
+    values[:, 1] = 0
+    scale = MinMax.fit(values)
+    # The margin itself is rounded to float32 at this magnitude.
+    assert_allclose(scale.apply(values), 0, atol=2e-3)
+    assert_allclose(scale.invert(np.zeros((3, 2))), values[:1].repeat(3, axis=0), atol=1e-3)
+    assert_allclose(scale.apply(values + np.float32(CONSTANT_MARGIN)), 1, atol=5e-3)
+
+
+@given(matrices)
+def test_json_is_exact(values: np.ndarray) -> None:
+    scale = MinMax.fit(values / np.float32(3))
+    again = MinMax.from_json(json.loads(json.dumps(scale.to_json())))
+    assert_array_equal(again.low, scale.low)
+    assert_array_equal(again.high, scale.high)
+    assert again.low.dtype == again.high.dtype == np.float32
+
+
+def test_batches_of_any_shape() -> None:
+    scale = MinMax.fit(np.array([[0, -1], [512, 1]], np.float32))
+    values = np.random.default_rng(0).uniform(-1, 1, (4, 3, 2)).astype(np.float32)
+    assert scale.invert(values).shape == (4, 3, 2)
+    assert_array_equal(scale.invert(values)[2, 1], scale.invert(values[2, 1]))
+    assert_array_equal(scale.apply(np.array([256.0, 0.0])), [0, 0])
+
+
+@pytest.mark.parametrize("values", [np.zeros(3), np.zeros((0, 2)), np.zeros((2, 2, 2))])
+def test_fit_refuses_shapes(values: np.ndarray) -> None:
+    with pytest.raises(DataError, match=r"expected values of shape \(N, D\) with N >= 1"):
+        MinMax.fit(values)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_fit_refuses_what_is_not_finite(value: float) -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        MinMax.fit(np.array([[0.0, value]]))
+
+
+def test_other_number_of_dimensions() -> None:
+    scale = MinMax.fit(np.array([[0, 0], [1, 1]], np.float32))
+    for function in (scale.apply, scale.invert):
+        for shape in ((4, 3), (4, 1), ()):
+            with pytest.raises(DataError, match="was fitted on 2 dimensions, got values of shape"):
+                function(np.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [None, {}, {"low": [0.0]}, [0, 1]])
+def test_missing_statistics_are_not_the_identity(value: Any) -> None:
+    with pytest.raises(CheckpointError, match="normalisation statistics are missing"):
+        MinMax.from_json(value)
+
+
+def test_a_range_that_float32_cannot_hold() -> None:
+    with pytest.raises(DataError, match=r"dimension 1: its values from -2e\+38 to 3e\+38 span more than float32 holds"):
+        MinMax.fit(np.array([[0, -2e38], [1, 3e38]], np.float32))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from classact.errors import CheckpointError, ConfigError
+from classact.models.heads import (
+    HEADS,
+    DiffusionConfig,
+    HeadConfig,
+    MLPConfig,
+    MLPHead,
+    UNetConfig,
+    head_config_from_json,
+    head_config_to_json,
+    head_name,
+    load_head_weights,
+    make_head,
+)
+
+TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
+CONFIGS: list[HeadConfig] = [DiffusionConfig(TINY, scheduler="ddpm"), MLPConfig(TINY)]
+WHERE = Path("x/policy.json")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_registered_head_is_tried_here() -> None:
+    assert {head_name(config) for config in CONFIGS} == HEADS.keys()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig) -> None:
+    made = make_head(config, 6, 3, 8)
+    features = torch.randn(5, 6, generator=generator(), requires_grad=True)
+    loss = made.loss(features, torch.zeros(5, 8, 3), generator())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.shape == ()
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0
+    sample = made.sample(features, generator())
+    assert sample.shape == (5, 8, 3)
+    assert not sample.requires_grad
+    assert (made.feature_dim, made.action_dim, made.horizon, made.config) == (6, 3, 8, config)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 2**31))
+def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: list[int], seed: int) -> None:
+    made = make_head(config, 6, 3, 8)
+    features = torch.randn(12, 6, generator=generator(seed))
+    actions = torch.rand(12, 8, 3, generator=generator(seed + 1)) * 2 - 1
+    drawn = made.draw(12, generator(seed), features.device)
+    assert all(len(rows) == 12 for rows in drawn)
+    with torch.no_grad():
+        whole = made.losses(features, actions, drawn)
+        bounds = [0, *sorted(cuts), 12]
+        parts = [
+            made.losses(features[a:b], actions[a:b], tuple(rows[a:b] for rows in drawn))
+            for a, b in pairwise(bounds)
+            if a < b
+        ]
+        loss = made.loss(features, actions, generator(seed))
+    assert whole.shape == (12,)
+    assert_allclose(torch.cat(parts), whole, rtol=1e-4, atol=1e-6)
+    assert_allclose(loss, whole.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+def test_weights_are_a_function_of_the_seed(config: HeadConfig) -> None:
+    before = torch.random.get_rng_state()
+    one, two, other = (make_head(config, 6, 3, 8, seed=s).state_dict() for s in (0, 0, 1))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, DiffusionConfig(), MLPConfig()], ids=repr)
+def test_settings_survive_json(config: HeadConfig) -> None:
+    assert head_config_from_json(json.loads(json.dumps(head_config_to_json(config))), WHERE) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'mlp'"),
+        ({"name": "mlp"}, r"expected the settings \['unet'\] of MLPConfig, got"),
+        ({"unet": {"widths": [8]}}, r"settings \[.*'widths'\] of UNetConfig, got \['widths'\]"),
+        ({"unet": None}, r"of UNetConfig, got None"),
+        ({"scheduler": "euler"}, r"policy.json: unknown scheduler 'euler'"),
+    ],
+)
+def test_settings_of_another_version_are_refused(change: dict[str, Any], message: str) -> None:
+    value = head_config_to_json(CONFIGS[0]) | change
+    with pytest.raises(CheckpointError, match=message):
+        head_config_from_json(value, WHERE)
+    with pytest.raises(CheckpointError, match="unknown head 'None'"):
+        head_config_from_json(None, WHERE)
+
+
+def test_settings_of_no_head() -> None:
+    with pytest.raises(ConfigError, match=r"DiffusionConfig \(diffusion\), MLPConfig \(mlp\); got UNetConfig"):
+        make_head(TINY, 6, 3, 8)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="got feature_dim 0, action_dim 3, horizon 8"):
+        make_head(CONFIGS[1], 0, 3, 8)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+def test_weights_of_another_architecture_are_refused(config: HeadConfig) -> None:
+    made = make_head(config, 6, 3, 8)
+    state = make_head(config, 6, 3, 8, seed=1).state_dict()
+    load_head_weights(made, state, WHERE)
+    assert all(torch.equal(v, state[k]) for k, v in made.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"film.1.weight has shape .*, expected .*another architecture"):
+        load_head_weights(made, make_head(config, 7, 3, 8).state_dict(), WHERE)
+    with pytest.raises(CheckpointError, match=r"holds zzz, which this head does not have"):
+        load_head_weights(made, state | {"zzz": torch.zeros(1)}, WHERE)
+    with pytest.raises(CheckpointError, match=r"lacks unet.out.1.bias, which this head needs"):
+        load_head_weights(made, {k: v for k, v in state.items() if k != "unet.out.1.bias"}, WHERE)
+
+
+# Direct regression
+
+
+def test_mlp_has_a_learned_sequence_and_no_steps() -> None:
+    made = make_head(CONFIGS[1], 6, 3, 8)
+    assert isinstance(made, MLPHead)
+    assert made.start.shape == (1, 8, 3)
+    assert made.unet.embedding is None
+    features = torch.randn(4, 6, generator=generator())
+    actions = torch.rand(4, 8, 3, generator=generator(1))
+    expected = made.unet(made.start.repeat(4, 1, 1), features)
+    loss, mean = made.loss(features, actions, generator()).detach(), (expected - actions).square().mean().detach()
+    assert_allclose(loss, mean, rtol=1e-6)  # the mean of rows is rounded otherwise than that of all
+    assert torch.equal(made.sample(features, generator(0)), made.sample(features, generator(1)))
+
+
+def test_mlp_learns_eight_chunks_by_heart() -> None:
+    made = make_head(MLPConfig(UNetConfig((16, 32), 5, 8)), 8, 2, 16)
+    chunks = torch.rand(8, 16, 2, generator=generator()) * 2 - 1
+    optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        made.loss(torch.eye(8), chunks, generator()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert (made.sample(torch.eye(8), generator()) - chunks).abs().mean() < 0.05
+
+
+def test_diffusers_is_imported_when_a_diffusion_head_is_made() -> None:
+    code = (
+        "import sys, classact.models.heads as h; assert 'diffusers' not in sys.modules; "
+        "h.make_head(h.MLPConfig(h.UNetConfig((8,))), 2, 1, 4); assert 'diffusers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import fakes
+from classact.data.images import ImageStore, resize_images
+from classact.data.types import Demonstrations
+from classact.errors import ConfigError, DataError
+from classact.run import frames as frames_module
+from classact.run.frames import FramesConfig, aspect, needs_rendering, prepare_frames
+from classact.sims import make_simulator
+from classact.sims.rendering import appearance_seed
+from classact.sims.shifts import SHIFTS
+
+DATA = fakes.demonstrations(size=48, lengths=(5, 3))
+ONE = FramesConfig(workers=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "shift", "cameras", "rendered"),
+    [
+        ("auto", "fixed-color", True, False),
+        ("auto", "rand-color", True, True),
+        ("auto", "fixed-color", False, True),
+        ("recorded", "rand-color", True, False),
+        ("rendered", "fixed-color", True, True),
+    ],
+)
+def test_recorded_or_rendered(source: str, shift: str, cameras: bool, rendered: bool) -> None:
+    data = DATA if cameras else DATA.with_images({})
+    assert needs_rendering(data, "top", FramesConfig(source=source, shift=shift)) is rendered
+
+
+@pytest.mark.parametrize(
+    ("simulator", "size", "shown", "rendered"),
+    [
+        ("", 96, "", False),  # a recording of unknown origin is taken as it is
+        ("pusht", 48, "", False),
+        ("pusht", 96, "", True),  # drawn at 48 pixels, and evaluations draw at 96
+        ("pusht", 48, "fixed", False),  # another name of the plain appearance
+        ("pusht", 48, "rand-color", True),
+    ],
+)
+def test_recorded_where_it_looks_as_in_evaluations(simulator: str, size: int, shown: str, rendered: bool) -> None:
+    data = replace(DATA, simulator=simulator, images_shift=shown)
+    # Push-T draws from 96 pixels on; whether it is asked is all that matters here.
+    config = FramesConfig(render_size=size)
+    if rendered and size < 96:
+        with pytest.raises(ConfigError, match="expected image_size in 96"):
+            needs_rendering(data, "top", config)
+    else:
+        assert needs_rendering(data, "top", config) is rendered
+
+
+@pytest.mark.parametrize(
+    ("data", "config", "message"),
+    [
+        (replace(DATA, states=None), FramesConfig(shift="rand-color"), r"no simulator states, so shift 'rand-color'"),
+        (replace(DATA, states=None), FramesConfig(source="rendered"), r"source \"rendered\"|source 'rendered'"),
+        (replace(DATA, states=None).with_images({}), ONE, r"no images of camera 'top', and no simulator states"),
+        (DATA.with_images({}), FramesConfig(source="recorded"), r"no images of camera 'top'; recorded are no cameras"),
+        (DATA, FramesConfig(source="live"), r"unknown frames source 'live': available are 'auto', 'recorded'"),
+    ],
+)
+def test_what_cannot_be_prepared(data: Demonstrations, config: FramesConfig, message: str, store: ImageStore) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare_frames(data, ("top",), 32, config, store=store)
+    assert not list(store.root.iterdir())
+
+
+def test_resized_is_what_is_resized_live(store: ImageStore) -> None:
+    calls: list[tuple[int, int]] = []
+    frames = prepare_frames(DATA, ("top",), 32, ONE, lambda *a: calls.append(a), store)
+    assert list(frames.images) == ["top"]
+    for row in range(DATA.num_steps):
+        assert_array_equal(frames.images["top"][row], resize_images(DATA.images["top"][row][None], 32)[0])
+    assert calls == [(8, 8)]
+    again = prepare_frames(DATA, ("top",), 32, ONE, lambda *a: calls.append(a), store)
+    assert_array_equal(again.images["top"], frames.images["top"])
+    assert calls == [(8, 8)]
+
+
+def test_images_of_the_right_size_are_taken_as_they_are(store: ImageStore) -> None:
+    assert prepare_frames(DATA, ("top",), 48, ONE, store=store).images["top"] is DATA.images["top"]
+
+
+def test_other_images_under_the_same_name_are_not_mixed_up(store: ImageStore) -> None:
+    darker = DATA.with_images({"top": np.asarray(DATA.images["top"]) // 2})
+    one, two = (prepare_frames(d, ("top",), 32, ONE, store=store).images["top"] for d in (DATA, darker))
+    assert np.abs(np.asarray(one, int) - two).max() > 50
+
+
+@pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
+def test_rendered_is_what_the_simulator_shows(shift: str, store: ImageStore) -> None:
+    config = FramesConfig(source="rendered", shift=shift, seed=3, workers=1)
+    frames = prepare_frames(DATA, ("top",), 64, config, store=store)
+    assert DATA.states is not None
+    sim = make_simulator("pusht", image_size=96, shift=shift)
+    for row, episode in enumerate(DATA.episode_index()):
+        sim.set_appearance(appearance_seed(3, int(episode)))
+        sim.set_state(DATA.states[row])
+        shown = sim.observe().images["top"]
+        assert_array_equal(frames.images["top"][row], resize_images(shown[None], 64)[0])
+    sim.close()
+
+
+def test_every_setting_of_rendering_has_its_own_images(store: ImageStore) -> None:
+    base = FramesConfig(shift="rand-color", workers=1)
+    images = [
+        np.asarray(prepare_frames(DATA, ("top",), 32, config, store=store).images["top"])
+        for config in (base, replace(base, seed=1), replace(base, render_size=128), replace(base, source="recorded"))
+    ]
+    for i in range(4):
+        for j in range(i):
+            assert not np.array_equal(images[i], images[j])
+
+
+def test_several_cameras(store: ImageStore) -> None:
+    data, calls = fakes.two_views(DATA), []
+    assert not np.array_equal(data.images["top"], data.images["wrist"])
+    frames = prepare_frames(data, ("wrist", "top"), 32, ONE, lambda *a: calls.append(a), store)
+    assert list(frames.images) == ["wrist", "top"]
+    for camera in frames.images:
+        assert_array_equal(frames.images[camera], resize_images(data.images[camera], 32))
+    assert calls == [(8, 16), (16, 16)]  # steps done of both
+    only = prepare_frames(data, ("wrist",), 32, ONE, lambda *a: calls.append(a), store)
+    assert_array_equal(only.images["wrist"], frames.images["wrist"])
+    assert len(calls) == 2  # from the store
+    with pytest.raises(DataError, match=r"no usable images of camera 'side' and simulator 'pusht' cannot render it"):
+        prepare_frames(data, ("top", "side"), 32, ONE, store=store)
+
+
+def test_shape_of_images_before_they_are_resized() -> None:
+    data = fakes.two_views(DATA)
+    wide = data.with_images({**data.images, "wrist": data.images["wrist"][:, :32]})
+    assert aspect(data, ("top", "wrist"), ONE) == 1.0
+    assert aspect(wide, ("wrist",), ONE) == 1.5
+    assert aspect(wide, ("top",), replace(ONE, shift="rand-color")) == 1.0  # rendered
+    with pytest.raises(DataError, match=r"several shapes \(width / height: top 1\.00, wrist 1\.50\)\. Crop them alike"):
+        aspect(wide, ("top", "wrist"), ONE)
+
+
+def test_unknown_shift(store: ImageStore) -> None:
+    with pytest.raises(ConfigError, match="unknown shift 'rand-light': available are"):
+        prepare_frames(DATA, ("top",), 32, FramesConfig(shift="rand-light", workers=1), store=store)
+
+
+@pytest.mark.parametrize("shift", ["fixed", "fixed-color", "dynamic", "rotation"])
+def test_every_shift_but_the_plain_appearance_is_drawn(shift: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames_module, "make_simulator", Other)
+    assert needs_rendering(DATA, "top", FramesConfig(shift=shift)) is not shift.startswith("fixed")
+
+
+class Other:
+    """Push-T, as if it came from packages whose versions change what is seen."""
+
+    packages = ("numpy", "not-installed")
+
+    def __init__(self, name: str, *, image_size: int, shift: str) -> None:
+        assert shift in SHIFTS
+        sim = make_simulator(name, image_size=image_size)
+        self.spec, self.close = replace(sim.spec, packages=self.packages), sim.close
+
+
+def test_pictures_belong_to_the_versions_that_drew_them(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stored(version: str) -> int:
+        monkeypatch.setattr(frames_module, "installed_versions", lambda packages: {packages[0]: version})
+        prepare_frames(DATA.with_images({}), ("top",), 32, ONE, store=store)
+        return len([path for path in store.root.rglob("*") if path.is_file() and path.suffix == ".json"])
+
+    assert stored("1.0") == stored("2.0") == 1  # Push-T declares none: stores that were filled before stay valid
+    monkeypatch.setattr(frames_module, "make_simulator", Other)
+    assert [stored("1.0"), stored("1.0"), stored("2.0")] == [2, 2, 3]

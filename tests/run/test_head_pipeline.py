@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import fakes
+from classact.cli.main import main
+from classact.errors import CheckpointError, ConfigError, DataError
+from classact.evaluation import rollout
+from classact.models.encoders import ImageEncoder
+from classact.policies import ParametricPolicy
+from classact.run.evaluate import evaluate_run
+from classact.run.finetune import HeadPipeline, HeadRunConfig
+from classact.run.folder import Run
+from classact.run.presets import get_head_preset
+from classact.run.pretrain import Pipeline, from_preset
+from classact.train.checkpoints import list_checkpoints
+from classact.train.head import FineTuner
+from classact.utils.storage import read_arrays, read_jsonl, write_json
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "make_simulator", fakes.Short)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with encoder and calibrated retrieval policy, nothing evaluated."""
+    source = fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+    made = from_preset("debug", data=str(source))
+    config = replace(
+        made,
+        pretrain=replace(made.pretrain, similarity=replace(made.pretrain.similarity, pairs=5000)),
+        evaluation=replace(made.evaluation, episodes=2, workers=1),
+        heldout=2,
+    )
+    root = tmp_path_factory.mktemp("run")
+    Pipeline(Run(root), config, quiet=True).policy()
+    return root
+
+
+@pytest.fixture
+def run(pretrained: Path, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(pretrained, tmp_path / "run")))
+
+
+def config(head: str = "mlp", *, start: str = "run", **changes: Any) -> HeadRunConfig:
+    made = get_head_preset("head-debug").config(head, scratch=start == "scratch", frozen=changes.pop("frozen", False))
+    settings = {"evaluations": 2, "batch_size": 16, "precision": "float32", "epochs": 1} | changes
+    return HeadRunConfig(replace(made, **settings), start, {"workers": 1}, milestone_episodes=2)
+
+
+def make(run: Run, made: HeadRunConfig, **options: Any) -> HeadPipeline:
+    return HeadPipeline(run, made, quiet=True, device="cpu", **options)
+
+
+def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> None:
+    pipeline = make(run, config())
+    pipeline.evaluate()
+    folder = Run(run.head("mlp"))
+    card = folder.read_config()
+    assert card["labels"] == {"head": "mlp", "training": "fine-tuned", "augmentation": "crop, noise"}
+    assert {"training", "evaluate during training", "evaluation"} <= card["timings"].keys()
+    steps = pipeline.finetune.steps(97 - 25 - 20 + 25)  # six episodes but the last two, which are held out
+    assert [step for step, _ in list_checkpoints(folder.checkpoints)][-1] == steps
+    milestones = run.read_milestones()
+    assert [(m["stage"], m["step"], m["steps"]) for m in milestones[::2]] == [
+        ("heads/mlp", -(-steps // 2), steps),
+        ("heads/mlp", steps, steps),
+    ]
+    rows = run.read_summary()
+    assert {(r["policy"], r["encoder"], r["training"], r["checkpoint"]) for r in rows} == {
+        ("mlp", "class", "fine-tuned", "last"),
+        ("mlp", "class", "fine-tuned", "maximum of 2"),
+    }
+    assert {r["criterion"] for r in rows} == {"coverage>0.90", "iou>0.90"}
+    for r in rows:
+        best = max(m["success"] for m in milestones if m["criterion"] == r["criterion"])
+        assert r["success"] == (best if r["checkpoint"] != "last" else r["successes"] / r["episodes"])
+    episodes = read_jsonl(run.evaluation("mlp-class-fixed-color") / "episodes.jsonl")
+    # The run's bank watches the head.
+    assert all(0 <= episode["max_novelty"] <= 1 for episode in episodes)
+
+
+def test_the_second_call_trains_nothing_and_gives_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(run, config("diffusion")).evaluate()
+    rows, milestones = run.read_summary(), run.read_milestones()
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(FineTuner, "train_step", fail)
+    monkeypatch.setattr(FineTuner, "_launch", fail)
+    again = make(run, config("diffusion")).evaluate()
+    for one, two in zip(first, again, strict=True):
+        assert_array_equal(one.states, two.states)
+    assert run.read_milestones() == milestones
+    strip = lambda found: [{k: v for k, v in row.items() if k != "seconds"} for row in found]  # noqa: E731
+    assert strip(run.read_summary()) == strip(rows)
+
+
+def test_a_stopped_training_goes_on_to_the_same_policy(
+    run: Run, tmp_path: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Run(Path(shutil.copytree(pretrained, tmp_path / "other")))
+    made = config(checkpoint_every=2)
+    make(other, made).train()
+    launch = FineTuner._launch
+
+    def dying(self: FineTuner, *arguments: Any) -> None:
+        if self.step == 4:
+            raise KeyboardInterrupt
+        launch(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuner, "_launch", dying)
+        with pytest.raises(KeyboardInterrupt):
+            make(run, made).train()
+    assert not Run(run.head("mlp")).policy.exists()
+    make(run, made).train()
+    straight, resumed = (ParametricPolicy.load(Run(r.head("mlp")).policy) for r in (other, run))
+    for name, value in straight.head.state_dict().items():
+        assert_array_equal(value.numpy(), resumed.head.state_dict()[name].numpy())
+    for name, value in straight.encoder.state_dict().items():
+        assert_array_equal(value.numpy(), resumed.encoder.state_dict()[name].numpy())
+
+
+def test_frozen_and_from_scratch(run: Run) -> None:
+    frozen = make(run, config(frozen=True, evaluations=0))
+    scratch = make(run, config(start="scratch", evaluations=0))
+    assert (frozen.name, scratch.name) == ("mlp-frozen", "mlp-scratch")
+    for pipeline, training, encoder in ((frozen, "frozen", "class"), (scratch, "from scratch", "scratch")):
+        pipeline.evaluate()
+        row = next(r for r in run.read_summary() if r["evaluation"].startswith(f"{pipeline.name}-"))
+        assert (row["training"], row["encoder"], row["checkpoint"]) == (training, encoder, "last")
+    assert not [r for r in run.read_summary() if r["checkpoint"] != "last"]
+    kept = ParametricPolicy.load(Run(run.head("mlp-frozen")).policy).encoder.state_dict()
+    for name, value in ImageEncoder.from_pretrained(run.encoder).state_dict().items():
+        assert_array_equal(value.numpy(), kept[name].numpy())
+
+
+def test_other_settings_are_refused(run: Run) -> None:
+    make(run, config(evaluations=0)).train()
+    with pytest.raises(ConfigError, match=r"settings.finetune.epochs = 1, now it is 2. Give the head another --name"):
+        make(run, config(evaluations=0, epochs=2))
+    make(run, config(evaluations=5))  # how often it is evaluated decides nothing
+
+
+def test_what_cannot_be_started(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"config\.json does not exist\. Expected a folder written by"):
+        make(Run(tmp_path / "nothing"), config())
+    shutil.rmtree(run.encoder)
+    with pytest.raises(CheckpointError, match="has no encoder yet: run 'classact pretrain'"):
+        make(run, config())
+    assert make(run, config(start="scratch")).encoder_config.image_size == 32
+    with pytest.raises(ConfigError, match="unknown evaluation setting 'lenght'"):
+        HeadRunConfig(evaluation={"lenght": 3})
+
+
+def test_a_damaged_encoder_shows_before_anything_is_done(run: Run) -> None:
+    weights = run.encoder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for start in ("run", "scratch"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            make(run, config(start=start))
+
+
+def test_evaluations_of_a_head(run: Run) -> None:
+    make(run, config("diffusion", evaluations=0)).train()
+    rows = evaluate_run(run, head="diffusion", episodes=1, workers=1, quiet=True, overrides={"inference_steps": 4})
+    assert {r["evaluation"] for r in rows} == {"diffusion-class-fixed-color-episodes1-inference_steps4"}
+    assert {(r["policy"], r["training"]) for r in rows} == {("diffusion", "fine-tuned")}
+    evaluate_run(run, head="diffusion", execute=4, ensemble=0.1, workers=1, quiet=True)
+    assert run.evaluation("diffusion-class-fixed-color-ensemble0.1-execute4").is_dir()
+    with pytest.raises(CheckpointError, match=r"no trained head 'mlp'; there are \['diffusion'\]"):
+        evaluate_run(run, head="mlp", quiet=True)
+    with pytest.raises(ConfigError, match="unknown policy setting 'k'"):
+        evaluate_run(run, head="diffusion", quiet=True, overrides={"k": 3})
+
+
+def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["finetune", str(run.root), "--head", "mlp", "--preset", "head-debug", "--quiet", "--workers", "1"]
+    command += ["--evaluations", "2", "--milestone-episodes", "2", "--epochs", "0.5", "--trackers", "tensorboard"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "mlp" in out
+    assert f"Report: {run.report}" in out
+    assert run.report.exists()
+    assert list((run.head("mlp") / "tensorboard").glob("events*"))
+    assert main(["evaluate", str(run.root), "--head", "mlp", "--episodes", "1", "--quiet", "--workers", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--frozen", "--augment", "no", "--color-augmentation", "hsv"], "--augment no takes no random views"),
+        (["--scratch", "--weights", "last"], "training from scratch starts from initial weights, but weights 'last'"),
+        (["--scratch", "--frozen"], "--scratch trains the encoder from its initial weights, but --frozen"),
+        (["--scratch", "--encoder", "x"], "--scratch trains the encoder from its initial weights, but --encoder"),
+        (["--head", "mlp", "--scheduler", "ddim"], "--scheduler is a setting of the diffusion head"),
+        (["--head", "gru"], "unknown head 'gru': available are 'diffusion', 'mlp'"),
+        (["--preset", "huge"], "unknown preset of a head 'huge'"),
+        (["--keys", "wrist_pose"], "unknown proprioception key 'wrist_pose': available are 'agent_pos'"),
+        (["--accumulate", "0"], "expected at least 1 micro-batch per step"),
+        (["--ensemble", "0.1"], "ensemble"),
+        (["--trackers", "paper"], "unknown tracker 'paper'"),
+    ],
+)
+def test_errors_are_one_line(run: Run, flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["finetune", str(run.root), "--preset", "head-debug", "--quiet", "--evaluations", "0", *flags]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+def test_head_presets_are_the_papers() -> None:
+    made = get_head_preset("paper-pusht").config("diffusion")
+    assert (made.epochs, made.optimizer.head_rate, made.optimizer.encoder_rate) == (250, 1e-4, 1e-5)
+    assert made.head.unet.widths == (256, 512, 1024)
+    assert get_head_preset("paper-three-stack").config("mlp", scratch=True).epochs == 100
+    assert get_head_preset("head-cpu").config("mlp", frozen=True).augment is None
+    assert np.isclose(made.optimizer.ema_power, 0.75)
+
+
+def torchrun(*command: str) -> str:
+    """What a command of classact prints under torchrun with two ranks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "classact"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_make_a_run_with_a_head(tmp_path: Path) -> None:
+    """The whole way under torchrun: training together, everything else by the first rank, nobody left waiting."""
+    source = fakes.write_zarr(tmp_path / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+    common = ["--preset", "debug", "--data", str(source), "--milestone-episodes", "1", "--quiet", "--workers", "1"]
+    common += ["--precision", "float32", "--evaluations", "2"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert torchrun("pretrain", "--out", str(two), *common).count("Encoder:") == 1
+    assert main(["pretrain", "--out", str(one), *common]) == 0
+    for name, value in ImageEncoder.from_pretrained(Run(one).encoder).state_dict().items():
+        assert_allclose(ImageEncoder.from_pretrained(Run(two).encoder).state_dict()[name], value, atol=2e-3)
+    head = ["finetune", str(two), "--head", "mlp", "--preset", "head-debug", "--evaluations", "2", "--quiet"]
+    head += ["--milestone-episodes", "1", "--test-episodes", "1", "--workers", "1"]
+    assert torchrun(*head).count("Report:") == 1
+    assert {m["stage"] for m in Run(two).read_milestones()} == {"pretrain", "heads/mlp"}
+    assert torchrun(*head).count("Report:") == 1  # nothing to train: nobody waits for a rank that has left
+    assert Run(two).report.exists()
+
+
+def test_a_head_that_is_trained_anew_is_evaluated_anew(run: Run) -> None:
+    def executed() -> list[np.ndarray[Any, Any]]:
+        steps = sorted({m["step"] for m in run.read_milestones()})
+        return [read_arrays(run.milestone("heads/mlp", s) / "rollouts.safetensors")["actions"] for s in steps]
+
+    make(run, config()).evaluate()
+    before = executed()
+    shutil.rmtree(run.head("mlp"))
+    make(run, config(seed=5)).evaluate()
+    after = executed()
+    assert len(after) == len(before) == 2
+    assert all((a != b).any() for a, b in zip(after, before, strict=True))
+    assert {r["checkpoint"] for r in run.read_summary()} == {"last", "maximum of 2"}
+
+
+def test_other_data_than_the_encoders_are_refused(run: Run) -> None:
+    card = run.read_config()
+    write_json(run.config, card | {"data": card["data"] | {"fingerprint": "0" * 64}})
+    with pytest.raises(ConfigError, match=r"data of .* have changed since its encoder was learned: .* = '000000000000"):
+        make(run, config()).train()
+
+
+def test_what_cannot_be_rolled_out_shows_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Speaking(fakes.Short):
+        language_source = "stand-in"
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained")
+
+    card = run.read_config()
+    write_json(run.config, card | {"data": card["data"] | {"versions": {"language": "bert-base-uncased"}}})
+    monkeypatch.setattr("classact.run.evaluate.make_simulator", Speaking)
+    monkeypatch.setattr(FineTuner, "train_step", fail)
+    expected = r"tiny \(.*\): instructions were embedded by 'bert-base-uncased', but simulator 'pusht' .* 'stand-in'"
+    with pytest.raises(ConfigError, match=expected):
+        make(run, config()).train()
+    with pytest.raises(ConfigError, match=expected):
+        make(run, config(evaluations=0)).evaluate()
+
+
+def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
+    made = config("diffusion", evaluations=0)
+    make(run, made).train()
+    head = replace(made.finetune.head, scheduler="ddpm", inference_steps=5)
+    other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4))
+    policy = make(run, other).train()
+    assert policy.chunk_length == 4
+    assert (policy.head_config.scheduler, policy.head_config.inference_steps) == ("ddpm", 5)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "a/b", "x y"])
+def test_names_that_would_clash(run: Run, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a head"):
+        make(run, config(), name=name)
+
+
+def test_a_head_on_another_runs_encoder(run: Run) -> None:
+    other = Path(shutil.copytree(run.encoder, run.root.parent / "elsewhere" / "encoder"))
+    pipeline = make(run, config(start=str(other), evaluations=0))
+    assert pipeline.name == "mlp-other-elsewhere-encoder"
+    pipeline.evaluate()
+    rows = run.read_summary()
+    assert {r["encoder"] for r in rows} == {"other: elsewhere/encoder"}
+    # Evaluated again, it is in the place of the first time: a label with a slash is one folder.
+    again = evaluate_run(run, head=pipeline.name, workers=1, quiet=True)
+    name = "mlp-other-elsewhere-encoder-other-elsewhere-encoder-fixed-color"
+    assert {r["evaluation"] for r in again} == {r["evaluation"] for r in rows} == {name}
+    assert [path.name for path in run.evaluation(name).parent.iterdir()] == [name]
+    assert len(run.read_summary()) == len(rows)

@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fakes
+from classact.data.actions import ActionSpace
+from classact.data.readers import read_demonstrations
+from classact.data.schema import Schema
+from classact.errors import ConfigError, DataError, StorageError
+from classact.evaluation import rollout
+from classact.models.encoders import ImageEncoder
+from classact.objectives import objective_config
+from classact.policies import RetrievalPolicy
+from classact.run import analysis
+from classact.run import data as rundata
+from classact.run import evaluate as evaluation
+from classact.run import pretrain as pipeline
+from classact.run.evaluate import evaluate_run
+from classact.run.folder import Run
+from classact.run.presets import with_objective
+from classact.run.pretrain import Pipeline, RunConfig, from_preset
+from classact.run.recording import evaluation_name
+from classact.train.checkpoints import list_checkpoints
+from classact.utils.storage import write_folder
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "make_simulator", fakes.Short)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.write_zarr(tmp_path_factory.mktemp("data") / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
+
+
+def config(data: Path, **changes: Any) -> RunConfig:
+    made = from_preset("debug", data=str(data))
+    small = replace(made.pretrain, similarity=replace(made.pretrain.similarity, pairs=5000))
+    return replace(made, pretrain=small, evaluation=replace(made.evaluation, episodes=2, workers=1), **changes)
+
+
+def make(root: Path, data: Path, **changes: Any) -> Pipeline:
+    return Pipeline(Run(root), config(data, **changes), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, Any]]]:
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout, "make_simulator", fakes.Short)
+        done = make(root, data)
+        done.evaluate()
+    return done.run, done.run.read_summary()
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run, list[dict[str, Any]]]) -> None:
+    run, rows = finished
+    assert [(row["encoder"], row["criterion"]) for row in rows] == [
+        (encoder, criterion)
+        for encoder in ("class", "untrained", "state")
+        for criterion in ("coverage>0.90", "iou>0.90")
+    ]
+    for row in rows:
+        assert row["evaluation"] == f"retrieval-{row['encoder']}-fixed-color"
+        assert (row["episodes"], row["simulator"], row["shift"]) == (2, "pusht", "fixed-color")
+        assert (run.evaluation(row["evaluation"]) / "episodes.jsonl").exists()
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
+    assert [row["step"] for row in run.read_train_log()] == [1, 2, 3, 4]
+    card = run.read_config()
+    assert (card["data"]["name"], card["data"]["episodes"], card["data"]["steps"]) == ("tiny", 6, sum(fakes.LENGTHS))
+    assert card["settings"]["pretrain"]["encoder"]["width"] == 0.25
+    assert {"images", "pre-training", "evaluate class", "evaluate state"} <= card["timings"].keys()
+    assert {"python", "torch", "numpy"} <= card["versions"].keys()
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "label", "title"),
+    [
+        ("byol", [], "byol", "VINN"),
+        ("class", ["weighting=hard"], "class", "CLASS (weighting=hard)"),
+        ("class+0.1*inverse-dynamics", [], "class+0.1*inverse-dynamics", "CLASS + Inverse dynamics"),
+        ("none", [], "random", "Initial weights"),
+    ],
+)
+def test_another_objective_is_trained_evaluated_and_named(
+    objective: str, options: list[str], label: str, title: str, data: Path, tmp_path: Path
+) -> None:
+    made = config(data, baselines=False)
+    pretrain = with_objective(made.pretrain, objective_config(objective, options))
+    done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert list(done.evaluate()) == [label]
+    rows = done.run.read_summary()
+    assert {row["encoder"] for row in rows} == {label}
+    assert {row["evaluation"] for row in rows} == {evaluation_name("retrieval", label, "fixed-color")}
+    trained = ("representation only", "crop, noise")
+    assert {(row["training"], row["augmentation"]) for row in rows} == {
+        ("none", "none") if objective == "none" else trained
+    }
+    card = done.run.read_config()
+    assert card["title"] == title
+    assert ("pre-training" in card["timings"]) == (objective != "none")
+    assert done.run.train_log.exists() == (objective != "none")
+    # Action similarity is measured where it is learned from, and nowhere else.
+    assert ("action similarity" in card["timings"]) == objective.startswith("class")
+    assert (done.run.analysis / "similarity.json").exists() == objective.startswith("class")
+    # What is there is used again, and another objective is refused.
+    again = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert again.policy().bank.shape == done.policy().bank.shape
+    other = replace(made, pretrain=with_objective(made.pretrain, objective_config("tcn")))
+    message = rf"was started with objective '{re.escape(objective)}', now it is 'tcn'\. Choose another --out"
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(Run(tmp_path), other, quiet=True)
+    # Evaluations of a saved run find its label, too.
+    row = evaluate_run(done.run, episodes=1, workers=1, quiet=True)[0]
+    assert row["encoder"] == f"{label}-episodes1"
+    assert (row["training"], row["augmentation"]) == (("none", "none") if objective == "none" else trained)
+
+
+def test_beside_random_weights_no_untrained_encoder_is_evaluated(data: Path, tmp_path: Path) -> None:
+    made = config(data)
+    pretrain = with_objective(made.pretrain, objective_config("none"))
+    done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
+    assert list(done.evaluate()) == ["random", "state"]
+    assert {(row["encoder"], row["training"]) for row in done.run.read_summary()} == {
+        ("random", "none"),
+        ("state", "none"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        ("byol", [], r"objective 'class', now it is 'byol'"),
+        ("class+0.1*byol", [], r"objective 'class', now it is 'class\+0\.1\*byol'"),
+        ("none", [], r"objective 'class', now it is 'none'"),
+        ("class", ["weighting=hard"], r"settings\.pretrain\.objective\.weighting = 'soft', now it is 'hard'"),
+    ],
+)
+def test_another_objective_is_refused_by_name(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, objective: str, options: list[str], message: str
+) -> None:
+    run, _ = finished
+    other = config(data)
+    other = replace(other, pretrain=with_objective(other.pretrain, objective_config(objective, options)))
+    with pytest.raises(ConfigError, match=rf"was started with {message}\. Choose another --out, or remove that folder"):
+        Pipeline(run, other, quiet=True)
+
+
+def test_objectives_of_two_cards_are_compared_by_name() -> None:
+    def settings(objective: Any) -> dict[str, Any]:
+        return {"pretrain": {"objective": objective}}
+
+    byol = settings(asdict(objective_config("byol")))
+    half, tenth = (settings(asdict(objective_config(f"class+{weight}*byol"))) for weight in (0.5, 0.1))
+    assert pipeline.other_objective(byol, byol) is None
+    assert pipeline.other_objective(half, tenth) == "objective 'class+0.5*byol', now it is 'class+0.1*byol'"
+    assert pipeline.other_objective(settings({"temperature": 0.05}), byol) == "objective 'class', now it is 'byol'"
+    # What is not known of a folder cannot differ; its other settings are compared.
+    for unknown in (None, {}, {"pretrain": {}}, settings(None)):
+        assert pipeline.other_objective(unknown, byol) is None
+
+
+def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_path: Path) -> None:
+    made = config(data, baselines=False)
+    pretrain = with_objective(made.pretrain, objective_config("none"))
+    encoder = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True).pretrain()
+    assert fakes.equal(encoder, ImageEncoder(encoder.config, seed=made.pretrain.seed))
+
+
+def test_the_second_call_trains_nothing_and_gives_the_same(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, rows = finished
+    before = run.read_config()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pipeline, "Trainer", never)
+    make(run.root, data).evaluate()
+    assert [row | {"seconds": 0} for row in run.read_summary()] == [row | {"seconds": 0} for row in rows]
+    after = run.read_config()
+    assert after["timings"]["pre-training"] == before["timings"]["pre-training"]
+    assert after["timings"]["evaluate class"] < 2 * before["timings"]["evaluate class"] + 2
+    assert after["settings"] == before["settings"]
+    assert after["created"] == before["created"]
+
+
+def test_how_it_is_evaluated_and_on_how_many_processes_may_change(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path
+) -> None:
+    run, _ = finished
+    other = config(data, baselines=False)
+    other = replace(
+        other,
+        evaluation=replace(other.evaluation, workers=2, episodes=3),
+        frames=replace(other.frames, workers=2),
+        pretrain=replace(other.pretrain, checkpoint_every=7),
+    )
+    Pipeline(run, other, quiet=True)
+    assert run.read_config()["settings"]["evaluation"]["episodes"] == 3
+    assert run.read_config()["data"]["name"] == "tiny"
+    make(run.root, data)  # and back
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, episodes=3), r"settings.episodes = None, now it is 3"),
+        (lambda c: replace(c, retrieval=replace(c.retrieval, k=4)), r"settings.retrieval.k = 8, now it is 4"),
+        (
+            lambda c: replace(c, pretrain=replace(c.pretrain, seed=1)),
+            r"settings.pretrain.seed = 0, now it is 1",
+        ),
+        (
+            lambda c: replace(c, frames=replace(c.frames, source="rendered")),
+            r"settings.frames.source = 'auto', now it is 'rendered'",
+        ),
+    ],
+)
+def test_other_settings_are_refused(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, change: Callable[[RunConfig], RunConfig], message: str
+) -> None:
+    run, _ = finished
+    before = run.config.read_bytes()
+    with pytest.raises(ConfigError, match=rf"was started with {message}\. Choose another --out, or remove that folder"):
+        Pipeline(run, change(config(data)), quiet=True)
+    assert run.config.read_bytes() == before
+
+
+def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
+    path, root = tmp_path / "tiny.zarr", tmp_path / "run"
+    fakes.write_zarr(path, fakes.demonstrations(0, 96, fakes.LENGTHS))
+    make(root, path).data()
+    Run(root).policy.mkdir()  # as if it had been built
+    make(root, path).data()
+    shutil.rmtree(path)
+    fakes.write_zarr(path, fakes.demonstrations(1, 96, fakes.LENGTHS))
+    with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
+        make(root, path).data()
+
+
+def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a layout makes them that exchanges red and blue, or gives a camera another key: nothing else tells."""
+    make(tmp_path, data).data()
+    Run(tmp_path).policy.mkdir()  # as if it had been built
+    before = read_demonstrations(data)
+    exchanged = before.with_images({"top": np.asarray(before.images["top"])[..., ::-1]})
+    assert exchanged.fingerprint() == before.fingerprint()
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: exchanged)
+    with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
+        make(tmp_path, data).data()
+
+
+def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: Path) -> None:
+    run, _ = finished
+    make(run.root, data)
+    same = evaluate_run(run, workers=1, quiet=True)
+    assert {row["evaluation"] for row in same} == {"retrieval-class-fixed-color"}
+    count = len(run.read_summary())
+    rows = evaluate_run(run, workers=1, episodes=1, first_seed=7, overrides={"k": 2, "temperature": 0.01}, quiet=True)
+    name = "retrieval-class-fixed-color-episodes1-first_seed7-k2-temperature0.01"
+    assert {(row["evaluation"], row["encoder"], row["episodes"]) for row in rows} == {
+        (name, "class-episodes1-first_seed7-k2-temperature0.01", 1)
+    }
+    assert (run.evaluation(name) / "rollouts.safetensors").exists()
+    assert len(run.read_summary()) == count + 2
+    evaluate_run(run, workers=1, episodes=1, max_steps=5, name=name, quiet=True)
+    assert len(run.read_summary()) == count + 2
+    shifted = evaluate_run(run, workers=1, episodes=1, shift="rand-color", quiet=True)
+    assert shifted[0]["evaluation"] == "retrieval-class-rand-color-episodes1"
+
+
+def test_an_evaluation_is_one_folder_whatever_the_labels_hold() -> None:
+    assert evaluation_name("retrieval", "class", "fixed-color") == "retrieval-class-fixed-color"
+    assert evaluation_name("mlp", "other: a/b", "plain") == "mlp-other-a-b-plain"
+
+
+def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    row = {"policy": "p", "encoder": "e", "simulator": "s", "shift": "x", "success": 0.0}
+    run.add_summary([row | {"evaluation": name, "criterion": c} for name in ("a", "b") for c in ("one", "two")])
+    run.add_summary([row | {"evaluation": "a", "criterion": "three", "success": 1.0}])
+    assert [(r["evaluation"], r["criterion"]) for r in run.read_summary()] == [
+        *(("b", "one"), ("b", "two"), ("a", "three")),
+    ]
+
+
+# What is wrong shows before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda c: replace(c, retrieval=replace(c.retrieval, k=999)), ConfigError, r"tiny.*k = 999 .* of 122 moments"),
+        (lambda c: replace(c, episodes=7), ConfigError, r"asked for the first 7 episodes, but tiny .* has 6"),
+        (lambda c: replace(c, data="nowhere.zarr"), DataError, r"nowhere.zarr does not exist"),
+        (lambda c: replace(c, frames=replace(c.frames, shift="dark")), ConfigError, r"unknown shift 'dark'"),
+        (lambda c: replace(c, evaluation=replace(c.evaluation, image_size=32)), ConfigError, r"96..256 pixels, got 32"),
+        (
+            lambda c: replace(c, pretrain=replace(c.pretrain, encoder=replace(c.pretrain.encoder, cameras=("wrist",)))),
+            DataError,
+            r"no usable images of camera 'wrist' and simulator 'pusht' cannot render it: .*\['top'\]",
+        ),
+    ],
+)
+def test_bad_settings_leave_no_folder_that_looks_started(
+    data: Path, tmp_path: Path, change: Callable[[RunConfig], RunConfig], error: type[Exception], message: str
+) -> None:
+    run = Run(tmp_path / "run")
+    with pytest.raises(error, match=message):
+        Pipeline(run, change(config(data)), quiet=True).pretrain()
+    assert not run.encoder.exists()
+    assert not run.checkpoints.exists()
+    # And the right settings may use the folder.
+    Pipeline(run, config(data), quiet=True).data()
+
+
+def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None:
+    made = config(data)
+    approximate = replace(made.retrieval, search="faiss:IVF8,Flat")
+    with pytest.raises(ConfigError, match=r"search 'faiss:IVF8,Flat' is approximate.*Hold demonstrations out"):
+        replace(made, retrieval=approximate)
+    assert replace(made, retrieval=approximate, heldout=2).heldout == 2
+    with pytest.raises(ConfigError, match="expected heldout >= 0"):
+        replace(made, heldout=-1)
+
+
+def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_path: Path) -> None:
+    pipeline = make(tmp_path, data, heldout=2)
+    policy = pipeline.policy()
+    assert list(np.diff(policy.episode_ends, prepend=0)) == list(fakes.LENGTHS[:-2])
+    assert policy.calibration is not None
+    assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
+    with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
+        make(tmp_path / "none", data, heldout=6).data()
+
+
+def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:
+    wrong = config(data)
+    wrong = replace(
+        wrong,
+        pretrain=replace(wrong.pretrain, similarity=replace(wrong.pretrain.similarity, pairs=2, estimate="sampled")),
+    )
+    with pytest.raises(ConfigError, match=r"tiny \(.*tiny.zarr\): K = 0.05 of 2 pairs selects no pair"):
+        Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
+    Pipeline(Run(tmp_path), config(data), quiet=True).data()
+    assert Run(tmp_path).read_config()["settings"]["pretrain"]["similarity"]["pairs"] == 5000
+
+
+def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp_path: Path) -> None:
+    made = config(data)
+    made = replace(made, pretrain=replace(made.pretrain, encoder=replace(made.pretrain.encoder, cameras=("wrist",))))
+    with pytest.raises(ConfigError, match="unknown camera 'wrist': available are 'top' in simulator 'pusht'"):
+        Pipeline(Run(tmp_path), made, quiet=True).evaluate()
+
+
+class Elsewhere(fakes.Short):
+    """Another task: its actions have meanings and sizes of their own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        arm = Schema(("top",), (("qpos", 14),), actions=ActionSpace.joints(6, "left", "right"))
+        self.spec = replace(self.spec, name="aloha-transfer", schema=arm)
+
+
+def never(*_: Any, **__: Any) -> None:
+    raise AssertionError("trained")
+
+
+def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
+    monkeypatch.setattr(pipeline, "Trainer", never)
+    wanted = r"tiny \(.*tiny.zarr\) is of another task than simulator 'pusht': proprioception .* --simulator NAME, one"
+    made = config(data)
+    with pytest.raises(ConfigError, match=wanted):
+        Pipeline(Run(tmp_path), made, quiet=True).evaluate()
+    milestones = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    with pytest.raises(ConfigError, match=wanted):
+        Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
+    Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
+    with pytest.raises(ConfigError, match=wanted):
+        evaluate_run(Run(tmp_path), quiet=True)
+
+
+def test_evaluations_during_training_may_retrieve_in_their_own_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RetrievalPolicy] = []
+    monkeypatch.setattr(pipeline, "evaluate_milestone", lambda _, policy, *__: seen.append(policy))
+    made = config(data)
+    assert made.retrieval.k > 1
+    made = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    Pipeline(Run(tmp_path), made, quiet=True).pretrain()
+    alone = replace(made, milestone_retrieval=replace(made.retrieval, k=1))
+    Pipeline(Run(tmp_path / "alone"), alone, quiet=True).pretrain()
+    assert [policy.config for policy in seen] == [made.retrieval] * 2 + [replace(made.retrieval, k=1)] * 2
+    # It decides nothing about the run: the same folder goes on without it, and acts in the usual way.
+    assert Pipeline(Run(tmp_path / "alone"), made, quiet=True).policy().config == made.retrieval
+
+
+def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = fakes.demonstrations(0, 96, fakes.LENGTHS).with_images({})
+    assert foreign.states is not None
+    foreign = replace(foreign, states=np.zeros((foreign.num_steps, 46)), simulator="aloha-transfer")
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: foreign)
+    wanted = (
+        r"holds states of 46 dimensions of simulator 'aloha-transfer', but simulator 'pusht', which is to render them, "
+        r"has states of 5\. Leave --simulator out, or name that one: --simulator aloha-transfer"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path, tmp_path).data()
+
+
+class Speaking(fakes.Short):
+    """Embeds instructions, so it says, by a stand-in."""
+
+    language_source = "stand-in"
+
+
+def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: spoken)
+    make(tmp_path, data).data()
+    Run(tmp_path).policy.mkdir()  # as if it had been built
+    wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
+    for module in (rundata, evaluation):
+        monkeypatch.setattr(module, "make_simulator", Speaking)
+    with pytest.raises(ConfigError, match=rf"walks \(memory\): instructions were {wanted}"):
+        evaluate_run(Run(tmp_path), quiet=True)
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path, data).evaluate()
+    with pytest.raises(ConfigError, match=wanted):
+        make(tmp_path / "new", data).data()
+
+
+def test_other_scenes_are_refused_where_states_are_rendered(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Versioned(fakes.Short):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.spec = replace(self.spec, packages=("robosuite",))
+
+    old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: old)
+    monkeypatch.setattr(rundata, "make_simulator", Versioned)
+    make(tmp_path, data).data()
+    assert "recorded with robosuite 0.1" in caplog.text
+    made = config(data)
+    rendered = replace(made, frames=replace(made.frames, source="rendered"))
+    with pytest.raises(ConfigError, match=r"its states cannot be rendered.*or use the images that were recorded"):
+        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).data()
+
+
+def test_retrieval_by_state_needs_an_extent_of_the_world(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def boundless(*args: Any, **options: Any) -> fakes.Short:
+        made = fakes.Short(*args, **options)
+        made.spec = replace(made.spec, world=None)
+        return made
+
+    monkeypatch.setattr(pipeline, "make_simulator", boundless)
+    made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
+    with pytest.raises(ConfigError, match=r"simulator 'pusht' names neither objects nor an extent of its world"):
+        made.state_policy()
+    assert list(made.evaluate()) == ["class", "untrained"]
+
+
+def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stateless = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), states=None)
+    monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: stateless)
+    changed = config(data)
+    changed = replace(changed, frames=replace(changed.frames, shift="rand-color"))
+    with pytest.raises(DataError, match=r"walks \(memory\) holds no simulator states, so shift 'rand-color'"):
+        Pipeline(Run(tmp_path), changed, quiet=True).pretrain()
+
+
+def test_the_folder_cannot_be_a_file(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"cannot write .*file.config.json"):
+        make(tmp_path / "file", data).data()
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".a.json.123.0123abcd.tmp").write_text("half")
+    half = tmp_path / ".encoder.123.0123abcd.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    write_folder(tmp_path / "encoder", lambda path: (path / "a").write_text("whole") and None)
+    analysis.remove_leftovers(Run(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.tmp", "a", "checksums.json", "encoder", "sub"]
+
+
+def test_every_preset_makes_a_config_that_survives_json() -> None:
+    from classact.run.presets import PRESETS
+
+    for name, preset in PRESETS.items():
+        made = from_preset(name, shift="rand-color")
+        assert made.retrieval.temperature == preset.tau_shifted
+        assert (made.frames.shift, made.evaluation.shift) == ("rand-color", "rand-color")
+        json.dumps(pipeline.asdict(made), allow_nan=False)
+    assert np.isfinite([preset.tau_shifted for preset in PRESETS.values()]).all()

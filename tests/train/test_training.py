@@ -1,0 +1,698 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+import fakes
+import kill_runner
+from classact.data.lowdim import LowDim
+from classact.data.readers import read_demonstrations
+from classact.data.types import Demonstrations
+from classact.data.windows import window_indices
+from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
+from classact.models.average import ema_decay, update_ema
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.objectives import SoftInfoNCEConfig, soft_infonce
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
+from classact.run.folder import Run
+from classact.run.frames import FramesConfig, prepare_frames
+from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
+from classact.similarity.distribution import write_distribution
+from classact.similarity.graph import build_graph
+from classact.train import checkpoints
+from classact.train.augment import AugmentConfig, Part, augment
+from classact.train.batches import epoch_batches
+from classact.train.checkpoints import list_checkpoints, load_latest
+from classact.train.engine import DIVERGED, EngineConfig, step_generator, use_bfloat16
+from classact.train.optim import OptimizerConfig, learning_rate, make_optimizer
+from classact.train.representation import PretrainConfig, Trainer, encoder_images, random_views
+from classact.utils.storage import read_jsonl
+
+FOUR = 4 * 16 / sum(fakes.STEPS)
+"""Epochs of four steps."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # The subprocesses compute on one thread, and sums depend on how they are split.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def trainer(folder: Path | None = None, **changes: Any) -> Trainer:
+    return Trainer(fakes.demonstrations(), fakes.pretrain_config(**({"epochs": FOUR} | changes)), folder)
+
+
+# Batches and random numbers
+
+
+@pytest.mark.parametrize(("n", "batch"), [(20, 5), (23, 5), (7, 7)])
+def test_every_epoch_is_a_permutation(n: int, batch: int) -> None:
+    count = 3 * n
+    drawn = np.concatenate(list(islice(epoch_batches(n, batch, 0, 0), math.ceil(count / batch))))[:count]
+    epochs = drawn.reshape(3, n)
+    for epoch in epochs:
+        assert_array_equal(np.sort(epoch), np.arange(n))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    straight = list(islice(epoch_batches(23, 5, 3, 0), 12))
+    for first in range(12):
+        assert_array_equal(next(epoch_batches(23, 5, 3, first)), straight[first])
+    assert not np.array_equal(next(epoch_batches(23, 5, 4, 0)), straight[0])
+
+
+def test_a_batch_larger_than_the_data_is_the_data() -> None:
+    for rows in islice(epoch_batches(6, 100, 0, 0), 3):
+        assert_array_equal(np.sort(rows), np.arange(6))
+    config = fakes.pretrain_config(batch_size=1000, epochs=2)
+    assert config.steps(120) == 2
+    large = Trainer(fakes.demonstrations(), config)
+    large.fit()
+    assert large.step == 2
+
+
+def test_augmentations_are_a_function_of_seed_and_step() -> None:
+    cpu = torch.device("cpu")
+    draws = {(s, k): torch.rand(4, generator=step_generator(s, k, cpu)).tolist() for s in (0, 1) for k in (0, 1)}
+    assert len({tuple(v) for v in draws.values()}) == 4
+    assert torch.rand(4, generator=step_generator(1, 1, cpu)).tolist() == draws[1, 1]
+
+
+def test_training_leaves_the_global_generators_alone() -> None:
+    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    trainer().fit()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("color", ["none", "hsv"])
+def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
+    """What a step computes, written down plainly for one process and one camera: results that are published were made
+    so, in this order of sums."""
+    views = AugmentConfig(color=color, feature_noise=0.01)
+    made, twin = trainer(augment=views), trainer(augment=views)
+    config, encoder, average = twin.config, twin.encoder, twin.average
+    optimizer = make_optimizer(encoder.parameters(), config.optimizer)
+    for step, batch in enumerate(islice(epoch_batches(120, 16, 0, 0), 4)):
+        stats = made.train_step(batch)
+        rows, generator = np.sort(batch), step_generator(0, step, torch.device("cpu"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, 4)
+        pixels = augment(torch.from_numpy(twin.demonstrations.images["top"][rows]), 28, views, generator)
+        z = encoder(encoder.normalize(pixels)[:, None])
+        z = z + 0.01 * torch.randn(z.shape, generator=generator)
+        loss = soft_infonce(z, twin.similarity.weights_tensor(rows), temperature=config.objective.temperature)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        decay = ema_decay(step + 1, config.optimizer.ema_power)
+        update_ema(list(average.parameters()), list(encoder.parameters()), decay)
+        assert (stats["loss"], stats["grad_norm"]) == (loss.item(), norm.item())
+    assert fakes.equal(made.encoder, encoder)
+    assert fakes.equal(made.average, average)
+
+
+def test_same_seed_same_bits_other_seed_other_bits() -> None:
+    first, again, other = trainer().fit(), trainer().fit(), trainer(seed=1).fit()
+    assert fakes.equal(first, again)
+    assert not fakes.equal(first, other)
+
+
+# Compiling
+
+
+def compiling(monkeypatch: pytest.MonkeyPatch, made: Callable[[torch.nn.Module], Any], choice: str) -> Trainer:
+    """A training whose encoder is compiled by ``made``."""
+    monkeypatch.setattr(torch, "compile", made)
+    monkeypatch.setattr(EngineConfig, "compiled", lambda *_: True)
+    config = fakes.pretrain_config(epochs=FOUR)
+    return Trainer(fakes.demonstrations(), config, engine=EngineConfig(compile=choice))
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+class BackendError(RuntimeError):
+    """As torch wraps what its compiler raises."""
+
+    inner_exception = ValueError("no working compiler\nwas found in PATH")
+
+
+@pytest.mark.parametrize("error", [BackendError("backend raised:"), ValueError("no working compiler")])
+@pytest.mark.parametrize("early", [False, True])
+def test_what_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, early: bool
+) -> None:
+    calls: list[Any] = []
+
+    def compiler(module: torch.nn.Module) -> Any:
+        calls.append(module)
+        return raising(error)() if early else raising(error)
+
+    plain = trainer().fit()
+    with caplog.at_level(logging.WARNING):
+        found = compiling(monkeypatch, compiler, "auto")
+        assert fakes.equal(found.fit(), plain)
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile failed (ValueError: no working compiler): the encoder runs uncompiled, slower but alike."
+    ]
+    assert len(calls) == 1
+    message = r"torch.compile failed \(ValueError: no working compiler\). Train with --compile no"
+    with pytest.raises(ClassactError, match=message):
+        compiling(monkeypatch, compiler, "yes").fit()
+
+
+@pytest.mark.parametrize("choice", ["auto", "yes"])
+def test_what_is_no_failure_to_compile_passes(monkeypatch: pytest.MonkeyPatch, choice: str) -> None:
+    full = compiling(monkeypatch, lambda _: raising(torch.OutOfMemoryError("CUDA out of memory")), choice)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        full.train_step(np.arange(16))
+    calls: list[int] = []
+
+    def compiler(module: torch.nn.Module) -> Any:
+        def once(*args: Any, **options: Any) -> Any:
+            calls.append(1)
+            return module(*args, **options) if len(calls) == 1 else raising(ValueError("a bug"))()
+
+        return once
+
+    later = compiling(monkeypatch, compiler, choice)
+    later.train_step(np.arange(16))
+    with pytest.raises(ValueError, match="a bug"):
+        later.train_step(np.arange(16))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
+def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, optimizer: str) -> None:
+    options = {"optimizer": OptimizerConfig(name=optimizer, learning_rate=0.01, warmup_steps=2)}
+    straight = trainer(tmp_path / "a", **options)
+    straight.fit()
+    with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 of 4; the state is saved in .*b"):
+        trainer(tmp_path / "b", **options).fit(fakes.stop_after(2))
+    resumed = trainer(tmp_path / "b", **options)
+    resumed.fit()
+    assert resumed.step == straight.step == 4
+    assert fakes.equal(resumed.encoder, straight.encoder)
+    assert fakes.equal(resumed.average, straight.average)
+    files = [tmp_path / run / "checkpoints" / "step-00000004" / checkpoints.STATE for run in ("a", "b")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    done = trainer(tmp_path)
+    done.fit()
+    calls: list[Any] = []
+    again = trainer(tmp_path)
+    assert fakes.equal(again.fit(lambda *a: calls.append(a)), done.average)
+    assert calls == []
+    assert again.seconds == done.seconds
+
+
+def test_the_log_has_each_step_once_after_resuming(tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted):
+        trainer(tmp_path).fit(fakes.stop_after(3))
+    for _, path in list_checkpoints(tmp_path / "checkpoints")[1:]:
+        (path / checkpoints.STATE).unlink()  # step 3 is lost, so it is trained and logged again
+    trainer(tmp_path).fit()
+    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3, 3, 4]
+    rows = Run(tmp_path).read_train_log()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    optimizer = fakes.pretrain_config().optimizer
+    for row in rows:
+        assert row["lr"] == learning_rate(optimizer, row["step"] - 1, 4)
+        assert row["epoch"] == row["step"] * 16 / 120
+        assert (row["steps"], np.isfinite(row["loss"]), row["images_per_second"] > 0) == (4, True, True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    """Starts processes that hold everything imported already, on one thread each: spinning ones starve each other."""
+    context = multiprocessing.get_context("forkserver")
+    # Optimisers import dynamo.
+    context.set_forkserver_preload(["classact.train.representation", "torch._dynamo", "pytest"])
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            patch.setenv(variable, "1")
+        forkserver.ensure_running()  # the server takes them over; here Numba would notice that they changed
+    return context
+
+
+def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = None) -> tuple[Any, Any]:
+    here, there = server.Pipe(duplex=False)
+    process = server.Process(target=kill_runner.train, args=(there, str(folder), pause, die_at_save))
+    process.start()
+    there.close()
+    return process, here
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("straight")
+    process, _pipe = launch(server, folder, 0.0)
+    process.join(120)
+    assert process.exitcode == 0
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def finish(server: Any, folder: Path) -> bytes:
+    process, _pipe = launch(server, folder, 0.0)
+    process.join(120)
+    assert process.exitcode == 0
+    return (folder / "encoder" / "model.safetensors").read_bytes()
+
+
+def test_killed_at_ten_random_moments_ends_with_the_same_bits(
+    server: Any, tmp_path: Path, uninterrupted: bytes
+) -> None:
+    rng = np.random.default_rng(0)
+    reached = []
+    for _ in range(10):
+        process, pipe = launch(server, tmp_path, 0.04)
+        for _ in range(rng.integers(1, 5)):
+            pipe.recv()
+        time.sleep(rng.uniform(0, 0.06))  # a step takes at least 0.04 s; every second one writes a checkpoint
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        state = load_latest(tmp_path / "checkpoints")
+        reached.append(0 if state is None else state.step)
+        assert not (tmp_path / "encoder").exists()
+    assert reached == sorted(reached)
+    assert 0 < reached[-1] < kill_runner.STEPS
+    assert finish(server, tmp_path) == uninterrupted
+    assert [row["step"] for row in Run(tmp_path).read_train_log()] == list(range(1, kill_runner.STEPS + 1))
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"step-00000058", "step-00000060"}
+
+
+def test_killed_in_the_middle_of_writing_a_checkpoint(server: Any, tmp_path: Path, uninterrupted: bytes) -> None:
+    for number, kept in ((1, []), (3, [2, 4])):
+        process, _pipe = launch(server, tmp_path, 0.0, die_at_save=number)
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == kept
+        assert len(list((tmp_path / "checkpoints").glob(".*.tmp"))) >= 1
+    assert finish(server, tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_where(server: Any, tmp_path: Path, uninterrupted: bytes, number: int) -> None:
+    process, pipe = launch(server, tmp_path, 0.02)
+    while (step := pipe.recv()) < 5:
+        pass
+    os.kill(process.pid, number)
+    while isinstance(step, int):
+        step = pipe.recv()
+    assert f"of {kill_runner.STEPS}; the state is saved in {tmp_path}" in step
+    process.join(120)
+    assert process.exitcode == 0  # the process went on after the signal
+    state = load_latest(tmp_path / "checkpoints")
+    assert state is not None
+    assert f"stopped at step {state.step} " in step
+    assert finish(server, tmp_path) == uninterrupted
+
+
+def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    trainer(tmp_path).fit()
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# What a folder refuses
+
+
+def test_disk_full_while_training_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, calls = checkpoints.save_file, []
+
+    def full(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(StorageError, match=r"disk full while writing .*step-00000004.*free some space"):
+        trainer(tmp_path).fit()
+    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
+    resumed = trainer(tmp_path)
+    assert resumed.resume()
+    assert resumed.step == 2
+    assert fakes.equal(resumed.fit(), trainer().fit())
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight = trainer(tmp_path).fit()
+    (newest := tmp_path / "checkpoints" / "step-00000004" / checkpoints.STATE).write_bytes(b"zeros")
+    with caplog.at_level(logging.WARNING):
+        again = trainer(tmp_path)
+        assert fakes.equal(again.fit(), straight)
+    assert f"{newest} has 5 bytes, expected" in caplog.text
+    assert load_latest(tmp_path / "checkpoints").step == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 7}, r"config.seed = 0, now it is 7"),
+        ({"encoder": EncoderConfig(width=0.5, image_size=32, crop_size=28)}, r"encoder.width = 0.25, now it is 0.5"),
+        ({"similarity": SimilarityConfig(quantile=0.2, pairs=4000)}, r"similarity.quantile = 0.1, now it is 0.2"),
+        ({"epochs": 2.0}, r"config.epochs = 0.5333333333333333, now it is 2.0"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    trainer(tmp_path).fit()
+    with pytest.raises(CheckpointError, match=rf"step-00000004 was made with .*{message}.*--out.*remove that folder"):
+        trainer(tmp_path, **changes).fit()
+
+
+def test_logging_and_saving_more_often_is_no_other_setting(tmp_path: Path) -> None:
+    straight = trainer(tmp_path).fit()
+    assert fakes.equal(trainer(tmp_path, log_every=3, checkpoint_every=1).fit(), straight)
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).fit()
+    config = fakes.pretrain_config(epochs=FOUR)
+    with pytest.raises(CheckpointError, match="was made with data = "):
+        Trainer(fakes.demonstrations(seed=1), config, tmp_path).fit()
+    data = fakes.demonstrations()
+    darker = data.with_images({"top": np.asarray(data.images["top"]) // 2})
+    with pytest.raises(CheckpointError, match="was made with images = "):
+        Trainer(darker, config, tmp_path).fit()
+
+
+def test_weights_of_another_architecture_name_the_tensor(tmp_path: Path) -> None:
+    wide = ImageEncoder(EncoderConfig(width=0.5, image_size=32, crop_size=28))
+    with pytest.raises(CheckpointError, match=r"x.safetensors: .* has shape \(.*\), expected \(.*another architecture"):
+        trainer().encoder.load_weights(wide.state_dict(), tmp_path / "x.safetensors")
+
+
+def test_unusable_data_and_settings() -> None:
+    data = fakes.demonstrations()
+    with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
+        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig(cameras=("wrist",), image_size=32, crop_size=28)))
+    with pytest.raises(DataError, match=r"walks: expected images of 64 x 64 pixels for this encoder, got 32 x 32"):
+        Trainer(data, fakes.pretrain_config(encoder=EncoderConfig()))
+    with pytest.raises(ConfigError, match=r"walks \(memory\): K = 1e-05 of 7,140 pairs selects no pair.*Raise K"):
+        Trainer(data, fakes.pretrain_config(similarity=SimilarityConfig(quantile=1e-5, pairs=4000)))
+    with pytest.raises(ConfigError, match=r"unknown precision 'half': available are 'auto', 'bfloat16', 'float32'"):
+        fakes.pretrain_config(precision="half")
+    with pytest.raises(ConfigError, match=r"batch_size >= 2.*got epochs .* batch_size 1,"):
+        fakes.pretrain_config(batch_size=1)
+
+
+def test_episodes_shorter_than_the_window_are_padded() -> None:
+    data = fakes.demonstrations(lengths=(3, 1, 5, 24))
+    short = Trainer(data, fakes.pretrain_config(batch_size=8, similarity=SimilarityConfig(quantile=0.4, pairs=2000)))
+    short.fit()
+    points = short.similarity.stream.windows(np.arange(33))
+    assert_array_equal(points[3], points[3, :1].repeat(16, axis=0))  # the episode of one step
+    assert_array_equal(points[0, 2:], points[2, :1].repeat(14, axis=0))
+
+
+def test_a_horizon_longer_than_every_episode() -> None:
+    data = fakes.demonstrations(lengths=(3, 1, 5, 4))
+    with pytest.raises(ConfigError, match=r"walks \(memory\): a horizon of 16 steps is longer than every episode"):
+        Trainer(data, fakes.pretrain_config(batch_size=8))
+
+
+@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+def test_a_diverged_training_stops_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    calls = []
+
+    def diverging(features: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        calls.append(features)
+        loss = soft_infonce(features, *args, **options)
+        if len(calls) < 4:
+            return loss
+        # The root of zero is zero, and has no slope there.
+        return loss * math.nan if what == "loss" else loss + torch.sqrt(0 * features.sum())
+
+    # The package has a function of that name where the module would be.
+    monkeypatch.setattr(sys.modules["classact.objectives.soft_infonce"], "soft_infonce", diverging)
+    made = trainer(tmp_path)
+    message = (
+        r"nan.* at step 4 of 4\. The steps of its batch are in .*diverged.json\. Lower the learning rate \(now 0.002\)"
+    )
+    with pytest.raises(ClassactError, match=message):
+        made.fit()
+    kept = json.loads((tmp_path / DIVERGED).read_text())
+    assert kept["step"] == 4
+    assert (kept["grad_norm"], kept["loss"] == "nan") == ("nan", what == "loss")
+    assert kept["rows"] == sorted(next(islice(made.batches(3), 1)).tolist())
+    assert [s for s, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
+    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3]
+
+
+def test_cross_episode_pairs_ignore_what_is_of_one_episode() -> None:
+    config = {"objective": SoftInfoNCEConfig(pairs="cross-episode")}
+    one = Trainer(fakes.demonstrations(lengths=(60,)), fakes.pretrain_config(**config))
+    stats = one.train_step(np.arange(16))
+    assert (stats["loss"], stats["positives"], stats["anchors"]) == (0.0, 0.0, 0.0)
+    several = trainer(**config)
+    assert several.train_step(np.arange(120))["anchors"] > 0
+
+
+def test_precision() -> None:
+    cpu = torch.device("cpu")
+    assert use_bfloat16("bfloat16", cpu)
+    assert not use_bfloat16("float32", cpu)
+    assert use_bfloat16("auto", cpu) in (True, False)
+
+
+# Learning
+
+
+def chunk_error(encoder: ImageEncoder, known: Demonstrations, new: Demonstrations) -> float:
+    """Mean distance in pixels of retrieved from demonstrated chunks on unseen episodes."""
+    latents = ImageLatents(encoder, LowDim.fit(known))
+    policy = RetrievalPolicy.build(latents, known, RetrievalConfig(k=8, temperature=0.005))
+    neighbors = policy.search(latents.demonstrations(new))
+    chunk = np.einsum("bk,bktd->btd", neighbors.weights, policy.chunks(neighbors.rows))
+    wanted = new.actions[window_indices(new.episode_ends, 16)]
+    return float(np.linalg.norm(chunk - wanted, axis=-1).mean())
+
+
+def human_config(seed: int) -> PretrainConfig:
+    return PretrainConfig(
+        encoder=EncoderConfig(width=0.25, image_size=48, crop_size=42),
+        similarity=SimilarityConfig(quantile=0.02, pairs=200_000),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=20),
+        epochs=4,
+        batch_size=128,
+        seed=seed,
+        precision="float32",
+        log_every=1,
+    )
+
+
+@pytest.mark.slow
+def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> None:
+    data = read_demonstrations(human_zarr, episodes=60)
+    frames = prepare_frames(data, ("top",), 48, FramesConfig(source="recorded"))
+    # Without proprioception, which finds good neighbours by itself: what the encoder sees must do it.
+    frames = replace(frames, proprioception=np.zeros_like(frames.proprioception))
+    known, new = frames.subset(range(50)), frames.subset(range(50, 60))
+    config = human_config(0)
+    untrained = [chunk_error(ImageEncoder(config.encoder, seed=seed), known, new) for seed in range(3)]
+    learned = chunk_error(Trainer(known, config, tmp_path).fit(), known, new)
+    losses = np.array([row["loss"] for row in read_jsonl(tmp_path / "train.jsonl")])
+    first, last = losses[:20], losses[-20:]
+    # The last steps hardly fall any more: what they scatter is noise.
+    assert first.mean() - last.mean() > 5 * last.std(), losses
+    assert learned < 0.85 * min(untrained), (learned, untrained)  # 49 and 62 pixels when this was written
+
+
+def test_learns_where_the_agent_is() -> None:
+    data = fakes.demonstrations(lengths=(40,) * 6)
+    config = replace(fakes.pretrain_config(epochs=4), batch_size=40)
+    known, new = data.subset(range(5)), data.subset([5])
+    # Proprioception would give the place away.
+    blind = [replace(d, proprioception=np.zeros_like(d.proprioception)) for d in (known, new)]
+    untrained = min(chunk_error(ImageEncoder(config.encoder, seed=seed), *blind) for seed in range(3))
+    learned = chunk_error(Trainer(blind[0], config).fit(), *blind)
+    assert learned < 0.8 * untrained, (learned, untrained)
+
+
+# Several views
+
+TWO = EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top", "wrist"))
+
+
+def test_each_camera_has_random_views_of_its_own() -> None:
+    images = torch.from_numpy(fakes.demonstrations().images["top"][:16])
+    both, config = {"top": images, "wrist": images}, AugmentConfig(color="hsv")
+
+    def views(encoder: EncoderConfig, part: Part) -> torch.Tensor:
+        own = {camera: array[part.rows] for camera, array in both.items()}
+        return random_views(own, encoder, config, torch.Generator().manual_seed(0), part)
+
+    whole = views(TWO, Part(slice(0, 16), 16))
+    assert whole.shape == (16, 2, 3, 28, 28)
+    assert not torch.isclose(whole[:, 0], whole[:, 1]).flatten(1).all(dim=1).any()
+    single = views(replace(TWO, cameras=("top",)), Part(slice(0, 16), 16))
+    assert torch.equal(whole[:, :1], single)  # a second camera changes nothing for the first
+    parts = [views(TWO, Part(rows, 16)) for rows in (slice(0, 5), slice(5, 16))]
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-3)
+
+
+def test_the_images_that_an_encoder_of_two_views_needs() -> None:
+    data = fakes.two_views(fakes.demonstrations())
+    assert list(encoder_images(data, replace(TWO, cameras=("wrist", "top")))) == ["wrist", "top"]
+    with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
+        Trainer(fakes.demonstrations(), fakes.pretrain_config(encoder=TWO))
+    mixed = data.with_images({"top": data.images["top"], "wrist": data.images["wrist"][:, :30]})
+    with pytest.raises(DataError, match=r"expected images of 32 x 32 pixels .*, got 30 x 32 of camera 'wrist'"):
+        Trainer(mixed, fakes.pretrain_config(encoder=TWO))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_views_resume_to_the_same_bits(shared: bool, tmp_path: Path) -> None:
+    data = fakes.two_views(fakes.demonstrations())
+    config = fakes.pretrain_config(epochs=FOUR, encoder=replace(TWO, shared=shared))
+    straight = Trainer(data, config).fit()
+    with pytest.raises(TrainingInterrupted):
+        Trainer(data, config, tmp_path).fit(fakes.stop_after(2))
+    assert fakes.equal(Trainer(data, config, tmp_path).fit(), straight)
+    other = data.with_images({**data.images, "wrist": np.asarray(data.images["wrist"]) // 2})
+    with pytest.raises(CheckpointError, match=r"was made with images.wrist = "):
+        Trainer(other, config, tmp_path).fit()
+    with pytest.raises(CheckpointError, match="was made with "):
+        Trainer(data, replace(config, encoder=replace(TWO, shared=not shared)), tmp_path).fit()
+
+
+def test_learns_from_two_views_what_neither_shows(tmp_path: Path) -> None:
+    walks = fakes.demonstrations(lengths=(40,) * 6)
+    # The same moments under other noise, and without proprioception, which would give the place away.
+    known, again = (
+        replace(data, proprioception=np.zeros_like(data.proprioception))
+        for data in (fakes.two_views(walks), fakes.two_views(walks, seed=2))
+    )
+    config = replace(fakes.pretrain_config(epochs=4), batch_size=40)
+    errors, ends = {}, {}
+    for cameras in (("top", "wrist"), ("top",), ("wrist",)):
+        folder = tmp_path / "-".join(cameras)
+        made = Trainer(known, replace(config, encoder=replace(TWO, cameras=cameras)), folder)
+        errors[cameras] = chunk_error(made.fit(), known, again)
+        ends[cameras] = np.mean(losses(folder)[-6:])
+        assert ends[cameras] < np.mean(losses(folder)[:3])
+    assert ends["top", "wrist"] < min(ends["top",], ends["wrist",]), ends
+    assert errors["top", "wrist"] < 0.7 * min(errors["top",], errors["wrist",]), errors
+
+
+# Positives from a graph
+
+
+def write_similarity(folder: Path, data: Demonstrations, config: PretrainConfig, cap: int | None = None) -> Path:
+    """What 'classact similarity --graph' leaves for a training."""
+    found = ActionSimilarity(data, config.similarity)
+    identity = similarity_identity(found.stream, config.similarity)
+    threshold, quantile = found.distribution.threshold, config.similarity.quantile
+    write_distribution(folder / "distribution", found.distribution, identity)
+    build_graph(folder / "graph", found.sweep, len(found.stream), threshold, identity, quantile=quantile, cap=cap)
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_jsonl(folder / "train.jsonl")]
+
+
+def test_a_graph_trains_to_the_same_bits_as_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fakes.demonstrations()
+    online = fakes.pretrain_config()
+    stored = replace(online, positives="graph")
+    folder = write_similarity(tmp_path / "similarity", data, online)
+    expected = Trainer(data, online, tmp_path / "online").fit()
+    monkeypatch.setattr("classact.similarity.model.fit_distribution", None)  # nothing is measured again
+    found = Trainer(data, stored, tmp_path / "graph", similarity_folder=folder).fit()
+    assert losses(tmp_path / "graph") == losses(tmp_path / "online")
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name])
+
+
+def test_positives_are_drawn_into_batches(tmp_path: Path) -> None:
+    data = fakes.demonstrations()
+    config = fakes.pretrain_config(positives="graph", positives_per_anchor=3, epochs=1)
+    folder = write_similarity(tmp_path / "similarity", data, config)
+    Trainer(data, config, tmp_path / "run", similarity_folder=folder).fit()
+    rows = read_jsonl(tmp_path / "run" / "train.jsonl")
+    Trainer(data, replace(config, positives_per_anchor=0), tmp_path / "plain", similarity_folder=folder).fit()
+    plain = read_jsonl(tmp_path / "plain" / "train.jsonl")
+    assert np.mean([row["positives"] for row in rows]) > 1.3 * np.mean([row["positives"] for row in plain])
+
+
+def test_drawn_batches_resume_to_the_same_bits(tmp_path: Path) -> None:
+    data = fakes.demonstrations()
+    config = fakes.pretrain_config(positives="graph", positives_per_anchor=2, epochs=1)
+    folder = write_similarity(tmp_path / "similarity", data, config)
+    straight = Trainer(data, config, similarity_folder=folder).fit()
+    part = Trainer(data, config, tmp_path / "run", similarity_folder=folder)
+    batches = part.batches(part.step)
+    for _ in range(3):
+        part.train_step(next(batches))
+    part.save()
+    resumed = Trainer(data, config, tmp_path / "run", similarity_folder=folder).fit()
+    for name, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, straight.state_dict()[name])
+
+
+def test_a_graph_of_other_data_or_another_cap_is_refused(tmp_path: Path) -> None:
+    data = fakes.demonstrations()
+    config = fakes.pretrain_config(positives="graph")
+    folder = write_similarity(tmp_path / "similarity", data, config)
+    other = replace(config, similarity=replace(config.similarity, horizon=8))
+    with pytest.raises(ConfigError, match=r"was made with settings\.horizon = 16, now it is 8"):
+        Trainer(data, other, similarity_folder=folder)
+    with pytest.raises(ConfigError, match="positives are to come from a graph, but none is given"):
+        Trainer(data, config)
+    trainer = Trainer(data, config, tmp_path / "run", similarity_folder=folder)
+    trainer.train_step(np.arange(16))
+    trainer.save()
+    capped = write_similarity(tmp_path / "capped", data, config, cap=3)
+    with pytest.raises(CheckpointError, match="max_neighbors = None, now it is 3"):
+        Trainer(data, config, tmp_path / "run", similarity_folder=capped).resume()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positives": "matrix"}, "unknown source of positives 'matrix'"),
+        ({"positives_per_anchor": 2}, "0 unless positives come from a graph; got 2 with positives 'online'"),
+        ({"positives": "graph", "positives_per_anchor": -1}, "expected positives_per_anchor >= 0"),
+    ],
+)
+def test_settings_of_positives(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fakes.pretrain_config(**change)
