@@ -1,20 +1,55 @@
-"""What the benchmark scripts share: results files, medians, memory."""
+"""What the benchmark scripts share: their command lines, results files, medians, memory."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import resource
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import tyro
+
+from classact.errors import ClassactError, TrainingInterrupted
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import write_json
 
 RESULTS = Path(__file__).parent / "results"
+
+ResultsFile = Annotated[
+    Path | None,
+    tyro.conf.arg(help="Results file; sections that it holds are kept, so the command can be stopped and continued."),
+]
+Again = Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")]
+
+Flags = TypeVar("Flags")
+
+
+def command(flags: type[Flags], function: Callable[[Flags], None], arguments: Sequence[str] | None = None) -> int:
+    """Parse the flags, call the function, say what went wrong; returns the exit status.
+
+    Args:
+        flags: dataclass of them.
+        function: takes one.
+        arguments: of the command line; None: those of this process.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = tyro.cli(flags, args=given, description=flags.__doc__)
+    try:
+        function(parsed)
+    except (KeyboardInterrupt, TrainingInterrupted) as stop:
+        again = shlex.join(["python", sys.argv[0], *given])
+        print(f"{str(stop) or 'stopped'}\nContinue with: {again}", file=sys.stderr)
+        return 130
+    except ClassactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parser(about: str, name: str) -> argparse.ArgumentParser:

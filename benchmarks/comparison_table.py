@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from classact.report.comparison import Results, comparison_markdown, read_results
-from classact.report.comparison.markdown import plain, sheet_markdown
-from classact.report.comparison.pairs import p_text
-from classact.report.comparison.results import Cell
-from classact.report.comparison.sheets import success_sheet
 from classact.utils.statistics import mcnemar_p, wilson_interval
 from common import RESULTS
+from table1.report import Results, comparison_markdown, read_results
+from table1.report.markdown import plain, sheet_markdown
+from table1.report.pairs import p_text
+from table1.report.results import Cell
+from table1.report.sheets import success_sheet
 
 FILE = RESULTS / "pusht_comparison.json"
 TRIES = RESULTS / "pusht_tries.json"

@@ -123,7 +123,7 @@ def page_lines() -> list[str]:
     if (RESULTS / "latency.json").exists():
         lines += [*latency_lines(read("latency")), ""]
     lines.append(
-        "`benchmarks/pusht_heads.py` and `classact bench latency --json benchmarks/results/latency.json` measure this; "
+        "`benchmarks/pusht_heads.py` and `benchmarks/latency.py --json benchmarks/results/latency.json` measure this; "
         "`benchmarks/readme_table.py` writes it here."
     )
     return lines

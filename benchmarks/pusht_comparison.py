@@ -1,4 +1,4 @@
-"""Table 1 on the human Push-T demonstrations, on two CPU cores: stage by stage, each made of cells of `bench table1`.
+"""Table 1 on the human Push-T demonstrations, on two CPU cores: stage by stage, each of cells of benchmarks/table1.
 
 Kill it anywhere and start it again: finished cells are kept, the training under way goes on. One stage after the other,
 or named ones; several processes may share the folder, and each training is computed by one of them.
@@ -16,17 +16,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classact.bench.table1 import METHODS, Cell, Protocol, plan, run_table
-from classact.bench.table1.cells import CHOSEN, head_rolled_out, retrieval_settings
-from classact.bench.table1.claims import lock_of, locked
-from classact.bench.table1.grid import head_config
-from classact.bench.table1.records import episodes_of
-from classact.bench.table1.trainings import Bench, head_pipeline
 from classact.data.readers import first_episodes, read_demonstrations
-from classact.report.comparison import build_comparison, comparison_markdown, read_results
 from classact.run.evaluate import evaluate_run
 from classact.utils.storage import read_json, write_json, write_text
 from common import RESULTS
+from table1 import METHODS, Cell, Protocol, plan, run_table
+from table1.cells import CHOSEN, head_rolled_out, retrieval_settings
+from table1.claims import lock_of, locked
+from table1.grid import head_config
+from table1.records import episodes_of
+from table1.report import build_comparison, comparison_markdown, read_results
+from table1.trainings import Bench, head_pipeline
 
 FILE = RESULTS / "pusht_comparison.json"
 TRIES = RESULTS / "pusht_tries.json"

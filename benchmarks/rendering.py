@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from classact.cli.gallery import ORDER, labelled, save_picture, titled
 from classact.data.types import ImageArray
 from classact.errors import ClassactError
 from classact.sims import find, make_simulator
 from classact.sims.experts.base import attempt
 from classact.utils.progress import progress_bar
 from common import parser, save, seconds
+from gallery import ORDER, labelled, save_picture, titled
 
 SIZE = 256
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "rendering"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 # Workers that run tests side by side (pytest -n) would each take every core, and wait for each other. Before torch and
 # numba are imported, for their processes, too.
@@ -13,9 +14,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from classact.run.folder import Run
 
 # Machines that run trainings at the same time are slow at times; pytest's own time limit catches what hangs.
 settings.register_profile("classact", deadline=None)
@@ -55,3 +60,36 @@ def human_zarr() -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not here; set {HUMAN_VARIABLE} to pusht_cchi_v7_replay.zarr to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with every file; tests only read it."""
+    from fake_run import write_fake_run
+
+    return write_fake_run(tmp_path_factory.mktemp("run"), episodes=12, queries=2, neighbors=5, size=32)
+
+
+@pytest.fixture(scope="session")
+def old_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run as it was before there were heads; tests only read it."""
+    from fake_run import write_fake_run
+
+    root = tmp_path_factory.mktemp("old")
+    return write_fake_run(root, episodes=12, queries=2, neighbors=5, size=32, heads=False)
+
+
+@pytest.fixture
+def old_copy(old_run: Run, tmp_path: Path) -> Run:
+    """A run from before there were heads, to change."""
+    from classact.run.folder import Run
+
+    return Run(Path(shutil.copytree(old_run.root, tmp_path / "run")))
+
+
+@pytest.fixture
+def run_copy(whole_run: Run, tmp_path: Path) -> Run:
+    """A run to change."""
+    from classact.run.folder import Run
+
+    return Run(Path(shutil.copytree(whole_run.root, tmp_path / "run")))

@@ -21,7 +21,6 @@ LEVELS = (
     "train",
     "evaluation",
     "run",
-    "bench",
     "report",
     "cli",
     "__main__",
@@ -128,4 +127,4 @@ def test_a_simulator_process_loads_its_simulator_and_nothing_else() -> None:
 
 
 def test_pages_are_drawn_without_torch() -> None:
-    assert "torch" not in loaded("import classact.report, classact.report.comparison")
+    assert "torch" not in loaded("import classact.report")

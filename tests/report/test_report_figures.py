@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from fake_run import latent_map, similarity, training_rows
 
 from classact.report import figures, headline, learning
 from classact.report.reasons import chunk_path, reasons
 from classact.report.sources import Evaluation, read_sources, row_label
 from classact.report.style import GREY, ORANGE, PALETTE, percent, styles
+from fake_run import latent_map, similarity, training_rows
 
 
 def contrast(first: str, second: str) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_run import HEADS
 from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
@@ -20,6 +19,7 @@ from classact.report.page import settings, times
 from classact.report.sources import read_sources
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
+from fake_run import HEADS
 
 NEAR = "evaluations/retrieval-class-none"
 

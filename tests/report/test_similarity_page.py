@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report_page import ADDRESSES, Page
 
 import fakes
 from classact.errors import DataError
@@ -18,6 +17,7 @@ from classact.report.similarity import amount, anchors_figure, curves, share, wi
 from classact.run.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
 from classact.similarity.model import SimilarityConfig
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
+from html_pages import ADDRESSES, Page
 
 SECTIONS = {"distances", "positives", "examples", "k", "agreement", "settings"}
 CONFIG = SurveyConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")

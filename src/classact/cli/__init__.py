@@ -6,20 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from classact.cli.about import Doctor, Presets, doctor, presets
-from classact.cli.bench import (
-    BenchLatency,
-    BenchSimilarity,
-    BenchTable1,
-    bench_latency,
-    bench_similarity,
-    bench_table1,
-)
 from classact.cli.data import DataGenerate, DataInfo, data_generate, data_info
 from classact.cli.finetune import Finetune, finetune
 from classact.cli.probe import Probe, probe
 from classact.cli.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
 from classact.cli.similarity import Similarity, measure_similarity
-from classact.cli.simulators import Gallery, gallery
 
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "demo": (Demo, demo),
@@ -31,10 +22,6 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "similarity": (Similarity, measure_similarity),
     "data info": (DataInfo, data_info),
     "data generate": (DataGenerate, data_generate),
-    "bench similarity": (BenchSimilarity, bench_similarity),
-    "bench latency": (BenchLatency, bench_latency),
-    "bench table1": (BenchTable1, bench_table1),
-    "gallery": (Gallery, gallery),
     "presets": (Presets, presets),
     "doctor": (Doctor, doctor),
 }

@@ -17,8 +17,3 @@ Ensemble = Annotated[
     float | None,
     tyro.conf.arg(help="Temporal ensembling: m of the weights exp(-m i), with --execute. Default: none."),
 ]
-ResultsFile = Annotated[
-    Path | None,
-    tyro.conf.arg(help="Results file; sections that it holds are kept, so the command can be stopped and continued."),
-]
-Again = Annotated[bool, tyro.conf.arg(help="Measure sections again that the results file holds.")]

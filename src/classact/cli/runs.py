@@ -281,7 +281,7 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
         ConfigError: an unknown objective or option, or a flag that it does not read.
     """
     from classact.errors import ConfigError
-    from classact.objectives import needs_similarity, objective_config
+    from classact.objectives import objective_config
     from classact.utils.labels import split_sum
 
     name, options = arguments.objective, arguments.options
@@ -290,14 +290,19 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
         if "class" not in terms:
             raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {name!r}. Leave it out.")
         options = (*options, f"{'class.' if len(terms) > 1 else ''}pairs={arguments.pairs}")
-    made = objective_config(name, options, preset)
-    idle = [] if needs_similarity(made) else list(SIMILARITY_FLAGS)
-    idle += list(TRAINING_FLAGS) if name == "none" else []
-    for flag in idle:
+    for flag in idle_flags(arguments):
         if getattr(arguments, flag) not in (None, 0 if flag == "evaluations" else None):
             reads = "learns from no action similarity" if flag in SIMILARITY_FLAGS else "trains nothing"
             raise ConfigError(f"objective {name!r} {reads}, so --{flag.replace('_', '-')} would change nothing.")
-    return made
+    return objective_config(name, options, preset)
+
+
+def idle_flags(arguments: RunArguments) -> list[str]:
+    """Flags of training that the objective does not read."""
+    from classact.objectives import needs_similarity, objective_config
+
+    idle = [] if needs_similarity(objective_config(arguments.objective)) else list(SIMILARITY_FLAGS)
+    return idle + (list(TRAINING_FLAGS) if arguments.objective == "none" else [])
 
 
 def _pipeline(arguments: RunArguments, ranks: Any) -> Any:
@@ -412,14 +417,10 @@ class Report:
     """Draw RUN/report.html again from the files of a run."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run.")]
-    picture: Annotated[Path | None, tyro.conf.arg(help="Also draw one picture (PNG) of the run to this file.")] = None
 
 
 def report(arguments: Report) -> None:
     """Draw."""
-    from classact.report import build_report, hero_image
+    from classact.report import build_report
 
     print(f"Report: {build_report(arguments.run)}")
-    if arguments.picture is not None:
-        hero_image(arguments.run, arguments.picture)
-        print(f"Picture: {arguments.picture}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
@@ -41,12 +42,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def environment() -> Environment:
-    """Templates of this package: escaped, and strict about names that are not there."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(folder: Path | None = None) -> Environment:
+    """Templates of this package, and of a folder: escaped, and strict about names that are not there."""
+    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+    own = PackageLoader("classact.report", ".")
 
     templates = Environment(
-        loader=PackageLoader("classact.report", "."),
+        loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

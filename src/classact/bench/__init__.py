@@ -1,1 +1,0 @@
-"""What things cost, measured beside what else does the same: ``classact bench``."""
