@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.errors import ClassactError, DataError, UnknownNameError, choose
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import read_json, write_json
 
@@ -42,7 +42,7 @@ def run_sections(
     """
     for name in sections:
         if name not in known:
-            raise ConfigError(choose("section", name, known))
+            raise UnknownNameError(choose("section", name, known))
     results: Row = read_json(path, error) if path is not None and path.exists() else {}
     for name in sections:
         if name in results and not again:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives import images_per_anchor
 from classact.run.presets import default_head_preset, get_head_preset, get_preset
 from classact.run.pretrain import RunConfig, from_preset
@@ -36,7 +36,7 @@ _BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>k|m|min|h|)", re.IGNOR
 def shift_of(task: str, column: str) -> str:
     """The visual shift that a column of the table is for a task (5.3): ``fixed`` none, ``rand`` the task's own."""
     if column not in SHIFTS:
-        raise ConfigError(choose("column", column, SHIFTS))
+        raise UnknownNameError(choose("column", column, SHIFTS))
     return plain_shift(task) if column == "fixed" else _SHIFTED.get(task, "dynamic")
 
 
@@ -163,9 +163,9 @@ class Cell:
 
     def __post_init__(self) -> None:
         if self.head not in HEADS:
-            raise ConfigError(choose("head", self.head, HEADS))
+            raise UnknownNameError(choose("head", self.head, HEADS))
         if self.column not in SHIFTS:
-            raise ConfigError(choose("column", self.column, SHIFTS))
+            raise UnknownNameError(choose("column", self.column, SHIFTS))
         if not self.factor > 0 or self.seed < 0:
             raise ConfigError(f"expected a budget factor > 0 and a seed >= 0, got {self.factor} and {self.seed}.")
         if self.demonstrations is not None and self.demonstrations < 1:

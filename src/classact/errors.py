@@ -1,33 +1,47 @@
 """Every error that classact raises on purpose.
 
-One base class, so that callers can catch all of them at once. A message says what was found, where, what was
-expected (both numbers) and what to do about it.
+One base class, so that callers can catch all of them at once; each also derives from the Python exception that users
+expect in its place. A message says what was found, where, what was expected (both numbers) and what to do about it.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class ClassactError(Exception):
     """Base of all errors raised on purpose by classact."""
 
 
-class DataError(ClassactError):
-    """Demonstrations that cannot be used: missing files, wrong shapes, non-finite values."""
+class DataError(ClassactError, ValueError):
+    """Demonstrations that cannot be used: wrong shapes, non-finite values, damaged files."""
 
 
-class ConfigError(ClassactError):
+class MissingDataError(DataError, FileNotFoundError):
+    """Files that are not there."""
+
+
+class ConfigError(ClassactError, ValueError):
     """A setting that contradicts the data, another setting or the range that is allowed."""
 
 
-class CheckpointError(ClassactError):
+class UnknownNameError(ConfigError, KeyError):
+    """A name that nothing has: the message lists those that there are."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError would show the message's representation
+
+
+class CheckpointError(ClassactError, ValueError):
     """A checkpoint that is damaged, incomplete or of another architecture."""
 
 
-class StorageError(ClassactError):
+class StorageError(ClassactError, OSError):
     """Writing failed (disk full, no permission). What was there before is untouched."""
 
 
-class MissingDependencyError(ClassactError):
+class MissingDependencyError(ClassactError, ImportError):
     """An optional package, simulator or download that is not here. The message names the remedy."""
 
 
@@ -35,15 +49,17 @@ class TrainingInterrupted(ClassactError):  # noqa: N818 (no error: it was asked 
     """Ctrl-C or SIGTERM during training: the state was saved; the message says where."""
 
 
-class SimulatorError(ClassactError):
+class SimulatorError(ClassactError, RuntimeError):
     """A simulator or one of its worker processes failed."""
 
 
-class ActionError(SimulatorError):
+class ActionError(SimulatorError, ValueError):
     """An action that cannot be executed, or that the physics did not survive: its author's fault."""
 
 
-def choose(kind: str, name: str, available: object) -> str:
-    """Message for an unknown ``name`` of some ``kind``, listing what ``available`` iterates over."""
-    options = ", ".join(repr(str(option)) for option in sorted(available))  # type: ignore[call-overload]
-    return f"unknown {kind} {name!r}: available are {options}"
+def choose(kind: str, name: object, available: Iterable[object]) -> str:
+    """Message for an unknown ``name`` of some ``kind``: the nearest of ``available``, and all of them."""
+    options = sorted(str(option) for option in available)
+    near = difflib.get_close_matches(str(name), options, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ":"
+    return f"unknown {kind} {name!r}{hint} available are {', '.join(map(repr, options))}"

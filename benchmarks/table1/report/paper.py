@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from classact.errors import ConfigError, choose
+from classact.errors import UnknownNameError, choose
 
 TASKS = ("square", "three-stack", "aloha-transfer", "libero-object", "pusht")
 """Tasks of Table 1, by our names, in its order."""
@@ -80,7 +80,7 @@ def shift_name(task: str, shift: str) -> str:
         ConfigError: an unknown shift.
     """
     if shift not in SHIFTS:
-        raise ConfigError(choose("shift", shift, SHIFTS))
+        raise UnknownNameError(choose("shift", shift, SHIFTS))
     if task == "pusht":
         return {"fixed": "Fixed-Color", "rand": "Rand-Color"}[shift]
     return {"fixed": "Fixed-Cam", "rand": "Dyn-Cam"}[shift] if task in TASKS else shift.capitalize()

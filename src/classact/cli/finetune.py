@@ -81,7 +81,7 @@ class Finetune(EngineArguments):
 
 def head_config(arguments: Finetune) -> Any:
     """The head's settings: the preset, changed by the flags that were given."""
-    from classact.errors import ConfigError, choose
+    from classact.errors import ConfigError, UnknownNameError, choose
     from classact.models.heads import DiffusionConfig
     from classact.run.data import run_settings
     from classact.run.finetune import HeadRunConfig
@@ -111,7 +111,7 @@ def head_config(arguments: Finetune) -> Any:
             raise ConfigError(f"--scheduler is a setting of the diffusion head, but --head is {arguments.head!r}.")
         head = replace(head, scheduler=arguments.scheduler)
     if arguments.augment not in CHOICES:
-        raise ConfigError(choose("choice of augment", arguments.augment, CHOICES))
+        raise UnknownNameError(choose("choice of augment", arguments.augment, CHOICES))
     augment, color = config.augment, arguments.color_augmentation
     if arguments.augment != "auto":
         augment = AugmentConfig() if arguments.augment == "yes" else None

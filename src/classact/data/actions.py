@@ -44,7 +44,7 @@ from classact.data.rotations import (
     orthogonalize_6d,
     rotation_6d_to_matrix,
 )
-from classact.errors import CheckpointError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -75,7 +75,7 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(f"action part {self.name!r}: " + choose("kind", self.kind, KINDS))
+            raise UnknownNameError(f"action part {self.name!r}: " + choose("kind", self.kind, KINDS))
         expected = KINDS[self.kind]
         if self.size == 0 and expected is not None:
             object.__setattr__(self, "size", expected)
@@ -112,7 +112,7 @@ class ActionSpace:
         object.__setattr__(self, "parts", tuple(self.parts))
         check_convention(self.convention)
         if self.rotation_mean not in ROTATION_MEANS:
-            raise ConfigError(choose("mean of rotations", self.rotation_mean, ROTATION_MEANS))
+            raise UnknownNameError(choose("mean of rotations", self.rotation_mean, ROTATION_MEANS))
         if not self.parts:
             raise ConfigError("expected at least 1 part of an action, got 0.")
         names = [part.name for part in self.parts]
@@ -178,7 +178,7 @@ class ActionSpace:
             ConfigError: unknown name.
         """
         if name not in ACTION_SPACES:
-            raise ConfigError(choose("action space", name, ACTION_SPACES))
+            raise UnknownNameError(choose("action space", name, ACTION_SPACES))
         return ACTION_SPACES[name]()
 
     @staticmethod
@@ -230,7 +230,7 @@ class ActionSpace:
             ConfigError: unknown kind.
         """
         if kind not in KINDS:
-            raise ConfigError(choose("kind", kind, KINDS))
+            raise UnknownNameError(choose("kind", kind, KINDS))
         return np.concatenate([np.full(part.size, part.kind == kind) for part in self.parts])
 
     def describe(self) -> str:
@@ -420,7 +420,7 @@ class ActionSpace:
             ConfigError: not a key of :data:`classact.data.rotations.REPRESENTATIONS`.
         """
         if representation not in REPRESENTATIONS:
-            raise ConfigError(choose("representation of rotations", representation, REPRESENTATIONS))
+            raise UnknownNameError(choose("representation of rotations", representation, REPRESENTATIONS))
         width = REPRESENTATIONS[representation].width
         return sum(width if part.kind == "rotation_6d" else part.size for part in self.parts)
 
@@ -483,7 +483,7 @@ class ActionSpace:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Chunks and one reference each, checked, in float64."""
         if frame not in FRAMES:
-            raise ConfigError(choose("frame", frame, FRAMES))
+            raise UnknownNameError(choose("frame", frame, FRAMES))
         self.check(actions)
         self.check(reference, "reference")
         lead = (*actions.shape[:-2], self.dim)

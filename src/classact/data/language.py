@@ -21,7 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from classact.data.images import cache_folder
 from classact.data.types import FloatArray
-from classact.errors import ConfigError, StorageError, choose
+from classact.errors import ConfigError, StorageError, UnknownNameError, choose
 from classact.utils.storage import atomic_path
 
 SIZE = 768
@@ -59,7 +59,7 @@ def embed_instruction(text: str, source: str | None = None) -> tuple[FloatArray,
         raise ConfigError(f"expected an instruction, got {text!r} without words.")
     source = source_at_hand() if source is None else source
     if source not in SOURCES:
-        raise ConfigError(choose("source of language embeddings", source, SOURCES))
+        raise UnknownNameError(choose("source of language embeddings", source, SOURCES))
     return (_bert_embedding(words) if source == BERT else stand_in(words)), source
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import DataError, UnknownNameError, choose
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -213,12 +213,12 @@ REPRESENTATIONS: dict[str, Representation] = {
 def check_convention(convention: str) -> None:
     """Refuse unknown 6-D conventions."""
     if convention not in CONVENTIONS:
-        raise ConfigError(choose("6-D rotation convention", convention, CONVENTIONS))
+        raise UnknownNameError(choose("6-D rotation convention", convention, CONVENTIONS))
 
 
 def _check_order(order: str) -> None:
     if order not in ORDERS:
-        raise ConfigError(choose("quaternion order", order, ORDERS))
+        raise UnknownNameError(choose("quaternion order", order, ORDERS))
 
 
 def first_true(mask: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.errors import CheckpointError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
 
 PROPRIOCEPTION = "proprioception"
 """The only key where data declare none."""
@@ -98,7 +98,7 @@ class Schema:
         parts = []
         for key in self.keys if keys is None else keys:
             if key not in where:
-                raise ConfigError(choose("proprioception key", key, where))
+                raise UnknownNameError(choose("proprioception key", key, where))
             parts.append(where[key])
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 

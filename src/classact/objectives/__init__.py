@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives.base import Material, Objective
 from classact.objectives.byol import BYOL, BYOLConfig
 from classact.objectives.combined import Combined, CombinedConfig, parse_sum
@@ -133,7 +133,9 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
     if "*" in name:
         raise ConfigError(f"a factor needs a sum: expected objectives like 'class+0.1*byol', got {name!r}.")
     if name not in OBJECTIVES:
-        raise ConfigError(choose("objective", name, OBJECTIVES).rstrip(".") + ". Sums are written 'class+0.1*byol'.")
+        raise UnknownNameError(
+            choose("objective", name, OBJECTIVES).rstrip(".") + ". Sums are written 'class+0.1*byol'."
+        )
     config = next((part for part in objective_parts(start) if part.name == name), None) if start else None
     config = config or OBJECTIVES[name].config()
     known = {field.name: getattr(config, field.name) for field in fields(config) if field.init}
@@ -147,7 +149,7 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
         if key in changes:
             raise ConfigError(f"option {key!r} of objective {name!r} is given twice; give it once.")
         if key not in known:
-            raise ConfigError(choose(f"option of objective {name!r}", key, known))
+            raise UnknownNameError(choose(f"option of objective {name!r}", key, known))
         changes[key] = _parse(text, known[key], f"option {key!r} of objective {name!r}")
     made: ObjectiveConfig = replace(config, **changes)
     return made

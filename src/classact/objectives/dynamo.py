@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import IntArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
 from classact.objectives.causal import CausalTransformer
 
@@ -80,9 +80,9 @@ class DynaMoConfig:
         if not 0 <= self.covariance_weight < np.inf:
             raise ConfigError(f"expected a finite covariance_weight >= 0, got {self.covariance_weight}.")
         if self.covariance not in COVARIANCES:
-            raise ConfigError(choose("covariance", self.covariance, COVARIANCES))
+            raise UnknownNameError(choose("covariance", self.covariance, COVARIANCES))
         if self.target not in TARGETS:
-            raise ConfigError(choose("target", self.target, TARGETS))
+            raise UnknownNameError(choose("target", self.target, TARGETS))
         if not 0 <= self.decay < 1:
             raise ConfigError(f"expected a decay of at least 0 and below 1 (the authors use 0.99), got {self.decay}.")
 
@@ -125,7 +125,7 @@ def covariance_penalty(s: Tensor, valid: Tensor, reduction: str = "mean") -> Ten
         ConfigError: unknown reduction, or shapes that do not fit.
     """
     if reduction not in COVARIANCES:
-        raise ConfigError(choose("covariance", reduction, COVARIANCES))
+        raise UnknownNameError(choose("covariance", reduction, COVARIANCES))
     if s.ndim != 2 or valid.shape != s.shape[:1]:
         raise ConfigError(
             f"expected features of shape (n, F) and a mask of shape (n,), got {tuple(s.shape)} and "

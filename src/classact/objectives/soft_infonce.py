@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import IntArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives.base import Material, Objective, Stats
 
 REDUCTIONS = ("anchors", "batch")
@@ -55,11 +55,11 @@ class SoftInfoNCEConfig:
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"expected a temperature above 0 (the paper uses 0.05), got {self.temperature}.")
         if self.reduction not in REDUCTIONS:
-            raise ConfigError(choose("reduction", self.reduction, REDUCTIONS))
+            raise UnknownNameError(choose("reduction", self.reduction, REDUCTIONS))
         if self.pairs not in PAIRS:
-            raise ConfigError(choose("pairs", self.pairs, PAIRS))
+            raise UnknownNameError(choose("pairs", self.pairs, PAIRS))
         if self.weighting not in WEIGHTINGS:
-            raise ConfigError(choose("weighting", self.weighting, WEIGHTINGS))
+            raise UnknownNameError(choose("weighting", self.weighting, WEIGHTINGS))
         if self.views < 1 or self.queue < 0:
             raise ConfigError(f"expected views >= 1 and queue >= 0, got views {self.views} and queue {self.queue}.")
         if self.learned_temperature and not TAU_RANGE[0] <= self.temperature <= TAU_RANGE[1]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from classact.data.types import IntArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives.base import Material, Objective, Stats, masked_mean
 
 SIMILARITIES = ("l2", "cosine")
@@ -39,7 +39,7 @@ class TimeContrastiveConfig:
 
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:
-            raise ConfigError(choose("similarity", self.similarity, SIMILARITIES))
+            raise UnknownNameError(choose("similarity", self.similarity, SIMILARITIES))
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
         if self.negatives < 0:

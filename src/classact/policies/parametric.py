@@ -18,7 +18,7 @@ from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import FloatArray, Observation
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.models.encoders import ImageEncoder
 from classact.models.heads import (
     DiffusionConfig,
@@ -321,7 +321,7 @@ class ParametricPolicy:
             raise CheckpointError(f"{where}: expected feature_dim, action_dim and horizon, got {shape!r}.")
         for name in overrides:
             if name not in config:
-                raise ConfigError(choose("policy setting", name, (*config, *SAMPLING)))
+                raise UnknownNameError(choose("policy setting", name, (*config, *SAMPLING)))
         head = make_head(head_config, **shape)
         load_head_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
         policy = ParametricPolicy(

@@ -17,7 +17,7 @@ from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
-from classact.errors import CheckpointError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
 from classact.policies.base import Decision, Moment, as_histories
 from classact.policies.latents import ImageLatents, Latents, load, unit, warm_up
 from classact.policies.novelty import (
@@ -393,7 +393,7 @@ class RetrievalPolicy:
         path = Path(folder)
         for name in overrides:
             if name not in RetrievalConfig.__dataclass_fields__:
-                raise ConfigError(choose("retrieval setting", name, RetrievalConfig.__dataclass_fields__))
+                raise UnknownNameError(choose("retrieval setting", name, RetrievalConfig.__dataclass_fields__))
         verify_folder(path)
         card = read_json(path / "policy.json", CheckpointError)
         if card.get("format") != FORMAT:

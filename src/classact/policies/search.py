@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from classact.data.types import FloatArray, IntArray
-from classact.errors import ConfigError, DataError, MissingDependencyError, choose
+from classact.errors import ConfigError, DataError, MissingDependencyError, UnknownNameError, choose
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ExactSearch:
         if max_bytes < 4:
             raise ConfigError(f"expected max_bytes of at least 4 (one cosine), got {max_bytes}.")
         if ties not in ("row", "any"):
-            raise ConfigError(choose("order of ties", ties, ("row", "any")))
+            raise UnknownNameError(choose("order of ties", ties, ("row", "any")))
         # A copy, for the last bits of a product depend on how its operands are aligned in memory.
         self.bank = torch.tensor(bank, dtype=torch.float32, device=device)
         self.max_bytes, self.ties = max_bytes, ties
@@ -308,7 +308,7 @@ def check_backend(backend: str) -> None:
     factory, at, lists = factory.partition("@")
     counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
     if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
-        raise ConfigError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
+        raise UnknownNameError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
 
 
 def is_exact(backend: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.types import RolloutResult
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.rollout import EvaluationConfig
 from classact.models.encoders import EncoderConfig, encoder_config_from_json, pretrained_config
 from classact.models.heads import DiffusionConfig, head_config_to_json, head_name, make_head
@@ -71,7 +71,7 @@ class HeadRunConfig:
             raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")
         for name in self.evaluation:
             if name not in EvaluationConfig.__dataclass_fields__:
-                raise ConfigError(choose("evaluation setting", name, EvaluationConfig.__dataclass_fields__))
+                raise UnknownNameError(choose("evaluation setting", name, EvaluationConfig.__dataclass_fields__))
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from classact.data.readers import EMBEDDED
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS, UNetConfig
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, images_per_anchor, recipe
@@ -145,7 +145,7 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str) -> Preset:
     """A preset by name."""
     if name not in PRESETS:
-        raise ConfigError(choose("preset", name, PRESETS))
+        raise UnknownNameError(choose("preset", name, PRESETS))
     return PRESETS[name]
 
 
@@ -220,7 +220,7 @@ class HeadPreset:
             frozen: train the head only, on features that are computed once.
         """
         if head not in HEADS:
-            raise ConfigError(choose("head", head, HEADS))
+            raise UnknownNameError(choose("head", head, HEADS))
         augment = None if frozen else AugmentConfig()
         return FinetuneConfig(
             head=HEADS[head].config(unet=self.unet),
@@ -254,7 +254,7 @@ HEAD_PRESETS: dict[str, HeadPreset] = {
 def get_head_preset(name: str) -> HeadPreset:
     """A head's preset by name."""
     if name not in HEAD_PRESETS:
-        raise ConfigError(choose("preset of a head", name, HEAD_PRESETS))
+        raise UnknownNameError(choose("preset of a head", name, HEAD_PRESETS))
     return HEAD_PRESETS[name]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from classact.data.lowdim import LowDim
 from classact.data.types import Demonstrations, RolloutResult
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.rollout import EvaluationConfig
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import NoneConfig, describe_objective, needs_similarity
@@ -376,7 +376,7 @@ class Pipeline:
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in spec.cameras:
                 where = f" in simulator {self.config.frames.simulator!r}."
-                raise ConfigError(choose("camera", camera, spec.cameras) + where)
+                raise UnknownNameError(choose("camera", camera, spec.cameras) + where)
         if not self._started():
             self.data()  # the folder then knows what they are
         check_rollouts(self.run, self.config.frames.simulator)

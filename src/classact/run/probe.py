@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from classact.data.types import Demonstrations
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
 from classact.evaluation.probe.views import check_named, probe_views, reason_against, representations
 from classact.models.encoders import EncoderConfig, ImageEncoder
@@ -87,7 +87,7 @@ def probe_run(
         ConfigError: an unknown encoder or shift, or data that have changed.
     """
     if encoder not in ENCODERS:
-        raise ConfigError(choose("encoder to probe", encoder, ENCODERS))
+        raise UnknownNameError(choose("encoder to probe", encoder, ENCODERS))
     if shift is not None:
         check_named(shift)
     begin = time.perf_counter()
@@ -161,7 +161,7 @@ def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> 
     """
     probed = result["representations"]
     if representation not in probed:
-        raise ConfigError(choose("representation", representation, probed))
+        raise UnknownNameError(choose("representation", representation, probed))
     out: dict[str, dict[str, float | None]] = {}
     for row in probed[representation]["action_error"]:
         out |= {f"{name}_error@{row['k']}": row[name] for name in ("dtw", "l2")}

@@ -15,7 +15,7 @@ import numpy as np
 from classact.data.actions import ActionSpace
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
@@ -65,9 +65,9 @@ class SimilarityConfig:
         check_cost(self.cost)
         check_band(self.band)
         if self.metric not in METRICS:
-            raise ConfigError(choose("metric", self.metric, METRICS))
+            raise UnknownNameError(choose("metric", self.metric, METRICS))
         if self.estimate not in ESTIMATES:
-            raise ConfigError(choose("estimate", self.estimate, ESTIMATES))
+            raise UnknownNameError(choose("estimate", self.estimate, ESTIMATES))
         if self.metric == "l2" and (self.band is not None or self.cost != "sqeuclidean"):
             raise ConfigError(
                 f"metric 'l2' compares equal steps by their squared distance; it has no band and no other step cost, "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 COSTS = ("sqeuclidean", "euclidean")
 """Step costs: ``sqeuclidean`` is what the paper's released code computes (aeon's DTW), ``euclidean`` is what section
@@ -17,7 +17,7 @@ COSTS = ("sqeuclidean", "euclidean")
 def check_cost(cost: str) -> None:
     """Refuse an unknown step cost, listing the known ones."""
     if cost not in COSTS:
-        raise ConfigError(choose("step cost", cost, COSTS))
+        raise UnknownNameError(choose("step cost", cost, COSTS))
 
 
 def check_band(band: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.similarity.cpu import CpuSweep
 from classact.similarity.stream import Sweep, WindowStream
 
@@ -26,7 +26,7 @@ def make_sweep(
         ConfigError: an unknown device, "cuda" where there is none, or settings that no backend knows.
     """
     if device not in DEVICES:
-        raise ConfigError(choose("device", device, DEVICES))
+        raise UnknownNameError(choose("device", device, DEVICES))
     if device != "cpu" and (device == "cuda" or _has_gpu()):
         from classact.similarity.gpu import GpuSweep
 

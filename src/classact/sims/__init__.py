@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.sims.base import Simulator, SimulatorSpec, install_advice
 
 __all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "plain_shift"]
@@ -97,7 +97,7 @@ def find(name: str) -> Entry:
         ConfigError: unknown name.
     """
     if name not in SIMULATORS:
-        raise ConfigError(choose("simulator", name, SIMULATORS))
+        raise UnknownNameError(choose("simulator", name, SIMULATORS))
     return SIMULATORS[name]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.sims.base import SimulatorSpec
 from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer, rotate
 from classact.sims.shifts import (
@@ -56,7 +56,7 @@ class MujocoSimulator(ABC):
         self.cameras = tuple(cameras or spec.cameras[:1])
         for camera in self.cameras:
             if camera not in spec.cameras:
-                raise ConfigError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
+                raise UnknownNameError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
         check_image_size(spec.name, spec.image_size)
         self.shift = check_shift(spec.name, shift, spec.shifts, self.shifts)
         self.steps = 0

@@ -22,7 +22,7 @@ import numpy as np
 from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Criterion, FloatArray, ImageArray, Observation, StateArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.sims.base import SimulatorSpec
 from classact.sims.shifts import (
     FIXED_COLORS,
@@ -303,5 +303,5 @@ def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = 
     """Push-T for the registry; its only camera is ``top``."""
     for camera in cameras or ():
         if camera != "top":
-            raise ConfigError("pusht: " + choose("camera", camera, ("top",)))
+            raise UnknownNameError("pusht: " + choose("camera", camera, ("top",)))
     return PushT(PushTConfig(shift=shift) if image_size is None else PushTConfig(image_size, shift))

@@ -13,7 +13,7 @@ import numpy as np
 
 from classact.data.images import resize_images
 from classact.data.types import ImageArray, IntArray, StateArray
-from classact.errors import ConfigError, DataError, SimulatorError, choose
+from classact.errors import ConfigError, DataError, SimulatorError, UnknownNameError, choose
 from classact.sims import make_simulator
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
@@ -82,7 +82,7 @@ def render_states(
     simulator.close()
     camera = spec.cameras[0] if camera is None else camera
     if camera not in spec.cameras:
-        raise ConfigError(choose("camera", camera, spec.cameras) + f" in simulator {simulator_name!r}.")
+        raise UnknownNameError(choose("camera", camera, spec.cameras) + f" in simulator {simulator_name!r}.")
     total = int(episode_ends[-1])
     if states.shape != (total, spec.state_dim):
         raise DataError(

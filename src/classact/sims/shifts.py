@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from classact.data.types import StateArray
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 
 Color = tuple[int, int, int]
 
@@ -263,7 +263,7 @@ def parse_shift(text: str, shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
     name, bracket, rest = text.strip().partition("(")
     name = name.strip()
     if name not in shifts:
-        raise ConfigError(choose("shift", name, shifts))
+        raise UnknownNameError(choose("shift", name, shifts))
     shift = shifts[name]
     if not bracket:
         return shift
@@ -284,7 +284,7 @@ def parse_shift(text: str, shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
         ) from None
     for key, value in given.items():
         if key not in known:
-            raise ConfigError(choose(f"constant of shift {name!r}", key, known))
+            raise UnknownNameError(choose(f"constant of shift {name!r}", key, known))
         pair = isinstance(getattr(shift, key), tuple) or key == "target"
         numbers = value if pair and isinstance(value, tuple) else (value,)
         wanted = 3 if key == "target" else 2
@@ -305,7 +305,7 @@ def check_shift(simulator: str, shift: str, known: Sequence[str], shifts: Mappin
         ConfigError: unknown in general, or to this simulator.
     """
     if shift.partition("(")[0].strip() not in known:
-        raise ConfigError(f"{simulator}: " + choose("shift", shift, known))
+        raise UnknownNameError(f"{simulator}: " + choose("shift", shift, known))
     return parse_shift(shift, shifts)
 
 

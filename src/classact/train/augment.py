@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 
 CROPS = ("image", "batch")
 COLOR_AUGMENTATIONS = ("none", "hsv", "rotate", "affine")
@@ -67,9 +67,9 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
-            raise ConfigError(choose("crop", self.crop, CROPS))
+            raise UnknownNameError(choose("crop", self.crop, CROPS))
         if self.color not in COLOR_AUGMENTATIONS:
-            raise ConfigError(choose("color augmentation", self.color, COLOR_AUGMENTATIONS))
+            raise UnknownNameError(choose("color augmentation", self.color, COLOR_AUGMENTATIONS))
         if min(self.noise_std, self.feature_noise, self.hue, self.saturation, self.brightness) < 0:
             raise ConfigError(f"augmentation strengths cannot be negative: {self}.")
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import ImageArray, IntArray
-from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, choose
+from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, UnknownNameError, choose
 from classact.models.average import ema_decay, update_ema
 from classact.train.checkpoints import (
     TrainingState,
@@ -101,10 +101,10 @@ class EngineConfig:
             ("feed", self.feed, MODES),
         ):
             if value not in known:
-                raise ConfigError(choose(kind, value, known))
+                raise UnknownNameError(choose(kind, value, known))
         for name in self.trackers:
             if name not in TRACKERS:
-                raise ConfigError(choose("tracker", name, TRACKERS))
+                raise UnknownNameError(choose("tracker", name, TRACKERS))
 
     def compiled(self, device: torch.device) -> bool:
         """Whether networks are compiled on ``device``."""

@@ -21,7 +21,7 @@ from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, IntArray
 from classact.data.windows import window_indices
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
 from classact.models.heads import (
     DiffusionConfig,
@@ -159,9 +159,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for kind, value in (("precision", self.precision), ("head_precision", self.head_precision)):
             if value not in PRECISIONS:
-                raise ConfigError(choose(kind, value, PRECISIONS))
+                raise UnknownNameError(choose(kind, value, PRECISIONS))
         if self.weights not in WEIGHTS:
-            raise ConfigError(choose("weights", self.weights, WEIGHTS))
+            raise UnknownNameError(choose("weights", self.weights, WEIGHTS))
         head_name(self.head)
         if not self.epochs > 0 or self.batch_size < 1 or min(self.log_every, self.checkpoint_every) < 1:
             raise ConfigError(

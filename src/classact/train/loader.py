@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from classact.data.types import ImageArray, IntArray
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 FedBatch = tuple[IntArray, dict[str, Tensor]]
 """Rows (B,) as they were asked for, and for each camera their images (B, S, S, 3) uint8 on the device."""
@@ -349,7 +349,7 @@ def make_feed(
         ConfigError: an unknown mode, or one that needs more memory than is free.
     """
     if mode not in MODES:
-        raise ConfigError(choose("way of feeding images", mode, MODES))
+        raise UnknownNameError(choose("way of feeding images", mode, MODES))
     check_images(images)
     if sharers is None:
         said = os.environ.get("LOCAL_WORLD_SIZE", "")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 
 OPTIMIZERS = ("lars", "adamw")
 
@@ -39,7 +39,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise ConfigError(choose("optimizer", self.name, OPTIMIZERS))
+            raise UnknownNameError(choose("optimizer", self.name, OPTIMIZERS))
         positive = self.learning_rate > 0 and self.clip_norm > 0
         if not positive or not 0 < self.ema_power <= 1 or self.warmup_steps < 0:
             raise ConfigError(

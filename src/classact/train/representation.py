@@ -19,7 +19,7 @@ import torch
 from classact.data.images import sample_digest
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.errors import ClassactError, ConfigError, DataError, UnknownNameError, choose
 from classact.models.average import update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import (
@@ -94,9 +94,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ConfigError(choose("precision", self.precision, PRECISIONS))
+            raise UnknownNameError(choose("precision", self.precision, PRECISIONS))
         if self.positives not in POSITIVES:
-            raise ConfigError(choose("source of positives", self.positives, POSITIVES))
+            raise UnknownNameError(choose("source of positives", self.positives, POSITIVES))
         if self.positives_per_anchor < 0 or (self.positives_per_anchor and self.positives != "graph"):
             raise ConfigError(
                 f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from classact.errors import ClassactError, ConfigError, MissingDependencyError, choose
+from classact.errors import ClassactError, ConfigError, MissingDependencyError, UnknownNameError, choose
 from classact.utils.storage import append_jsonl, read_json, write_json
 
 ROWS = "train.jsonl"
@@ -221,7 +221,7 @@ def require(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(choose("tracker", name, TRACKERS))
+            raise UnknownNameError(choose("tracker", name, TRACKERS))
         package = PACKAGES[name]
         if not (sys.modules[package] if package in sys.modules else find_spec(package)):
             raise _missing(name, f"no module named {package!r}")
@@ -258,9 +258,9 @@ def make_trackers(
     """
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(choose("tracker", name, TRACKERS))
+            raise UnknownNameError(choose("tracker", name, TRACKERS))
     if wandb_mode is not None and wandb_mode not in WANDB_MODES:
-        raise ConfigError(choose("mode of wandb", wandb_mode, WANDB_MODES))
+        raise UnknownNameError(choose("mode of wandb", wandb_mode, WANDB_MODES))
     if folder is None and names:
         raise ConfigError(f"the trackers {', '.join(names)} keep files beside the training: give it a folder.")
     if folder is None or not first:

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classact.errors import ConfigError, choose
+from classact.errors import ConfigError, UnknownNameError, choose
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ def choose_device(name: str) -> str:
         ConfigError: an unknown name, or "cuda" where there is none.
     """
     if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(choose("device", name, ("auto", "cpu", "cuda")))
+        raise UnknownNameError(choose("device", name, ("auto", "cpu", "cuda")))
     import torch
 
     if name != "auto":
@@ -39,7 +39,7 @@ def check_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(choose("device", str(name), ("cpu", "cuda", "cuda:N"))) from None
+        raise UnknownNameError(choose("device", str(name), ("cpu", "cuda", "cuda:N"))) from None
     if device.type == "cuda":
         seen = "" if torch.cuda.is_available() else "no GPU"
         if not seen and device.index is not None and device.index >= (count := torch.cuda.device_count()):

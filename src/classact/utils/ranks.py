@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from classact.errors import ClassactError, ConfigError, choose
+from classact.errors import ClassactError, ConfigError, UnknownNameError, choose
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class Ranks:
                 this rank.
         """
         if backend not in BACKENDS:
-            raise ConfigError(choose("backend", backend, BACKENDS))
+            raise UnknownNameError(choose("backend", backend, BACKENDS))
         environment = os.environ if environment is None else environment
         given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
         if given["RANK"] is None and given["WORLD_SIZE"] is None:

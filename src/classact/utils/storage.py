@@ -86,6 +86,8 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
             _sync_file(temporary)
             temporary.replace(path)
         _sync_folder(path.parent)
+    except StorageError:
+        raise
     except OSError as error:
         raise _explain(error, path) from error
     except Exception as error:

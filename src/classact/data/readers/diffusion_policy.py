@@ -23,7 +23,7 @@ from classact.data.readers import Progress, first_episodes
 from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
-from classact.errors import CheckpointError, ConfigError, DataError, choose
+from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
 TAKES_LAYOUT = True
@@ -335,7 +335,7 @@ def _object(value: Any, where: str, known: list[str] | None = None) -> dict[str,
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected an object {{...}}, got {value!r}.")
     if known is not None and (unknown := sorted(set(value) - set(known))):
-        raise ConfigError(f"{where}: " + choose("field", unknown[0], known))
+        raise UnknownNameError(f"{where}: " + choose("field", unknown[0], known))
     return value
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.types import FloatArray, IntArray, StateArray
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 SUFFIXES = (".hdf5", ".h5")
 UNKNOWN = "unknown"
@@ -65,7 +65,7 @@ class Hdf5Layout:
             raise ConfigError(f"layout {path}: expected an object {{...}}, got {value!r}.")
         for name in value:
             if name not in takes:
-                raise ConfigError(f"layout {path}: " + choose("field", name, takes))
+                raise UnknownNameError(f"layout {path}: " + choose("field", name, takes))
         layout = Hdf5Layout(**value)
         for field, valid, kind in (
             ("filter", layout.filter is None or isinstance(layout.filter, str), "the name of a list in mask"),
@@ -94,7 +94,7 @@ def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hd
         return Hdf5Layout.load(layout, takes)
     for field in fields(layout):
         if field.name not in takes and getattr(layout, field.name) != field.default:
-            raise ConfigError("layout: " + choose("field", field.name, takes))
+            raise UnknownNameError("layout: " + choose("field", field.name, takes))
     return layout
 
 

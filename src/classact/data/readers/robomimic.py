@@ -31,7 +31,7 @@ from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, a
 from classact.data.rotations import matrix_to_rotation_6d, quaternion_to_matrix
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations
-from classact.errors import ConfigError, DataError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 DESCRIPTION = "a robomimic or MimicGen .hdf5 file with data/demo_0, data/demo_1, ..."
 TAKES_LAYOUT = True
@@ -177,7 +177,7 @@ def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
     masks = file.get("mask")
     available = [] if masks is None else list(masks)
     if chosen not in available:
-        raise ConfigError(f"{file.filename}: " + choose("filter", chosen, available))
+        raise UnknownNameError(f"{file.filename}: " + choose("filter", chosen, available))
     wanted = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[chosen][()]}
     if missing := sorted(wanted - set(names)):
         raise DataError(f"{file.filename}: mask/{chosen} lists {missing[0]!r}, which is not in data.")

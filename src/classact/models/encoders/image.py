@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from classact.data.images import resize_images
 from classact.data.schema import check_images
 from classact.data.types import ImageArray
-from classact.errors import CheckpointError, ConfigError, choose
+from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.models.encoders.color import whiten
 from classact.models.encoders.equivariant import EquivariantResNet
 from classact.models.encoders.layers import SpatialSoftmax
@@ -112,7 +112,7 @@ class EncoderConfig:
             ("color", self.color, COLORS),
         ):
             if value not in known:
-                raise ConfigError(choose(kind, value, known))
+                raise UnknownNameError(choose(kind, value, known))
         if not min(self.width, 1.0 if self.aspect is None else self.aspect, *self.std) > 0:
             raise ConfigError(
                 f"expected width > 0, std > 0 and aspect > 0, got width {self.width}, std {self.std}, aspect "

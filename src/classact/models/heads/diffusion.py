@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classact.errors import ConfigError, MissingDependencyError, choose
+from classact.errors import ConfigError, MissingDependencyError, UnknownNameError, choose
 from classact.models.heads.base import Generators, Head, standard_normal
 from classact.models.heads.unet1d import ConditionalUNet1d, UNetConfig, check_horizon
 
@@ -44,7 +44,7 @@ class DiffusionConfig:
             ("beta_schedule", self.beta_schedule, BETA_SCHEDULES),
         ):
             if value not in known:
-                raise ConfigError(choose(kind, value, known))
+                raise UnknownNameError(choose(kind, value, known))
         if not 1 <= self.inference_steps <= self.training_steps:
             raise ConfigError(
                 f"expected 1 <= inference_steps <= training_steps, got {self.inference_steps} and "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pkgutil
 from typing import Protocol
 
-from classact.errors import ConfigError, choose
+from classact.errors import UnknownNameError, choose
 from classact.sims import SIMULATORS, Entry, Simulator, find
 from classact.sims.experts.base import Attempt, attempt
 
@@ -36,7 +36,7 @@ class ScriptRecorder:
 
     def __init__(self, name: str, entry: Entry) -> None:
         if entry.expert is None:
-            raise ConfigError(choose("expert", name, with_experts()))
+            raise UnknownNameError(choose("expert", name, with_experts()))
         self.name, self.expert = name, entry.expert
         self._factory, self._shift, self._tail = entry.factory, entry.plain, entry.tail
         self._simulator: Simulator | None = None

@@ -1,0 +1,161 @@
+"""Frozen dataclasses as JSON, and back: the one way that settings, rows and metadata are written and read.
+
+A class may have ``to_json(self)`` and ``from_json(cls, value, where)`` of its own where its JSON is not one entry per
+field; fields of such a class are written and read by them. Everything else follows from the fields' types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import numpy as np
+
+from classact.errors import ClassactError, DataError, choose
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """``value`` as JSON has it: dicts, lists, strings, numbers, booleans, None.
+
+    Args:
+        value: a dataclass, or what may be a field of one.
+
+    Raises:
+        TypeError: something that has no form in JSON.
+    """
+    if hasattr(value, "to_json") and not isinstance(value, type):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def from_json(
+    cls: type[T], value: Any, where: str, *, error: type[ClassactError] = DataError, partial: bool = False
+) -> T:
+    """The dataclass that :func:`to_json` wrote.
+
+    Args:
+        cls: a dataclass.
+        value: JSON that was read.
+        where: names it in messages: a file, and the path within it.
+        error: class of what is raised.
+        partial: take the defaults of fields that are not there; else every field must be.
+
+    Raises:
+        ClassactError: of class ``error``: an unknown, missing or mistyped field, by its path, or a value that the class
+            itself refuses.
+    """
+    return typing.cast(T, _Reader(error, partial).read(cls, value, where))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    error: type[ClassactError]
+    partial: bool
+
+    def read(self, kind: Any, value: Any, where: str) -> Any:
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if kind is Any:
+            return value
+        if origin is typing.Annotated:
+            return self.read(arguments[0], value, where)
+        if origin in (Union, types.UnionType):
+            return self._union(arguments, value, where)
+        if origin is Literal:
+            if value not in arguments:
+                raise self.error(f"{where}: {choose('value', value, arguments)}.")
+            return value
+        if origin in (tuple, list, Sequence):
+            return self._sequence(origin, arguments, value, where)
+        if origin in (dict, Mapping):
+            self._expect(isinstance(value, dict), "an object", value, where)
+            return {key: self.read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(kind, type) and hasattr(kind, "from_json"):
+            return kind.from_json(value, where)
+        if dataclasses.is_dataclass(kind):
+            return self._dataclass(kind, value, where)
+        return self._plain(kind, value, where)
+
+    def _plain(self, kind: Any, value: Any, where: str) -> Any:
+        if kind in (None, type(None)):
+            self._expect(value is None, "null", value, where)
+            return None
+        if kind is Path:
+            self._expect(isinstance(value, str), "a path", value, where)
+            return Path(value)
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "an object"}
+        accepted = (int, float) if kind is float else kind
+        good = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+        self._expect(good, names.get(kind, getattr(kind, "__name__", str(kind))), value, where)
+        return float(value) if kind is float else value
+
+    def _expect(self, good: bool, what: str, value: Any, where: str) -> None:
+        if not good:
+            raise self.error(f"{where}: expected {what}, got {value!r:.80}.")
+
+    def _union(self, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        if len(kinds) == 1:
+            return self.read(kinds[0], value, where)
+        problems = []
+        for kind in kinds:
+            try:
+                return self.read(kind, value, where)
+            except self.error as problem:
+                problems.append(str(problem))
+        raise self.error(" Or: ".join(problems))
+
+    def _sequence(self, origin: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+        self._expect(isinstance(value, (list, tuple)), "a list", value, where)
+        if origin is not tuple or arguments[1:] == (...,):
+            kinds: Sequence[Any] = [arguments[0]] * len(value)
+        else:
+            self._expect(len(value) == len(arguments), f"a list of {len(arguments)} values", value, where)
+            kinds = arguments
+        items = [
+            self.read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        ]
+        return items if origin is list else tuple(items)
+
+    def _dataclass(self, cls: Any, value: Any, where: str) -> Any:
+        self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in value:
+            if name not in fields:
+                raise self.error(f"{where}: {choose('field', name, fields)}. Another version may have written it.")
+        hints = typing.get_type_hints(cls, include_extras=True)
+        arguments = {}
+        for name, field in fields.items():
+            if name not in value:
+                default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+                if field.init and not (self.partial and default):
+                    raise self.error(f"{where}: field {name!r} is missing. Another version may have written it.")
+            elif field.init:
+                arguments[name] = self.read(hints[name], value[name], f"{where}.{name}")
+            elif value[name] != field.default:
+                raise self.error(f"{where}.{name}: expected {field.default!r}, got {value[name]!r}.")
+        try:
+            return cls(**arguments)
+        except ClassactError as problem:
+            raise self.error(f"{where}: {problem}") from None

@@ -1,0 +1,98 @@
+"""Names of what can be chosen: objectives, readers, simulators, shifts, heads. Other packages may add to them.
+
+A plugin is a module that calls ``register`` of one of the registries when it is imported. It is imported when a name is
+looked up that is not there, or names are listed, if it is named
+
+* in the environment variable ``CLASSACT_PLUGINS`` (modules, separated by commas), or
+* by an installed distribution, as an entry point of the group ``classact.plugins``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from classact.errors import ConfigError, UnknownNameError, choose
+
+Entry = TypeVar("Entry")
+VARIABLE = "CLASSACT_PLUGINS"
+GROUP = "classact.plugins"
+
+_loaded: set[str] = set()
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """Name -> entry, in the order of registration.
+
+    Args:
+        kind: what is registered, for messages: "objective".
+        entries: those that come with classact.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
+        self.kind, self._entries = kind, dict(entries)
+
+    def register(self, name: str, entry: Entry) -> None:
+        """Add an entry.
+
+        Raises:
+            ConfigError: the name is taken by another entry.
+        """
+        if self._entries.setdefault(name, entry) != entry:
+            raise ConfigError(f"{self.kind} {name!r} is registered already. Give yours another name.")
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of this name.
+
+        Raises:
+            UnknownNameError: there is none, even after plugins were imported; the message lists those that there are.
+        """
+        if name not in self._entries:
+            load_plugins()
+        if name not in self._entries:
+            raise UnknownNameError(choose(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_plugins()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._entries)
+
+
+def load_plugins() -> None:
+    """Import the plugins that were not imported yet.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    for name in named:
+        if name not in _loaded:
+            _load(name, f"the environment variable {VARIABLE}")
+    if GROUP not in _loaded:
+        _loaded.add(GROUP)
+        for entry in entry_points(group=GROUP):
+            _load(entry.module, f"entry point {entry.name!r} of {entry.dist.name if entry.dist else 'a distribution'}")
+
+
+def _load(module: str, named_by: str) -> None:
+    _loaded.add(module)
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        _loaded.discard(module)
+        raise ConfigError(
+            f"plugin {module!r}, named by {named_by}, cannot be imported ({type(error).__name__}: {error}). "
+            f"Mend it, or remove its name there."
+        ) from error
