@@ -58,8 +58,8 @@ class ActionError(SimulatorError, ValueError):
 
 
 def choose(kind: str, name: object, available: Iterable[object]) -> str:
-    """Message for an unknown ``name`` of some ``kind``: the nearest of ``available``, and all of them."""
+    """Message for an unknown ``name`` of some ``kind``: all of ``available``, and the nearest of them."""
     options = sorted(str(option) for option in available)
     near = difflib.get_close_matches(str(name), options, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ":"
-    return f"unknown {kind} {name!r}{hint} available are {', '.join(map(repr, options))}"
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {kind} {name!r}: available are {', '.join(map(repr, options))}{hint}"

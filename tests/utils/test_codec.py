@@ -69,7 +69,7 @@ def test_what_was_written_comes_back(value: Outer) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widht": 1}, r"file: unknown field 'widht'.*available are 'anything', .*'widths'"),
+        ({"widht": 1}, r"file: unknown field 'widht'.*: available are 'anything', .*'widths'"),
         ({"inner": {"kind": "inner", "size": 1, "rate": 1.0}}, r"file\.inner: field 'mode' is missing"),
         ({"widths": [1, "two"]}, r"file\.widths\[1\]: expected a whole number, got 'two'"),
         ({"widths": [1, True]}, r"file\.widths\[1\]: expected a whole number, got True"),
@@ -83,7 +83,7 @@ def test_what_was_written_comes_back(value: Outer) -> None:
         ),
         (
             {"inner": {"kind": "inner", "size": 1, "rate": 1.0, "mode": "fats"}},
-            r"file\.inner\.mode: unknown value 'fats'; did you mean 'fast'\?",
+            r"file\.inner\.mode: unknown value 'fats': available are 'exact', 'fast' \(did you mean 'fast'\?\)",
         ),
         ({"inner": {"kind": "new", "depth": 1}}, r"file\.inner\.kind: expected 'other', got 'new'"),
     ],
