@@ -26,7 +26,8 @@ def test_names_are_looked_up_and_listed_in_order(plugins: Path) -> None:  # noqa
 
 
 def test_unknown_names_list_the_known_ones(plugins: Path) -> None:  # noqa: ARG001
-    with pytest.raises(UnknownNameError, match=r"^unknown fruit 'appel': available are 'apple' \(did you mean 'apple'\?\)$"):
+    message = r"^unknown fruit 'appel': available are 'apple' \(did you mean 'apple'\?\)$"
+    with pytest.raises(UnknownNameError, match=message):
         Registry("fruit", {"apple": 1})["appel"]
     assert issubclass(UnknownNameError, KeyError)
     assert issubclass(UnknownNameError, ValueError)
