@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from classact.similarity.config import SimilarityConfig
 from classact.similarity.distribution import DistanceDistribution
-from classact.similarity.model import SimilarityConfig, fit_distribution
+from classact.similarity.model import fit_distribution
 from classact.similarity.stream import WindowStream
 from classact.similarity.sweep import make_sweep
 from similarity import walks

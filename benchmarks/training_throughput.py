@@ -27,8 +27,9 @@ from classact.data.types import Demonstrations, IntArray
 from classact.run.frames import prepare_frames
 from classact.run.pretrain import from_preset
 from classact.train.batches import epoch_batches
-from classact.train.engine import Batch, EngineConfig, Stats
-from classact.train.representation import PretrainConfig, Trainer
+from classact.train.config import EngineConfig, PretrainConfig
+from classact.train.engine import Batch, Stats
+from classact.train.representation import Trainer
 from classact.utils.machine import choose_device
 from common import parser, peak_mebibytes, save, seconds
 

@@ -18,9 +18,7 @@ from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, Moment, as_histories
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
-from classact.train.augment import AugmentConfig
-from classact.train.optim import OptimizerConfig
-from classact.train.representation import PretrainConfig
+from classact.train.config import AugmentConfig, OptimizerConfig, PretrainConfig
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
 LENGTHS = (25, 20, 7, 25, 20, 25)  # of the demonstrations of a whole run

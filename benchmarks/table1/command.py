@@ -13,7 +13,7 @@ from classact.cli.flags import Layout
 from classact.errors import ConfigError
 from classact.run.presets import default_preset
 from classact.sims import plain_shift
-from classact.train.engine import EngineConfig
+from classact.train.config import Choice, EngineConfig
 from classact.utils.storage import write_text
 from common import ResultsFile
 from table1.grid import Protocol, parse_budget, plan, with_random
@@ -110,7 +110,8 @@ class Flags:
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
     device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
     compile: Annotated[
-        str, tyro.conf.arg(help="Run encoders through torch.compile: yes, no or auto (on GPUs). Changes speed alone.")
+        Choice,
+        tyro.conf.arg(help="Run encoders through torch.compile: yes, no or auto (on GPUs). Changes speed alone."),
     ] = "auto"
     page_only: Annotated[bool, tyro.conf.arg(help="Compute nothing; draw table and page of what is there.")] = False
     quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from classact.errors import ConfigError, UnknownNameError, choose
-from classact.objectives import images_per_anchor
 from classact.run.presets import default_head_preset, get_head_preset, get_preset
 from classact.run.pretrain import RunConfig, from_preset
 from classact.run.recording import slug
@@ -284,7 +283,7 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
         episodes=None if cell.demonstrations is None else cell.demonstrations + protocol.heldout,
     )
     pretrain = replace(made.pretrain, seed=cell.seed)
-    pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cell.augmentation))
+    pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cast(Any, cell.augmentation)))
     pretrain = cell.method.config(pretrain)
     if rate is not None:
         pretrain = replace(pretrain, optimizer=replace(pretrain.optimizer, learning_rate=rate))
@@ -293,7 +292,7 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
             if protocol.images is None:
                 raise ConfigError("a budget in time must be turned into images before a run is made of it.")
             images = round(protocol.images * cell.factor)
-        pretrain = replace(pretrain, epochs=images / (steps * images_per_anchor(pretrain.objective)))
+        pretrain = replace(pretrain, epochs=images / (steps * pretrain.objective.images_per_anchor))
     evaluation = replace(made.evaluation, episodes=protocol.starts, first_seed=protocol.first_seed)
     retrieval = cell.method.retrieval_config(made.retrieval)
     return replace(
@@ -314,7 +313,7 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
 
 def images_per_step(config: RunConfig, steps: int) -> int:
     """Views that the encoder sees in an update of pre-training on N ``steps``."""
-    return images_per_anchor(config.pretrain.objective) * min(config.pretrain.batch_size, steps)
+    return config.pretrain.objective.images_per_anchor * min(config.pretrain.batch_size, steps)
 
 
 def head_config(
@@ -344,7 +343,7 @@ def head_config(
         made,
         seed=cell.seed,
         epochs=images / steps,
-        augment=replace(made.augment, color=cell.augmentation),
+        augment=replace(made.augment, color=cast(Any, cell.augmentation)),
         optimizer=made.optimizer if rate is None else replace(made.optimizer, encoder_rate=rate),
         evaluations=protocol.evaluations,
         checkpoint_every=HEAD_CHECKPOINT_EVERY,

@@ -11,27 +11,24 @@ from classact.errors import ConfigError, choose
 from classact.objectives import (
     OBJECTIVES,
     ObjectiveConfig,
-    needs_similarity,
     objective_config,
-    objective_name,
-    objective_parts,
+    split_sum,
 )
 from classact.policies import RetrievalConfig
 from classact.run.presets import with_objective, with_trunk
-from classact.train.representation import PretrainConfig
-from classact.utils.labels import split_sum
+from classact.train.config import PretrainConfig
 
 METHODS: Mapping[str, str] = {
     "random": "an encoder of random weights",
     "imagenet": "ResNet-18 with ImageNet-1K weights",
     "r3m": "ResNet-18 with R3M's weights",
-    "tcn": OBJECTIVES["tcn"].about,
-    "byol": OBJECTIVES["byol"].about,
-    "dynamo": OBJECTIVES["dynamo"].about,
-    "inverse-dynamics": OBJECTIVES["inverse-dynamics"].about,
-    "time-contrastive": OBJECTIVES["time-contrastive"].about,
+    "tcn": OBJECTIVES["tcn"].config.about,
+    "byol": OBJECTIVES["byol"].config.about,
+    "dynamo": OBJECTIVES["dynamo"].config.about,
+    "inverse-dynamics": OBJECTIVES["inverse-dynamics"].config.about,
+    "time-contrastive": OBJECTIVES["time-contrastive"].config.about,
     "equivar": "C8-equivariant encoder, trained with the policy head (Diffusion Policy only)",
-    "class": OBJECTIVES["class"].about,
+    "class": OBJECTIVES["class"].config.about,
 }
 """Rows of the table in its order; any sum of objectives may be added, with settings in brackets."""
 
@@ -121,7 +118,7 @@ class Method:
     @property
     def tuned(self) -> bool:
         """Whether its learning rate is tuned: of all that is pre-trained without CLASS, whose rate is the preset's."""
-        return self.pretrained and all(part.name != "class" for part in objective_parts(self.objective))
+        return self.pretrained and all(part.name != "class" for part in self.objective.terms)
 
     def config(self, preset: PretrainConfig) -> PretrainConfig:
         """The preset's pre-training, changed to this method.
@@ -186,7 +183,7 @@ def parse_method(written: str) -> Method:
             choose(f"setting of {name!r}", unknown[0].partition("=")[0], (*options, *SETTINGS, *RETRIEVAL))
         )
     objective = objective_config(name, own) if trained else objective_config("none")
-    if trained and not needs_similarity(objective):
+    if trained and not objective.needs_similarity:
         for key, value in settings:
             if SETTINGS[key].part == "similarity":
                 raise ConfigError(
@@ -194,7 +191,7 @@ def parse_method(written: str) -> Method:
                     f"change nothing."
                 )
     if "+" in name:
-        name = objective_name(objective)
+        name = objective.written
     values = dict(settings) | dict(retrieval)
     values |= {key: _option(objective, key) for key in (pair.partition("=")[0] for pair in own)}
     inside = " ".join(f"{key}={_text(values[key])}" for key in sorted(values))
@@ -211,7 +208,7 @@ def _ordered(name: str) -> str:
 def _option(objective: ObjectiveConfig, key: str) -> Any:
     """The value of an objective's option; of a part of a sum by its dotted name."""
     name, _, field = key.rpartition(".")
-    part = next(part for part in objective_parts(objective) if not name or part.name == name)
+    part = next(part for part in objective.terms if not name or part.name == name)
     return getattr(part, field)
 
 

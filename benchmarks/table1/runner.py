@@ -28,7 +28,7 @@ from classact.models.encoders import EncoderConfig
 from classact.run.data import RunData
 from classact.run.presets import get_preset, paper_task
 from classact.run.pretrain import from_preset
-from classact.train.engine import EngineConfig
+from classact.train.config import EngineConfig
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
 from table1.cells import (

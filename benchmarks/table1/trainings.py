@@ -12,7 +12,7 @@ from classact.models.encoders import ImageEncoder
 from classact.run.finetune import HeadPipeline, HeadRunConfig
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
-from classact.train.engine import EngineConfig
+from classact.train.config import EngineConfig
 from classact.train.head import FinetuneConfig
 from classact.utils.storage import read_json, write_json
 from table1.claims import lock_of, locked

@@ -31,7 +31,7 @@ from classact.models.encoders.equivariant import (
     steerable_basis,
 )
 from classact.models.heads import DiffusionConfig, UNetConfig
-from classact.train.augment import AugmentConfig
+from classact.train.config import AugmentConfig
 from classact.train.head import FinetuneConfig, FineTuner
 from simulators import REQUIRED
 

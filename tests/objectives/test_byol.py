@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.byol import BYOL, BYOLConfig, byol_loss
+from classact.objectives.byol import BYOL, byol_loss
+from classact.objectives.config import BYOLConfig
+from classact.utils.codec import to_json
 
 F = 6
 
@@ -179,8 +180,8 @@ def test_default_networks_are_the_repositorys() -> None:
     objective = make(hidden=4096, projection=256)
     sizes = [(layer.in_features, layer.out_features) for layer in objective.modules() if isinstance(layer, nn.Linear)]
     assert sizes == [(F, 4096), (4096, 256), (256, 4096), (4096, 256), (F, 4096), (4096, 256)]
-    assert objective.target_decay == 0.99
-    assert asdict(BYOLConfig()) == {"name": "byol", "hidden": 4096, "projection": 256, "decay": 0.99}
+    assert objective.config.target_decay == 0.99
+    assert to_json(BYOLConfig()) == {"name": "byol", "hidden": 4096, "projection": 256, "decay": 0.99}
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,8 @@ import torch
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives import (
-    OBJECTIVES,
-    CombinedConfig,
-    Material,
-    Objective,
-    make_objective,
-    objective_config,
-    objective_parts,
-    parse_sum,
-)
+from classact.objectives import OBJECTIVES, CombinedConfig, make_objective, objective_config, split_sum
+from classact.objectives.base import Material, Objective
 from classact.objectives.combined import Combined
 
 F, ENDS = 6, np.array([20, 26, 60], np.int64)
@@ -44,7 +36,9 @@ def material() -> Material:
 
 
 def parse(text: str) -> Any:
-    return parse_sum(text, lambda name: objective_config(name, SMALL.get(name, ())))
+    names = [name for _, name in split_sum(text)]
+    prefix = (lambda name: f"{name}.") if len(names) > 1 else (lambda _: "")
+    return objective_config(text, [f"{prefix(name)}{option}" for name in names for option in SMALL.get(name, ())])
 
 
 def generator() -> torch.Generator:
@@ -66,7 +60,7 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
     made = make_objective(config, material())
     parts = [make_objective(part, material()) for part in config.parts]
     anchors = np.arange(0, 60, 4)
-    B, R = len(anchors), made.views
+    B, R = len(anchors), made.config.views
 
     drawn = made.draw(anchors, np.random.default_rng(1))
     rng = np.random.default_rng(1)
@@ -74,13 +68,13 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
     np.testing.assert_array_equal(drawn, np.concatenate(own, axis=1))
     rows = np.concatenate([anchors[:, None], drawn], axis=1)
     M = rows.shape[1]
-    assert (made.companions, R) == (M - 1, max(part.views for part in parts))
-    assert made.together == any(part.together for part in parts)
-    assert (made.target_decay is not None) == any(part.target_decay is not None for part in parts)
+    assert (made.config.companions, R) == (M - 1, max(part.config.views for part in parts))
+    assert made.config.together == any(part.config.together for part in parts)
+    assert (made.config.target_decay is not None) == any(part.config.target_decay is not None for part in parts)
 
     z = torch.from_numpy(np.random.default_rng(2).normal(size=(B, M, R, F)).astype(np.float32)).requires_grad_()
     target = torch.from_numpy(np.random.default_rng(3).normal(size=(B, M, R, F)).astype(np.float32))
-    loss, stats = made.loss(z, rows, target=target if made.target_decay else None, generator=generator())
+    loss, stats = made.loss(z, rows, target=target if made.config.target_decay else None, generator=generator())
     loss.backward()  # type: ignore[no-untyped-call]
 
     total, gradient, column, shared = torch.zeros(()), torch.zeros_like(z), 1, generator()
@@ -88,12 +82,12 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
     for number, (part, weight, companions) in enumerate(zip(parts, config.weights, own, strict=True)):
         columns = [0, *range(column, column + companions.shape[1])]
         column += companions.shape[1]
-        seen = None if part.target_decay is None else target[:, columns, : part.views]
+        seen = None if part.config.target_decay is None else target[:, columns, : part.config.views]
         value, figures, slope, slopes = alone(
-            part, z.detach()[:, columns, : part.views], rows[:, columns], seen, shared
+            part, z.detach()[:, columns, : part.config.views], rows[:, columns], seen, shared
         )
         total += weight * value
-        gradient[:, columns, : part.views] += weight * slope
+        gradient[:, columns, : part.config.views] += weight * slope
         prefix = config.parts[number].name.replace("-", "_")
         for key, figure in figures.items():
             logged[f"{prefix}_{key}" if key in logged else key] = figure
@@ -167,16 +161,12 @@ def test_parts_with_own_networks_have_names_of_their_own() -> None:
 
 
 def test_target_networks_that_follow_at_different_rates() -> None:
-    parts = objective_parts(objective_config("byol+dynamo", ["byol.hidden=8", "dynamo.target=ema", "dynamo.decay=0.9"]))
     with pytest.raises(ConfigError, match=r"share one target network, but these ask for decays of \[0\.9, 0\.99\]"):
-        make_objective(CombinedConfig(parts, (1.0, 1.0)), material())
-    alike = make_objective(
-        objective_config("byol+dynamo", ["byol.hidden=8", "byol.decay=0.9", "dynamo.target=ema", "dynamo.decay=0.9"]),
-        material(),
-    )
+        objective_config("byol+dynamo", ["byol.hidden=8", "dynamo.target=ema", "dynamo.decay=0.9"])
+    alike = objective_config("byol+dynamo", ["byol.decay=0.9", "dynamo.target=ema", "dynamo.decay=0.9"])
     assert alike.target_decay == 0.9
     # Who asks for no target gets none of the one that another part asked for.
-    assert make_objective(objective_config("byol+dynamo", ["byol.hidden=8"]), material()).target_decay == 0.99
+    assert objective_config("byol+dynamo").target_decay == 0.99
 
 
 def test_sums_of_less_than_two_or_of_sums() -> None:
@@ -192,9 +182,10 @@ def test_sums_of_less_than_two_or_of_sums() -> None:
         CombinedConfig((one, objective_config("none")), (1.0, 1.0))
 
 
-def test_parse_sum_reads_factors() -> None:
-    found = parse_sum("a+0.1*b + 2e-1 * c", lambda name: NAMED[name])
-    assert (found.parts, found.weights) == (tuple(NAMED.values()), (1.0, 0.1, 0.2))
-
-
-NAMED = {letter: objective_config(name) for letter, name in zip("abc", ("class", "tcn", "byol"), strict=True)}
+def test_sums_are_read_with_their_factors() -> None:
+    assert split_sum("a+0.1*b + 2e-1 * c") == [(None, "a"), ("0.1", "b"), ("2e-1", "c")]
+    found = objective_config("class+0.1*tcn + 2e-1 * byol")
+    assert (found.parts, found.weights) == (
+        tuple(objective_config(name) for name in ("class", "tcn", "byol")),
+        (1.0, 0.1, 0.2),
+    )

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,9 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.dynamo import (
-    COVARIANCES,
-    DynaMo,
-    DynaMoConfig,
-    covariance_penalty,
-    dynamics_loss,
-)
+from classact.objectives.config import COVARIANCES, DynaMoConfig
+from classact.objectives.dynamo import DynaMo, covariance_penalty, dynamics_loss
+from classact.utils.codec import to_json
 from objective_learning import losses_of_learning
 
 SMALL = DynaMoConfig(latent_dim=3, layers=2, heads=2, width=8)
@@ -186,7 +182,7 @@ def test_draw_walks_to_the_end_of_the_episode(lengths: list[int], context: int) 
     anchors = np.random.default_rng(0).permutation(sum(lengths))
     steps = objective.draw(anchors, np.random.default_rng(0))
     assert steps.dtype == np.int64
-    assert steps.shape == (len(anchors), objective.companions) == (len(anchors), context - 1)
+    assert steps.shape == (len(anchors), objective.config.companions) == (len(anchors), context - 1)
     last = {step: sum(lengths[: e + 1]) - 1 for e, n in enumerate(lengths) for step in range(*_span(lengths, e, n))}
     for anchor, row in zip(anchors, steps, strict=True):
         here = int(anchor)
@@ -293,9 +289,9 @@ def test_the_features_predicted_are_held_still() -> None:
 
 def test_target_of_an_averaged_encoder() -> None:
     objective = stirred(replace(SMALL, target="ema", covariance_weight=0.0))
-    assert objective.target_decay == 0.99
-    assert DynaMo(replace(SMALL, target="ema", decay=0.9), material()).target_decay == 0.9
-    assert DynaMo(SMALL, material()).target_decay is None
+    assert objective.config.target_decay == 0.99
+    assert DynaMo(replace(SMALL, target="ema", decay=0.9), material()).config.target_decay == 0.9
+    assert DynaMo(SMALL, material()).config.target_decay is None
     z, rows = batch(objective, [0, 4, 13])
     target, _ = batch(objective, [0, 4, 13], seed=1)
     with torch.no_grad():
@@ -308,8 +304,8 @@ def test_target_of_an_averaged_encoder() -> None:
 
 def test_contract() -> None:
     objective = DynaMo(DynaMoConfig(), material())
-    assert (objective.companions, objective.views, objective.together) == (4, 1, True)
-    assert not objective.needs_similarity
+    assert (objective.config.companions, objective.config.views, objective.config.together) == (4, 1, True)
+    assert not objective.config.needs_similarity
     z, rows = batch(objective, [0, 9, 17])
     loss, stats = objective.loss(z, rows, target=None, generator=torch.Generator())
     assert loss.shape == ()
@@ -321,7 +317,7 @@ def test_contract() -> None:
 
 
 def test_defaults_are_table_6() -> None:
-    assert asdict(DynaMoConfig()) == {
+    assert to_json(DynaMoConfig()) == {
         "name": "dynamo",
         "context": 5,
         "latent_dim": 32,

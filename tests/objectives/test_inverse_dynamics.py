@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.inverse_dynamics import InverseDynamics, InverseDynamicsConfig, inverse_dynamics_loss
+from classact.objectives.config import InverseDynamicsConfig
+from classact.objectives.inverse_dynamics import InverseDynamics, inverse_dynamics_loss
+from classact.utils.codec import to_json
 from objective_learning import losses_of_learning
 
 LENGTHS = (9, 1, 3, 12, 5)
@@ -101,7 +103,7 @@ def test_draw_looks_ahead_within_the_episode(lengths: list[int], horizon: int) -
     anchors = np.random.default_rng(0).permutation(sum(lengths))
     later = objective.draw(anchors, np.random.default_rng(0))
     assert later.dtype == np.int64
-    assert later.shape == (len(anchors), objective.companions) == (len(anchors), 1)
+    assert later.shape == (len(anchors), objective.config.companions) == (len(anchors), 1)
     last = [sum(lengths[: e + 1]) - 1 for e, length in enumerate(lengths) for _ in range(length)]
     for anchor, (step,) in zip(anchors, later, strict=True):
         assert step == min(anchor + horizon, last[anchor])
@@ -196,9 +198,9 @@ def test_gradient_reaches_features_and_mlp() -> None:
 
 def test_contract() -> None:
     objective = make()
-    assert (objective.companions, objective.views, objective.together) == (1, 1, True)
-    assert objective.target_decay is None
-    assert not objective.needs_similarity
+    assert (objective.config.companions, objective.config.views, objective.config.together) == (1, 1, True)
+    assert objective.config.target_decay is None
+    assert not objective.config.needs_similarity
     z, rows = batch(objective, [0, 9, 17])
     loss, stats = objective.loss(z, rows, target=None, generator=torch.Generator())
     assert loss.shape == ()
@@ -206,7 +208,7 @@ def test_contract() -> None:
     assert loss.requires_grad
     assert stats.keys() == {"valid"}
     assert all(value.shape == () and not value.requires_grad for value in stats.values())
-    assert asdict(InverseDynamicsConfig()) == {"name": "inverse-dynamics", "horizon": 1, "hidden": 256}
+    assert to_json(InverseDynamicsConfig()) == {"name": "inverse-dynamics", "horizon": 1, "hidden": 256}
 
 
 def test_seeds() -> None:

@@ -39,8 +39,8 @@ from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import OBJECTIVES, objective_config
 from classact.run.frames import FramesConfig, prepare_frames
 from classact.similarity import SimilarityConfig
-from classact.train.optim import OptimizerConfig
-from classact.train.representation import PretrainConfig, Trainer
+from classact.train.config import OptimizerConfig, PretrainConfig
+from classact.train.representation import Trainer
 from classact.utils.storage import read_jsonl
 
 SEEDS = (0, 1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -14,24 +14,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError, DataError
 from classact.objectives import (
     OBJECTIVES,
     CombinedConfig,
-    Material,
+    ObjectiveConfig,
     SoftInfoNCEConfig,
-    describe_objective,
-    images_per_anchor,
     make_objective,
-    needs_similarity,
     objective_config,
-    objective_name,
-    objective_parts,
-    recipe,
 )
-from classact.objectives.base import Objective
-from classact.utils.labels import written_name
-from classact.utils.storage import plain_json
+from classact.objectives.base import Material, Objective
+from classact.utils.codec import from_json, to_json
 
 TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
 NAMES = pytest.mark.parametrize("name", OBJECTIVES)
@@ -73,24 +66,24 @@ def test_an_entry_says_what_it_is(name: str) -> None:
     assert entry.config.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert config.name == name
     assert objective_config(name) == config
-    assert objective_name(config) == name
-    assert objective_parts(config) == (config,)
-    assert recipe(config) == entry.recipe
-    assert (entry.recipe.batch_size >= 2, entry.recipe.epochs >= 0) == (True, True)
-    assert entry.label
-    assert entry.about
+    assert config.written == name
+    assert config.terms == (config,)
+    assert config.recipe == entry.config.recipe
+    assert (entry.config.recipe.batch_size >= 2, entry.config.recipe.epochs >= 0) == (True, True)
+    assert entry.config.label
+    assert entry.config.about
     with pytest.raises(TypeError, match="name"):
         entry.config(name="other")
 
 
 def test_labels_tell_them_apart() -> None:
-    assert len({entry.label for entry in OBJECTIVES.values()}) == len(OBJECTIVES)
+    assert len({entry.config.label for entry in OBJECTIVES.values()}) == len(OBJECTIVES)
 
 
 def test_none_is_the_only_one_that_is_not_trained() -> None:
     assert set(OBJECTIVES) - set(TRAINED) == {"none"}
-    assert OBJECTIVES["none"].recipe.epochs == 0
-    assert images_per_anchor(objective_config("none")) == 1
+    assert OBJECTIVES["none"].config.recipe.epochs == 0
+    assert objective_config("none").images_per_anchor == 1
     with pytest.raises(ConfigError, match=r"objective 'none' leaves .* nothing to train"):
         make_objective(objective_config("none"), material())
     with pytest.raises(ConfigError, match=r"objective 'none' learns nothing, so it cannot be part of a sum, got \['cl"):
@@ -102,9 +95,9 @@ def test_what_is_said_of_it_is_what_is_made(name: str) -> None:
     config = objective_config(name, small_networks(name))
     made = make_objective(config, material())
     assert isinstance(made, Objective)
-    assert images_per_anchor(config) == (1 + made.companions) * made.views
-    assert needs_similarity(config) == made.needs_similarity
-    assert made.draw(np.arange(5), np.random.default_rng(0)).shape == (5, made.companions)
+    assert config.images_per_anchor == (1 + made.config.companions) * made.config.views
+    assert config.needs_similarity == made.config.needs_similarity
+    assert made.draw(np.arange(5), np.random.default_rng(0)).shape == (5, made.config.companions)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +119,25 @@ def test_what_is_said_of_it_is_what_is_made(name: str) -> None:
     ],
 )
 def test_images_per_anchor(name: str, options: Sequence[str], images: int) -> None:
-    assert images_per_anchor(objective_config(name, options)) == images
+    assert objective_config(name, options).images_per_anchor == images
 
 
-@NAMES
+@MANY
 def test_settings_travel_through_json_by_name(name: str) -> None:
-    settings = json.loads(json.dumps(plain_json(asdict(objective_config(name)))))
-    assert written_name(settings) == name
+    config = objective_config(name, small_networks(name))
+    written = json.loads(json.dumps(to_json(config)))
+    assert written["name"] == (name if name in OBJECTIVES else "combined")
+    assert from_json(ObjectiveConfig, written, "settings") == config
+    assert json.dumps(to_json(from_json(ObjectiveConfig, written, "settings"))) == json.dumps(written)
+
+
+def test_settings_that_no_objective_has_are_named() -> None:
+    with pytest.raises(DataError, match=r"^settings: unknown objective 'clas': available are 'byol', .*mean 'class'\?"):
+        from_json(ObjectiveConfig, {"name": "clas"}, "settings")
+    written = to_json(objective_config("class+byol"))
+    written["parts"][1]["decays"] = 1
+    with pytest.raises(CheckpointError, match=r"^settings\.parts\[1\]: unknown field 'decays'"):
+        from_json(ObjectiveConfig, written, "settings", error=CheckpointError)
 
 
 @given(
@@ -144,18 +149,11 @@ def test_names_are_written_as_they_are_read(names: list[str], factors: list[floa
     if len(names) == 1:
         text = names[0]
     config = objective_config(text)
-    assert objective_name(config) == text
-    assert written_name(asdict(config)) == text
-    assert written_name(json.loads(json.dumps(plain_json(asdict(config))))) == text
-    assert objective_config(objective_name(config)) == config
-    assert [part.name for part in objective_parts(config)] == names
-    assert recipe(config) == OBJECTIVES[names[0]].recipe
-    assert needs_similarity(config) == ("class" in names)
-
-
-def test_runs_of_before_there_was_a_choice() -> None:
-    assert written_name({}) == "class"
-    assert written_name({"temperature": 0.05, "reduction": "anchors"}) == "class"
+    assert config.written == text
+    assert objective_config(config.written) == config
+    assert [part.name for part in config.terms] == names
+    assert config.recipe == OBJECTIVES[names[0]].config.recipe
+    assert config.needs_similarity == ("class" in names)
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -175,7 +173,7 @@ def test_every_setting_is_an_option(name: str) -> None:
         text = str(changed(value)).lower()
         assert objective_config(name, [f"{field.name}={text}"]) == expected
         if name != "class":
-            assert objective_parts(objective_config(f"class+{name}", [f"{name}.{field.name}={text}"]))[1] == expected
+            assert objective_config(f"class+{name}", [f"{name}.{field.name}={text}"]).terms[1] == expected
 
 
 def test_options_of_one_objective() -> None:
@@ -208,7 +206,7 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
         ("clas", [], r"unknown objective 'clas': available are .*'class'.* Sums are written 'class\+0\.1\*byol'\."),
         ("class+byo", [], r"unknown objective 'byo': available are "),
         ("class+", [], r"unknown objective '': available are "),
-        ("clas", [], r"'time-contrastive'\. Sums are"),  # one full stop
+        ("clas", [], r"\(did you mean 'class'\?\)\. Sums are"),  # one full stop
         ("0.5*class", [], r"a factor needs a sum: expected objectives like 'class\+0\.1\*byol', got '0\.5\*class'"),
         ("none+class", [], r"'none' learns nothing, so it cannot be part of a sum, got \['none', 'class'\]"),
         ("class+much*byol", [], r"expected objectives like 'class\+0\.1\*byol', got 'much' as a factor"),
@@ -257,7 +255,7 @@ def test_options_change_what_a_preset_has() -> None:
     # Where the name is another, or the part of a sum is, they are not the preset's to decide.
     assert objective_config("byol", ["decay=0.9"], start) == objective_config("byol", ["decay=0.9"])
     found = objective_config("byol+0.1*class", ["class.views=2"], start)
-    assert objective_parts(found) == (objective_config("byol"), replace(start, views=2))
+    assert found.terms == (objective_config("byol"), replace(start, views=2))
     both = objective_config("class+byol", ["byol.decay=0.9", "class.queue=8"])
     assert objective_config("byol", (), both) == objective_config("byol", ["decay=0.9"])
     assert objective_config("class", ["views=3"], both) == SoftInfoNCEConfig(queue=8, views=3)
@@ -280,7 +278,7 @@ def test_options_change_what_a_preset_has() -> None:
     ],
 )
 def test_titles_say_what_was_changed(name: str, options: Sequence[str], title: str) -> None:
-    assert describe_objective(objective_config(name, options)) == title
+    assert objective_config(name, options).describe() == title
 
 
 def test_class_without_similarity() -> None:

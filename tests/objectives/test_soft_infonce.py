@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,14 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives import (
-    PAIRS,
-    REDUCTIONS,
-    WEIGHTINGS,
-    Material,
-    Objective,
-    SoftInfoNCEConfig,
-    make_objective,
-    objective_config,
-    soft_infonce,
-)
-from classact.objectives.soft_infonce import TAU_RANGE, TAU_SCALE, SoftInfoNCE
+from classact.objectives import SoftInfoNCEConfig, make_objective, objective_config
+from classact.objectives.base import Material, Objective
+from classact.objectives.config import PAIRS, REDUCTIONS, TAU_RANGE, WEIGHTINGS
+from classact.objectives.soft_infonce import TAU_SCALE, SoftInfoNCE, soft_infonce
 from classact.similarity.distribution import mark_duplicates
-from classact.train.optim import OptimizerConfig, learning_rate, make_optimizer
+from classact.train.config import OptimizerConfig
+from classact.train.optim import learning_rate, make_optimizer
+from classact.utils.codec import to_json
 
 TAU = 0.2
 
@@ -701,7 +695,7 @@ def test_a_learned_temperature_is_one_setting_of_many() -> None:
 
 
 def _but(config: SoftInfoNCEConfig, **changes: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key != "name"} | changes
+    return {key: value for key, value in to_json(config).items() if key != "name"} | changes
 
 
 @pytest.mark.parametrize(

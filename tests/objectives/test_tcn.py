@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.tcn import TCN, TCNConfig, tcn_distances, tcn_loss
+from classact.objectives.config import TCNConfig
+from classact.objectives.tcn import TCN, tcn_distances, tcn_loss
+from classact.utils.codec import to_json
 
 LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 1)
 
@@ -169,7 +170,7 @@ def test_draws_are_decided_by_the_generator() -> None:
 
 
 def test_settings_carry_the_name() -> None:
-    assert asdict(TCNConfig()) == {
+    assert to_json(TCNConfig()) == {
         "name": "tcn",
         "margin": 2.0,
         "scale": 10.0,

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classact.objectives.base import Material, Objective
-from classact.objectives.byol import BYOL, BYOLConfig
-from classact.objectives.tcn import TCN, TCNConfig
-from classact.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
+from classact.objectives.byol import BYOL
+from classact.objectives.config import BYOLConfig, TCNConfig, TimeContrastiveConfig
+from classact.objectives.tcn import TCN
+from classact.objectives.time_contrastive import TimeContrastive
 
 F = 4
 MAKERS: dict[str, Callable[[Material], Objective]] = {
@@ -40,15 +41,15 @@ def test_contract(name: str, lengths: list[int], seed: int, B: int) -> None:
     longest = int(np.argmax(lengths))
     anchors[0] = ends[longest] - lengths[longest]  # at least one row that counts
     drawn = objective.draw(anchors, rng)
-    assert drawn.shape == (B, objective.companions)
+    assert drawn.shape == (B, objective.config.companions)
     assert np.issubdtype(drawn.dtype, np.integer)
     assert ((drawn >= 0) & (drawn < ends[-1])).all()
 
     rows = np.concatenate([anchors[:, None], drawn], axis=1)
-    shape = (B, 1 + objective.companions, objective.views, F)
+    shape = (B, 1 + objective.config.companions, objective.config.views, F)
     z = torch.from_numpy(rng.normal(size=shape).astype(np.float32)).requires_grad_()
     target = None
-    if objective.target_decay is not None:
+    if objective.config.target_decay is not None:
         target = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
     loss, stats = objective.loss(z, rows, target=target, generator=torch.Generator().manual_seed(seed))
     assert loss.shape == ()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -16,14 +15,9 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.time_contrastive import (
-    SIMILARITIES,
-    TimeContrastive,
-    TimeContrastiveConfig,
-    draw_negatives,
-    time_contrastive_loss,
-    time_similarity,
-)
+from classact.objectives.config import SIMILARITIES, TimeContrastiveConfig
+from classact.objectives.time_contrastive import TimeContrastive, draw_negatives, time_contrastive_loss, time_similarity
+from classact.utils.codec import to_json
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 2)
 
@@ -254,7 +248,7 @@ def test_one_episode_alone_has_no_negatives() -> None:
 
 def test_settings_carry_the_name() -> None:
     expected = {"name": "time-contrastive", "similarity": "l2", "temperature": 1.0, "negatives": 3, "window": 0}
-    assert asdict(TimeContrastiveConfig()) == expected
+    assert to_json(TimeContrastiveConfig()) == expected
 
 
 @pytest.mark.parametrize(

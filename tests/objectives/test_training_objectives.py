@@ -19,15 +19,16 @@ from torch import Tensor
 import fakes
 from classact.errors import CheckpointError, ConfigError, TrainingInterrupted
 from classact.models.encoders import EncoderConfig
-from classact.objectives import OBJECTIVES, ObjectiveConfig, images_per_anchor, needs_similarity, objective_config
+from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph
 from classact.train import representation as training
-from classact.train.augment import AugmentConfig, Part
+from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import STATE, load_checkpoint
-from classact.train.engine import EngineConfig, in_order, step_generator
+from classact.train.config import AugmentConfig, EngineConfig
+from classact.train.engine import in_order, step_generator
 from classact.train.representation import Trainer, random_views
 from classact.utils.storage import read_jsonl
 
@@ -152,7 +153,7 @@ def test_all_that_is_to_change_does(case: str, straight: Any) -> None:
     changed = moved(found.start, found.end)
     assert {f"encoder.{name}" for name, _ in made.encoder.named_parameters()} <= changed
     assert own <= changed
-    if made.objective.target_decay is not None:
+    if made.objective.config.target_decay is not None:
         assert {f"target.{name}" for name, _ in made.encoder.named_parameters()} <= changed
     for name, tensor in found.end.items():
         assert tensor.isfinite().all(), name
@@ -270,7 +271,7 @@ def test_micro_batches_have_the_gradient_of_the_batch(case: str, count: int, mon
 @CASE
 def test_rows_are_a_function_of_seed_and_step(case: str) -> None:
     made, other = make(CASES[case]), make(CASES[case], seed=1)
-    shape = (BATCH, 1 + made.objective.companions) if made.objective.companions else (BATCH,)
+    shape = (BATCH, 1 + made.objective.config.companions) if made.objective.config.companions else (BATCH,)
     drawn = list(islice(made.batches(0), 5))
     anchors = list(islice(epoch_batches(sum(fakes.STEPS), BATCH, 0, 0), 5))
     for step, rows in enumerate(drawn):
@@ -284,13 +285,13 @@ def test_rows_are_a_function_of_seed_and_step(case: str) -> None:
 @CASE
 def test_similarity_is_measured_for_those_who_need_it(case: str) -> None:
     made = make(CASES[case])
-    assert (made.similarity is not None) == needs_similarity(CASES[case]) == made.objective.needs_similarity
+    assert (made.similarity is not None) == CASES[case].needs_similarity == made.objective.config.needs_similarity
 
 
 @pytest.mark.parametrize("case", [case for case, config in CASES.items() if "byol" in case or "ema" in case])
 def test_targets_follow_what_was_trained(case: str) -> None:
     made = make(CASES[case])
-    decay = made.objective.target_decay
+    decay = made.objective.config.target_decay
     assert decay == 0.99
     assert fakes.equal(made.target, made.encoder)
     for step in range(2):
@@ -326,25 +327,16 @@ def test_a_queue_reads_the_graph_as_it_measures_online(tmp_path: Path) -> None:
     assert equal(weights(online), weights(stored))
 
 
-@pytest.mark.parametrize(
-    ("objective", "message"),
-    [
-        (
-            objective_config("class+time-contrastive"),
-            "needs an episode of at least 3 steps, but the longest of 30 ",
-        ),
-        (
-            objective_config("class+byol+dynamo", ["dynamo.target=ema", "dynamo.decay=0.9"]),
-            r"share one target network, but these ask for decays of \[0\.9, 0\.99\]",
-        ),
-    ],
-)
-def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(
-    objective: ObjectiveConfig, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ActionSimilarity", None)  # would fail otherwise
-    with pytest.raises(ConfigError, match=message):
+    objective = objective_config("class+time-contrastive")
+    with pytest.raises(ConfigError, match="needs an episode of at least 3 steps, but the longest of 30 "):
         Trainer(fakes.demonstrations(lengths=(2,) * 30), fakes.pretrain_config(objective=objective))
+
+
+def test_sums_share_one_target_network() -> None:
+    with pytest.raises(ConfigError, match=r"share one target network, but these ask for decays of \[0\.9, 0\.99\]"):
+        objective_config("class+byol+dynamo", ["dynamo.target=ema", "dynamo.decay=0.9"])
 
 
 @pytest.mark.parametrize("name", ["byol", "none", "tcn+0.5*byol"])
@@ -367,7 +359,7 @@ def test_images_per_row_counts_what_the_encoder_sees(case: str, monkeypatch: pyt
     encode = made._encode
     monkeypatch.setattr(made, "_encode", lambda pixels: seen.append(len(pixels)) or encode(pixels))
     made.train_step(next(made.batches(0)))
-    assert sum(seen) == BATCH * made.images_per_row() == BATCH * images_per_anchor(CASES[case])
+    assert sum(seen) == BATCH * made.images_per_row() == BATCH * CASES[case].images_per_anchor
 
 
 # -- views ---------------------------------------------------------------------------------------------------------
@@ -390,7 +382,7 @@ def viewer(case: str, augment: AugmentConfig, cameras: tuple[str, ...] = ("top",
 
 def see(made: Trainer, image: Tensor, rows: int, part: slice | None = None, seed: int = 0) -> Tensor:
     """(P, M, R, V, 3, crop, crop) views of rows that show the same image everywhere."""
-    M, R = 1 + made.objective.companions, made.objective.views
+    M, R = 1 + made.objective.config.companions, made.objective.config.views
     own = part or slice(0, rows)
     count = len(range(*own.indices(rows)))
     images = {camera: image.expand(count * M, SIZE, SIZE, 3) for camera in made.config.encoder.cameras}
@@ -430,7 +422,7 @@ def test_crops_of_a_row(case: str) -> None:
     by_chance = 1 / (SIZE - CROP + 1) ** 2
     for m in range(1, M):
         same = (corners[:, 0] == corners[:, m]).all(dim=-1).double().mean()
-        assert same == 1 if objective.together else same < 5 * by_chance, m
+        assert same == 1 if objective.config.together else same < 5 * by_chance, m
     for r in range(1, R):
         assert (corners[:, :, 0] == corners[:, :, r]).all(dim=-1).double().mean() < 5 * by_chance
     # Rows have crops of their own: nearly all of the 169 corners occur.
@@ -445,7 +437,7 @@ def test_colours_and_noise_of_a_row(case: str) -> None:
     views = see(made, grey, 12)
     for row in views:
         for r in range(views.shape[2]):
-            if made.objective.together:
+            if made.objective.config.together:
                 assert (row[:, r] == row[:1, r]).all()
             else:
                 assert all_differ(row[:, r])
@@ -470,14 +462,14 @@ def test_each_camera_of_a_row_is_seen_in_its_own_view(case: str) -> None:
     corners = offsets(see(made, coordinates(), 200))  # (B, M, R, V, 2)
     between = (corners[..., 0, :] == corners[..., 1, :]).all(dim=-1).double().mean()
     assert between < 5 / (SIZE - CROP + 1) ** 2
-    if made.objective.together:
+    if made.objective.config.together:
         assert (corners == corners[:, :1]).all()
 
 
 def test_every_image_lands_in_its_place() -> None:
     # Rows, moments and views are folded into one dimension: each is to be found where the loss looks for it.
     made = viewer("both", PLAIN)
-    B, M, R = 6, 1 + made.objective.companions, made.objective.views
+    B, M, R = 6, 1 + made.objective.config.companions, made.objective.config.views
     values = torch.arange(B * M, dtype=torch.uint8)
     images = {"top": values[:, None, None, None].expand(B * M, SIZE, SIZE, 3)}
     pixels = made._views(images, slice(0, B), (B, M, R), torch.Generator().manual_seed(0))

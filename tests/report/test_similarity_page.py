@@ -15,7 +15,7 @@ from classact.errors import DataError
 from classact.report import build_similarity_page
 from classact.report.similarity import amount, anchors_figure, curves, share, widest
 from classact.run.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
-from classact.similarity.model import SimilarityConfig
+from classact.similarity.config import SimilarityConfig
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import ADDRESSES, Page
 

@@ -24,8 +24,9 @@ from classact.run.survey import (
     warnings,
 )
 from classact.similarity import ActionSimilarity
+from classact.similarity.config import SimilarityConfig
 from classact.similarity.distribution import read_distribution
-from classact.similarity.model import SimilarityConfig, similarity_identity, window_stream
+from classact.similarity.model import similarity_identity, window_stream
 from classact.utils.storage import read_arrays, read_json, write_json
 
 CONFIG = SurveyConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")

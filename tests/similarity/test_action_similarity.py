@@ -14,7 +14,7 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.data.windows import window_indices
 from classact.errors import ConfigError
-from classact.objectives import soft_infonce
+from classact.objectives.soft_infonce import soft_infonce
 from classact.similarity import (
     ActionSimilarity,
     SimilarityConfig,

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.train.augment import (
-    COLOR_AUGMENTATIONS,
-    WIDE_RANGE,
-    AugmentConfig,
-    Part,
-    augment,
-    change_color,
-    hsv_matrices,
-    random_crop,
-    random_rotations,
-)
+from classact.train.augment import WIDE_RANGE, Part, augment, change_color, hsv_matrices, random_crop, random_rotations
+from classact.train.config import COLOR_AUGMENTATIONS, AugmentConfig
 
 CPU = torch.device("cpu")
 PLAIN = AugmentConfig(noise_std=0)

@@ -25,7 +25,8 @@ from classact.train.checkpoints import (
     optimizer_tensors,
     save_checkpoint,
 )
-from classact.train.optim import OptimizerConfig, make_optimizer
+from classact.train.config import OptimizerConfig
+from classact.train.optim import make_optimizer
 
 
 def state(step: int, size: int = 8) -> TrainingState:

@@ -29,9 +29,9 @@ from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError, TrainingInterrupted
 from classact.objectives import SoftInfoNCEConfig
 from classact.train import engine, trackers
-from classact.train.augment import AugmentConfig
 from classact.train.checkpoints import STATE, list_checkpoints, load_checkpoint
-from classact.train.engine import DIVERGED, EngineConfig, Training
+from classact.train.config import AugmentConfig, EngineConfig
+from classact.train.engine import DIVERGED, Training
 from classact.train.loader import THREAD_NAME, ResidentFeed
 from classact.utils.ranks import Ranks
 from classact.utils.storage import read_jsonl, verify_folder

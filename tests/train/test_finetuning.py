@@ -21,8 +21,9 @@ from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name
 from classact.policies.parametric import ParametricPolicy
 from classact.train import checkpoints
-from classact.train.augment import AugmentConfig, augment
+from classact.train.augment import augment
 from classact.train.checkpoints import list_checkpoints
+from classact.train.config import AugmentConfig
 from classact.train.engine import DIVERGED, step_generator
 from classact.train.head import (
     TABLE_9,

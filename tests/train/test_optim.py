@@ -12,7 +12,8 @@ from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.average import ema_decay, update_ema
 from classact.run.presets import get_preset
-from classact.train.optim import OptimizerConfig, learning_rate, make_optimizer
+from classact.train.config import OptimizerConfig
+from classact.train.optim import learning_rate, make_optimizer
 from classact.train.representation import Trainer
 
 PAPER = OptimizerConfig()

@@ -29,7 +29,8 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import SoftInfoNCEConfig, soft_infonce
+from classact.objectives import SoftInfoNCEConfig
+from classact.objectives.soft_infonce import soft_infonce
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.run.folder import Run
 from classact.run.frames import FramesConfig, prepare_frames
@@ -37,12 +38,13 @@ from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_i
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph
 from classact.train import checkpoints
-from classact.train.augment import AugmentConfig, Part, augment
+from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_latest
-from classact.train.engine import DIVERGED, EngineConfig, step_generator, use_bfloat16
-from classact.train.optim import OptimizerConfig, learning_rate, make_optimizer
-from classact.train.representation import PretrainConfig, Trainer, encoder_images, random_views
+from classact.train.config import AugmentConfig, EngineConfig, OptimizerConfig, PretrainConfig
+from classact.train.engine import DIVERGED, step_generator, use_bfloat16
+from classact.train.optim import learning_rate, make_optimizer
+from classact.train.representation import Trainer, encoder_images, random_views
 from classact.utils.storage import read_jsonl
 
 FOUR = 4 * 16 / sum(fakes.STEPS)

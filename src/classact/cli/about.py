@@ -39,7 +39,7 @@ def presets(_: Presets) -> None:
     """Print a table."""
     from rich.table import Table
 
-    from classact.objectives import OBJECTIVES, describe_objective
+    from classact.objectives import OBJECTIVES
     from classact.run.presets import HEAD_PRESETS, PRESETS
 
     table = Table("preset", "settings", show_lines=True)
@@ -48,7 +48,7 @@ def presets(_: Presets) -> None:
         table.add_row(
             name,
             f"{preset.about}\n"
-            f"{describe_objective(p.objective)}: "
+            f"{p.objective.describe()}: "
             f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
             f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
             f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
@@ -70,7 +70,7 @@ def presets(_: Presets) -> None:
     for name, entry in OBJECTIVES.items():
         config = entry.config()
         settings = [f"{f.name}={_written(getattr(config, f.name))}" for f in fields(config) if f.init]
-        objectives.add_row(name, "\n".join(filter(None, (f"{entry.label}: {entry.about}", " ".join(settings)))))
+        objectives.add_row(name, "\n".join(filter(None, (f"{config.label}: {config.about}", " ".join(settings)))))
     console().print(objectives)
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from classact.train.config import Choice, Feed, TrackerName
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineArguments:
@@ -23,11 +25,11 @@ class EngineArguments:
         ),
     ] = 1
     compile: Annotated[
-        str, tyro.conf.arg(help="torch.compile of the encoder: auto (on GPUs where it works), yes or no.")
+        Choice, tyro.conf.arg(help="torch.compile of the encoder: auto (on GPUs where it works), yes or no.")
     ] = "auto"
-    channels_last: Annotated[str, tyro.conf.arg(help="Channels-last images: auto (on GPUs), yes or no.")] = "auto"
+    channels_last: Annotated[Choice, tyro.conf.arg(help="Channels-last images: auto (on GPUs), yes or no.")] = "auto"
     feed: Annotated[
-        str,
+        Feed,
         tyro.conf.arg(
             help="Where images lie while training: auto, resident (on the device), ram, or disk (read ahead)."
         ),
@@ -36,14 +38,14 @@ class EngineArguments:
         bool, tyro.conf.arg(help="The same bits in each run on GPUs, slower. CPUs always give them.")
     ] = False
     trackers: Annotated[
-        tuple[str, ...],
+        tuple[TrackerName, ...],
         tyro.conf.arg(help="Beside train.jsonl: tensorboard, wandb (offline unless WANDB_MODE says else), trackio."),
     ] = ()
 
 
 def engine_config(arguments: EngineArguments) -> Any:
     """The engine's settings."""
-    from classact.train.engine import EngineConfig
+    from classact.train.config import EngineConfig
 
     return EngineConfig(
         accumulate=arguments.accumulate,

@@ -11,6 +11,7 @@ import tyro
 from classact.cli.console import print_summary, print_timings
 from classact.cli.engine import EngineArguments, engine_config, training_ranks
 from classact.cli.flags import Ensemble, Execute
+from classact.train.config import ColorAugmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Finetune(EngineArguments):
         str, tyro.conf.arg(help="Random crops and noise: yes, no, or auto: yes, but not for a frozen encoder.")
     ] = "auto"
     color_augmentation: Annotated[
-        str | None, tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine. Default: none.")
+        ColorAugmentation | None, tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine. Default: none.")
     ] = None
     epochs: Annotated[
         float | None,
@@ -87,8 +88,7 @@ def head_config(arguments: Finetune) -> Any:
     from classact.run.finetune import HeadRunConfig
     from classact.run.folder import Run
     from classact.run.presets import default_head_preset, get_head_preset
-    from classact.train.augment import AugmentConfig
-    from classact.train.engine import CHOICES
+    from classact.train.config import CHOICES, AugmentConfig
     from classact.utils.labels import written_name
 
     if arguments.scratch and (arguments.encoder is not None or arguments.frozen):

@@ -281,8 +281,7 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
         ConfigError: an unknown objective or option, or a flag that it does not read.
     """
     from classact.errors import ConfigError
-    from classact.objectives import objective_config
-    from classact.utils.labels import split_sum
+    from classact.objectives import objective_config, split_sum
 
     name, options = arguments.objective, arguments.options
     terms = [term for _, term in split_sum(name)]
@@ -299,9 +298,9 @@ def _objective(arguments: RunArguments, preset: Any) -> Any:
 
 def idle_flags(arguments: RunArguments) -> list[str]:
     """Flags of training that the objective does not read."""
-    from classact.objectives import needs_similarity, objective_config
+    from classact.objectives import objective_config
 
-    idle = [] if needs_similarity(objective_config(arguments.objective)) else list(SIMILARITY_FLAGS)
+    idle = [] if objective_config(arguments.objective).needs_similarity else list(SIMILARITY_FLAGS)
     return idle + (list(TRAINING_FLAGS) if arguments.objective == "none" else [])
 
 

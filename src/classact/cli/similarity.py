@@ -11,6 +11,7 @@ import tyro
 
 from classact.cli.console import console
 from classact.cli.flags import Layout
+from classact.similarity.config import Cost, Estimate, Metric
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
@@ -30,14 +31,14 @@ class Similarity:
     out: Annotated[Path, tyro.conf.arg(help="Folder of the results. The same command continues what lies there.")]
     quantile: Annotated[float, tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %.")] = 0.015
     horizon: Annotated[int, tyro.conf.arg(help="Actions that are compared from each moment on (T_p).")] = 16
-    metric: Annotated[str, tyro.conf.arg(help="dtw, or l2: no warping.")] = "dtw"
+    metric: Annotated[Metric, tyro.conf.arg(help="dtw, or l2: no warping.")] = "dtw"
     cost: Annotated[
-        str,
+        Cost,
         tyro.conf.arg(help="DTW step cost: sqeuclidean (released code) or euclidean (the paper's text)."),
     ] = "sqeuclidean"
     band: Annotated[int | None, tyro.conf.arg(help="Sakoe-Chiba band of DTW in steps. Default: none.")] = None
     estimate: Annotated[
-        str,
+        Estimate,
         tyro.conf.arg(help="exact: measure all pairs; sampled: some; auto: all, up to five thousand million."),
     ] = "auto"
     pairs: Annotated[int, tyro.conf.arg(help="Random pairs of the sample.")] = 4_000_000
@@ -58,7 +59,7 @@ def measure_similarity(arguments: Similarity) -> None:
     """Measure, write, print. Under torchrun all ranks measure; rank 0 writes and prints."""
     from classact.data.readers import read_demonstrations
     from classact.run.survey import SurveyConfig, graph_size, survey_similarity
-    from classact.similarity.model import SimilarityConfig
+    from classact.similarity.config import SimilarityConfig
     from classact.utils.progress import progress_bar
     from classact.utils.ranks import Ranks
 

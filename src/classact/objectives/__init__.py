@@ -1,55 +1,29 @@
-"""Objectives of representation learning; one file each, and one line of :data:`OBJECTIVES`."""
+"""Objectives of representation learning: one file each, and one line of :data:`OBJECTIVES`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from classact.errors import ConfigError, UnknownNameError, choose
-from classact.objectives.base import Material, Objective
-from classact.objectives.byol import BYOL, BYOLConfig
-from classact.objectives.combined import Combined, CombinedConfig, parse_sum
-from classact.objectives.dynamo import DynaMo, DynaMoConfig
-from classact.objectives.inverse_dynamics import InverseDynamics, InverseDynamicsConfig
-from classact.objectives.none import NoneConfig
-from classact.objectives.soft_infonce import (
-    PAIRS,
-    REDUCTIONS,
-    WEIGHTINGS,
-    SoftInfoNCE,
+from classact.objectives.config import (
+    BYOLConfig,
+    CombinedConfig,
+    DynaMoConfig,
+    InverseDynamicsConfig,
+    NoneConfig,
+    ObjectiveConfig,
+    Recipe,
     SoftInfoNCEConfig,
-    soft_infonce,
+    TCNConfig,
+    TimeContrastiveConfig,
 )
-from classact.objectives.tcn import TCN, TCNConfig
-from classact.objectives.time_contrastive import TimeContrastive, TimeContrastiveConfig
-from classact.utils.labels import split_sum, written_name
+from classact.utils.lazy import resolve
+from classact.utils.registry import Registry
 
-ObjectiveConfig = (
-    SoftInfoNCEConfig
-    | TCNConfig
-    | BYOLConfig
-    | DynaMoConfig
-    | InverseDynamicsConfig
-    | TimeContrastiveConfig
-    | NoneConfig
-    | CombinedConfig
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an objective is trained in the paper (C.1), where nothing else is said.
-
-    Attributes:
-        batch_size: anchors per step.
-        epochs: passes over all steps as anchors.
-        learning_rate: peak rate of AdamW; None: the preset's optimiser is the objective's own (CLASS: LARS).
-    """
-
-    batch_size: int
-    epochs: float
-    learning_rate: float | None
+if TYPE_CHECKING:
+    from classact.objectives.base import Material, Objective
 
 
 @dataclass(frozen=True)
@@ -57,63 +31,27 @@ class Entry:
     """One objective.
 
     Attributes:
-        config: class of its settings.
-        make: called with settings and material; None: nothing is trained.
-        recipe: the paper's training.
-        label: for tables.
-        about: one line.
+        config: class of its settings, which says what it is.
+        make: the :class:`~classact.objectives.base.Objective`, called with settings and material, or "module:class" of
+            it, imported when it is trained; None: nothing is trained.
     """
 
-    config: type[Any]
-    make: Callable[[Any, Material], Objective] | None
-    recipe: Recipe
-    label: str
-    about: str
+    config: type[ObjectiveConfig]
+    make: Any
 
 
-OBJECTIVES: Mapping[str, Entry] = {
-    "class": Entry(
-        SoftInfoNCEConfig,
-        SoftInfoNCE,
-        Recipe(160, 100, None),
-        "CLASS",
-        "soft InfoNCE: what leads to similar action sequences lies close (eq. 1)",
-    ),
-    "tcn": Entry(
-        TCNConfig,
-        TCN,
-        Recipe(64, 200, 1e-4),
-        "TCN",
-        "triplets within an episode: near in time against far (1704.06888)",
-    ),
-    "byol": Entry(
-        BYOLConfig, BYOL, Recipe(64, 200, 1e-4), "VINN", "two views of an image predict each other (VINN, 2112.01511)"
-    ),
-    "dynamo": Entry(
-        DynaMoConfig,
-        DynaMo,
-        Recipe(64, 40, 1e-4),
-        "DynaMo",
-        "inverse and forward dynamics of features in short contexts (2409.12192)",
-    ),
-    "inverse-dynamics": Entry(
-        InverseDynamicsConfig,
-        InverseDynamics,
-        Recipe(64, 40, 1e-4),
-        "Inverse dynamics",
-        "predict the actions between two images",
-    ),
-    "time-contrastive": Entry(
-        TimeContrastiveConfig,
-        TimeContrastive,
-        Recipe(64, 40, 1e-4),
-        "Time-contrastive",
-        "InfoNCE across time within and between episodes (R3M's core term, 2203.12601)",
-    ),
-    "none": Entry(
-        NoneConfig, None, Recipe(160, 0, None), "Initial weights", "no training: those of the encoder's init"
-    ),
-}
+OBJECTIVES: Registry[Entry] = Registry(
+    "objective",
+    {
+        "class": Entry(SoftInfoNCEConfig, "classact.objectives.soft_infonce:SoftInfoNCE"),
+        "tcn": Entry(TCNConfig, "classact.objectives.tcn:TCN"),
+        "byol": Entry(BYOLConfig, "classact.objectives.byol:BYOL"),
+        "dynamo": Entry(DynaMoConfig, "classact.objectives.dynamo:DynaMo"),
+        "inverse-dynamics": Entry(InverseDynamicsConfig, "classact.objectives.inverse_dynamics:InverseDynamics"),
+        "time-contrastive": Entry(TimeContrastiveConfig, "classact.objectives.time_contrastive:TimeContrastive"),
+        "none": Entry(NoneConfig, None),
+    },
+)
 """Name -> objective. Sums of them are written ``class+0.1*inverse-dynamics``; see :func:`objective_config`."""
 
 
@@ -129,16 +67,14 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
         ConfigError: an unknown name or key, or a value of another type than the setting's.
     """
     if "+" in name:
-        return parse_sum(name, lambda part: objective_config(part, _belonging(part, name, options), start))
+        return _sum(name, options, start)
     if "*" in name:
         raise ConfigError(f"a factor needs a sum: expected objectives like 'class+0.1*byol', got {name!r}.")
     if name not in OBJECTIVES:
-        raise UnknownNameError(
-            choose("objective", name, OBJECTIVES).rstrip(".") + ". Sums are written 'class+0.1*byol'."
-        )
-    config = next((part for part in objective_parts(start) if part.name == name), None) if start else None
+        raise UnknownNameError(f"{choose('objective', name, OBJECTIVES)}. Sums are written 'class+0.1*byol'.")
+    config = next((part for part in start.terms if part.name == name), None) if start else None
     config = config or OBJECTIVES[name].config()
-    known = {field.name: getattr(config, field.name) for field in fields(config) if field.init}
+    known = {field.name: getattr(config, field.name) for field in fields(config)}
     changes: dict[str, Any] = {}
     if options and not known:
         raise ConfigError(f"objective {name!r} has no options, got {options[0]!r}.")
@@ -151,16 +87,30 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
         if key not in known:
             raise UnknownNameError(choose(f"option of objective {name!r}", key, known))
         changes[key] = _parse(text, known[key], f"option {key!r} of objective {name!r}")
-    made: ObjectiveConfig = replace(config, **changes)
-    return made
+    return replace(config, **changes)
 
 
-def _belonging(part: str, name: str, options: Sequence[str]) -> list[str]:
-    names = [term for _, term in split_sum(name)]
+def split_sum(text: str) -> list[tuple[str | None, str]]:
+    """Factor and name of each objective of a sum such as ``class+0.1*byol``; None where no factor is written."""
+    found = [term.rpartition("*") for term in text.split("+")]
+    return [(factor.strip() if star else None, name.strip()) for factor, star, name in found]
+
+
+def _sum(text: str, options: Sequence[str], start: ObjectiveConfig | None) -> CombinedConfig:
+    terms = split_sum(text)
+    names = [name for _, name in terms]
     for option in options:
         if option.partition(".")[0] not in names:
-            raise ConfigError(f"expected options of {name!r} like '{names[0]}.key=value', got {option!r}.")
-    return [option.partition(".")[2] for option in options if option.partition(".")[0] == part]
+            raise ConfigError(f"expected options of {text!r} like '{names[0]}.key=value', got {option!r}.")
+    parts, weights = [], []
+    for factor, name in terms:
+        try:
+            weights.append(1.0 if factor is None else float(factor))
+        except ValueError:
+            raise ConfigError(f"expected objectives like 'class+0.1*byol', got {factor!r} as a factor.") from None
+        own = [option.partition(".")[2] for option in options if option.partition(".")[0] == name]
+        parts.append(objective_config(name, own, start))
+    return CombinedConfig(tuple(parts), tuple(weights))
 
 
 def _parse(text: str, present: Any, what: str) -> Any:
@@ -168,56 +118,10 @@ def _parse(text: str, present: Any, what: str) -> Any:
         if text not in ("true", "false"):
             raise ConfigError(f"expected true or false for {what}, got {text!r}.")
         return text == "true"
-    kind = type(present)
     try:
-        return kind(text)
+        return type(present)(text)
     except ValueError:
         raise ConfigError(f"expected a value like {present!r} for {what}, got {text!r}.") from None
-
-
-def objective_parts(config: ObjectiveConfig) -> tuple[Any, ...]:
-    """Settings of the single objectives of a sum, or the one itself."""
-    return config.parts if isinstance(config, CombinedConfig) else (config,)
-
-
-def objective_name(config: ObjectiveConfig) -> str:
-    """How an objective is written: ``class``, or ``class+0.1*byol``."""
-    return written_name(asdict(config))
-
-
-def needs_similarity(config: ObjectiveConfig) -> bool:
-    """Whether action similarity must be measured for it."""
-    return any(getattr(OBJECTIVES[part.name].make, "needs_similarity", False) for part in objective_parts(config))
-
-
-def images_per_anchor(config: ObjectiveConfig) -> int:
-    """Views that the encoder sees for each anchor of a batch: what a budget in images counts.
-
-    An objective class says how many; where settings decide, its settings have ``companions`` or ``views`` themselves.
-    In a sum every image is seen in as many views as the part with most needs.
-    """
-    companions, views = 0, 1
-    for part in objective_parts(config):
-        made = OBJECTIVES[part.name].make
-        companions += getattr(part, "companions", getattr(made, "companions", 0))
-        views = max(views, getattr(part, "views", getattr(made, "views", 1)))
-    return (1 + companions) * views
-
-
-def describe_objective(config: ObjectiveConfig) -> str:
-    """An objective with what differs from its defaults, for titles: ``CLASS (weighting=hard)``."""
-    words = []
-    for part in objective_parts(config):
-        usual, entry = OBJECTIVES[part.name].config(), OBJECTIVES[part.name]
-        names = [f.name for f in fields(part) if f.init and getattr(part, f.name) != getattr(usual, f.name)]
-        changed = ", ".join(f"{name}={getattr(part, name)}" for name in names)
-        words.append(f"{entry.label} ({changed})" if changed else entry.label)
-    return " + ".join(words)
-
-
-def recipe(config: ObjectiveConfig) -> Recipe:
-    """The paper's training: of a sum that of its first objective."""
-    return OBJECTIVES[objective_parts(config)[0].name].recipe
 
 
 def make_objective(config: ObjectiveConfig, material: Material) -> Objective:
@@ -227,33 +131,25 @@ def make_objective(config: ObjectiveConfig, material: Material) -> Objective:
         ConfigError: settings that do not fit together, or there is nothing to train.
     """
     if isinstance(config, CombinedConfig):
+        from classact.objectives.combined import Combined
+
         return Combined(config, [make_objective(part, material) for part in config.parts])
-    make = OBJECTIVES[config.name].make
+    make = resolve(OBJECTIVES[config.name].make)
     if make is None:
         raise ConfigError(f"objective {config.name!r} leaves the encoder's initial weights: there is nothing to train.")
-    return make(config, material)
+    made: Objective = make(config, material)
+    return made
 
 
 __all__ = [
     "OBJECTIVES",
-    "PAIRS",
-    "REDUCTIONS",
-    "WEIGHTINGS",
     "CombinedConfig",
     "Entry",
-    "Material",
     "NoneConfig",
-    "Objective",
     "ObjectiveConfig",
     "Recipe",
     "SoftInfoNCEConfig",
-    "describe_objective",
-    "images_per_anchor",
     "make_objective",
-    "needs_similarity",
     "objective_config",
-    "objective_name",
-    "objective_parts",
-    "recipe",
-    "soft_infonce",
+    "split_sum",
 ]

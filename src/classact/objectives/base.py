@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,24 +73,15 @@ class Material:
 class Objective(nn.Module, ABC):
     """A loss on the features of a batch of anchors and what is drawn to go with them.
 
-    A row of a batch is an anchor, a step of the data, and the ``companions`` that :meth:`draw` adds: M = 1 +
-    ``companions`` images, each seen in ``views`` random views. Modules of an objective (a projector, a dynamics model)
-    are trained with the encoder, and left behind with the training.
+    A row of a batch is an anchor, a step of the data, and the steps that :meth:`draw` adds; its settings say how many,
+    and in how many random views each image is seen. Modules of an objective (a projector, a dynamics model) are trained
+    with the encoder, and left behind with the training.
 
     Attributes:
-        companions: steps drawn for each anchor.
-        views: R, random views of each image.
-        together: whether all images of a row are seen in the same random view (crop, colours), as where dynamics
-            between them are to be predicted.
-        target_decay: of a second encoder whose weights follow the trained one's (BYOL); None: there is none.
-        needs_similarity: whether it reads ``Material.weights``.
+        config: settings, of a subclass of :class:`classact.objectives.config.ObjectiveConfig`.
     """
 
-    companions: int = 0
-    views: int = 1
-    together: bool = False
-    target_decay: float | None = None
-    needs_similarity: bool = False
+    config: Any
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002 (none are drawn here)
         """Steps (B, companions) to go with the anchors (B,)."""

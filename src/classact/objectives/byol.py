@@ -7,7 +7,6 @@ followed as they were before simplicial embeddings became their default in 2026.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +15,7 @@ from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.models.average import update_ema
 from classact.objectives.base import Material, Objective, Stats, seeded
-
-
-@dataclass(frozen=True)
-class BYOLConfig:
-    """Settings of the objective; the defaults are the repository's.
-
-    Attributes:
-        hidden: width of the hidden layer of projector and predictor.
-        projection: size of projections and predictions.
-        decay: of the target network, its projector included; constant.
-    """
-
-    name: str = field(default="byol", init=False)
-    hidden: int = 4096
-    projection: int = 256
-    decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1 or self.projection < 1:
-            raise ConfigError(
-                f"expected hidden >= 1 and projection >= 1, got hidden {self.hidden} and projection {self.projection}."
-            )
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"expected 0 <= decay < 1 (the repository uses 0.99), got {self.decay}.")
+from classact.objectives.config import BYOLConfig
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -83,11 +59,9 @@ class BYOL(Objective):
         material: feature size, seed and device of the projector and the predictor.
     """
 
-    views = 2
-
     def __init__(self, config: BYOLConfig, material: Material) -> None:
         super().__init__()
-        self.config, self.target_decay = config, config.decay
+        self.config = config
         F, H, P = material.feature_dim, config.hidden, config.projection
         heads = seeded(lambda: nn.ModuleList([perceptron(F, H, P), perceptron(P, H, P)]), material.seed)
         self.projector, self.predictor = heads.children()

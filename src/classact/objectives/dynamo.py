@@ -19,8 +19,6 @@ Where the paper and the released code differ, or the paper is silent:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -29,62 +27,7 @@ from classact.data.types import IntArray
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
 from classact.objectives.causal import CausalTransformer
-
-COVARIANCES = ("mean", "sum")
-TARGETS = ("stop-gradient", "ema")
-
-
-@dataclass(frozen=True)
-class DynaMoConfig:
-    """Settings of the objective. The defaults are CLASS's table 6, and the released code's for LIBERO.
-
-    Attributes:
-        context: T, frames of a context.
-        latent_dim: of z (table 6 and LIBERO: 32; the authors on Push-T: 8).
-        layers, heads, width: of each of the two transformers.
-        covariance_weight: of the covariance penalty.
-        covariance: "mean" over the off-diagonal entries (released code), or "sum": 1/F of their sum (the paper).
-        target: what is predicted: "stop-gradient": the features themselves, or "ema": those of an averaged encoder.
-        decay: of the averaged encoder, with "ema".
-    """
-
-    name: str = field(default="dynamo", init=False)
-    context: int = 5
-    latent_dim: int = 32
-    layers: int = 6
-    heads: int = 6
-    width: int = 120
-    covariance_weight: float = 0.04
-    covariance: str = "mean"
-    target: str = "stop-gradient"
-    decay: float = 0.99
-
-    @property
-    def companions(self) -> int:
-        """Steps that go with each anchor."""
-        return self.context - 1
-
-    def __post_init__(self) -> None:
-        if self.context < 2:
-            raise ConfigError(f"expected a context of at least 2 frames (one transition), got {self.context}.")
-        if min(self.latent_dim, self.layers, self.heads, self.width) < 1:
-            raise ConfigError(
-                f"expected latent_dim, layers, heads and width of at least 1, got {self.latent_dim}, {self.layers}, "
-                f"{self.heads} and {self.width}."
-            )
-        if self.width % self.heads:
-            raise ConfigError(
-                f"attention divides the width into equal heads, which a width of {self.width} and {self.heads} heads "
-                f"do not allow; choose a multiple of {self.heads}."
-            )
-        if not 0 <= self.covariance_weight < np.inf:
-            raise ConfigError(f"expected a finite covariance_weight >= 0, got {self.covariance_weight}.")
-        if self.covariance not in COVARIANCES:
-            raise UnknownNameError(choose("covariance", self.covariance, COVARIANCES))
-        if self.target not in TARGETS:
-            raise UnknownNameError(choose("target", self.target, TARGETS))
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"expected a decay of at least 0 and below 1 (the authors use 0.99), got {self.decay}.")
+from classact.objectives.config import COVARIANCES, DynaMoConfig
 
 
 def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -151,8 +94,6 @@ class DynaMo(Objective):
         ConfigError: every episode has a single step, so that there is no transition.
     """
 
-    together = True
-
     def __init__(self, config: DynaMoConfig, material: Material) -> None:
         super().__init__()
         if not (np.diff(material.episode_ends, prepend=0) > 1).any():
@@ -161,8 +102,6 @@ class DynaMo(Objective):
                 f"one; choose another objective."
             )
         self.config, self.material = config, material
-        self.companions = config.companions
-        self.target_decay = config.decay if config.target == "ema" else None
         self.inverse_model, self.forward_model = seeded(self._models, material.seed).children()
         self.to(material.device)
 

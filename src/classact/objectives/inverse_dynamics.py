@@ -6,8 +6,6 @@ not compared between demonstrations. No method of the paper's tables; beside CLA
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,26 +13,7 @@ from torch import Tensor, nn
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
-
-
-@dataclass(frozen=True)
-class InverseDynamicsConfig:
-    """Settings of the objective.
-
-    Attributes:
-        horizon: h, steps between the two frames; all h actions between them are predicted.
-        hidden: width of the two hidden layers.
-    """
-
-    name: str = field(default="inverse-dynamics", init=False)
-    horizon: int = 1
-    hidden: int = 256
-
-    def __post_init__(self) -> None:
-        if self.horizon < 1 or self.hidden < 1:
-            raise ConfigError(
-                f"expected a horizon and a hidden width of at least 1, got {self.horizon} and {self.hidden}."
-            )
+from classact.objectives.config import InverseDynamicsConfig
 
 
 def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
@@ -69,9 +48,6 @@ class InverseDynamics(Objective):
     Raises:
         ConfigError: no episode has a step t + h.
     """
-
-    companions = 1
-    together = True
 
     def __init__(self, config: InverseDynamicsConfig, material: Material) -> None:
         super().__init__()

@@ -3,70 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from classact.data.types import IntArray
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats
-
-REDUCTIONS = ("anchors", "batch")
-PAIRS = ("all", "cross-episode")
-WEIGHTINGS = ("soft", "hard")
-TAU_RANGE = (0.01, 1.0)
-"""Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
+from classact.objectives.config import REDUCTIONS, TAU_RANGE, SoftInfoNCEConfig
 
 TAU_SCALE = 0.3
 """log tau per unit of its parameter: what a step changes it by shrinks with the square. LARS gives single numbers plain
 momentum at its full rate of 0.5, with which log tau itself would leave its range within the warm-up."""
-
-
-@dataclass(frozen=True)
-class SoftInfoNCEConfig:
-    """Settings of the objective.
-
-    Attributes:
-        temperature: tau (table 4: 0.05).
-        reduction: "anchors": mean over the anchors that have a positive (released code); "batch": 1 / B (eq. 1). The
-            two differ by the share of anchors with a positive, that is, by a factor on the learning rate.
-        pairs: "all" (the paper), or "cross-episode": pairs of one episode are neither positives nor negatives, so that
-            what is constant within an episode (its colours, its camera) cannot help to tell pairs apart.
-        weighting: "soft" (the paper), or "hard": each positive counts alike (fig. 4a).
-        views: random views of each image (the paper: 1). With more, other views of an anchor's own image are positives
-            of weight 1, and all views of a positive are positives.
-        queue: features of so many images of the batches before that are contrasted as well, without gradient (MoCo,
-            arXiv 1911.05722); the paper: 0. Weights between them and the batch come from their actions, as within it.
-        learned_temperature: train tau with the encoder, from ``temperature``, held within 0.01..1.
-    """
-
-    name: str = field(default="class", init=False)
-    temperature: float = 0.05
-    reduction: str = "anchors"
-    pairs: str = "all"
-    weighting: str = "soft"
-    views: int = 1
-    queue: int = 0
-    learned_temperature: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"expected a temperature above 0 (the paper uses 0.05), got {self.temperature}.")
-        if self.reduction not in REDUCTIONS:
-            raise UnknownNameError(choose("reduction", self.reduction, REDUCTIONS))
-        if self.pairs not in PAIRS:
-            raise UnknownNameError(choose("pairs", self.pairs, PAIRS))
-        if self.weighting not in WEIGHTINGS:
-            raise UnknownNameError(choose("weighting", self.weighting, WEIGHTINGS))
-        if self.views < 1 or self.queue < 0:
-            raise ConfigError(f"expected views >= 1 and queue >= 0, got views {self.views} and queue {self.queue}.")
-        if self.learned_temperature and not TAU_RANGE[0] <= self.temperature <= TAU_RANGE[1]:
-            raise ConfigError(
-                f"a learned temperature is held within {TAU_RANGE[0]}..{TAU_RANGE[1]}; it cannot start from "
-                f"{self.temperature}."
-            )
 
 
 def soft_infonce(
@@ -74,7 +24,7 @@ def soft_infonce(
     w: Tensor,
     *,
     temperature: float | Tensor = 0.05,
-    reduction: str = "anchors",
+    reduction: Literal["anchors", "batch"] = "anchors",
     ignore: Tensor | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
@@ -133,7 +83,6 @@ class SoftInfoNCE(Objective):
         ConfigError: no action similarity was measured.
     """
 
-    needs_similarity = True
     queue_z: Tensor
     queue_steps: Tensor
 
@@ -141,7 +90,7 @@ class SoftInfoNCE(Objective):
         super().__init__()
         if material.weights is None:
             raise ConfigError("objective 'class' learns from action similarity, and none was measured.")
-        self.config, self.weights, self.views = config, material.weights, config.views
+        self.config, self.weights = config, material.weights
         self._episodes = torch.from_numpy(material.episodes()).to(material.device)
         if config.learned_temperature:
             self.scaled_log_tau = nn.Parameter(torch.tensor(math.log(config.temperature) / TAU_SCALE))
@@ -177,7 +126,7 @@ class SoftInfoNCE(Objective):
 
         Logs positives per anchor and the share of anchors with any, both within the batch, and a learned tau.
         """
-        config, views = self.config, self.views
+        config, views = self.config, self.config.views
         anchors = rows[:, 0]
         features = z[:, 0].flatten(0, 1)  # (B R, F), the views of an image side by side
         filled = len(self._queued) if config.queue else 0
@@ -215,7 +164,7 @@ class SoftInfoNCE(Objective):
 
     def _spread(self, weights: Tensor, ignore: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
         """Weights of images -> weights of their views: (B, C) -> (B R, B R + queue)."""
-        R = self.views
+        R = self.config.views
         own = torch.eye(count, weights.shape[1], dtype=torch.bool, device=weights.device)
         weights = weights.masked_fill(own, 1.0)
         # Other views of the same image are positives whatever their episode; a view and itself are left out later.

@@ -5,9 +5,6 @@ What CLASS's paper (section 5.2, C.1) calls TCN is the repository kekeblom/tcn; 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,33 +12,7 @@ from torch import Tensor
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats, masked_mean
-
-
-@dataclass(frozen=True)
-class TCNConfig:
-    """Settings of the objective; the defaults are the repository's.
-
-    Attributes:
-        margin: by how much d of the negative shall exceed d of the positive.
-        scale: length of the embeddings, so that d lies within 0..4 scale^2.
-        positive_margin: steps that the positive is away from the anchor at most.
-        negative_margin: steps that the negative is away from the anchor at least.
-    """
-
-    name: str = field(default="tcn", init=False)
-    margin: float = 2.0
-    scale: float = 10.0
-    positive_margin: int = 10
-    negative_margin: int = 30
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < math.inf or not 0 < self.scale < math.inf:
-            raise ConfigError(f"expected margin >= 0 and scale > 0, got margin {self.margin} and scale {self.scale}.")
-        if not 1 <= self.positive_margin < self.negative_margin:
-            raise ConfigError(
-                f"expected 1 <= positive_margin < negative_margin, got positive_margin {self.positive_margin} and "
-                f"negative_margin {self.negative_margin}: a negative must be farther away than every positive."
-            )
+from classact.objectives.config import TCNConfig
 
 
 def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
@@ -93,8 +64,6 @@ class TCN(Objective):
     Raises:
         ConfigError: no episode has two steps.
     """
-
-    companions = 2
 
     def __init__(self, config: TCNConfig, material: Material) -> None:
         super().__init__()

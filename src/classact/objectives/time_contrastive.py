@@ -6,51 +6,19 @@ both more than moments of other episodes are. The defaults are those of facebook
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from classact.data.types import IntArray
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats, masked_mean
-
-SIMILARITIES = ("l2", "cosine")
-
-
-@dataclass(frozen=True)
-class TimeContrastiveConfig:
-    """Settings of the objective.
-
-    Attributes:
-        similarity: "l2": negative L2 distance of the features (R3M), or "cosine".
-        temperature: that similarities are divided by (R3M: 1). For "cosine", which lies within -1..1, 0.1 is usual.
-        negatives: rows of other episodes that each of the two terms contrasts with (R3M: 3); 0: all of the batch.
-        window: steps that k is after i at most; 0: the whole rest of the episode (R3M).
-    """
-
-    name: str = field(default="time-contrastive", init=False)
-    similarity: str = "l2"
-    temperature: float = 1.0
-    negatives: int = 3
-    window: int = 0
-
-    def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise UnknownNameError(choose("similarity", self.similarity, SIMILARITIES))
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
-        if self.negatives < 0:
-            raise ConfigError(f"expected negatives >= 0 (0: all rows of other episodes), got {self.negatives}.")
-        if self.window != 0 and self.window < 2:
-            raise ConfigError(
-                f"expected a window of 0 (the rest of the episode) or at least 2, for i < j < k, got {self.window}."
-            )
+from classact.objectives.config import TimeContrastiveConfig
 
 
-def time_similarity(x: Tensor, y: Tensor, similarity: str = "l2") -> Tensor:
+def time_similarity(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"] = "l2") -> Tensor:
     """S (B, B), S[a, b] of features x[a] and y[b], (B, F) each: -||x - y||, or the cosine."""
     if similarity == "cosine":
         return torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
@@ -81,7 +49,7 @@ def time_contrastive_loss(
     negatives: tuple[Tensor, Tensor],
     *,
     valid: Tensor | None = None,
-    similarity: str = "l2",
+    similarity: Literal["l2", "cosine"] = "l2",
     temperature: float = 1.0,
 ) -> Tensor:
     """Mean of the two terms, over the rows that count.
@@ -126,7 +94,7 @@ def time_contrastive_loss(
     return masked_mean((terms[0] + terms[1]) / 2, valid)
 
 
-def _pairs(x: Tensor, y: Tensor, similarity: str) -> Tensor:
+def _pairs(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"]) -> Tensor:
     """(B,) similarity of row b of x with row b of y."""
     if similarity == "cosine":
         return (torch.nn.functional.normalize(x, dim=1) * torch.nn.functional.normalize(y, dim=1)).sum(dim=1)
@@ -146,8 +114,6 @@ class TimeContrastive(Objective):
     Raises:
         ConfigError: no episode has three steps.
     """
-
-    companions = 2
 
     def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:
         super().__init__()

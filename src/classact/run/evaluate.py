@@ -17,7 +17,7 @@ from classact.run.folder import Run
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import make_simulator
 from classact.sims.versions import check_language
-from classact.train.augment import AugmentConfig, describe
+from classact.train.config import AugmentConfig, describe
 from classact.utils.labels import learned_label, written_name
 from classact.utils.machine import choose_device
 

@@ -31,7 +31,7 @@ from classact.run.recording import (
     timed_fit,
 )
 from classact.train.checkpoints import list_checkpoints
-from classact.train.engine import INCIDENTAL, EngineConfig
+from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.head import ACTING, FinetuneConfig, FineTuner
 from classact.utils.labels import learned_label
 from classact.utils.machine import choose_device

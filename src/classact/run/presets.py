@@ -8,14 +8,12 @@ from classact.data.readers import EMBEDDED
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS, UNetConfig
-from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, images_per_anchor, recipe
+from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies import RetrievalConfig
 from classact.similarity import SimilarityConfig
 from classact.sims.shifts import is_plain
-from classact.train.augment import AugmentConfig
+from classact.train.config import AugmentConfig, ColorAugmentation, OptimizerConfig, PretrainConfig
 from classact.train.head import TABLE_9, AdamWConfig, FinetuneConfig
-from classact.train.optim import OptimizerConfig
-from classact.train.representation import PretrainConfig
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -72,7 +70,9 @@ def _paper(
     return Preset(pretrain, retrieval, tau_shifted, f"the paper's settings for {task}", simulator, render_size)
 
 
-def _cpu(epochs: float, about: str, *, augmentation: str = "none", color: str = "rgb", queue: int = 0) -> Preset:
+def _cpu(
+    epochs: float, about: str, *, augmentation: ColorAugmentation = "none", color: str = "rgb", queue: int = 0
+) -> Preset:
     pretrain = PretrainConfig(
         objective=SoftInfoNCEConfig(queue=queue),
         encoder=EncoderConfig(color=color),
@@ -164,9 +164,9 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
         pretrain: of a preset, that is, for CLASS.
         objective: settings.
     """
-    made, small = recipe(objective), pretrain.encoder.trunk == "small"
+    made, small = objective.recipe, pretrain.encoder.trunk == "small"
     if small:
-        seen = images_per_anchor(pretrain.objective) / images_per_anchor(objective)
+        seen = pretrain.objective.images_per_anchor / objective.images_per_anchor
         pretrain = replace(pretrain, epochs=pretrain.epochs * seen)
     pretrain = replace(pretrain, objective=objective)
     if made.learning_rate is None:

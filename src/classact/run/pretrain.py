@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.rollout import EvaluationConfig
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import NoneConfig, describe_objective, needs_similarity
+from classact.objectives import NoneConfig
 from classact.policies import (
     ImageLatents,
     NoveltyConfig,
@@ -47,13 +47,14 @@ from classact.similarity.graph import CARD
 from classact.sims import SimulatorSpec, make_simulator, plain_shift
 from classact.sims.shifts import is_plain
 from classact.train.checkpoints import list_checkpoints
-from classact.train.engine import INCIDENTAL, EngineConfig
-from classact.train.representation import PretrainConfig, Trainer
+from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
+from classact.train.representation import Trainer
+from classact.utils.codec import to_json
 from classact.utils.labels import RANDOM, learned_label, written_name
 from classact.utils.machine import choose_device
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
+from classact.utils.storage import first_difference, read_json, without, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class Pipeline:
 
     def _claim(self, data: dict[str, Any]) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
-        settings = plain_json(asdict(self.config))
+        settings = to_json(self.config)
         if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
             # Where the graph lies does not matter, what it leaves out does.
             card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
@@ -219,7 +220,7 @@ class Pipeline:
                     f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
                 )
         else:
-            card = new_card(describe_objective(self.config.pretrain.objective)) | {"data": {}}
+            card = new_card(self.config.pretrain.objective.describe()) | {"data": {}}
         write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
         if not started:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
@@ -273,8 +274,8 @@ class Pipeline:
 
     def _train(self, frames: Demonstrations) -> ImageEncoder:
         objective = self.config.pretrain.objective
-        timed_stage = self._timed("action similarity") if needs_similarity(objective) else nullcontext()
-        with timed_stage, progress_bar("action similarity", quiet=self.quiet or not needs_similarity(objective)) as bar:
+        timed_stage = self._timed("action similarity") if objective.needs_similarity else nullcontext()
+        with timed_stage, progress_bar("action similarity", quiet=self.quiet or not objective.needs_similarity) as bar:
             folder = self.config.similarity
             trainer = Trainer(
                 frames,
@@ -319,7 +320,7 @@ class Pipeline:
     @property
     def labels(self) -> dict[str, str]:
         """How tables label retrieval with the learned encoder."""
-        return retrieval_labels(plain_json(asdict(self.config)))
+        return retrieval_labels(to_json(self.config))
 
     def policy(self) -> RetrievalPolicy:
         """Retrieval with the learned encoder, saved in the folder."""
@@ -403,7 +404,7 @@ class Pipeline:
     @cached_property
     def learned(self) -> str:
         """How tables name the run's encoder."""
-        return learned_label(plain_json(asdict(self.config)))
+        return learned_label(to_json(self.config))
 
     @cached_property
     def _spec(self) -> SimulatorSpec:

@@ -31,6 +31,7 @@ from classact.data.images import resize_images
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
 from classact.similarity import diagnostics
+from classact.similarity.config import SimilarityConfig
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.degrees import Degrees, count_degrees
 from classact.similarity.diagnostics import Setting
@@ -38,7 +39,7 @@ from classact.similarity.distribution import DistanceDistribution, read_distribu
 from classact.similarity.examples import Example, choose_examples
 from classact.similarity.graph import GraphSize, build_graph, check_space, estimate_size
 from classact.similarity.job import count_pairs
-from classact.similarity.model import SimilarityConfig, fit_distribution, naming, similarity_identity, window_stream
+from classact.similarity.model import fit_distribution, naming, similarity_identity, window_stream
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
 from classact.sims import make_simulator

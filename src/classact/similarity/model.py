@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,81 +15,17 @@ import numpy as np
 from classact.data.actions import ActionSpace
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
+from classact.similarity.config import SimilarityConfig
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
 from classact.similarity.pairwise import Windows, dtw_pairwise, stream_pairs
-from classact.similarity.reference import check_band, check_cost
 from classact.similarity.stream import Sweep, WindowStream
 from classact.similarity.sweep import make_sweep
 
 if TYPE_CHECKING:
     import torch
-
-METRICS = ("dtw", "l2")
-ESTIMATES = ("auto", "exact", "sampled")
-AUTO_EXACT_PAIRS = 5_000_000_000
-"""Up to so many pairs (100,000 steps) "auto" measures them all; on two CPU cores that takes about a minute."""
-
-
-@dataclass(frozen=True)
-class SimilarityConfig:
-    """Settings of the action similarity (paper sections 4.1, 4.2, B, tables 4 and 5).
-
-    Attributes:
-        horizon: T_p, steps of a window.
-        metric: "dtw", or "l2": no warping (figure 4c).
-        cost: step cost of DTW: "sqeuclidean" (the released code, our default, for it is what the paper's numbers were
-            made with) or "euclidean" (the paper's text).
-        band: Sakoe-Chiba band of DTW in steps; None for none (the paper).
-        quantile: K as a fraction: pairs below this quantile of all distances are positives.
-        rotation_scale: factor on the 6-D rotations that the data's action space declares (B: 0.5).
-        estimate: of threshold and CDF: "exact" over all pairs, "sampled" from ``pairs`` random ones (B: "estimate the
-            CDF from a data sample") with a stated error bound, or "auto": exact up to :data:`AUTO_EXACT_PAIRS` pairs.
-        pairs: size of the sample. An exact threshold is bracketed by it, too.
-        seed: of the sample.
-    """
-
-    horizon: int = 16
-    metric: str = "dtw"
-    cost: str = "sqeuclidean"
-    band: int | None = None
-    quantile: float = 0.015
-    rotation_scale: float = 0.5
-    estimate: str = "auto"
-    pairs: int = 4_000_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_cost(self.cost)
-        check_band(self.band)
-        if self.metric not in METRICS:
-            raise UnknownNameError(choose("metric", self.metric, METRICS))
-        if self.estimate not in ESTIMATES:
-            raise UnknownNameError(choose("estimate", self.estimate, ESTIMATES))
-        if self.metric == "l2" and (self.band is not None or self.cost != "sqeuclidean"):
-            raise ConfigError(
-                f"metric 'l2' compares equal steps by their squared distance; it has no band and no other step cost, "
-                f"got band {self.band} and cost {self.cost!r}. Leave both at their defaults."
-            )
-        if self.horizon < 1:
-            raise ConfigError(f"expected a horizon of at least 1 step, got {self.horizon}.")
-        if not 0 < self.quantile < 1:
-            raise ConfigError(f"expected a quantile K between 0 and 1 (1.5 % is 0.015), got {self.quantile}.")
-        if self.pairs < 1:
-            raise ConfigError(f"expected at least 1 pair to measure, got {self.pairs}.")
-        if self.seed < 0:
-            raise ConfigError(f"expected a seed of at least 0, got {self.seed}.")
-
-    @property
-    def alignment_band(self) -> int | None:
-        """The band that alignments keep to: 0, which aligns equal steps only, for l2."""
-        return 0 if self.metric == "l2" else self.band
-
-    def exact(self, pairs: int) -> bool:
-        """Whether threshold and CDF of ``pairs`` pairs in all are measured exactly."""
-        return self.estimate == "exact" or (self.estimate == "auto" and pairs <= AUTO_EXACT_PAIRS)
 
 
 def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float) -> FloatArray:

@@ -13,10 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from classact.errors import ConfigError, UnknownNameError, choose
-
-CROPS = ("image", "batch")
-COLOR_AUGMENTATIONS = ("none", "hsv", "rotate", "affine")
+from classact.errors import ConfigError
+from classact.train.config import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -37,49 +35,6 @@ class Part:
 PIXEL_RANGE = (0.0, 255.0)
 WIDE_RANGE = (-94.0, 349.0)
 """Beyond 0..255 on purpose (a rotated RGB cube): clamping to it would make different colours of one palette equal."""
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Settings of the random views.
-
-    Attributes:
-        crop: "image": an offset of its own for each image (the paper's intent); "batch": one offset for the whole
-            batch (what the released code does).
-        noise_std: standard deviation of Gaussian noise on 0..255 pixels, clamped to that range (to -94..349
-            under "rotate" and "affine").
-        feature_noise: standard deviation of Gaussian noise on the features (released code: 0.001; paper: none).
-        color: "none" (the paper); "hsv": random hue, saturation and brightness (F.2); "rotate": a random rotation or
-            reflection of RGB space about mid-grey; "affine": a random affine map of RGB space, which can turn any
-            palette of four colours into any other.
-        hue: largest hue rotation in turns (0.5 is all hues).
-        saturation: factor drawn from [1 - saturation, 1 + saturation].
-        brightness: offset drawn from [-brightness, brightness] on 0..255.
-    """
-
-    crop: str = "image"
-    noise_std: float = 5.0
-    feature_noise: float = 0.0
-    color: str = "none"
-    hue: float = 0.5
-    saturation: float = 0.5
-    brightness: float = 40.0
-
-    def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise UnknownNameError(choose("crop", self.crop, CROPS))
-        if self.color not in COLOR_AUGMENTATIONS:
-            raise UnknownNameError(choose("color augmentation", self.color, COLOR_AUGMENTATIONS))
-        if min(self.noise_std, self.feature_noise, self.hue, self.saturation, self.brightness) < 0:
-            raise ConfigError(f"augmentation strengths cannot be negative: {self}.")
-
-
-def describe(config: AugmentConfig | None) -> str:
-    """Random views in a few words, for tables: ``crop, noise, hsv``; ``none`` for the centre crop alone."""
-    if config is None:
-        return "none"
-    parts = ["crop"] + (["noise"] if config.noise_std else []) + ([config.color] if config.color != "none" else [])
-    return ", ".join(parts)
 
 
 def _whole(images: Tensor, part: Part | None) -> Part:

@@ -24,7 +24,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import ImageArray, IntArray
-from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted, UnknownNameError, choose
+from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.train.checkpoints import (
     TrainingState,
@@ -43,18 +42,15 @@ from classact.train.checkpoints import (
     optimizer_tensors,
     save_checkpoint,
 )
-from classact.train.loader import MODES, ImageFeed, ResidentFeed, describe_bytes, free_memory, make_feed
-from classact.train.optim import OptimizerConfig, learning_rate
-from classact.train.trackers import TRACKERS, Trackers, make_trackers, require
+from classact.train.config import EngineConfig, OptimizerConfig
+from classact.train.loader import ImageFeed, ResidentFeed, describe_bytes, free_memory, make_feed
+from classact.train.optim import learning_rate
+from classact.train.trackers import Trackers, make_trackers, require
 from classact.utils.interruptions import interruptible
 from classact.utils.ranks import Ranks
 from classact.utils.storage import first_difference, plain_json, write_json
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-CHOICES = ("auto", "yes", "no")
 DIVERGED = "diverged.json"
-INCIDENTAL = ("log_every", "checkpoint_every", "evaluations", "evaluations_from")
-"""Settings of all trainings that do not decide what is learned."""
 
 AGREE_EVERY = 8
 """Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
@@ -68,52 +64,6 @@ Batch = Mapping[str, Tensor]
 
 Stats = dict[str, Tensor]
 """Scalars of a step, still on the device: fetching them makes the host wait."""
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How a training is computed. Nothing here changes its result beyond rounding.
-
-    Attributes:
-        accumulate: micro-batches per step and rank: less memory, the same gradient. Contrastive features are computed
-            twice where it is above 1. It should divide each rank's part of a batch: else the micro-batches are of two
-            shapes, and what is compiled is compiled for each.
-        compile: run the encoder through torch.compile: "yes", "no", or "auto": on GPUs, and not where it fails.
-        channels_last: keep images and convolutions channels-last: "yes", "no", or "auto": on GPUs.
-        feed: where images lie while training; see :func:`classact.train.loader.make_feed`.
-        deterministic: only deterministic kernels on GPUs (slower): the same bits in each run. CPUs always are.
-        trackers: where logged rows go beside train.jsonl: "tensorboard", "wandb", "trackio".
-    """
-
-    accumulate: int = 1
-    compile: str = "auto"
-    channels_last: str = "auto"
-    feed: str = "auto"
-    deterministic: bool = False
-    trackers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ConfigError(f"expected at least 1 micro-batch per step (accumulate), got {self.accumulate}.")
-        for kind, value, known in (
-            ("choice of compile", self.compile, CHOICES),
-            ("choice of channels_last", self.channels_last, CHOICES),
-            ("feed", self.feed, MODES),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise UnknownNameError(choose("tracker", name, TRACKERS))
-
-    def compiled(self, device: torch.device) -> bool:
-        """Whether networks are compiled on ``device``."""
-        return self.compile == "yes" or (self.compile == "auto" and device.type == "cuda")
-
-    def memory_format(self, device: torch.device) -> torch.memory_format:
-        """How images lie in memory on ``device``."""
-        last = self.channels_last == "yes" or (self.channels_last == "auto" and device.type == "cuda")
-        return torch.channels_last if last else torch.contiguous_format
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

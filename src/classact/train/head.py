@@ -33,13 +33,21 @@ from classact.models.heads import (
     make_head,
 )
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.train.augment import AugmentConfig, Part, describe
+from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
-from classact.train.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
+from classact.train.config import (
+    INCIDENTAL,
+    PRECISIONS,
+    AugmentConfig,
+    EngineConfig,
+    OptimizerConfig,
+    describe,
+    updates,
+)
+from classact.train.engine import Batch, Stats, Training, use_bfloat16
 from classact.train.loader import upload
-from classact.train.optim import OptimizerConfig
-from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views, updates
+from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
 from classact.utils.ranks import Ranks
 from classact.utils.storage import without
 
@@ -129,7 +137,7 @@ class FinetuneConfig:
         chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         seed: of initial weights, batches, views and noise.
-        precision: of the trunk's convolutions, see :class:`classact.train.representation.PretrainConfig`.
+        precision: of the trunk's convolutions, see :class:`classact.train.config.PretrainConfig`.
         head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
             loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
         evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).

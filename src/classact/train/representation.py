@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,122 +19,29 @@ import torch
 from classact.data.images import sample_digest
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import ClassactError, ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ClassactError, ConfigError, DataError, choose
 from classact.models.average import update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import (
-    Material,
-    ObjectiveConfig,
-    SoftInfoNCEConfig,
-    make_objective,
-    needs_similarity,
-    objective_name,
-)
-from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity, window_stream
+from classact.objectives import make_objective
+from classact.objectives.base import Material
+from classact.similarity import ActionSimilarity, similarity_identity, window_stream
 from classact.similarity.distribution import read_distribution
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
-from classact.train.augment import AugmentConfig, Part, augment
+from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches, positive_batches
-from classact.train.engine import INCIDENTAL, PRECISIONS, Batch, EngineConfig, Stats, Training, use_bfloat16
-from classact.train.optim import OptimizerConfig, make_optimizer
+from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, PretrainConfig
+from classact.train.engine import Batch, Stats, Training, use_bfloat16
+from classact.train.optim import make_optimizer
+from classact.utils.codec import to_json
 from classact.utils.ranks import Ranks
 from classact.utils.storage import without
-
-POSITIVES = ("online", "graph")
 
 _COMPANIONS = 2
 """Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views, (seed, step, 1)
 positives."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides the result of a pre-training, given the data.
-
-    Attributes:
-        encoder, augment, optimizer: architecture, random views, optimiser with its schedule.
-        similarity: of actions; read by objectives that learn from it.
-        objective: what features should be like, see :data:`classact.objectives.OBJECTIVES`.
-        epochs: passes over all steps as anchors; steps of training = ceil(N epochs / batch_size).
-        batch_size: anchors per step, drawn without replacement within an epoch (table 4: 160). Some objectives look at
-            several images for each.
-        seed: of initial weights, batches and augmentations.
-        positives: where a batch's weights come from: "online": its B x B distances are computed when it is used (the
-            paper's appendix B); "graph": looked up in the graph that ``classact similarity --graph`` wrote. Both give
-            the same weights, unless the graph is capped.
-        positives_per_anchor: with "graph", draw for each anchor of a batch so many of its positives into the batch; 0
-            draws all steps alike.
-        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
-            in it natively.
-        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, evenly from one point of the
-            training to its end (the paper: 10).
-        evaluations_from: share of the training at the first of these (the paper's table: 0.55).
-        log_every: steps between rows of train.jsonl.
-        checkpoint_every: steps between checkpoints.
-    """
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
-    objective: ObjectiveConfig = field(default_factory=SoftInfoNCEConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    epochs: float = 100.0
-    batch_size: int = 160
-    seed: int = 0
-    positives: str = "online"
-    positives_per_anchor: int = 0
-    precision: str = "auto"
-    evaluations: int = 0
-    evaluations_from: float = 0.55
-    log_every: int = 20
-    checkpoint_every: int = 200
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UnknownNameError(choose("precision", self.precision, PRECISIONS))
-        if self.positives not in POSITIVES:
-            raise UnknownNameError(choose("source of positives", self.positives, POSITIVES))
-        if self.positives_per_anchor < 0 or (self.positives_per_anchor and self.positives != "graph"):
-            raise ConfigError(
-                f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
-                f"{self.positives_per_anchor} with positives {self.positives!r}."
-            )
-        if self.positives == "graph" and not needs_similarity(self.objective):
-            raise ConfigError(
-                f"objective {objective_name(self.objective)!r} learns from no action similarity, so positives from a "
-                f"graph would change nothing. Leave positives at 'online'."
-            )
-        if self.evaluations < 0:
-            raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
-        if not 0 < self.evaluations_from <= 1:
-            raise ConfigError(f"expected evaluations_from above 0 and at most 1, got {self.evaluations_from}.")
-        if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
-            raise ConfigError(
-                f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
-                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
-                f"{self.checkpoint_every}."
-            )
-
-    def steps(self, n: int) -> int:
-        """Updates for a data set of ``n`` steps."""
-        return updates(n, self.epochs, self.batch_size)
-
-    def milestones(self, steps: int) -> list[int]:
-        """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten from
-        0.55 on."""
-        if self.evaluations == 1:
-            return [steps]
-        shares = np.linspace(self.evaluations_from, 1.0, self.evaluations)
-        return sorted({max(1, round(steps * share)) for share in shares})
-
-
-def updates(n: int, epochs: float, batch_size: int) -> int:
-    """Steps of a training: ceil(n epochs / min(batch_size, n))."""
-    # Not one more because of a rounding error: 12 * 16 / 180 epochs of 180 steps are 12 batches of 16.
-    return int(np.ceil(n * epochs / min(batch_size, n) - 1e-9))
 
 
 def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, ImageArray]:
@@ -171,6 +78,15 @@ def random_views(
     return views[0][:, None] if len(views) == 1 else torch.stack(views, dim=1)
 
 
+def _compiled(engine: EngineConfig, device: torch.device) -> bool:
+    return engine.compile == "yes" or (engine.compile == "auto" and device.type == "cuda")
+
+
+def _memory_format(engine: EngineConfig, device: torch.device) -> torch.memory_format:
+    last = engine.channels_last == "yes" or (engine.channels_last == "auto" and device.type == "cuda")
+    return torch.channels_last if last else torch.contiguous_format
+
+
 class EncoderPass:
     """An encoder as training runs it: compiled and channels-last where the engine says so.
 
@@ -186,12 +102,12 @@ class EncoderPass:
 
     def __init__(self, encoder: ImageEncoder, engine: EngineConfig, *, bf16: bool, average: ImageEncoder) -> None:
         device = encoder.mean.device
-        self.encoder, self.bf16, self.format = encoder, bf16, engine.memory_format(device)
+        self.encoder, self.bf16, self.format = encoder, bf16, _memory_format(engine, device)
         if self.format == torch.channels_last:
             encoder.views.to(memory_format=torch.channels_last)
             average.views.to(memory_format=torch.channels_last)
         self.run: Callable[..., torch.Tensor] = encoder
-        self.compile, self._untried = engine.compile, engine.compiled(device)
+        self.compile, self._untried = engine.compile, _compiled(engine, device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F).
@@ -281,12 +197,12 @@ class Trainer(Training):
             ),
         ).to(device)
         # Now that the settings are known to fit: this may take a while.
-        if self.objective.needs_similarity:
+        if self.config.objective.needs_similarity:
             self._measure_similarity()
         networks: dict[str, torch.nn.Module] = {"encoder": self.encoder}
         if self.objective.state_dict():
             networks["objective"] = self.objective
-        if self.objective.target_decay is not None:
+        if self.config.objective.target_decay is not None:
             self.target = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
             self.target.load_state_dict(self.encoder.state_dict())
             self._encode_target = EncoderPass(self.target, self.engine, bf16=self.bf16, average=self.target)
@@ -327,7 +243,7 @@ class Trainer(Training):
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Anchors, and the steps that the objective draws to go with them."""
         for step, anchors in enumerate(self._anchors(first_step), first_step):
-            if not self.objective.companions:
+            if not self.config.objective.companions:
                 yield anchors
                 continue
             drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
@@ -358,13 +274,13 @@ class Trainer(Training):
 
     def images_per_row(self) -> int:
         """Views of all images of a row, of each camera."""
-        return len(self.config.encoder.cameras) * (1 + self.objective.companions) * self.objective.views
+        return len(self.config.encoder.cameras) * (1 + self.config.objective.companions) * self.config.objective.views
 
     def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
         """The objective's loss over the whole batch."""
         objective, config = self.objective, self.config
         rows = rows.reshape(len(rows), -1)
-        B, M, R = *rows.shape, objective.views
+        B, M, R = *rows.shape, objective.config.views
         pixels = self._views(images, part, (B, M, R), generator)
         own = slice(part.start * M * R, part.stop * M * R)
         pieces = [pixels] if self.engine.accumulate == 1 else list(pixels.tensor_split(self.engine.accumulate))
@@ -379,7 +295,7 @@ class Trainer(Training):
             noise = torch.randn(features.shape, generator=generator, device=z.device)
             features = features + config.augment.feature_noise * noise
         target = None
-        if objective.target_decay is not None:
+        if objective.config.target_decay is not None:
             with torch.no_grad():
                 target = self._gather(torch.cat([self._encode_target(piece) for piece in pieces])).view(B, M, R, -1)
         loss, stats = objective.loss(features.view(B, M, R, -1), rows, target=target, generator=generator)
@@ -408,7 +324,7 @@ class Trainer(Training):
         B, M, R = shape
         views = []
         for _ in range(R):
-            if M == 1 or not self.objective.together:
+            if M == 1 or not self.config.objective.together:
                 whole = Part(slice(part.start * M, part.stop * M), B * M)
                 views.append(random_views(images, encoder, config, generator, whole))
                 continue
@@ -423,8 +339,8 @@ class Trainer(Training):
 
     def after_step(self) -> None:
         """The target network, and what the objective keeps beside it, follow."""
-        if self.objective.target_decay is not None:
-            update_ema(list(self.target.parameters()), list(self.encoder.parameters()), self.objective.target_decay)
+        if (decay := self.config.objective.target_decay) is not None:
+            update_ema(list(self.target.parameters()), list(self.encoder.parameters()), decay)
         self.objective.after_step()
 
     def changes(self, name: str) -> bool:
@@ -457,7 +373,7 @@ class Trainer(Training):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         return {
-            "config": without(asdict(self.config), *INCIDENTAL),
+            "config": without(to_json(self.config), *INCIDENTAL),
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
             "images": images_digest(self.images),

@@ -32,7 +32,7 @@ def to_json(value: Any) -> Any:
     if hasattr(value, "to_json") and not isinstance(value, type):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return fields_to_json(value)
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,6 +46,11 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def fields_to_json(value: Any) -> dict[str, Any]:
+    """One entry per field of a dataclass, whatever ``to_json`` of its own it has."""
+    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
 
 def from_json(
@@ -65,6 +70,15 @@ def from_json(
             itself refuses.
     """
     return typing.cast(T, _Reader(error, partial).read(cls, value, where))
+
+
+def fields_from_json(cls: type[T], value: Any, where: str) -> T:
+    """What :func:`fields_to_json` wrote.
+
+    Raises:
+        DataError: as :func:`from_json`.
+    """
+    return typing.cast(T, _Reader(DataError, False).fields(cls, value, where))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +104,12 @@ class _Reader:
             self._expect(isinstance(value, dict), "an object", value, where)
             return {key: self.read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
         if isinstance(kind, type) and hasattr(kind, "from_json"):
-            return kind.from_json(value, where)
+            try:
+                return kind.from_json(value, where)
+            except ClassactError as problem:
+                raise self.error(str(problem)) from None
         if dataclasses.is_dataclass(kind):
-            return self._dataclass(kind, value, where)
+            return self.fields(kind, value, where)
         return self._plain(kind, value, where)
 
     def _plain(self, kind: Any, value: Any, where: str) -> Any:
@@ -138,7 +155,7 @@ class _Reader:
         ]
         return items if origin is list else tuple(items)
 
-    def _dataclass(self, cls: Any, value: Any, where: str) -> Any:
+    def fields(self, cls: Any, value: Any, where: str) -> Any:
         self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in value:

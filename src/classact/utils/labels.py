@@ -9,12 +9,6 @@ RANDOM = "random"
 """How tables name an encoder of random weights that a run is about."""
 
 
-def split_sum(text: str) -> list[tuple[str | None, str]]:
-    """Factor and name of each objective of a sum such as ``class+0.1*byol``; None where no factor is written."""
-    found = [term.rpartition("*") for term in text.split("+")]
-    return [(factor.strip() if star else None, name.strip()) for factor, star, name in found]
-
-
 def written_name(settings: Mapping[str, Any]) -> str:
     """How an objective is written, ``class`` or ``class+0.1*byol``, from its settings as plain values.
 

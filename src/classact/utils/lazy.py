@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def attach(package: str, exports: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package (PEP 562).
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package (PEP 562) for what its ``if TYPE_CHECKING:`` block imports.
+
+    So exports are written once, where type checkers read them: ``from module import Name as Name``.
 
     Args:
         package: its ``__name__``.
-        exports: name -> module that defines it.
+        file: its ``__file__``.
     """
+    exports: dict[str, str] = {}
+    for block in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING":
+            for node in block.body:
+                if isinstance(node, ast.ImportFrom):
+                    exports |= {alias.name: str(node.module) for alias in node.names if alias.asname}
 
-    def getattribute(name: str) -> Any:
+    def get(name: str) -> Any:
         if name not in exports:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(exports[name]), name)
 
     def names() -> list[str]:
-        return sorted(exports)
+        return sorted({*exports, *vars(importlib.import_module(package))})
 
-    return getattribute, names
+    return get, names
 
 
 def resolve(reference: Any) -> Any:

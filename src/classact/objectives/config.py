@@ -1,0 +1,430 @@
+"""Settings of the objectives, and what all code needs to know of one without making it. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.utils.codec import fields_from_json, fields_to_json
+
+REDUCTIONS = ("anchors", "batch")
+PAIRS = ("all", "cross-episode")
+WEIGHTINGS = ("soft", "hard")
+COVARIANCES = ("mean", "sum")
+TARGETS = ("stop-gradient", "ema")
+SIMILARITIES = ("l2", "cosine")
+TAU_RANGE = (0.01, 1.0)
+"""Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an objective is trained in the paper (C.1), where nothing else is said.
+
+    Attributes:
+        batch_size: anchors per step.
+        epochs: passes over all steps as anchors.
+        learning_rate: peak rate of AdamW; None: the preset's optimiser is the objective's own (CLASS: LARS).
+    """
+
+    batch_size: int = 64
+    epochs: float = 40
+    learning_rate: float | None = 1e-4
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of an objective: its own as fields of a frozen subclass, facts about it as class variables.
+
+    Attributes:
+        name: in the registry.
+        label: for tables.
+        about: one line.
+        recipe: the paper's training.
+        companions: steps drawn for each anchor, so that a row of a batch is M = 1 + ``companions`` images.
+        views: R, random views of each image.
+        together: whether all images of a row are seen in the same random view (crop, colours), as where dynamics
+            between them are to be predicted.
+        needs_similarity: whether it reads the similarity of actions.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    about: ClassVar[str] = ""
+    recipe: ClassVar[Recipe] = Recipe()
+    companions: ClassVar[int] = 0
+    views: ClassVar[int] = 1
+    together: ClassVar[bool] = False
+    needs_similarity: ClassVar[bool] = False
+
+    @property
+    def target_decay(self) -> float | None:
+        """Of a second encoder whose weights follow the trained one's (BYOL); None: there is none."""
+        return None
+
+    @property
+    def images_per_anchor(self) -> int:
+        """Views that the encoder sees for each anchor of a batch: what a budget in images counts."""
+        return (1 + self.companions) * self.views
+
+    @property
+    def terms(self) -> tuple[ObjectiveConfig, ...]:
+        """The single objectives of a sum, or this one itself."""
+        return (self,)
+
+    @property
+    def written(self) -> str:
+        """As on the command line: ``class``, or ``class+0.1*byol``."""
+        return self.name
+
+    def describe(self) -> str:
+        """With what differs from the defaults, for titles: ``CLASS (weighting=hard)``."""
+        usual = type(self)()
+        names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)]
+        changed = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"{self.label} ({changed})" if changed else self.label
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, behind the objective's name."""
+        return {"name": self.name, **fields_to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> ObjectiveConfig:
+        """What :meth:`to_json` wrote, of whichever objective.
+
+        Raises:
+            DataError: no objective of this name, or other settings than it has.
+        """
+        from classact.objectives import OBJECTIVES
+
+        name = str(value.get("name")) if isinstance(value, dict) else ""
+        if name != CombinedConfig.name and name not in OBJECTIVES:
+            raise DataError(f"{where}: {choose('objective', name, OBJECTIVES)}.")
+        kind = CombinedConfig if name == CombinedConfig.name else OBJECTIVES[name].config
+        return fields_from_json(kind, {key: item for key, item in value.items() if key != "name"}, where)
+
+
+@dataclass(frozen=True)
+class SoftInfoNCEConfig(ObjectiveConfig):
+    """Settings of the objective.
+
+    Attributes:
+        temperature: tau (table 4: 0.05).
+        reduction: "anchors": mean over the anchors that have a positive (released code); "batch": 1 / B (eq. 1). The
+            two differ by the share of anchors with a positive, that is, by a factor on the learning rate.
+        pairs: "all" (the paper), or "cross-episode": pairs of one episode are neither positives nor negatives, so that
+            what is constant within an episode (its colours, its camera) cannot help to tell pairs apart.
+        weighting: "soft" (the paper), or "hard": each positive counts alike (fig. 4a).
+        views: random views of each image (the paper: 1). With more, other views of an anchor's own image are positives
+            of weight 1, and all views of a positive are positives.
+        queue: features of so many images of the batches before that are contrasted as well, without gradient (MoCo,
+            arXiv 1911.05722); the paper: 0. Weights between them and the batch come from their actions, as within it.
+        learned_temperature: train tau with the encoder, from ``temperature``, held within 0.01..1.
+    """
+
+    name = "class"
+    label = "CLASS"
+    about = "soft InfoNCE: what leads to similar action sequences lies close (eq. 1)"
+    recipe = Recipe(160, 100, None)
+    needs_similarity = True
+
+    temperature: float = 0.05
+    reduction: Literal["anchors", "batch"] = "anchors"
+    pairs: Literal["all", "cross-episode"] = "all"
+    weighting: Literal["soft", "hard"] = "soft"
+    views: int = 1  # type: ignore[misc]
+    queue: int = 0
+    learned_temperature: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"expected a temperature above 0 (the paper uses 0.05), got {self.temperature}.")
+        if self.reduction not in REDUCTIONS:
+            raise UnknownNameError(choose("reduction", self.reduction, REDUCTIONS))
+        if self.pairs not in PAIRS:
+            raise UnknownNameError(choose("pairs", self.pairs, PAIRS))
+        if self.weighting not in WEIGHTINGS:
+            raise UnknownNameError(choose("weighting", self.weighting, WEIGHTINGS))
+        if self.views < 1 or self.queue < 0:
+            raise ConfigError(f"expected views >= 1 and queue >= 0, got views {self.views} and queue {self.queue}.")
+        if self.learned_temperature and not TAU_RANGE[0] <= self.temperature <= TAU_RANGE[1]:
+            raise ConfigError(
+                f"a learned temperature is held within {TAU_RANGE[0]}..{TAU_RANGE[1]}; it cannot start from "
+                f"{self.temperature}."
+            )
+
+
+@dataclass(frozen=True)
+class TCNConfig(ObjectiveConfig):
+    """Settings of the objective; the defaults are the repository's.
+
+    Attributes:
+        margin: by how much d of the negative shall exceed d of the positive.
+        scale: length of the embeddings, so that d lies within 0..4 scale^2.
+        positive_margin: steps that the positive is away from the anchor at most.
+        negative_margin: steps that the negative is away from the anchor at least.
+    """
+
+    name = "tcn"
+    label = "TCN"
+    about = "triplets within an episode: near in time against far (1704.06888)"
+    recipe = Recipe(64, 200, 1e-4)
+    companions = 2
+
+    margin: float = 2.0
+    scale: float = 10.0
+    positive_margin: int = 10
+    negative_margin: int = 30
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < math.inf or not 0 < self.scale < math.inf:
+            raise ConfigError(f"expected margin >= 0 and scale > 0, got margin {self.margin} and scale {self.scale}.")
+        if not 1 <= self.positive_margin < self.negative_margin:
+            raise ConfigError(
+                f"expected 1 <= positive_margin < negative_margin, got positive_margin {self.positive_margin} and "
+                f"negative_margin {self.negative_margin}: a negative must be farther away than every positive."
+            )
+
+
+@dataclass(frozen=True)
+class BYOLConfig(ObjectiveConfig):
+    """Settings of the objective; the defaults are the repository's.
+
+    Attributes:
+        hidden: width of the hidden layer of projector and predictor.
+        projection: size of projections and predictions.
+        decay: of the target network, its projector included; constant.
+    """
+
+    name = "byol"
+    label = "VINN"
+    about = "two views of an image predict each other (VINN, 2112.01511)"
+    recipe = Recipe(64, 200, 1e-4)
+    views = 2
+
+    hidden: int = 4096
+    projection: int = 256
+    decay: float = 0.99
+
+    @property
+    def target_decay(self) -> float | None:
+        """Of the encoder that makes the targets."""
+        return self.decay
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or self.projection < 1:
+            raise ConfigError(
+                f"expected hidden >= 1 and projection >= 1, got hidden {self.hidden} and projection {self.projection}."
+            )
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"expected 0 <= decay < 1 (the repository uses 0.99), got {self.decay}.")
+
+
+@dataclass(frozen=True)
+class DynaMoConfig(ObjectiveConfig):
+    """Settings of the objective. The defaults are CLASS's table 6, and the released code's for LIBERO.
+
+    Attributes:
+        context: T, frames of a context.
+        latent_dim: of z (table 6 and LIBERO: 32; the authors on Push-T: 8).
+        layers, heads, width: of each of the two transformers.
+        covariance_weight: of the covariance penalty.
+        covariance: "mean" over the off-diagonal entries (released code), or "sum": 1/F of their sum (the paper).
+        target: what is predicted: "stop-gradient": the features themselves, or "ema": those of an averaged encoder.
+        decay: of the averaged encoder, with "ema".
+    """
+
+    name = "dynamo"
+    label = "DynaMo"
+    about = "inverse and forward dynamics of features in short contexts (2409.12192)"
+    recipe = Recipe(64, 40, 1e-4)
+    together = True
+
+    context: int = 5
+    latent_dim: int = 32
+    layers: int = 6
+    heads: int = 6
+    width: int = 120
+    covariance_weight: float = 0.04
+    covariance: Literal["mean", "sum"] = "mean"
+    target: Literal["stop-gradient", "ema"] = "stop-gradient"
+    decay: float = 0.99
+
+    @property
+    def companions(self) -> int:  # type: ignore[override]
+        """The frames of the context after the anchor."""
+        return self.context - 1
+
+    @property
+    def target_decay(self) -> float | None:
+        """Of the averaged encoder, where it makes the targets."""
+        return self.decay if self.target == "ema" else None
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise ConfigError(f"expected a context of at least 2 frames (one transition), got {self.context}.")
+        if min(self.latent_dim, self.layers, self.heads, self.width) < 1:
+            raise ConfigError(
+                f"expected latent_dim, layers, heads and width of at least 1, got {self.latent_dim}, {self.layers}, "
+                f"{self.heads} and {self.width}."
+            )
+        if self.width % self.heads:
+            raise ConfigError(
+                f"attention divides the width into equal heads, which a width of {self.width} and {self.heads} heads "
+                f"do not allow; choose a multiple of {self.heads}."
+            )
+        if not 0 <= self.covariance_weight < math.inf:
+            raise ConfigError(f"expected a finite covariance_weight >= 0, got {self.covariance_weight}.")
+        if self.covariance not in COVARIANCES:
+            raise UnknownNameError(choose("covariance", self.covariance, COVARIANCES))
+        if self.target not in TARGETS:
+            raise UnknownNameError(choose("target", self.target, TARGETS))
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"expected a decay of at least 0 and below 1 (the authors use 0.99), got {self.decay}.")
+
+
+@dataclass(frozen=True)
+class InverseDynamicsConfig(ObjectiveConfig):
+    """Settings of the objective.
+
+    Attributes:
+        horizon: h, steps between the two frames; all h actions between them are predicted.
+        hidden: width of the two hidden layers.
+    """
+
+    name = "inverse-dynamics"
+    label = "Inverse dynamics"
+    about = "predict the actions between two images"
+    recipe = Recipe(64, 40, 1e-4)
+    companions = 1
+    together = True
+
+    horizon: int = 1
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.hidden < 1:
+            raise ConfigError(
+                f"expected a horizon and a hidden width of at least 1, got {self.horizon} and {self.hidden}."
+            )
+
+
+@dataclass(frozen=True)
+class TimeContrastiveConfig(ObjectiveConfig):
+    """Settings of the objective.
+
+    Attributes:
+        similarity: "l2": negative L2 distance of the features (R3M), or "cosine".
+        temperature: that similarities are divided by (R3M: 1). For "cosine", which lies within -1..1, 0.1 is usual.
+        negatives: rows of other episodes that each of the two terms contrasts with (R3M: 3); 0: all of the batch.
+        window: steps that k is after i at most; 0: the whole rest of the episode (R3M).
+    """
+
+    name = "time-contrastive"
+    label = "Time-contrastive"
+    about = "InfoNCE across time within and between episodes (R3M's core term, 2203.12601)"
+    recipe = Recipe(64, 40, 1e-4)
+    companions = 2
+
+    similarity: Literal["l2", "cosine"] = "l2"
+    temperature: float = 1.0
+    negatives: int = 3
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise UnknownNameError(choose("similarity", self.similarity, SIMILARITIES))
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
+        if self.negatives < 0:
+            raise ConfigError(f"expected negatives >= 0 (0: all rows of other episodes), got {self.negatives}.")
+        if self.window != 0 and self.window < 2:
+            raise ConfigError(
+                f"expected a window of 0 (the rest of the episode) or at least 2, for i < j < k, got {self.window}."
+            )
+
+
+@dataclass(frozen=True)
+class NoneConfig(ObjectiveConfig):
+    """Settings of no training: there are none. Which weights these are is the encoder's ``init``."""
+
+    name = "none"
+    label = "Initial weights"
+    about = "no training: those of the encoder's init"
+    recipe = Recipe(160, 0, None)
+
+
+@dataclass(frozen=True)
+class CombinedConfig(ObjectiveConfig):
+    """Settings of a sum of objectives, written ``class+0.1*byol``.
+
+    Attributes:
+        parts: settings of each, of different kinds.
+        weights: a factor for each.
+    """
+
+    name = "combined"
+
+    parts: tuple[ObjectiveConfig, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if len(names) < 2 or len(set(names)) < len(names) or self.name in names:
+            raise ConfigError(f"expected at least two different objectives to combine, got {names or 'none'}.")
+        if "none" in names:
+            raise ConfigError(f"objective 'none' learns nothing, so it cannot be part of a sum, got {names}.")
+        if len(self.weights) != len(names) or not all(0 < weight < math.inf for weight in self.weights):
+            raise ConfigError(f"expected {len(names)} weights above 0 for {names}, got {list(self.weights)}.")
+        decays = sorted({part.target_decay for part in self.parts if part.target_decay is not None})
+        if len(decays) > 1:
+            raise ConfigError(
+                f"objectives that are combined share one target network, but these ask for decays of {decays}."
+            )
+
+    @property
+    def written(self) -> str:
+        """``class+0.1*byol``."""
+        terms = zip(self.parts, self.weights, strict=True)
+        return "+".join(part.name if weight == 1 else f"{weight:g}*{part.name}" for part, weight in terms)
+
+    def describe(self) -> str:
+        """All parts with what differs from their defaults."""
+        return " + ".join(part.describe() for part in self.parts)
+
+    @property
+    def terms(self) -> tuple[ObjectiveConfig, ...]:
+        """The parts."""
+        return self.parts
+
+    @property
+    def recipe(self) -> Recipe:  # type: ignore[override]
+        """That of the first part."""
+        return self.parts[0].recipe
+
+    @property
+    def companions(self) -> int:  # type: ignore[override]
+        """Those of all parts, side by side."""
+        return sum(part.companions for part in self.parts)
+
+    @property
+    def views(self) -> int:  # type: ignore[override]
+        """As many as the part with most needs."""
+        return max(part.views for part in self.parts)
+
+    @property
+    def together(self) -> bool:  # type: ignore[override]
+        """Whether any part asks for it."""
+        return any(part.together for part in self.parts)
+
+    @property
+    def needs_similarity(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(part.needs_similarity for part in self.parts)
+
+    @property
+    def target_decay(self) -> float | None:
+        """That of the parts which have one."""
+        return next((part.target_decay for part in self.parts if part.target_decay is not None), None)
