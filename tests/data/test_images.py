@@ -18,7 +18,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from classact.data import images as module
-from classact.data.images import ImageStore, cache_folder, resize_images
+from classact.data.images import ImageStore, cache_folder, file_stamp, frames_digest, resize_images
 from classact.errors import ConfigError, DataError, StorageError
 
 SHAPE = (5, 60, 80, 3)
@@ -227,6 +227,51 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "classact"
+
+
+# Which images these are
+
+
+@pytest.mark.parametrize("block", [2**22, 1000])
+def test_every_frame_is_part_of_the_identity(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HASH_BYTES", block)
+    images = np.random.default_rng(0).integers(0, 256, (700, 4, 6, 3)).astype(np.uint8)
+    found = {frames_digest(images), frames_digest(images[:-1]), frames_digest(images.reshape(700, 6, 4, 3))}
+    for n in range(len(images)):
+        images[n, n % 4, n % 6, n % 3] ^= 1
+        found.add(frames_digest(images))
+    assert len(found) == 703
+
+
+def test_identity_is_that_of_the_pixels_wherever_they_lie(store: ImageStore, tmp_path: Path) -> None:
+    entry = store.get_or_create(KEY, SHAPE, fill)
+    np.save(tmp_path / "images.npy", FRAMES)
+    own = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for images in (entry, own, FRAMES[::-1][::-1], np.asfortranarray(FRAMES)):
+        assert frames_digest(images) == frames_digest(FRAMES)
+    assert frames_digest(entry[1:3]) == frames_digest(FRAMES[1:3])
+    assert frames_digest(entry[::-1]) == frames_digest(FRAMES[::-1])
+    repaired = np.load(entry.filename, mmap_mode="c")
+    repaired[3] = 0
+    assert frames_digest(repaired) == frames_digest(np.array(repaired)) != frames_digest(FRAMES)
+
+
+def test_whole_entries_are_not_read_again(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.get_or_create(KEY, SHAPE, fill)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda _: pytest.fail("hashed again"))
+    frames_digest(store.get_or_create(KEY, SHAPE, unexpected))
+
+
+def test_stamp_of_a_file_whose_time_was_set_back(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    before = file_stamp(file)
+    assert file_stamp(file) == before
+    time.sleep(0.02)  # file systems tell times a few milliseconds apart
+    file.write_bytes(b"two")
+    os.utime(file, ns=(before[1], before[1]))
+    assert file_stamp(file)[:2] == before[:2]
+    assert file_stamp(file) != before
 
 
 # Resizing

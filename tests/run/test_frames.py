@@ -100,6 +100,15 @@ def test_other_images_under_the_same_name_are_not_mixed_up(store: ImageStore) ->
     assert np.abs(np.asarray(one, int) - two).max() > 50
 
 
+def test_one_repaired_frame_of_many_is_seen(store: ImageStore) -> None:
+    data = fakes.demonstrations(size=8, lengths=(400, 300))
+    images = np.array(data.images["top"])
+    for row in (1, 333, 698):
+        images[row] = 255 - images[row]
+        seen = prepare_frames(data.with_images({"top": images.copy()}), ("top",), 4, ONE, store=store).images["top"]
+        assert_array_equal(seen, resize_images(images, 4))
+
+
 @pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
 def test_rendered_is_what_the_simulator_shows(shift: str, store: ImageStore) -> None:
     config = FramesConfig(source="rendered", shift=shift, seed=3, workers=1)

@@ -61,6 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClassactError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1
+    except OSError as problem:
+        if problem.filename is None:
+            raise
+        print(f"{PROGRAM}: error: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped. {again}", file=sys.stderr)
         return INTERRUPTED

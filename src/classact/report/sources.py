@@ -141,7 +141,7 @@ def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Eval
     for row in sorted(summary, key=lambda row: maximum_of(row) is not None):
         first.setdefault(str(row.get("evaluation", "")), row)
     folder = run.evaluation("x").parent
-    found = sorted(path.parent.name for path in folder.glob("*/episodes.jsonl"))
+    found = sorted(path.parent.name for path in folder.glob("[!.]*/episodes.jsonl"))
     order = [name for name in first if name in found] + [name for name in found if name not in first]
     result = []
     for name in order:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from classact.data.images import sample_digest
+from classact.data.images import frames_digest
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from classact.run.folder import Run
 from classact.run.frames import FramesConfig, aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, make_simulator
 from classact.sims.versions import check_language, check_versions
+from classact.utils.inputs import reading
 from classact.utils.progress import progress_bar
 from classact.utils.storage import first_difference, plain_json, without
 
@@ -38,7 +39,9 @@ def run_settings(run: Run) -> dict[str, Any]:
     Raises:
         DataError: the folder is none of a run.
     """
-    if not run.config.exists():
+    with reading(run.config):
+        there = run.config.exists()
+    if not there:
         raise DataError(f"{run.config} does not exist. Expected a folder written by 'classact pretrain'.")
     settings = run.read_config().get("settings")
     if not isinstance(settings, dict) or not {"evaluation", "frames", "pretrain", "data"} <= settings.keys():
@@ -154,7 +157,7 @@ class RunData:
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),
-            "images": {camera: sample_digest(data.images[camera]) for camera in used},
+            "images": {camera: frames_digest(data.images[camera]) for camera in used},
         }
 
     def encoder_config(self) -> EncoderConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.images import ImageStore, resize_images, sample_digest
+from classact.data.images import ImageStore, frames_digest, resize_images
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import DataError, choose
 from classact.sims import Simulator, make_simulator, plain_shift
@@ -189,7 +189,7 @@ def _camera_frames(
     if recorded.shape[1:3] == (size, size):
         return recorded
     # Not where they come from: a recording that was made again under the same path has other images.
-    key = {"kind": "resized", "native": list(recorded.shape), "images": sample_digest(recorded)}
+    key = {"kind": "resized", "native": list(recorded.shape), "images": frames_digest(recorded)}
 
     def resize(out: ImageArray) -> None:
         for start in range(0, len(recorded), _BLOCK):

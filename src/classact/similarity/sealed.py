@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ClassactError, ConfigError
+from classact.errors import ClassactError, ConfigError, DataError
+from classact.utils.inputs import cannot_read
 from classact.utils.storage import atomic_path, first_difference
 
 _CHUNK = 1 << 20
@@ -62,6 +63,8 @@ def open_sealed(path: Path, *, verify: bool = True) -> Iterator[SealedFile]:
             yield sealed
     except (SafetensorError, FileNotFoundError) as error:
         raise DamagedFileError(f"{path} cannot be read: {error}.") from None
+    except OSError as error:  # it may be whole, so that its pairs are not counted again
+        raise DataError(cannot_read(path, error)) from error
 
 
 class SealedFile:

@@ -10,6 +10,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -461,6 +462,10 @@ class FineTuner(Training):
             "augmentation": describe(config.augment),
         }
 
+    @cached_property
+    def _images_digest(self) -> str | dict[str, str]:
+        return images_digest(self.images)
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         made = {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)}
@@ -469,7 +474,7 @@ class FineTuner(Training):
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
-            "images": images_digest(self.images),
+            "images": self._images_digest,
             "bfloat16": self.bf16,
             "head_bfloat16": self.head_bf16,
         }

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from classact.data.images import sample_digest
+from classact.data.images import frames_digest
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import ClassactError, ConfigError, DataError, choose
@@ -66,7 +67,7 @@ def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dic
 
 def images_digest(images: Mapping[str, ImageArray]) -> str | dict[str, str]:
     """Which images these are; of one camera its digest alone."""
-    digests = {camera: sample_digest(array) for camera, array in images.items()}
+    digests = {camera: frames_digest(array) for camera, array in images.items()}
     return next(iter(digests.values())) if len(digests) == 1 else digests
 
 
@@ -370,13 +371,17 @@ class Trainer(Training):
         self.run(progress, self.config.milestones(self.steps), call)
         return self.average
 
+    @cached_property
+    def _images_digest(self) -> str | dict[str, str]:
+        return images_digest(self.images)
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         return {
             "config": without(to_json(self.config), *INCIDENTAL),
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
-            "images": images_digest(self.images),
+            "images": self._images_digest,
             "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,
         }

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, DataError, StorageError
+from classact.utils.inputs import cannot_read, reading
 
 # Read once, while the program has one thread: looking at it means setting it.
 _UMASK = os.umask(0)
@@ -155,11 +156,13 @@ def _plain(value: Any) -> Any:
 
 
 def read_json(path: Path, error: type[Exception] = DataError) -> Any:
-    """Read JSON; a missing or damaged file is one clear error of type ``error``."""
+    """Read JSON; a missing or damaged file is one clear error of type ``error``, one not to be read a DataError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} does not exist. Expected a folder written by classact.") from None
+    except OSError as problem:
+        raise DataError(cannot_read(path, problem)) from problem
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
@@ -261,8 +264,10 @@ def read_arrays(path: Path, error: type[Exception] = DataError) -> dict[str, NDA
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not path.exists():
-        raise error(f"{path} does not exist. Expected a folder written by classact.")
+    with reading(path):
+        if not path.exists():
+            raise error(f"{path} does not exist. Expected a folder written by classact.")
+        path.open("rb").close()  # safetensors says of a file that may not be read what it says of a damaged one
     try:
         return dict(load_file(path))
     except SafetensorError as problem:
@@ -300,7 +305,13 @@ def verify_folder(path: Path, remedy: str = "Use another checkpoint, or train ag
 
     Raises:
         CheckpointError: naming the file, expected and found size or digest.
+        DataError: a file may not be read; it may be whole, so that no other checkpoint may take its place.
     """
+    with reading(path):
+        _verify_folder(path, remedy)
+
+
+def _verify_folder(path: Path, remedy: str) -> None:
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist or is not a folder.")
     for name, (size, digest) in read_json(path / CHECKSUMS, CheckpointError).items():

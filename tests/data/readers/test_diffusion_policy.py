@@ -288,14 +288,16 @@ def test_data_info_prints_what_is_declared_and_what_was_assumed(
         "assumed nothing: all of this is declared",
     ):
         assert words in found
-    found = printed(str(write(tmp_path / "b.zarr", arrays(action=np.ones((STEPS, 7), np.float32)))))
+    seven = write(tmp_path / "b.zarr", arrays(action=np.ones((STEPS, 7), np.float32)))
+    found = printed(str(seven), "--layout", str(declare(tmp_path / "few.json", {"proprioception": {"arm": "state"}})))
     for words in (
-        "proprioception keys agent_pos 2",
+        "proprioception keys arm 5",
         "language none",
         "action space none: each dimension is a number by itself",
-        "assumed Push-T's layout; no action space is assumed: 7 action dimensions can mean several things",
+        "assumed no action space is assumed: 7 action dimensions can mean several things",
     ):
         assert words in found
+    assert "assumed Push-T's layout; assumed from D = 2" in printed(str(write(tmp_path / "c.zarr", arrays())))
 
 
 def test_an_explicit_layout_goes_before_that_in_the_store(tmp_path: Path) -> None:
@@ -449,17 +451,17 @@ def test_action_spaces_in_layouts() -> None:
 def test_ten_numbers_that_are_no_pose_are_not_taken_for_one(tmp_path: Path, D: int) -> None:
     rng = np.random.default_rng(0)
     numbers = rng.normal(size=(STEPS, D)).astype(np.float32)
-    demos = read(write(tmp_path / "a.zarr", arrays(action=numbers)))
+    demos = read(write(tmp_path / "a.zarr", arrays(action=numbers)), layout=PUSH_T)
     assert demos.schema.actions is None
     assert re.search(
         rf"no action space is assumed, although {D} dimensions can be poses: .*rotation", demos.schema.assumption
     )
     space = ActionSpace.pose() if D == 10 else ActionSpace.pose("left", "right")
     poses = space.orthogonalize(numbers.astype(np.float64))
-    demos = read(write(tmp_path / "b.zarr", arrays(action=poses)))
+    demos = read(write(tmp_path / "b.zarr", arrays(action=poses)), layout=PUSH_T)
     assert demos.schema.actions == space
     poses[3, 1] = np.nan
-    assert "actions[3, 1] is nan" in message(write(tmp_path / "c.zarr", arrays(action=poses)))
+    assert "actions[3, 1] is nan" in message(write(tmp_path / "c.zarr", arrays(action=poses)), layout=PUSH_T)
 
 
 def test_without_a_layout_push_t_is_assumed(tmp_path: Path) -> None:
@@ -470,6 +472,32 @@ def test_without_a_layout_push_t_is_assumed(tmp_path: Path) -> None:
     assert read(path, layout=PUSH_T).schema == demos.schema
     assert dict(read(write(tmp_path / "b.zarr", arrays(img=None))).images) == {}
     assert "data/img is missing" in message(tmp_path / "b.zarr", layout=PUSH_T)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "expected"), [("action", 7, 2), ("action", 3, 2), ("state", 14, 5), ("state", 2, 5)]
+)
+def test_without_a_layout_another_robot_is_refused(target: Path, key: str, size: int, expected: int) -> None:
+    path = write(target, arrays(**{key: np.ones((STEPS, size), np.float32)}))
+    said = message(path)
+    assert f"data/{key} has shape ({STEPS}, {size}), expected (N, {expected})" in said
+    assert f"--layout FILE.json, {LAYOUT_FILE} in the store" in said
+    read(path, layout=ZarrLayout(proprioception={"all": "state"}))
+
+
+def test_what_is_assumed_is_said_whenever_data_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.zarr", arrays())
+    read_demonstrations(path)
+    assert re.search(r"a \(.*a\.zarr\): not declared but assumed: Push-T's layout; .* 'point'", caplog.text)
+    caplog.clear()
+    layout = declare(tmp_path / "layout.json", {"proprioception": {"arm": "state"}})
+    read_demonstrations(path, layout=layout)
+    assert "not declared but assumed: assumed from D = 2" in caplog.text
+    caplog.clear()
+    declare(layout, {"proprioception": {"arm": "state"}, "action_space": "point"})
+    read_demonstrations(path, layout=layout)
+    read_demonstrations("pusht-expert", episodes=1)
+    assert not caplog.records
 
 
 def test_without_proprioception(tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ A new format is one module beside this one, with the members of :class:`Reader`,
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
+from classact.utils.inputs import input_path, reading, user_path
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while something long is read."""
@@ -79,9 +84,20 @@ def read_demonstrations(
         if layout is not None:
             raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
         return first_episodes(load_embedded(), episodes)
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise DataError(f"{path} does not exist. {_available()}")
+    path = input_path(source, missing=_available)
+    if path.name in ("", ".."):  # demonstrations are named by their path
+        path = path.resolve()
+    with reading(path):
+        data = _read(path, episodes, progress, None if layout is None else user_path(layout, ConfigError))
+    if data.schema.assumption:
+        logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
+    return data
+
+
+def _read(path: Path, episodes: int | None, progress: Progress | None, layout: Path | None) -> Demonstrations:
+    with suppress(OSError):  # which opening it says better
+        if layout is not None and not (layout.stat() and (layout.is_file() or layout.is_dir())):
+            raise ConfigError(f"layout {layout} is a device, pipe or socket. Expected a JSON file.")
     for name in READERS:
         module = reader(name)
         if not module.matches(path):
@@ -90,7 +106,7 @@ def read_demonstrations(
             return module.read(path, episodes=episodes, progress=progress)
         if not module.TAKES_LAYOUT:
             raise ConfigError(_no_layout(layout, str(path), name))
-        return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=Path(layout).expanduser())
+        return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=layout)
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
 
 
@@ -101,12 +117,13 @@ def declared_simulator(source: str | Path) -> str:
     """
     if isinstance(source, str) and source in EMBEDDED:
         return "pusht"
-    path = Path(source).expanduser()
-    for name in READERS if path.exists() else ():
-        module = reader(name)
-        if module.matches(path):
-            declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
-            return declared(path)
+    with suppress(DataError, OSError):
+        path = input_path(source)
+        for name in READERS:
+            module = reader(name)
+            if module.matches(path):
+                declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
+                return declared(path)
     return ""
 
 
@@ -167,10 +184,12 @@ def _available() -> str:
 def _content(path: Path) -> str:
     if path.is_file():
         return "it is a file"
-    entries = sorted(path.iterdir())
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     for entry in entries:
-        if any(reader(name).matches(entry) for name in READERS):
-            return f"it is a folder that holds {entry.name}, which looks readable; did you mean {entry}"
+        with suppress(DataError, OSError):  # what may not be read is not what was meant
+            input_path(entry)
+            if any(reader(name).matches(entry) for name in READERS):
+                return f"it is a folder that holds {entry.name}, which looks readable; did you mean {entry}"
     names = [entry.name for entry in entries]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"it is a folder that holds {', '.join(names[:8]) or 'nothing'}{more}"

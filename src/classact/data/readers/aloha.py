@@ -52,7 +52,7 @@ def declared_simulator(path: Path) -> str:
 
     ACT has two simulated tasks of one schema, told apart by the names of their folders alone: the insertion's says so.
     """
-    files = [path] if path.is_file() else _files(path)
+    files = [path] if path.is_file() else h5.listed(path, _number)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
     if not files or "insertion" in folder.name:
         return ""
@@ -92,7 +92,7 @@ def read(
         StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
-    files = [path] if path.is_file() else _files(path)
+    files = [path] if path.is_file() else h5.listed(path, _number, warn=True)
     if not files:
         raise DataError(f"{path}: holds 0 files episode_i.hdf5, expected one for each episode.")
     files = files[: h5.check_episodes(episodes, len(files), path)]
@@ -129,9 +129,9 @@ def read(
     return demonstrations.with_images(decoded)
 
 
-def _files(folder: Path) -> list[Path]:
-    found = sorted((int(match[1]), entry) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name)))
-    return [entry for _, entry in found]
+def _number(path: Path) -> int | None:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def _frames(observations: Any, camera: str, steps: int, bgr: bool) -> Frames:

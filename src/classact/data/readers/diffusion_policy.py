@@ -24,6 +24,7 @@ from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
+from classact.utils.inputs import cannot_read
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
 TAKES_LAYOUT = True
@@ -115,8 +116,8 @@ class ZarrLayout:
             return _parse(path.read_bytes(), str(path))
         except OSError as problem:
             raise ConfigError(
-                f"layout {path} cannot be read ({problem.strerror}); expected a JSON file that says which array of a "
-                f"Zarr store is what."
+                f"layout {cannot_read(path, problem)} Expected a JSON file that says which array of a Zarr store is "
+                f"what."
             ) from None
 
 
@@ -213,6 +214,20 @@ def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Dem
 
 
 def _push_t(store: Zarr2Store) -> ZarrLayout:
+    """Push-T's layout, for a store that declares none and has Push-T's sizes.
+
+    Raises:
+        DataError: other sizes: it is of another robot.
+    """
+    assert PUSH_T.state is not None
+    for name, size in ((PUSH_T.action, 2), (PUSH_T.state, 5)):
+        array = _array(store, PUSH_T, name)
+        if len(array.shape) == 2 and array.shape[1] != size:
+            raise DataError(
+                f"{array.where} has shape {array.shape}, expected (N, {size}): a store without a layout is taken for "
+                f"Push-T, whose actions are (N, 2) and states (N, 5). Of another robot, {_DECLARE}; docs/policies.md "
+                f"shows one."
+            )
     return PUSH_T if "img" in store.arrays(PUSH_T.data) else replace(PUSH_T, cameras={})
 
 

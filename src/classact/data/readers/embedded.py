@@ -23,6 +23,7 @@ from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, IntArray, StateArray
 from classact.errors import DataError
+from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path
 
 PATH = Path(__file__).resolve().parents[2] / "assets" / "pusht_expert.npz"
@@ -101,6 +102,8 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             f"{path} does not exist. `classact data generate pusht --out {path}` makes it from seeds."
         ) from None
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
+        if is_from_system(error):
+            raise DataError(cannot_read(path, error)) from error
         raise DataError(f"{path} cannot be read ({error}): it is damaged, or classact did not write it.") from error
     if header.get("format") != FORMAT:
         raise DataError(f"{path}: expected format {FORMAT!r}, got {header.get('format')!r}. Use a newer classact.")

@@ -27,6 +27,7 @@ from classact.data.readers import Progress, embedded, first_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import CheckpointError, DataError
+from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path, verify_folder, write_folder
 
 DESCRIPTION = "an .npz file, or a folder with demonstrations.npz, by classact data generate"
@@ -208,6 +209,8 @@ def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any]
             arrays = {key: content[key] for key in wanted} if "header" in found else {}
         header = json.loads(arrays.pop("header").tobytes()) if arrays else None
     except Exception as problem:  # a damaged archive fails in as many ways as there are bytes in it
+        if is_from_system(problem):
+            raise DataError(cannot_read(path, problem)) from problem
         raise DataError(
             f"{path} cannot be read ({problem}): it is damaged, or classact did not write it. {_REMEDY}"
         ) from problem
@@ -235,4 +238,6 @@ def _map_images(path: Path) -> ImageArray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as problem:
+        if is_from_system(problem):
+            raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} cannot be read ({problem}). {_REMEDY}") from None

@@ -6,8 +6,9 @@ Images are next door, in :mod:`classact.data.readers.hdf5_images`.
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from classact.data.types import FloatArray, IntArray, StateArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.utils.inputs import cannot_read, is_from_system
 
 SUFFIXES = (".hdf5", ".h5")
 UNKNOWN = "unknown"
@@ -25,6 +27,8 @@ UNKNOWN = "unknown"
 
 ACCEPTED = ("robosuite",)
 """Packages that a layout may accept."""
+
+logger = logging.getLogger(__name__)
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST = 1e18
@@ -58,7 +62,7 @@ class Hdf5Layout:
         try:
             value = json.loads(path.read_bytes())
         except OSError as problem:
-            raise ConfigError(f"layout {path} cannot be read ({problem.strerror}); expected a JSON file.") from None
+            raise ConfigError(f"layout {cannot_read(path, problem)} Expected a JSON file.") from None
         except ValueError as problem:
             raise ConfigError(f"layout {path} is not valid JSON ({problem}).") from None
         if not isinstance(value, dict):
@@ -128,18 +132,64 @@ def is_hdf5_name(path: Path) -> bool:
     return path.suffix in SUFFIXES and path.is_file()
 
 
+def listed(folder: Path, key: Callable[[Path], Any], *, warn: bool = False) -> list[Path]:
+    """The files of a folder that ``key`` knows, in its order. Hidden ones (macOS's ``._NAME``) are none.
+
+    Args:
+        folder: where.
+        key: what to sort a file by, of its name; None where it is none of those that are meant.
+        warn: log what is named like HDF5 and not taken, so that no episode is missed in silence.
+
+    Raises:
+        DataError: two files of one key, such as episode_1.hdf5 and episode_01.hdf5.
+    """
+    found: dict[Any, Path] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        place = key(path)
+        if place is None:
+            if path.suffix.lower() in SUFFIXES:
+                others.append(path.name)
+        elif place in found:
+            raise DataError(
+                f"{folder}: {found[place].name} and {path.name} are one episode or task. Remove one of them."
+            )
+        else:
+            found[place] = path
+    if others and warn:
+        logger.warning(
+            "%s: %d HDF5 files are not named like the others and are left out: %s",
+            *(folder, len(others), ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")),
+        )
+    return [found[place] for place in sorted(found)]
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
     """An HDF5 file for reading.
 
     Raises:
-        DataError: damaged or truncated, and whatever HDF5 says while it is open, with the file's name.
+        DataError: damaged, truncated or not to be read, and whatever HDF5 says while it is open, with the file's name.
         ConfigError: h5py is not installed.
     """
     package = h5py()
     try:
         file = package.File(path, "r")
     except OSError as problem:
+        if "unable to lock file" in str(problem):
+            raise DataError(
+                f"{path} cannot be read: another program (a recorder, a notebook) has it open for writing. Close it "
+                f"there; where none has, the disk cannot lock files: set HDF5_USE_FILE_LOCKING=FALSE."
+            ) from problem
+        if "already open" in str(problem):
+            raise DataError(
+                f"{path} cannot be read: it is marked as open for writing, so its recorder is still at work or was "
+                f"killed. Close it there, or clear the mark: h5clear -s {path.name}."
+            ) from problem
+        if is_from_system(problem):
+            raise DataError(cannot_read(path, problem)) from problem
         with path.open("rb") as raw:
             magic = raw.read(len(_MAGIC))
         what = "is truncated or damaged" if magic == _MAGIC else "is no HDF5 file, or its start is damaged"
@@ -148,6 +198,8 @@ def open_file(path: Path) -> Iterator[Any]:
         with file:
             yield file
     except (OSError, RuntimeError) as problem:  # what h5py raises for damaged chunks and broken links
+        if is_from_system(problem):
+            raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.images import ImageMap, ImageStore
+from classact.data.images import ImageMap, ImageStore, file_stamp
 from classact.data.readers import Progress
 from classact.data.readers import hdf5 as h5
 from classact.data.types import ImageArray
@@ -114,10 +114,10 @@ def store_frames(
                 f"read the demonstrations apart, or re-render them."
             )
     total = sum(part.rows for part in parts)
-    files = {str(part.path.resolve()): part.path.stat() for part in parts}
+    files = {str(path.resolve()): list(file_stamp(path)) for path in {part.path for part in parts}}
     key = {
         "kind": kind,
-        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in files.items()},
+        "files": files,
         "parts": [[str(part.path.resolve()), part.dataset, part.rows] for part in parts],
         "settings": dict(settings),
     }

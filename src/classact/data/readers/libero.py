@@ -82,13 +82,13 @@ def matches(path: Path) -> bool:
 
 
 def _named(path: Path) -> bool:
-    return h5.is_hdf5_name(path) and path.stem.endswith(_ENDING)
+    return path.suffix in h5.SUFFIXES and path.stem.endswith(_ENDING) and not path.name.startswith(".")
 
 
 def declared_simulator(path: Path) -> str:
     """ "libero-object" where the (first) file is of one of its tasks."""
-    files = [path] if path.is_file() else sorted(entry for entry in path.iterdir() if _named(entry))
     try:
+        files = [path] if path.is_file() else h5.listed(path, _order)
         with h5.open_file(files[0]) as file:
             return SIMULATOR if _task_name(files[0], file["data"]) in TASKS else ""
     except (ConfigError, DataError, KeyError, IndexError):
@@ -139,7 +139,7 @@ def read(
         StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
-    files = [path] if path.is_file() else sorted((f for f in path.iterdir() if _named(f)), key=_order)
+    files = [path] if path.is_file() else h5.listed(path, _order, warn=True)
     if not files:
         raise DataError(f"{path}: holds 0 files *{_ENDING}.hdf5, expected one for each task.")
     h5.h5py()
@@ -186,7 +186,9 @@ def read(
     )
 
 
-def _order(file: Path) -> tuple[int, str]:
+def _order(file: Path) -> tuple[int, str] | None:
+    if not _named(file):
+        return None
     name = file.stem.removesuffix(_ENDING)
     return (TASKS.index(name) if name in TASKS else len(TASKS), name)
 

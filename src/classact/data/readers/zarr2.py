@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.images import file_stamp
 from classact.errors import DataError
+from classact.utils.inputs import cannot_read, is_from_system, reading
 
 _BLOSC_HEADER = 16
 
@@ -51,12 +54,14 @@ class Zarr2Store:
             try:
                 self._zip = zipfile.ZipFile(path)
             except (zipfile.BadZipFile, OSError) as error:
+                if is_from_system(error):
+                    raise DataError(cannot_read(path, error)) from error
                 raise DataError(
                     f"{path} ({path.stat().st_size:,} bytes) is not a complete zip file ({error}): it was truncated or "
                     f"damaged. Copy or download it again."
                 ) from error
             self._sizes = {entry.filename: entry.file_size for entry in self._zip.infolist()}
-            groups = sorted((n.removesuffix(".zgroup") for n in self._sizes if n.endswith(".zgroup")), key=len)
+            groups = sorted((n.removesuffix(".zgroup") for n in self._sizes if f"/{n}".endswith("/.zgroup")), key=len)
             self._prefix = groups[0] if groups else ""
             self._backend = ZipStore(path, mode="r")
         if self.size("zarr.json") is not None:
@@ -84,15 +89,20 @@ class Zarr2Store:
         if self._zip is not None:
             return self._sizes.get(self._prefix + name)
         file = self.path / name
-        return file.stat().st_size if file.is_file() else None
+        with reading(file):
+            try:
+                file.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            status = file.stat()  # of a link that leads nowhere this raises: a file is meant to be here
+            return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def stamp(self, name: str) -> tuple[int, int]:
-        """(bytes, modification time in ns or CRC) of a file: changes when its content does, as far as one can tell."""
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """Of a member of a zip (bytes, CRC), of a file :func:`classact.data.images.file_stamp`."""
         if self._zip is not None:
             entry = self._zip.getinfo(self._prefix + name)
             return entry.file_size, entry.CRC
-        status = (self.path / name).stat()
-        return status.st_size, status.st_mtime_ns
+        return file_stamp(self.path / name)
 
     def head(self, name: str, count: int = -1) -> bytes:
         """The first ``count`` bytes of a file, by default all."""
@@ -102,7 +112,9 @@ class Zarr2Store:
                     return member.read(count)
             with (self.path / name).open("rb") as file:
                 return file.read(count)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: the archive is encrypted
+            if is_from_system(error):
+                raise DataError(cannot_read(self.path / name, error)) from error
             raise DataError(
                 f"{self.path}: {name} cannot be read ({error}). Copy or download the data again."
             ) from error
@@ -112,8 +124,11 @@ class Zarr2Store:
         if self._zip is not None:
             start = f"{self._prefix}{group}/"
             names = (n.removeprefix(start) for n in self._sizes if n.startswith(start) and n.endswith("/.zarray"))
-            return sorted(n.removesuffix("/.zarray") for n in names if n.count("/") == 1)
-        return sorted(file.parent.name for file in (self.path / group).glob("*/.zarray"))
+            return sorted(n.removesuffix("/.zarray") for n in names if n.count("/") == 1 and n[0] != ".")
+        folder = self.path / group
+        with reading(folder):  # unlike glob, which passes over what may not be read
+            entries = sorted(folder.iterdir()) if folder.is_dir() else []
+            return [entry.name for entry in entries if entry.name[0] != "." and (entry / ".zarray").is_file()]
 
     def array(self, key: str) -> Zarr2Array:
         """An array's metadata, parsed and checked."""
@@ -199,7 +214,7 @@ class Zarr2Array:
         return int(struct.unpack("<4B3I", header)[6]) if len(header) == _BLOSC_HEADER else _BLOSC_HEADER
 
     def identity(self) -> str:
-        """SHA-256 over the metadata and size and modification time of every chunk file; call after the check."""
+        """SHA-256 over the metadata and the stamp of every chunk file; call after the check."""
         names = [f"{self.key}/.zarray", *(self._file(index) for index in self._grid())]
         stamps = [(name, *self.store.stamp(name)) for name in names]
         return hashlib.sha256(json.dumps([self.meta, stamps], sort_keys=True).encode()).hexdigest()
@@ -234,6 +249,8 @@ class Zarr2Array:
                 values = np.asarray(array[place])
             # Each codec raises errors of its own for damaged bytes.
             except Exception as error:
+                if is_from_system(error):
+                    raise DataError(cannot_read(self.store.path / self._file(index), error)) from error
                 raise DataError(
                     f"{self.where}: chunk file {self._file(index)} cannot be decoded ({type(error).__name__}: "
                     f"{error}): it is damaged. Copy or download the data again."

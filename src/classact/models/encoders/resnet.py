@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classact.errors import CheckpointError, ConfigError, MissingDependencyError
+from classact.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from classact.models.encoders.layers import replace_batch_norm
+from classact.utils.inputs import cannot_read, is_from_system
 
 R3M_URL = "https://drive.google.com/uc?id=1A1ic-p4KtYlKXdXHcV2QV0cUzI4kn0u-"
 """ResNet-18 checkpoint of R3M (arXiv 2203.12601), as its authors' loader names it."""
@@ -86,6 +87,8 @@ def imagenet_weights() -> tuple[dict[str, Tensor], str]:
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True)), str(path)
     except Exception as error:
+        if is_from_system(error) and path.exists():
+            raise DataError(cannot_read(path, error)) from error
         if path.exists():
             raise CheckpointError(
                 f"{path} is not a readable PyTorch file ({error}). Delete it and download {weights.url} again."
@@ -120,6 +123,8 @@ def r3m_weights(path: str | None) -> tuple[dict[str, Tensor], str]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_from_system(error):
+            raise DataError(cannot_read(file, error)) from error
         raise CheckpointError(
             f"{file} is not a readable R3M checkpoint ({error}). Delete it, download {R3M_URL} with a browser and put "
             f"the file there."

@@ -1,0 +1,107 @@
+"""Inputs that users name: paths, and what the operating system says of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeGuard
+
+from classact.errors import ClassactError, DataError
+
+_PERMISSIONS = " Change its permissions, or those of the folders above it."
+_ADVICE = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.ENOTDIR: " Part of the path is a file, not a folder.",
+    errno.EISDIR: " Expected a file.",
+    errno.ELOOP: " Its symbolic links lead in a circle.",
+    errno.EAGAIN: " Another program has it open for writing: close it there.",
+}
+
+
+def is_from_system(problem: BaseException) -> TypeGuard[OSError]:
+    """Whether an error is the operating system's answer; libraries also raise OSError, without a number, for damage."""
+    return isinstance(problem, OSError) and problem.errno is not None
+
+
+def cannot_read(path: str | os.PathLike[str], problem: OSError) -> str:
+    """The operating system's answer on an input, as one line: which file, why, what to do.
+
+    Args:
+        path: what was to be read; the file that ``problem`` names, if it names one, stands instead.
+        problem: the answer.
+    """
+    where = Path(os.fsdecode(problem.filename) if isinstance(problem.filename, str | bytes) else path)
+    if problem.errno is None:
+        return f"{where} cannot be read ({problem})."
+    advice = _ADVICE.get(problem.errno, "")
+    if problem.errno == errno.ENOENT and where.is_symlink():
+        advice = f" It is a link to {where.readlink()}, which does not exist."
+    # Not problem.strerror, where libraries put paragraphs of their own.
+    return f"{where} cannot be read ({os.strerror(problem.errno)}).{advice}"
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], error: type[Exception] = DataError) -> Iterator[None]:
+    """Turns what the operating system says of an input into one clear ``error``."""
+    try:
+        yield
+    except ClassactError:
+        raise
+    except OSError as problem:
+        raise error(cannot_read(path, problem)) from problem
+
+
+def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataError) -> Path:
+    """A path as a user writes it, with ``~`` and ``~user`` replaced.
+
+    Raises:
+        ClassactError: of type ``error``: empty, without such a user, or no path at all.
+    """
+    name = os.fspath(text)
+    if not name or "\0" in name:
+        raise error(f"{name!r} is no path: it {'holds a null character' if name else 'is empty'}.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        if os.path.lexists(name):  # a name may begin so
+            return Path(name)
+        who = Path(name).parts[0][1:]
+        whose = f"user {who!r}" if who else "the user that runs this"
+        raise error(f"{name} cannot be looked up: {whose} has no home folder on this machine. Write it out.") from None
+
+
+def input_path(
+    text: str | os.PathLike[str], error: type[ClassactError] = DataError, missing: Callable[[], str] = str
+) -> Path:
+    """A file or folder that exists and may be read.
+
+    Args:
+        text: as a user writes it, see :func:`user_path`.
+        error: what to raise.
+        missing: says what to add to "PATH does not exist."
+
+    Raises:
+        ClassactError: of type ``error``, saying what is wrong.
+    """
+    path = user_path(text, error)
+    with reading(path, error):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise
+            raise error(f"{path} does not exist. {missing()}".rstrip()) from None
+        if stat.S_ISDIR(mode):
+            with os.scandir(path):
+                os.stat(f"{path}/.")  # noqa: PTH116 (Path drops the dot; entering is another permission than listing)
+        elif stat.S_ISREG(mode):
+            with path.open("rb"):
+                pass
+        else:
+            raise error(f"{path} is neither a file nor a folder, but a device, pipe or socket.")
+    return path
