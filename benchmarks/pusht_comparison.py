@@ -18,11 +18,11 @@ from typing import Any
 
 from classact.data.readers import first_episodes, read_demonstrations
 from classact.run.evaluate import evaluate_run
+from classact.utils.locks import lock_of, locked
 from classact.utils.storage import read_json, write_json, write_text
 from common import RESULTS
 from table1 import METHODS, Cell, Protocol, plan, run_table
 from table1.cells import CHOSEN, head_rolled_out, retrieval_settings
-from table1.claims import lock_of, locked
 from table1.grid import head_config
 from table1.records import episodes_of
 from table1.report import build_comparison, comparison_markdown, read_results

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from classact.errors import ClassactError, DataError, UnknownNameError, choose
+from classact.utils.locks import update_json
 from classact.utils.machine import hardware, versions
-from classact.utils.storage import read_json, write_json
+from classact.utils.storage import check_writable, read_json
 
 Row = dict[str, Any]
 
@@ -39,10 +41,13 @@ def run_sections(
 
     Raises:
         ConfigError: an unknown section.
+        StorageError: the results file cannot be written.
     """
     for name in sections:
         if name not in known:
             raise UnknownNameError(choose("section", name, known))
+    if path is not None:
+        check_writable(path)
     results: Row = read_json(path, error) if path is not None and path.exists() else {}
     for name in sections:
         if name in results and not again:
@@ -55,5 +60,10 @@ def run_sections(
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         results[name] = measured | {"hardware": hardware(), "versions": versions(), "measured": stamp}
         if path is not None:
-            write_json(path, results)
+            # Other processes may have measured other sections since.
+            results = update_json(path, partial(_with, name, results[name]), {}, error)
     return results
+
+
+def _with(name: str, section: Row, results: Row) -> Row:
+    return results | {name: section}

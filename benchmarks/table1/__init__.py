@@ -3,7 +3,6 @@
 methods.py    what can stand in a row, and how it is written
 grid.py       which cells there are, and the protocol that they share
 cells.py      one cell: train, choose, evaluate, record
-claims.py     which process computes what
 runner.py     all of them, in order, each kept as soon as it is done
 """
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.run.presets import default_head_preset, get_head_preset, get_preset
 from classact.run.pretrain import RunConfig, from_preset
-from classact.run.recording import slug
 from classact.sims import plain_shift
 from classact.train.head import FinetuneConfig
+from classact.utils.storage import slug
 from table1.methods import Method, parse_method
 
 HEADS = ("rep", "mlp", "mlp-rep", "dp", "dp-rep")

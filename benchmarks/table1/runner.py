@@ -2,7 +2,7 @@
 
 Killed anywhere and started again with the same command, it goes on with the cell, and within it with the training, that
 it was at. Another protocol is refused: a table has one. Several processes may compute one table: each training is
-claimed by one of them (:mod:`table1.claims`), the others go on with another one.
+claimed by one of them (:mod:`classact.utils.locks`), the others go on with another one.
 """
 
 from __future__ import annotations
@@ -29,35 +29,20 @@ from classact.run.data import RunData
 from classact.run.presets import get_preset, paper_task
 from classact.run.pretrain import from_preset
 from classact.train.config import EngineConfig
+from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.machine import choose_device, hardware, versions
-from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
-from table1.cells import (
-    draw_again,
-    head_cell,
-    head_retrieval,
-    lacks_pictures,
-    on_more_starts,
-    representation,
-    try_rate,
-)
-from table1.claims import BusyError, lock_of, locked
-from table1.grid import (
-    Cell,
-    Protocol,
-    head_config,
-    rates_of,
-    run_config,
-    searched,
-    shift_of,
-)
+from classact.utils.storage import check_writable, first_difference, plain_json, read_json, without, write_json
+from table1.cells import draw_again, head_cell, head_retrieval, lacks_pictures, on_more_starts, representation, try_rate
+from table1.grid import Cell, Protocol, head_config, rates_of, run_config, searched, shift_of
 from table1.records import best_of, blank, finite, headline
 from table1.trainings import Bench, why_missing
 
 FORMAT = "classact-table1-1"
 RESULTS = "results.json"
 
-FREE = ("evaluations", "evaluation_starts", "probe")
-"""Parts of the protocol that decide nothing about success, and may differ between calls."""
+FREE = ("evaluations", "evaluation_starts", "probe", "data", "layout")
+"""Parts of the protocol that decide nothing about success, and may differ between calls. Where data and layout lie, and
+what they are called, decides nothing: what they hold is compared by itself."""
 
 GROWS = "starts"
 """The part of the protocol that a later call may raise."""
@@ -184,6 +169,8 @@ def run_table(
         TrainingInterrupted: Ctrl-C; the same command goes on.
     """
     path = results_path or folder / RESULTS
+    check_writable(path)
+    check_writable(folder, folder=True)
     data = _data(protocol, quiet=quiet)
     table = Table(path, _new(protocol, data.card(), data.encoder))
     _check_same(table, protocol, data.card())
@@ -284,7 +271,6 @@ EXPLORED = 100_000
 
 
 def _settings(protocol: Protocol, data: Mapping[str, Any]) -> Any:
-    # The data by name: where they lie decides nothing, and what they hold is compared by itself.
     return plain_json(protocol.to_json() | {"data": data["name"]})
 
 

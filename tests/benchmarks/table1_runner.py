@@ -22,9 +22,9 @@ from classact.run.probe import probe_run
 from classact.sims import make_simulator
 from classact.sims.worker import run_chunk
 from classact.train import engine
+from classact.utils.locks import lock_of, locked
 from classact.utils.storage import append_jsonl
 from table1 import Cell, Protocol, cells, grid, parse_method, plan, records, run_table, runner
-from table1.claims import lock_of, locked
 
 
 class Here:

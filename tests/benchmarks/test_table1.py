@@ -28,6 +28,7 @@ from classact.objectives import OBJECTIVES
 from classact.run.folder import Run
 from classact.run.presets import get_preset
 from classact.train.representation import Trainer
+from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.storage import append_jsonl, read_json, read_jsonl, write_json
 from common import command
 from table1 import (
@@ -44,7 +45,6 @@ from table1 import (
     trainings,
     with_random,
 )
-from table1.claims import BusyError, lock_of, locked
 from table1.command import Flags, main
 from table1.grid import (
     HEADS,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_locks import another_owner
 
 import fakes
+from classact.cli.runs import Demo, Pretrain, run_config
 from classact.data.actions import ActionSpace
 from classact.data.readers import read_demonstrations
 from classact.data.schema import Schema
@@ -30,7 +33,8 @@ from classact.run.presets import with_objective
 from classact.run.pretrain import Pipeline, RunConfig, from_preset
 from classact.run.recording import evaluation_name
 from classact.train.checkpoints import list_checkpoints
-from classact.utils.storage import write_folder
+from classact.utils.locks import BusyError
+from classact.utils.storage import write_folder, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +267,76 @@ def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, m
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: exchanged)
     with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
         make(tmp_path, data).data()
+
+
+def test_the_same_data_under_another_spelling_go_on(
+    finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = finished
+    copy = Path(shutil.copytree(data, tmp_path / "elsewhere" / data.name))
+    (tmp_path / "link.zarr").symlink_to(data)
+    monkeypatch.chdir(data.parent)
+    for spelling in (data.name, f"./{data.name}/", str(tmp_path / "link.zarr"), str(copy), str(data)):
+        Pipeline(run, replace(config(data), data=spelling), quiet=True)
+        recorded = Path(run.read_config()["settings"]["data"])
+        assert recorded.is_absolute()
+        assert recorded.resolve() == Path(spelling).resolve()
+    other = fakes.write_zarr(tmp_path / "other.zarr", fakes.demonstrations(1, 96, fakes.LENGTHS))
+    before = run.config.read_bytes()
+    with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
+        Pipeline(run, replace(config(data), data=str(other)), quiet=True)
+    assert run.config.read_bytes() == before
+
+
+def test_a_run_that_is_moved_with_its_data_finds_them(data: Path, tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    moving = Path(shutil.copytree(data, before / "data" / data.name))
+    make(before / "runs" / "one", moving).data()
+    before.rename(after)
+    run = Run(after / "runs" / "one")
+    assert rundata.run_settings(run)["data"] == str(after / "data" / data.name)
+
+
+def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> None:
+    run, layout = Run(tmp_path / "run"), tmp_path / "layout.json"
+    layout.write_text("{}")
+    first = config(data, milestone_retrieval=replace(config(data).retrieval, k=3))
+    Pipeline(run, first, quiet=True).data()
+    run.policy.mkdir()  # as if it had been built
+    card = run.read_config()
+    card["settings"] |= {"layout": str(layout), "similarity": "gone"}
+    write_json(run.config, card | {"timings": {"images": 5.0}, "note": "mine"})
+    again = Pipeline(run, config(data), quiet=True)
+    assert again.config.layout == str(layout)
+    assert again.config.similarity is None  # it is not there any more, and was not asked for
+    assert again.config.milestone_retrieval == first.milestone_retrieval
+    after = run.read_config()
+    assert after["settings"] == card["settings"]
+    assert {key: after[key] for key in ("created", "hardware", "timings", "note")} == {
+        **{key: card[key] for key in ("created", "hardware")},
+        "timings": {"images": 5.0},
+        "note": "mine",
+    }
+
+
+def test_how_a_run_is_evaluated_stays_where_no_flag_says_it(data: Path, tmp_path: Path) -> None:
+    common = {"out": tmp_path / "run", "data": str(data), "preset": "debug"}
+    first = run_config(Demo(**common, test_episodes=7, baselines=True, milestone_episodes=9, evaluations=2))
+    Pipeline(Run(tmp_path / "run"), first, quiet=True).data()
+    fresh = run_config(Pretrain(**common))
+    assert (fresh.evaluation.episodes, fresh.baselines, fresh.milestone_episodes) == (50, False, 50)
+    Run(tmp_path / "run").policy.mkdir()  # as if it had been built
+    assert run_config(Pretrain(**common)) == first
+    assert run_config(Demo(**common, test_episodes=8)).evaluation.episodes == 8
+
+
+def test_a_run_that_another_process_makes_is_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("theirs")
+    with another_owner(tmp_path) as other:
+        with pytest.raises(BusyError, match=rf"is in use by process {other.pid} on"):
+            make(tmp_path, data).pretrain()
+        assert (tmp_path / "train.jsonl").read_text() == "theirs"
+        assert not Run(tmp_path).config.exists()
 
 
 def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: Path) -> None:
@@ -506,7 +580,13 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     half.mkdir()
     (half / "model.safetensors").write_text("half")
     write_folder(tmp_path / "encoder", lambda path: (path / "a").write_text("whole") and None)
+    young = tmp_path / ".b.json.123.0123abcd.tmp"
+    young.write_text("of an evaluation that another process writes")
+    for path in tmp_path.rglob("*.tmp"):
+        if path != young:
+            os.utime(path, (0, 0))
     analysis.remove_leftovers(Run(tmp_path))
+    young.unlink()
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".notes.tmp", "a", "checksums.json", "encoder", "sub"]
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,16 +18,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from classact.errors import CheckpointError, DataError, StorageError
+from classact.errors import CheckpointError, ConfigError, DataError, StorageError
 from classact.utils import storage
 from classact.utils.storage import (
     append_jsonl,
     atomic_path,
+    check_name,
+    check_writable,
     first_difference,
     read_arrays,
     read_json,
     read_jsonl,
     sha256_file,
+    slug,
     verify_folder,
     without,
     write_arrays,
@@ -401,3 +405,115 @@ def test_entries_are_left_out_by_their_paths() -> None:
     assert (without(None, "a"), without([1], "a")) == (None, [1])
     assert list(without({"z": 1, "y": 2, "x": 3}, "y")) == ["z", "x"]
     assert value["b"] == {"a": 2, "c": {"d": 3, "e": [4]}}
+
+
+# Before the work
+
+
+def refused(path: Path, **options: bool) -> str:
+    with pytest.raises(StorageError) as caught:
+        check_writable(path, **options)
+    return str(caught.value)
+
+
+def test_what_can_be_written_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "file", appended=True)
+    check_writable(tmp_path / "new" / "deep" / "file")
+    check_writable(tmp_path / "new", folder=True)
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("relative.json"))
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_is_in_the_way_is_seen_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    assert "cannot write" in refused(tmp_path / "file" / "a" / "b.json")
+    assert "Not a directory" in refused(tmp_path / "file", folder=True)
+    assert "Is a directory" in refused(tmp_path / "folder")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(small_disk: Path) -> None:
+    (small_disk / "full").write_bytes(bytes(2**20))
+    assert "disk full while writing" in refused(small_disk / "a.json")
+    assert names(small_disk) == ["full"]
+
+
+def test_a_read_only_disk_is_seen_before_anything_is_written(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "Read-only file system" in refused(small_disk / "new" / "a.json")
+
+
+# Disks that cannot sync
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
+@pytest.mark.parametrize("writer", ["json", "folder"])
+def test_disks_that_cannot_sync_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, writer: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.os, "fsync", refuse)
+    WRITERS[writer](tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_disk_that_fails_after_the_rename_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    monkeypatch.setattr(storage.os, "fsync", fail)
+    with pytest.raises(StorageError, match=r"a\.json was written, but the disk did not confirm it \(Input"):
+        write_json(path, 2)
+    assert read_json(path) == 2
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "entry"
+    write_folder(path, lambda folder: (folder / "a").write_text("previous") and None)
+    real = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == path and not self.name.endswith(".old.tmp"):
+            raise OSError(errno.ENOTEMPTY if path.exists() else errno.EIO, "no")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StorageError, match=r"What was there before is unchanged"):
+        write_folder(path, lambda folder: (folder / "a").write_text("new") and None)
+    assert (path / "a").read_text() == "previous"
+    assert names(tmp_path) == ["entry"]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "../x", "/x", "a b", "-x", "a\n", "ü", "x(y=1)", "a\\b", "a" * 201]
+)
+def test_names_that_are_paths_or_worse_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be the name of a head: expected 1 to 200 letters, digits"):
+        check_name(name, "a head")
+
+
+@given(st.text(max_size=300))
+@example("dynamic(radius=1.2)")
+@example("../../x")
+def test_slugs_are_names(text: str) -> None:
+    assert check_name(slug(text), "a head") == slug(text)
+
+
+def test_long_slugs_differ_where_their_texts_do() -> None:
+    assert slug("mlp-k5_a.b") == "mlp-k5_a.b"
+    assert slug("a" * 300) != slug("a" * 301)

@@ -21,6 +21,7 @@ from classact.data.types import FloatArray
 from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.sims import SIMULATORS, Simulator, make_simulator
 from classact.sims.base import OPEN, install_advice
+from classact.utils.storage import check_writable
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,7 @@ def _weights(name: str) -> str:
 def _cache() -> str:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".doctor.tmp"
-    probe.write_bytes(b"x")
-    probe.unlink()
+    check_writable(folder, folder=True)
     return f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
 
 

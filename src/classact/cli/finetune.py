@@ -59,9 +59,16 @@ class Finetune(EngineArguments):
         tuple[str, ...] | None, tyro.conf.arg(help="Proprioception keys that the policy sees. Default: the run's.")
     ] = None
     evaluations: Annotated[
-        int, tyro.conf.arg(help="Evaluations during training; their maximum and the last are reported. 0: none.")
-    ] = 10
-    milestone_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts of each of these.")] = 50
+        int | None,
+        tyro.conf.arg(
+            help="Evaluations during training; their maximum and the last are reported. 0: none. Default: as the head "
+            "was started with, else 10."
+        ),
+    ] = None
+    milestone_episodes: Annotated[
+        int | None,
+        tyro.conf.arg(help="Unseen starts of each of these. Default: as the head was started with, else 50."),
+    ] = None
     test_episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts at the end. Default: the run's.")] = None
     execute: Execute = None
     ensemble: Ensemble = None
@@ -85,7 +92,7 @@ def head_config(arguments: Finetune) -> Any:
     from classact.errors import ConfigError, UnknownNameError, choose
     from classact.models.heads import DiffusionConfig
     from classact.run.data import run_settings
-    from classact.run.finetune import HeadRunConfig
+    from classact.run.finetune import HeadRunConfig, head_settings
     from classact.run.folder import Run
     from classact.run.presets import default_head_preset, get_head_preset
     from classact.train.config import CHOICES, AugmentConfig
@@ -134,16 +141,30 @@ def head_config(arguments: Finetune) -> Any:
         ),
         head=head,
         augment=augment,
-        evaluations=arguments.evaluations,
+        evaluations=10 if arguments.evaluations is None else arguments.evaluations,
         seed=arguments.seed,
     )
     evaluation = {"episodes": arguments.test_episodes, "execute": arguments.execute, "ensemble": arguments.ensemble}
-    return HeadRunConfig(
+    made = HeadRunConfig(
         finetune=config,
         start="scratch" if arguments.scratch else "run" if arguments.encoder is None else str(arguments.encoder),
         evaluation={k: v for k, v in evaluation.items() if v is not None} | {"workers": arguments.workers},
-        milestone_episodes=arguments.milestone_episodes,
+        milestone_episodes=50 if arguments.milestone_episodes is None else arguments.milestone_episodes,
     )
+    # How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
+    known = head_settings(Run(arguments.run), arguments.name or made.name)
+    if not known:
+        return made
+    before = known["finetune"]
+    finetune = changed(
+        made.finetune,
+        chunk_length=before["chunk_length"] if arguments.chunk_length is None else None,
+        evaluations=before["evaluations"] if arguments.evaluations is None else None,
+    )
+    if isinstance(head, DiffusionConfig) and arguments.scheduler is None and "scheduler" in before["head"]:
+        finetune = replace(finetune, head=replace(head, scheduler=before["head"]["scheduler"]))
+    episodes = known["milestone_episodes"] if arguments.milestone_episodes is None else made.milestone_episodes
+    return replace(made, finetune=finetune, milestone_episodes=episodes)
 
 
 def finetune(arguments: Finetune) -> None:

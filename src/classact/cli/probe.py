@@ -41,9 +41,11 @@ class Probe:
 def probe(arguments: Probe) -> None:
     """Measure, write, print."""
     from classact.run.folder import Run
-    from classact.run.probe import probe_run, write_probe
+    from classact.run.probe import probe_file, probe_run, write_probe
+    from classact.utils.storage import check_writable
 
     run = Run(arguments.run)
+    check_writable(arguments.json or probe_file(run, arguments.encoder))
     result = probe_run(
         run,
         encoder=arguments.encoder,

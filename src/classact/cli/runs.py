@@ -163,10 +163,16 @@ class RunArguments(EngineArguments):
         ),
     ] = None
     evaluations: Annotated[
-        int,
-        tyro.conf.arg(help="Roll out at so many points from 55 % of training on (the paper: 10); 0: at the end only."),
-    ] = 0
-    milestone_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts of each of these.")] = 50
+        int | None,
+        tyro.conf.arg(
+            help="Roll out at so many points from 55 % of training on (the paper: 10); 0: at the end only. Default: as "
+            "the run was started with, else 0."
+        ),
+    ] = None
+    milestone_episodes: Annotated[
+        int | None,
+        tyro.conf.arg(help="Unseen starts of each of these. Default: as the run was started with, else 50."),
+    ] = None
     episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
     seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches and augmentations.")] = 0
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
@@ -177,7 +183,9 @@ class RunArguments(EngineArguments):
 class Demo(RunArguments):
     """Learn a representation from demonstrations, act by retrieval, and show it: DIR/report.html."""
 
-    test_episodes: Annotated[int, tyro.conf.arg(help="Unseen starts per policy.")] = 50
+    test_episodes: Annotated[
+        int | None, tyro.conf.arg(help="Unseen starts per policy. Default: as the run was started with, else 50.")
+    ] = None
     baselines: Annotated[
         bool, tyro.conf.arg(help="Also roll out an untrained encoder and the true state as latent.")
     ] = True
@@ -189,12 +197,19 @@ class Pretrain(RunArguments):
 
 
 def run_config(arguments: RunArguments) -> Any:
-    """The run's settings: the preset, changed by the flags that were given."""
+    """The run's settings: the preset, changed by the flags that were given.
+
+    How it is evaluated stays as the folder says it, where no flag says it now: later commands read it there.
+    """
     from classact.data.readers import declared_simulator
+    from classact.evaluation.rollout import EvaluationConfig
+    from classact.run.folder import Run
     from classact.run.presets import default_preset, get_preset, with_objective, with_trunk
-    from classact.run.pretrain import from_preset
+    from classact.run.pretrain import from_preset, started
     from classact.sims import plain_shift
 
+    run = Run(arguments.out)
+    known = run.read_config().get("settings") or {} if started(run) else {}
     simulator = arguments.simulator or declared_simulator(arguments.data)
     if not simulator:
         simulator = "pusht" if arguments.preset is None else get_preset(arguments.preset).simulator
@@ -237,13 +252,15 @@ def run_config(arguments: RunArguments) -> Any:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
-        evaluations=arguments.evaluations,
+        evaluations=known.get("pretrain", {}).get("evaluations") if arguments.evaluations is None else None,
         seed=arguments.seed,
     )
-    evaluation = replace(config.evaluation, workers=arguments.workers)
-    baselines = False
+    pretrain = changed(pretrain, evaluations=arguments.evaluations)
+    evaluation = EvaluationConfig(**known["evaluation"]) if "evaluation" in known else config.evaluation
+    evaluation = replace(evaluation, workers=arguments.workers)
+    baselines = bool(known.get("baselines", False))
     if isinstance(arguments, Demo):
-        evaluation = replace(evaluation, episodes=arguments.test_episodes)
+        evaluation = changed(evaluation, episodes=arguments.test_episodes)
         baselines = arguments.baselines
     return replace(
         config,
@@ -254,7 +271,7 @@ def run_config(arguments: RunArguments) -> Any:
             temperature=arguments.temperature,
             min_actions=arguments.min_actions,
             proprioception_weight=arguments.proprioception_weight,
-            search=arguments.search,
+            search=arguments.search or known.get("retrieval", {}).get("search"),
         ),
         frames=replace(config.frames, source=arguments.frames, workers=arguments.workers),
         evaluation=evaluation,
@@ -263,7 +280,9 @@ def run_config(arguments: RunArguments) -> Any:
         layout=None if arguments.layout is None else str(arguments.layout.absolute()),
         keys=arguments.keys,
         heldout=arguments.heldout,
-        milestone_episodes=arguments.milestone_episodes,
+        milestone_episodes=known.get("milestone_episodes", 50)
+        if arguments.milestone_episodes is None
+        else arguments.milestone_episodes,
         novelty=replace(config.novelty, alpha=arguments.alarm_level),
     )
 

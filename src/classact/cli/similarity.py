@@ -62,6 +62,7 @@ def measure_similarity(arguments: Similarity) -> None:
     from classact.similarity.config import SimilarityConfig
     from classact.utils.progress import progress_bar
     from classact.utils.ranks import Ranks
+    from classact.utils.storage import check_writable
 
     config = SurveyConfig(
         SimilarityConfig(
@@ -81,6 +82,7 @@ def measure_similarity(arguments: Similarity) -> None:
     )
     ranks = Ranks.from_environment()
     try:
+        ranks.on_first(lambda: check_writable(arguments.out, folder=True))
         with progress_bar("read demonstrations", quiet=arguments.quiet or not ranks.first) as bar:
             data = read_demonstrations(
                 arguments.data, episodes=arguments.episodes, progress=bar, layout=arguments.layout

@@ -11,13 +11,16 @@ an entry. Several processes may build the same entry at once: the first that fin
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +32,7 @@ import numpy as np
 from classact.data.types import ImageArray
 from classact.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from classact.utils.inputs import cannot_read, user_path
-from classact.utils.storage import atomic_path, read_json
+from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read_json
 
 ImageMap = np.memmap[Any, np.dtype[np.uint8]]
 
@@ -50,11 +53,41 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where decoded images go: ``CLASSACT_CACHE``, else ``$XDG_CACHE_HOME/classact``, else ``~/.cache/classact``."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return user_path(chosen, StorageError)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "classact"
+    """Where decoded images go: ``CLASSACT_CACHE``, else ``$XDG_CACHE_HOME/classact``, else ``~/.cache/classact``.
+
+    Where the last two cannot be written (a home that does not exist, a read-only one), a temporary folder, which is
+    said, and which processes that this one starts take as well.
+
+    Raises:
+        StorageError: the folder that ``CLASSACT_CACHE`` names cannot be written.
+    """
+    chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
+    # XDG's are to be ignored where they are relative. Without any home, "~" stays, which is relative, too.
+    usual = Path(base if Path(base).is_absolute() else os.path.expanduser("~/.cache")) / "classact"  # noqa: PTH111
+    folder = user_path(chosen, StorageError) if chosen else usual
+    if problem := _unusable(folder, chosen is not None and chosen != ""):
+        temporary = tempfile.mkdtemp(prefix="classact-cache-")
+        logger.warning(
+            "%s Decoded images go to %s for now; set %s to a folder that stays.", problem, temporary, CACHE_VARIABLE
+        )
+        os.environ[CACHE_VARIABLE] = temporary
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        return Path(temporary)
+    return folder
+
+
+@functools.cache
+def _unusable(folder: Path, chosen: bool) -> str:
+    """Why a cache cannot be used; empty where it can."""
+    if not folder.is_absolute() and not chosen:
+        return "There is no home folder."
+    try:
+        check_writable(folder, folder=True)
+    except StorageError as error:
+        if chosen:
+            raise StorageError(f"{CACHE_VARIABLE} names a folder that cannot be used: {error}") from None
+        return str(error).partition(". What was")[0] + "."
+    return ""
 
 
 def resize_images(images: ImageArray, size: int | tuple[int, int]) -> ImageArray:
@@ -279,6 +312,9 @@ def _reserve(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:  # disks that cannot promise space
+            raise
     finally:
         os.close(descriptor)
 

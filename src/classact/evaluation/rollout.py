@@ -26,8 +26,9 @@ from classact.policies.base import Policy, alarm_level
 from classact.policies.control import ControlConfig, Controller
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Worker
+from classact.utils.locks import own
 from classact.utils.statistics import wilson_interval
-from classact.utils.storage import write_arrays, write_jsonl
+from classact.utils.storage import check_writable, write_arrays, write_jsonl
 
 FIRST_SEED = 100_000
 """Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
@@ -388,6 +389,7 @@ def run_evaluation(
 
     Raises:
         ConfigError: a further label with the name of a column.
+        StorageError: nothing can be written there, or another process evaluates under that name; before the first step.
     """
     further = dict(labels or {})
     if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, FAULTS, "alarm"}):
@@ -395,6 +397,8 @@ def run_evaluation(
     alarm = alarm_level(policy)
     if alarm is not None and math.isinf(alarm):
         alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
+    check_writable(folder, folder=True)
+    _hold = own(folder)  # of two evaluations of one name, files would be mixed
     begin = time.perf_counter()
     faults: list[str] = []
     results = evaluate(policy, simulator, config, progress, faults)
@@ -403,6 +407,6 @@ def run_evaluation(
     (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
     if faults:
         write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
-    own = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
-    rows = summarize(results, seconds, alarm=alarm, **(own | further))
+    given = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
+    rows = summarize(results, seconds, alarm=alarm, **(given | further))
     return results, [row | {FAULTS: len(faults)} for row in rows] if faults else rows

@@ -31,7 +31,7 @@ from classact.report.table import (
     series,
 )
 from classact.run.folder import Run
-from classact.utils.storage import write_text
+from classact.utils.storage import check_writable, write_text
 
 
 def build_report(root: Path) -> Path:
@@ -51,6 +51,7 @@ def build_report(root: Path) -> Path:
     from plotly.offline import get_plotlyjs
 
     sources = read_sources(root)
+    check_writable(Run(sources.root).report)
     templates = environment()
     templates.filters |= {"encoder_name": encoder_name, "policy_name": policy_name}
     path = Run(sources.root).report

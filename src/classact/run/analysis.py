@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PERPLEXITY = 100.0
 PICTURE = 160
 VIDEO = 256
 VIDEO_STRIDE = 2
+LEFTOVER_SECONDS = 3600
 _LEFTOVER = re.compile(r"\..+\.(\d+\.[0-9a-f]{8}|[0-9a-f]{8}\.old)\.tmp")
 """Temporary names of :func:`classact.utils.storage.atomic_path`."""
 
@@ -194,9 +196,16 @@ def write_videos(
 
 
 def remove_leftovers(run: Run) -> None:
-    """Delete what a killed process left half-written in the run's folder; other files are nobody's business."""
+    """Delete what a killed process left half-written in the run's folder; other files are nobody's business.
+
+    Nor are young ones: of evaluations and heads, which other processes may be writing.
+    """
     for path in sorted(Path(run.root).rglob(".*.tmp")):
-        if not _LEFTOVER.fullmatch(path.name):
+        try:
+            young = time.time() - path.stat().st_mtime < LEFTOVER_SECONDS
+        except FileNotFoundError:
+            continue
+        if young or not _LEFTOVER.fullmatch(path.name):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -6,12 +6,14 @@ Pre-training, heads, probes and tables read them here.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from classact.data.images import frames_digest
-from classact.data.readers import first_episodes, last_episodes, read_demonstrations
+from classact.data.readers import EMBEDDED, first_episodes, last_episodes, read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 from classact.models.encoders import EncoderConfig
@@ -33,8 +35,23 @@ STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 
 
+def whole_path(source: str) -> str:
+    """Where data lie, for every working directory; embedded names stay."""
+    return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
+
+
+def lie_beside(run: Run, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Where data and layout lie, seen from a run's folder."""
+    root = run.root.resolve()
+    paths = {name: settings[name] for name in ("data", "layout") if settings[name] not in (None, *EMBEDDED)}
+    return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
+
+
 def run_settings(run: Run) -> dict[str, Any]:
     """The settings that a run was started with.
+
+    Data and layout that are no longer there are looked for where they lay beside the run's folder: both may have been
+    moved together.
 
     Raises:
         DataError: the folder is none of a run.
@@ -46,6 +63,11 @@ def run_settings(run: Run) -> dict[str, Any]:
     settings = run.read_config().get("settings")
     if not isinstance(settings, dict) or not {"evaluation", "frames", "pretrain", "data"} <= settings.keys():
         raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
+    beside = run.read_config().get("beside") or {}
+    for name in ("data", "layout"):
+        path, moved = settings.get(name), run.root / beside.get(name, "")
+        if path and path not in EMBEDDED and not Path(path).exists() and name in beside and moved.exists():
+            settings[name] = whole_path(str(moved))
     return settings
 
 

@@ -20,6 +20,7 @@ from classact.sims.versions import check_language
 from classact.train.config import AugmentConfig, describe
 from classact.utils.labels import learned_label, written_name
 from classact.utils.machine import choose_device
+from classact.utils.storage import check_name, slug
 
 NO_LABELS = {"training": "none", "augmentation": "none"}
 """Of what was not trained."""
@@ -64,8 +65,11 @@ def evaluate_run(
     Raises:
         CheckpointError: no policy there, or a damaged one.
         DataError: the folder is none of a run.
-        ConfigError: as :func:`check_rollouts`.
+        ConfigError: as :func:`check_rollouts`, or a name that is no name of a folder.
+        StorageError: the results could not be written.
     """
+    if name is not None:
+        check_name(name, "an evaluation")
     settings = run_settings(run)
     standard = settings["frames"]["simulator"]
     # A head has settings of its own: how much of a chunk is executed, for instance.
@@ -76,6 +80,7 @@ def evaluate_run(
     config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
     simulator = simulator or standard
     check_rollouts(run, simulator)
+    run.check_writable()
     policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
@@ -85,7 +90,7 @@ def evaluate_run(
     label = f"{encoder}{changed}"
     _, rows = roll_out(
         run,
-        name or evaluation_name(head or policy.name, encoder, config.shift) + changed,
+        name or slug(evaluation_name(head or policy.name, encoder, config.shift) + changed),
         policy,
         label,
         (simulator, config),

@@ -18,7 +18,7 @@ from classact.models.encoders import EncoderConfig, encoder_config_from_json, pr
 from classact.models.heads import DiffusionConfig, head_config_to_json, head_name, make_head
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
-from classact.run.data import RunData, run_settings
+from classact.run.data import RunData, run_settings, whole_path
 from classact.run.evaluate import check_rollouts, encoder_label, row_labels, run_watcher
 from classact.run.folder import Run
 from classact.run.recording import (
@@ -26,7 +26,6 @@ from classact.run.recording import (
     evaluation_name,
     new_card,
     roll_out,
-    slug,
     timed,
     timed_fit,
 )
@@ -34,13 +33,17 @@ from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.head import ACTING, FinetuneConfig, FineTuner
 from classact.utils.labels import learned_label
+from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
 from classact.utils.progress import teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, plain_json, sha256_file, without, write_json
+from classact.utils.storage import check_name, first_difference, plain_json, sha256_file, slug, without
 
 RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""
+
+OWN = ("run", "scratch")
+"""What a head's training starts from, besides folders of other encoders."""
 
 FREE = ("evaluation", "milestone_episodes", *(f"finetune.{name}" for name in (*INCIDENTAL, *ACTING)))
 """Settings that do not decide what is learned."""
@@ -69,6 +72,8 @@ class HeadRunConfig:
         if self.start == "scratch" and (self.finetune.frozen or self.finetune.weights == "last"):
             other = "frozen trains no encoder" if self.finetune.frozen else "weights 'last' are of a pre-training"
             raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")
+        if self.start not in OWN:
+            object.__setattr__(self, "start", whole_path(self.start))
         for name in self.evaluation:
             if name not in EvaluationConfig.__dataclass_fields__:
                 raise UnknownNameError(choose("evaluation setting", name, EvaluationConfig.__dataclass_fields__))
@@ -103,6 +108,8 @@ class HeadPipeline:
         DataError: the folder is none of a run.
         ConfigError: the head's folder belongs to other settings.
         CheckpointError: the run has no encoder yet.
+        BusyError: another process trains the head.
+        StorageError: the folder cannot be written.
     """
 
     def __init__(
@@ -119,17 +126,18 @@ class HeadPipeline:
         self.ranks = ranks or Ranks()
         self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
         self.name = name or config.name
-        if self.name in RESERVED or slug(self.name) != self.name:
-            raise ConfigError(
-                f"{self.name!r} cannot be the name of a head: expected letters, digits, '.', '_' and '-', and none of "
-                f"{list(RESERVED)}."
-            )
+        check_name(self.name, "a head")
+        if self.name in RESERVED:
+            raise ConfigError(f"{self.name!r} cannot be the name of a head: the run's own evaluations have it.")
         self.folder = Run(run.head(self.name))
+        self._hold: Hold | None = None
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
         self.device, self.engine = choose_device(device), engine or EngineConfig()
         settings = run_settings(run)
-        self.evaluation = replace(EvaluationConfig(**settings["evaluation"]), **config.evaluation)
+        # What an earlier call said of the head's evaluations holds until another one says something else.
+        usual = (head_settings(run, self.name) or settings)["evaluation"]
+        self.evaluation = replace(EvaluationConfig(**usual), **config.evaluation)
         self.simulator = str(settings["frames"]["simulator"])
         self.encoder_config = self._encoder_config(settings)
         self.label = encoder_label(config.start, learned_label(settings))
@@ -164,6 +172,10 @@ class HeadPipeline:
         return self._encoder_folder()
 
     def _claim(self) -> None:
+        self.run.check_writable()
+        if not self.folder.policy.is_dir():
+            # Until all is learned, or this object is gone: another training would write into the same files.
+            self._hold = own(self.folder.root)
         settings = plain_json(
             {
                 "finetune": asdict(self.finetune) | {"head": head_config_to_json(self.finetune.head)},
@@ -173,12 +185,13 @@ class HeadPipeline:
                 "milestone_episodes": self.config.milestone_episodes,
             }
         )
-        started = self.folder.config.exists() and (
-            self.folder.policy.is_dir() or bool(list_checkpoints(self.folder.checkpoints))
-        )
-        if started:
-            card = self.folder.read_config()
-            found, asked = (without(value, *FREE) for value in (card.get("settings"), settings))
+        card: dict[str, Any] = {}
+        if known := head_settings(self.run, self.name):
+            found, asked = (
+                # Which other encoder it started from is told by its weights, wherever they lie.
+                without(value, *FREE) | {"start": value.get("start") if value.get("start") in OWN else "other"}
+                for value in (known, settings)
+            )
             if difference := first_difference(found, asked, "settings"):
                 raise ConfigError(
                     f"{self.folder.root} was started with {difference}. Give the head another --name, or remove that "
@@ -189,7 +202,7 @@ class HeadPipeline:
             self.folder.train_log.unlink(missing_ok=True)
             self.run.drop_milestones(f"heads/{self.name}")
             card = new_card(self.name) | {"labels": {}}
-        write_json(self.folder.config, card | {"settings": settings})
+        self.folder.update_config(lambda now: (card or now) | {"settings": settings})
 
     def _digest(self) -> str | None:
         """Which weights training starts from: a run whose encoder was learned again has other ones."""
@@ -211,6 +224,7 @@ class HeadPipeline:
     def train(self) -> ParametricPolicy:
         """The policy, trained now or read from the folder. The last thing that ranks do together."""
         policy = self._train()
+        self._hold = None
         self.ranks = self.ranks.alone()
         return policy
 
@@ -235,7 +249,7 @@ class HeadPipeline:
             say=teller(quiet=self.quiet),
         )
         if self.ranks.first:
-            write_json(self.folder.config, self.folder.read_config() | {"labels": tuner.labels()})
+            self.folder.update_config(lambda card: card | {"labels": tuner.labels()})
 
         def milestone(at: FineTuner) -> None:
             config = replace(self.evaluation, episodes=self.config.milestone_episodes)
@@ -296,3 +310,11 @@ class HeadPipeline:
                 quiet=self.quiet,
             )
         return results
+
+
+def head_settings(run: Run, name: str) -> dict[str, Any]:
+    """The settings that a head of a run was started with; empty where nothing was learned under any."""
+    folder = Run(run.head(name))
+    if not folder.config.exists() or not (folder.policy.is_dir() or list_checkpoints(folder.checkpoints)):
+        return {}
+    return dict(folder.read_config().get("settings") or {})

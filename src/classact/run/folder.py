@@ -14,6 +14,7 @@ DIR/milestones.jsonl                rows as in summary.json, of evaluations duri
 DIR/milestones/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       numbers behind the report's pictures
 DIR/report.html                     the report
+DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
 
 Rows of summary.json and milestones.jsonl say which policy acted ("retrieval", "mlp", "diffusion"), with which encoder
 ("class" or another objective, "random", "imagenet" or "r3m" where nothing was learned, "untrained", "state",
@@ -26,13 +27,14 @@ which is biased upwards. Older runs have the first two alone.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from classact.errors import DataError
-from classact.utils.storage import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from classact.utils.locks import lock_of, locked, update_json
+from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Run:
 
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's episodes and trajectories."""
-        return self.root / "evaluations" / name
+        return self.root / "evaluations" / check_name(name, "an evaluation")
 
     def milestone(self, stage: str, step: int) -> Path:
         """Folder of one evaluation during training, laid out like :meth:`evaluation`."""
@@ -101,12 +103,27 @@ class Run:
 
     def head(self, name: str) -> Path:
         """Folder of one head; ``Run(run.head(name))`` has its config, train log, checkpoints and policy."""
-        return self.heads / name
+        return self.heads / check_name(name, "a head")
+
+    def check_writable(self) -> None:
+        """Refuse now what could not be written later.
+
+        Raises:
+            StorageError: the folder, its log or its tables cannot be written.
+        """
+        for path in (self.summary, self.config, self.report):
+            check_writable(path)
+        for path in (self.milestones, self.train_log):
+            check_writable(path, appended=True)
 
     def read_config(self) -> dict[str, Any]:
         """The run's settings."""
         value = read_json(self.config)
         return dict(value)
+
+    def update_config(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Change the run's settings file while no other process does; without one, from an empty one."""
+        update_json(self.config, change, {})
 
     def read_summary(self) -> list[dict[str, Any]]:
         """Rows of the success table, empty before the first evaluation."""
@@ -123,7 +140,7 @@ class Run:
         The name is the evaluation's folder: its episodes were overwritten, so no older row may stay beside them.
         """
         new = {row["evaluation"] for row in rows}
-        write_json(self.summary, [row for row in self.read_summary() if row.get("evaluation") not in new] + rows)
+        update_json(self.summary, lambda old: [row for row in old if row.get("evaluation") not in new] + rows, [])
 
     def read_milestones(self) -> list[dict[str, Any]]:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
@@ -149,11 +166,12 @@ class Run:
     def drop_milestones(self, stage: str) -> None:
         """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
         if self.milestones.exists():
-            kept = [row for row in self.read_milestones() if row["stage"] != stage]
-            write_jsonl(self.milestones, kept)
+            with locked(lock_of(self.milestones)):
+                write_jsonl(self.milestones, [row for row in self.read_milestones() if row["stage"] != stage])
         shutil.rmtree(self.root / "milestones" / stage, ignore_errors=True)
 
     def add_milestones(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append the rows of one evaluation during training; each has ``stage``, ``step`` and ``criterion``."""
-        for row in rows:
-            append_jsonl(self.milestones, row)
+        with locked(lock_of(self.milestones)):  # heads of one run may be trained side by side
+            for row in rows:
+                append_jsonl(self.milestones, row)

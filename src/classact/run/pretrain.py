@@ -30,7 +30,7 @@ from classact.policies import (
 )
 from classact.policies.search import is_exact
 from classact.run import analysis
-from classact.run.data import STATE_RETRIEVAL, RunData, other_data, state_latents
+from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents, whole_path
 from classact.run.evaluate import NO_LABELS, check_rollouts, retrieval_labels
 from classact.run.folder import Run
 from classact.run.frames import FramesConfig, needs_rendering
@@ -51,20 +51,24 @@ from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
 from classact.train.representation import Trainer
 from classact.utils.codec import to_json
 from classact.utils.labels import RANDOM, learned_label, written_name
+from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, read_json, without, write_json
+from classact.utils.storage import first_difference, read_json, without
 
 logger = logging.getLogger(__name__)
 
 FREE = (
-    *("evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
+    *("data", "evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
     *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
-"""Settings that do not decide what is learned: how it is evaluated, on how many processes. Where a layout lies decides
-nothing; what it says shows in what :data:`SAME` compares."""
+"""Settings that do not decide what is learned: how it is evaluated, on how many processes. Where data and layout lie
+decides nothing; what they hold shows in what :data:`SAME` compares."""
+
+KEPT = ("similarity", "milestone_retrieval", "layout")
+"""Settings of :data:`FREE` that stay as a run was started with them where a later call names none."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ class Pipeline:
 
     Raises:
         ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
+        BusyError: another process trains into the folder.
+        StorageError: the folder cannot be written.
     """
 
     def __init__(
@@ -169,6 +175,7 @@ class Pipeline:
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = ranks or Ranks()
+        config = self.ranks.on_first(lambda: self._resumed(run, config))
         self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
         self.device, self.engine = choose_device(device), engine or EngineConfig()
         # What is wrong with the settings shall show now, not after an hour of training.
@@ -177,7 +184,8 @@ class Pipeline:
             (config.evaluation.shift, config.evaluation.image_size),
         ):
             make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
-        self.ranks.on_first(self._check_folder)
+        self._hold: Hold | None = None
+        self._claimed = False
         self._data = RunData(
             config.data,
             config.episodes,
@@ -187,42 +195,73 @@ class Pipeline:
             layout=config.layout,
             quiet=self.quiet,
         )
-        self._claimed = False
+        self.ranks.on_first(self._check_folder)
+
+    @staticmethod
+    def _resumed(run: Run, config: RunConfig) -> RunConfig:
+        """The settings with whole paths, and with what was named when the run was started and is not named now."""
+        known = run.read_config().get("settings") or {} if started(run) else {}
+        if config.milestone_retrieval is None and known.get("milestone_retrieval"):
+            config = replace(config, milestone_retrieval=RetrievalConfig(**known["milestone_retrieval"]))
+
+        def place(name: str) -> str | None:
+            asked = getattr(config, name)
+            path = known.get(name) if asked is None else asked
+            if path is None or (asked is None and not Path(path).exists()):
+                return None
+            return whole_path(path)
+
+        return replace(config, data=whole_path(config.data), similarity=place("similarity"), layout=place("layout"))
 
     def _check_folder(self) -> None:
+        self.run.check_writable()
         if self._started():
-            self._claim({})
+            self._check_same(self._settings(), {})
+            # Data of another place are looked at: the place decides nothing, what they are does.
+            known = (self.run.read_config().get("settings") or {}).get("data", "")
+            self._claim({} if whole_path(known) == self.config.data else self._data.card())
             analysis.remove_leftovers(self.run)
 
     def _started(self) -> bool:
-        """Whether the folder holds anything that was learned under the settings it was started with."""
-        made = (self.run.encoder, self.run.policy, self.run.summary)
-        learned = any(path.exists() for path in made) or bool(list_checkpoints(self.run.checkpoints))
-        return learned and self.run.config.exists()
+        return started(self.run)
 
-    def _claim(self, data: dict[str, Any]) -> None:
-        """Write settings and data into the folder, or compare them with those that it was started with."""
-        settings = to_json(self.config)
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = to_json(self.config)
         if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
             # Where the graph lies does not matter, what it leaves out does.
             card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
             settings["max_neighbors"] = card["cap"]
-        started = self._started()
-        if started:
-            card = self.run.read_config()
-            difference = other_objective(card.get("settings"), settings)
-            difference = difference or first_difference(
-                without(card.get("settings"), *FREE), without(settings, *FREE), "settings"
+        return settings
+
+    def _check_same(self, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        card = self.run.read_config()
+        difference = other_objective(card.get("settings"), settings)
+        difference = difference or first_difference(
+            without(card.get("settings"), *FREE), without(settings, *FREE), "settings"
+        )
+        difference = difference or other_data(card["data"], data)
+        if difference:
+            raise ConfigError(
+                f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
             )
-            difference = difference or other_data(card["data"], data)
-            if difference:
-                raise ConfigError(
-                    f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
-                )
+
+    def _claim(self, data: dict[str, Any]) -> None:
+        """Write settings and data into the folder, or compare them with those that it was started with."""
+        if not self.run.policy.is_dir():
+            # Until all is learned, or this object is gone: another training would write into the same files.
+            self._hold = own(self.run.root)
+        settings = self._settings()
+        if before := self._started():
+            self._check_same(settings, data)
+            card = self.run.read_config()
+            known = card.get("settings") or {}
+            settings |= {name: known[name] for name in KEPT if settings[name] is None and name in known}
         else:
             card = new_card(self.config.pretrain.objective.describe()) | {"data": {}}
-        write_json(self.run.config, card | {"data": data or card["data"], "settings": settings})
-        if not started:
+        made = {"data": data or card["data"], "settings": settings, "beside": lie_beside(self.run, settings)}
+        # What others have added in the meantime stays.
+        self.run.update_config(lambda now: (now if before else card) | made)
+        if not before:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
             self.run.train_log.unlink(missing_ok=True)
             self.run.drop_milestones("pretrain")
@@ -333,6 +372,7 @@ class Pipeline:
             # A stage of its own, for it takes N^2 cosines where nothing was held out.
             policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
             policy.save(self.run.policy)
+        self._hold = None
         return policy
 
     def _retrieval(
@@ -459,6 +499,12 @@ class Pipeline:
             config.evaluation,
             rendered=rendered,
         )
+
+
+def started(run: Run) -> bool:
+    """Whether a folder holds anything that was learned under the settings it was started with."""
+    made = (run.encoder, run.policy, run.summary)
+    return run.config.exists() and (any(path.exists() for path in made) or bool(list_checkpoints(run.checkpoints)))
 
 
 def other_objective(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from classact.policies import Policy
 from classact.run.folder import Run
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import Callback, progress_bar
-from classact.utils.storage import write_json
+from classact.utils.storage import slug
 
 Learner = TypeVar("Learner")
 Learned = TypeVar("Learned")
@@ -29,10 +28,13 @@ def new_card(title: str) -> dict[str, Any]:
 
 def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
     """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
-    card = run.read_config()
-    before = 0.0 if again else card["timings"].get(stage, 0.0)
-    card["timings"][stage] = round(before + seconds, 2)
-    write_json(run.config, card)
+
+    def change(card: dict[str, Any]) -> dict[str, Any]:
+        before = 0.0 if again else card["timings"].get(stage, 0.0)
+        card["timings"][stage] = round(before + seconds, 2)
+        return card
+
+    run.update_config(change)
 
 
 @contextmanager
@@ -86,11 +88,6 @@ def timed_fit(
     return trained
 
 
-def slug(name: str) -> str:
-    """A name as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-
-
 def evaluation_name(policy: str, encoder: str, shift: str) -> str:
     """The name of an evaluation, which is that of its folder, from the labels of its rows."""
     return slug(f"{policy}-{encoder}-{shift}")
@@ -125,6 +122,7 @@ def roll_out(
         Results, and the new rows.
     """
     simulator, config = evaluation
+    run.check_writable()
     with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
         results, rows = run_evaluation(
             policy,

@@ -43,9 +43,10 @@ from classact.similarity.model import fit_distribution, naming, similarity_ident
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
 from classact.sims import make_simulator
+from classact.utils.locks import own
 from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, read_arrays, read_json, write_arrays, write_json
+from classact.utils.storage import check_writable, first_difference, read_arrays, read_json, write_arrays, write_json
 
 NUMBERS, EXAMPLES, DEGREES = "similarity.json", "examples.safetensors", "degrees.safetensors"
 DISTRIBUTION, GRAPH, WORK = "distribution", "graph", "work"
@@ -159,6 +160,7 @@ class _Survey:
         return make_sweep(self.stream, cost=self.setting.cost, band=self.setting.band, device=self.config.device)
 
     def run(self) -> Row:
+        self.ranks.on_first(self.take)
         finished = self.ranks.on_first(self.finished)
         self.ranks.on_first(self.check_space)
         if finished is None:
@@ -167,6 +169,11 @@ class _Survey:
         if self.config.graph:
             self.graph(finished)
         return self.ranks.on_first(self.complete)
+
+    def take(self) -> None:
+        """Two processes would remove each other's half-done work."""
+        check_writable(self.folder, folder=True)
+        self.hold = own(self.folder)
 
     def finished(self) -> Row | None:
         """The numbers, where the folder holds them."""

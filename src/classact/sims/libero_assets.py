@@ -63,7 +63,7 @@ def ensure_config(package: Path) -> Path:
         The file.
     """
     named = os.environ.get(CONFIG_VARIABLE)
-    file = (Path(named) if named else Path.home() / ".libero") / "config.yaml"
+    file = Path(named or os.path.expanduser("~/.libero")) / "config.yaml"  # noqa: PTH111 (there may be no home)
     if file.exists():
         return file
     if not named:
@@ -109,7 +109,7 @@ def find_assets(package: Path, configured: str = "") -> Path:
             )
         return Path(given)
     places = [Path(configured)] if configured else []
-    places += [package / "assets", DOWNLOADED.expanduser()]
+    places += [package / "assets", Path(os.path.expanduser(DOWNLOADED))]  # noqa: PTH111 (there may be no home)
     for place in places:
         if not missing(place):
             return place.resolve()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from classact.errors import CheckpointError
+from classact.utils.locks import own
 from classact.utils.storage import first_difference, read_json, verify_folder, write_folder
 
 STATE = "state.safetensors"
@@ -98,9 +99,14 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     A checkpoint of this or a later step can only be one that :func:`load_latest` passed over as damaged: it is
     replaced or dropped, so that it never counts as one of those that are kept.
 
+    From then on no other process may save there, until this one ends, or whoever owns the folder lets it go
+    (:func:`classact.utils.locks.own`).
+
     Raises:
+        BusyError: another process saves into this folder.
         StorageError: the disk is full; earlier checkpoints are untouched.
     """
+    own(folder, forever=True)
     path = folder / f"step-{state.step:08d}"
 
     def fill(temporary: Path) -> None:

@@ -47,6 +47,7 @@ from classact.train.loader import ImageFeed, ResidentFeed, describe_bytes, free_
 from classact.train.optim import learning_rate
 from classact.train.trackers import Trackers, make_trackers, require
 from classact.utils.interruptions import interruptible
+from classact.utils.locks import Hold, own
 from classact.utils.ranks import Ranks
 from classact.utils.storage import first_difference, plain_json, write_json
 
@@ -172,6 +173,7 @@ class Training(ABC):
         self.examples, self.batch_size, self.steps, self.seed = examples, min(batch_size, examples), steps, seed
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.step, self.seconds = 0, 0.0
+        self._hold: Hold | None = None
         self.feed: ImageFeed | None = None
         if images is not None:
             mode, free = self.engine.feed, None
@@ -323,6 +325,7 @@ class Training(ABC):
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
             CheckpointError: the checkpoint belongs to other settings or data.
+            BusyError: another process trains in ``folder``.
             ConfigError: the ranks have other settings or data than rank 0, or a tracker cannot start.
             ClassactError: the loss became NaN or infinite, memory ran out, or another rank was lost; the last
                 checkpoint is from before.
@@ -330,6 +333,7 @@ class Training(ABC):
         with self._connected():
             # First: a checkpoint that one rank alone refuses would leave the others waiting.
             self._agree()
+            self.ranks.on_first(self._own)
             self.resume()
         if self.step < self.steps:
             with self._kernels(), self._guard(f"before step {self.step + 1}"), self._connected():
@@ -381,6 +385,7 @@ class Training(ABC):
                 self._together()
         finally:
             self._pending.clear()
+            self._hold = None
             trackers.close()
 
     def _agree(self) -> None:
@@ -396,6 +401,11 @@ class Training(ABC):
             f"{who} was started with other data or settings than rank 0{what}. Start all {self.ranks.world} ranks with "
             f"the same command, on the same data."
         )
+
+    def _own(self) -> None:
+        # Two trainings would delete each other's checkpoints.
+        if self.folder is not None:
+            self._hold = own(self.folder / "checkpoints")
 
     def _evaluate(self, milestone: Callable[[], None]) -> None:
         with self._guard(f"in the evaluation after step {self.step}"):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import CheckpointError, DataError, StorageError
+from classact.errors import CheckpointError, ConfigError, DataError, StorageError
 from classact.utils.inputs import cannot_read, reading
 
 # Read once, while the program has one thread: looking at it means setting it.
@@ -25,16 +25,43 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
-def _sync_folder(folder: Path) -> None:
-    # A rename survives a power cut only once the directory entry itself is on disk.
-    descriptor = os.open(folder, os.O_RDONLY)
+UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""What disks answer that cannot sync a folder, or anything (CIFS, VirtualBox shares, WSL's DrvFs, FUSE)."""
+
+
+def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCABLE:
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename survives a power cut only once the directory entry itself is on disk.
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows, and folders that may be written but not listed
+        return
+    try:
+        _sync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _explain(error: OSError, path: Path) -> StorageError:
+def explain(error: OSError, path: Path, *, done: bool = False) -> StorageError:
+    """What to say where a file or folder cannot be written.
+
+    Args:
+        error: the operating system's.
+        path: what was to be written.
+        done: whether it is there now all the same, in the place of what was before.
+    """
+    if done:
+        return StorageError(
+            f"{path} was written, but the disk did not confirm it ({error.strerror or error}): it may be gone after a "
+            f"power cut. Check the disk, and run the same command again."
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         return StorageError(
@@ -42,6 +69,70 @@ def _explain(error: OSError, path: Path) -> StorageError:
             f"free some space, or choose another folder, and run the same command again."
         )
     return StorageError(f"cannot write {path}: {error.strerror or error}. What was there before is unchanged.")
+
+
+def check_writable(path: Path, *, folder: bool = False, appended: bool = False) -> None:
+    """Refuse now what could not be written after hours of work; leaves nothing behind.
+
+    Args:
+        path: of a file that is to be written, or of a folder that files are to be written into.
+        folder: whether it is a folder.
+        appended: whether an existing file is to be added to rather than replaced.
+
+    Raises:
+        StorageError: a file stands in the way, no permission, a read-only disk, or a full one.
+    """
+    path = Path.cwd() / path
+    there = path if folder else path.parent
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    probe = there / f".{uuid.uuid4().hex[:8]}.check.tmp"
+    try:
+        if not folder and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if appended and path.exists():
+            path.open("ab").close()
+        try:
+            with probe.open("xb") as file:
+                file.write(bytes(4096))
+                file.flush()
+                _sync(file.fileno())  # a quota may show no sooner
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise explain(error, path) from error
+
+
+MAX_NAME = 200
+"""Characters: file systems take 255 bytes, and temporary names are longer."""
+
+
+def check_name(name: str, kind: str) -> str:
+    """A name that a user gave and that becomes one of a folder.
+
+    Args:
+        name: the name.
+        kind: of what, for the message.
+
+    Raises:
+        ConfigError: it would be a path, hidden, or of characters that not every disk takes.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > MAX_NAME:
+        shown = name if len(name) <= MAX_NAME else f"{name[:40]}..."
+        raise ConfigError(
+            f"{shown!r} cannot be the name of {kind}: expected 1 to {MAX_NAME} letters, digits, '.', '_' and '-', "
+            f"beginning with a letter, a digit or '_'. Choose another name."
+        )
+    return name
+
+
+def slug(name: str) -> str:
+    """Any text as a name that :func:`check_name` takes; long ones end in a digest of the text."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-") or "_"
+    if len(plain) > MAX_NAME:
+        plain = f"{plain[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain
 
 
 def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
@@ -56,7 +147,11 @@ def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
         # A folder cannot be replaced in one step: move the old one aside first, then delete it.
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.tmp")
         path.rename(aside)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -74,6 +169,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    done = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -86,18 +182,19 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
         else:
             _sync_file(temporary)
             temporary.replace(path)
+        done = True
         _sync_folder(path.parent)
     except StorageError:
         raise
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path, done=done) from error
     except Exception as error:
         # safetensors reports a full disk as an error of its own that keeps the operating system's number as text.
         found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
         if found is None:
             raise
         number = int(found[1])
-        raise _explain(OSError(number, os.strerror(number)), path) from error
+        raise explain(OSError(number, os.strerror(number)), path) from error
     finally:
         # What went wrong above must not be hidden by a failure to clean up.
         with contextlib.suppress(OSError):
@@ -108,11 +205,11 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _sync_file(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # some network disks know no modes
+    with contextlib.suppress(OSError):  # some network disks know no modes
         path.chmod(0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -214,7 +311,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
             _drop_torn_line(file)
             file.write(line.encode())
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
 
 
 def _drop_torn_line(file: BinaryIO) -> None:

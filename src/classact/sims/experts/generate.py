@@ -29,7 +29,9 @@ from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRec
 from classact.sims.experts.recorders import PLANNED, Recorder, ScriptRecorder
 from classact.sims.rendering import render_states
 from classact.sims.versions import installed_versions
+from classact.utils.locks import own
 from classact.utils.progress import Callback, progress_bar
+from classact.utils.storage import check_writable
 
 PUSHT_PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
 PACKAGES = ("classact", "numpy")
@@ -86,6 +88,7 @@ def generate_demonstrations(
         PlanRecorder(config or ExpertConfig()) if planned else ScriptRecorder(simulator, find(simulator))
     )
     _check_out(out, shift is not None, image_size, cameras)
+    check_writable(out, folder=shift is not None)
     sim = make_simulator(simulator, image_size=image_size, shift=shift, cameras=cameras)
     try:
         spec = sim.spec
@@ -96,6 +99,7 @@ def generate_demonstrations(
     finally:
         sim.close()
     work = out.with_name(out.name + ".work")
+    hold = own(work)
     plan = attempts.Plan(seed, episodes, spec.tasks, attempts.open_work(work, facts))
     seconds = processes.START_SECONDS + spec.max_steps * processes.STEP_SECONDS
     with stage(f"expert of {simulator}") as bar:
@@ -126,6 +130,7 @@ def generate_demonstrations(
                 images = _images(data, shift, spec.image_size, seed, cameras or spec.cameras[:1], workers, bar)
                 generated.write(out, data, seeds=seeds, instructions=instructions, facts=facts, images=images)
     attempts.delete_work(work)
+    del hold
     return generated.read(out)
 
 

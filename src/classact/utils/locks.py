@@ -1,0 +1,219 @@
+"""Which of several processes does what: locks on files, which the kernel releases when their process dies.
+
+A training has its folder to itself (:func:`own`); what all may add to, such as a run's tables, is changed by one at a
+time (:func:`update_json`). Lock files are hidden, and stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from classact.errors import DataError, StorageError
+from classact.utils.storage import explain, read_json, write_json
+
+if sys.platform != "win32":
+    import fcntl
+
+OWNER = ".lock"
+"""File in a folder that has an owner: which process that is (JSON)."""
+
+UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""What file systems without locks answer."""
+
+logger = logging.getLogger(__name__)
+
+
+class BusyError(StorageError):
+    """Another process has it.
+
+    Attributes:
+        path: of the lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.name == OWNER:
+            text = (
+                f"{path.parent} is in use by {_owner(path)}. Wait until it has ended, or stop it, and run this command "
+                f"again; or choose another folder."
+            )
+        else:
+            text = f"{path} is locked by another process"
+        super().__init__(text)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BusyError, (self.path,)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+        return "another process"
+
+
+@cache
+def _say_unlocked(folder: Path, reason: str) -> None:
+    logger.warning("%s cannot be locked (%s): start only one command at a time that writes there.", folder, reason)
+
+
+def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
+    """Lock an open file; False where another process holds it. True as well where there are no locks, which is said."""
+    if sys.platform == "win32":
+        _say_unlocked(path.parent, "locks are not supported on Windows")
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+        _say_unlocked(path.parent, error.strerror)
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still is what lies at a path: its folder may have been removed."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(path: Path, *, wait: bool) -> int:
+    """A descriptor of the locked file; closing it releases the lock.
+
+    Raises:
+        BusyError: another process holds it, and ``wait`` is False.
+        StorageError: the file cannot be made.
+    """
+    while True:
+        descriptor = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except PermissionError:
+                descriptor = os.open(path, os.O_RDONLY)  # another user's, which can be locked all the same
+            free = _lock(descriptor, path, wait=wait)
+            if free and _is_at(descriptor, path):
+                taken, descriptor = descriptor, None
+                return taken
+        except OSError as error:
+            raise explain(error, path) from error
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+        if not free:
+            raise BusyError(path)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made and stays. Within a process, threads wait for each other, too.
+
+    Args:
+        path: of the file; nothing is written into it.
+        wait: until it is free.
+
+    Raises:
+        BusyError: it is not free, and ``wait`` is False.
+        StorageError: it cannot be made.
+    """
+    descriptor = _take(path, wait=wait)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_of(path: Path) -> Path:
+    """The file whose lock is that of a file or folder: beside it, for it may not be there yet, or be replaced."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def update_json(path: Path, change: Callable[[Any], Any], new: Any = None, error: type[Exception] = DataError) -> Any:
+    """Put what ``change`` makes of a JSON file's content in its place, while no other process changes it.
+
+    Args:
+        path: the file.
+        change: takes the content, returns the new one.
+        new: content where there is no file.
+        error: raised where it is damaged.
+
+    Returns:
+        The new content.
+    """
+    with locked(lock_of(path)):
+        content = change(read_json(path, error) if path.exists() else new)
+        write_json(path, content)
+    return content
+
+
+class Hold:
+    """A folder that this process has to itself for as long as this object lives. Made by :func:`own`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / OWNER
+        self._descriptor = _take(self.path, wait=False)
+        weakref.finalize(self, os.close, self._descriptor)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:1000], "since": since}
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"{json.dumps(owner)}\n".encode())
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.EINVAL):  # another user's file, locked but not ours to write
+                raise explain(error, self.path) from error
+
+    def intact(self) -> bool:
+        """Whether the folder is still the one that was taken, and not removed or replaced."""
+        return _is_at(self._descriptor, self.path)
+
+
+_holds: weakref.WeakValueDictionary[tuple[int, str], Hold] = weakref.WeakValueDictionary()
+_forever: list[Hold] = []
+_mutex = threading.Lock()
+
+
+def own(folder: Path, *, forever: bool = False) -> Hold:
+    """Have a folder to oneself: no other process can own it. It is made where it is missing.
+
+    A process that owns it already goes on owning it. Where it was removed in the meantime it is taken anew.
+
+    Args:
+        folder: which.
+        forever: until the process ends, unless this process holds it already.
+
+    Returns:
+        Holds the folder while it lives.
+
+    Raises:
+        BusyError: another process owns it; says which.
+        StorageError: it cannot be made or written.
+    """
+    key = os.getpid(), os.path.realpath(folder)  # a forked process owns nothing
+    with _mutex:
+        hold = _holds.get(key)
+        if hold is None or not hold.intact():
+            hold = _holds[key] = Hold(Path(folder))
+            if forever:
+                _forever.append(hold)
+        return hold
