@@ -36,6 +36,7 @@ from classact.similarity import (
     window_stream,
 )
 from classact.similarity.cpu import CpuSweep
+from classact.similarity.sweep import make_sweep
 from classact.similarity.threads import start_threads
 from common import Again, ResultsFile, command, seconds
 from contenders import Contender, available
@@ -286,17 +287,16 @@ def gpu(_: str | None) -> Row:
     """All pairs of 254,000 windows with exact threshold on a GPU, beside the physical limit; or that there is none."""
     import torch
 
-    if not torch.cuda.is_available():
-        return {"available": False}
-    from classact.similarity.gpu import GpuSweep, peak_pairs_per_second
+    return all_pairs(254_000, "cuda") if torch.cuda.is_available() else {"available": False}
 
-    T, D, n = 16, 10, 254_000
+
+def all_pairs(n: int, device: str) -> Row:
+    """Exact threshold and sweeps over all pairs of n windows at T = 16, D = 10, on "cuda" or "cpu"."""
+    T, D = 16, 10
     actions, ends = walks(n, D)
     stream = WindowStream.build(actions, ends, T)
-    sweep = GpuSweep(stream)
+    sweep = make_sweep(stream, device=device)
     config = SimilarityConfig(estimate="exact")
-    properties = torch.cuda.get_device_properties(0)
-    clock = 1e3 * float(getattr(properties, "clock_rate", 1_980_000))
     limit = float(fit_distribution(stream, sweep, config).threshold)
     times = medians(
         {
@@ -307,10 +307,7 @@ def gpu(_: str | None) -> Row:
         3,
     )
     pairs = n * (n - 1) // 2
-    peak = peak_pairs_per_second(properties.multi_processor_count, clock, T)
-    small = np.arange(2000)
-    difference = _device_difference(stream, small)
-    return {
+    found = {
         "available": True,
         "windows": n,
         "horizon": T,
@@ -318,9 +315,24 @@ def gpu(_: str | None) -> Row:
         "pairs": pairs,
         "seconds": times,
         "pairs_per_second": pairs / times["sweep_without_pruning"],
-        "physical_limit_pairs_per_second": peak,
-        "largest_relative_difference_from_cpu": difference,
+    }
+    return found | _on_the_gpu(stream) if device == "cuda" else found
+
+
+def _on_the_gpu(stream: WindowStream) -> Row:
+    """What only a GPU has: its physical limit, its memory, and how far its distances are from the CPU's."""
+    import torch
+
+    from classact.similarity.gpu import peak_pairs_per_second
+
+    properties = torch.cuda.get_device_properties(0)
+    clock = 1e3 * float(getattr(properties, "clock_rate", 1_980_000))
+    return {
+        "physical_limit_pairs_per_second": peak_pairs_per_second(
+            properties.multi_processor_count, clock, stream.horizon
+        ),
         "peak_device_memory_mib": torch.cuda.max_memory_allocated() / 2**20,
+        "largest_relative_difference_from_cpu": _device_difference(stream, np.arange(2000)),
     }
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,21 +56,8 @@ class ReleasedFeeding(Trainer):
         return super().gradients(rows, part, {camera: batch.permute(0, 2, 3, 1)}, generator)
 
 
-def main() -> None:
-    arguments = parser(__doc__ or "", "training_throughput")
-    arguments.add_argument("--data", default="pusht-expert")
-    arguments.add_argument("--preset", default="pusht-cpu")
-    arguments.add_argument("--random", type=int, help="so many random images instead of data, initial weights random")
-    arguments.add_argument("--device", default="auto")
-    arguments.add_argument("--repeats", type=int, default=30)
-    options = arguments.parse_args()
-    run = from_preset(options.preset)
-    config = replace(run.pretrain, encoder=replace(run.pretrain.encoder, init="scratch"))
-    encoder, device = config.encoder, torch.device(choose_device(options.device))
-    if options.random:
-        data = random_data(config, options.random)
-    else:
-        data = prepare_frames(read_demonstrations(options.data), encoder.cameras, encoder.image_size, run.frames)
+def measure(data: Demonstrations, config: PretrainConfig, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Milliseconds of encoder, whole step, its weights and the released code's feeding; images per second."""
     lines: list[str] = []
     trainer = Trainer(data, config, device=device.type, say=lines.append)
     plain = ReleasedFeeding(
@@ -79,7 +67,7 @@ def main() -> None:
         engine=EngineConfig(compile="no", channels_last="no", feed="disk"),
     )
     plain.feed = None
-    B = config.batch_size
+    B, encoder = config.batch_size, config.encoder
     batches = epoch_batches(data.num_steps, B, 0, 0)
     pixels = torch.rand(B, 1, 3, encoder.crop_size, encoder.crop_size, device=device) * 255
     inputs = trainer._encode.inputs(pixels)
@@ -111,7 +99,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for function in (*contenders.values(),) * 3:
         function()
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for name, function in contenders.items():
             times[name].append(seconds(function))
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -119,29 +107,43 @@ def main() -> None:
     def ratio(one: str, two: str) -> float:
         return statistics.median(a / b for a, b in zip(times[one], times[two], strict=True))
 
-    save(
-        options.json,
-        {
-            "preset": options.preset,
-            "data": data.name,
-            "device": device.type,
-            "batch_size": B,
-            "bfloat16": trainer.bf16,
-            "compiled": trainer.engine.compiled(device),
-            "channels_last": trainer.engine.memory_format(device) == torch.channels_last,
-            "feed": lines,
-            "threads": torch.get_num_threads(),
-            "repeats": options.repeats,
-            "bare_ms": 1e3 * median["bare"],
-            "step_ms": 1e3 * median["step"],
-            "similarity_ms": 1e3 * median["weights"],
-            "released_ms": 1e3 * median["released"],
-            "ratio": ratio("step", "bare"),
-            "released_ratio": ratio("released", "step"),
-            "images_per_second": B / median["step"],
-            "peak_memory_mib": peak_mebibytes(),
-        },
-    )
+    return {
+        "data": data.name,
+        "device": device.type,
+        "batch_size": B,
+        "bfloat16": trainer.bf16,
+        "compiled": trainer.engine.compiled(device),
+        "channels_last": trainer.engine.memory_format(device) == torch.channels_last,
+        "feed": lines,
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "bare_ms": 1e3 * median["bare"],
+        "step_ms": 1e3 * median["step"],
+        "similarity_ms": 1e3 * median["weights"],
+        "released_ms": 1e3 * median["released"],
+        "ratio": ratio("step", "bare"),
+        "released_ratio": ratio("released", "step"),
+        "images_per_second": B / median["step"],
+        "peak_memory_mib": peak_mebibytes(),
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", "training_throughput")
+    arguments.add_argument("--data", default="pusht-expert")
+    arguments.add_argument("--preset", default="pusht-cpu")
+    arguments.add_argument("--random", type=int, help="so many random images instead of data, initial weights random")
+    arguments.add_argument("--device", default="auto")
+    arguments.add_argument("--repeats", type=int, default=30)
+    options = arguments.parse_args()
+    run = from_preset(options.preset)
+    config = replace(run.pretrain, encoder=replace(run.pretrain.encoder, init="scratch"))
+    encoder, device = config.encoder, torch.device(choose_device(options.device))
+    if options.random:
+        data = random_data(config, options.random)
+    else:
+        data = prepare_frames(read_demonstrations(options.data), encoder.cameras, encoder.image_size, run.frames)
+    save(options.json, {"preset": options.preset, **measure(data, config, device, options.repeats)})
 
 
 if __name__ == "__main__":

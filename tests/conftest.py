@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from classact.run.folder import Run
 
-# Machines that run trainings at the same time are slow at times; pytest's own time limit catches what hangs.
-settings.register_profile("classact", deadline=None)
-settings.load_profile("classact")
+# The default run draws the same examples each time, so that it fails because of a change alone. The other one looks for
+# new examples: pytest --hypothesis-profile=search. Machines that run trainings at the same time are slow at times:
+# neither measures time, and pytest's own time limit catches what hangs.
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", UNTIMED, derandomize=True, database=None)
+settings.register_profile("search", UNTIMED, derandomize=False, max_examples=500, print_blob=True)
+settings.load_profile("same")
 
 HUMAN_VARIABLE = "CLASSACT_PUSHT_HUMAN"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -40,6 +44,14 @@ def one_core_each() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU, and torch sees none")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ STEPS = 60
 EPOCHS = STEPS * 16 / sum(fakes.STEPS)
 
 
-def train(pipe: Connection, folder: str, pause: float, die_at_save: int | None = None) -> None:
+def train(pipe: Connection, folder: str, pause: float, die_at_save: int | None = None, most: int | None = None) -> None:
     """Train to the end and save the encoder; report each step to ``pipe``, and wait ``pause`` seconds after it.
 
     Args:
@@ -28,6 +28,7 @@ def train(pipe: Connection, folder: str, pause: float, die_at_save: int | None =
         folder: of the run.
         pause: seconds.
         die_at_save: kill this process in the middle of writing its so manieth checkpoint.
+        most: steps of this process, after which it waits to be killed, however late that comes; None: no such limit.
     """
     torch.set_num_threads(1)
     # What a killed process wrote stays; syncing is for power cuts, and takes long on a busy disk.
@@ -35,9 +36,12 @@ def train(pipe: Connection, folder: str, pause: float, die_at_save: int | None =
     if die_at_save is not None:
         _die_while_saving(die_at_save)
 
+    first: list[int] = []
+
     def report(step: int, *_: Any) -> None:
+        first[:] = first or [step]
         pipe.send(step)
-        time.sleep(pause)
+        time.sleep(600 if step - first[0] + 1 == most else pause)
 
     trainer = Trainer(fakes.demonstrations(), fakes.pretrain_config(epochs=EPOCHS), Path(folder))
     assert trainer.steps == STEPS

@@ -102,7 +102,7 @@ def test_the_check_sees_imports_inside_functions(tmp_path: Path) -> None:
 def loaded(code: str) -> list[str]:
     """Which of HEAVY a fresh interpreter holds after ``code``."""
     program = f"import sys\n{code}\nprint('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=True)
     return run.stdout.rsplit("LOADED", 1)[1].split()
 
 

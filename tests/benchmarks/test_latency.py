@@ -288,7 +288,7 @@ def test_the_table_names_the_gpu_and_what_was_given_up(
         assert part in out, part
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a GPU, and torch sees none")
+@pytest.mark.gpu
 def test_on_a_gpu() -> None:
     found = run(("denoise", "mlp", "act"), LatencyConfig("cuda", calls=20), say=lambda _: None)
     for name in ("denoise", "mlp"):

@@ -446,7 +446,7 @@ def test_similarity_on_two_ranks_leaves_the_same_and_prints_once(tmp_path: Path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "classact"]
     command = [sys.executable, *launcher, "similarity", "pusht-expert", "--out", str(tmp_path / "two"), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("positives per anchor") == 1
     assert "on cpu x 2 ranks" in done.stdout
@@ -579,7 +579,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_ends_with_the_same_
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=100)[1]
+    message = process.communicate(timeout=240)[1]
     assert process.returncode == 130
     assert "classact: stopped at step " in message
     assert f"of 153; the state is saved in {out}" in message

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -405,10 +404,10 @@ def test_dead_workers_change_nothing_in_mujoco_either(name: str, episodes: int) 
 def test_a_hung_worker_is_ended_and_changes_nothing(
     undisturbed: list[RolloutResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "TIMEOUT", 5.0)
+    monkeypatch.setattr(pool, "TIMEOUT", 15.0)  # in which a process also has to start
     faults: list[str] = []
     assert_same(evaluate(Sighted({2: signal.SIGSTOP}), "pusht", COLORS, faults=faults), undisturbed)
-    assert "gave no sign of life for 5 s and was ended" in faults[0]
+    assert "gave no sign of life for 15 s and was ended" in faults[0]
     assert multiprocessing.active_children() == []
 
 
@@ -465,16 +464,15 @@ def test_a_simulator_that_repeats_itself_differently_is_found_out(
 def test_a_request_that_a_hung_worker_does_not_read() -> None:
     # More than a pipe holds.
     faults: list[str] = []
-    worker = pool.Worker(multiprocessing.get_context("spawn"), ("pusht", 96, "fixed-color"), faults, timeout=4.0)
+    worker = pool.Worker(multiprocessing.get_context("spawn"), ("pusht", 96, "fixed-color"), faults)
     worker.reset([1, 2], False)
     worker.answer()
+    worker._timeout = 2.0
     os.kill(worker.process.pid or 0, signal.SIGSTOP)
     chunks = np.full((2, 60_000, 2), 256, np.float32)
     worker._done.append(chunks[:, :0])
-    begin = time.monotonic()
-    with pytest.raises(pool._Fault, match="no sign of life for 4 s"):
+    with pytest.raises(pool._Fault, match="no sign of life for 2 s"):
         worker._send("step", (chunks, False, 1))
-    assert time.monotonic() - begin < 30
     worker._end()
 
 

@@ -76,7 +76,7 @@ def test_the_median_by_sorting_is_torchs(count: int, levels: int) -> None:
         assert torch.equal(found, flat.median(dim=-1, keepdim=True).values)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+@pytest.mark.gpu
 def test_deterministic_kernels_give_the_same_bits() -> None:
     pixels = scene().cuda()
     plain = whiten(pixels)

@@ -250,7 +250,7 @@ def test_torch_traces_the_unet_in_one_piece(config: HeadConfig, monkeypatch: pyt
 # On a GPU
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU, and torch sees none")
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @names
 def test_cuda_graphs(config: HeadConfig, compiled: bool) -> None:

@@ -348,16 +348,22 @@ def test_moving(kind: str) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device 'cuda:0' was asked for, but torch sees no GPU"):
             made.to("cuda:0")
-        with pytest.raises(ConfigError, match="unknown device 'gpu': available are 'cpu'"):
-            made.to("gpu")
-        assert made.act(observations()).tobytes() == expected.tobytes()
-        # A device without memory shows that bank and encoder go where they are sent.
-        made.to("meta")
-        assert isinstance(made._search, ExactSearch)
-        assert made._search.bank.device.type == "meta"
-        if isinstance(made.latents, ImageLatents):
-            assert {parameter.device.type for parameter in made.latents.encoder.parameters()} == {"meta"}
-        return
+    with pytest.raises(ConfigError, match="unknown device 'gpu': available are 'cpu'"):
+        made.to("gpu")
+    assert made.act(observations()).tobytes() == expected.tobytes()
+    # A device without memory shows that bank and encoder go where they are sent.
+    made.to("meta")
+    assert isinstance(made._search, ExactSearch)
+    assert made._search.bank.device.type == "meta"
+    if isinstance(made.latents, ImageLatents):
+        assert {parameter.device.type for parameter in made.latents.encoder.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["image", "state"])
+def test_moving_to_a_gpu(kind: str) -> None:
+    made = policy(kind)
+    expected = made.act(observations())
     made.to("cuda")
     assert made.device.type == "cuda"
     assert_allclose(made.act(observations()), expected, atol=1)

@@ -16,7 +16,7 @@ from classact.errors import ConfigError, DataError, MissingDependencyError
 from classact.policies import search as module
 from classact.policies.search import ExactSearch, FaissSearch, Search, is_exact, make_search
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def needs_faiss() -> None:
@@ -286,7 +286,7 @@ def test_which_backends_are_exact() -> None:
 # On a GPU
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 50])
 @pytest.mark.parametrize("max_bytes", [module.MAX_BYTES, 4 * 700])  # one block, several
 def test_a_gpu_finds_what_the_cpu_finds(batch: int, max_bytes: int) -> None:

@@ -43,7 +43,7 @@ def test_kernels_in_the_interpreter() -> None:
 
 
 @needs_triton
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_kernels_on_a_gpu() -> None:
     run_cases(TRITON_INTERPRET="0")
 

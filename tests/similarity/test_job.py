@@ -80,7 +80,7 @@ def start(*arguments: object, ranks: int = 1) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     return output
 
@@ -337,7 +337,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("call", [5, 90])  # of 64 units to count, and 64 to search
 def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path, straight: Path, call: int) -> None:
     process = start("both", tmp_path, 0, 0, call)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=240)[0]
     assert process.returncode == -signal.SIGKILL, output
     assert not (tmp_path / "graph").exists()
     output = finish(start("both", tmp_path))
@@ -348,7 +348,7 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path, straight: Pat
 
 def test_two_ranks_give_the_same_bytes_although_one_died(tmp_path: Path, straight: Path) -> None:
     process = start("both", tmp_path, 0.01, 1, 11, ranks=2)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=240)[0]
     assert process.returncode not in (0, None), output
     parts = list((tmp_path / "counts").glob("counts-*"))
     assert len(parts) == 2, output  # rank 0 was stopped while it counted, or waited

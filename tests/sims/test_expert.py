@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,9 +111,7 @@ def test_embedded_motions_are_smooth(embedded: Demonstrations) -> None:
 
 @pytest.mark.slow
 def test_expert_solves_an_easy_start_and_repeats_itself() -> None:
-    begin = time.monotonic()
     first = solve(PushT(), EASY_SEED)
-    assert time.monotonic() - begin < 30  # 2 s, plus compiling the model once
     assert first.placed
     assert first.coverage[-10:].min() >= 0.95
     again = solve(PushT(), EASY_SEED)

@@ -60,7 +60,7 @@ def test_hung_processes_are_ended_and_replaced(
     states: np.ndarray, expected: ImageArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = tmp_path / "hung"
-    monkeypatch.setattr(rendering, "TIMEOUT", 6.0)
+    monkeypatch.setattr(rendering, "TIMEOUT", 15.0)  # in which a process also has to start
     monkeypatch.setattr(rendering, "_worker", partial(flawed_worker.render, "hang", str(marker)))
     assert np.array_equal(rendered(states), expected)
     assert marker.exists()

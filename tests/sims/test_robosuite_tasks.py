@@ -534,5 +534,5 @@ def test_a_missing_robosuite_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_is_printed() -> None:
     code = "from classact.sims import make_simulator as make; make('square').reset(0); make('three-stack-d0').reset(0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout + done.stderr == ""

@@ -162,7 +162,7 @@ except StorageError as error:
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system has no limit on the size of files")
 def test_a_write_that_the_system_refuses_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"cannot write {tmp_path / 'step-00000004'}: File too large"), run.stdout
     assert {path.name for path in tmp_path.iterdir()} - {OWNER} == {"step-00000002"}

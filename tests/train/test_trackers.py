@@ -184,7 +184,7 @@ def train(name: str, folder: Path, first: int, last: int, end: str = "close") ->
         str(last),
         end,
     ]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240, check=False)
     assert done.returncode == (9 if end == "kill" else 0), done.stderr
     assert done.stdout == ("" if end == "kill" else "closed\n")  # standard output is for results
     assert "failed and is left out" not in done.stderr

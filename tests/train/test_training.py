@@ -268,9 +268,9 @@ def server() -> Any:
     return context
 
 
-def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = None) -> tuple[Any, Any]:
+def launch(server: Any, folder: Path, pause: float, **options: int) -> tuple[Any, Any]:
     here, there = server.Pipe(duplex=False)
-    process = server.Process(target=kill_runner.train, args=(there, str(folder), pause, die_at_save))
+    process = server.Process(target=kill_runner.train, args=(there, str(folder), pause), kwargs=options)
     process.start()
     there.close()
     return process, here
@@ -280,14 +280,14 @@ def launch(server: Any, folder: Path, pause: float, die_at_save: int | None = No
 def uninterrupted(server: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("straight")
     process, _pipe = launch(server, folder, 0.0)
-    process.join(120)
+    process.join(240)
     assert process.exitcode == 0
     return (folder / "encoder" / "model.safetensors").read_bytes()
 
 
 def finish(server: Any, folder: Path) -> bytes:
     process, _pipe = launch(server, folder, 0.0)
-    process.join(120)
+    process.join(240)
     assert process.exitcode == 0
     return (folder / "encoder" / "model.safetensors").read_bytes()
 
@@ -298,7 +298,7 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bits(
     rng = np.random.default_rng(0)
     reached = []
     for _ in range(10):
-        process, pipe = launch(server, tmp_path, 0.04)
+        process, pipe = launch(server, tmp_path, 0.04, most=5)
         for _ in range(rng.integers(1, 5)):
             pipe.recv()
         time.sleep(rng.uniform(0, 0.06))  # a step takes at least 0.04 s; every second one writes a checkpoint
@@ -319,7 +319,7 @@ def test_killed_at_ten_random_moments_ends_with_the_same_bits(
 def test_killed_in_the_middle_of_writing_a_checkpoint(server: Any, tmp_path: Path, uninterrupted: bytes) -> None:
     for number, kept in ((1, []), (3, [2, 4])):
         process, _pipe = launch(server, tmp_path, 0.0, die_at_save=number)
-        process.join(120)
+        process.join(240)
         assert process.exitcode == -signal.SIGKILL
         assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == kept
         assert len(list((tmp_path / "checkpoints").glob(".*.tmp"))) >= 1
@@ -335,7 +335,7 @@ def test_a_signal_saves_and_says_where(server: Any, tmp_path: Path, uninterrupte
     while isinstance(step, int):
         step = pipe.recv()
     assert f"of {kill_runner.STEPS}; the state is saved in {tmp_path}" in step
-    process.join(120)
+    process.join(240)
     assert process.exitcode == 0  # the process went on after the signal
     state = load_latest(tmp_path / "checkpoints")
     assert state is not None

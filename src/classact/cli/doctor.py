@@ -208,7 +208,6 @@ EXTRAS = {
     "diffusion": ("diffusers", "the head 'diffusion'"),
     "equivar": ("escnn", "the encoder --trunk equivariant"),
     "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
-    "hdf5": ("h5py", "reading the files of robomimic, MimicGen, LIBERO and ACT"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),
     "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
     "tensorboard": ("tensorboard", "--trackers tensorboard"),

@@ -50,14 +50,11 @@ class Worker:
         context: of multiprocessing.
         arguments: (name, image_size, shift, cameras) as :func:`classact.sims.worker.serve` takes them.
         faults: what went wrong and was put right is appended.
-        timeout: seconds, see :data:`TIMEOUT`; None takes it.
     """
 
-    def __init__(
-        self, context: Any, arguments: tuple[Any, ...], faults: list[str], timeout: float | None = None
-    ) -> None:
+    def __init__(self, context: Any, arguments: tuple[Any, ...], faults: list[str]) -> None:
         self._context, self._arguments, self._faults = context, arguments, faults
-        self._timeout = TIMEOUT if timeout is None else timeout
+        self._timeout = TIMEOUT
         self._seeds: Sequence[int] = ()
         self._done: list[FloatArray] = []  # executed since the reset, each (episodes, T, D_a)
         self._last: list[StateArray] = []  # the episodes' states after that

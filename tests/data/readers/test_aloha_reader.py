@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import h5py
 import numpy as np
 import pytest
+from hdf5_files import episode, write_episode
 from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.data.actions import ActionSpace
@@ -16,10 +18,6 @@ from classact.data.readers.aloha import matches, read
 from classact.data.readers.hdf5 import Hdf5Layout
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
-
-h5py = pytest.importorskip("h5py", reason="needs the extra 'hdf5'")
-
-from hdf5_files import episode, write_episode  # noqa: E402
 
 LENGTHS = {0: 5, 2: 7, 10: 4}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hdf5_files import libero_attributes, libero_demo, write_robomimic
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
@@ -18,10 +19,6 @@ from classact.data.readers.libero import TASKS, matches, read
 from classact.data.rotations import rotation_6d_to_matrix
 from classact.data.types import Demonstrations
 from classact.errors import ClassactError, ConfigError, DataError
-
-h5py = pytest.importorskip("h5py", reason="needs the extra 'hdf5'")
-
-from hdf5_files import libero_attributes, libero_demo, write_robomimic  # noqa: E402
 
 KETCHUP = TASKS[4]
 

@@ -4,13 +4,14 @@ import contextlib
 import copy
 import json
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from hdf5_files import NQ, NV, OSC, demo, env_args, model, write_robomimic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -25,10 +26,6 @@ from classact.data.readers.osc import HAND_TO_SITE, Controller, site_rotation
 from classact.data.readers.robomimic import matches, read
 from classact.data.rotations import rotation_6d_to_matrix
 from classact.errors import ConfigError, DataError
-
-h5py = pytest.importorskip("h5py", reason="needs the extra 'hdf5'")
-
-from hdf5_files import NQ, NV, OSC, demo, env_args, model, write_robomimic  # noqa: E402
 
 COMPOSITE = {"type": "BASIC", "body_parts": {"right": {**OSC, "input_type": "delta", "input_ref_frame": "world"}}}
 """robosuite's settings since 1.5."""
@@ -436,14 +433,6 @@ def test_damage_anywhere_is_said(tmp_path: Path, store: ImageStore, image: int) 
         path.write_bytes(damaged)
         with contextlib.suppress(DataError, ConfigError):  # numbers may be damaged and still be numbers
             read(path, store=store)
-
-
-def test_without_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path)
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    assert matches(path)
-    with pytest.raises(ConfigError, match=r"needs h5py: pip install 'classact\[hdf5\]'"):
-        read(path)
 
 
 def test_what_matches(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def read(
     Raises:
         DataError: a damaged file, missing groups, arrays that do not fit together, NaN, pictures that cannot be
             decoded; the message names the file.
-        ConfigError: more episodes asked for than there are, a layout that cannot be read, h5py missing.
+        ConfigError: more episodes asked for than there are, a layout that cannot be read.
         StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)

@@ -114,19 +114,6 @@ def _names(value: Any) -> bool:
 # Files
 
 
-def h5py() -> Any:
-    """The package that reads HDF5.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise ConfigError("reading HDF5 files needs h5py: pip install 'classact[hdf5]'.") from None
-    return h5py
-
-
 def is_hdf5_name(path: Path) -> bool:
     """Whether a path is a file that is named like an HDF5 file."""
     return path.suffix in SUFFIXES and path.is_file()
@@ -172,11 +159,11 @@ def open_file(path: Path) -> Iterator[Any]:
 
     Raises:
         DataError: damaged, truncated or not to be read, and whatever HDF5 says while it is open, with the file's name.
-        ConfigError: h5py is not installed.
     """
-    package = h5py()
+    import h5py
+
     try:
-        file = package.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as problem:
         if "unable to lock file" in str(problem):
             raise DataError(
@@ -214,8 +201,10 @@ def group(parent: Any, name: str, meaning: str) -> Any:
     Raises:
         DataError: missing, naming what is there instead.
     """
+    import h5py
+
     found = parent.get(name)
-    if not isinstance(found, h5py().Group):
+    if not isinstance(found, h5py.Group):
         raise DataError(f"{where(parent)}: group {name!r} is missing; there are {members(parent)}. Expected {meaning}.")
     return found
 
@@ -252,9 +241,11 @@ def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None 
     Raises:
         DataError: missing, of another shape, no numbers, not finite, or larger than anything that a robot measures.
     """
+    import h5py
+
     dataset = parent.get(name)
     wanted = f"numbers of shape ({rows or 'L'}, {columns or 'D'})"
-    if not isinstance(dataset, h5py().Dataset):
+    if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{where(parent)}: {name} is missing; there are {members(parent)}. Expected {wanted}.")
     if dataset.dtype.kind not in "fiu" or dataset.ndim != 2 or (columns is not None and dataset.shape[1] != columns):
         raise DataError(f"{where(parent)}: {name} is {dataset.dtype} of shape {dataset.shape}, expected {wanted}.")

@@ -66,8 +66,10 @@ def frames(parent: Any, key: str, rows: int, decode: Callable[[Any], ImageArray]
     Raises:
         DataError: missing, no images, or not one per action.
     """
+    import h5py
+
     dataset = parent.get(key)
-    if not isinstance(dataset, h5.h5py().Dataset):
+    if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{h5.where(parent)}: {key} is missing; there are {h5.members(parent)}. Expected images.")
     if not is_images(dataset) or 0 in dataset.shape[1:]:
         turn = " Channels are first: transpose." if dataset.ndim == 4 and dataset.shape[1] == 3 else ""

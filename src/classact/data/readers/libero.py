@@ -135,14 +135,13 @@ def read(
     Raises:
         DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
             OSC_POSE; the message names file and demonstration.
-        ConfigError: more episodes asked for than there are, a layout that cannot be read, h5py missing.
+        ConfigError: more episodes asked for than there are, a layout that cannot be read.
         StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     files = [path] if path.is_file() else h5.listed(path, _order, warn=True)
     if not files:
         raise DataError(f"{path}: holds 0 files *{_ENDING}.hdf5, expected one for each task.")
-    h5.h5py()
     left = h5.check_episodes(episodes, sum(_count(file) for file in files), path)
     tasks: list[_Task] = []
     for file in files:

@@ -124,8 +124,7 @@ def read(
     Raises:
         DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
             OSC_POSE; the message names file and demonstration.
-        ConfigError: more episodes asked for than there are, an unknown filter, a layout that cannot be read, h5py
-            missing.
+        ConfigError: more episodes asked for than there are, an unknown filter, a layout that cannot be read.
         StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
