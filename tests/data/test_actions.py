@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from classact.data.actions import ACTION_SPACES, FRAMES, KINDS, ROTATION_MEANS, 
 from classact.data.rotations import CONVENTIONS, REPRESENTATIONS, axis_angle_to_matrix, geodesic_distance
 from classact.data.rotations import matrix_to_rotation_6d as to_6d
 from classact.data.rotations import rotation_6d_to_matrix as from_6d
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ConfigError, DataError
 
 POSE = ActionSpace.pose()
@@ -472,3 +475,71 @@ def test_recorded_rotations_are_checked() -> None:
         POSE.check(np.zeros((4, 10), int))
     with pytest.raises(DataError, match=r"got \(\)"):
         POSE.check(np.array(1.0))
+
+
+ANGLES = ActionSpace((Part("arm", "joint", 1), Part("wrist", "wrapped_angle", 2)))
+TURN = 2 * np.pi
+
+
+def as_one(angles: Any, other: Any, atol: float = 1e-5) -> None:
+    assert_allclose(np.exp(1j * np.asarray(angles, np.float64)), np.exp(1j * np.asarray(other, np.float64)), atol=atol)
+
+
+@given(seed=SEEDS, center=st.floats(-10, 10), double=st.booleans())
+def test_angles_are_averaged_across_the_wrap(seed: int, center: float, double: bool) -> None:
+    rng = np.random.default_rng(seed)
+    offsets = rng.uniform(-1.5, 1.5, (5, 3, 2))
+    weights = rng.random(5)
+    turns = rng.integers(-2, 3, offsets.shape) * TURN
+    chunks = np.concatenate([rng.normal(size=(5, 3, 1)), center + offsets + turns], axis=-1)
+    chunks = chunks if double else chunks.astype(np.float32)
+    found = ANGLES.average(chunks, weights)
+    assert found.dtype == chunks.dtype
+    w = weights / weights.sum()
+    as_one(found[..., 1:], center + np.einsum("k,ktd->td", w, offsets))
+    assert_allclose(found[..., 0], np.einsum("k,kt->t", w, chunks[..., 0]), rtol=1e-5, atol=1e-6)
+    ensemble = ANGLES.average(chunks[:, :1], weights)
+    assert_allclose(ensemble, found[:1], atol=1e-5)
+
+
+@given(seed=SEEDS)
+def test_differences_of_angles_are_the_short_way_round(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    chunk, reference = rng.uniform(-np.pi, np.pi, (6, 3)), rng.uniform(-np.pi, np.pi, 3)
+    for there, back in ((ANGLES.to_relative, ANGLES.to_absolute), (ANGLES.to_delta, ANGLES.from_delta)):
+        away = there(chunk, reference)
+        assert (np.abs(away[:, 1:]) <= np.pi).all()
+        as_one(back(away, reference)[:, 1:], chunk[:, 1:])
+        assert_allclose(back(away, reference)[:, 0], chunk[:, 0])
+
+
+@given(seed=SEEDS, center=st.floats(-np.pi, np.pi))
+def test_recorded_angles_do_not_jump(seed: int, center: float) -> None:
+    """However they were wrapped: distances and ranges are those of the motion."""
+    rng = np.random.default_rng(seed)
+    motion = center + rng.uniform(-1, 1, (30, 3))
+    recorded = motion.copy()
+    recorded[:, 1:] += rng.integers(-1, 2, (30, 2)) * TURN
+    made = Demonstrations(
+        "d",
+        np.array([30]),
+        recorded.astype(np.float32),
+        np.zeros((30, 0), np.float32),
+        schema=Schema(actions=ANGLES),
+    )
+    as_one(made.actions[:, 1:], motion[:, 1:])
+    assert_allclose(np.ptp(made.actions, axis=0), np.ptp(motion, axis=0), atol=1e-5)
+    again = replace(made, name="again")
+    assert_allclose(again.actions, made.actions, atol=1e-5)
+
+
+@given(seed=SEEDS)
+def test_a_quaternion_and_its_negative_are_the_same_rotation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    space = ActionSpace.pose()
+    values = rng.normal(size=(7, 8))
+    values[:, 3:7] /= np.linalg.norm(values[:, 3:7], axis=-1, keepdims=True)
+    other = values.copy()
+    other[:, 3:7] *= rng.choice([-1, 1], (7, 1))
+    one, two = (space.from_representation(v, "quaternion_xyzw") for v in (values, other))
+    assert_allclose(one, two, atol=1e-12)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
@@ -148,3 +150,36 @@ def test_observations_are_checked_by_number() -> None:
             lowdim.check([seen[0], bad, *seen[2:]], ("top",))
         with pytest.raises(DataError, match=f"^observation: .*{message}"):
             lowdim.check([bad], ("top",))
+
+
+@given(seed=st.integers(0, 2**32 - 1), spread=st.sampled_from([0.01, 0.3]))
+def test_the_sign_of_a_quaternion_changes_nothing(seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    center = rng.normal(size=4)
+    quaternion = center / np.linalg.norm(center) + rng.normal(0, spread, (40, 4))
+    quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
+    values = np.hstack([rng.normal(size=(40, 3)), quaternion]).astype(np.float32)
+    flipped = values.copy()
+    flipped[:, 3:] *= rng.choice([-1, 1], (40, 1)).astype(np.float32)
+    schema = Schema((), (("position", 3), ("turned", 4)))
+
+    def made(proprioception: np.ndarray) -> Demonstrations:
+        return Demonstrations("d", np.array([40]), np.zeros((40, 2), np.float32), proprioception, schema=schema)
+
+    plain, other = LowDim.fit(made(values)), LowDim.fit(made(flipped))
+    rows = plain.demonstrations(made(values))
+    assert_array_equal(plain.demonstrations(made(flipped)), rows)
+    turned = other.demonstrations(made(flipped))
+    assert_array_equal(other.demonstrations(made(values)), turned)
+    # Rotations that are close stay close: the range is that of the motion.
+    assert (other.range.high[3:] - other.range.low[3:] <= plain.range.high[3:] - plain.range.low[3:] + 1e-6).all()
+    again = LowDim.from_json(json.loads(json.dumps(other.to_json())))
+    assert_array_equal(again.demonstrations(made(values)), turned)
+    only = LowDim.fit(made(flipped), ["turned"])
+    assert_array_equal(only.demonstrations(made(values)), only.demonstrations(made(flipped)))
+
+
+def test_quaternions_on_one_side_are_left_as_they_are() -> None:
+    values = np.array([[0.6, 0.8, 0, 0], [0.8, 0.6, 0, 0], [1, 0, 0, 0]], np.float32)
+    data = Demonstrations("d", np.array([3]), np.zeros((3, 2), np.float32), values, schema=Schema((), (("task", 4),)))
+    assert_array_equal(LowDim.fit(data).demonstrations(data), MinMax.fit(values).apply(values))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
-from classact.data.normalize import CONSTANT_MARGIN, MinMax
+from classact.data.normalize import CONSTANT_MARGIN, MinMax, constant_dimensions
 from classact.errors import CheckpointError, DataError
 
 # Multiples of 1/8 up to 1024: ranges that robots have, and no range so narrow that float32 cannot resolve it.
@@ -47,6 +47,39 @@ def test_constant_dimensions_become_zero(value: float, count: int) -> None:
     assert_allclose(scale.apply(values), 0, atol=2e-3)
     assert_allclose(scale.invert(np.zeros((3, 2))), values[:1].repeat(3, axis=0), atol=1e-3)
     assert_allclose(scale.apply(values + np.float32(CONSTANT_MARGIN)), 1, atol=5e-3)
+
+
+magnitudes = st.builds(
+    lambda sign, exponent: sign * 10.0**exponent, st.sampled_from([-1.0, 1.0]), st.floats(-12, 37.9, exclude_max=True)
+)
+
+
+@given(magnitudes, st.lists(st.integers(-4, 4), min_size=1, max_size=6))
+def test_constant_dimensions_of_any_magnitude_become_zero_even_with_rounding(value: float, steps: list[int]) -> None:
+    values = (np.float32(value) + np.array(steps, np.float32) * np.spacing(np.float32(value)))[:, None]
+    assert constant_dimensions(values).all()
+    scale = MinMax.fit(values)
+    assert_allclose(scale.apply(values), 0, atol=1e-2)
+    assert_allclose(scale.invert(np.zeros_like(values)), values, rtol=2e-6, atol=1e-8)
+
+
+@given(magnitudes, st.floats(16, 1e6))
+def test_what_changes_by_more_than_rounding_keeps_its_range(value: float, ulps: float) -> None:
+    size = max(abs(value), 1e-3)
+    values = np.array([[value], [value + ulps * float(np.spacing(np.float32(size)))]], np.float32)
+    assert_array_equal(np.abs(MinMax.fit(values).apply(values)), 1)
+
+
+def test_small_values_around_zero_are_no_constant() -> None:
+    values = np.array([[-5e-8], [0], [5e-8]], np.float32)
+    assert_array_equal(MinMax.fit(values).apply(values)[:, 0], [-1, 0, 1])
+
+
+def test_what_was_computed_from_larger_numbers_has_their_rounding() -> None:
+    values = np.array([[-6e-8], [6e-8]], np.float32)
+    assert not constant_dimensions(values).any()
+    assert constant_dimensions(values, np.array([1.0])).all()
+    assert np.abs(MinMax.fit(values, np.array([1.0])).apply(values)).max() < 1e-5
 
 
 @given(matrices)

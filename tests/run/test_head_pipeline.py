@@ -18,12 +18,14 @@ from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
 from classact.policies import ParametricPolicy
+from classact.run import data as rundata
 from classact.run.evaluate import evaluate_run
 from classact.run.finetune import HeadPipeline, HeadRunConfig
 from classact.run.folder import Run
 from classact.run.presets import get_head_preset
 from classact.run.pretrain import Pipeline, from_preset
 from classact.train.checkpoints import list_checkpoints
+from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
 from classact.utils.storage import read_arrays, read_jsonl, write_json
 
@@ -62,6 +64,36 @@ def config(head: str = "mlp", *, start: str = "run", **changes: Any) -> HeadRunC
 
 def make(run: Run, made: HeadRunConfig, **options: Any) -> HeadPipeline:
     return HeadPipeline(run, made, quiet=True, device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "message"),
+    [
+        ({"keys": ("elbow",)}, {}, ConfigError, "unknown proprioception key 'elbow'"),
+        ({"weights": "last"}, {}, CheckpointError, "is no folder of training checkpoints"),
+        ({}, {"engine": EngineConfig(accumulate=99)}, ConfigError, "a batch of 16 cannot be cut into 1 ranks x 99"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_images_are_made(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    def prepared(*_: Any) -> None:
+        raise AssertionError("images were prepared")
+
+    monkeypatch.setattr(rundata, "prepare_frames", prepared)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    with pytest.raises(error, match=message):
+        make(run, config(**changes), **options).train()
+
+
+def test_more_actions_than_a_chunk_holds_are_refused_at_once(run: Run) -> None:
+    with pytest.raises(ConfigError, match="execute 99 asked of policy 'mlp', whose chunks hold T_a = "):
+        make(run, replace(config(), evaluation={"execute": 99}))
 
 
 def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> None:

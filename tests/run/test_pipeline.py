@@ -18,11 +18,11 @@ from classact.cli.runs import Demo, Pretrain, run_config
 from classact.data.actions import ActionSpace
 from classact.data.readers import read_demonstrations
 from classact.data.schema import Schema
-from classact.errors import ConfigError, DataError, StorageError
+from classact.errors import CheckpointError, ConfigError, DataError, StorageError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
 from classact.objectives import objective_config
-from classact.policies import RetrievalPolicy
+from classact.policies import NoveltyConfig, RetrievalPolicy
 from classact.run import analysis
 from classact.run import data as rundata
 from classact.run import evaluate as evaluation
@@ -32,6 +32,8 @@ from classact.run.folder import Run
 from classact.run.presets import with_objective
 from classact.run.pretrain import Pipeline, RunConfig, from_preset
 from classact.run.recording import evaluation_name
+from classact.similarity import ActionSimilarity, similarity_identity
+from classact.similarity.distribution import write_distribution
 from classact.train.checkpoints import list_checkpoints
 from classact.utils.locks import BusyError
 from classact.utils.storage import write_folder, write_json
@@ -421,6 +423,110 @@ def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_p
     assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
     with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
         make(tmp_path / "none", data, heldout=6).data()
+
+
+def unprepared(patch: pytest.MonkeyPatch) -> None:
+    def prepared(*_: Any) -> None:
+        raise AssertionError("images were prepared")
+
+    patch.setattr(rundata, "prepare_frames", prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"retrieval": {"search": "faiss:IVF5000,Flat"}, "heldout": 2},
+            ConfigError,
+            r"faiss cannot make the index 'IVF5000,Flat' of 77 rows of \d+ \(5000 lists\)",
+        ),
+        ({"retrieval": {"search": "faiss:Odd9", "k": 2}, "heldout": 2}, ConfigError, "cannot make the index 'Odd9' of"),
+        ({"evaluation": {"execute": 99}}, ConfigError, "execute 99 asked of policy 'retrieval', whose chunks hold T_a"),
+        (
+            {"milestone_retrieval": {"k": 999}, "pretrain": {"evaluations": 1}},
+            ConfigError,
+            r"k = 999 neighbours asked of a bank of 122 moments",
+        ),
+        ({"similarity": "nowhere"}, CheckpointError, "nowhere/distribution does not exist"),
+        (
+            {"pretrain": {"similarity": {"horizon": 26}}},
+            ConfigError,
+            "horizon of 26 steps is longer than every episode",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_images_are_made(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    if "faiss" in str(change):
+        pytest.importorskip("faiss")
+    unprepared(monkeypatch)
+
+    def changed(value: Any, changes: dict[str, Any]) -> Any:
+        parts = {
+            key: changed(getattr(value, key) or value.retrieval, part) if isinstance(part, dict) else part
+            for key, part in changes.items()
+        }
+        return replace(value, **parts)
+
+    with pytest.raises(error, match=message):
+        Pipeline(Run(tmp_path), changed(config(data), change), quiet=True).pretrain()
+
+
+def test_the_similarity_of_other_data_is_refused_before_images_are_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(data)
+    settings = made.pretrain.similarity
+    other = ActionSimilarity(fakes.demonstrations(7), settings)
+    write_distribution(tmp_path / "s" / "distribution", other.distribution, similarity_identity(other.stream, settings))
+    unprepared(monkeypatch)
+    with pytest.raises(ConfigError, match="was made with windows"):
+        Pipeline(Run(tmp_path / "run"), replace(made, similarity=str(tmp_path / "s")), quiet=True).pretrain()
+
+
+def test_a_copy_of_what_is_learned_cannot_be_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = fakes.demonstrations(0, 96, fakes.LENGTHS).subset([0, 1, 2, 3, 4, 1])
+    path = fakes.write_zarr(tmp_path / "twice.zarr", twice)
+    unprepared(monkeypatch)
+    with pytest.raises(DataError, match="episode 5 has the same 20 actions as episode 1 of the bank"):
+        make(tmp_path / "run", path, heldout=1).pretrain()
+
+
+@pytest.mark.parametrize(
+    ("episodes", "reason"),
+    [
+        ([0], "needs at least 2 episodes, the bank has 1. Add demonstrations"),
+        ([0, 0], "needs at least 2 episodes, the bank has 1, not counting 1 of the same actions"),
+        (
+            [0, 2],
+            "leaving episode 0 out of the bank leaves 7 moments of others to compare with, expected at least m = 8",
+        ),
+    ],
+)
+def test_what_is_too_little_for_an_alarm_is_said_first_and_the_policy_saved_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, episodes: list[int], reason: str
+) -> None:
+    few = fakes.demonstrations(0, 96, fakes.LENGTHS).subset(episodes)
+    path = fakes.write_zarr(tmp_path / "few.zarr", few)
+    made = config(path, novelty=NoveltyConfig(m=8))
+    made = replace(
+        made,
+        pretrain=replace(made.pretrain, objective=objective_config("none")),
+        retrieval=replace(made.retrieval, k=2, min_actions=1),
+        frames=replace(made.frames, source="recorded"),
+    )
+    pipeline = Pipeline(Run(tmp_path / "run"), made, quiet=True)
+    pipeline.data()
+    assert "the policy will have no novelty alarm: leaving " in caplog.text
+    assert reason in caplog.text
+    assert pipeline.policy().calibration is None
+    assert RetrievalPolicy.load(tmp_path / "run" / "policy").alarm is None
 
 
 def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:

@@ -298,3 +298,29 @@ def test_a_device_that_cannot_be_used_falls_back(caplog: pytest.LogCaptureFixtur
         assert other.weights_tensor(np.arange(4)).shape == (4, 4)
     assert caplog.text.count("weights of batches are computed on the CPU: no triton") == 1
     assert "sweep" not in vars(other)
+
+
+@pytest.mark.parametrize("value", [0.3, 256.1, -2.2e6, 1.7e9])
+def test_dimensions_that_only_round_differently_decide_nothing(value: float) -> None:
+    data = walks()
+    noise = np.random.default_rng(1).integers(-3, 4, (len(data.actions), 2)) * np.spacing(np.float32(value))
+    wider = replace(
+        data, actions=np.hstack([data.actions, np.float32(value) + noise.astype(np.float32)]), schema=Schema()
+    )
+    rows = np.arange(0, 300, 3)
+    known = ActionSimilarity(data, CONFIG).weights(rows) > 0
+    assert (known != (ActionSimilarity(wider, CONFIG).weights(rows) > 0)).mean() < 2e-3
+
+
+def test_a_rotation_that_never_changes_decides_nothing() -> None:
+    data = poses()
+    still = data.actions.copy()
+    still[:, 3:9] = [1, 0, 0, 0, 1, 0]
+    shaken = still.copy()
+    shaken[:, [4, 6]] += np.random.default_rng(0).normal(0, 6e-8, (300, 2)).astype(np.float32)
+    rows = np.arange(0, 300, 3)
+    known, found = (
+        ActionSimilarity(replace(data, actions=actions, schema=Schema()), CONFIG).weights(rows) > 0
+        for actions in (still, shaken)
+    )
+    assert_array_equal(found, known)

@@ -48,7 +48,14 @@ from classact.errors import CheckpointError, ConfigError, DataError, UnknownName
 
 F = TypeVar("F", np.float32, np.float64)
 
-KINDS: dict[str, int | None] = {"position": 3, "rotation_6d": 6, "gripper": None, "joint": None, "point_2d": 2}
+KINDS: dict[str, int | None] = {
+    "position": 3,
+    "rotation_6d": 6,
+    "gripper": None,
+    "joint": None,
+    "wrapped_angle": None,
+    "point_2d": 2,
+}
 """What a part may be, with its number of dimensions; None for any number."""
 
 FRAMES = ("tool", "world", "mixed")
@@ -62,8 +69,8 @@ class Part:
     Attributes:
         name: unique in its action space.
         kind: a key of :data:`KINDS`. "position": metres, or whatever the robot is commanded in; "joint": joint
-            positions (radians or metres), never wrapped; "gripper": absolute command or opening; "point_2d": a target
-            in the plane.
+            positions (radians or metres), never wrapped; "wrapped_angle": radians modulo 2 pi; "gripper":
+            absolute command or opening; "point_2d": a target in the plane.
         size: number of dimensions; 0 for the kind's own, where it has one.
         arm: which arm a part belongs to, None where there is one. A position and a rotation of one arm are a pose.
     """
@@ -215,8 +222,8 @@ class ActionSpace:
 
     @property
     def has_rotations(self) -> bool:
-        """Whether some dimensions are rotations, for which a mean or a difference is not enough."""
-        return any(part.kind == "rotation_6d" for part in self.parts)
+        """Whether some dimensions are rotations or angles, for which a mean or a difference is not enough."""
+        return any(part.kind in ("rotation_6d", "wrapped_angle") for part in self.parts)
 
     def layout(self) -> list[tuple[Part, slice]]:
         """The parts, each with its dimensions."""
@@ -265,6 +272,10 @@ class ActionSpace:
                 f"({type(problem).__name__}: {problem})."
             ) from None
 
+    def magnitude(self) -> NDArray[np.float64]:
+        """(D,) 1 where numbers are entries of rotation matrices, else 0: what :meth:`MinMax.fit` wants to know."""
+        return self.dimensions("rotation_6d").astype(np.float64)
+
     # Checks
 
     def check(self, actions: Any, where: str = "actions") -> None:
@@ -307,6 +318,18 @@ class ActionSpace:
                     f"inner product {a1 @ a2:.3g}, expected 1, 1 and 0. Declare another action space, convert the "
                     f"rotations (from_representation), or orthogonalize them."
                 )
+
+    def about_mean(self, actions: NDArray[F]) -> NDArray[F]:
+        """Actions (N, D) whose angles are within pi of their mean direction: the jump is where there are fewest."""
+        angles = self.dimensions("wrapped_angle")
+        if not angles.any():
+            return actions
+        out = actions.copy()
+        values = actions[:, angles].astype(np.float64)
+        mean = np.angle(np.exp(1j * values).mean(axis=0))
+        away = np.abs(values - mean) > np.pi  # the others keep their bits
+        out[:, angles] = np.where(away, mean + wrap(values - mean), values)
+        return out
 
     # Relative and delta
 
@@ -365,7 +388,8 @@ class ActionSpace:
             weights: (..., K) non-negative, not all zero; divided by their sum.
 
         Returns:
-            (..., T, D). Everything but rotations is the plain weighted mean, grippers too.
+            (..., T, D). Everything but rotations and angles is the plain weighted mean, grippers too; angles come back
+            within half a turn of the one with the largest weight.
 
         Raises:
             DataError: shapes that do not fit, bad weights, degenerate rotations among the actions.
@@ -384,6 +408,14 @@ class ActionSpace:
         w = weights.astype(np.float64) / weights.sum(axis=-1, dtype=np.float64, keepdims=True)
         mean: NDArray[np.float64] = np.einsum("...k,...ktd->...td", w, actions)
         best = np.argmax(w, axis=-1)[..., None, None, None]
+        if (angles := self.dimensions("wrapped_angle")).any():
+            # About the heaviest, as offsets: those that lie within half a turn of it are averaged as plain numbers are.
+            values = actions[..., angles].astype(np.float64)
+            center = np.take_along_axis(values, best, axis=-3)
+            center = (
+                center + np.angle(np.einsum("...k,...ktd->...td", w, np.exp(1j * (values - center))))[..., None, :, :]
+            )
+            mean[..., angles] = center[..., 0, :, :] + np.einsum("...k,...ktd->...td", w, wrap(values - center))
         for part, columns in self._rotations():
             with _naming(part):
                 heaviest = np.take_along_axis(actions[..., columns], best, axis=-3)[..., 0, :, :].astype(np.float64)
@@ -517,6 +549,7 @@ class ActionSpace:
         """Actions a as seen from b, both (..., D)."""
         plain = self._subtracted()
         out = np.where(plain, a - b, a)
+        out = np.where(self.dimensions("wrapped_angle"), wrap(out), out)
         for columns, position, R, R0 in self._poses(a, b):
             back = np.swapaxes(R0, -1, -2)
             out[..., columns] = matrix_to_rotation_6d(R @ back if frame == "world" else back @ R, self.convention)
@@ -554,6 +587,11 @@ def _name(arm: str | None, what: str) -> str:
 
 def _gripper(arm: str | None, size: int) -> list[Part]:
     return [Part(_name(arm, "gripper"), "gripper", size, arm)] if size else []
+
+
+def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same angles (radians) in [-pi, pi)."""
+    return (angles + np.pi) % (2 * np.pi) - np.pi
 
 
 @contextmanager

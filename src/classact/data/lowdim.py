@@ -13,6 +13,9 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
 from classact.errors import CheckpointError, ConfigError, DataError
 
+UNIT = 1e-3
+"""Four numbers of length 1, but for this, at every step are a quaternion."""
+
 
 @dataclass(frozen=True)
 class LowDim:
@@ -22,11 +25,14 @@ class LowDim:
         schema: of the demonstrations; observations are checked against it.
         keys: proprioception keys that are used, of those that the schema declares, in this order.
         range: their normalisation, fitted on the demonstrations.
+        quaternions: (first of the chosen dimensions, reference) of each key that holds unit quaternions: of q and -q,
+            which are one rotation, that on the reference's side is meant.
     """
 
     schema: Schema
     keys: tuple[str, ...]
     range: MinMax
+    quaternions: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if repeated := [key for key in self.keys if self.keys.count(key) > 1]:
@@ -46,8 +52,18 @@ class LowDim:
             ConfigError: a key that the data do not declare.
         """
         chosen = data.schema.keys if keys is None else tuple(keys)
-        columns = data.schema.columns(chosen)
-        return LowDim(data.schema, chosen, MinMax.fit(data.proprioception[:, columns]))
+        values = data.proprioception[:, data.schema.columns(chosen)]
+        sizes = dict(data.schema.proprioception)
+        starts = np.cumsum([0, *(sizes[key] for key in chosen)])
+        quaternions = []
+        for key, start in zip(chosen, starts, strict=False):
+            block = values[:, start : start + 4].astype(np.float64)
+            if sizes[key] == 4 and (np.abs(np.linalg.norm(block, axis=1) - 1) < UNIT).all():
+                reference = np.linalg.eigh(block.T @ block)[1][:, -1]
+                side = 1 if (block @ reference >= 0).mean() >= 0.5 else -1
+                quaternions.append((int(start), tuple(float(v) for v in side * reference)))
+        one_sided = _one_side(values, tuple(quaternions))
+        return LowDim(data.schema, chosen, MinMax.fit(one_sided), tuple(quaternions))
 
     @property
     def dim(self) -> int:
@@ -69,7 +85,7 @@ class LowDim:
         found = 0 if language is None else language.shape[-1]
         if found != self.schema.language:
             raise DataError(f"expected embeddings of {self.schema.language} numbers, got {found}.")
-        scaled = self.range.apply(proprioception[:, self._columns()])
+        scaled = self.range.apply(_one_side(proprioception[:, self._columns()], self.quaternions))
         return scaled if language is None else np.concatenate([scaled, language], axis=1)
 
     def demonstrations(self, data: Demonstrations, rows: IntArray | None = None) -> FloatArray:
@@ -107,7 +123,8 @@ class LowDim:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {"schema": self.schema.to_json(), "keys": list(self.keys), "range": self.range.to_json()}
+        plain = {"schema": self.schema.to_json(), "keys": list(self.keys), "range": self.range.to_json()}
+        return plain | ({"quaternions": [list(q) for q in self.quaternions]} if self.quaternions else {})
 
     @staticmethod
     def from_json(value: Any, where: str = "policy") -> LowDim:
@@ -120,9 +137,21 @@ class LowDim:
             raise CheckpointError(f"{where}: expected schema, keys and range of proprioception, got {value!r}.")
         schema = Schema.from_json(value["schema"], where)
         try:
-            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"]))
-        except (ConfigError, DataError) as problem:
+            quaternions = tuple((int(start), tuple(map(float, q))) for start, q in value.get("quaternions", ()))
+            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"]), quaternions)
+        except (ConfigError, DataError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{where}: {problem}") from None
 
     def _columns(self) -> IntArray:
         return self.schema.columns(self.keys)
+
+
+def _one_side(values: FloatArray, quaternions: tuple[tuple[int, tuple[float, ...]], ...]) -> FloatArray:
+    """(N, D) values with each quaternion on its reference's side."""
+    if not quaternions:
+        return values
+    values = values.copy()
+    for start, reference in quaternions:
+        block = values[:, start : start + 4]
+        block *= np.where(block @ np.asarray(reference, np.float32) < 0, -1, 1)[:, None].astype(np.float32)
+    return values

@@ -11,7 +11,28 @@ from numpy.typing import NDArray
 from classact.errors import CheckpointError, DataError
 
 CONSTANT_MARGIN = 0.1
-"""A dimension that never changes is widened by this much on either side, so that it maps to 0, not to NaN."""
+"""A dimension that never changes is widened by this much on either side, so that it maps to 0, not to NaN; from 2048
+on by 1/1024 to 1/512 of its value, for float32 holds 7 digits."""
+
+ROUNDING = 8
+"""A dimension whose values span at most so many units in the last place counts as one that never changes: what other
+arithmetic or another order of the same sum leaves."""
+
+LEAST_MAGNITUDE = 1e-3
+"""Values nearer to 0 count as rounded at this magnitude: what spans less than 1e-9 (metres, radians) never changes."""
+
+
+def constant_dimensions(values: NDArray[Any], magnitude: NDArray[Any] | float = 0.0) -> NDArray[np.bool_]:
+    """(D,) which of the dimensions of (N, D) values never change, but for rounding in float32.
+
+    Args:
+        values: finite.
+        magnitude: (D,) of the numbers that the values were computed from, where it is known to be larger than theirs: 1
+            for entries of rotation matrices, whose zeros may be off by the rounding of ones.
+    """
+    low, high = values.min(axis=0).astype(np.float32), values.max(axis=0).astype(np.float32)
+    size = np.maximum(np.maximum(np.abs(low), np.abs(high)), np.maximum(magnitude, LEAST_MAGNITUDE))
+    return np.asarray(high.astype(np.float64) - low <= ROUNDING * np.spacing(size.astype(np.float32), dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -26,8 +47,12 @@ class MinMax:
     high: NDArray[np.float32]
 
     @staticmethod
-    def fit(values: NDArray[Any]) -> MinMax:
-        """Fit on (N, D) values. Constant dimensions are widened by :data:`CONSTANT_MARGIN` on either side."""
+    def fit(values: NDArray[Any], magnitude: NDArray[Any] | float = 0.0) -> MinMax:
+        """Fit on (N, D) values.
+
+        Dimensions that never change are widened by :data:`CONSTANT_MARGIN` on either side; ``magnitude`` is that of
+        :func:`constant_dimensions`.
+        """
         if values.ndim != 2 or len(values) == 0:
             raise DataError(f"expected values of shape (N, D) with N >= 1 to fit a normalisation, got {values.shape}.")
         if not np.isfinite(values).all():
@@ -41,8 +66,15 @@ class MinMax:
                 f"cannot normalise dimension {d}: its values from {low[d]:.3g} to {high[d]:.3g} span more than float32 "
                 f"holds. Give the data other units."
             )
-        constant = span < 1e-6
-        return MinMax(np.where(constant, low - CONSTANT_MARGIN, low), np.where(constant, high + CONSTANT_MARGIN, high))
+        constant = constant_dimensions(values, magnitude)
+        # A power of two, so that adding and subtracting it is exact.
+        _, exponent = np.frexp(np.maximum(np.abs(low), np.abs(high)))
+        margin = np.where(exponent > 11, np.ldexp(np.float32(1), exponent - 10), np.float32(CONSTANT_MARGIN))
+        limit = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            low = np.where(constant, np.maximum(low - margin, -limit), low)
+            high = np.where(constant, np.minimum(high + margin, limit), high)
+        return MinMax(low, high)
 
     def apply(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """(..., D) data units -> (..., D) in [-1, 1] for data in the fitted range."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.normalize import MinMax
 from classact.data.schema import Schema, check_images
 from classact.errors import DataError
 
@@ -153,6 +154,8 @@ class Demonstrations:
 
     def _check_schema(self, where: str) -> None:
         schema = self.schema
+        if schema.actions is not None and schema.actions.dim == self.actions.shape[1]:
+            object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
         if undeclared := [camera for camera in self.images if camera not in schema.cameras]:
             # Re-rendered views join those that were recorded.
             schema = schema.with_cameras((*schema.cameras, *undeclared))
@@ -216,6 +219,11 @@ class Demonstrations:
     def episode_index(self) -> IntArray:
         """(N,) the episode that each step belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    def action_range(self) -> MinMax:
+        """The normalisation of the actions, fitted on all of them."""
+        space = self.schema.actions
+        return MinMax.fit(self.actions, 0.0 if space is None else space.magnitude())
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:
         """The given episodes, in the given order, copied (images too: meant for a few episodes)."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classact.data.copies import first_copies
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats
@@ -91,7 +92,10 @@ class SoftInfoNCE(Objective):
         if material.weights is None:
             raise ConfigError("objective 'class' learns from action similarity, and none was measured.")
         self.config, self.weights = config, material.weights
-        self._episodes = torch.from_numpy(material.episodes()).to(material.device)
+        episodes = material.episodes()
+        if config.pairs == "cross-episode":
+            episodes = first_copies(material.actions.cpu().numpy(), material.episode_ends)[episodes]  # copies are one
+        self._episodes = torch.from_numpy(episodes).to(material.device)
         if config.learned_temperature:
             self.scaled_log_tau = nn.Parameter(torch.tensor(math.log(config.temperature) / TAU_SCALE))
         if config.queue:

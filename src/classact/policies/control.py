@@ -50,6 +50,23 @@ class ControlConfig:
                 f"action for one step. Set execute below the policy's T_a, or leave ensemble out."
             )
 
+    def check(self, length: int, name: str) -> None:
+        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``.
+
+        Raises:
+            ConfigError: more actions are to be executed than a chunk holds, or no two chunks overlap.
+        """
+        if self.execute is not None and self.execute > length:
+            raise ConfigError(
+                f"execute {self.execute} asked of policy {name!r}, whose chunks hold T_a = {length} actions. Execute "
+                f"at most {length}."
+            )
+        if self.ensemble is not None and self.execute == length:
+            raise ConfigError(
+                f"ensemble {self.ensemble} has no effect with execute {self.execute} = T_a of policy {name!r}: no two "
+                f"chunks propose an action for one step. Set execute to at most {length - 1}, or leave ensemble out."
+            )
+
 
 class Controller:
     """B environments controlled in lockstep. Holds their last T_o observations and the chunks that still count.
@@ -71,17 +88,7 @@ class Controller:
         self.action_space = getattr(policy, "action_space", None) if action_space is None else action_space
         self.history = history_length(policy)
         length, execute = policy.chunk_length, self.config.execute
-        if execute is not None and execute > length:
-            raise ConfigError(
-                f"execute {execute} asked of policy {policy.name!r}, whose chunks hold T_a = {length} actions. Execute "
-                f"at most {length}."
-            )
-        if self.config.ensemble is not None and execute == length:
-            raise ConfigError(
-                f"ensemble {self.config.ensemble} has no effect with execute {execute} = T_a of policy "
-                f"{policy.name!r}: no two chunks propose an action for one step. Set execute to at most {length - 1}, "
-                f"or leave ensemble out."
-            )
+        self.config.check(length, policy.name)
         kept = 1 if self.config.ensemble is None or execute is None else math.ceil(length / execute)
         self._chunks: deque[FloatArray] = deque(maxlen=kept)
         self._seen: list[deque[Observation]] = []

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from classact.data.actions import ActionSpace
+from classact.data.copies import describe_copies, first_copies, group_copies
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
@@ -106,6 +107,80 @@ def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> 
             f"{len(rows)}, or add demonstrations."
         )
     return np.asarray(rows, np.int64)
+
+
+def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: int) -> None:
+    """Refuse to leave episodes out of a bank that is too small for it.
+
+    Args:
+        first: of :func:`first_copies`.
+        episode_ends: (E,) of the bank.
+        rows: (R,) steps that may be retrieved.
+        m: nearest moments that are compared with.
+
+    Raises:
+        ConfigError: one episode only, not counting copies, or one without which fewer than m moments are left.
+    """
+    different = len(np.unique(first))
+    if different < 2:
+        copies = f", not counting {len(first) - 1} of the same actions" if len(first) > 1 else ""
+        raise ConfigError(
+            f"leaving an episode out needs at least 2 episodes, the bank has 1{copies}. Add demonstrations."
+        )
+    moments = np.bincount(first[np.searchsorted(episode_ends, rows, side="right")], minlength=len(first))
+    if (left := len(rows) - int(moments.max())) < m:
+        raise ConfigError(
+            f"leaving episode {int(moments.argmax())} out of the bank leaves {left} moments of others to compare with, "
+            f"expected at least m = {m}. Add demonstrations."
+        )
+
+
+def check_heldout(actions: FloatArray, episode_ends: IntArray, heldout: Demonstrations, number: int = 0) -> None:
+    """Refuse to hold out what is learned from.
+
+    Args:
+        actions: (N, D) that are learned from.
+        episode_ends: (E,) of these.
+        heldout: episodes that shall not be among them.
+        number: of the first of these, where they are the last of a file.
+
+    Raises:
+        DataError: naming an episode and its copy.
+    """
+    E, N = len(episode_ends), len(actions)
+    first = first_copies(np.concatenate([actions, heldout.actions]), np.append(episode_ends, N + heldout.episode_ends))
+    if (first[E:] < E).any():
+        e = int(np.argmax(first[E:] < E))
+        raise DataError(
+            f"{heldout.name} ({heldout.source}): episode {number + e} has the same {heldout.lengths[e]} actions as "
+            f"episode {first[E + e]} of the bank. Calibrate on episodes that are not in it, or leave one "
+            f"out (heldout=None)."
+        )
+
+
+def no_alarm(data: Demonstrations, heldout: Demonstrations | None, rows: IntArray, m: int) -> str:
+    """Why a bank of these data can have no novelty alarm; empty where it can.
+
+    Args:
+        data: what is learned from.
+        heldout: what calibrates, the episodes that follow in the file; None: each episode is left out in turn.
+        rows: (R,) steps that may be retrieved.
+        m: nearest moments that are compared with.
+
+    Raises:
+        DataError: a held-out episode is a copy of one that is learned from.
+    """
+    if heldout is not None:
+        check_heldout(data.actions, data.episode_ends, heldout, len(data))
+        return f"{len(rows)} moments to compare with, expected at least m = {m}." if len(rows) < m else ""
+    first = first_copies(data.actions, data.episode_ends)
+    if copies := describe_copies(first, f"{data.name} ({data.source})"):
+        logger.warning("%s", copies)
+    try:
+        check_left_out(first, data.episode_ends, rows, m)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 class RetrievalPolicy:
@@ -291,28 +366,30 @@ class RetrievalPolicy:
                     f"{self.config.search!r} may miss, so that decisions would be scored too novel. Hold "
                     f"demonstrations out and calibrate on them, or use search 'auto'."
                 )
-            search, ends = self._search, self.episode_ends
-            if not isinstance(search, ExactSearch):
-                search = ExactSearch(self._moments(), device=self.device)
-            distances = left_out_distances(search, self._rows, self._weigh(self.bank), ends, config.m, progress)
+            distances, ends = self._left_out(config.m, progress)
         else:
-            self._check_heldout(heldout)
-            ends = heldout.episode_ends
-            distances = self.distances(self.latents.demonstrations(heldout), config.m)
+            check_heldout(self.actions, self.episode_ends, heldout)
+            steps, ends = group_copies(first_copies(heldout.actions, heldout.episode_ends), heldout.episode_ends)
+            distances = self.distances(self.latents.demonstrations(heldout), config.m)[steps]
         kind = LEFT_OUT if heldout is None else HELD_OUT
         self.calibration = Novelty(episode_maxima(distances, ends), len(self._rows), config, kind)
         if self.calibration.rank > self.calibration.episodes:
             logger.warning("novelty: %s", self.calibration.describe())
         return self.calibration
 
-    def _check_heldout(self, heldout: Demonstrations) -> None:
-        known = {part.tobytes(): e for e, part in enumerate(np.split(self.actions, self.episode_ends[:-1]))}
-        for e, part in enumerate(np.split(heldout.actions, heldout.episode_ends[:-1])):
-            if (same := known.get(part.tobytes())) is not None:
-                raise DataError(
-                    f"{heldout.name} ({heldout.source}): episode {e} has the same {len(part)} actions as episode "
-                    f"{same} of the bank. Calibrate on episodes that are not in it, or leave one out (heldout=None)."
-                )
+    def _left_out(self, m: int, progress: Progress | None) -> tuple[StateArray, IntArray]:
+        """Distances of all steps to the rest of the bank, and where the episodes end that they are in the order of:
+        copies of an episode are one."""
+        first = first_copies(self.actions, self.episode_ends)
+        check_left_out(first, self.episode_ends, self._rows, m)
+        search, rows, bank = self._search, self._rows, self._weigh(self.bank)
+        steps, ends = group_copies(first, self.episode_ends)
+        if copies := describe_copies(first, "the bank"):
+            logger.warning("novelty: %s", copies)
+            bank, rows = bank[steps], np.flatnonzero(np.isin(steps, rows))
+        if copies or not isinstance(search, ExactSearch):
+            search = ExactSearch(bank[rows], device=self.device)
+        return left_out_distances(search, rows, bank, ends, m, progress), ends
 
     def distances(self, z: FloatArray, m: int) -> StateArray:
         """(B,) one minus the mean of the m largest cosines of (B, d) unit latents with the bank, not calibrated."""

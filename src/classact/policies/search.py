@@ -204,8 +204,8 @@ class FaissSearch:
         self.rows, self.width = bank.shape
         self.nprobe = nprobe
         contiguous = np.ascontiguousarray(bank, np.float32)
+        self.index = _make_index(factory, self.rows, self.width)
         try:
-            self.index = faiss.index_factory(self.width, factory, faiss.METRIC_INNER_PRODUCT)
             self._lists = faiss.try_extract_index_ivf(self.index)
             if self._lists is not None:
                 self._lists.cp.seed = seed
@@ -213,11 +213,7 @@ class FaissSearch:
                 self.index.train(contiguous)
             self.index.add(contiguous)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ConfigError(
-                f"faiss cannot make the index {factory!r} of {self.rows} rows of {self.width} ({reason}). Use 'Flat', "
-                f"or an IVF index of far fewer lists than rows."
-            ) from None
+            raise _no_index(factory, self.rows, self.width, error) from None
 
     def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
         """As :meth:`Search.search`, of the rows that the index looks at."""
@@ -309,6 +305,38 @@ def check_backend(backend: str) -> None:
     counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
     if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
         raise UnknownNameError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
+
+
+def check_search(backend: str, rows: int, width: int) -> None:
+    """Refuse now what :func:`make_search` would refuse of a bank of (``rows``, ``width``).
+
+    Raises:
+        ConfigError: a backend that is unknown, or an index that such a bank is too small or too narrow for.
+        MissingDependencyError: faiss was asked for and is not installed.
+    """
+    check_backend(backend)
+    name, _, factory = backend.partition(":")
+    if name == "faiss":
+        factory = factory.partition("@")[0] or "Flat"
+        lists = _faiss().try_extract_index_ivf(_make_index(factory, rows, width))
+        if lists is not None and lists.nlist > rows:
+            raise _no_index(factory, rows, width, f"{lists.nlist} lists")
+
+
+def _make_index(factory: str, rows: int, width: int) -> Any:
+    faiss = _faiss()
+    try:
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise _no_index(factory, rows, width, error) from None
+
+
+def _no_index(factory: str, rows: int, width: int, error: Any) -> ConfigError:
+    reason = str(error).strip().splitlines()[-1]
+    return ConfigError(
+        f"faiss cannot make the index {factory!r} of {rows} rows of {width} ({reason}). Use 'Flat', or an IVF index of "
+        f"far fewer lists than rows."
+    )
 
 
 def is_exact(backend: str) -> bool:

@@ -31,7 +31,8 @@ from classact.run.recording import (
 )
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig
-from classact.train.head import ACTING, FinetuneConfig, FineTuner
+from classact.train.engine import check_engine
+from classact.train.head import ACTING, FinetuneConfig, FineTuner, load_encoder
 from classact.utils.labels import learned_label
 from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
@@ -138,6 +139,7 @@ class HeadPipeline:
         # What an earlier call said of the head's evaluations holds until another one says something else.
         usual = (head_settings(run, self.name) or settings)["evaluation"]
         self.evaluation = replace(EvaluationConfig(**usual), **config.evaluation)
+        self.evaluation.control.check(config.finetune.chunk_length, self.name)
         self.simulator = str(settings["frames"]["simulator"])
         self.encoder_config = self._encoder_config(settings)
         self.label = encoder_label(config.start, learned_label(settings))
@@ -219,6 +221,12 @@ class HeadPipeline:
             ConfigError: the data under the run's path are others now.
         """
         self._data.check_unchanged(self.run)
+        # What else would be refused when these are made.
+        data, start = self._data.states(), self._started_from()
+        check_engine(self.engine, self.ranks, self.finetune.batch_size, data.num_steps)
+        data.schema.columns(self.finetune.keys)
+        if start is not None:
+            load_encoder(start, self.finetune.weights)
         self._data.prepare()
 
     def train(self) -> ParametricPolicy:

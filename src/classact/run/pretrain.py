@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.lowdim import LowDim
+from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.rollout import EvaluationConfig
@@ -28,7 +29,8 @@ from classact.policies import (
     SceneLatents,
     retrievable,
 )
-from classact.policies.search import is_exact
+from classact.policies.retrieval import no_alarm
+from classact.policies.search import check_search, is_exact
 from classact.run import analysis
 from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents, whole_path
 from classact.run.evaluate import NO_LABELS, check_rollouts, retrieval_labels
@@ -48,7 +50,8 @@ from classact.sims import SimulatorSpec, make_simulator, plain_shift
 from classact.sims.shifts import is_plain
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
-from classact.train.representation import Trainer
+from classact.train.engine import check_engine
+from classact.train.representation import Trainer, check_training
 from classact.utils.codec import to_json
 from classact.utils.labels import RANDOM, learned_label, written_name
 from classact.utils.locks import Hold, own
@@ -178,6 +181,7 @@ class Pipeline:
         config = self.ranks.on_first(lambda: self._resumed(run, config))
         self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
         self.device, self.engine = choose_device(device), engine or EngineConfig()
+        config.evaluation.control.check(config.retrieval.chunk_length, RetrievalPolicy.name)
         # What is wrong with the settings shall show now, not after an hour of training.
         for shift, size in (
             (config.frames.shift, config.frames.render_size),
@@ -195,6 +199,7 @@ class Pipeline:
             layout=config.layout,
             quiet=self.quiet,
         )
+        self._no_alarm = ""
         self.ranks.on_first(self._check_folder)
 
     @staticmethod
@@ -276,7 +281,15 @@ class Pipeline:
         data = self._data.recorded()
         if not self._claimed:
             states = self._data.states()
-            retrievable(states.episode_ends, self.config.retrieval, f"{data.name} ({data.source})")
+            where = f"{data.name} ({data.source})"
+            if self.config.pretrain.evaluations and self.config.milestone_retrieval is not None:
+                retrievable(states.episode_ends, self.config.milestone_retrieval, where)
+            rows = retrievable(states.episode_ends, self.config.retrieval, where)
+            if not self.run.policy.is_dir():
+                held = last_episodes(data, self._data.held) if self._data.held else None
+                self._no_alarm = no_alarm(states, held, rows, self.config.novelty.m)
+                if self._no_alarm and self.ranks.first:
+                    logger.warning("%s: the policy will have no novelty alarm: %s", where, self._no_alarm)
             data.schema.columns(self.config.keys)
             self.ranks.on_first(lambda: self._claim(self._data.card()))
             self._claimed = True
@@ -300,6 +313,7 @@ class Pipeline:
             return ImageEncoder.from_pretrained(self.run.encoder)
         if self.config.pretrain.evaluations:
             self.check_rollouts()
+        self._check_training()
         frames = self.frames()
         if isinstance(self.config.pretrain.objective, NoneConfig):
             encoder = ImageEncoder(self._data.encoder_config(), seed=self.config.pretrain.seed)
@@ -310,6 +324,16 @@ class Pipeline:
         self.ranks.barrier()
         self.ranks = self.ranks.alone()
         return ImageEncoder.from_pretrained(self.run.encoder)
+
+    def _check_training(self) -> None:
+        """Refuse what could only fail once images are prepared, or the encoder is trained."""
+        data, config = self.data(), replace(self.config.pretrain, encoder=self._data.encoder_config())
+        folder = None if self.config.similarity is None else Path(self.config.similarity)
+        width = check_training(data, config, folder) + data.schema.language
+        width += len(data.schema.columns(self.config.keys))
+        check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
+        for retrieval in (self.config.retrieval, self.config.milestone_retrieval or self.config.retrieval):
+            check_search(retrieval.search, len(retrievable(data.episode_ends, retrieval, data.name)), width)
 
     def _train(self, frames: Demonstrations) -> ImageEncoder:
         objective = self.config.pretrain.objective
@@ -370,7 +394,8 @@ class Pipeline:
             policy = self._retrieval(encoder, self.frames())
         with self._timed("calibrate novelty"), progress_bar("calibrate novelty", quiet=self.quiet) as bar:
             # A stage of its own, for it takes N^2 cosines where nothing was held out.
-            policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
+            if not self._no_alarm:
+                policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
             policy.save(self.run.policy)
         self._hold = None
         return policy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.copies import describe_copies, first_copies
+from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
@@ -18,6 +21,7 @@ from classact.evaluation.probe.views import check_named, probe_views, reason_aga
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
+from classact.policies.retrieval import check_heldout
 from classact.run.data import STATE_RETRIEVAL, RunData, run_settings, state_latents
 from classact.run.folder import Run
 from classact.run.frames import FramesConfig
@@ -26,6 +30,8 @@ from classact.sims import make_simulator
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.progress import progress_bar
 from classact.utils.storage import plain_json, write_json
+
+logger = logging.getLogger(__name__)
 
 ENCODERS = ("learned", "untrained", "state")
 
@@ -104,6 +110,10 @@ def probe_run(
             f"the bank of {run.policy} holds {len(policy.bank)} moments, the data that the run was started with have "
             f"{training.num_steps} to learn from. Bring the data back that it was built from, or start another run."
         )
+    if copies := describe_copies(first_copies(training.actions, training.episode_ends), training.name):
+        logger.warning("probe: %s", copies)
+    if data.held:
+        check_heldout(training.actions, training.episode_ends, last_episodes(data.recorded(), data.held), len(training))
     probed = _encode(encoder, policy, data, settings)
     config = ProbeConfig(
         ks=tuple(sorted({*ProbeConfig.ks, *(() if k is None else (k,))})),
@@ -218,6 +228,10 @@ def _views(
     else:
         asked = choose_queries(training.episode_ends, None, config)
         candidates = np.flatnonzero(np.isin(training.episode_index(), asked.episodes))
+    # A copy's states are not to be told apart from those that it is a copy of.
+    original = first_copies(everything.actions, everything.episode_ends) == np.arange(len(everything))
+    some = candidates[original[everything.episode_index()[candidates]]]
+    candidates = some if len(some) else candidates
     return plain_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.images import resize_images
+from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
 from classact.similarity import diagnostics
@@ -480,8 +481,8 @@ def moment_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
 def notes(data: Demonstrations) -> list[str]:
     """What is odd about the data, whatever K is."""
     found = []
-    span = data.actions.max(axis=0) - data.actions.min(axis=0)
-    constant = np.flatnonzero(span < 1e-6)  # as MinMax sees it
+    space = data.schema.actions
+    constant = np.flatnonzero(constant_dimensions(data.actions, 0.0 if space is None else space.magnitude()))
     if len(constant):
         which = ", ".join(str(int(d)) for d in constant)
         found.append(f"Constant action dimensions ({which}) add nothing to any distance.")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from classact.data.actions import ActionSpace
-from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.config import SimilarityConfig
@@ -60,7 +59,7 @@ def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> W
             f"a horizon of {config.horizon} steps is longer than every episode (the longest has "
             f"{longest}), so every window would end in repeated actions. Choose a horizon of at most {longest}."
         )
-    normalized = MinMax.fit(demonstrations.actions).apply(demonstrations.actions)
+    normalized = demonstrations.action_range().apply(demonstrations.actions)
     actions = scale_rotation(normalized, demonstrations.schema.actions, config.rotation_scale)
     return WindowStream.build(actions, demonstrations.episode_ends, config.horizon)
 

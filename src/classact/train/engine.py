@@ -96,6 +96,27 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
     return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
 
 
+def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: int) -> None:
+    """Refuse what cannot be computed so.
+
+    Args:
+        engine, ranks: how it is computed.
+        batch_size: of all ranks together.
+        examples: N, steps of the data; min(batch_size, N) make a batch.
+
+    Raises:
+        ConfigError: fewer rows in a batch than there are ranks and micro-batches.
+        MissingDependencyError: a tracker's package is not installed.
+    """
+    require(engine.trackers)
+    size = min(batch_size, examples)
+    if size // ranks.world < engine.accumulate:
+        raise ConfigError(
+            f"a batch of {size} cannot be cut into {ranks.world} ranks x {engine.accumulate} micro-batches. Raise "
+            f"batch_size, or lower accumulate or the number of ranks."
+        )
+
+
 class Training(ABC):
     """A training that can be stopped anywhere and shared by processes. Subclasses are dataclasses that call
     :meth:`check` before anything that takes long, and :meth:`start` once their networks are made.
@@ -117,23 +138,8 @@ class Training(ABC):
     ranks: Ranks
 
     def check(self, batch_size: int, examples: int) -> None:
-        """Refuse what cannot be computed so.
-
-        Args:
-            batch_size: of all ranks together.
-            examples: N, steps of the data; min(batch_size, N) make a batch.
-
-        Raises:
-            ConfigError: fewer rows in a batch than there are ranks and micro-batches.
-            MissingDependencyError: a tracker's package is not installed.
-        """
-        require(self.engine.trackers)
-        size = min(batch_size, examples)
-        if size // self.ranks.world < self.engine.accumulate:
-            raise ConfigError(
-                f"a batch of {size} cannot be cut into {self.ranks.world} ranks x {self.engine.accumulate} "
-                f"micro-batches. Raise batch_size, or lower accumulate or the number of ranks."
-            )
+        """:func:`check_engine` for this training."""
+        check_engine(self.engine, self.ranks, batch_size, examples)
 
     def start(
         self,

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.lowdim import LowDim
-from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, IntArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
@@ -276,7 +275,7 @@ class FineTuner(Training):
         self.bf16 = use_bfloat16(config.precision, device)
         native = device.type == "cuda" or config.head_precision != "auto"
         self.head_bf16 = native and use_bfloat16(config.head_precision, device)
-        self.action_range, self.lowdim = MinMax.fit(data.actions), LowDim.fit(data, config.keys)
+        self.action_range, self.lowdim = data.action_range(), LowDim.fit(data, config.keys)
         self._actions = torch.from_numpy(self.action_range.apply(data.actions)).to(device)
         self._lowdim = torch.from_numpy(self.lowdim.demonstrations(data)).to(device)
         # On the device with all that is indexed: a step sends its rows there, and waits for nothing.

@@ -18,15 +18,14 @@ import numpy as np
 import torch
 
 from classact.data.images import frames_digest
-from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import ClassactError, ConfigError, DataError, choose
 from classact.models.average import update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import make_objective
+from classact.objectives import NoneConfig, make_objective
 from classact.objectives.base import Material
 from classact.similarity import ActionSimilarity, similarity_identity, window_stream
-from classact.similarity.distribution import read_distribution
+from classact.similarity.distribution import DistanceDistribution, read_distribution
 from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
 from classact.train.augment import Part, augment
@@ -147,6 +146,51 @@ class EncoderPass:
         return features
 
 
+def _measured(
+    data: Demonstrations, config: PretrainConfig, folder: Path | None, *, verify: bool = True
+) -> tuple[DistanceDistribution | None, SimilarityGraph | None]:
+    """What of the similarity is known already: as ``classact similarity`` wrote it into ``folder``."""
+    if config.positives == "graph" and folder is None:
+        raise ConfigError(
+            "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
+            "and name its folder."
+        )
+    if folder is None:
+        return None, None
+    identity = similarity_identity(window_stream(data, config.similarity), config.similarity)
+    distribution = read_distribution(folder / "distribution", identity)
+    if config.positives != "graph":
+        return distribution, None
+    return distribution, SimilarityGraph.open(folder / "graph", identity, verify=verify)
+
+
+def check_training(data: Demonstrations, config: PretrainConfig, similarity_folder: Path | None = None) -> int:
+    """Refuse now what :class:`Trainer` would refuse once the images are there.
+
+    Args:
+        data: without images.
+        config, similarity_folder: as for the trainer.
+
+    Returns:
+        Features of the encoder.
+
+    Raises:
+        ConfigError, CheckpointError: settings that do not fit the data, or a similarity of other ones.
+        MissingDependencyError: a package or initial weights that are not here.
+    """
+    features = ImageEncoder(config.encoder, seed=config.seed).feature_dim
+    if isinstance(config.objective, NoneConfig):
+        return features
+    actions = torch.from_numpy(data.action_range().apply(data.actions))
+    unmeasured = lambda steps, anchors: torch.zeros(anchors, len(steps))  # noqa: E731
+    make_objective(config.objective, Material(features, data.episode_ends, actions, config.seed, weights=unmeasured))
+    if config.objective.needs_similarity:
+        with naming(data):
+            window_stream(data, config.similarity)
+            _measured(data, config, similarity_folder, verify=False)
+    return features
+
+
 @dataclass(eq=False)
 class Trainer(Training):
     """One training of a representation.
@@ -191,7 +235,7 @@ class Trainer(Training):
             Material(
                 feature_dim=self.encoder.feature_dim,
                 episode_ends=data.episode_ends,
-                actions=torch.from_numpy(MinMax.fit(data.actions).apply(data.actions)).to(device),
+                actions=torch.from_numpy(data.action_range().apply(data.actions)).to(device),
                 seed=config.seed,
                 device=device,
                 weights=self._weights,
@@ -224,19 +268,9 @@ class Trainer(Training):
         )
 
     def _measure_similarity(self) -> None:
-        config, folder = self.config.similarity, self.similarity_folder
-        if self.config.positives == "graph" and folder is None:
-            raise ConfigError(
-                "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
-                "and name its folder."
-            )
-        distribution = None
+        config = self.config.similarity
         with naming(self.demonstrations):
-            if folder is not None:
-                identity = similarity_identity(window_stream(self.demonstrations, config), config)
-                distribution = read_distribution(folder / "distribution", identity)
-                if self.config.positives == "graph":
-                    self.graph = SimilarityGraph.open(folder / "graph", identity)
+            distribution, self.graph = _measured(self.demonstrations, self.config, self.similarity_folder)
             self.similarity = ActionSimilarity(
                 self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
             )

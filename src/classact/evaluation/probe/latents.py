@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from classact.data.actions import ActionSpace
+from classact.data.copies import first_copies
 from classact.data.normalize import MinMax
 from classact.data.types import FloatArray, IntArray
 from classact.data.windows import window_indices
@@ -128,9 +130,23 @@ class Encoded:
                 )
         object.__setattr__(self, "latents", {name: _unit(z) for name, z in self.latents.items()})
 
+    @cached_property
+    def groups(self) -> IntArray:
+        """(E,) number of each episode, copies (:func:`classact.data.copies.first_copies`) sharing one."""
+        return np.unique(first_copies(self.actions, self.episode_ends), return_inverse=True)[1]
+
     def episodes(self) -> IntArray:
-        """(N,) episode of each step."""
-        return np.repeat(np.arange(len(self.episode_ends)), np.diff(self.episode_ends, prepend=0))
+        """(N,) episode of each step; copies are one."""
+        return np.repeat(self.groups, np.diff(self.episode_ends, prepend=0))
+
+    def sorted(self) -> Encoded:
+        """The same with copies side by side; itself where they are, or there are none."""
+        if (np.diff(self.groups) >= 0).all():
+            return self
+        order = np.argsort(self.groups, kind="stable")
+        steps = np.argsort(self.episodes(), kind="stable")
+        ends = np.cumsum(np.diff(self.episode_ends, prepend=0)[order])
+        return Encoded({name: z[steps] for name, z in self.latents.items()}, self.actions[steps], ends)
 
 
 def _unit(z: FloatArray) -> FloatArray:
@@ -164,13 +180,17 @@ class Queries:
         return len(self.bank) - int((self.without[:, 1] - self.without[:, 0]).max(initial=0))
 
 
-def choose_queries(training_ends: IntArray, heldout_ends: IntArray | None, config: ProbeConfig) -> Queries:
+def choose_queries(
+    training_ends: IntArray, heldout_ends: IntArray | None, config: ProbeConfig, groups: IntArray | None = None
+) -> Queries:
     """The sample of steps that are retrieved for; the same for every representation.
 
     Args:
         training_ends: (E,) of the bank's episodes.
         heldout_ends: (H,) of the held-out episodes; None: a sample of the bank's episodes is left out in turn.
         config: settings.
+        groups: (E,) or (H,) number of each of the episodes asked for, copies sharing one and side by side: what counts
+            as an episode. None: there are no copies.
 
     Raises:
         ConfigError: nothing can be left out, or nothing may be retrieved.
@@ -179,12 +199,17 @@ def choose_queries(training_ends: IntArray, heldout_ends: IntArray | None, confi
     left = np.repeat(training_ends, np.diff(training_ends, prepend=0)) - np.arange(int(training_ends[-1]))
     bank = np.flatnonzero(left >= config.min_actions)
     ends = training_ends if heldout_ends is None else heldout_ends
+    if groups is not None:
+        ends = ends[np.flatnonzero(np.append(np.diff(groups), 1))]
     lengths = np.diff(ends, prepend=0)
     episode = np.repeat(np.arange(len(ends)), lengths)
     candidates = np.arange(len(episode))
     if heldout_ends is None:
         if len(ends) < 2:
-            raise ConfigError("leaving an episode out needs at least 2 episodes, there is 1. Hold demonstrations out.")
+            copies = f", not counting {len(training_ends) - 1} of the same actions" if len(training_ends) > 1 else ""
+            raise ConfigError(
+                f"leaving an episode out needs at least 2 episodes, there is 1{copies}. Hold demonstrations out."
+            )
         chosen = rng.choice(len(ends), min(LEFT_OUT_EPISODES, len(ends)), replace=False)
         candidates = candidates[np.isin(episode, chosen)]
     steps = np.sort(rng.choice(candidates, min(config.queries, len(candidates)), replace=False))
@@ -209,7 +234,7 @@ class _Actions:
     ) -> None:
         self.config, self.queries, self.space = config, queries, space
         self.similarity = config.similarity
-        self.range = MinMax.fit(training.actions)
+        self.range = MinMax.fit(training.actions, 0.0 if space is None else space.magnitude())
         self.actions = training.actions
         self.bank = self.stream(training)
         self.asked = self.bank if asked is training else self.stream(asked)
@@ -346,7 +371,10 @@ def probe_latents(
                 f"{asked.latents[name].shape[1]}."
             )
     begin = time.perf_counter()
-    queries = choose_queries(training.episode_ends, None if heldout is None else heldout.episode_ends, config)
+    training = training.sorted()
+    asked = training if heldout is None else asked.sorted()
+    heldout_ends = None if heldout is None else asked.episode_ends
+    queries = choose_queries(training.episode_ends, heldout_ends, config, asked.groups)
     total = len(queries.steps) + 4 * len(training.latents)
     done = 0
 
@@ -440,11 +468,11 @@ def _correlation(
     # Half the squared distance of unit vectors is one minus their cosine.
     latent = squared_distances(asked.latents[name], queries.steps[left], rows, training.latents[name]) / 2
     episode = training.episodes()[rows]
-    E = len(training.episode_ends)
+    E = int(training.groups[-1]) + 1
     sizes: tuple[int, ...] = (E,)
     own = queries.episodes[left]
     if asked is not training:
-        sizes, own = (E, len(asked.episode_ends)), own + E
+        sizes, own = (E, int(asked.groups[-1]) + 1), own + E
     rng = config.rng(_INTERVALS)
     return spearman(latent, distance, own, episode, sizes, rng, resamples=CORRELATION_RESAMPLES).to_json()
 
@@ -479,7 +507,7 @@ def _geometry(training: Encoded, sample: _Sample, config: ProbeConfig, name: str
     itself = np.stack([sample.rows, sample.rows + 1], axis=1)
     neighbors = ExactSearch(z, device=device).search(chosen, k, itself)[0]
     share = other_episode_share(neighbors, episodes, sample.episodes)
-    lengths = np.diff(training.episode_ends, prepend=0)
+    lengths = np.bincount(episodes)
     chance = (len(z) - lengths[sample.episodes]) / (len(z) - 1)
     rng = config.rng
     metrics: dict[str, Metric] = {
