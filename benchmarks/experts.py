@@ -11,7 +11,6 @@ time is then left out).
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from classact.data.readers import generated
 from classact.errors import ClassactError
 from classact.sims import make_simulator
 from classact.sims.experts.generate import generate_demonstrations
-from classact.utils.machine import hardware
+from classact.utils.machine import cores, hardware
 from classact.utils.progress import progress_bar
 from classact.utils.statistics import wilson_interval
 from common import parser, save
@@ -74,7 +73,7 @@ def main() -> None:
     arguments = parser(__doc__ or "", "experts")
     arguments.add_argument("tasks", nargs="*", default=list(TASKS))
     arguments.add_argument("--folder", type=Path, default=Path("runs/demonstrations"))
-    arguments.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    arguments.add_argument("--workers", type=int, default=cores())
     options = arguments.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     result = json.loads(options.json.read_text())["simulators"] if options.json.exists() else {}

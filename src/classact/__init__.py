@@ -9,6 +9,9 @@ from pathlib import Path
 
 from classact.data.types import Demonstrations, Episode, Observation
 from classact.errors import ClassactError
+from classact.utils.machine import prepare_threads
+
+prepare_threads()  # before torch or numba is imported: they read it once
 
 __version__ = "0.1.0"
 

@@ -24,6 +24,7 @@ from classact.run.finetune import HeadPipeline, HeadRunConfig
 from classact.run.folder import Run
 from classact.run.presets import get_head_preset
 from classact.run.pretrain import Pipeline, from_preset
+from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
@@ -186,6 +187,16 @@ def test_other_settings_are_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match=r"settings.finetune.epochs = 1, now it is 2. Give the head another --name"):
         make(run, config(evaluations=0, epochs=2))
     make(run, config(evaluations=5))  # how often it is evaluated decides nothing
+
+
+def test_the_precision_that_auto_came_to_is_the_same_setting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "avx512_bf16")
+    make(run, config(evaluations=0, precision="auto")).train()
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "sse2")
+    for precision in ("bfloat16", "auto"):
+        make(run, config(evaluations=0, precision=precision)).train()
+    with pytest.raises(ConfigError, match=r"settings.finetune.precision = 'bfloat16', now it is 'float32'"):
+        make(run, config(evaluations=0, precision="float32"))
 
 
 def test_what_cannot_be_started(run: Run, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from classact.run.pretrain import Pipeline, RunConfig, from_preset
 from classact.run.recording import evaluation_name
 from classact.similarity import ActionSimilarity, similarity_identity
 from classact.similarity.distribution import write_distribution
+from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.utils.locks import BusyError
 from classact.utils.storage import write_folder, write_json
@@ -245,6 +246,22 @@ def test_other_settings_are_refused(
     with pytest.raises(ConfigError, match=rf"was started with {message}\. Choose another --out, or remove that folder"):
         Pipeline(run, change(config(data)), quiet=True)
     assert run.config.read_bytes() == before
+
+
+def test_the_precision_that_auto_came_to_is_the_same_setting(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision(name: str) -> Pipeline:
+        made = config(data)
+        return Pipeline(Run(tmp_path), replace(made, pretrain=replace(made.pretrain, precision=name)), quiet=True)
+
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "avx512_bf16")
+    precision("auto").pretrain()
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "sse2")
+    precision("bfloat16").policy()
+    precision("auto").policy()
+    with pytest.raises(ConfigError, match=r"settings.pretrain.precision = '(auto|bfloat16)', now it is 'float32'"):
+        precision("float32")
 
 
 def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:

@@ -315,24 +315,6 @@ def test_each_process_of_a_machine_has_its_copy(mapped: dict[str, ImageArray], m
     assert made("ram", 3, 0, example()).endswith("used where they are")
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [("1000000", (1_000_000 - 300_000, 1_000_000)), ("200000", (0, 200_000)), ("max", None), (None, None)],
-)
-def test_a_containers_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, expected: tuple[int, int] | None
-) -> None:
-    monkeypatch.setattr(feeding, "CGROUP", tmp_path / "nothing")
-    machine = feeding.free_memory(torch.device("cpu"))
-    monkeypatch.setattr(feeding, "CGROUP", tmp_path)
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text("anon 250000\nactive_file 60000\ninactive_file 40000\n")
-    found = feeding.free_memory(torch.device("cpu"))
-    assert found == expected if expected else found[1] == machine[1] and found[0] > 0.5 * machine[0]
-
-
 def test_what_the_images_take_of_a_gpu(mapped: dict[str, ImageArray]) -> None:
     assert ResidentFeed(mapped, "cpu").device_bytes == 0
     if torch.cuda.is_available():

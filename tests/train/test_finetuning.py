@@ -20,7 +20,7 @@ from classact.models.average import ema_decay
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name
 from classact.policies.parametric import ParametricPolicy
-from classact.train import checkpoints
+from classact.train import checkpoints, engine
 from classact.train.augment import augment
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import AugmentConfig
@@ -433,6 +433,22 @@ def test_the_heads_precision_is_part_of_what_is_trained(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"was made with config.head_precision = 'bfloat16', now it is 'float32'"):
         tuner(tmp_path).fit()
     assert same(fitted(tmp_path, head_precision="bfloat16"), fitted(head_precision="bfloat16"))
+
+
+def test_a_checkpoint_decides_what_auto_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "avx512_bf16")
+    auto = {"precision": "auto", "head_precision": "auto"}
+    with pytest.raises(TrainingInterrupted):
+        tuner(tmp_path, **auto).fit(fakes.stop_after(2))
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: "sse2")
+    named = tuner(tmp_path, precision="bfloat16", head_precision="float32")
+    assert named.resume()
+    with pytest.raises(CheckpointError, match=r"config.precision = 'bfloat16', now it is 'float32'"):
+        tuner(tmp_path).resume()
+    with pytest.raises(CheckpointError, match=r"config.head_precision = 'float32', now it is 'bfloat16'"):
+        tuner(tmp_path, precision="auto", head_precision="bfloat16").resume()
+    assert same(fitted(tmp_path, **auto), fitted(precision="bfloat16"))
+    assert tuner(tmp_path, **auto).resume()
 
 
 # Several views, chosen proprioception, instructions

@@ -29,7 +29,7 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import SoftInfoNCEConfig
+from classact.objectives import SoftInfoNCEConfig, objective_config
 from classact.objectives.soft_infonce import soft_infonce
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.run.folder import Run
@@ -37,7 +37,8 @@ from classact.run.frames import FramesConfig, prepare_frames
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph
-from classact.train import checkpoints
+from classact.train import checkpoints, engine
+from classact.train import representation as training
 from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_latest
@@ -400,6 +401,33 @@ def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], mes
 def test_logging_and_saving_more_often_is_no_other_setting(tmp_path: Path) -> None:
     straight = trainer(tmp_path).fit()
     assert fakes.equal(trainer(tmp_path, log_every=3, checkpoint_every=1).fit(), straight)
+
+
+@pytest.mark.parametrize("objective", ["class", "byol"])
+@pytest.mark.parametrize(("there", "here"), [("avx512_bf16", "sse2"), ("sse2", "amx_bf16")])
+@pytest.mark.parametrize("former", [False, True])
+def test_a_checkpoint_decides_what_auto_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, here: str, objective: str, former: bool
+) -> None:
+    """It goes on as it began on machines with and without bfloat16, to the same bits; ``former``: by an identity that
+    calls the precision "auto", as checkpoints did before."""
+    native, other = ("bfloat16", "float32") if "bf16" in there else ("float32", "bfloat16")
+    settings = {"objective": objective_config(objective, ()), "checkpoint_every": 1}
+    straight = trainer(precision=native, **settings).fit()
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: there)
+    with monkeypatch.context() as patch:
+        if former:
+            patch.setattr(training, "spelled_out", lambda settings, _: settings)
+        with pytest.raises(TrainingInterrupted):
+            trainer(tmp_path, precision="auto", **settings).fit(fakes.stop_after(2))
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: here)
+    with pytest.raises(CheckpointError, match=f"with config.precision = '{native}', now it is '{other}'"):
+        trainer(tmp_path, precision=other, **settings).resume()
+    for precision in (native, "auto"):
+        again = trainer(tmp_path, precision=precision, **settings)
+        assert again.resume()
+        assert again.step == 2
+    assert fakes.equal(again.fit(), straight)
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
+import os
+import sys
+
 import pytest
 
 from classact.utils import progress
-from classact.utils.progress import progress_bar
+from classact.utils.progress import progress_bar, teller
 
 
 class Clock:
@@ -46,3 +50,51 @@ def test_time_left_of_a_resumed_training_counts_what_is_done_now(
             clock.now += 1
             bar(step, 1100)
     assert capsys.readouterr().err.splitlines()[0] == "train: 1,015 of 1,100, 15 s, 85 s left  "
+
+
+class Closed:
+    """What descriptors do whose other end is gone."""
+
+    def isatty(self) -> bool:
+        raise ValueError("I/O operation on closed file")
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def flush(self) -> None:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("stream", [None, Closed()])
+def test_news_that_nobody_can_read_stop_no_work(
+    stream: Closed | None, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    say = teller()
+    assert say is not None
+    say("news")
+    with progress_bar("train") as bar:
+        clock.now += 60
+        bar(1, 2)
+        bar(2, 2)
+    assert capsys.readouterr().out == ""  # nor do they take the place of results
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("term", "columns", "bar"), [("xterm", 120, True), ("xterm", 0, True), ("dumb", 120, False), ("xterm", 20, False)]
+)
+def test_bars_are_for_terminals_that_can_redraw_a_line(
+    term: str, columns: int, bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    monkeypatch.setenv("TERM", term)
+    assert progress._can_redraw() == bar

@@ -1,16 +1,114 @@
-"""What commands print with."""
+"""What commands print with: whatever standard output is, results are printed as well as it can, and work goes on."""
 
 from __future__ import annotations
 
+import codecs
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from classact.errors import ClassactError
+
+_PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
+_NAME_COLUMNS = 16
+"""Names in tables are folded to no less."""
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """Of what an encoding lacks, something that looks alike; question marks for the rest."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("classact", _replace)
+
+
+def prepare_streams() -> None:
+    """Standard streams that can be printed to, closed or not, in any encoding; for the process of a command."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would get what other libraries print
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if getattr(stream, "closed", True):
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+    _make_lenient()
+
+
+def _make_lenient() -> None:
+    stream: Any = sys.stdout
+    if not hasattr(stream, "reconfigure") or stream.closed:  # None, or what tests put there
+        return
+    unicode = str(stream.encoding).lower().startswith("utf")
+    if stream.errors == "strict" or (stream.errors == "surrogateescape" and not unicode):
+        stream.reconfigure(errors="classact")
+
+
+def forget_output() -> None:
+    """Standard output has no reader any more: what is printed from now on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str = "") -> None:
+    """Print lines to standard output as they are; with none, what was printed before is sent off.
+
+    Raises:
+        ClassactError: they cannot be written, on a full disk, for example.
+    """
+    _make_lenient()
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except BrokenPipeError:
+        forget_output()
+    except OSError as error:
+        raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> ClassactError:
+    forget_output()
+    return ClassactError(f"standard output cannot be written: {error.strerror}. Free some space, or send it elsewhere.")
 
 
 def console() -> Any:
-    """A terminal for tables; names of files may hold brackets, so there is no markup."""
-    from rich.console import Console
+    """A terminal for tables; names of files may hold brackets, so there is no markup.
 
-    return Console(highlight=False, markup=False)
+    Tables fold names in narrow lines, and keep numbers whole: where not even folded names leave room for them, lines
+    are longer than the terminal's.
+    """
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    class Printer(Console):
+        def print(self, *objects: Any, **settings: Any) -> None:
+            for table in objects:
+                if isinstance(table, Table):
+                    self.width = max(Console(highlight=False).width, self._least(table))
+            try:
+                super().print(*objects, **settings)
+            except OSError as error:
+                raise _unwritten(error) from None
+
+        def _least(self, table: Table) -> int:
+            widths = [column.max_width for column in table.columns]
+            for column in table.columns:
+                column.overflow = "fold"
+                if not column.no_wrap:
+                    column.max_width = min(column.max_width or _NAME_COLUMNS, _NAME_COLUMNS)
+            least = Measurement.get(self, self.options.update_width(10_000), table).maximum
+            for column, width in zip(table.columns, widths, strict=True):
+                column.max_width = width
+            return least
+
+        def on_broken_pipe(self) -> None:
+            forget_output()
+
+    _make_lenient()
+    return Printer(highlight=False, markup=False)
 
 
 def print_summary(rows: Sequence[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from classact.cli.console import console
+from classact.cli.console import console, say
 
 MAX_RANGES = 20
 """Of vectors with more dimensions, the range of all is shown, not of each."""
@@ -125,9 +125,8 @@ class DataGenerate:
 
 def data_generate(arguments: DataGenerate) -> None:
     """Run the expert; what was tried before is not tried again."""
-    import multiprocessing
-
     from classact.sims.experts.generate import generate_demonstrations
+    from classact.utils.machine import cores
     from classact.utils.progress import progress_bar
 
     task, shift = arguments.task, arguments.shift
@@ -137,11 +136,11 @@ def data_generate(arguments: DataGenerate) -> None:
         task,
         episodes=arguments.episodes,
         seed=arguments.seed,
-        workers=arguments.workers or multiprocessing.cpu_count(),
+        workers=arguments.workers or cores(),
         out=out,
         shift=shift,
         image_size=arguments.image_size,
         cameras=arguments.cameras or None,
         stage=progress_bar,
     )
-    print(f"Demonstrations: {out}")
+    say(f"Demonstrations: {out}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from classact.cli.console import print_summary, print_timings
+from classact.cli.console import print_summary, print_timings, say
 from classact.cli.engine import EngineArguments, engine_config, training_ranks
 from classact.cli.flags import Ensemble, Execute
 from classact.train.config import ColorAugmentation
@@ -191,4 +191,4 @@ def finetune(arguments: Finetune) -> None:
         page = build_report(arguments.run)
     print_summary(pipeline.run.read_summary())
     print_timings(pipeline.folder.read_config()["timings"])
-    print(f"Policy: {pipeline.folder.policy}\nReport: {page}")
+    say(f"Policy: {pipeline.folder.policy}\nReport: {page}")

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import tyro
 
 from classact.cli import COMMANDS
+from classact.cli.console import forget_output, prepare_streams, say
 from classact.errors import ClassactError, TrainingInterrupted
+from classact.utils.progress import tell
 
 PROGRAM = "classact"
 INTERRUPTED = 130
@@ -32,40 +34,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 for errors raised on purpose (their message is printed), 2 for wrong usage, 130 after Ctrl-C.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--version"]:
-        from classact import __version__
-
-        print(__version__)
-        return 0
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else 2
-    if arguments[0] in _GROUPS and (not arguments[1:] or arguments[1] in ("-h", "--help")):
-        print(_usage())
-        return 0 if arguments[1:] else 2
-    words = 2 if arguments[0] in _GROUPS else 1
-    name = " ".join(arguments[:words])
-    if name not in COMMANDS:
-        print(f"{PROGRAM}: unknown command {name!r}\n\n{_usage()}", file=sys.stderr)
-        return 2
-    parser, command = COMMANDS[name]
-    parsed = tyro.cli(parser, args=arguments[words:], prog=f"{PROGRAM} {name}", description=parser.__doc__)
-    again = f"Continue with: {shlex.join([PROGRAM, *arguments])}"
+    prepare_streams()
     try:
-        return command(parsed) or 0
-    except TrainingInterrupted as stop:
-        print(f"{PROGRAM}: {stop}\n{again}", file=sys.stderr)
-        return INTERRUPTED
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        say()  # while a reader that is gone, or a full disk, can still be told from success
     except ClassactError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        tell(f"{PROGRAM}: error: {error}")
         return 1
     except OSError as problem:
         if problem.filename is None:
             raise
-        print(f"{PROGRAM}: error: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        tell(f"{PROGRAM}: error: {problem.filename}: {problem.strerror}")
         return 1
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if arguments[:1] == ["--version"]:
+        from classact import __version__
+
+        say(__version__)
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        say(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in _GROUPS and (not arguments[1:] or arguments[1] in ("-h", "--help")):
+        say(_usage())
+        return 0 if arguments[1:] else 2
+    words = 2 if arguments[0] in _GROUPS else 1
+    name = " ".join(arguments[:words])
+    if name not in COMMANDS:
+        tell(f"{PROGRAM}: unknown command {name!r}\n\n{_usage()}")
+        return 2
+    parser, command = COMMANDS[name]
+    try:
+        parsed = tyro.cli(parser, args=arguments[words:], prog=f"{PROGRAM} {name}", description=parser.__doc__)
+    except SystemExit:  # it has printed its help
+        say()
+        raise
+    except BrokenPipeError:
+        forget_output()
+        return 0
+    again = f"Continue with: {shlex.join([PROGRAM, *arguments])}"
+    try:
+        return command(parsed) or 0
+    except TrainingInterrupted as stop:
+        tell(f"{PROGRAM}: {stop}\n{again}")
+        return INTERRUPTED
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped. {again}", file=sys.stderr)
+        tell(f"{PROGRAM}: stopped. {again}")
         return INTERRUPTED

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from classact.cli.console import print_summary, print_timings
+from classact.cli.console import print_summary, print_timings, say
 from classact.cli.engine import EngineArguments, engine_config, training_ranks
 from classact.cli.flags import Ensemble, Execute, Layout
 
@@ -352,7 +352,7 @@ def demo(arguments: Demo) -> None:
         page = build_report(arguments.out)
     print_summary(pipeline.run.read_summary())
     print_timings(pipeline.run.read_config()["timings"])
-    print(f"Report: {page}")
+    say(f"Report: {page}")
 
 
 def pretrain(arguments: Pretrain) -> None:
@@ -364,7 +364,7 @@ def pretrain(arguments: Pretrain) -> None:
             return
         pipeline.policy()
     print_timings(pipeline.run.read_config()["timings"])
-    print(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
+    say(f"Encoder: {pipeline.run.encoder}\nPolicy:  {pipeline.run.policy}")
 
 
 @dataclass(frozen=True)
@@ -441,4 +441,4 @@ def report(arguments: Report) -> None:
     """Draw."""
     from classact.report import build_report
 
-    print(f"Report: {build_report(arguments.run)}")
+    say(f"Report: {build_report(arguments.run)}")

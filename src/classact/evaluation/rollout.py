@@ -27,6 +27,7 @@ from classact.policies.control import ControlConfig, Controller
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Worker
 from classact.utils.locks import own
+from classact.utils.machine import cores
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import check_writable, write_arrays, write_jsonl
 
@@ -107,7 +108,7 @@ def evaluate(
     faults = [] if faults is None else faults
     limit = config.max_steps or spec.max_steps
     seeds = [config.first_seed + i for i in range(config.episodes)]
-    workers = min(config.workers or mp.cpu_count(), config.episodes, spec.group)
+    workers = min(config.workers or cores(), config.episodes, spec.group)
     # Not fork: the parent runs threads (OpenMP), and forked threads deadlock.
     context = mp.get_context("spawn")
     results: list[RolloutResult] = []

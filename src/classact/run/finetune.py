@@ -31,7 +31,7 @@ from classact.run.recording import (
 )
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig
-from classact.train.engine import check_engine
+from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import ACTING, FinetuneConfig, FineTuner, load_encoder
 from classact.utils.labels import learned_label
 from classact.utils.locks import Hold, own
@@ -189,9 +189,12 @@ class HeadPipeline:
         )
         card: dict[str, Any] = {}
         if known := head_settings(self.run, self.name):
+            flags = precision_flags(self.folder.checkpoints)
             found, asked = (
                 # Which other encoder it started from is told by its weights, wherever they lie.
-                without(value, *FREE) | {"start": value.get("start") if value.get("start") in OWN else "other"}
+                without(value, *FREE)
+                | {"start": value.get("start") if value.get("start") in OWN else "other"}
+                | {"finetune": spelled_out(without(value, *FREE)["finetune"], flags)}
                 for value in (known, settings)
             )
             if difference := first_difference(found, asked, "settings"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from classact.sims import Simulator, make_simulator, plain_shift
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
+from classact.utils.machine import cores
 from classact.utils.storage import plain_json
 
 Progress = Callable[[int, int], None]
@@ -179,7 +179,7 @@ def _camera_frames(
                 seed=config.seed,
                 out=out,
                 camera=camera,
-                workers=config.workers or multiprocessing.cpu_count(),
+                workers=config.workers or cores(),
                 progress=progress,
             )
 

@@ -50,7 +50,7 @@ from classact.sims import SimulatorSpec, make_simulator, plain_shift
 from classact.sims.shifts import is_plain
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
-from classact.train.engine import check_engine
+from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.representation import Trainer, check_training
 from classact.utils.codec import to_json
 from classact.utils.labels import RANDOM, learned_label, written_name
@@ -241,9 +241,12 @@ class Pipeline:
     def _check_same(self, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         card = self.run.read_config()
         difference = other_objective(card.get("settings"), settings)
-        difference = difference or first_difference(
-            without(card.get("settings"), *FREE), without(settings, *FREE), "settings"
+        flags = precision_flags(self.run.checkpoints)
+        found, asked = (
+            value | {"pretrain": spelled_out(value["pretrain"], flags)}
+            for value in (without(card["settings"], *FREE), without(dict(settings), *FREE))
         )
+        difference = difference or first_difference(found, asked, "settings")
         difference = difference or other_data(card["data"], data)
         if difference:
             raise ConfigError(

@@ -23,7 +23,8 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from classact.data.types import ImageArray, IntArray
 from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.train.checkpoints import (
+    META,
     TrainingState,
+    list_checkpoints,
     load_latest,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -49,9 +52,11 @@ from classact.train.trackers import Trackers, make_trackers, require
 from classact.utils.interruptions import interruptible
 from classact.utils.locks import Hold, own
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, plain_json, write_json
+from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
 
 DIVERGED = "diverged.json"
+PRECISION_FLAGS = {"precision": "bfloat16", "head_precision": "head_bfloat16"}
+"""Settings that may be "auto", and where a checkpoint's identity says what they came to on the machine it began on."""
 
 AGREE_EVERY = 8
 """Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
@@ -75,6 +80,28 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     # Without the instructions bfloat16 is emulated and slower than float32.
     return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
+
+
+def spelled_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a training in which "auto" is the precision that it came to, on whatever machine it began.
+
+    Args:
+        settings: "precision", "head_precision" and others.
+        flags: which of :data:`PRECISION_FLAGS` are bfloat16; what is not there stays "auto".
+    """
+    came_to = {
+        name: "bfloat16" if flags[flag] else "float32" for name, flag in PRECISION_FLAGS.items() if flag in flags
+    }
+    return {**settings, **{name: value for name, value in came_to.items() if settings.get(name) == "auto"}}
+
+
+def precision_flags(checkpoints: Path) -> dict[str, bool]:
+    """What :func:`spelled_out` needs, of the newest checkpoint in a folder; empty where there is none."""
+    for _, path in reversed(list_checkpoints(checkpoints)):
+        with suppress(CheckpointError):
+            identity = read_json(path / META, CheckpointError)["identity"]
+            return {flag: identity[flag] for flag in PRECISION_FLAGS.values() if flag in identity}
+    return {}
 
 
 def _cpu_flags() -> str:
@@ -215,6 +242,14 @@ class Training(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
+
+    @abstractmethod
+    def settle(self, flags: Mapping[str, Any]) -> None:
+        """Compute what is "auto" as another machine did, which began this training or is its rank 0.
+
+        Args:
+            flags: its identity, which has the :data:`PRECISION_FLAGS`.
+        """
 
     @abstractmethod
     def memory_advice(self) -> str:
@@ -397,8 +432,9 @@ class Training(ABC):
     def _agree(self) -> None:
         if self.ranks.world == 1:
             return
-        own = plain_json(self.identity())
-        difference = first_difference(self.ranks.broadcast_object(own), own, "")
+        first = self.ranks.broadcast_object(plain_json(self.identity()))
+        self.settle(first)
+        difference = first_difference(first, plain_json(self.identity()), "")
         if not self.ranks.any(difference is not None):
             return
         who = f"rank {self.ranks.rank}" if difference else "another rank"
@@ -561,7 +597,12 @@ class Training(ABC):
         if state is None:
             return False
         where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
-        state.check_identity(self.identity(), where)
+        began = state.meta["identity"]
+        self.settle(began)
+        # By the settings' names, which is what can be changed; what they came to says the same.
+        named = {**began, "config": spelled_out(began["config"], began)}
+        found, own = (without(value, *PRECISION_FLAGS.values()) for value in (named, self.identity()))
+        replace(state, meta={**state.meta, "identity": found}).check_identity(own, where)
         for kind, networks in (("model", self.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 if self.changes(name):

@@ -45,7 +45,7 @@ from classact.train.config import (
     describe,
     updates,
 )
-from classact.train.engine import Batch, Stats, Training, use_bfloat16
+from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.loader import upload
 from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
 from classact.utils.ranks import Ranks
@@ -468,15 +468,22 @@ class FineTuner(Training):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         made = {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)}
+        flags = {"bfloat16": self.bf16, "head_bfloat16": self.head_bf16}
         return {
-            "config": without(asdict(self.config) | made, *INCIDENTAL, *ACTING, "weights"),
+            "config": spelled_out(without(asdict(self.config) | made, *INCIDENTAL, *ACTING, "weights"), flags),
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
             "images": self._images_digest,
-            "bfloat16": self.bf16,
-            "head_bfloat16": self.head_bf16,
+            **flags,
         }
+
+    def settle(self, flags: Mapping[str, Any]) -> None:
+        """See :meth:`Training.settle`."""
+        if self.config.precision == "auto":
+            self.bf16 = self._encode.bf16 = bool(flags["bfloat16"])
+        if self.config.head_precision == "auto":
+            self.head_bf16 = bool(flags["head_bfloat16"])
 
     def memory_advice(self) -> str:
         """What to lower."""

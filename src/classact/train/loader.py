@@ -11,7 +11,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from classact.data.types import ImageArray, IntArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.utils.machine import memory_limits
 
 FedBatch = tuple[IntArray, dict[str, Tensor]]
 """Rows (B,) as they were asked for, and for each camera their images (B, S, S, 3) uint8 on the device."""
@@ -30,7 +30,6 @@ IMAGE_SHARE = 0.75
 BLOCK_BYTES = 256 * 2**20
 """Copied at once when images move as a whole."""
 THREAD_NAME = "classact-images"
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class ImageFeed(Protocol):
@@ -299,25 +298,8 @@ def free_memory(device: torch.device) -> tuple[int, int]:
     import psutil  # type: ignore[import-untyped]
 
     memory = psutil.virtual_memory()
-    free, total = int(memory.available), int(memory.total)
-    limit = _container_limit()
-    return (free, total) if limit is None else (min(free, limit[0]), min(total, limit[1]))
-
-
-def _container_limit() -> tuple[int, int] | None:
-    """(free, total) bytes under the limit of this container's control group (version 2); None where it has none."""
-    try:
-        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        if not limit.isdigit():  # "max"
-            return None
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
-        rows = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
-        stat = dict(row.split() for row in rows)
-        # Files that the system keeps in memory count as used, but give way.
-        used -= int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return None
-    return max(0, int(limit) - used), int(limit)
+    frees, totals = zip((int(memory.available), int(memory.total)), *memory_limits(), strict=True)
+    return min(frees), min(totals)
 
 
 def make_feed(

@@ -31,7 +31,7 @@ from classact.similarity.model import naming
 from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches, positive_batches
 from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, PretrainConfig
-from classact.train.engine import Batch, Stats, Training, use_bfloat16
+from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.optim import make_optimizer
 from classact.utils.codec import to_json
 from classact.utils.ranks import Ranks
@@ -412,13 +412,20 @@ class Trainer(Training):
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         return {
-            "config": without(to_json(self.config), *INCIDENTAL),
+            "config": spelled_out(without(to_json(self.config), *INCIDENTAL), {"bfloat16": self.bf16}),
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
             "images": self._images_digest,
             "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,
         }
+
+    def settle(self, flags: Mapping[str, Any]) -> None:
+        """See :meth:`Training.settle`."""
+        if self.config.precision == "auto":
+            self.bf16 = self._encode.bf16 = bool(flags["bfloat16"])
+            if self.objective.target_decay is not None:
+                self._encode_target.bf16 = self.bf16
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:

@@ -2,15 +2,95 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from classact.errors import ConfigError, UnknownNameError, choose
 
 if TYPE_CHECKING:
     import torch
+
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux says what this process may use: as part of a container or of a job (control groups, versions 1 and 2)."""
+
+
+def cores() -> int:
+    """Cores that this process may use, at least 1: what PYTHON_CPU_COUNT says, else those of its affinity mask, and no
+    more than the quota of its container or job, rounded up."""
+    said = os.environ.get("PYTHON_CPU_COUNT", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    return max(1, min([_scheduled(), *_quotas()]))
+
+
+def _scheduled() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _quotas() -> Iterator[int]:
+    for group in _control_groups("cpu"):
+        words = _words(group / "cpu.max")
+        words = words or [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]
+        if len(words) == 2 and all(word.isdigit() and int(word) for word in words):  # else "max" or -1: no limit
+            yield -(-int(words[0]) // int(words[1]))
+
+
+def memory_limits() -> list[tuple[int, int]]:
+    """(free, total) bytes under each limit on the memory of this process's container or job."""
+    found = []
+    for group in _control_groups("memory"):
+        limit = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
+        used = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes")
+        if not all(len(words) == 1 and words[0].isdigit() for words in (limit, used)):
+            continue
+        words = _words(group / "memory.stat")
+        stat = dict(zip(words[::2], words[1::2], strict=False))
+        # Files that the system keeps in memory count as used, but give way. Version 1 counts groups within apart.
+        files = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in ("active_file", "inactive_file"))
+        found.append((max(0, int(limit[0]) - int(used[0]) + files), int(limit[0])))
+    return found
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the groups that this process is in, each within the next; a container sees its own as the root."""
+    yield from (CGROUP, CGROUP / controller)
+    try:
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        inner = PurePosixPath(path.lstrip("/"))
+        if ".." not in inner.parts:  # a group outside of what is mounted here
+            yield from (CGROUP / (controller if controllers else "") / part for part in (inner, *inner.parents))
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return []
+
+
+def prepare_threads() -> None:
+    """How threads of torch, numba and other libraries wait, and how many there are, where the user chose nothing.
+
+    Child processes inherit it. Libraries that were imported before stay as they are.
+    """
+    # Threads that spin at barriers take the time of whoever else computes on the machine, and of each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if (count := cores()) < _scheduled():  # the libraries know the affinity mask, but no quota
+        for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.setdefault(variable, str(count))
 
 
 def choose_device(name: str) -> str:

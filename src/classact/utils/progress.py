@@ -1,16 +1,22 @@
-"""Progress bars with time left, for people; plain lines where the output is not a terminal."""
+"""Progress bars with time left, for people; plain lines where standard error is no terminal that can redraw a line.
+
+What is said here is news of work that goes on whether or not somebody listens: standard error may be closed, or its
+reader gone.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Callback = Callable[..., None]
 """Called with (done, total) or (done, total, status)."""
 
 _LINE_SECONDS = 15.0
+_BAR_COLUMNS = 60
 
 
 @contextmanager
@@ -24,7 +30,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
     if quiet:
         yield lambda *_: None
         return
-    if not sys.stderr.isatty():
+    if not _can_redraw():
         yield _line_printer(title)
         return
     from rich.console import Console
@@ -57,7 +63,24 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
 
 def teller(*, quiet: bool = False) -> Callable[[str], None] | None:
     """Prints single lines of news beside the bars; None where nothing is to be shown."""
-    return None if quiet else lambda line: print(line, file=sys.stderr)
+    return None if quiet else tell
+
+
+def tell(line: str) -> None:
+    """Print a line to standard error, if there is one."""
+    if sys.stderr is None:  # print would take standard output instead
+        return
+    with suppress(OSError, ValueError):  # no longer open, or nobody reads it
+        print(line, file=sys.stderr, flush=True)
+
+
+def _can_redraw() -> bool:
+    try:
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        wide = terminal and (os.get_terminal_size(sys.stderr.fileno()).columns or 80) >= _BAR_COLUMNS
+    except (OSError, ValueError):
+        return False
+    return wide and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def _line_printer(title: str) -> Callback:
@@ -73,6 +96,6 @@ def _line_printer(title: str) -> Callback:
             return
         last = now
         left = (now - begin) / max(done - first, 1) * (total - done)
-        print(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s, {left:.0f} s left  {status}", file=sys.stderr)
+        tell(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s, {left:.0f} s left  {status}")
 
     return update

@@ -25,6 +25,45 @@ def replace_batch_norm(module: nn.Module, groups: int = 16) -> nn.Module:
     return module
 
 
+def backward_without_barriers(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+    """A forward hook of 3x3 convolutions with stride 2: on two cores, one thread computes their backward pass where it
+    computes the same bits as two.
+
+    In bfloat16 oneDNN shares transposed pixels among threads there and spins until all have done their part, for as
+    long as another process has the other core: beside a busy one this took several times as long as all else.
+    """
+    if torch.compiler.is_compiling() or out.grad_fn is None or (out.device.type, out.dtype) != ("cpu", torch.bfloat16):
+        return
+    assert isinstance(module, nn.Conv2d)
+    if torch.get_num_threads() == 2 and out.is_contiguous() and _one_thread_is_as_two(inputs[0].shape, module):
+        out.grad_fn.register_prehook(lambda _: torch.set_num_threads(1))
+        out.grad_fn.register_hook(lambda *_: torch.set_num_threads(2))
+
+
+_ALIKE: dict[tuple[object, ...], bool] = {}
+
+
+def _one_thread_is_as_two(shape: torch.Size, module: nn.Conv2d) -> bool:
+    """Tried once for each shape: how oneDNN splits sums among threads depends on it."""
+    key = (*shape, *module.weight.shape, *module.stride, *module.padding)
+    if key not in _ALIKE:
+        generator = torch.Generator().manual_seed(0)
+        x, w = (torch.randn(size, generator=generator).bfloat16() for size in (shape, module.weight.shape))
+        with torch.no_grad():
+            y = nn.functional.conv2d(x, w, None, module.stride, module.padding)
+        y = torch.randn(y.shape, generator=generator).bfloat16()
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(
+                torch.ops.aten.convolution_backward(
+                    *(y, x, w, None, module.stride, module.padding, (1, 1), False, (0, 0), 1, (True, True, False))
+                )[:2]
+            )
+        _ALIKE[key] = all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    return _ALIKE[key]
+
+
 class SpatialSoftmax(nn.Module):
     """Expected image coordinates of each feature map: (B, C, H, W) -> (B, 2 C), x then y of each map, in [-1, 1].
 

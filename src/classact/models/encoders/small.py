@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from classact.models.encoders.layers import ResidualBlock, group_norm
+from classact.models.encoders.layers import ResidualBlock, backward_without_barriers, group_norm
 
 
 class SmallResNet(nn.Module):
@@ -21,6 +21,9 @@ class SmallResNet(nn.Module):
         self.blocks = nn.Sequential(
             ResidualBlock(stem, middle, 2), ResidualBlock(middle, last, 2), ResidualBlock(last, last, 1)
         )
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                module.register_forward_hook(backward_without_barriers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature maps of a batch of images."""
