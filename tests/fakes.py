@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
 from classact.models.encoders import EncoderConfig
-from classact.policies.base import Decision, Moment, as_histories
+from classact.policies.base import Decision, Moment, PolicySpec, as_histories
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
 from classact.train.config import AugmentConfig, OptimizerConfig, PretrainConfig
@@ -136,16 +137,43 @@ class Short:
         self.spec, self.close = replace(self.sim.spec, max_steps=20), self.sim.close
 
 
-class ChasePolicy:
+class Acts:
+    """A policy whose spec is made of its attributes, and that is told by ``act`` what to do."""
+
+    name = "acts"
+    chunk_length = 1
+    cameras: tuple[str, ...] = ()
+    history = 1
+    schema: Schema | None = None
+    action_space: ActionSpace | None = None
+    alarm: float | None = None
+
+    @property
+    def spec(self) -> PolicySpec:
+        return PolicySpec(
+            self.name, self.chunk_length, self.cameras, self.history, self.schema, self.action_space, self.alarm
+        )
+
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
+        raise NotImplementedError
+
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        return Decision(self.act(observations))
+
+    def prepare(self, batch: int = 1) -> None:
+        pass
+
+
+class ChasePolicy(Acts):
     """Deterministic and nearly without arithmetic: walks around the block's position, as state and chunk tell."""
 
     name = "chase"
-    needs_images = False
 
     def __init__(self, chunk_length: int = 8) -> None:
         self.chunk_length = chunk_length
 
-    def act(self, observations: Sequence[Observation]) -> FloatArray:
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
+        observations = [o for (o,) in as_histories(observations, 1)]
         states = np.stack([o.state for o in observations if o.state is not None])
         angles = states[:, 4:5] + np.arange(self.chunk_length)  # (B, T)
         offsets = 40 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -156,7 +184,7 @@ class WatchfulPolicy(ChasePolicy):
     """Decides from T_o observations: leans to where the agent went, and finds a block that turned far novel."""
 
     name = "watchful"
-    alarm = 0.5
+    alarm: float | None = 0.5
 
     def __init__(self, chunk_length: int = 8, history: int = 2) -> None:
         super().__init__(chunk_length)
@@ -167,9 +195,6 @@ class WatchfulPolicy(ChasePolicy):
         first, last = (np.stack([np.asarray(h[i].state) for h in histories]) for i in (0, -1))
         chunk = super().act([h[-1] for h in histories]) + (last - first)[:, None, :2]
         return Decision(chunk.astype(np.float32), (last[:, 4] / 7).astype(np.float32))
-
-    def act(self, observations: Sequence[Moment]) -> FloatArray:  # type: ignore[override]
-        return self.decide(observations).chunk
 
 
 class LadderSimulator:

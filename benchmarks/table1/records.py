@@ -133,7 +133,7 @@ def latency(policy: Policy, simulator: str, evaluation: EvaluationConfig) -> dic
     times = []
     for _ in range(LATENCY_CALLS + 3):
         begin = time.perf_counter()
-        policy.act([observation])
+        policy.decide([observation])
         times.append(1000 * (time.perf_counter() - begin))
     measured = np.asarray(times[3:])
     return {"median": round(float(np.median(measured)), 3), "p95": round(float(np.percentile(measured, 95)), 3)}

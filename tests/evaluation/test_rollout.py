@@ -108,17 +108,17 @@ def groups_of(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "make_simulator", make)
 
 
-class Constant:
+class Constant(fakes.Acts):
     """Always the same chunk."""
 
     name = "constant"
-    needs_images = True
+    cameras = ("front",)
     chunk_length = 3
 
     def __init__(self, chunks: Any) -> None:
         self.chunks = chunks
 
-    def act(self, observations: Sequence[Observation]) -> FloatArray:
+    def act(self, observations: Sequence[Moment]) -> FloatArray:
         return np.asarray([self.chunks] * len(observations), np.float32)
 
 
@@ -193,11 +193,11 @@ def test_progress_reaches_the_end() -> None:
 # How the policy is called
 
 
-class Recorder:
+class Recorder(fakes.Acts):
     """Steps up by one, and keeps what it was shown: per call and environment the states, and whether with images."""
 
     name = "recorder"
-    needs_images = True
+    cameras = ("front",)
 
     def __init__(self, chunk_length: int, history: int) -> None:
         self.chunk_length, self.history = chunk_length, history
@@ -268,8 +268,8 @@ def test_control_that_does_not_fit() -> None:
 class Moody(Constant):
     """Scores only its first decision."""
 
-    def decide(self, observations: Sequence[Observation]) -> Decision:
-        first = observations[0].proprioception[0] == 0
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        first = as_histories(observations, 1)[0][0].proprioception[0] == 0
         return Decision(self.act(observations), np.zeros(len(observations), np.float32) if first else None)
 
 
@@ -306,11 +306,11 @@ def test_success_stays_when_the_metric_falls_again_within_a_chunk() -> None:
 # Failures
 
 
-class Sighted:
+class Sighted(fakes.Acts):
     """Acts on what it sees: on the colours and on the newest and the oldest of T_o pictures."""
 
     name = "sighted"
-    needs_images = True
+    cameras = ("top",)
     chunk_length = 4
     history = 2
 
@@ -370,16 +370,15 @@ def test_dead_workers_change_nothing_in_mujoco_either(name: str, episodes: int) 
     moving = next(shift for shift in spec.shifts if shift in ("dynamic", "rotation"))
     config = EvaluationConfig(episodes=episodes, shift=moving, image_size=48, max_steps=10, workers=1)
 
-    class Nudge:
+    class Nudge(fakes.Acts):
         """Moves on from where it is, by what it sees."""
 
         name = "nudge"
-        needs_images = True
         chunk_length = 3
         cameras = spec.cameras[:1]
         calls = 0
 
-        def act(self, observations: Sequence[Observation]) -> FloatArray:
+        def act(self, observations: Sequence[Any]) -> FloatArray:
             self.calls += 1
             if self.calls == killed:
                 victim = multiprocessing.active_children()[0]
@@ -491,9 +490,8 @@ def test_only_the_cameras_that_the_policy_reads_are_rendered() -> None:
         evaluate(policy, "ladder", config)
         return made[-1]
 
-    assert cameras() == ("front",)
     assert cameras(cameras=("front",)) == ("front",)
-    assert cameras(cameras=("front",), needs_images=False) is None
+    assert cameras(cameras=()) is None
     with pytest.raises(
         ConfigError, match="'constant', simulator 'ladder': unknown camera 'wrist': available are 'front"
     ):
@@ -676,7 +674,7 @@ def test_evaluation_with_novelty_and_labels(tmp_path: Path) -> None:
     results, rows = run_evaluation(
         fakes.WatchfulPolicy(), "pusht", config, tmp_path / "a", encoder="state", labels={"training": "frozen"}
     )
-    level = fakes.WatchfulPolicy.alarm
+    level = 0.5
     alarms = sum(bool((result.states[:-1:4, 4] / 7 > level).any()) for result in results)
     assert 0 < alarms < 5
     for row in rows:
@@ -705,7 +703,7 @@ def test_retrieval_from_demonstrations_of_another_task_is_refused() -> None:
     lowdim = LowDim.fit(replace(data, schema=schema))
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
     policy = RetrievalPolicy.build(ImageLatents(encoder, lowdim), data, RetrievalConfig(k=8))
-    assert policy.schema == schema
+    assert policy.spec.schema == schema
     with pytest.raises(
         ConfigError, match=r"policy 'retrieval' was trained on other .* than simulator 'pusht' has: propr"
     ):
@@ -715,14 +713,13 @@ def test_retrieval_from_demonstrations_of_another_task_is_refused() -> None:
 def test_policies_say_which_cameras_they_read() -> None:
     data = fakes.demonstrations()
     policy = retrieval()
-    assert policy.cameras == ("top",)
+    assert policy.spec.cameras == ("top",)
     states = RetrievalPolicy.build(StateLatents(256, 256, (4,)), data, RetrievalConfig(k=8, chunk_length=8))
-    assert states.cameras == ()
-    policy.calibration = object()  # type: ignore[assignment] (only asked whether there is one)
+    assert states.spec.cameras == ()
+    policy.calibrate()
 
     class Acting(Constant):
         cameras = ("wrist", "top")
 
-    assert WatchedPolicy(Acting([[1.0]]), policy).cameras == ("wrist", "top")
-    assert WatchedPolicy(Constant([[1.0]]), policy).cameras is None  # it does not say
-    assert WatchedPolicy(fakes.ChasePolicy(), policy).cameras == ("top",)  # it reads none
+    assert WatchedPolicy(Acting([[1.0]]), policy).spec.cameras == ("wrist", "top")
+    assert WatchedPolicy(fakes.ChasePolicy(), policy).spec.cameras == ("top",)  # it reads none

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from classact.errors import ConfigError, MissingDependencyError
+from classact.errors import ConfigError
 from classact.models.heads import DiffusionConfig, DiffusionHead, UNetConfig, make_head, standard_normal
-from classact.models.heads.diffusion import BETA_SCHEDULES, make_scheduler
+from classact.models.heads.config import BETA_SCHEDULES
+from classact.models.heads.diffusion import denoising_steps, signal_left
 
 TINY = DiffusionConfig(UNetConfig(widths=(16, 32), kernel_size=3, groups=4, step_dim=16))
 K = 16
@@ -60,11 +61,31 @@ def noise_of(x: Tensor, _: Tensor, step: Tensor) -> Tensor:
 # The schedule and the loss
 
 
+def make_scheduler(config: DiffusionConfig) -> Any:
+    """The scheduler of the diffusers package with these settings."""
+    return (DDIMScheduler if config.scheduler == "ddim" else DDPMScheduler)(
+        num_train_timesteps=config.training_steps,
+        beta_schedule=config.beta_schedule,
+        clip_sample=config.clip_sample,
+        prediction_type="epsilon",
+    )
+
+
+def test_noise_follows_the_squared_cosine() -> None:
+    left = signal_left(TINY)
+    assert_allclose(left.numpy(), cosine_alpha_bar(K), rtol=1e-3, atol=1e-7)
+    assert_allclose(left.numpy()[:15], cosine_alpha_bar(K)[:15], rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (100, 16), (1, 1), (1000, 77)])
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
-def test_noise_follows_the_squared_cosine(scheduler: str) -> None:
-    made = make_scheduler(replace(TINY, scheduler=scheduler))
-    assert_allclose(made.alphas_cumprod.numpy(), cosine_alpha_bar(K), rtol=1e-3, atol=1e-7)
-    assert_allclose(made.alphas_cumprod.numpy()[:15], cosine_alpha_bar(K)[:15], rtol=1e-4)
+def test_schedules_have_the_bits_of_diffusers(schedule: str, training: int, inference: int, scheduler: str) -> None:
+    config = DiffusionConfig(TINY.unet, scheduler, training, inference, schedule)
+    theirs = make_scheduler(config)
+    theirs.set_timesteps(inference)
+    assert torch.equal(signal_left(config), theirs.alphas_cumprod)
+    assert [step.k for step in denoising_steps(config)] == theirs.timesteps.tolist()
 
 
 def test_the_loss_is_the_error_of_the_noise_at_random_steps() -> None:
@@ -296,9 +317,3 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_impossible_settings(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DiffusionConfig(**options)
-
-
-def test_without_diffusers_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(MissingDependencyError, match=r"package diffusers .*'classact\[diffusion\]'; or use the head"):
-        head()

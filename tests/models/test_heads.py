@@ -21,12 +21,11 @@ from classact.models.heads import (
     MLPConfig,
     MLPHead,
     UNetConfig,
-    head_config_from_json,
-    head_config_to_json,
-    head_name,
     load_head_weights,
     make_head,
 )
+from classact.models.heads.config import SIZES
+from classact.utils.codec import from_json, to_json
 
 TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
 CONFIGS: list[HeadConfig] = [DiffusionConfig(TINY, scheduler="ddpm"), MLPConfig(TINY)]
@@ -38,10 +37,10 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_every_registered_head_is_tried_here() -> None:
-    assert {head_name(config) for config in CONFIGS} == HEADS.keys()
+    assert {config.name for config in CONFIGS} == HEADS.keys()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig) -> None:
     made = make_head(config, 6, 3, 8)
     features = torch.randn(5, 6, generator=generator(), requires_grad=True)
@@ -56,7 +55,7 @@ def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig)
     assert (made.feature_dim, made.action_dim, made.horizon, made.config) == (6, 3, 8, config)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 2**31))
 def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: list[int], seed: int) -> None:
@@ -79,7 +78,7 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: 
     assert_allclose(loss, whole.mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_weights_are_a_function_of_the_seed(config: HeadConfig) -> None:
     before = torch.random.get_rng_state()
     one, two, other = (make_head(config, 6, 3, 8, seed=s).state_dict() for s in (0, 0, 1))
@@ -90,25 +89,47 @@ def test_weights_are_a_function_of_the_seed(config: HeadConfig) -> None:
 
 @pytest.mark.parametrize("config", [*CONFIGS, DiffusionConfig(), MLPConfig()], ids=repr)
 def test_settings_survive_json(config: HeadConfig) -> None:
-    assert head_config_from_json(json.loads(json.dumps(head_config_to_json(config))), WHERE) == config
+    assert read(json.loads(json.dumps(to_json(config)))) == config
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'mlp'"),
-        ({"name": "mlp"}, r"expected the settings \['unet'\] of MLPConfig, got"),
-        ({"unet": {"widths": [8]}}, r"settings \[.*'widths'\] of UNetConfig, got \['widths'\]"),
-        ({"unet": None}, r"of UNetConfig, got None"),
+        ({"name": "mlp"}, r"policy.json: unknown field 'scheduler': available are 'unet'.* Another version"),
+        ({"unet": {"widths": [8]}}, r"policy.json.unet: field 'kernel_size' is missing"),
+        ({"unet": None}, r"policy.json.unet: expected an object with the fields of UNetConfig, got None"),
+        ({"unet": {"widths": ["8"]}}, r"policy.json.unet.widths\[0\]: expected a whole number, got '8'"),
         ({"scheduler": "euler"}, r"policy.json: unknown scheduler 'euler'"),
     ],
 )
 def test_settings_of_another_version_are_refused(change: dict[str, Any], message: str) -> None:
-    value = head_config_to_json(CONFIGS[0]) | change
     with pytest.raises(CheckpointError, match=message):
-        head_config_from_json(value, WHERE)
+        read(to_json(CONFIGS[0]) | change)
     with pytest.raises(CheckpointError, match="unknown head 'None'"):
-        head_config_from_json(None, WHERE)
+        read(None)
+
+
+def read(value: Any) -> HeadConfig:
+    return from_json(HeadConfig, value, "x/policy.json", error=CheckpointError)
+
+
+def test_only_what_a_head_names_is_changed_for_acting() -> None:
+    assert DiffusionConfig(TINY).with_acting({"inference_steps": 4}) == DiffusionConfig(TINY, inference_steps=4)
+    assert DiffusionConfig(TINY).acting_settings() == {"scheduler": "ddim", "inference_steps": 16}
+    assert MLPConfig(TINY).acting_settings() == {}
+    with pytest.raises(ConfigError, match="scheduler is no setting of how a head 'mlp' acts: it has none"):
+        MLPConfig(TINY).with_acting({"scheduler": "ddim"})
+    with pytest.raises(ConfigError, match="unet is no setting of how a head 'diffusion' acts: only scheduler, infer"):
+        DiffusionConfig(TINY).with_acting({"unet": TINY})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_head_has_every_size(size: str) -> None:
+    for entry in HEADS.values():
+        config = entry.config.preset(size)
+        assert type(config) is entry.config
+        assert config.describe()
 
 
 def test_settings_of_no_head() -> None:
@@ -118,7 +139,7 @@ def test_settings_of_no_head() -> None:
         make_head(CONFIGS[1], 0, 3, 8)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=head_name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_weights_of_another_architecture_are_refused(config: HeadConfig) -> None:
     made = make_head(config, 6, 3, 8)
     state = make_head(config, 6, 3, 8, seed=1).state_dict()
@@ -159,9 +180,10 @@ def test_mlp_learns_eight_chunks_by_heart() -> None:
     assert (made.sample(torch.eye(8), generator()) - chunks).abs().mean() < 0.05
 
 
-def test_diffusers_is_imported_when_a_diffusion_head_is_made() -> None:
+def test_nothing_heavy_is_imported_before_a_head_is_made() -> None:
     code = (
-        "import sys, classact.models.heads as h; assert 'diffusers' not in sys.modules; "
-        "h.make_head(h.MLPConfig(h.UNetConfig((8,))), 2, 1, 4); assert 'diffusers' not in sys.modules"
+        "import sys, classact.models.heads as h, classact.models.encoders, classact.policies as p; "
+        "h.DiffusionConfig(), p.RetrievalConfig(); assert 'torch' not in sys.modules; "
+        "h.make_head(h.DiffusionConfig(h.UNetConfig((8,))), 2, 1, 4); assert 'diffusers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

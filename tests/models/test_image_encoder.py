@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from classact.data.images import resize_images
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.models.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
+from classact.models.encoders import EncoderConfig, ImageEncoder, pretrained_config
 from classact.models.encoders.image import CONFIG, WEIGHTS
 from classact.utils.storage import CHECKSUMS, write_folder
 
@@ -284,31 +284,6 @@ def test_cameras_refused(cameras: Any) -> None:
 # On disk
 
 
-@pytest.mark.parametrize("config", [SMALL, replace(RESNET, cameras=("front",))])
-def test_a_folder_from_before_there_were_several_cameras(config: EncoderConfig, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    config, frames = replace(config, aspect=None), FRAMES
-    encoder = ImageEncoder(config, seed=3)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("cameras", "shared", "aspect")}
-    card = {"format": "classact-encoder-1", "feature_dim": encoder.feature_dim}
-    card["encoder"] = settings | {"camera": config.cameras[0]}
-
-    def fill(path: Path) -> None:
-        state = {k.removeprefix("views.0."): v.contiguous() for k, v in encoder.state_dict().items()}
-        assert "pool.temperature" in state
-        save_file(state, path / WEIGHTS)
-        (path / CONFIG).write_text(json.dumps(card))
-
-    write_folder(tmp_path / "old", fill)
-    loaded = ImageEncoder.from_pretrained(tmp_path / "old")
-    assert loaded.config == config
-    assert loaded.encode(frames).tobytes() == encoder.encode(frames).tobytes()
-    loaded.save_pretrained(tmp_path / "new")
-    assert json.loads((tmp_path / "new" / CONFIG).read_text())["format"] == "classact-encoder-2"
-    assert ImageEncoder.from_pretrained(tmp_path / "new").encode(frames).tobytes() == encoder.encode(frames).tobytes()
-
-
 def test_saved_and_loaded_is_the_same(encoder: ImageEncoder, folder: Path) -> None:
     loaded = ImageEncoder.from_pretrained(folder)
     assert loaded.config == encoder.config
@@ -366,12 +341,25 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         ImageEncoder.from_pretrained(tmp_path / "other")
 
 
-def test_settings_of_another_version(encoder: ImageEncoder) -> None:
-    value = json.loads(json.dumps(asdict(encoder.config)))
-    assert encoder_config_from_json(value, Path("x")) == encoder.config
-    for other in (value | {"depth": 3}, {k: v for k, v in value.items() if k != "width"}, None):
-        with pytest.raises(CheckpointError, match=r"x: expected encoder settings .* another version wrote it"):
-            encoder_config_from_json(other, Path("x"))
+def test_settings_of_another_version(encoder: ImageEncoder, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path / "saved")
+    value = json.loads((tmp_path / "saved" / CONFIG).read_text())
+    settings = value["encoder"]
+    for number, (other, message) in enumerate(
+        (
+            (settings | {"depth": 3}, r"config.json.encoder: unknown field 'depth'"),
+            ({k: v for k, v in settings.items() if k != "width"}, r"encoder: field 'width' is missing"),
+            (settings | {"width": "1"}, r"config.json.encoder.width: expected a number, got '1'"),
+            (None, r"config.json.encoder: expected an object with the fields of EncoderConfig, got None"),
+        )
+    ):
+
+        def fill(path: Path, other: object = other) -> None:
+            (path / CONFIG).write_text(json.dumps(value | {"encoder": other}))
+
+        write_folder(tmp_path / str(number), fill)
+        with pytest.raises(CheckpointError, match=message):
+            pretrained_config(tmp_path / str(number))
 
 
 def test_weights_of_another_architecture(encoder: ImageEncoder, folder: Path) -> None:

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+import fakes
 from classact.data.actions import ActionSpace
 from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
-from classact.policies.base import Decision, Moment, alarm_level, as_histories, decide, history_length
-from classact.policies.control import ControlConfig, Controller, Runner, aligned
+from classact.policies.base import Decision, FunctionPolicy, Moment, PolicySpec, as_histories, decide
+from classact.policies.config import ControlConfig
+from classact.policies.control import Controller, Runner, aligned
 
 
 def observation(*values: float) -> Observation:
@@ -28,11 +30,10 @@ def chunk_of(history: Sequence[Observation], length: int, dim: int) -> FloatArra
     return np.sin(phase + 1.7 * np.arange(length)[:, None] + np.arange(dim)).astype(np.float32)
 
 
-class Fake:
+class Fake(fakes.Acts):
     """Answers from its moments alone, and counts its calls."""
 
     name = "fake"
-    needs_images = False
 
     def __init__(self, length: int, history: int = 1, dim: int = 2) -> None:
         self.chunk_length, self.history, self.dim, self.calls = length, history, dim, 0
@@ -50,8 +51,9 @@ class Scored(Fake):
 
     alarm: float | None = 0.5
 
-    def decide(self, observations: Sequence[Observation]) -> Decision:
-        novelty = np.asarray([o.proprioception[0] for o in observations], np.float32)
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        seen = [o for (o,) in as_histories(observations, 1)]
+        novelty = np.asarray([o.proprioception[0] for o in seen], np.float32)
         return Decision(self.act(observations), novelty, "neighbours")  # type: ignore[arg-type]
 
 
@@ -206,9 +208,9 @@ def test_ensembling_of_one_environment_does_not_depend_on_the_others() -> None:
 
 def test_rotations_are_known_from_the_policy() -> None:
     policy = Fake(4, dim=10)
-    policy.action_space = ActionSpace.pose()  # type: ignore[attr-defined]
+    policy.action_space = ActionSpace.pose()
     seen = world(0, 1, 30)
-    policy.action_space.check_rotations(controlled(Controller(policy, ControlConfig(1, 0.0)), seen, 12))  # type: ignore[attr-defined]
+    policy.action_space.check_rotations(controlled(Controller(policy, ControlConfig(1, 0.0)), seen, 12))
     other = Controller(policy, ControlConfig(1, 0.0), ActionSpace.pose("left", "right"))
     with pytest.raises(DataError, match=r"expected actions of shape \(\.\.\., 20\), got \(1, 1, 1, 1, 10\)"):
         controlled(other, seen, 2)
@@ -254,19 +256,15 @@ def test_a_runner_prepares_its_policy_for_one_environment() -> None:
     assert prepared == [1]
 
 
-# Policies that say less
+# A function as a policy
 
 
-def test_a_policy_that_says_nothing_of_history_decides_from_one_observation() -> None:
-    class Old:
-        name, needs_images, chunk_length = "old", False, 1
+def test_a_function_is_a_policy() -> None:
+    def act(observations: Sequence[Any]) -> Any:
+        return [[[float(o.proprioception[0])]] for o in observations]
 
-        def act(self, observations: Sequence[Observation]) -> Any:
-            return [[[float(o.proprioception[0])]] for o in observations]
-
-    policy: Any = Old()
-    assert history_length(policy) == 1
-    assert alarm_level(policy) is None
+    policy = FunctionPolicy(PolicySpec("mine", 1), act)
+    assert policy.spec == PolicySpec("mine", 1, cameras=(), history=1, schema=None, action_space=None, alarm=None)
     decision = decide(policy, [observation(3), observation(4)])
     assert_array_equal(decision.chunk, np.float32([[[3]], [[4]]]))
     assert decision.chunk.dtype == np.float32
@@ -277,7 +275,7 @@ def test_a_policy_that_says_nothing_of_history_decides_from_one_observation() ->
 
 @pytest.mark.parametrize("history", [0, 1.5, None])
 def test_impossible_histories(history: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"'fake': expected history \(T_o\) .* at least 1, got {history}"):
+    with pytest.raises(ConfigError, match=rf"'fake': expected history to be a .* at least 1, got {history}"):
         Controller(Fake(3, history))
 
 

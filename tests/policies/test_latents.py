@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, Observation
-from classact.errors import CheckpointError, DataError
+from classact.errors import DataError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, StateLatents
-from classact.policies.latents import load, unit
+from classact.policies.latents import Latents, LatentSettings, load_latents, unit
+from classact.utils.codec import from_json, to_json
 
 STATES = np.array([[100.0, 200, 300, 150, 1.0], [100, 200, 300, 150, 2.0], [101, 200, 300, 150, 1.0]])
 
@@ -87,11 +89,11 @@ def test_two_views_and_an_instruction_end_to_end(tmp_path: Path) -> None:
     assert_array_equal(latents.observations(seen), z)
     policy = RetrievalPolicy.build(latents, data, RetrievalConfig(k=1, chunk_length=4))
     rows = np.array([0, 29, 60, 100])
-    chunk = policy.act([seen[row] for row in rows])
+    chunk = policy.decide([seen[row] for row in rows]).chunk
     assert_allclose(chunk[:, 0], data.actions[rows], rtol=1e-5)  # what was done at these moments
     policy.save(tmp_path / "policy")
     loaded = RetrievalPolicy.load(tmp_path / "policy")
-    assert_array_equal(loaded.act([seen[row] for row in rows]), chunk)
+    assert_array_equal(loaded.decide([seen[row] for row in rows]).chunk, chunk)
     assert isinstance(loaded.latents, ImageLatents)
     assert loaded.latents.schema == data.schema
     # All that is seen counts.
@@ -107,7 +109,7 @@ def test_two_views_and_an_instruction_end_to_end(tmp_path: Path) -> None:
         (replace(here, language=None), r"lacks the instruction's embedding \(3 numbers\)"),
     ):
         with pytest.raises(DataError, match=f"observation 1 of 2: {message}"):
-            loaded.act([here, bad])
+            loaded.decide([here, bad])
     plain = fakes.demonstrations()
     with pytest.raises(DataError, match=r"encoder reads camera 'wrist', available are \['top'\]"):
         latents.demonstrations(plain)
@@ -143,27 +145,32 @@ def test_what_is_not_there_is_named() -> None:
         image_latents().observations([Observation({"top": data.images["top"][0]}, np.zeros(3, np.float32))])
 
 
-def test_settings_make_the_same_latents(tmp_path: object) -> None:
+def through_json(latents: Latents, folder: Path, **changes: Any) -> Latents:
+    value = json.loads(json.dumps(to_json(latents.settings))) | changes
+    return load_latents(from_json(LatentSettings, value, "policy.json"), folder)
+
+
+def test_settings_make_the_same_latents(tmp_path: Path) -> None:
     latents = StateLatents(200.0, 100.0, (4,), angle_scale=0.3)
-    again = load(latents.settings(), tmp_path)  # type: ignore[arg-type]
-    assert again.settings() == latents.settings()
+    again = through_json(latents, tmp_path)
+    assert again == latents
     assert_array_equal(again.observations([seen(STATES[0])]), latents.observations([seen(STATES[0])]))
+    with pytest.raises(DataError, match=r"policy.json: unknown kind of latents 'text': available are 'image', "):
+        through_json(latents, tmp_path, kind="text")
 
 
-def test_missing_statistics_are_an_error(tmp_path: object) -> None:
+def test_missing_statistics_are_an_error(tmp_path: Path) -> None:
     latents = image_latents()
-    latents.encoder.save_pretrained(tmp_path / "encoder")  # type: ignore[operator]
+    latents.encoder.save_pretrained(tmp_path / "encoder")
     for lowdim, message in (
         ({}, "expected schema, keys and range of proprioception, got {}"),
         (None, "expected schema, keys and range of proprioception, got None"),
-        ({**latents.lowdim.to_json(), "range": None}, "normalisation statistics are missing"),
+        ({**latents.lowdim.to_json(), "range": None}, "policy.json.lowdim: normalisation statistics are missing"),
     ):
-        with pytest.raises(CheckpointError, match=message):
-            load(latents.settings() | {"lowdim": lowdim}, tmp_path)  # type: ignore[arg-type]
-    settings = latents.settings()
-    del settings["lowdim"]
-    with pytest.raises(CheckpointError, match="expected schema, keys and range of proprioception, got None"):
-        load(settings, tmp_path)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=message):
+            through_json(latents, tmp_path, lowdim=lowdim)
+    with pytest.raises(DataError, match=r"policy.json: field 'lowdim' is missing"):
+        from_json(LatentSettings, {"kind": "image", "bfloat16": False}, "policy.json")
 
 
 def scene() -> tuple[SceneLatents, Demonstrations]:
@@ -202,7 +209,7 @@ def test_scene_latents_scale_all_positions_alike() -> None:
 
 def test_scene_latents_survive_their_settings(tmp_path: Path) -> None:
     latents, data = scene()
-    again = load(json.loads(json.dumps(latents.settings())), tmp_path)
+    again = through_json(latents, tmp_path)
     assert_array_equal(again.demonstrations(data), latents.demonstrations(data))
 
 

@@ -21,7 +21,7 @@ from classact.data.types import Observation
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation.rollout import EvaluationConfig, evaluate
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name, make_head
+from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, make_head
 from classact.policies import Policy, parametric
 from classact.policies.parametric import ParametricConfig, ParametricPolicy
 from classact.utils.storage import sha256_file, write_json
@@ -51,10 +51,10 @@ def test_acts_in_the_units_of_the_data(head: HeadConfig) -> None:
     acting: Policy = policy(head)
     made = policy(head)
     seen = observations()
-    chunk = acting.act(seen)
+    chunk = acting.decide(seen).chunk
     assert chunk.shape == (6, 5, 2)
     assert chunk.dtype == np.float32
-    assert (acting.name, acting.needs_images, acting.chunk_length) == (head_name(head), True, 5)
+    assert (acting.spec.name, acting.spec.cameras, acting.spec.chunk_length) == (head.name, ("top",), 5)
     # Word by word: encode, normalise, sample with each decision's own generator, first T_a steps, back to units.
     image = made.encoder.encode(np.stack([o.images["top"] for o in seen]))
     own = made.lowdim.range.apply(np.stack([o.proprioception for o in seen]))
@@ -68,17 +68,17 @@ def test_acts_in_the_units_of_the_data(head: HeadConfig) -> None:
 @HEADS
 def test_decisions_depend_on_what_is_seen_and_on_the_seed_only(head: HeadConfig) -> None:
     acting, seen = policy(head), observations()
-    first = acting.act(seen)
-    assert_array_equal(acting.act(seen), first)  # no state between calls
-    assert_allclose(acting.act(seen[::-1])[::-1], first, rtol=1e-4)  # whatever the order
+    first = acting.decide(seen).chunk
+    assert_array_equal(acting.decide(seen).chunk, first)  # no state between calls
+    assert_allclose(acting.decide(seen[::-1]).chunk[::-1], first, rtol=1e-4)  # whatever the order
     for row in range(6):
-        assert_allclose(acting.act(seen[row : row + 1])[0], first[row], rtol=1e-4)  # or the batch
-    other = policy(head, seed=1).act(seen)
+        assert_allclose(acting.decide(seen[row : row + 1]).chunk[0], first[row], rtol=1e-4)  # or the batch
+    other = policy(head, seed=1).decide(seen).chunk
     assert np.array_equal(other, first) == isinstance(head, MLPConfig)
     before = torch.random.get_rng_state()
-    acting.act(seen)
+    acting.decide(seen)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert acting.act([]).shape == (0, 5, 2)
+    assert acting.decide([]).chunk.shape == (0, 5, 2)
 
 
 def test_the_smallest_change_of_an_observation_changes_the_noise() -> None:
@@ -91,7 +91,7 @@ def test_the_smallest_change_of_an_observation_changes_the_noise() -> None:
     draws = {tuple(torch.randn(3, generator=acting._generator([v])).tolist()) for v in variants}
     assert len(draws) == 5
     with_more = replace(seen, state=np.zeros(5), images={**seen.images, "wrist": image})  # which the policy ignores
-    assert_array_equal(acting.act([with_more]), acting.act([seen]))
+    assert_array_equal(acting.decide([with_more]).chunk, acting.decide([seen]).chunk)
 
 
 def test_histories() -> None:
@@ -99,17 +99,17 @@ def test_histories() -> None:
     seen = observations()
     pairs = [[seen[i], seen[i + 1]] for i in range(5)]
     assert acting.history == 2
-    assert acting.act(pairs).shape == (5, 5, 2)
-    assert not np.allclose(acting.act([pairs[0]]), acting.act([pairs[0][::-1]]))
+    assert acting.decide(pairs).chunk.shape == (5, 5, 2)
+    assert not np.allclose(acting.decide([pairs[0]]).chunk, acting.decide([pairs[0][::-1]]).chunk)
     features = acting.features([seen[0], seen[1]]).reshape(1, -1)  # oldest first, one behind the other
     normal = acting.head.sample(torch.from_numpy(features), [acting._generator(pairs[0])])[:, :5].numpy()
-    assert_allclose(acting.act([pairs[0]]), acting.actions.invert(normal), rtol=1e-4)
+    assert_allclose(acting.decide([pairs[0]]).chunk, acting.actions.invert(normal), rtol=1e-4)
     for short in (seen, [[seen[0]]], [seen[:3]]):
         with pytest.raises(DataError, match=r"moment 0 of \d holds [13] observations, expected the last 2 \(T_o\)"):
-            acting.act(short)
-    assert_array_equal(policy().act([[o] for o in seen]), policy().act(seen))
+            acting.decide(short)
+    assert_array_equal(policy().decide([[o] for o in seen]).chunk, policy().decide(seen).chunk)
     with pytest.raises(DataError, match=r"moment 0 of 5 holds 2 observations, expected the last 1 "):
-        policy().act(pairs)
+        policy().decide(pairs)
 
 
 def posing() -> tuple[ParametricPolicy, list[Observation]]:
@@ -128,7 +128,7 @@ def posing() -> tuple[ParametricPolicy, list[Observation]]:
 
 def test_rotations_that_leave_the_policy_are_rotations(tmp_path: Path) -> None:
     acting, seen = posing()
-    chunk = acting.act(seen)
+    chunk = acting.decide(seen).chunk
     ActionSpace.pose().check_rotations(chunk)
     features = torch.from_numpy(acting.features(seen))
     normal = acting.head.sample(features, [torch.Generator()] * 4)[:, :5].numpy()
@@ -140,9 +140,9 @@ def test_rotations_that_leave_the_policy_are_rotations(tmp_path: Path) -> None:
     assert_array_equal(chunk, ActionSpace.pose().orthogonalize(raw))
     acting.save(tmp_path / "p")
     loaded = ParametricPolicy.load(tmp_path / "p")
-    assert_array_equal(loaded.act(seen), chunk)
-    assert loaded.schema == acting.schema
-    assert (loaded.encoder.config.cameras, loaded.schema.language) == (("wrist", "top"), 3)
+    assert_array_equal(loaded.decide(seen).chunk, chunk)
+    assert loaded.schema == acting.lowdim.schema
+    assert (loaded.encoder.config.cameras, loaded.lowdim.schema.language) == (("wrist", "top"), 3)
 
 
 def test_actions_beyond_those_demonstrated_are_passed_on_and_said_once(
@@ -151,47 +151,30 @@ def test_actions_beyond_those_demonstrated_are_passed_on_and_said_once(
     monkeypatch.setattr(parametric, "_said", set())
     acting, seen = policy(MLP), observations(2)
     chunks = torch.zeros(2, 8, 2)
-    monkeypatch.setattr(acting._sampler, "sample", lambda *_: chunks)
+    monkeypatch.setattr(acting.head, "sample", lambda *_: chunks)
     with caplog.at_level(logging.WARNING):
         chunks[0, 0, 0] = 1.04  # networks overshoot a little
         chunks[1, 7, 1] = 9.0  # never executed: the chunk ends after 5
-        acting.act(seen)
+        acting.decide(seen)
         assert caplog.text == ""
         chunks[1, 2, 1] = -1.5
         low, high = float(acting.actions.low[1]), float(acting.actions.high[1])
-        given = acting.act(seen)
+        given = acting.decide(seen).chunk
         assert_allclose(given[1, 2, 1], low - 0.25 * (high - low), rtol=1e-5)
-        acting.act(seen)
+        acting.decide(seen)
         again = policy(MLP)  # of a later step of its training
-        monkeypatch.setattr(again._sampler, "sample", lambda *_: chunks)
-        again.act(seen)
+        monkeypatch.setattr(again.head, "sample", lambda *_: chunks)
+        again.decide(seen)
     (record,) = caplog.records
     said = record.getMessage()
     assert f"'mlp' gave actions outside those demonstrated: dimension 1 from {given[1, 2, 1]:.4g} to" in said
     assert f"demonstrated were {low:.4g} to {high:.4g}" in said
 
 
-def test_what_slows_decisions_down_is_said_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parametric, "_said", {("mlp", "range")})
-    seen = observations(2)
-    for acting in (policy(MLP), policy(MLP)):
-        acting._sampler.notes.append("not captured as a graph: RuntimeError: why")
-        for _ in range(2):
-            acting.act(seen)
-    acting._sampler.notes.append("not compiled: OSError: why")
-    acting.act(seen)
-    assert caplog.messages == [
-        f"policy 'mlp' decides more slowly than it could: {note}: why (said once)."
-        for note in ("not captured as a graph: RuntimeError", "not compiled: OSError")
-    ]
-
-
 @HEADS
 def test_preparing_changes_no_decision(head: HeadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     acting, seen = policy(head), observations(3)
-    expected = policy(head).act(seen)
+    expected = policy(head).decide(seen).chunk
     passes: list[int] = []
     encode = ImageEncoder.encode
     monkeypatch.setattr(
@@ -200,12 +183,13 @@ def test_preparing_changes_no_decision(head: HeadConfig, monkeypatch: pytest.Mon
         lambda self, views, **rest: passes.append(len(views["top"])) or encode(self, views, **rest),
     )
     sizes: list[int] = []
-    monkeypatch.setattr(acting._sampler, "prepare", sizes.append)
+    sample = acting.head.sample
+    monkeypatch.setattr(acting.head, "sample", lambda f, g: sizes.append(len(f)) or sample(f, g))
     acting.prepare(3)
     assert (passes, sizes) == ([3], [3])
     monkeypatch.undo()
     acting.prepare()
-    assert acting.act(seen).tobytes() == expected.tobytes()
+    assert acting.decide(seen).chunk.tobytes() == expected.tobytes()
 
 
 def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +204,7 @@ def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_rollouts_are_the_same_for_any_number_of_workers() -> None:
     acting = policy(DDPM)
-    schema = replace(acting.schema, proprioception=(("agent_pos", 2),))  # as the simulator calls it
+    schema = replace(acting.lowdim.schema, proprioception=(("agent_pos", 2),))  # as the simulator calls it
     acting = replace(acting, lowdim=replace(acting.lowdim, schema=schema, keys=("agent_pos",)))
     one, two = (
         evaluate(acting, "pusht", EvaluationConfig(episodes=3, max_steps=8, workers=workers)) for workers in (1, 2)
@@ -239,8 +223,8 @@ def test_a_saved_policy_acts_with_the_same_bits(head: HeadConfig, tmp_path: Path
     acting = policy(head)
     acting.save(tmp_path / "policy")
     loaded = ParametricPolicy.load(tmp_path / "policy")
-    assert_array_equal(loaded.act(observations()), acting.act(observations()))
-    assert (loaded.config, loaded.head_config, loaded.training) == (acting.config, head, {"frozen": True})
+    assert_array_equal(loaded.decide(observations()).chunk, acting.decide(observations()).chunk)
+    assert (loaded.config, loaded.head.config, loaded.training) == (acting.config, head, {"frozen": True})
     files = {p.relative_to(tmp_path / "policy").as_posix() for p in (tmp_path / "policy").rglob("*") if p.is_file()}
     assert files == {
         *("checksums.json", "policy.json", "head.safetensors"),
@@ -251,18 +235,18 @@ def test_a_saved_policy_acts_with_the_same_bits(head: HeadConfig, tmp_path: Path
 def test_what_training_does_not_depend_on_can_be_changed(tmp_path: Path) -> None:
     policy(DIFFUSION).save(tmp_path / "dp")
     seen = observations()
-    as_saved = ParametricPolicy.load(tmp_path / "dp").act(seen)
-    assert_array_equal(ParametricPolicy.load(tmp_path / "dp", chunk_length=3).act(seen), as_saved[:, :3])
+    as_saved = ParametricPolicy.load(tmp_path / "dp").decide(seen).chunk
+    assert_array_equal(ParametricPolicy.load(tmp_path / "dp", chunk_length=3).decide(seen).chunk, as_saved[:, :3])
     ddpm = ParametricPolicy.load(tmp_path / "dp", scheduler="ddpm")
-    assert_array_equal(ddpm.act(seen), policy(DDPM).act(seen))
+    assert_array_equal(ddpm.decide(seen).chunk, policy(DDPM).decide(seen).chunk)
     for change in ({"seed": 3}, {"inference_steps": 4}, {"scheduler": "ddpm"}):
-        assert not np.array_equal(ParametricPolicy.load(tmp_path / "dp", **change).act(seen), as_saved)
+        assert not np.array_equal(ParametricPolicy.load(tmp_path / "dp", **change).decide(seen).chunk, as_saved)
     with pytest.raises(ConfigError, match=r"unknown policy setting 'k': available are 'bf16', .*'scheduler', 'seed'"):
         ParametricPolicy.load(tmp_path / "dp", k=3)
     with pytest.raises(ConfigError, match=r"at most the head's horizon T_p = 8, got 12"):
         ParametricPolicy.load(tmp_path / "dp", chunk_length=12)
     policy(MLP).save(tmp_path / "mlp")
-    with pytest.raises(ConfigError, match=r"scheduler: settings of diffusion, but the head in .*mlp is 'mlp'"):
+    with pytest.raises(ConfigError, match=r"unknown policy setting 'scheduler': available are"):
         ParametricPolicy.load(tmp_path / "mlp", scheduler="ddpm")
 
 
@@ -298,13 +282,18 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     ("change", "message"),
     [
         (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-2', got"),
-        (lambda card: card.pop("actions"), r"normalisation statistics are missing"),
-        (lambda card: card.pop("lowdim"), r"expected schema, keys and range of proprioception, got None"),
+        (lambda card: card.pop("actions"), r"policy.json: field 'actions' is missing. Another version"),
+        (lambda card: card.update(actions=None), r"policy.json.actions: normalisation statistics are missing"),
+        (lambda card: card.update(lowdim=None), r"expected schema, keys and range of proprioception, got None"),
         (lambda card: card["lowdim"].pop("range"), r"expected schema, keys and range of proprioception, got \{"),
         (lambda card: card["lowdim"].update(range=None), r"normalisation statistics are missing"),
-        (lambda card: card.pop("head"), r"unknown head 'None'"),
-        (lambda card: card["config"].pop("seed"), r"unknown settings .*another version"),
-        (lambda card: card["shape"].pop("horizon"), r"expected feature_dim, action_dim and horizon, got"),
+        (lambda card: card["head"].pop("name"), r"policy.json.head: unknown head 'None'"),
+        (lambda card: card["config"].pop("seed"), r"policy.json.config: field 'seed' is missing. Another version"),
+        (lambda card: card["shape"].pop("horizon"), r"policy.json.shape: field 'horizon' is missing"),
+        (
+            lambda card: card["shape"].update(horizon="8"),
+            r"shape.horizon: expected a whole number, got '8'",
+        ),
         (lambda card: card["shape"].update(action_dim=3), r"has shape .*, expected .*another architecture"),
     ],
 )
@@ -334,8 +323,8 @@ def test_parts_that_do_not_fit() -> None:
 def test_unusable_observations() -> None:
     seen = observations(1)[0]
     with pytest.raises(DataError, match=r"lacks camera 'top'; there are \['front'\], needed are \['top'\]"):
-        policy().act([replace(seen, images={"front": seen.images["top"]})])
+        policy().decide([replace(seen, images={"front": seen.images["top"]})])
     with pytest.raises(DataError, match=r"observation 1 of 2: lacks camera 'top'; there are no images"):
-        policy().act([seen, replace(seen, images={})])
+        policy().decide([seen, replace(seen, images={})])
     with pytest.raises(DataError, match=r"\['proprioception'\]: expected 2 numbers, shape \(2,\), got \(3,\)"):
-        policy().act([replace(seen, proprioception=np.zeros(3, np.float32))])
+        policy().decide([replace(seen, proprioception=np.zeros(3, np.float32))])

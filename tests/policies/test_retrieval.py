@@ -72,7 +72,7 @@ def test_agrees_with_the_equation(kind: str, k: int, temperature: float, chunk: 
     config = RetrievalConfig(k=k, temperature=temperature, chunk_length=chunk)
     data, made = fakes.demonstrations(), policy(kind, config)
     z = made.latents.observations(observations())
-    actions = made.act(observations())
+    actions = made.decide(observations()).chunk
     assert actions.shape == (7, chunk, 2)
     assert actions.dtype == np.float32
     expected = np.stack([transcription(row, data, made.bank, config) for row in z])
@@ -87,14 +87,14 @@ def test_neighbours_are_sorted_and_weighted(kind: str) -> None:
     found = decision.neighbors
     assert found is not None
     assert decision.novelty is None
-    assert made.alarm is None
+    assert made.spec.alarm is None
     assert found.rows.shape == found.cosine.shape == found.weights.shape == (7, 6)
     assert (np.diff(found.cosine, axis=1) <= 0).all()
     assert (np.diff(found.weights, axis=1) <= 0).all()
     assert_allclose(found.weights.sum(axis=1), 1, atol=1e-6)
     assert_allclose(np.linalg.norm(made.bank, axis=1), 1, atol=1e-6)
     assert_array_equal(made.chunks(found.rows[0]).shape, (6, 5, 2))
-    assert_array_equal(decision.chunk, made.act(observations()))
+    assert_array_equal(decision.chunk, made.decide(observations()).chunk)
 
 
 @pytest.mark.parametrize("kind", ["image", "state"])
@@ -264,9 +264,9 @@ def test_the_action_space_is_saved_with_the_policy(tmp_path: Path) -> None:
     made.save(tmp_path / "p")
     loaded = RetrievalPolicy.load(tmp_path / "p")
     assert loaded.action_space == space
-    assert loaded.act(observations()).tobytes() == made.act(observations()).tobytes()
+    assert loaded.decide(observations()).chunk.tobytes() == made.decide(observations()).chunk.tobytes()
     other = RetrievalPolicy.build(state_latents(), data, config, action_space=POSE)
-    assert loaded.act(observations()).tobytes() != other.act(observations()).tobytes()
+    assert loaded.decide(observations()).chunk.tobytes() != other.decide(observations()).chunk.tobytes()
 
 
 def test_actions_of_another_space() -> None:
@@ -334,23 +334,23 @@ def test_decisions_keep_the_bits_of_one_product_and_topk(k: int) -> None:
 def test_moments_of_one_observation() -> None:
     made = policy("state")
     seen = observations()
-    assert made.history == 1
-    assert made.act([[one] for one in seen]).tobytes() == made.act(seen).tobytes()
+    assert made.spec.history == 1
+    assert made.decide([[one] for one in seen]).chunk.tobytes() == made.decide(seen).chunk.tobytes()
     with pytest.raises(DataError, match="moment 0 of 1 holds 2 observations, expected the last 1"):
-        made.act([seen[:2]])
+        made.decide([seen[:2]])
 
 
 @pytest.mark.parametrize("kind", ["image", "state"])
 def test_moving(kind: str) -> None:
     made = policy(kind)
-    expected = made.act(observations())
+    expected = made.decide(observations()).chunk
     assert made.to("cpu") is made
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="device 'cuda:0' was asked for, but torch sees no GPU"):
             made.to("cuda:0")
     with pytest.raises(ConfigError, match="unknown device 'gpu': available are 'cpu'"):
         made.to("gpu")
-    assert made.act(observations()).tobytes() == expected.tobytes()
+    assert made.decide(observations()).chunk.tobytes() == expected.tobytes()
     # A device without memory shows that bank and encoder go where they are sent.
     made.to("meta")
     assert isinstance(made._search, ExactSearch)
@@ -363,11 +363,11 @@ def test_moving(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["image", "state"])
 def test_moving_to_a_gpu(kind: str) -> None:
     made = policy(kind)
-    expected = made.act(observations())
+    expected = made.decide(observations()).chunk
     made.to("cuda")
     assert made.device.type == "cuda"
-    assert_allclose(made.act(observations()), expected, atol=1)
-    assert made.to("cpu").act(observations()).tobytes() == expected.tobytes()
+    assert_allclose(made.decide(observations()).chunk, expected, atol=1)
+    assert made.to("cpu").decide(observations()).chunk.tobytes() == expected.tobytes()
 
 
 # Novelty
@@ -383,7 +383,7 @@ def test_a_far_observation_alarms_and_a_demonstrated_one_does_not(tmp_path: Path
     heldout = fakes.demonstrations(1, lengths=[20] * 12)
     found = made.calibrate(heldout, NoveltyConfig(m=3, alpha=0.2))
     assert (found.kind, found.episodes, found.moments) == ("held-out", 12, 320)
-    assert made.alarm == found.alarm
+    assert made.spec.alarm == found.alarm
     z = made.latents.demonstrations(heldout)
     cosine = np.sort(z.astype(np.float64) @ made.bank.T.astype(np.float64), axis=1)[:, ::-1]
     maxima = episode_maxima(1 - cosine[:, :3].mean(axis=1), heldout.episode_ends)
@@ -399,7 +399,7 @@ def test_a_far_observation_alarms_and_a_demonstrated_one_does_not(tmp_path: Path
     assert_array_equal(decision.novelty, made.novelty(made.latents.observations([*known, *far_away()])))
     made.save(tmp_path / "p")
     loaded = RetrievalPolicy.load(tmp_path / "p")
-    assert loaded.alarm == made.alarm
+    assert loaded.spec.alarm == made.spec.alarm
     again = decide(loaded, [*known, *far_away()])
     assert again.novelty is not None
     assert again.novelty.tobytes() == decision.novelty.tobytes()
@@ -446,12 +446,12 @@ def test_too_few_episodes_are_said(caplog: pytest.LogCaptureFixture, tmp_path: P
         made.calibrate(fakes.demonstrations(1), NoveltyConfig(m=3, alpha=0.1))
     assert "novelty: No alarm: calibrated on 5 held-out demonstrations" in caplog.text
     assert "at most 0.1 per episode needs 9" in caplog.text
-    assert made.alarm == math.inf
+    assert made.spec.alarm == math.inf
     decision = made.decide(far_away())
     assert decision.novelty is not None
     assert_allclose(decision.novelty, 5 / 6)
     made.save(tmp_path / "p")
-    assert RetrievalPolicy.load(tmp_path / "p").alarm == math.inf
+    assert RetrievalPolicy.load(tmp_path / "p").spec.alarm == math.inf
 
 
 def test_bad_calibrations() -> None:
@@ -480,9 +480,9 @@ def test_another_bank_on_loading_drops_the_score(tmp_path: Path, caplog: pytest.
     made = policy("state")
     made.calibrate(config=NoveltyConfig(m=2, alpha=0.3))
     made.save(tmp_path / "p")
-    assert RetrievalPolicy.load(tmp_path / "p", k=3, temperature=1.0).alarm == made.alarm
+    assert RetrievalPolicy.load(tmp_path / "p", k=3, temperature=1.0).spec.alarm == made.spec.alarm
     assert not caplog.records
-    assert RetrievalPolicy.load(tmp_path / "p", min_actions=2).alarm is None
+    assert RetrievalPolicy.load(tmp_path / "p", min_actions=2).spec.alarm is None
     assert "calibrated with min_actions 1 and is left out, for now it is 2" in caplog.text
 
 
@@ -496,11 +496,11 @@ def test_another_approximate_search_on_loading_drops_the_score(
         made.calibrate(heldout, config)
         made.save(tmp_path / name)
     for search in ("torch", "faiss", "faiss:Flat"):
-        assert RetrievalPolicy.load(tmp_path / "exact", search=search).alarm == exact.alarm
-    assert RetrievalPolicy.load(tmp_path / "approximate").alarm == approximate.alarm
+        assert RetrievalPolicy.load(tmp_path / "exact", search=search).spec.alarm == exact.spec.alarm
+    assert RetrievalPolicy.load(tmp_path / "approximate").spec.alarm == approximate.spec.alarm
     assert not caplog.records
     for name, search in (("exact", "faiss:IVF2,Flat"), ("approximate", "faiss:IVF2,Flat"), ("approximate", "auto")):
-        assert RetrievalPolicy.load(tmp_path / name, search=search).alarm is None
+        assert RetrievalPolicy.load(tmp_path / name, search=search).spec.alarm is None
     assert "calibrated with search auto and is left out, for now it is faiss:IVF2,Flat" in caplog.messages[0]
     assert "calibrated with search faiss:IVF2,Flat@1 and is left out, for now it is auto" in caplog.messages[2]
 
@@ -531,7 +531,7 @@ def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pyt
     given = {"frame": data.images["top"][7], "position": data.proprioception[7], "stop": lambda: stopped.append(True)}
     names: dict[str, Any] = dict(given)
     exec(code, names)
-    assert names["policy"].schema == data.schema
+    assert names["policy"].spec.schema == data.schema
     assert names["decision"].chunk.shape == (1, CONFIG.chunk_length, 2)
     assert names["decision"].novelty.shape == (1,)
     assert names["action"].shape == (2,)
@@ -539,7 +539,7 @@ def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pyt
 
 
 def test_state_latents_know_no_schema() -> None:
-    assert policy("state").schema is None
+    assert policy("state").spec.schema is None
     assert policy("image").schema == fakes.demonstrations().schema
 
 
@@ -549,8 +549,9 @@ def test_loaded_acts_the_same_bits(kind: str, tmp_path: Path) -> None:
     made.save(tmp_path / "policy")
     loaded = RetrievalPolicy.load(tmp_path / "policy")
     assert loaded.config == CONFIG
-    assert loaded.needs_images == made.needs_images == (kind == "image")
-    assert loaded.act(observations()).tobytes() == made.act(observations()).tobytes()
+    assert loaded.spec == made.spec
+    assert bool(made.spec.cameras) == (kind == "image")
+    assert loaded.decide(observations()).chunk.tobytes() == made.decide(observations()).chunk.tobytes()
     assert (tmp_path / "policy" / "encoder").exists() == (kind == "image")
 
 
@@ -558,7 +559,7 @@ def test_overrides(tmp_path: Path) -> None:
     policy("state").save(tmp_path / "p")
     changed = RetrievalPolicy.load(tmp_path / "p", k=2, chunk_length=9)
     assert changed.config == RetrievalConfig(k=2, temperature=0.01, chunk_length=9, horizon=16)
-    assert changed.act(observations()).shape == (7, 9, 2)
+    assert changed.decide(observations()).chunk.shape == (7, 9, 2)
     with pytest.raises(ConfigError, match="chunk_length 17, horizon 16"):
         RetrievalPolicy.load(tmp_path / "p", chunk_length=17)
     with pytest.raises(ConfigError, match="k = 121 neighbours asked of a bank of 120"):
@@ -618,5 +619,8 @@ def test_a_failed_save_leaves_the_policy_that_was_there(tmp_path: Path, monkeypa
     monkeypatch.setattr(ImageEncoder, "save_pretrained", full)
     with pytest.raises(Exception, match=r"disk full while writing .*p \("):
         made.save(tmp_path / "p")
-    assert RetrievalPolicy.load(tmp_path / "p").act(observations()).tobytes() == made.act(observations()).tobytes()
+    assert (
+        RetrievalPolicy.load(tmp_path / "p").decide(observations()).chunk.tobytes()
+        == made.decide(observations()).chunk.tobytes()
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["p"]

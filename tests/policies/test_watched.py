@@ -14,7 +14,7 @@ from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy, watched
-from classact.policies.base import decide
+from classact.policies.base import PolicySpec, decide
 from classact.policies.control import Runner
 
 
@@ -36,7 +36,7 @@ class Acting(fakes.WatchfulPolicy):
         super().__init__()
         self.schema, self.prepared = schema, list[int]()
 
-    def prepare(self, batch: int) -> None:
+    def prepare(self, batch: int = 1) -> None:
         self.prepared.append(batch)
 
 
@@ -49,10 +49,11 @@ def test_the_policy_acts_and_the_newest_observation_is_scored() -> None:
     ]
     policy = WatchedPolicy(Acting(data.schema), bank)
     decision = policy.decide([seen[:2], seen[1:]])
-    assert_array_equal(decision.chunk, Acting(None).act([seen[:2], seen[1:]]))
+    assert_array_equal(decision.chunk, Acting(None).decide([seen[:2], seen[1:]]).chunk)
     assert_array_equal(decision.novelty, decide(bank, seen[1:]).novelty)
-    assert (policy.name, policy.history, policy.alarm) == ("acting", 2, bank.alarm)
-    assert (policy.needs_images, policy.chunk_length, policy.schema) == (True, 8, data.schema)
+    alarm = bank.spec.alarm
+    assert alarm is not None
+    assert policy.spec == PolicySpec("acting", 8, cameras=("top",), history=2, schema=data.schema, alarm=alarm)
 
 
 def test_watched_where_the_watcher_is_calibrated() -> None:

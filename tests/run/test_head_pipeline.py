@@ -352,7 +352,7 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     head = replace(made.finetune.head, scheduler="ddpm", inference_steps=5)
     other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4))
     policy = make(run, other).train()
-    assert policy.chunk_length == 4
+    assert policy.config.chunk_length == 4
     assert (policy.head_config.scheduler, policy.head_config.inference_steps) == ("ddpm", 5)
 
 

@@ -18,7 +18,7 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted
 from classact.models.average import ema_decay
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, head_name
+from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig
 from classact.policies.parametric import ParametricPolicy
 from classact.train import checkpoints, engine
 from classact.train.augment import augment
@@ -123,7 +123,7 @@ def test_rates_follow_warm_up_and_cosine_and_the_encoder_is_slower(tmp_path: Pat
     assert all(decay[id(p)] == (1e-6 if p.ndim > 1 else 0) for p in made.head.parameters())
 
 
-@pytest.mark.parametrize("head", [DIFFUSION, MLP], ids=head_name)
+@pytest.mark.parametrize("head", [DIFFUSION, MLP], ids=lambda head: head.name)
 def test_one_step_word_by_word(head: HeadConfig) -> None:
     data = fakes.demonstrations()
     made, twin = tuner(head=head), tuner(head=head)
@@ -374,11 +374,11 @@ def test_histories_repeat_the_first_observation_of_their_episode() -> None:
 def chunk_error(policy: ParametricPolicy, data: Demonstrations) -> float:
     """Mean distance in pixels of predicted from demonstrated chunks."""
     seen = [Observation({"top": i}, p) for i, p in zip(data.images["top"], data.proprioception, strict=True)]
-    wanted = data.actions[window_indices(data.episode_ends, policy.chunk_length)]
-    return float(np.linalg.norm(policy.act(seen) - wanted, axis=-1).mean())
+    wanted = data.actions[window_indices(data.episode_ends, policy.config.chunk_length)]
+    return float(np.linalg.norm(policy.decide(seen).chunk - wanted, axis=-1).mean())
 
 
-@pytest.mark.parametrize("head", [DiffusionConfig(UNetConfig((16, 32), 3, 8, 16)), MLP], ids=head_name)
+@pytest.mark.parametrize("head", [DiffusionConfig(UNetConfig((16, 32), 3, 8, 16)), MLP], ids=lambda head: head.name)
 def test_learns_to_act_and_survives_its_folder(head: HeadConfig, tmp_path: Path) -> None:
     data = fakes.demonstrations(lengths=(40,) * 3)
     quick = AdamWConfig(head_rate=5e-3, encoder_rate=1e-3, warmup_steps=10)
@@ -392,11 +392,11 @@ def test_learns_to_act_and_survives_its_folder(head: HeadConfig, tmp_path: Path)
     policy.save(tmp_path / "policy")
     loaded = ParametricPolicy.load(tmp_path / "policy")
     assert chunk_error(loaded, data) == learned
-    assert (loaded.name, loaded.chunk_length, loaded.training["step"]) == (head_name(head), 12, 3 * epochs)
+    assert (loaded.spec.name, loaded.spec.chunk_length, loaded.training["step"]) == (head.name, 12, 3 * epochs)
     json.dumps(loaded.training)
 
 
-@pytest.mark.parametrize("head", [DIFFUSION, MLP], ids=head_name)
+@pytest.mark.parametrize("head", [DIFFUSION, MLP], ids=lambda head: head.name)
 def test_a_head_in_bfloat16_learns_as_in_float32_and_acts_in_float32(head: HeadConfig, tmp_path: Path) -> None:
     options = {"head": head, "epochs": 12, "batch_size": 40, "checkpoint_every": 1000, "frozen": True, "augment": None}
     ends, modes = {}, []
@@ -413,7 +413,7 @@ def test_a_head_in_bfloat16_learns_as_in_float32_and_acts_in_float32(head: HeadC
         acting: list[torch.dtype] = []
         policy.head.unet.out[1].register_forward_hook(lambda _, __, out: acting.append(out.dtype))  # noqa: B023
         data = made.demonstrations
-        policy.act([Observation({"top": data.images["top"][0]}, data.proprioception[0])])
+        policy.decide([Observation({"top": data.images["top"][0]}, data.proprioception[0])])
         assert set(acting) == {torch.float32}
     assert modes == [{torch.float32}, {torch.bfloat16}]
     assert ends["bfloat16"] != ends["float32"]
@@ -502,8 +502,8 @@ def test_two_views_train_resume_and_act_from_their_folder(tmp_path: Path, change
     loaded = ParametricPolicy.load(tmp_path / "policy")
     assert (loaded.schema, loaded.lowdim.keys) == (data.schema, ("place",))
     seen = fakes.observations(data, [0, 40, 119])
-    chunk = loaded.act(seen)
-    assert_array_equal(chunk, acting.act(seen))
+    chunk = loaded.decide(seen).chunk
+    assert_array_equal(chunk, acting.decide(seen).chunk)
     # All that is seen counts: both views and the instruction.
     black = [replace(o, images=dict(o.images) | {"wrist": np.zeros_like(o.images["wrist"])}) for o in seen]
     told = [replace(o, language=-np.asarray(o.language)) for o in seen]
@@ -515,7 +515,7 @@ def test_two_views_train_resume_and_act_from_their_folder(tmp_path: Path, change
         (replace(seen[0], proprioception=seen[0].proprioception[:2]), r"expected 6 numbers, shape \(6,\), got \(2,\)"),
     ):
         with pytest.raises(DataError, match=message):
-            loaded.act([bad])
+            loaded.decide([bad])
 
 
 def test_learns_what_the_chosen_keys_tell() -> None:
@@ -529,7 +529,7 @@ def test_learns_what_the_chosen_keys_tell() -> None:
             head=MLP, encoder=TWO, keys=keys, frozen=True, augment=None, optimizer=quick, epochs=25, batch_size=40
         )
         acting = FineTuner(dark, replace(settings, log_every=100, checkpoint_every=1000)).fit()
-        first = acting.act(fakes.observations(dark, range(dark.num_steps)))[:, 0]
+        first = acting.decide(fakes.observations(dark, range(dark.num_steps))).chunk[:, 0]
         errors[keys] = float(np.linalg.norm(first - dark.actions, axis=-1).mean())
     assert errors[("answer",)] < 0.6 * errors[()], errors
 

@@ -39,6 +39,7 @@ def presets(_: Presets) -> None:
     """Print a table."""
     from rich.table import Table
 
+    from classact.models.heads import HEADS
     from classact.objectives import OBJECTIVES
     from classact.run.presets import HEAD_PRESETS, PRESETS
 
@@ -61,7 +62,7 @@ def presets(_: Presets) -> None:
         heads.add_row(
             name,
             f"{head.about}\n"
-            f"U-Net of widths {', '.join(map(str, head.unet.widths))}; AdamW, head {rates.head_rate:g}, encoder "
+            f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_rate:g}, encoder "
             f"{rates.encoder_rate:g}\n"
             f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
         )

@@ -16,10 +16,10 @@ from classact.train.config import ColorAugmentation
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(EngineArguments):
-    """Train a Diffusion Policy or MLP head on the encoder of a run, roll it out, and add it to RUN/report.html."""
+    """Train a policy head on the encoder of a run, roll it out, and add it to RUN/report.html."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run, made by demo or pretrain.")]
-    head: Annotated[str, tyro.conf.arg(help="diffusion or mlp.")] = "diffusion"
+    head: Annotated[str, tyro.conf.arg(help="diffusion, mlp, or the name of a plugin's.")] = "diffusion"
     frozen: Annotated[bool, tyro.conf.arg(help="Leave the encoder as it is; train the head only.")] = False
     scratch: Annotated[
         bool, tyro.conf.arg(help="Start the encoder from its initial weights: behaviour cloning without pre-training.")
@@ -90,7 +90,6 @@ class Finetune(EngineArguments):
 def head_config(arguments: Finetune) -> Any:
     """The head's settings: the preset, changed by the flags that were given."""
     from classact.errors import ConfigError, UnknownNameError, choose
-    from classact.models.heads import DiffusionConfig
     from classact.run.data import run_settings
     from classact.run.finetune import HeadRunConfig, head_settings
     from classact.run.folder import Run
@@ -114,9 +113,7 @@ def head_config(arguments: Finetune) -> Any:
 
     head = config.head
     if arguments.scheduler is not None:
-        if not isinstance(head, DiffusionConfig):
-            raise ConfigError(f"--scheduler is a setting of the diffusion head, but --head is {arguments.head!r}.")
-        head = replace(head, scheduler=arguments.scheduler)
+        head = head.with_acting({"scheduler": arguments.scheduler})
     if arguments.augment not in CHOICES:
         raise UnknownNameError(choose("choice of augment", arguments.augment, CHOICES))
     augment, color = config.augment, arguments.color_augmentation

@@ -138,7 +138,7 @@ class LowDim:
         schema = Schema.from_json(value["schema"], where)
         try:
             quaternions = tuple((int(start), tuple(map(float, q))) for start, q in value.get("quaternions", ()))
-            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"]), quaternions)
+            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"], where), quaternions)
         except (ConfigError, DataError, TypeError, ValueError) as problem:
             raise CheckpointError(f"{where}: {problem}") from None
 

@@ -97,10 +97,10 @@ class MinMax:
         return {"low": [float(v) for v in self.low], "high": [float(v) for v in self.high]}
 
     @staticmethod
-    def from_json(value: Any) -> MinMax:
+    def from_json(value: Any, where: str = "normalisation") -> MinMax:
         """Inverse of :meth:`to_json`; missing statistics are an error, never the identity."""
         if not isinstance(value, dict) or not {"low", "high"} <= value.keys():
             raise CheckpointError(
-                f"normalisation statistics are missing: expected keys 'low' and 'high', got {value!r}."
+                f"{where}: normalisation statistics are missing: expected keys 'low' and 'high', got {value!r}."
             )
         return MinMax(np.asarray(value["low"], np.float32), np.asarray(value["high"], np.float32))

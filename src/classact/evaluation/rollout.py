@@ -22,8 +22,9 @@ import numpy as np
 
 from classact.data.types import Criterion, FloatArray, RolloutResult
 from classact.errors import ConfigError, choose
-from classact.policies.base import Policy, alarm_level
-from classact.policies.control import ControlConfig, Controller
+from classact.policies.base import Policy, PolicySpec
+from classact.policies.config import ControlConfig
+from classact.policies.control import Controller
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Worker
 from classact.utils.locks import own
@@ -46,7 +47,7 @@ class EvaluationConfig:
         image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
         max_steps: time limit in control steps; None takes the simulator's own.
         workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
-        execute, ensemble: see :class:`classact.policies.control.ControlConfig`.
+        execute, ensemble: see :class:`classact.policies.config.ControlConfig`.
     """
 
     episodes: int = 50
@@ -103,8 +104,8 @@ def evaluate(
     probe = make_simulator(simulator, image_size=config.image_size, shift=config.shift)
     spec = probe.spec
     probe.close()
-    _check_schema(policy, spec)
-    cameras = _cameras(policy, spec)
+    _check_spec(policy.spec, spec)
+    cameras = policy.spec.cameras or None
     faults = [] if faults is None else faults
     limit = config.max_steps or spec.max_steps
     seeds = [config.first_seed + i for i in range(config.episodes)]
@@ -139,7 +140,8 @@ def _run_group(
     report: Callable[[int], None],
 ) -> list[RolloutResult]:
     shares = [np.arange(len(seeds))[i :: len(pool)] for i in range(len(pool))]
-    render = controller.policy.needs_images
+    policy = controller.policy.spec
+    render = bool(policy.cameras)
 
     busy = [(worker, share) for worker, share in zip(pool, shares, strict=True) if len(share)]
 
@@ -163,7 +165,7 @@ def _run_group(
     step = 0
     while step < limit:
         decision = controller.act(observations)
-        _check_actions(decision.chunk, controller.policy.name, spec)
+        _check_actions(decision.chunk, policy.name, spec)
         decisions.append(step)
         scores.append(decision.novelty)
         chunks = decision.chunk[:, : limit - step]
@@ -179,7 +181,7 @@ def _run_group(
     given = [score for score in scores if score is not None]
     if given and len(given) < len(scores):
         raise ConfigError(
-            f"policy {controller.policy.name!r} gave novelty scores at {len(given)} of {len(scores)} decisions, "
+            f"policy {policy.name!r} gave novelty scores at {len(given)} of {len(scores)} decisions, "
             f"expected all or none."
         )
     novelty = np.stack(given, axis=1) if given else None  # (B, n)
@@ -193,30 +195,18 @@ def _run_group(
     ]
 
 
-def _check_schema(policy: Policy, spec: SimulatorSpec) -> None:
-    schema = getattr(policy, "schema", None)
-    if schema is None or spec.schema is None:
-        return
-    if difference := schema.difference(spec.schema):
+def _check_spec(policy: PolicySpec, spec: SimulatorSpec) -> None:
+    """Refuse a policy that reads or does other things than the simulator has."""
+    if policy.schema is not None and spec.schema is not None and (difference := policy.schema.difference(spec.schema)):
         raise ConfigError(
             f"policy {policy.name!r} was trained on other observations or actions than simulator {spec.name!r} has: "
             f"{difference}. Evaluate it on its own task, or train with these."
         )
-
-
-def _cameras(policy: Policy, spec: SimulatorSpec) -> tuple[str, ...] | None:
-    """The views that are rendered: those that the policy reads, where it says (``cameras``), else all."""
-    if not policy.needs_images:
-        return None
-    wanted = getattr(policy, "cameras", None)
-    if wanted is None:
-        return spec.cameras
-    for camera in wanted:
+    for camera in policy.cameras:
         if camera not in spec.cameras:
             raise ConfigError(
                 f"policy {policy.name!r}, simulator {spec.name!r}: {choose('camera', camera, spec.cameras)}."
             )
-    return tuple(wanted)
 
 
 def _check_actions(chunks: FloatArray, name: str, spec: SimulatorSpec) -> None:
@@ -395,7 +385,7 @@ def run_evaluation(
     further = dict(labels or {})
     if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, FAULTS, "alarm"}):
         raise ConfigError(f"further labels {taken} are names that summary rows have already. Name them differently.")
-    alarm = alarm_level(policy)
+    alarm = policy.spec.alarm
     if alarm is not None and math.isinf(alarm):
         alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
     check_writable(folder, folder=True)
@@ -408,6 +398,6 @@ def run_evaluation(
     (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
     if faults:
         write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
-    given = dict(zip(LABELS, (policy.name, encoder, simulator, config.shift, folder.name), strict=True))
+    given = dict(zip(LABELS, (policy.spec.name, encoder, simulator, config.shift, folder.name), strict=True))
     rows = summarize(results, seconds, alarm=alarm, **(given | further))
     return results, [row | {FAULTS: len(faults)} for row in rows] if faults else rows

@@ -1,30 +1,40 @@
 """Policies: observations in, action chunks out."""
 
-from classact.policies.base import Decision, Moment, Policy, decide
-from classact.policies.latents import ImageLatents, SceneLatents, StateLatents
-from classact.policies.novelty import Novelty, NoveltyConfig
-from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.policies.retrieval import Neighbors, RetrievalConfig, RetrievalPolicy, retrievable
-from classact.policies.search import make_search
-from classact.policies.watched import WatchedPolicy, watched
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from classact.policies.base import Decision, FunctionPolicy, Moment, Neighbors, Policy, PolicySpec, decide
+from classact.policies.config import ControlConfig, NoveltyConfig, ParametricConfig, RetrievalConfig
+from classact.utils.lazy import attach
+
+if TYPE_CHECKING:
+    from classact.policies.control import Controller as Controller
+    from classact.policies.control import Runner as Runner
+    from classact.policies.latents import ImageLatents as ImageLatents
+    from classact.policies.latents import SceneLatents as SceneLatents
+    from classact.policies.latents import StateLatents as StateLatents
+    from classact.policies.load import load_policy as load_policy
+    from classact.policies.novelty import Novelty as Novelty
+    from classact.policies.parametric import ParametricPolicy as ParametricPolicy
+    from classact.policies.retrieval import RetrievalPolicy as RetrievalPolicy
+    from classact.policies.retrieval import retrievable as retrievable
+    from classact.policies.search import make_search as make_search
+    from classact.policies.watched import WatchedPolicy as WatchedPolicy
+    from classact.policies.watched import watched as watched
+
+__getattr__, __dir__ = attach(__name__, __file__)
 
 __all__ = [
+    "ControlConfig",
     "Decision",
-    "ImageLatents",
+    "FunctionPolicy",
     "Moment",
     "Neighbors",
-    "Novelty",
     "NoveltyConfig",
     "ParametricConfig",
-    "ParametricPolicy",
     "Policy",
+    "PolicySpec",
     "RetrievalConfig",
-    "RetrievalPolicy",
-    "SceneLatents",
-    "StateLatents",
-    "WatchedPolicy",
     "decide",
-    "make_search",
-    "retrievable",
-    "watched",
 ]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from classact.data.types import FloatArray, Observation
+from classact.data.actions import ActionSpace
+from classact.data.schema import Schema
+from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from classact.policies.retrieval import Neighbors
 
 Moment: TypeAlias = Observation | Sequence[Observation]
 """What one decision is made from: an observation or, for T_o > 1, the last T_o of them, oldest first."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """What a decision was made from: row numbers, similarities and weights, nearest first; each (B, k)."""
+
+    rows: IntArray
+    cosine: FloatArray
+    weights: FloatArray
 
 
 @dataclass(frozen=True)
@@ -34,54 +42,72 @@ class Decision:
     neighbors: Neighbors | None = None
 
 
+@dataclass(frozen=True)
+class PolicySpec:
+    """What all code needs to know of a policy to call it.
+
+    Attributes:
+        name: short name for tables: ``retrieval``.
+        chunk_length: T_a: how many actions a chunk has. All are executed before the next call, unless control says
+            fewer.
+        cameras: views that are read, so that no others are rendered; () where images are not.
+        history: T_o: how many observations a decision is made from.
+        schema: what observations must hold and actions mean; None: anything.
+        action_space: what the D dimensions of an action mean, so that rotations are averaged as rotations; None: every
+            dimension is averaged by itself.
+        alarm: the novelty above which what is seen counts as unknown: infinite where too few episodes calibrated it,
+            None where the policy has no such score.
+    """
+
+    name: str
+    chunk_length: int
+    cameras: tuple[str, ...] = ()
+    history: int = 1
+    schema: Schema | None = None
+    action_space: ActionSpace | None = None
+    alarm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_length", "history"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(
+                    f"policy {self.name!r}: expected {name} to be a whole number of at least 1, got {value!r}."
+                )
+
+
 class Policy(Protocol):
-    """Maps observations to chunks of actions, batched over environments. Holds no state between calls.
+    """Maps observations to chunks of actions, batched over environments. Holds no state between calls."""
 
-    A policy may also have ``decide(observations) -> Decision``, which says more than ``act``; ``alarm``, the novelty
-    (float, or None) above which what it sees counts as unknown; ``schema``, what observations must hold and actions
-    mean; ``cameras``, the names of the views that it reads, so that no others are rendered; and ``prepare(batch)``,
-    which makes the first decisions as fast as the later ones. Ask through :func:`decide`: it copes with
-    all.
+    @property
+    def spec(self) -> PolicySpec:
+        """What it needs and gives."""
+
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        """What to do in B environments, whose moments these are."""
+
+    def prepare(self, batch: int = 1) -> None:
+        """Do now what would slow the first decisions of ``batch`` environments."""
+
+
+@dataclass(frozen=True)
+class FunctionPolicy:
+    """A function as a policy: for one of your own that has nothing to prepare and no novelty score.
+
+    Args:
+        spec: what it needs and gives.
+        act: (B moments) -> (B, T_a, D) unnormalised actions.
     """
 
-    @property
-    def name(self) -> str:
-        """Short name for tables: ``retrieval``."""
+    spec: PolicySpec
+    act: Callable[[Sequence[Moment]], FloatArray]
 
-    @property
-    def needs_images(self) -> bool:
-        """False where only proprioception and state are read: the evaluator then skips rendering."""
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        """The function's chunks."""
+        return Decision(self.act(observations))
 
-    @property
-    def chunk_length(self) -> int:
-        """T_a: how many actions a chunk has. All are executed before the next call, unless control says fewer."""
-
-    @property
-    def history(self) -> int:
-        """T_o: how many observations a decision is made from. A policy that does not say decides from 1."""
-
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
-        """(B moments) -> (B, T_a, D) unnormalised actions, to be executed open-loop."""
-
-
-def history_length(policy: Policy) -> int:
-    """T_o of a policy: its ``history``, 1 where it has none.
-
-    Raises:
-        ConfigError: less than 1, or no whole number.
-    """
-    history = getattr(policy, "history", 1)
-    if not isinstance(history, int) or history < 1:
-        raise ConfigError(
-            f"policy {policy.name!r}: expected history (T_o) to be a whole number of at least 1, got {history!r}."
-        )
-    return history
-
-
-def alarm_level(policy: Policy) -> float | None:
-    """The novelty above which a policy calls what it sees unknown: its ``alarm``, None where it has none."""
-    alarm = getattr(policy, "alarm", None)
-    return None if alarm is None else float(alarm)
+    def prepare(self, batch: int = 1) -> None:
+        """Nothing."""
 
 
 def as_histories(observations: Sequence[Moment], history: int) -> list[list[Observation]]:
@@ -103,7 +129,7 @@ def as_histories(observations: Sequence[Moment], history: int) -> list[list[Obse
 
 
 def decide(policy: Policy, observations: Sequence[Moment]) -> Decision:
-    """Ask a policy: by its own ``decide`` where it has one, else by ``act``.
+    """Ask a policy, and check what it says.
 
     Args:
         policy: any policy, users' own included.
@@ -117,31 +143,31 @@ def decide(policy: Policy, observations: Sequence[Moment]) -> Decision:
         ConfigError: actions or scores of wrong shape, NaN or infinite.
     """
     count = len(observations)
-    as_histories(observations, history_length(policy))
-    own = getattr(policy, "decide", None)
-    given = Decision(policy.act(observations)) if own is None else own(observations)
+    name = policy.spec.name
+    as_histories(observations, policy.spec.history)
+    given: object = policy.decide(observations)
     if not isinstance(given, Decision):
         raise ConfigError(
-            f"policy {policy.name!r}: decide returned {type(given).__name__}, expected a classact.policies.Decision. "
-            f"Return one, or leave decide out and have act only."
+            f"policy {name!r}: decide returned {type(given).__name__}, expected a classact.policies.Decision. "
+            f"Return one, or make the policy a classact.policies.FunctionPolicy."
         )
     chunk = np.asarray(given.chunk, np.float32)
     expected = f"({count}, T_a, D)"
     if chunk.ndim != 3 or len(chunk) != count or chunk.shape[1] < 1:
         raise ConfigError(
-            f"policy {policy.name!r} gave actions of shape {chunk.shape}, expected {expected} with T_a >= 1 for "
+            f"policy {name!r} gave actions of shape {chunk.shape}, expected {expected} with T_a >= 1 for "
             f"{count} observations. Was the policy trained on another task?"
         )
     if not (finite := np.isfinite(chunk)).all():
         bad = int((~finite).sum())
         raise ConfigError(
-            f"policy {policy.name!r} gave {bad} NaN or infinite of {finite.size} action values, expected finite "
+            f"policy {name!r} gave {bad} NaN or infinite of {finite.size} action values, expected finite "
             f"{expected}. Its weights or normalisation are damaged: train or build it again."
         )
     novelty = None if given.novelty is None else np.asarray(given.novelty, np.float32)
     if novelty is not None and (novelty.shape != (count,) or not np.isfinite(novelty).all()):
         raise ConfigError(
-            f"policy {policy.name!r} gave novelty scores {novelty.tolist()} of shape {novelty.shape}, expected "
+            f"policy {name!r} gave novelty scores {novelty.tolist()} of shape {novelty.shape}, expected "
             f"({count},) finite numbers."
         )
     return Decision(chunk, novelty, given.neighbors)

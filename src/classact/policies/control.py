@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,51 +20,8 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace
 from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
-from classact.policies.base import Decision, Moment, Policy, alarm_level, decide, history_length
-
-
-@dataclass(frozen=True)
-class ControlConfig:
-    """How much of a chunk is executed, and whether overlapping chunks are averaged.
-
-    Attributes:
-        execute: actions of a chunk that are executed before the next decision; None for all T_a.
-        ensemble: m of temporal ensembling, at least 0; None for none. 0 weights all proposals alike, more favours the
-            older ones (ACT: 0.01).
-    """
-
-    execute: int | None = None
-    ensemble: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.execute is not None and self.execute < 1:
-            raise ConfigError(f"expected execute >= 1 or None for whole chunks, got {self.execute}.")
-        if self.ensemble is None:
-            return
-        if not (self.ensemble >= 0 and math.isfinite(self.ensemble)):
-            raise ConfigError(f"expected ensemble to be a finite number of at least 0 or None, got {self.ensemble}.")
-        if self.execute is None:
-            raise ConfigError(
-                f"ensemble {self.ensemble} has no effect where whole chunks are executed, for then no two propose an "
-                f"action for one step. Set execute below the policy's T_a, or leave ensemble out."
-            )
-
-    def check(self, length: int, name: str) -> None:
-        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``.
-
-        Raises:
-            ConfigError: more actions are to be executed than a chunk holds, or no two chunks overlap.
-        """
-        if self.execute is not None and self.execute > length:
-            raise ConfigError(
-                f"execute {self.execute} asked of policy {name!r}, whose chunks hold T_a = {length} actions. Execute "
-                f"at most {length}."
-            )
-        if self.ensemble is not None and self.execute == length:
-            raise ConfigError(
-                f"ensemble {self.ensemble} has no effect with execute {self.execute} = T_a of policy {name!r}: no two "
-                f"chunks propose an action for one step. Set execute to at most {length - 1}, or leave ensemble out."
-            )
+from classact.policies.base import Decision, Moment, Policy, decide
+from classact.policies.config import ControlConfig
 
 
 class Controller:
@@ -74,8 +30,8 @@ class Controller:
     Args:
         policy: any policy.
         config: receding horizon and ensembling; the default executes whole chunks.
-        action_space: what the D dimensions mean, so that rotations are averaged as rotations; None takes the policy's
-            ``action_space``, where it has one. Only used for ensembling.
+        action_space: what the D dimensions mean, so that rotations are averaged as rotations; None takes the policy's.
+            Only used for ensembling.
 
     Raises:
         ConfigError: settings that do not fit the policy's T_a.
@@ -85,10 +41,10 @@ class Controller:
         self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
     ) -> None:
         self.policy, self.config = policy, config or ControlConfig()
-        self.action_space = getattr(policy, "action_space", None) if action_space is None else action_space
-        self.history = history_length(policy)
-        length, execute = policy.chunk_length, self.config.execute
-        self.config.check(length, policy.name)
+        spec, execute = policy.spec, self.config.execute
+        self.action_space = spec.action_space if action_space is None else action_space
+        self.history, length = spec.history, spec.chunk_length
+        self.config.check(length, spec.name)
         kept = 1 if self.config.ensemble is None or execute is None else math.ceil(length / execute)
         self._chunks: deque[FloatArray] = deque(maxlen=kept)
         self._seen: list[deque[Observation]] = []
@@ -128,10 +84,11 @@ class Controller:
         decision = decide(self.policy, moments)
         chunk, execute = decision.chunk, self.config.execute
         if execute is not None:
-            if chunk.shape[1] != self.policy.chunk_length:
+            spec = self.policy.spec
+            if chunk.shape[1] != spec.chunk_length:
                 raise ConfigError(
-                    f"policy {self.policy.name!r} gave chunks of {chunk.shape[1]} actions, but its chunk_length says "
-                    f"{self.policy.chunk_length}."
+                    f"policy {spec.name!r} gave chunks of {chunk.shape[1]} actions, but its chunk_length says "
+                    f"{spec.chunk_length}."
                 )
             if self.config.ensemble is None:
                 chunk = chunk[:, :execute]
@@ -204,7 +161,7 @@ def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDA
 class Runner:
     """One robot, one action at a time: asks the policy only when what it gave is used up.
 
-    A policy that has ``prepare`` is prepared when the runner is made, which on a GPU takes seconds.
+    The policy is prepared when the runner is made, which on a GPU may take a minute.
 
     Args:
         policy, config, action_space: as for :class:`Controller`.
@@ -217,8 +174,7 @@ class Runner:
         self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
     ) -> None:
         self._controller = Controller(policy, config, action_space)
-        if (prepare := getattr(policy, "prepare", None)) is not None:
-            prepare(1)
+        policy.prepare(1)
         self.reset()
 
     def reset(self) -> None:
@@ -251,5 +207,5 @@ class Runner:
     @property
     def alarmed(self) -> bool:
         """Whether the latest decision's novelty exceeds the policy's alarm level: a reason to stop and hand over."""
-        level = alarm_level(self._controller.policy)
+        level = self._controller.policy.spec.alarm
         return level is not None and self.novelty is not None and self.novelty > level

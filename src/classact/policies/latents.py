@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,8 +15,9 @@ from classact.data.normalize import MinMax
 from classact.data.rotations import quaternion_to_matrix
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, ImageArray, Observation, StateArray
-from classact.errors import DataError
-from classact.models.encoders import ImageEncoder
+from classact.errors import DataError, choose
+from classact.models.encoders.image import ImageEncoder
+from classact.utils.codec import fields_from_json, fields_to_json
 
 
 def unit(rows: FloatArray) -> FloatArray:
@@ -23,24 +26,77 @@ def unit(rows: FloatArray) -> FloatArray:
     return np.asarray(rows / np.maximum(length, 1e-12), np.float32)
 
 
-class Latents(Protocol):
-    """Turns demonstrations and observations into L2-normalised latents z."""
+class Latents(ABC):
+    """Turns demonstrations and observations into L2-normalised latents z.
+
+    Attributes:
+        kind: "image", "state" or "scene".
+        encoder: of images; None where none are read.
+        bf16: run it in bfloat16.
+        schema: of the demonstrations, and so of the observations that are understood; None: any that hold what is read.
+    """
+
+    kind: ClassVar[str]
+    encoder: ImageEncoder | None = None
+    bf16: bool = False
+    schema: Schema | None = None
 
     @property
-    def kind(self) -> str:
-        """ "image", "state" or "scene"."""
+    def cameras(self) -> tuple[str, ...]:
+        """The views that are read."""
+        return () if self.encoder is None else self.encoder.config.cameras
 
+    @abstractmethod
     def demonstrations(self, data: Demonstrations) -> FloatArray:
-        """(N, d) latents of every step."""
+        """(N, d) latents of every step; images may be at any resolution."""
 
+    @abstractmethod
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, d) latents of live observations."""
+        """(B, d) latents of live observations.
 
-    def settings(self) -> dict[str, Any]:
-        """Plain JSON from which :func:`load` makes the same object again."""
+        Raises:
+            DataError: an observation that is not of the schema, or lacks a camera or the state.
+        """
+
+    @property
+    @abstractmethod
+    def settings(self) -> LatentSettings:
+        """What :func:`load_latents` makes the same object of again; an encoder has a folder of its own."""
 
 
-class ImageLatents:
+class LatentSettings:
+    """What a policy's metadata hold of its latents, as one of :data:`SETTINGS`."""
+
+    kind: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, behind the kind."""
+        return {"kind": self.kind, **fields_to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> LatentSettings:
+        """What :meth:`to_json` wrote, of whichever kind.
+
+        Raises:
+            DataError: no such kind, or missing statistics of a normalisation, which are never taken as the identity.
+        """
+        kind = str(value.get("kind") if isinstance(value, dict) else value)
+        if kind not in SETTINGS:
+            raise DataError(f"{where}: {choose('kind of latents', kind, SETTINGS)}.")
+        return fields_from_json(SETTINGS[kind], {k: v for k, v in value.items() if k != "kind"}, where)
+
+
+@dataclass(frozen=True)
+class ImageSettings(LatentSettings):
+    """Of :class:`ImageLatents`, without the encoder."""
+
+    kind = "image"
+
+    lowdim: LowDim
+    bfloat16: bool
+
+
+class ImageLatents(Latents):
     """Image features of all views concatenated with normalised proprioception (and the instruction's embedding where
     there is one), jointly L2-normalised (paper section 4.4).
 
@@ -53,20 +109,15 @@ class ImageLatents:
     kind = "image"
 
     def __init__(self, encoder: ImageEncoder, lowdim: LowDim, *, bf16: bool = False) -> None:
-        self.encoder = encoder.eval()
-        self.lowdim = lowdim
+        self.encoder: ImageEncoder = encoder.eval()
+        self.lowdim, self.schema = lowdim, lowdim.schema
         self.bf16 = bf16
-
-    @property
-    def schema(self) -> Schema:
-        """Of the demonstrations, and so of the observations that are understood."""
-        return self.lowdim.schema
 
     def _join(self, images: Mapping[str, ImageArray], lowdim: FloatArray) -> FloatArray:
         return unit(np.concatenate([self.encoder.encode(images, bf16=self.bf16), lowdim], axis=1))
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
-        """(N, d) latents of every step; images may be at any resolution."""
+        """(N, d) latents of every step."""
         for camera in self.encoder.config.cameras:
             if camera not in data.images:
                 raise DataError(
@@ -77,18 +128,15 @@ class ImageLatents:
         return self._join(data.images, self.lowdim.demonstrations(data))
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, d) latents of live observations.
-
-        Raises:
-            DataError: an observation that is not of the schema, or lacks a camera.
-        """
+        """(B, d) latents of live observations."""
         cameras = self.encoder.config.cameras
         self.lowdim.check(observations, cameras)
         return self._join(stack_images(observations, cameras), self.lowdim.observations(observations))
 
-    def settings(self) -> dict[str, Any]:
-        """Without the encoder, which has a folder of its own."""
-        return {"kind": self.kind, "lowdim": self.lowdim.to_json(), "bfloat16": self.bf16}
+    @property
+    def settings(self) -> ImageSettings:
+        """Normalisation and precision."""
+        return ImageSettings(self.lowdim, self.bf16)
 
 
 def stack_images(observations: Sequence[Observation], cameras: Sequence[str]) -> dict[str, ImageArray]:
@@ -113,7 +161,8 @@ def warm_up(encoder: ImageEncoder, batch: int, *, bf16: bool = False) -> None:
     encoder.encode(dict.fromkeys(encoder.config.cameras, black), bf16=bf16)
 
 
-class StateLatents:
+@dataclass(frozen=True)
+class StateLatents(LatentSettings, Latents):
     """The true simulator state as latent: a reference that no camera is needed for.
 
     Positions are divided by half the world's size about its centre, angles become scaled cosine and sine, and a
@@ -127,8 +176,10 @@ class StateLatents:
 
     kind = "state"
 
-    def __init__(self, center: float, half: float, angles: Sequence[int], angle_scale: float = 0.4) -> None:
-        self.center, self.half, self.angles, self.angle_scale = center, half, tuple(angles), angle_scale
+    center: float
+    half: float
+    angles: tuple[int, ...]
+    angle_scale: float = 0.4
 
     def _embed(self, states: np.ndarray[Any, Any]) -> FloatArray:
         position = np.delete(states, self.angles, axis=1)
@@ -149,18 +200,14 @@ class StateLatents:
         """(B, d) latents of live observations."""
         return self._embed(_observed_states(observations))
 
-    def settings(self) -> dict[str, Any]:
-        """All of it."""
-        return {
-            "kind": self.kind,
-            "center": self.center,
-            "half": self.half,
-            "angles": list(self.angles),
-            "angle_scale": self.angle_scale,
-        }
+    @property
+    def settings(self) -> StateLatents:
+        """Itself: there is nothing else."""
+        return self
 
 
-class SceneLatents:
+@dataclass(frozen=True)
+class SceneLatents(LatentSettings, Latents):
     """Proprioception and the true poses of a task's objects as latent: what images could tell at best, for arms.
 
     Proprioception is scaled to [-1, 1] over the demonstrations. So are positions, all by the same factor: the height of
@@ -176,9 +223,10 @@ class SceneLatents:
 
     kind = "scene"
 
-    def __init__(self, lowdim: LowDim, objects: Sequence[int], range: MinMax, rotation_scale: float = 0.4) -> None:  # noqa: A002
-        self.lowdim, self.objects, self.range = lowdim, tuple(objects), range
-        self.rotation_scale = rotation_scale
+    lowdim: LowDim
+    objects: tuple[int, ...]
+    range: MinMax
+    rotation_scale: float = 0.4
 
     @staticmethod
     def fit(data: Demonstrations, objects: Sequence[tuple[str, int]]) -> SceneLatents:
@@ -187,7 +235,7 @@ class SceneLatents:
         Raises:
             DataError: demonstrations without states.
         """
-        indices = [index for _, index in objects]
+        indices = tuple(index for _, index in objects)
         each = MinMax.fit(_positions(_states(data), indices))
         center, half = (each.high + each.low) / 2, (each.high - each.low).max() / 2
         return SceneLatents(LowDim.fit(data), indices, MinMax(center - half, center + half))
@@ -208,15 +256,10 @@ class SceneLatents:
         self.lowdim.check(observations, ())
         return self._embed(self.lowdim.observations(observations), _observed_states(observations))
 
-    def settings(self) -> dict[str, Any]:
-        """All of it."""
-        return {
-            "kind": self.kind,
-            "lowdim": self.lowdim.to_json(),
-            "objects": list(self.objects),
-            "range": self.range.to_json(),
-            "rotation_scale": self.rotation_scale,
-        }
+    @property
+    def settings(self) -> SceneLatents:
+        """Itself: there is nothing else."""
+        return self
 
 
 def _positions(states: StateArray, objects: Sequence[int]) -> FloatArray:
@@ -242,18 +285,17 @@ def _observed_states(observations: Sequence[Observation]) -> StateArray:
     return np.stack([state for state in states if state is not None])
 
 
-def load(settings: dict[str, Any], folder: Path) -> ImageLatents | StateLatents | SceneLatents:
-    """Inverse of ``settings()``; an image encoder is read from ``folder/encoder``.
+SETTINGS: dict[str, type[LatentSettings]] = {kind.kind: kind for kind in (ImageSettings, StateLatents, SceneLatents)}
+
+
+def load_latents(settings: LatentSettings, folder: Path) -> Latents:
+    """Inverse of :attr:`Latents.settings`; an image encoder is read from ``folder/encoder``.
 
     Raises:
-        CheckpointError: missing normalisation statistics: never taken as the identity.
+        CheckpointError: the encoder is damaged.
     """
-    if settings.get("kind") == "state":
-        return StateLatents(settings["center"], settings["half"], settings["angles"], settings["angle_scale"])
-    if settings.get("kind") == "scene":
-        lowdim = LowDim.from_json(settings.get("lowdim"), str(folder))
-        extent = MinMax.from_json(settings["range"])
-        return SceneLatents(lowdim, settings["objects"], extent, settings["rotation_scale"])
-    encoder = ImageEncoder.from_pretrained(folder / "encoder")
-    lowdim = LowDim.from_json(settings.get("lowdim"), str(folder))
-    return ImageLatents(encoder, lowdim, bf16=bool(settings["bfloat16"]))
+    if isinstance(settings, ImageSettings):
+        encoder = ImageEncoder.from_pretrained(folder / "encoder")
+        return ImageLatents(encoder, settings.lowdim, bf16=settings.bfloat16)
+    assert isinstance(settings, Latents)
+    return settings

@@ -21,13 +21,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from classact.data.types import FloatArray, IntArray, StateArray
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.policies.search import ExactSearch
+from classact.policies.config import NoveltyConfig
+
+if TYPE_CHECKING:
+    from classact.policies.search import ExactSearch
 
 Progress = Callable[[int, int], None]
 
@@ -45,25 +48,6 @@ def episodes_needed(alpha: float) -> int:
 def distance(cosine: FloatArray) -> StateArray:
     """(B, m) cosines of the m nearest moments -> (B,) float64 distances, one minus their mean."""
     return np.asarray(1 - cosine.mean(axis=1, dtype=np.float64))
-
-
-@dataclass(frozen=True)
-class NoveltyConfig:
-    """Settings of the score.
-
-    Attributes:
-        m: nearest moments whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
-            fewer moments notice more of what changes in a part of the image only; one alone would trust a single odd
-            moment of the bank, 4 are nearly as sharp.
-        alpha: the largest chance that a usual episode raises any alarm.
-    """
-
-    m: int = 4
-    alpha: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.m < 1 or not 0 < self.alpha < 1:
-            raise ConfigError(f"expected m >= 1 and 0 < alpha < 1, got m {self.m} and alpha {self.alpha}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,75 +3,68 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
-from classact.data.schema import Schema
 from classact.data.types import FloatArray, Observation
-from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
-from classact.models.encoders import ImageEncoder
-from classact.models.heads import (
-    DiffusionConfig,
-    FastSampler,
-    Head,
-    HeadConfig,
-    head_config_from_json,
-    head_config_to_json,
-    head_name,
-    load_head_weights,
-    make_head,
-)
-from classact.policies.base import Moment, as_histories
+from classact.errors import ConfigError
+from classact.models.encoders.image import ImageEncoder
+from classact.models.heads.base import Head, load_head_weights, make_head
+from classact.models.heads.config import HeadConfig
+from classact.policies.base import Decision, Moment, PolicySpec, as_histories
+from classact.policies.config import ParametricConfig
+from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import stack_images, warm_up
 from classact.utils.machine import check_device
-from classact.utils.storage import read_json, verify_folder, write_folder
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "classact-parametric-2"
 WEIGHTS = "head.safetensors"
-CARD = "policy.json"
 BEYOND = 0.05
 """Share of half the demonstrated range by which actions may leave it without a word: networks overshoot a little."""
-SAMPLING = ("scheduler", "inference_steps")
-"""Settings of diffusion that may be changed after training."""
 
-_said: set[tuple[str, str]] = set()
-"""(policy, subject) of warnings of this process: a training makes a new policy for each of its evaluations."""
+_said: set[str] = set()
+"""Policies that this process has warned of: a training makes a new policy for each of its evaluations."""
 
 
 @dataclass(frozen=True)
-class ParametricConfig:
-    """Settings of acting.
+class HeadShape:
+    """Sizes of a head: features, action dimensions, actions of a chunk."""
+
+    feature_dim: int
+    action_dim: int
+    horizon: int
+
+
+@dataclass(frozen=True)
+class ParametricMetadata:
+    """What policy.json of a parametric policy holds.
 
     Attributes:
-        chunk_length: T_a, actions executed open-loop per decision (table 7: 12).
-        history: T_o, observations that a decision is made from (table 7: 1).
-        seed: of the noise that a diffusion head starts from.
-        bf16: run the encoder's trunk in bfloat16.
+        format: :data:`FORMAT`.
+        config: settings of acting.
+        head: settings of the head.
+        shape: sizes of the head.
+        actions, lowdim: normalisations.
+        training: how it was trained, for reports.
     """
 
-    chunk_length: int = 12
-    history: int = 1
-    seed: int = 0
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.chunk_length < 1 or self.history < 1 or self.seed < 0:
-            raise ConfigError(
-                f"expected chunk_length >= 1, history >= 1 and seed >= 0, got {self.chunk_length}, {self.history} and "
-                f"{self.seed}."
-            )
+    format: str
+    config: ParametricConfig
+    head: HeadConfig
+    shape: HeadShape
+    actions: MinMax
+    lowdim: LowDim
+    training: dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -103,7 +96,6 @@ class ParametricPolicy:
 
     def __post_init__(self) -> None:
         head, history = self.head, self.config.history
-        self._sampler = FastSampler(self.head)
         expected = history * (self.encoder.feature_dim + self.lowdim.dim)
         if head.feature_dim != expected:
             raise ConfigError(
@@ -122,48 +114,19 @@ class ParametricPolicy:
             )
 
     @property
-    def name(self) -> str:
-        """The head's name: ``diffusion`` or ``mlp``."""
-        return head_name(self.head_config)
+    def spec(self) -> PolicySpec:
+        """Named after its head."""
+        return PolicySpec(
+            name=self.head.config.name,
+            chunk_length=self.config.chunk_length,
+            cameras=self.encoder.config.cameras,
+            history=self.config.history,
+            schema=self.lowdim.schema,
+            action_space=self.lowdim.schema.actions,
+        )
 
-    @property
-    def head_config(self) -> HeadConfig:
-        """Settings of the head."""
-        config: HeadConfig = self.head.config
-        return config
-
-    @property
-    def needs_images(self) -> bool:
-        """Always: the encoder reads a camera."""
-        return True
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The views that the encoder reads."""
-        return self.encoder.config.cameras
-
-    @property
-    def chunk_length(self) -> int:
-        """T_a."""
-        return self.config.chunk_length
-
-    @property
-    def history(self) -> int:
-        """T_o."""
-        return self.config.history
-
-    @property
-    def schema(self) -> Schema:
-        """Of the demonstrations: what observations must hold and actions mean."""
-        return self.lowdim.schema
-
-    @property
-    def action_space(self) -> ActionSpace | None:
-        """What an action's dimensions mean, where that was declared."""
-        return self.schema.actions
-
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
-        """(B, T_a, D) unnormalised actions; 6-D rotations are orthonormal.
+    def decide(self, observations: Sequence[Moment]) -> Decision:
+        """Chunks (B, T_a, D); 6-D rotations are orthonormal.
 
         Args:
             observations: of B environments; for T_o > 1 the last T_o observations of each, oldest first (at the start
@@ -172,52 +135,44 @@ class ParametricPolicy:
         Raises:
             DataError: histories of another length, an observation that is not of the schema, or lacks a camera.
         """
-        histories = as_histories(observations, self.history)
+        histories = as_histories(observations, self.config.history)
         if not histories:
-            return np.zeros((0, self.config.chunk_length, self.head.action_dim), np.float32)
+            return Decision(np.zeros((0, self.config.chunk_length, self.head.action_dim), np.float32))
         features = self.features([observation for history in histories for observation in history])
         joined = torch.from_numpy(features.reshape(len(histories), -1)).to(self.encoder.mean.device)
         generators = [self._generator(history) for history in histories]
-        chunks = self._sampler.sample(joined, generators).cpu().numpy()[:, : self.config.chunk_length]
-        self._say_notes()
+        chunks = self.head.sample(joined, generators).cpu().numpy()[:, : self.config.chunk_length]
         self._say_range(chunks)
         actions = self.actions.invert(chunks)
-        space = self.action_space
-        return actions if space is None or not space.has_rotations else space.orthogonalize(actions)
+        space = self.lowdim.schema.actions
+        return Decision(actions if space is None or not space.has_rotations else space.orthogonalize(actions))
 
     def prepare(self, batch: int = 1) -> None:
-        """Choose kernels and record graphs now, so that the first decisions are as fast as the later ones.
+        """Choose kernels, and on a GPU compile the head, which takes up to a minute.
 
         Args:
             batch: environments of each decision.
         """
-        warm_up(self.encoder, batch * self.history, bf16=self.config.bf16)
-        self._sampler.prepare(batch)
-        self._say_notes()
-
-    def _say_notes(self) -> None:
-        for note in self._sampler.notes:
-            if self._first(note):
-                logger.warning("policy %r decides more slowly than it could: %s (said once).", self.name, note)
-
-    def _first(self, subject: str) -> bool:
-        """Whether this process has not said it yet of a policy of this name."""
-        key = self.name, subject
-        if key in _said:
-            return False
-        _said.add(key)
-        return True
+        warm_up(self.encoder, batch * self.config.history, bf16=self.config.bf16)
+        device = self.encoder.mean.device
+        if device.type == "cuda":
+            self.head.accelerate()
+        features = torch.zeros(batch, self.head.feature_dim, device=device)
+        # Where it cannot be compiled (there is no compiler, say), torch warns, and the head acts as it is.
+        with torch._dynamo.config.patch(suppress_errors=True):
+            self.head.sample(features, torch.Generator())
 
     def _say_range(self, chunks: FloatArray) -> None:
         beyond = np.abs(chunks) - 1.0
-        if not (beyond > BEYOND).any() or not self._first("range"):
+        if not (beyond > BEYOND).any() or self.spec.name in _said:
             return
+        _said.add(self.spec.name)
         d = int(np.argmax(beyond.max(axis=(0, 1))))
         worst = self.actions.invert(chunks)[..., d]
         logger.warning(
             "policy %r gave actions outside those demonstrated: dimension %d from %.4g to %.4g, demonstrated were %.4g "
             "to %.4g. They are passed on as they are (said once).",
-            self.name,
+            self.spec.name,
             d,
             worst.min(),
             worst.max(),
@@ -263,22 +218,21 @@ class ParametricPolicy:
         from safetensors.torch import save_file
 
         head = self.head
-        card: dict[str, Any] = {
-            "format": FORMAT,
-            "config": asdict(self.config),
-            "head": head_config_to_json(self.head_config),
-            "shape": {"feature_dim": head.feature_dim, "action_dim": head.action_dim, "horizon": head.horizon},
-            "actions": self.actions.to_json(),
-            "lowdim": self.lowdim.to_json(),
-            "training": dict(self.training),
-        }
+        metadata = ParametricMetadata(
+            FORMAT,
+            self.config,
+            head.config,
+            HeadShape(head.feature_dim, head.action_dim, head.horizon),
+            self.actions,
+            self.lowdim,
+            dict(self.training),
+        )
 
         def fill(path: Path) -> None:
             self.encoder.save_pretrained(path / "encoder")
             save_file({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, path / WEIGHTS)
-            (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
-        write_folder(Path(folder), fill)
+        write_policy(folder, metadata, fill)
 
     @staticmethod
     def load(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> ParametricPolicy:
@@ -287,8 +241,8 @@ class ParametricPolicy:
         Args:
             folder: the policy's folder.
             device: where to compute.
-            overrides: fields of :class:`ParametricConfig` to change, such as ``seed=1``, and for a diffusion head
-                ``scheduler`` and ``inference_steps``, which training does not depend on.
+            overrides: fields of :class:`ParametricConfig` to change, such as ``seed=1``, and of the head's settings
+                those that training does not depend on (``acting``), such as ``scheduler`` of a diffusion head.
 
         Raises:
             CheckpointError: damaged or incomplete, or not a parametric policy.
@@ -299,37 +253,17 @@ class ParametricPolicy:
 
         check_device(device)
         path = Path(folder)
-        verify_folder(path)
-        where = path / CARD
-        card = read_json(where, CheckpointError)
-        found = card.get("format") if isinstance(card, dict) else card
-        if found != FORMAT:
-            raise CheckpointError(f"{where}: expected format {FORMAT!r}, got {found!r}.")
-        head_config = head_config_from_json(card.get("head"), where)
-        sampling = {name: overrides.pop(name) for name in SAMPLING if name in overrides}
-        if sampling:
-            if not isinstance(head_config, DiffusionConfig):
-                raise ConfigError(
-                    f"{', '.join(sampling)}: settings of diffusion, but the head in {path} is "
-                    f"{head_name(head_config)!r}."
-                )
-            head_config = replace(head_config, **sampling)
-        config, shape = card.get("config"), card.get("shape")
-        if not isinstance(config, dict) or set(config) != set(ParametricConfig.__dataclass_fields__):
-            raise CheckpointError(f"{where}: unknown settings {config!r}: another version wrote it.")
-        if not isinstance(shape, dict) or set(shape) != {"feature_dim", "action_dim", "horizon"}:
-            raise CheckpointError(f"{where}: expected feature_dim, action_dim and horizon, got {shape!r}.")
-        for name in overrides:
-            if name not in config:
-                raise UnknownNameError(choose("policy setting", name, (*config, *SAMPLING)))
-        head = make_head(head_config, **shape)
-        load_head_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
-        policy = ParametricPolicy(
-            ImageEncoder.from_pretrained(path / "encoder"),
-            head,
-            MinMax.from_json(card.get("actions")),
-            LowDim.from_json(card.get("lowdim"), str(where)),
-            ParametricConfig(**(config | overrides)),
-            dict(card.get("training") or {}),
+        metadata = read_metadata(ParametricMetadata, path, FORMAT)
+        of_policy = {name: value for name, value in overrides.items() if name not in metadata.head.acting}
+        config = with_overrides(metadata.config, of_policy, "policy setting", metadata.head.acting)
+        shape = metadata.shape
+        head = make_head(
+            metadata.head.with_acting({name: overrides[name] for name in overrides.keys() - of_policy.keys()}),
+            shape.feature_dim,
+            shape.action_dim,
+            shape.horizon,
         )
+        load_head_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
+        encoder = ImageEncoder.from_pretrained(path / "encoder")
+        policy = ParametricPolicy(encoder, head, metadata.actions, metadata.lowdim, config, metadata.training)
         return policy.to(device)

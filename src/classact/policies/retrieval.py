@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,25 +13,25 @@ import torch
 
 from classact.data.actions import ActionSpace
 from classact.data.copies import describe_copies, first_copies, group_copies
-from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
-from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
-from classact.policies.base import Decision, Moment, as_histories
-from classact.policies.latents import ImageLatents, Latents, load, unit, warm_up
+from classact.errors import CheckpointError, ConfigError, DataError
+from classact.policies.base import Decision, Moment, Neighbors, PolicySpec, as_histories
+from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
+from classact.policies.folder import read_metadata, with_overrides, write_policy
+from classact.policies.latents import ImageLatents, Latents, LatentSettings, load_latents, unit, warm_up
 from classact.policies.novelty import (
     HELD_OUT,
     LEFT_OUT,
     Novelty,
-    NoveltyConfig,
     Progress,
     distance,
     episode_maxima,
     left_out_distances,
 )
-from classact.policies.search import ExactSearch, Search, check_backend, is_exact, make_search
+from classact.policies.search import ExactSearch, Search, make_search
 from classact.utils.machine import check_device
-from classact.utils.storage import read_arrays, read_json, verify_folder, write_folder
+from classact.utils.storage import read_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -41,55 +39,24 @@ FORMAT = "classact-retrieval-2"
 
 
 @dataclass(frozen=True)
-class RetrievalConfig:
-    """Settings of retrieval.
+class RetrievalMetadata:
+    """What policy.json of a retrieval policy holds.
 
     Attributes:
-        k: k_nn, neighbours averaged (table 4: 64).
-        temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
-        chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
-        horizon: T_p, actions in a chunk; at least ``chunk_length``.
-        min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
-            more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
-            last chunks are mostly the repeated last action.
-        proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
-            length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
-            count. Does not touch the encoder, so it can be changed on a saved policy.
-        search: how neighbours are searched, see :func:`classact.policies.search.make_search`. A computing choice: all
-            but approximate indexes find the same to rounding.
+        format: :data:`FORMAT`.
+        config: settings.
+        latents: what is compared.
+        bank: N, demonstrated moments, for other readers.
+        action_space: of actions with rotations.
+        novelty: the calibrated score.
     """
 
-    k: int = 64
-    temperature: float = 0.001
-    chunk_length: int = 16
-    horizon: int = 16
-    min_actions: int = 1
-    proprioception_weight: float = 1.0
-    search: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.k < 1 or not self.temperature > 0:
-            raise ConfigError(f"expected k >= 1 and temperature > 0, got k {self.k} and {self.temperature}.")
-        if not 0 <= self.proprioception_weight < math.inf:
-            raise ConfigError(f"expected a finite proprioception_weight >= 0, got {self.proprioception_weight}.")
-        if not 1 <= self.min_actions <= self.horizon:
-            raise ConfigError(
-                f"expected 1 <= min_actions <= horizon, got min_actions {self.min_actions}, horizon {self.horizon}."
-            )
-        if not 1 <= self.chunk_length <= self.horizon:
-            raise ConfigError(
-                f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
-            )
-        check_backend(self.search)
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """What a decision was made from: row numbers, similarities and weights, nearest first; each (B, k)."""
-
-    rows: IntArray
-    cosine: FloatArray
-    weights: FloatArray
+    format: str
+    config: RetrievalConfig
+    latents: LatentSettings
+    bank: int
+    action_space: ActionSpace | None
+    novelty: Novelty | None
 
 
 def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> IntArray:
@@ -203,9 +170,6 @@ class RetrievalPolicy:
             action space.
     """
 
-    name = "retrieval"
-    history = 1
-
     def __init__(
         self,
         latents: Latents,
@@ -259,30 +223,16 @@ class RetrievalPolicy:
         return RetrievalPolicy(latents, bank, data.actions, data.episode_ends, config, action_space=action_space)
 
     @property
-    def needs_images(self) -> bool:
-        """Whether observations must carry rendered images."""
-        return self.latents.kind == "image"
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The views that are read."""
-        return self.latents.encoder.config.cameras if isinstance(self.latents, ImageLatents) else ()
-
-    @property
-    def chunk_length(self) -> int:
-        """T_a."""
-        return self.config.chunk_length
-
-    @property
-    def schema(self) -> Schema | None:
-        """Of the demonstrations: what observations must hold and actions mean; None for state latents."""
-        return getattr(self.latents, "schema", None)
-
-    @property
-    def alarm(self) -> float | None:
-        """The novelty beyond which an observation counts as unknown: infinite where too few episodes calibrated it,
-        None where none did."""
-        return None if self.calibration is None else self.calibration.alarm
+    def spec(self) -> PolicySpec:
+        """Decides from one observation; its alarm level is that of the latest calibration."""
+        return PolicySpec(
+            name="retrieval",
+            chunk_length=self.config.chunk_length,
+            cameras=self.latents.cameras,
+            schema=self.latents.schema,
+            action_space=self.action_space,
+            alarm=None if self.calibration is None else self.calibration.alarm,
+        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move bank and encoder; an index of faiss stays on the CPU.
@@ -291,9 +241,8 @@ class RetrievalPolicy:
             ConfigError: an unknown device, or a GPU that torch does not see.
         """
         wanted = check_device(device)
-        encoder = getattr(self.latents, "encoder", None)
-        if isinstance(encoder, torch.nn.Module):
-            encoder.to(wanted)
+        if self.latents.encoder is not None:
+            self.latents.encoder.to(wanted)
         if wanted != self.device:
             self.device = wanted
             self._search = self._make_search()
@@ -301,7 +250,7 @@ class RetrievalPolicy:
 
     def prepare(self, batch: int = 1) -> None:
         """Choose kernels and allocate memory now, so that the first decisions are as fast as the later ones."""
-        if isinstance(self.latents, ImageLatents):
+        if self.latents.encoder is not None:
             warm_up(self.latents.encoder, batch, bf16=self.latents.bf16)
         m = 0 if self.calibration is None else self.calibration.config.m
         self._search.search(np.repeat(self.bank[:1], batch, axis=0), max(self.config.k, m))
@@ -396,7 +345,7 @@ class RetrievalPolicy:
         return distance(self._search.search(self._weigh(z), m)[1])
 
     def novelty(self, z: FloatArray) -> FloatArray:
-        """(B,) calibrated score in [0, 1] of (B, d) unit latents; above :attr:`alarm` they count as unknown.
+        """(B,) calibrated score in [0, 1] of (B, d) unit latents; above the alarm level they count as unknown.
 
         Raises:
             ConfigError: the policy is not calibrated.
@@ -411,7 +360,7 @@ class RetrievalPolicy:
 
     def decide(self, observations: Sequence[Moment]) -> Decision:
         """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores."""
-        z = self.latents.observations([moment for (moment,) in as_histories(observations, self.history)])
+        z = self.latents.observations([moment for (moment,) in as_histories(observations, 1)])
         k, calibration = self.config.k, self.calibration
         m = 0 if calibration is None else calibration.config.m
         rows, cosine = self._search.search(self._weigh(z), max(k, m))
@@ -425,78 +374,64 @@ class RetrievalPolicy:
             return self.action_space.average(chunks, weights)
         return np.einsum("bk,bktd->btd", weights, chunks).astype(np.float32)
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
-        """(B, T_a, D) unnormalised actions."""
-        return self.decide(observations).chunk
-
     def save(self, folder: Path) -> None:
         """Write everything needed to act as one folder, sealed with checksums."""
         from safetensors.numpy import save_file
 
-        card: dict[str, Any] = {
-            "format": FORMAT,
-            "config": asdict(self.config),
-            "latents": self.latents.settings(),
-            "bank": len(self.bank),
-        }
-        if self.action_space is not None:
-            card["action_space"] = self.action_space.to_json()
-        if self.calibration is not None:
-            card["novelty"] = self.calibration.to_json()
+        config, latents = self.config, self.latents.settings
+        metadata = RetrievalMetadata(FORMAT, config, latents, len(self.bank), self.action_space, self.calibration)
 
         def fill(path: Path) -> None:
-            if isinstance(self.latents, ImageLatents):
+            if self.latents.encoder is not None:
                 self.latents.encoder.save_pretrained(path / "encoder")
             arrays = {"bank": self.bank, "actions": self.actions, "episode_ends": self.episode_ends}
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path / "bank.safetensors")
-            (path / "policy.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
-        write_folder(Path(folder), fill)
+        write_policy(folder, metadata, fill)
 
     @staticmethod
-    def load(folder: str | Path, **overrides: Any) -> RetrievalPolicy:
+    def load(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> RetrievalPolicy:
         """Read a folder written by :meth:`save`.
 
         Args:
             folder: the policy's folder.
+            device: where to compute.
             overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``. With another ``min_actions`` the
                 bank is another one, with another ``proprioception_weight`` or approximate ``search`` others are the
                 nearest: the novelty score must then be calibrated again.
 
         Raises:
             CheckpointError: damaged or incomplete, or not a retrieval policy.
-            ConfigError: unknown overrides, or values out of range.
+            ConfigError: unknown overrides, values out of range, or a device that is not there.
         """
+        check_device(device)
         path = Path(folder)
-        for name in overrides:
-            if name not in RetrievalConfig.__dataclass_fields__:
-                raise UnknownNameError(choose("retrieval setting", name, RetrievalConfig.__dataclass_fields__))
-        verify_folder(path)
-        card = read_json(path / "policy.json", CheckpointError)
-        if card.get("format") != FORMAT:
-            raise CheckpointError(f"{path / 'policy.json'}: expected format {FORMAT!r}, got {card.get('format')!r}.")
+        metadata = read_metadata(RetrievalMetadata, path, FORMAT)
+        config = with_overrides(metadata.config, overrides, "retrieval setting")
         arrays = read_arrays(path / "bank.safetensors", CheckpointError)
-        latents = load(card["latents"], path)
-        config = RetrievalConfig(**(card["config"] | overrides))
-        space = None  # in policies without rotations, and in all that were saved before there were any
-        if "action_space" in card:
-            space = ActionSpace.from_json(card["action_space"], str(path / "policy.json"))
-        calibration = None
-        if "novelty" in card:
-            calibration = Novelty.from_json(card["novelty"], str(path / "policy.json"))
-            before = RetrievalConfig(**card["config"])
-            exact = is_exact(before.search) and is_exact(config.search)
-            kept = ("min_actions", "proprioception_weight")
-            for key in kept if exact else (*kept, "search"):
-                saved, now = getattr(before, key), getattr(config, key)
-                if saved != now:
-                    logger.warning(
-                        "%s: its novelty score was calibrated with %s %s and is left out, for now it is %s",
-                        path,
-                        key,
-                        saved,
-                        now,
-                    )
-                    calibration = None
-        bank, actions, ends = (arrays[name] for name in ("bank", "actions", "episode_ends"))
-        return RetrievalPolicy(latents, bank, actions, ends, config, action_space=space, calibration=calibration)
+        changed = [] if metadata.novelty is None else _changed(metadata.config, config)
+        for key in changed:
+            logger.warning(
+                "%s: its novelty score was calibrated with %s %s and is left out, for now it is %s",
+                path,
+                key,
+                getattr(metadata.config, key),
+                getattr(config, key),
+            )
+        return RetrievalPolicy(
+            load_latents(metadata.latents, path),
+            arrays["bank"],
+            arrays["actions"],
+            arrays["episode_ends"],
+            config,
+            action_space=metadata.action_space,
+            calibration=None if changed else metadata.novelty,
+        ).to(device)
+
+
+def _changed(before: RetrievalConfig, now: RetrievalConfig) -> list[str]:
+    """Which settings differ that distances, and so a calibration, depend on."""
+    keys = ["min_actions", "proprioception_weight"]
+    if not (is_exact(before.search) and is_exact(now.search)):
+        keys.append("search")
+    return [key for key in keys if getattr(before, key) != getattr(now, key)]

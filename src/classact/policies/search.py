@@ -14,6 +14,7 @@ from torch import Tensor
 
 from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError, DataError, MissingDependencyError, UnknownNameError, choose
+from classact.policies.config import check_backend
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,6 @@ MAX_BYTES = 256 * 2**20
 
 _COLUMNS = 8192
 """Bank rows that a block shall have at least: fewer queries are taken at a time where they would not fit."""
-
-BACKENDS = ("auto", "torch", "faiss")
 
 
 class Search(Protocol):
@@ -298,15 +297,6 @@ def make_search(
     return ExactSearch(bank, device=device, ties=ties, max_bytes=max_bytes)
 
 
-def check_backend(backend: str) -> None:
-    """Raises a ConfigError for a backend that :func:`make_search` does not know."""
-    name, colon, factory = backend.partition(":")
-    factory, at, lists = factory.partition("@")
-    counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
-    if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
-        raise UnknownNameError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
-
-
 def check_search(backend: str, rows: int, width: int) -> None:
     """Refuse now what :func:`make_search` would refuse of a bank of (``rows``, ``width``).
 
@@ -337,12 +327,6 @@ def _no_index(factory: str, rows: int, width: int, error: Any) -> ConfigError:
         f"faiss cannot make the index {factory!r} of {rows} rows of {width} ({reason}). Use 'Flat', or an IVF index of "
         f"far fewer lists than rows."
     )
-
-
-def is_exact(backend: str) -> bool:
-    """Whether a backend finds the nearest rows up to rounding: all but indexes of faiss other than "Flat"."""
-    name, _, factory = backend.partition(":")
-    return name != "faiss" or factory.partition("@")[0] in ("", "Flat")
 
 
 def _faiss() -> Any:

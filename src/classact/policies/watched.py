@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from classact.data.schema import Schema
-from classact.data.types import FloatArray
 from classact.errors import ConfigError
-from classact.policies.base import Decision, Moment, Policy, as_histories, decide, history_length
+from classact.policies.base import Decision, Moment, Policy, PolicySpec, as_histories, decide
 from classact.policies.retrieval import RetrievalPolicy
 
 
@@ -35,54 +34,26 @@ class WatchedPolicy:
         if watcher.calibration is None:
             raise ConfigError("the watching policy has no calibrated novelty score: call its calibrate first.")
         self.policy, self.watcher = policy, watcher
-        self.history = history_length(policy)
-        self.schema: Schema | None = getattr(policy, "schema", None)
-        difference = "" if self.schema is None or watcher.schema is None else self.schema.difference(watcher.schema)
-        if difference:
+        own, bank = policy.spec.schema, watcher.spec.schema
+        if difference := "" if own is None or bank is None else own.difference(bank):
             raise ConfigError(
-                f"policy {policy.name!r} was trained on other observations or actions than the bank of the watching "
-                f"policy holds: {difference}. Watch it with a bank of its own task."
+                f"policy {policy.spec.name!r} was trained on other observations or actions than the bank of the "
+                f"watching policy holds: {difference}. Watch it with a bank of its own task."
             )
-        self.action_space = getattr(policy, "action_space", None)
 
     @property
-    def name(self) -> str:
-        """That of the policy that acts."""
-        return self.policy.name
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether either of both does."""
-        return self.policy.needs_images or self.watcher.needs_images
-
-    @property
-    def cameras(self) -> tuple[str, ...] | None:
-        """The views that either of both reads; None where the acting policy does not say."""
-        own = getattr(self.policy, "cameras", None if self.policy.needs_images else ())
-        return None if own is None else tuple(dict.fromkeys((*own, *self.watcher.cameras)))
-
-    @property
-    def chunk_length(self) -> int:
-        """T_a of the policy that acts."""
-        return self.policy.chunk_length
-
-    @property
-    def alarm(self) -> float | None:
-        """The level above which what is seen counts as unknown."""
-        return self.watcher.alarm
+    def spec(self) -> PolicySpec:
+        """Of the policy that acts, with the views that either of both reads and the watcher's alarm level."""
+        own, watcher = self.policy.spec, self.watcher.spec
+        return replace(own, cameras=tuple(dict.fromkeys((*own.cameras, *watcher.cameras))), alarm=watcher.alarm)
 
     def prepare(self, batch: int = 1) -> None:
-        """Prepare both for a batch size, where they can be."""
-        if (own := getattr(self.policy, "prepare", None)) is not None:
-            own(batch)
+        """Prepare both."""
+        self.policy.prepare(batch)
         self.watcher.prepare(batch)
 
     def decide(self, observations: Sequence[Moment]) -> Decision:
         """The policy's chunk; the novelty of the newest observation of each environment."""
-        newest = [history[-1] for history in as_histories(observations, self.history)]
+        newest = [history[-1] for history in as_histories(observations, self.policy.spec.history)]
         z = self.watcher.latents.observations(newest)
         return Decision(decide(self.policy, observations).chunk, self.watcher.novelty(z))
-
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
-        """(B, T_a, D) unnormalised actions."""
-        return self.decide(observations).chunk

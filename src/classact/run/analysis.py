@@ -88,7 +88,7 @@ def write_neighbors(
         queries: how many moments.
     """
     sim = make_simulator(
-        simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.cameras or None
+        simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.spec.cameras or None
     )
     order = sorted(range(len(results)), key=lambda i: -_score(results[i]))
     picked = [order[i] for i in np.linspace(0, len(order) - 1, min(queries, len(order))).round().astype(int)]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.schema import Schema
-from classact.errors import CheckpointError, ConfigError
+from classact.errors import ConfigError
 from classact.evaluation.rollout import EvaluationConfig
-from classact.policies import ParametricPolicy, Policy, RetrievalPolicy
-from classact.policies.watched import watched
 from classact.run.data import own_simulator, run_settings
 from classact.run.folder import Run
+from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import make_simulator
 from classact.sims.versions import check_language
@@ -50,7 +49,7 @@ def evaluate_run(
         simulator: registry name; None, here and below: as in the run's settings.
         shift: visual shift.
         episodes, first_seed, max_steps, workers: see :class:`classact.evaluation.rollout.EvaluationConfig`.
-        execute, ensemble: see :class:`classact.policies.control.ControlConfig`.
+        execute, ensemble: see :class:`classact.policies.ControlConfig`.
         head: of the run's heads, by the name of its folder; None: retrieval.
         device: where the policy computes.
         name: of the evaluation's folder. By default made of policy, encoder, shift and whatever differs from the run's
@@ -73,7 +72,7 @@ def evaluate_run(
     settings = run_settings(run)
     standard = settings["frames"]["simulator"]
     # A head has settings of its own: how much of a chunk is executed, for instance.
-    card = {"settings": settings} if head is None else _head_card(run, head)
+    card = run.read_config() if head is None else trained_head(run, head).read_config()
     usual = EvaluationConfig(**card["settings"]["evaluation"])
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
     asked |= {"execute": execute, "ensemble": ensemble}
@@ -81,7 +80,11 @@ def evaluate_run(
     simulator = simulator or standard
     check_rollouts(run, simulator)
     run.check_writable()
-    policy, encoder, labels = _load_policy(run, head, card, overrides or {}, choose_device(device))
+    policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides or {})
+    encoder = learned_label(settings)
+    labels = retrieval_labels(settings) if head is None else row_labels(card["labels"])
+    if head is not None:
+        encoder = encoder_label(card["settings"]["start"], encoder)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
@@ -90,7 +93,7 @@ def evaluate_run(
     label = f"{encoder}{changed}"
     _, rows = roll_out(
         run,
-        name or slug(evaluation_name(head or policy.name, encoder, config.shift) + changed),
+        name or slug(evaluation_name(head or policy.spec.name, encoder, config.shift) + changed),
         policy,
         label,
         (simulator, config),
@@ -146,33 +149,3 @@ def encoder_label(start: str, learned: str) -> str:
     "scratch" or a folder."""
     path = Path(start)
     return {"run": learned, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")
-
-
-def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
-    """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
-
-    Only heads that started from the run's encoder are watched: its latents are what they began with.
-    """
-    return RetrievalPolicy.load(run.policy).to(device) if start == "run" and run.policy.is_dir() else None
-
-
-def _head_card(run: Run, head: str) -> dict[str, Any]:
-    folder = Run(run.head(head))
-    if not folder.policy.is_dir():
-        there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"
-        raise CheckpointError(f"{run.root} has no trained head {head!r}; there are {there}.")
-    return folder.read_config()
-
-
-def _load_policy(
-    run: Run, head: str | None, card: Mapping[str, Any], overrides: dict[str, Any], device: str
-) -> tuple[Policy, str, dict[str, str]]:
-    """A run's policy, how tables name its encoder, and further labels of its rows; the card is the head's or run's."""
-    settings = card["settings"]
-    if head is None:
-        labels = retrieval_labels(settings)
-        return RetrievalPolicy.load(run.policy, **overrides).to(device), learned_label(settings), labels
-    policy = ParametricPolicy.load(Run(run.head(head)).policy, device=device, **overrides)
-    watcher = run_watcher(run, settings["start"], device)
-    label = encoder_label(settings["start"], learned_label(run_settings(run)))
-    return watched(policy, watcher), label, row_labels(card["labels"])

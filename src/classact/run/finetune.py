@@ -14,13 +14,14 @@ from typing import Any
 from classact.data.types import RolloutResult
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.rollout import EvaluationConfig
-from classact.models.encoders import EncoderConfig, encoder_config_from_json, pretrained_config
-from classact.models.heads import DiffusionConfig, head_config_to_json, head_name, make_head
+from classact.models.encoders import EncoderConfig, pretrained_config
+from classact.models.heads import make_head
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
 from classact.run.data import RunData, run_settings, whole_path
-from classact.run.evaluate import check_rollouts, encoder_label, row_labels, run_watcher
+from classact.run.evaluate import check_rollouts, encoder_label, row_labels
 from classact.run.folder import Run
+from classact.run.load import run_watcher
 from classact.run.recording import (
     evaluate_milestone,
     evaluation_name,
@@ -32,7 +33,8 @@ from classact.run.recording import (
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
-from classact.train.head import ACTING, FinetuneConfig, FineTuner, load_encoder
+from classact.train.head import FinetuneConfig, FineTuner, load_encoder
+from classact.utils.codec import from_json, to_json
 from classact.utils.labels import learned_label
 from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
@@ -45,9 +47,6 @@ RESERVED = ("retrieval",)
 
 OWN = ("run", "scratch")
 """What a head's training starts from, besides folders of other encoders."""
-
-FREE = ("evaluation", "milestone_episodes", *(f"finetune.{name}" for name in (*INCIDENTAL, *ACTING)))
-"""Settings that do not decide what is learned."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class HeadRunConfig:
     @property
     def name(self) -> str:
         """Of the head's folder: ``diffusion``, ``mlp-frozen``, ``diffusion-scratch``, ``mlp-hsv``."""
-        parts = [head_name(self.finetune.head)]
+        parts = [self.finetune.head.name]
         if self.start != "run":
             parts.append("scratch" if self.start == "scratch" else slug(encoder_label(self.start, "")))
         if self.finetune.frozen:
@@ -153,8 +152,10 @@ class HeadPipeline:
 
     def _encoder_config(self, settings: Mapping[str, Any]) -> EncoderConfig:
         if self.config.start == "scratch":
-            made = encoder_config_from_json(settings["pretrain"]["encoder"], self.run.config)
-            return pretrained_config(self.run.encoder) if self.run.encoder.is_dir() else made
+            if self.run.encoder.is_dir():
+                return pretrained_config(self.run.encoder)
+            where = f"{self.run.config}: settings.pretrain.encoder"
+            return from_json(EncoderConfig, settings["pretrain"]["encoder"], where)
         return pretrained_config(self._encoder_folder())
 
     def _encoder_folder(self) -> Path:
@@ -180,7 +181,7 @@ class HeadPipeline:
             self._hold = own(self.folder.root)
         settings = plain_json(
             {
-                "finetune": asdict(self.finetune) | {"head": head_config_to_json(self.finetune.head)},
+                "finetune": to_json(self.finetune),
                 "start": self.config.start,
                 "started_from": self._digest(),
                 "evaluation": asdict(self.evaluation),
@@ -188,13 +189,14 @@ class HeadPipeline:
             }
         )
         card: dict[str, Any] = {}
+        free = ["evaluation", "milestone_episodes", *(f"finetune.{n}" for n in (*INCIDENTAL, *self.finetune.acting))]
         if known := head_settings(self.run, self.name):
             flags = precision_flags(self.folder.checkpoints)
             found, asked = (
                 # Which other encoder it started from is told by its weights, wherever they lie.
-                without(value, *FREE)
+                without(value, *free)
                 | {"start": value.get("start") if value.get("start") in OWN else "other"}
-                | {"finetune": spelled_out(without(value, *FREE)["finetune"], flags)}
+                | {"finetune": spelled_out(without(value, *free)["finetune"], flags)}
                 for value in (known, settings)
             )
             if difference := first_difference(found, asked, "settings"):
@@ -294,10 +296,8 @@ class HeadPipeline:
 
     def _load(self) -> ParametricPolicy:
         # What acting is asked to be now, not what it was when training began.
-        acting: dict[str, Any] = {"chunk_length": self.finetune.chunk_length}
-        head = self.finetune.head
-        if isinstance(head, DiffusionConfig):
-            acting |= {"scheduler": head.scheduler, "inference_steps": head.inference_steps}
+        config = self.finetune
+        acting = {"chunk_length": config.chunk_length, **config.head.acting_settings()}
         return ParametricPolicy.load(self.folder.policy, device=self.device, **acting)
 
     def evaluate(self) -> list[RolloutResult]:

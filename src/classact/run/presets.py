@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from classact.data.readers import EMBEDDED
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig
-from classact.models.heads import HEADS, UNetConfig
+from classact.models.heads import HEADS
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies import RetrievalConfig
 from classact.similarity import SimilarityConfig
@@ -200,13 +200,13 @@ class HeadPreset:
     """Settings of a policy head that belong together.
 
     Attributes:
-        unet: architecture of either head.
+        size: of the network: "paper", "small" or "debug", see :meth:`classact.models.heads.HeadConfig.preset`.
         optimizer: rates, schedule, averaging.
         epochs: (trained from scratch, fine-tuned after pre-training), as in table 9.
         about: one line.
     """
 
-    unet: UNetConfig
+    size: str
     optimizer: AdamWConfig
     epochs: tuple[float, float]
     about: str
@@ -215,15 +215,13 @@ class HeadPreset:
         """Settings of a training.
 
         Args:
-            head: "diffusion" or "mlp".
+            head: a key of :data:`classact.models.heads.HEADS`.
             scratch: for as many epochs as the paper trains all heads but those on CLASS (table 9).
             frozen: train the head only, on features that are computed once.
         """
-        if head not in HEADS:
-            raise UnknownNameError(choose("head", head, HEADS))
         augment = None if frozen else AugmentConfig()
         return FinetuneConfig(
-            head=HEADS[head].config(unet=self.unet),
+            head=HEADS[head].config.preset(self.size),
             optimizer=self.optimizer,
             epochs=self.epochs[0 if scratch else 1],
             frozen=frozen,
@@ -233,17 +231,17 @@ class HeadPreset:
 
 HEAD_PRESETS: dict[str, HeadPreset] = {
     "head-cpu": HeadPreset(
-        UNetConfig(widths=(64, 128, 256), step_dim=64),
+        "small",
         AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=100),
         (8, 4),
         "a small head on a small encoder, within minutes on two CPU cores",
     ),
     **{
-        f"paper-{task}": HeadPreset(UNetConfig(), AdamWConfig(), epochs, f"the paper's settings for {task}")
+        f"paper-{task}": HeadPreset("paper", AdamWConfig(), epochs, f"the paper's settings for {task}")
         for task, epochs in TABLE_9.items()
     },
     "head-debug": HeadPreset(
-        UNetConfig(widths=(16, 32), groups=4, step_dim=16),
+        "debug",
         AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=5),
         (0.5, 0.5),
         "seconds, for tests: nothing useful is learned",

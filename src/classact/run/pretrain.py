@@ -29,8 +29,9 @@ from classact.policies import (
     SceneLatents,
     retrievable,
 )
+from classact.policies.config import is_exact
 from classact.policies.retrieval import no_alarm
-from classact.policies.search import check_search, is_exact
+from classact.policies.search import check_search
 from classact.run import analysis
 from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents, whole_path
 from classact.run.evaluate import NO_LABELS, check_rollouts, retrieval_labels
@@ -392,7 +393,7 @@ class Pipeline:
         """Retrieval with the learned encoder, saved in the folder."""
         encoder = self.pretrain()
         if self.run.policy.is_dir():
-            return RetrievalPolicy.load(self.run.policy).to(self.device)
+            return RetrievalPolicy.load(self.run.policy, device=self.device)
         with self._timed("encode demonstrations"):
             policy = self._retrieval(encoder, self.frames())
         with self._timed("calibrate novelty"), progress_bar("calibrate novelty", quiet=self.quiet) as bar:
@@ -485,7 +486,7 @@ class Pipeline:
         with self._timed(f"evaluate {encoder}", again=True):
             results, _ = roll_out(
                 self.run,
-                evaluation_name(policy.name, encoder, self.config.evaluation.shift),
+                evaluation_name(policy.spec.name, encoder, self.config.evaluation.shift),
                 policy,
                 encoder,
                 (self.config.frames.simulator, self.config.evaluation),
@@ -505,7 +506,7 @@ class Pipeline:
         with self._timed("pictures and videos", again=True):
             self.draw_neighbors(policy, results)
             simulator, evaluation = self.config.frames.simulator, self.config.evaluation
-            name = evaluation_name(policy.name, self.learned, evaluation.shift)
+            name = evaluation_name(policy.spec.name, self.learned, evaluation.shift)
             analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
 
     def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:

@@ -100,7 +100,7 @@ def probe_run(
     settings = run_settings(run)
     if not run.policy.is_dir():
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
-    policy = RetrievalPolicy.load(run.policy).to(choose_device(device))
+    policy = RetrievalPolicy.load(run.policy, device=choose_device(device))
     assert isinstance(policy.latents, ImageLatents), "a run's own policy compares images"
     data = RunData.of_run(settings, policy.latents.encoder.config, quiet=quiet)
     data.check_unchanged(run)

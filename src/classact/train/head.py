@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -22,17 +22,12 @@ from classact.data.lowdim import LowDim
 from classact.data.types import Demonstrations, IntArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
-from classact.models.encoders import EncoderConfig, ImageEncoder, encoder_config_from_json
-from classact.models.heads import (
-    DiffusionConfig,
-    Head,
-    HeadConfig,
-    head_config_to_json,
-    head_name,
-    load_head_weights,
-    make_head,
-)
-from classact.policies.parametric import ParametricConfig, ParametricPolicy
+from classact.models.encoders import EncoderConfig
+from classact.models.encoders.image import ImageEncoder
+from classact.models.heads.base import Head, load_head_weights, make_head
+from classact.models.heads.config import DiffusionConfig, HeadConfig, head_entry
+from classact.policies.config import ParametricConfig
+from classact.policies.parametric import ParametricPolicy
 from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
@@ -48,13 +43,11 @@ from classact.train.config import (
 from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.loader import upload
 from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
+from classact.utils.codec import from_json, to_json
 from classact.utils.ranks import Ranks
 from classact.utils.storage import without
 
 WEIGHTS = ("average", "last")
-
-ACTING = ("chunk_length", "head.scheduler", "head.inference_steps")
-"""Settings that may be changed after training: diffusion is trained alike for all ways of sampling."""
 
 TABLE_9: Mapping[str, tuple[int, int]] = {
     "square": (500, 100),
@@ -170,7 +163,7 @@ class FinetuneConfig:
                 raise UnknownNameError(choose(kind, value, PRECISIONS))
         if self.weights not in WEIGHTS:
             raise UnknownNameError(choose("weights", self.weights, WEIGHTS))
-        head_name(self.head)
+        head_entry(self.head)
         if not self.epochs > 0 or self.batch_size < 1 or min(self.log_every, self.checkpoint_every) < 1:
             raise ConfigError(
                 f"expected epochs > 0, batch_size >= 1, log_every >= 1 and checkpoint_every >= 1, got epochs "
@@ -186,6 +179,11 @@ class FinetuneConfig:
             raise ConfigError(
                 f"expected seed >= 0 and evaluations >= 0, got seed {self.seed}, evaluations {self.evaluations}."
             )
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Dotted names of the settings that may be changed after training."""
+        return ("chunk_length", *(f"head.{name}" for name in self.head.acting))
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
@@ -219,7 +217,8 @@ def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
     state = load_latest(folder) if path == folder else load_checkpoint(path)
     assert state is not None
     settings = state.meta.get("identity", {}).get("config", {}).get("encoder")
-    encoder = ImageEncoder(encoder_config_from_json(settings, found[-1]), load_init=False)
+    config = from_json(EncoderConfig, settings, f"{found[-1]}: identity.config.encoder", error=CheckpointError)
+    encoder = ImageEncoder(config, load_init=False)
     encoder.load_weights(state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
     return encoder
 
@@ -456,7 +455,7 @@ class FineTuner(Training):
         config = self.config
         started = "fine-tuned" if self.encoder_folder is not None else "from scratch"
         return {
-            "head": head_name(config.head),
+            "head": config.head.name,
             "training": "frozen" if config.frozen else started,
             "augmentation": describe(config.augment),
         }
@@ -467,10 +466,10 @@ class FineTuner(Training):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        made = {"head": head_config_to_json(self.config.head), "encoder": asdict(self.encoder.config)}
+        config = replace(self.config, encoder=self.encoder.config)
         flags = {"bfloat16": self.bf16, "head_bfloat16": self.head_bf16}
         return {
-            "config": spelled_out(without(asdict(self.config) | made, *INCIDENTAL, *ACTING, "weights"), flags),
+            "config": spelled_out(without(to_json(config), *INCIDENTAL, *config.acting, "weights"), flags),
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
             "schema": self.demonstrations.schema.to_json(),
@@ -489,8 +488,8 @@ class FineTuner(Training):
         """What to lower."""
         return (
             f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
-            f"(--batch-size, now {self.config.batch_size}), the head's widths (now {self.config.head.unet.widths}) or "
-            f"the encoder's crop_size (now {self.encoder.config.crop_size})."
+            f"(--batch-size, now {self.config.batch_size}), the head's size (now {self.config.head.describe()}) or the "
+            f"encoder's crop_size (now {self.encoder.config.crop_size})."
         )
 
     def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:

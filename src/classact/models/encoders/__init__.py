@@ -1,21 +1,16 @@
 """Image encoders: one folder on disk each, with the image transform they expect."""
 
-from classact.models.encoders.image import (
-    COLORS,
-    INITS,
-    TRUNKS,
-    EncoderConfig,
-    ImageEncoder,
-    encoder_config_from_json,
-    pretrained_config,
-)
+from __future__ import annotations
 
-__all__ = [
-    "COLORS",
-    "INITS",
-    "TRUNKS",
-    "EncoderConfig",
-    "ImageEncoder",
-    "encoder_config_from_json",
-    "pretrained_config",
-]
+from typing import TYPE_CHECKING
+
+from classact.models.encoders.config import COLORS, INITS, TRUNKS, EncoderConfig
+from classact.utils.lazy import attach
+
+if TYPE_CHECKING:
+    from classact.models.encoders.image import ImageEncoder as ImageEncoder
+    from classact.models.encoders.image import pretrained_config as pretrained_config
+
+__getattr__, __dir__ = attach(__name__, __file__)
+
+__all__ = ["COLORS", "INITS", "TRUNKS", "EncoderConfig"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,114 +16,19 @@ from torch import Tensor, nn
 from classact.data.images import resize_images
 from classact.data.schema import check_images
 from classact.data.types import ImageArray
-from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
+from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
-from classact.models.encoders.equivariant import EquivariantResNet
-from classact.models.encoders.layers import SpatialSoftmax
-from classact.models.encoders.resnet import ResNet18, initialize
-from classact.models.encoders.small import SmallResNet
+from classact.models.encoders.config import TRUNKS, EncoderConfig
+from classact.utils.codec import from_json, to_json
+from classact.utils.lazy import resolve
 from classact.utils.storage import read_json, verify_folder, write_folder
 
-INITS = ("scratch", "imagenet", "r3m")
-COLORS = ("rgb", "whiten")
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ASPECT_TOLERANCE = 0.02
 FORMAT = "classact-encoder-2"
-FORMAT_1 = "classact-encoder-1"
-"""Of one camera, before there could be several; still read."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """A network that makes maps of an image, and how its maps become features.
-
-    Attributes:
-        make: width -> network, (B, 3, S, S) -> maps (B, C, H, W).
-        pool: settings, H, W -> module, maps -> features (B, F).
-    """
-
-    make: Callable[[float], nn.Module]
-    pool: Callable[[EncoderConfig, int, int], nn.Module]
-
-
-def _coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
-    """Where in the image each map is high (paper C.1)."""
-    if min(height, width) < 2:
-        raise ConfigError(
-            f"encoder {config.trunk!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
-            f"every coordinate is the same; choose a larger crop_size (and image_size)."
-        )
-    return SpatialSoftmax(height, width)
-
-
-def _values(_: EncoderConfig, __: int, ___: int) -> nn.Module:
-    """The maps' cells themselves."""
-    return nn.Flatten()
-
-
-TRUNKS: dict[str, Trunk] = {
-    "small": Trunk(SmallResNet, _coordinates),
-    "resnet18": Trunk(ResNet18, _coordinates),
-    "equivariant": Trunk(EquivariantResNet, _values),
-}
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """An encoder of one camera or several, and its image transform, which travels with the weights.
-
-    Attributes:
-        trunk: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with mean
-            and std 127.5, and the extra equivar).
-        width: factor on the trunk's channels.
-        cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
-        shared: one network for all views, instead of one each (the released code).
-        image_size: images are resized to this side first (paper: 256).
-        crop_size: side of the random crop in training and the centre crop in evaluation (paper: 224).
-        mean, std: channel normalisation of 0..255 values; ignored when color is "whiten".
-        color: "rgb", or "whiten": remove each image's own colour statistics (see encoders/color.py).
-        aspect: width / height of the camera's images before they are resized to a square; other ones are refused.
-            None: any, of encoders that were saved before it was kept.
-        init: initial weights: "scratch", "imagenet" or "r3m" (the last two for resnet18).
-        init_path: local R3M checkpoint.
-    """
-
-    trunk: str = "small"
-    width: float = 1.0
-    cameras: tuple[str, ...] = ("top",)
-    shared: bool = False
-    image_size: int = 64
-    crop_size: int = 56
-    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
-    std: tuple[float, float, float] = (64.0, 64.0, 64.0)
-    color: str = "rgb"
-    aspect: float | None = 1.0
-    init: str = "scratch"
-    init_path: str | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
-        for kind, value, known in (
-            ("encoder trunk", self.trunk, TRUNKS),
-            ("init", self.init, INITS),
-            ("color", self.color, COLORS),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        if not min(self.width, 1.0 if self.aspect is None else self.aspect, *self.std) > 0:
-            raise ConfigError(
-                f"expected width > 0, std > 0 and aspect > 0, got width {self.width}, std {self.std}, aspect "
-                f"{self.aspect}."
-            )
-        if not 16 <= self.crop_size <= self.image_size:
-            raise ConfigError(
-                f"expected 16 <= crop_size <= image_size, got crop_size {self.crop_size} and image_size "
-                f"{self.image_size}."
-            )
 
 
 class View(nn.Module):
@@ -135,10 +41,10 @@ class View(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         kind = TRUNKS[config.trunk]
-        self.trunk = kind.make(config.width)
+        self.trunk: nn.Module = resolve(kind.make)(config.width)
         with torch.no_grad():
             maps = self.trunk(torch.zeros(0, 3, config.crop_size, config.crop_size))
-            self.pool = kind.pool(config, maps.shape[2], maps.shape[3])
+            self.pool: nn.Module = resolve(kind.pool)(config, maps.shape[2], maps.shape[3])
             self.feature_dim = int(self.pool(maps).shape[1])
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
@@ -170,6 +76,8 @@ class ImageEncoder(nn.Module):
             views = [View(config) for _ in range(count)]
         self.views = nn.ModuleList(views)
         if load_init:
+            from classact.models.encoders.resnet import initialize
+
             for view in views:
                 initialize(view.trunk, config.init, config.init_path)
         self.feature_dim = len(config.cameras) * views[0].feature_dim
@@ -292,11 +200,11 @@ class ImageEncoder(nn.Module):
         """Write config.json and model.safetensors, sealed with checksums, in one step."""
         from safetensors.torch import save_file
 
-        card = {"format": FORMAT, "feature_dim": self.feature_dim, "encoder": asdict(self.config)}
+        metadata = json.dumps(to_json(Metadata(FORMAT, self.feature_dim, self.config)), indent=2) + "\n"
 
         def fill(path: Path) -> None:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / WEIGHTS)
-            (path / CONFIG).write_text(_dump(card), encoding="utf-8")
+            (path / CONFIG).write_text(metadata, encoding="utf-8")
 
         write_folder(Path(folder), fill)
 
@@ -310,12 +218,8 @@ class ImageEncoder(nn.Module):
         from safetensors.torch import load_file
 
         path = _local(folder)
-        config, found = _read_card(path)
-        state = load_file(path / WEIGHTS)
-        if found == FORMAT_1:
-            state = {f"views.0.{name}": value for name, value in state.items()}
-        encoder = ImageEncoder(config, load_init=False)
-        encoder.load_weights(state, path / WEIGHTS)
+        encoder = ImageEncoder(_read_metadata(path).encoder, load_init=False)
+        encoder.load_weights(load_file(path / WEIGHTS), path / WEIGHTS)
         return encoder
 
     def load_weights(self, state: dict[str, Tensor], source: Path) -> None:
@@ -347,39 +251,32 @@ def pretrained_config(folder: str | Path) -> EncoderConfig:
     Raises:
         CheckpointError: no encoder, a damaged one, or one of another version.
     """
-    return _read_card(_local(folder))[0]
+    return _read_metadata(_local(folder)).encoder
 
 
-def _read_card(path: Path) -> tuple[EncoderConfig, str]:
-    """Settings and format of a saved encoder, whose files are whole."""
+@dataclass(frozen=True)
+class Metadata:
+    """What config.json of a saved encoder holds.
+
+    Attributes:
+        format: version of the folder's format.
+        feature_dim: features of all views, for other readers.
+        encoder: architecture and image transform.
+    """
+
+    format: str
+    feature_dim: int
+    encoder: EncoderConfig
+
+
+def _read_metadata(path: Path) -> Metadata:
+    """Of a saved encoder, whose files are whole."""
     verify_folder(path)
-    card = read_json(path / CONFIG, CheckpointError)
-    found = card.get("format") if isinstance(card, dict) else card
-    if found not in (FORMAT, FORMAT_1):
+    value = read_json(path / CONFIG, CheckpointError)
+    found = value.get("format") if isinstance(value, dict) else value
+    if found != FORMAT:
         raise CheckpointError(f"{path} is no encoder: {CONFIG} is of format {found!r}, expected {FORMAT!r}.")
-    settings = card.get("encoder")
-    if found == FORMAT_1 and isinstance(settings, dict) and "camera" in settings:
-        several = {"cameras": [settings["camera"]], "shared": False, "aspect": None}
-        settings = {k: v for k, v in settings.items() if k != "camera"} | several
-    return encoder_config_from_json(settings, path / CONFIG), found
-
-
-def encoder_config_from_json(value: Any, where: Path) -> EncoderConfig:
-    """An EncoderConfig from plain JSON; unknown or missing keys are named."""
-    known = EncoderConfig.__dataclass_fields__
-    if not isinstance(value, dict) or set(value) != set(known):
-        got = sorted(value) if isinstance(value, dict) else value
-        raise CheckpointError(
-            f"{where}: expected encoder settings {sorted(known)}, got {got}: another version wrote it."
-        )
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    return EncoderConfig(**plain)
-
-
-def _dump(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=2) + "\n"
+    return from_json(Metadata, value, str(path / CONFIG), error=CheckpointError)
 
 
 def _local(folder: str | Path) -> Path:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from classact.errors import ConfigError
+from classact.models.encoders.config import EncoderConfig
+
 
 def group_norm(channels: int, groups: int = 16) -> nn.GroupNorm:
     """GroupNorm of at most ``groups`` equal groups with at least four channels each."""
@@ -83,6 +86,25 @@ class SpatialSoftmax(nn.Module):
         # Multiplying by the inverse: the backward pass of a division costs several times as much on a CPU.
         attention = torch.softmax(maps.float().flatten(2) * self.temperature.reciprocal(), dim=-1)  # (B, C, H W)
         return (attention @ self.grid).flatten(1)
+
+
+def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
+    """Where in the image each map is high (paper C.1).
+
+    Raises:
+        ConfigError: maps of a single row or column.
+    """
+    if min(height, width) < 2:
+        raise ConfigError(
+            f"encoder {config.trunk!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
+            f"every coordinate is the same; choose a larger crop_size (and image_size)."
+        )
+    return SpatialSoftmax(height, width)
+
+
+def values(_: EncoderConfig, __: int, ___: int) -> nn.Module:
+    """The maps' cells themselves."""
+    return nn.Flatten()
 
 
 class Subsample(nn.Module):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
+from classact.models.heads.config import HeadConfig, head_entry
+from classact.utils.lazy import resolve
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One generator for a batch, or one for each of its rows: then no row depends on what else is in the batch."""
@@ -23,11 +25,9 @@ class Head(nn.Module, ABC):
         feature_dim: C, features of one decision: those of T_o observations one behind the other.
         action_dim: D.
         horizon: T_p, actions of a chunk.
-        unet: what takes nearly all of the time, for those who compile it.
     """
 
-    config: Any
-    unet: nn.Module
+    config: HeadConfig
 
     def __init__(self, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__()
@@ -76,18 +76,18 @@ class Head(nn.Module, ABC):
         """All that is random in ``count`` chunks, as tensors with one row for each; empty where nothing is."""
 
     @abstractmethod
-    def generate(
-        self, features: Tensor, noise: tuple[Tensor, ...], network: Callable[..., Tensor] | None = None
-    ) -> Tensor:
-        """Chunks (B, T_p, D) of normalised actions, by tensor operations alone.
-
-        Nothing is drawn here and no value is read back from the device, so that the call can be recorded once and
-        replayed (:mod:`classact.models.heads.fast`).
+    def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+        """Chunks (B, T_p, D) of normalised actions; nothing is drawn here.
 
         Args:
             features: (B, C).
             noise: from :meth:`sampling_noise`, for B rows.
-            network: called in the place of :attr:`unet`: the same network, compiled.
+        """
+
+    def accelerate(self) -> None:
+        """Compile what takes nearly all of the time of :meth:`generate` on a GPU, in place; weights stay as they are.
+
+        Called once, before the first decision; the next call may take a minute.
         """
 
     @torch.no_grad()
@@ -140,3 +140,37 @@ def standard_normal(shape: tuple[int, ...], generator: Generators, device: torch
         return torch.randn(shape, generator=generator, device=generator.device).to(device)
     rows = [torch.randn(shape[1:], generator=g, device=g.device) for g in generator]
     return torch.stack(rows).to(device) if rows else torch.zeros(shape, device=device)
+
+
+def make_head(config: HeadConfig, feature_dim: int, action_dim: int, horizon: int, *, seed: int = 0) -> Head:
+    """A head with initial weights drawn from ``seed``; global generators are left as they were.
+
+    Raises:
+        ConfigError: settings of no registered head, or a horizon that the architecture cannot make.
+    """
+    make = resolve(head_entry(config).make)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        head: Head = make(config, feature_dim, action_dim, horizon)
+    return head
+
+
+def load_head_weights(head: Head, state: Mapping[str, Tensor], source: Path) -> None:
+    """Copy weights in; names and shapes must match exactly.
+
+    Raises:
+        CheckpointError: naming the first difference.
+    """
+    own = head.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state or name not in own:
+            raise CheckpointError(
+                f"{source} {'lacks' if name in own else 'holds'} {name}, which this head "
+                f"{'needs' if name in own else 'does not have'}: the checkpoint is of another architecture."
+            )
+        if state[name].shape != own[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}. The "
+                f"checkpoint is of another architecture."
+            )
+    head.load_state_dict(dict(state))

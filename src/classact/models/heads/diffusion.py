@@ -1,78 +1,33 @@
-"""Diffusion Policy: a chunk of actions is denoised from Gaussian noise (paper C.2 and table 8; Chi et al. 2023)."""
+"""Diffusion Policy: a chunk of actions is denoised from Gaussian noise (paper C.2 and table 8; Chi et al. 2023).
+
+The schedules and the steps are those of the package diffusers, bit for bit (tests compare them), without the package:
+its ``step`` draws noise itself and reads values back from the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from classact.errors import ConfigError, MissingDependencyError, UnknownNameError, choose
 from classact.models.heads.base import Generators, Head, standard_normal
-from classact.models.heads.unet1d import ConditionalUNet1d, UNetConfig, check_horizon
-
-SCHEDULERS = ("ddim", "ddpm")
-BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+from classact.models.heads.config import DiffusionConfig
+from classact.models.heads.unet1d import ConditionalUNet1d, check_horizon
 
 
-@dataclass(frozen=True)
-class DiffusionConfig:
-    """Settings of Diffusion Policy.
-
-    Attributes:
-        unet: architecture of the noise predictor.
-        scheduler: how actions are sampled: "ddim" (the paper's table 8; no noise but the first), or "ddpm" (the
-            released code; noise at each step). Both are trained alike, so a trained head can be sampled by either.
-        training_steps: denoising steps K in training.
-        inference_steps: denoising steps in sampling, at most K.
-        beta_schedule: of the noise; "squaredcos_cap_v2" is the squared cosine of Nichol and Dhariwal (2021).
-        clip_sample: clamp the predicted actions to [-1, 1] at each step.
-    """
-
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    scheduler: str = "ddim"
-    training_steps: int = 16
-    inference_steps: int = 16
-    beta_schedule: str = "squaredcos_cap_v2"
-    clip_sample: bool = True
-
-    def __post_init__(self) -> None:
-        for kind, value, known in (
-            ("scheduler", self.scheduler, SCHEDULERS),
-            ("beta_schedule", self.beta_schedule, BETA_SCHEDULES),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        if not 1 <= self.inference_steps <= self.training_steps:
-            raise ConfigError(
-                f"expected 1 <= inference_steps <= training_steps, got {self.inference_steps} and "
-                f"{self.training_steps}."
-            )
-
-
-def make_scheduler(config: DiffusionConfig) -> Any:
-    """The scheduler of the diffusers package.
-
-    Raises:
-        MissingDependencyError: diffusers is not installed.
-    """
-    try:
-        from diffusers import DDIMScheduler, DDPMScheduler
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Diffusion Policy needs the package diffusers ({error}). Install it with: pip install "
-            f"'classact[diffusion]'; or use the head 'mlp'."
-        ) from None
-    common: dict[str, Any] = {
-        "num_train_timesteps": config.training_steps,
-        "beta_schedule": config.beta_schedule,
-        "clip_sample": config.clip_sample,
-        "prediction_type": "epsilon",
-    }
-    kind: Any = DDIMScheduler if config.scheduler == "ddim" else DDPMScheduler
-    return kind(**common)
+def signal_left(config: DiffusionConfig) -> Tensor:
+    """(K,) float32 share a_k of the signal's variance that is left after the k-th of ``config.training_steps``."""
+    count, low, high = config.training_steps, 0.0001, 0.02
+    if config.beta_schedule == "linear":
+        betas = torch.linspace(low, high, count)
+    elif config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(low**0.5, high**0.5, count) ** 2
+    else:  # Nichol and Dhariwal (2021), equation 17
+        bar = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        betas = torch.tensor([min(1 - bar[i + 1] / bar[i], 0.999) for i in range(count)])
+    return torch.cumprod(1.0 - betas, dim=0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +39,7 @@ class DenoisingStep:
 
     Attributes:
         k: which training step it undoes.
-        signal, spread: sqrt(a_k) and sqrt(1 - a_k), where a_k is the share of the signal's variance left at step k.
+        signal, spread: sqrt(a_k) and sqrt(1 - a_k), see :func:`signal_left`.
         of_clean, of_rest, of_noise: as above.
     """
 
@@ -96,24 +51,16 @@ class DenoisingStep:
     of_noise: float
 
 
-def denoising_steps(config: DiffusionConfig, scheduler: Any) -> tuple[DenoisingStep, ...]:
-    """The steps of sampling, first to last, from a scheduler of the diffusers package.
+def denoising_steps(config: DiffusionConfig) -> tuple[DenoisingStep, ...]:
+    """The steps of sampling, first to last.
 
     DDIM is equation 12 of Song et al. (2021) without noise, DDPM equations 6 and 7 of Ho et al. (2020) with the
-    smaller variance. Computed in float32 in the order in which diffusers computes, and kept as plain numbers: on a GPU
-    they are arguments of kernels, and nothing is read from memory or waited for.
-
-    Args:
-        config: settings.
-        scheduler: from :func:`make_scheduler` for the same settings.
+    smaller variance. Computed in float32, in the order in which diffusers computes.
     """
-    scheduler.set_timesteps(config.inference_steps)
-    steps: list[int] = scheduler.timesteps.tolist()
-    one = torch.ones(())
+    bar, stride, one = signal_left(config), config.training_steps // config.inference_steps, torch.ones(())
     out = []
-    for k, after in zip(steps, [*steps[1:], None], strict=True):
-        left = scheduler.alphas_cumprod[k]
-        next_left = one if after is None else scheduler.alphas_cumprod[after]
+    for k in range((config.inference_steps - 1) * stride, -1, -stride):
+        left, next_left = bar[k], bar[k - stride] if k else one
         if config.scheduler == "ddim":
             of_clean, of_rest, of_noise = next_left**0.5, (1 - next_left) ** 0.5, torch.zeros(())
         else:
@@ -134,6 +81,7 @@ class DiffusionHead(Head):
         feature_dim, action_dim, horizon: C, D and T_p.
     """
 
+    config: DiffusionConfig
     signal: Tensor
     spread: Tensor
 
@@ -141,10 +89,10 @@ class DiffusionHead(Head):
         super().__init__(feature_dim, action_dim, horizon)
         check_horizon(horizon, config.unet)
         self.config = config
-        scheduler = make_scheduler(config)
-        self.register_buffer("signal", scheduler.alphas_cumprod**0.5, persistent=False)
-        self.register_buffer("spread", (1 - scheduler.alphas_cumprod) ** 0.5, persistent=False)
-        self.steps = denoising_steps(config, scheduler)
+        left = signal_left(config)
+        self.register_buffer("signal", left**0.5, persistent=False)
+        self.register_buffer("spread", (1 - left) ** 0.5, persistent=False)
+        self.steps = denoising_steps(config)
         self.unet = ConditionalUNet1d(action_dim, feature_dim, config.unet)
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
@@ -167,15 +115,13 @@ class DiffusionHead(Head):
         shape = (count, self.horizon, self.action_dim)
         return (torch.stack([standard_normal(shape, generator, here) for _ in range(draws)], dim=1).to(device),)
 
-    def generate(
-        self, features: Tensor, noise: tuple[Tensor, ...], network: Callable[..., Tensor] | None = None
-    ) -> Tensor:
+    def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
         """Denoised chunks: as many passes as ``config.inference_steps``."""
-        unet, (drawn,) = self.unet if network is None else network, noise
+        (drawn,) = noise
         x = drawn[:, 0].contiguous()
         for number, step in enumerate(self.steps, 1):
             k = torch.full((len(features),), step.k, dtype=torch.int64, device=features.device)
-            seen = unet(x, features, k)
+            seen = self.unet(x, features, k)
             clean = (x - step.spread * seen) / step.signal
             if self.config.clip_sample:
                 clean = clean.clamp(-1, 1)
@@ -183,3 +129,7 @@ class DiffusionHead(Head):
             if step.of_noise > 0:
                 x = x + step.of_noise * drawn[:, number]
         return x
+
+    def accelerate(self) -> None:
+        """Compile the U-Net."""
+        self.unet.compile(mode="reduce-overhead", dynamic=False)

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
 from classact.models.heads.base import Generators, Head
-from classact.models.heads.unet1d import ConditionalUNet1d, UNetConfig, check_horizon
-
-
-@dataclass(frozen=True)
-class MLPConfig:
-    """Settings of direct regression.
-
-    Attributes:
-        unet: architecture; ``step_dim`` has no effect, for there are no denoising steps.
-    """
-
-    unet: UNetConfig = field(default_factory=UNetConfig)
+from classact.models.heads.config import MLPConfig
+from classact.models.heads.unet1d import ConditionalUNet1d, check_horizon
 
 
 class MLPHead(Head):
@@ -60,13 +47,11 @@ class MLPHead(Head):
         """Nothing is random."""
         return ()
 
-    def generate(
-        self,
-        features: Tensor,
-        noise: tuple[Tensor, ...],  # noqa: ARG002
-        network: Callable[..., Tensor] | None = None,
-    ) -> Tensor:
+    def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """The predicted chunks: one pass."""
-        unet = self.unet if network is None else network
-        chunk: Tensor = unet(self.start.expand(len(features), -1, -1), features)
+        chunk: Tensor = self.unet(self.start.expand(len(features), -1, -1), features)
         return chunk
+
+    def accelerate(self) -> None:
+        """Compile the U-Net."""
+        self.unet.compile(mode="reduce-overhead", dynamic=False)

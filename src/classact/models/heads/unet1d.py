@@ -7,49 +7,12 @@ FiLM: a scale and a bias for each channel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from classact.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Architecture of the U-Net. The defaults are the paper's and its released code's.
-
-    Attributes:
-        widths: channels of each level; between two levels the number of steps halves.
-        kernel_size: of the convolutions over steps, odd.
-        groups: of GroupNorm.
-        step_dim: size of the embedding of the denoising step, where there is one.
-    """
-
-    widths: tuple[int, ...] = (256, 512, 1024)
-    kernel_size: int = 5
-    groups: int = 8
-    step_dim: int = 256
-
-    def __post_init__(self) -> None:
-        if not self.widths or min(self.widths) < 1 or self.groups < 1:
-            raise ConfigError(
-                f"expected at least one width, all of at least 1, and groups >= 1, got {self.widths} and {self.groups}."
-            )
-        if odd := [width for width in self.widths if width % self.groups]:
-            raise ConfigError(
-                f"GroupNorm divides channels into {self.groups} equal groups, which {odd[0]} of widths {self.widths} "
-                f"does not allow; choose multiples of {self.groups}."
-            )
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ConfigError(f"expected an odd kernel_size (it is centred on a step), got {self.kernel_size}.")
-        if self.step_dim < 4 or self.step_dim % 2:
-            raise ConfigError(f"expected an even step_dim of at least 4 (sines and cosines), got {self.step_dim}.")
-
-    @property
-    def multiple(self) -> int:
-        """What the number of steps must be a multiple of."""
-        return 1 << (len(self.widths) - 1)
+from classact.models.heads.config import UNetConfig
 
 
 class StepEmbedding(nn.Module):

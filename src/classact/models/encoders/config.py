@@ -1,0 +1,88 @@
+"""Settings of image encoders, and their trunks by name; nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from classact.errors import ConfigError, UnknownNameError, choose
+
+INITS = ("scratch", "imagenet", "r3m")
+COLORS = ("rgb", "whiten")
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A network that makes maps of an image, and how its maps become features.
+
+    Attributes:
+        make: "module:Class" of width -> network, (B, 3, S, S) -> maps (B, C, H, W).
+        pool: "module:function" of settings, H, W -> module, maps -> features (B, F).
+    """
+
+    make: str
+    pool: str
+
+
+TRUNKS: Mapping[str, Trunk] = {
+    "small": Trunk("classact.models.encoders.small:SmallResNet", "classact.models.encoders.layers:coordinates"),
+    "resnet18": Trunk("classact.models.encoders.resnet:ResNet18", "classact.models.encoders.layers:coordinates"),
+    "equivariant": Trunk(
+        "classact.models.encoders.equivariant:EquivariantResNet", "classact.models.encoders.layers:values"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """An encoder of one camera or several, and its image transform, which travels with the weights.
+
+    Attributes:
+        trunk: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with mean
+            and std 127.5, and the extra equivar).
+        width: factor on the trunk's channels.
+        cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
+        shared: one network for all views, instead of one each (the released code).
+        image_size: images are resized to this side first (paper: 256).
+        crop_size: side of the random crop in training and the centre crop in evaluation (paper: 224).
+        mean, std: channel normalisation of 0..255 values; ignored when color is "whiten".
+        color: "rgb", or "whiten": remove each image's own colour statistics (see encoders/color.py).
+        aspect: width / height of the camera's images before they are resized to a square; other ones are refused.
+            None: any, of encoders that were saved before it was kept.
+        init: initial weights: "scratch", "imagenet" or "r3m" (the last two for resnet18).
+        init_path: local R3M checkpoint.
+    """
+
+    trunk: str = "small"
+    width: float = 1.0
+    cameras: tuple[str, ...] = ("top",)
+    shared: bool = False
+    image_size: int = 64
+    crop_size: int = 56
+    mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    std: tuple[float, float, float] = (64.0, 64.0, 64.0)
+    color: str = "rgb"
+    aspect: float | None = 1.0
+    init: str = "scratch"
+    init_path: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
+        for kind, value, known in (
+            ("encoder trunk", self.trunk, TRUNKS),
+            ("init", self.init, INITS),
+            ("color", self.color, COLORS),
+        ):
+            if value not in known:
+                raise UnknownNameError(choose(kind, value, known))
+        if not min(self.width, 1.0 if self.aspect is None else self.aspect, *self.std) > 0:
+            raise ConfigError(
+                f"expected width > 0, std > 0 and aspect > 0, got width {self.width}, std {self.std}, aspect "
+                f"{self.aspect}."
+            )
+        if not 16 <= self.crop_size <= self.image_size:
+            raise ConfigError(
+                f"expected 16 <= crop_size <= image_size, got crop_size {self.crop_size} and image_size "
+                f"{self.image_size}."
+            )

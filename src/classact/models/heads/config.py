@@ -1,0 +1,220 @@
+"""Policy heads by name, and their settings; nothing here imports torch.
+
+A head is a frozen dataclass of settings that derives from :class:`HeadConfig`, a class that derives from
+:class:`classact.models.heads.base.Head`, and an entry of :data:`HEADS` that joins the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
+
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.utils.codec import fields_from_json, fields_to_json
+from classact.utils.registry import Registry
+
+SCHEDULERS = ("ddim", "ddpm")
+BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+SIZES = ("paper", "small", "debug")
+"""What presets of heads ask for: the paper's size, one for two CPU cores, one for tests."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Settings of a policy head: its own as fields of a frozen subclass, facts about it as class variables.
+
+    Attributes:
+        name: in :data:`HEADS`.
+        about: one line.
+        acting: names of fields that training does not depend on, so that a trained head may act with other ones.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str] = ""
+    acting: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def preset(cls, size: str) -> Self:  # noqa: ARG003
+        """Settings for one of :data:`SIZES`; the defaults, where a head has no sizes."""
+        return cls()
+
+    def describe(self) -> str:
+        """How large the network is, in a few words: ``U-Net of widths 256, 512, 1024``."""
+        return ", ".join(f"{f.name} {getattr(self, f.name)}" for f in fields(self)) or "of one size"
+
+    def acting_settings(self) -> dict[str, Any]:
+        """The values of :attr:`acting`."""
+        return {name: getattr(self, name) for name in self.acting}
+
+    def with_acting(self, changes: Mapping[str, Any]) -> Self:
+        """These settings with some of :attr:`acting` changed.
+
+        Raises:
+            ConfigError: a setting that this head does not have, or that cannot be changed after training.
+        """
+        for name in changes:
+            if name not in self.acting:
+                can = f"only {', '.join(self.acting)} can be" if self.acting else "it has none that can be"
+                raise UnknownNameError(f"{name} is no setting of how a head {self.name!r} acts: {can} chosen.")
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings, behind the head's name."""
+        return {"name": self.name, **fields_to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> HeadConfig:
+        """What :meth:`to_json` wrote, of whichever head.
+
+        Raises:
+            DataError: no head of this name, or other settings than it has.
+        """
+        name = str(value.get("name") if isinstance(value, dict) else value)
+        if name not in HEADS:
+            raise DataError(f"{where}: {choose('head', name, HEADS)}.")
+        return fields_from_json(HEADS[name].config, {k: v for k, v in value.items() if k != "name"}, where)
+
+
+@dataclass(frozen=True)
+class HeadEntry:
+    """A registered head.
+
+    Attributes:
+        config: class of its settings.
+        make: the :class:`~classact.models.heads.base.Head`, called with (settings, feature_dim, action_dim, horizon),
+            or "module:class" of it, imported when one is made.
+    """
+
+    config: type[HeadConfig]
+    make: Any
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of the U-Net. The defaults are the paper's and its released code's.
+
+    Attributes:
+        widths: channels of each level; between two levels the number of steps halves.
+        kernel_size: of the convolutions over steps, odd.
+        groups: of GroupNorm.
+        step_dim: size of the embedding of the denoising step, where there is one.
+    """
+
+    widths: tuple[int, ...] = (256, 512, 1024)
+    kernel_size: int = 5
+    groups: int = 8
+    step_dim: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1 or self.groups < 1:
+            raise ConfigError(
+                f"expected at least one width, all of at least 1, and groups >= 1, got {self.widths} and {self.groups}."
+            )
+        if odd := [width for width in self.widths if width % self.groups]:
+            raise ConfigError(
+                f"GroupNorm divides channels into {self.groups} equal groups, which {odd[0]} of widths {self.widths} "
+                f"does not allow; choose multiples of {self.groups}."
+            )
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ConfigError(f"expected an odd kernel_size (it is centred on a step), got {self.kernel_size}.")
+        if self.step_dim < 4 or self.step_dim % 2:
+            raise ConfigError(f"expected an even step_dim of at least 4 (sines and cosines), got {self.step_dim}.")
+
+    @property
+    def multiple(self) -> int:
+        """What the number of steps must be a multiple of."""
+        return 1 << (len(self.widths) - 1)
+
+
+_UNETS = {
+    "paper": UNetConfig(),
+    "small": UNetConfig(widths=(64, 128, 256), step_dim=64),
+    "debug": UNetConfig(widths=(16, 32), groups=4, step_dim=16),
+}
+
+
+@dataclass(frozen=True)
+class _UNetHeadConfig(HeadConfig):
+    unet: UNetConfig = field(default_factory=UNetConfig)
+
+    @classmethod
+    def preset(cls, size: str) -> Self:
+        """A U-Net of the given size."""
+        return cls(unet=_UNETS[size])
+
+    def describe(self) -> str:
+        """The widths of the U-Net."""
+        return f"U-Net of widths {', '.join(map(str, self.unet.widths))}"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(_UNetHeadConfig):
+    """Settings of Diffusion Policy.
+
+    Attributes:
+        unet: architecture of the noise predictor.
+        scheduler: how actions are sampled: "ddim" (the paper's table 8; no noise but the first), or "ddpm" (the
+            released code; noise at each step). Both are trained alike, so a trained head can be sampled by either.
+        training_steps: denoising steps K in training.
+        inference_steps: denoising steps in sampling, at most K.
+        beta_schedule: of the noise; "squaredcos_cap_v2" is the squared cosine of Nichol and Dhariwal (2021).
+        clip_sample: clamp the predicted actions to [-1, 1] at each step.
+    """
+
+    name = "diffusion"
+    about = "Diffusion Policy: chunks are denoised from Gaussian noise"
+    acting = ("scheduler", "inference_steps")
+
+    scheduler: str = "ddim"
+    training_steps: int = 16
+    inference_steps: int = 16
+    beta_schedule: str = "squaredcos_cap_v2"
+    clip_sample: bool = True
+
+    def __post_init__(self) -> None:
+        for kind, value, known in (
+            ("scheduler", self.scheduler, SCHEDULERS),
+            ("beta_schedule", self.beta_schedule, BETA_SCHEDULES),
+        ):
+            if value not in known:
+                raise UnknownNameError(choose(kind, value, known))
+        if not 1 <= self.inference_steps <= self.training_steps:
+            raise ConfigError(
+                f"expected 1 <= inference_steps <= training_steps, got {self.inference_steps} and "
+                f"{self.training_steps}."
+            )
+
+
+@dataclass(frozen=True)
+class MLPConfig(_UNetHeadConfig):
+    """Settings of direct regression.
+
+    Attributes:
+        unet: architecture; ``step_dim`` has no effect, for there are no denoising steps.
+    """
+
+    name = "mlp"
+    about = "direct regression of chunks by the same U-Net, without diffusion"
+
+
+HEADS: Registry[HeadEntry] = Registry(
+    "head",
+    {
+        "diffusion": HeadEntry(DiffusionConfig, "classact.models.heads.diffusion:DiffusionHead"),
+        "mlp": HeadEntry(MLPConfig, "classact.models.heads.mlp:MLPHead"),
+    },
+)
+
+
+def head_entry(config: HeadConfig) -> HeadEntry:
+    """The entry of the head that has these settings.
+
+    Raises:
+        ConfigError: settings of no registered head.
+    """
+    entry = HEADS.get(config.name) if isinstance(config, HeadConfig) else None
+    if entry is None or type(config) is not entry.config:
+        known = ", ".join(f"{entry.config.__name__} ({name})" for name, entry in HEADS.items())
+        raise ConfigError(f"expected the settings of a head: {known}; got {type(config).__name__}.")
+    return entry

@@ -1,0 +1,156 @@
+"""Settings of policies, and of how they are called; nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from classact.errors import ConfigError, UnknownNameError, choose
+
+BACKENDS = ("auto", "torch", "faiss")
+"""How neighbours are searched, see :func:`classact.policies.search.make_search`."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Settings of retrieval.
+
+    Attributes:
+        k: k_nn, neighbours averaged (table 4: 64).
+        temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
+        chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
+        horizon: T_p, actions in a chunk; at least ``chunk_length``.
+        min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
+            more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
+            last chunks are mostly the repeated last action.
+        proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
+            length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
+            count. Does not touch the encoder, so it can be changed on a saved policy.
+        search: how neighbours are searched, see :func:`classact.policies.search.make_search`. A computing choice: all
+            but approximate indexes find the same to rounding.
+    """
+
+    k: int = 64
+    temperature: float = 0.001
+    chunk_length: int = 16
+    horizon: int = 16
+    min_actions: int = 1
+    proprioception_weight: float = 1.0
+    search: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not self.temperature > 0:
+            raise ConfigError(f"expected k >= 1 and temperature > 0, got k {self.k} and {self.temperature}.")
+        if not 0 <= self.proprioception_weight < math.inf:
+            raise ConfigError(f"expected a finite proprioception_weight >= 0, got {self.proprioception_weight}.")
+        if not 1 <= self.min_actions <= self.horizon:
+            raise ConfigError(
+                f"expected 1 <= min_actions <= horizon, got min_actions {self.min_actions}, horizon {self.horizon}."
+            )
+        if not 1 <= self.chunk_length <= self.horizon:
+            raise ConfigError(
+                f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
+            )
+        check_backend(self.search)
+
+
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """Settings of the score.
+
+    Attributes:
+        m: nearest moments whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
+            fewer moments notice more of what changes in a part of the image only; one alone would trust a single odd
+            moment of the bank, 4 are nearly as sharp.
+        alpha: the largest chance that a usual episode raises any alarm.
+    """
+
+    m: int = 4
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.m < 1 or not 0 < self.alpha < 1:
+            raise ConfigError(f"expected m >= 1 and 0 < alpha < 1, got m {self.m} and alpha {self.alpha}.")
+
+
+@dataclass(frozen=True)
+class ParametricConfig:
+    """Settings of acting.
+
+    Attributes:
+        chunk_length: T_a, actions executed open-loop per decision (table 7: 12).
+        history: T_o, observations that a decision is made from (table 7: 1).
+        seed: of the noise that a diffusion head starts from.
+        bf16: run the encoder's trunk in bfloat16.
+    """
+
+    chunk_length: int = 12
+    history: int = 1
+    seed: int = 0
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.chunk_length < 1 or self.history < 1 or self.seed < 0:
+            raise ConfigError(
+                f"expected chunk_length >= 1, history >= 1 and seed >= 0, got {self.chunk_length}, {self.history} and "
+                f"{self.seed}."
+            )
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How much of a chunk is executed, and whether overlapping chunks are averaged.
+
+    Attributes:
+        execute: actions of a chunk that are executed before the next decision; None for all T_a.
+        ensemble: m of temporal ensembling, at least 0; None for none. 0 weights all proposals alike, more favours the
+            older ones (ACT: 0.01).
+    """
+
+    execute: int | None = None
+    ensemble: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.execute is not None and self.execute < 1:
+            raise ConfigError(f"expected execute >= 1 or None for whole chunks, got {self.execute}.")
+        if self.ensemble is None:
+            return
+        if not (self.ensemble >= 0 and math.isfinite(self.ensemble)):
+            raise ConfigError(f"expected ensemble to be a finite number of at least 0 or None, got {self.ensemble}.")
+        if self.execute is None:
+            raise ConfigError(
+                f"ensemble {self.ensemble} has no effect where whole chunks are executed, for then no two propose an "
+                f"action for one step. Set execute below the policy's T_a, or leave ensemble out."
+            )
+
+    def check(self, length: int, name: str) -> None:
+        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``.
+
+        Raises:
+            ConfigError: more actions are to be executed than a chunk holds, or no two chunks overlap.
+        """
+        if self.execute is not None and self.execute > length:
+            raise ConfigError(
+                f"execute {self.execute} asked of policy {name!r}, whose chunks hold T_a = {length} actions. Execute "
+                f"at most {length}."
+            )
+        if self.ensemble is not None and self.execute == length:
+            raise ConfigError(
+                f"ensemble {self.ensemble} has no effect with execute {self.execute} = T_a of policy {name!r}: no two "
+                f"chunks propose an action for one step. Set execute to at most {length - 1}, or leave ensemble out."
+            )
+
+
+def check_backend(backend: str) -> None:
+    """Raises a ConfigError for a backend that :func:`make_search` does not know."""
+    name, colon, factory = backend.partition(":")
+    factory, at, lists = factory.partition("@")
+    counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
+    if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
+        raise UnknownNameError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
+
+
+def is_exact(backend: str) -> bool:
+    """Whether a backend finds the nearest rows up to rounding: all but indexes of faiss other than "Flat"."""
+    name, _, factory = backend.partition(":")
+    return name != "faiss" or factory.partition("@")[0] in ("", "Flat")

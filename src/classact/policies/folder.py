@@ -1,0 +1,82 @@
+"""A policy's folder: policy.json says what it is, networks and arrays lie beside it, checksums seal all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from classact.errors import CheckpointError, UnknownNameError, choose
+from classact.utils.codec import from_json, to_json
+from classact.utils.storage import read_json, verify_folder, write_folder
+
+METADATA = "policy.json"
+
+Metadata = TypeVar("Metadata")
+Config = TypeVar("Config", bound=Any)
+
+
+def write_policy(folder: Path, metadata: Any, fill: Callable[[Path], None]) -> None:
+    """Write a policy's folder in one step.
+
+    Args:
+        folder: where.
+        metadata: a dataclass with a field ``format``.
+        fill: writes all other files into the folder that it is given.
+    """
+    text = json.dumps(to_json(metadata), indent=2) + "\n"
+
+    def all_files(path: Path) -> None:
+        fill(path)
+        (path / METADATA).write_text(text, encoding="utf-8")
+
+    write_folder(Path(folder), all_files)
+
+
+def read_format(folder: Path) -> str:
+    """The format of the policy in a folder.
+
+    Raises:
+        CheckpointError: there is none, or its metadata are damaged.
+    """
+    value = read_json(folder / METADATA, CheckpointError)
+    return str(value.get("format") if isinstance(value, dict) else value)
+
+
+def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
+    """What :func:`write_policy` wrote, after all files were checked.
+
+    Args:
+        cls: class of the metadata.
+        folder: where.
+        expected: the format.
+
+    Raises:
+        CheckpointError: damaged or incomplete, or of another format.
+    """
+    verify_folder(folder)
+    where = folder / METADATA
+    if (found := read_format(folder)) != expected:
+        raise CheckpointError(f"{where}: expected format {expected!r}, got {found!r}.")
+    return from_json(cls, read_json(where, CheckpointError), str(where), error=CheckpointError)
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any], kind: str, further: Iterable[str] = ()) -> Config:
+    """Settings with some of them changed.
+
+    Args:
+        config: a dataclass.
+        overrides: field -> value.
+        kind: what the fields are called in messages.
+        further: names that could have been given as well.
+
+    Raises:
+        ConfigError: an unknown name, or a value out of range.
+    """
+    known = [field.name for field in fields(config)]
+    for name in overrides:
+        if name not in known:
+            raise UnknownNameError(choose(kind, name, (*known, *further)))
+    return replace(config, **overrides)

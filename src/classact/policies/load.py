@@ -1,0 +1,40 @@
+"""Any saved policy from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from classact.errors import CheckpointError, choose
+from classact.policies import parametric, retrieval
+from classact.policies.folder import METADATA, read_format
+from classact.policies.parametric import ParametricPolicy
+from classact.policies.retrieval import RetrievalPolicy
+
+KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
+    retrieval.FORMAT: RetrievalPolicy,
+    parametric.FORMAT: ParametricPolicy,
+}
+"""Format of the metadata -> class."""
+
+
+def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> RetrievalPolicy | ParametricPolicy:
+    """The policy that a folder holds, whatever its kind.
+
+    Args:
+        folder: written by the policy's ``save``.
+        device: where to compute.
+        overrides: settings to change, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
+
+    Raises:
+        CheckpointError: no policy's folder, a damaged one, or one of another version.
+        ConfigError: unknown overrides, values out of range, or a device that is not there.
+    """
+    path = Path(folder)
+    if not (path / METADATA).is_file():
+        what = "does not exist" if not path.exists() else f"has no {METADATA}"
+        raise CheckpointError(f"{path} is no policy: it {what}. Expected a folder that a policy was saved to.")
+    found = read_format(path)
+    if found not in KINDS:
+        raise CheckpointError(f"{path / METADATA}: {choose('format', found, KINDS)}. Another version wrote it.")
+    return KINDS[found].load(path, device=device, **overrides)

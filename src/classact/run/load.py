@@ -1,0 +1,57 @@
+"""The policies of a run: retrieval, and heads that are watched by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from classact.errors import CheckpointError
+from classact.policies.base import Policy
+from classact.policies.load import load_policy as load_saved
+from classact.policies.retrieval import RetrievalPolicy
+from classact.policies.watched import watched
+from classact.run.folder import Run
+
+
+def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> Policy:
+    """The policy that a folder holds.
+
+    Args:
+        folder: of a saved policy; of a run: its retrieval policy; or of a head in a run: as evaluations use it, watched
+            by the run's retrieval policy where it started from the run's encoder.
+        device: where to compute.
+        overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
+
+    Raises:
+        CheckpointError: none of these, a damaged policy, or one of another version.
+        ConfigError: unknown overrides, values out of range, or a device that is not there.
+    """
+    path = Path(folder)
+    if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
+        policy = Run(path).policy
+        return load_saved(policy if policy.is_dir() else path, device=device, **overrides)
+    run = Run(path.parents[1])
+    head = trained_head(run, path.name)
+    start = str(head.read_config()["settings"]["start"])
+    return watched(load_saved(head.policy, device=device, **overrides), run_watcher(run, start, device))
+
+
+def trained_head(run: Run, name: str) -> Run:
+    """The folder of a head.
+
+    Raises:
+        CheckpointError: the run has no trained head of this name.
+    """
+    head = Run(run.head(name))
+    if not head.policy.is_dir():
+        there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"
+        raise CheckpointError(f"{run.root} has no trained head {name!r}; there are {there}.")
+    return head
+
+
+def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
+    """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
+
+    Only heads that started from the run's encoder are watched: its latents are what they began with.
+    """
+    return RetrievalPolicy.load(run.policy, device=device) if start == "run" and run.policy.is_dir() else None
