@@ -10,6 +10,7 @@ stopped and continued.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import sys
@@ -31,26 +32,26 @@ from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import FloatArray, IntArray, Observation
-from classact.errors import CheckpointError, ConfigError
+from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import (
     DiffusionConfig,
-    FastSampler,
     Head,
     HeadConfig,
     MLPConfig,
     UNetConfig,
-    head_name,
     make_head,
 )
-from classact.policies.base import Moment, Policy
+from classact.policies.base import Moment, Neighbors
+from classact.policies.config import ParametricConfig, RetrievalConfig
 from classact.policies.latents import ImageLatents, StateLatents
-from classact.policies.parametric import ParametricConfig, ParametricPolicy
-from classact.policies.retrieval import Neighbors, RetrievalConfig, RetrievalPolicy
+from classact.policies.load import load_policy
+from classact.policies.parametric import ParametricPolicy
+from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.search import make_search
 from classact.run.folder import Run
 from classact.utils.machine import choose_device
-from classact.utils.storage import CHECKSUMS, first_difference, read_json
+from classact.utils.storage import CHECKSUMS, first_difference
 from common import Again, ResultsFile, command
 from sections import Row, run_sections
 
@@ -234,19 +235,19 @@ def parametric_policy(case: Case, head: HeadConfig) -> ParametricPolicy:
 
 
 def ways(watch: Watch, head: Head, batch: int) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """(how, sample) of the ways to sample from a head that this device has, and notes on those that failed."""
+    """(how, sample) of the ways to sample from a head, and a note where it could not be compiled."""
     yield "eager", head.sample
-    gpu = watch.device.type == "cuda"
-    wanted = [
-        *(["captured"] if gpu else []),
-        *(["compiled, captured" if gpu else "compiled"] if watch.compiled else []),
-    ]
-    for how in wanted:
-        sampler = FastSampler(head, compiled="compiled" in how)
-        sampler.prepare(batch)
-        watch.notes += [f"{head_name(head.config)}, batch {batch}: {note}" for note in sampler.notes]
-        if sampler.mode == how:
-            yield how, sampler.sample
+    if not watch.compiled:
+        return
+    faster = copy.deepcopy(head)
+    faster.accelerate()
+    try:
+        faster.sample(torch.zeros(batch, head.feature_dim, device=watch.device), torch.Generator())
+    except Exception as error:  # compilers fail in ways of their own
+        first = (str(error).strip() or "no message").splitlines()[0]
+        watch.notes.append(f"{head.config.name}, batch {batch}: not compiled: {type(error).__name__}: {first}")
+        return
+    yield "compiled", faster.sample
 
 
 def measure_head(watch: Watch, config: HeadConfig, case: Case) -> None:
@@ -262,7 +263,11 @@ def measure_head(watch: Watch, config: HeadConfig, case: Case) -> None:
 
 
 def measure_policy(
-    watch: Watch, policy: Policy, name: str, batches: Sequence[int], paper: Mapping[str, float] | None = None
+    watch: Watch,
+    policy: RetrievalPolicy | ParametricPolicy,
+    name: str,
+    batches: Sequence[int],
+    paper: Mapping[str, float] | None = None,
 ) -> None:
     """The stages of a policy's decision one by one, and the whole of it as the policy itself does it.
 
@@ -275,7 +280,7 @@ def measure_policy(
         batches: environments that decide together.
         paper: milliseconds by kind of policy that stand beside the whole decision of one environment.
     """
-    kind = policy.name
+    kind = policy.spec.name
     for batch in batches:
         moments = _moments(policy, batch)
         flat = [o for moment in moments for o in ([moment] if isinstance(moment, Observation) else moment)]
@@ -287,12 +292,11 @@ def measure_policy(
             stages["average"] = partial(_average, policy, policy.search(z))
         elif isinstance(policy, ParametricPolicy):
             features = torch.from_numpy(policy.features(flat).reshape(batch, -1)).to(watch.device)
-            sampler = FastSampler(policy.head)
-            sampler.prepare(batch)
+            policy.prepare(batch)
             generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
             stages["encode"] = partial(policy.features, flat)
-            stages["sample"] = partial(sampler.sample, features, generators)
-        stages["whole"] = partial(policy.act, moments)
+            stages["sample"] = partial(policy.head.sample, features, generators)
+        stages["whole"] = partial(policy.decide, moments)
         for stage, function in stages.items():
             with _unwarned():
                 row = watch.measure(function, name=name, stage=stage, batch=batch)
@@ -316,17 +320,15 @@ def _average(policy: RetrievalPolicy, near: Neighbors) -> FloatArray:
     return policy._average(policy.chunks(near.rows), near.weights)
 
 
-def _moments(policy: Policy, batch: int) -> list[Moment]:
-    latents = getattr(policy, "latents", None)
-    if isinstance(policy, RetrievalPolicy) and isinstance(latents, StateLatents):
+def _moments(policy: RetrievalPolicy | ParametricPolicy, batch: int) -> list[Moment]:
+    source: Any = policy.latents if isinstance(policy, RetrievalPolicy) else policy
+    if isinstance(source, StateLatents):
         # Each angle is embedded as two numbers, and a constant is appended.
-        width = policy.bank.shape[1] - len(latents.angles) - 1
+        width = policy.bank.shape[1] - len(source.angles) - 1
         return [Observation({}, np.zeros(0, np.float32), np.zeros(width)) for _ in range(batch)]
-    source: Any = policy if latents is None else latents
-    config: EncoderConfig = source.encoder.config
-    seen = observations(source.schema, config.cameras, config.image_size, batch)
-    history = policy.history
-    return list(seen) if history == 1 else [[o] * history for o in seen]
+    spec = policy.spec
+    seen = observations(source.lowdim.schema, spec.cameras, source.encoder.config.image_size, batch)
+    return list(seen) if spec.history == 1 else [[o] * spec.history for o in seen]
 
 
 def run_policies(run: Path, device: str) -> dict[str, RetrievalPolicy | ParametricPolicy]:
@@ -338,11 +340,7 @@ def run_policies(run: Path, device: str) -> dict[str, RetrievalPolicy | Parametr
     """
     found: dict[str, RetrievalPolicy | ParametricPolicy] = {}
     for name, folder in _policy_folders(run).items():
-        card = read_json(folder / "policy.json", CheckpointError)
-        if str(card.get("format") if isinstance(card, dict) else card).startswith("classact-parametric"):
-            found[name] = ParametricPolicy.load(folder, device=device)
-        else:
-            found["retrieval" if name == "policy" else name] = RetrievalPolicy.load(folder).to(device)
+        found["retrieval" if name == "policy" else name] = load_policy(folder, device=device)
     if not found:
         raise ConfigError(
             f"{run}: expected a run's folder with policy/ or heads/NAME/policy/, found neither. Train a policy first, "
@@ -416,7 +414,7 @@ def act(watch: Watch, _: LatencyConfig) -> None:
             measure_policy(watch, retrieval_policy(case, moments).to(device), name, BATCHES, paper)
         for config in (MLPConfig(case.unet), DiffusionConfig(case.unet)):
             policy = parametric_policy(case, config).to(device)
-            measure_policy(watch, policy, f"{policy.name}, {case.name}", BATCHES, paper)
+            measure_policy(watch, policy, f"{policy.spec.name}, {case.name}", BATCHES, paper)
 
 
 def run_section(watch: Watch, config: LatencyConfig) -> None:

@@ -19,6 +19,6 @@ print(
     f"positives are closer than {similarity.distribution.threshold:.3f}; {np.mean(weights > 0):.1%} of a batch's pairs"
 )
 
-policy = RetrievalPolicy.build(StateLatents(256, 256, angles=[4]), data, RetrievalConfig(k=5, temperature=0.001))
+policy = RetrievalPolicy.build(StateLatents(256, 256, angles=(4,)), data, RetrievalConfig(k=5, temperature=0.001))
 neighbors = policy.search(policy.bank[:1])
 print("nearest moments of the first:", neighbors.rows[0].tolist(), "cosine:", neighbors.cosine[0].round(4).tolist())

@@ -226,7 +226,7 @@ def test_doctor_knows_every_extra() -> None:
     for name, (package, _) in classact.cli.doctor.EXTRAS.items():
         assert any(wanted.startswith(package) for wanted in declared[name])
     checks = {check.name: check for check in classact.cli.doctor.examine()}
-    assert checks["extra diffusion"].works
+    assert checks["extra faiss"].works
     wandb = checks["extra wandb"]
     assert wandb.works or "pip install 'classact[wandb]'" in wandb.remedy
 

@@ -98,7 +98,7 @@ def test_histories() -> None:
     acting = policy(history=2)
     seen = observations()
     pairs = [[seen[i], seen[i + 1]] for i in range(5)]
-    assert acting.history == 2
+    assert acting.spec.history == 2
     assert acting.decide(pairs).chunk.shape == (5, 5, 2)
     assert not np.allclose(acting.decide([pairs[0]]).chunk, acting.decide([pairs[0][::-1]]).chunk)
     features = acting.features([seen[0], seen[1]]).reshape(1, -1)  # oldest first, one behind the other
@@ -141,7 +141,7 @@ def test_rotations_that_leave_the_policy_are_rotations(tmp_path: Path) -> None:
     acting.save(tmp_path / "p")
     loaded = ParametricPolicy.load(tmp_path / "p")
     assert_array_equal(loaded.decide(seen).chunk, chunk)
-    assert loaded.schema == acting.lowdim.schema
+    assert loaded.spec.schema == acting.lowdim.schema
     assert (loaded.encoder.config.cameras, loaded.lowdim.schema.language) == (("wrist", "top"), 3)
 
 

@@ -13,9 +13,10 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy, watched
+from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy
 from classact.policies.base import PolicySpec, decide
 from classact.policies.control import Runner
+from classact.policies.watched import watched
 
 
 def watcher(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:

@@ -17,17 +17,19 @@ from classact.cli.main import main
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
-from classact.policies import ParametricPolicy
+from classact.policies import ParametricPolicy, RetrievalPolicy, WatchedPolicy
 from classact.run import data as rundata
 from classact.run.evaluate import evaluate_run
 from classact.run.finetune import HeadPipeline, HeadRunConfig
 from classact.run.folder import Run
+from classact.run.load import load_policy
 from classact.run.presets import get_head_preset
 from classact.run.pretrain import Pipeline, from_preset
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
+from classact.utils.codec import to_json
 from classact.utils.storage import read_arrays, read_jsonl, write_json
 
 
@@ -375,3 +377,46 @@ def test_a_head_on_another_runs_encoder(run: Run) -> None:
     assert {r["evaluation"] for r in again} == {r["evaluation"] for r in rows} == {name}
     assert [path.name for path in run.evaluation(name).parent.iterdir()] == [name]
     assert len(run.read_summary()) == len(rows)
+
+
+# Heads of other packages
+
+
+def test_a_head_of_another_package_goes_all_the_way(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The toy of CONTRIBUTING: one file outside of classact, named by an environment variable."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
+    monkeypatch.setenv("CLASSACT_PLUGINS", "toy_head")
+    flags = ["--preset", "head-debug", "--batch-size", "16", "--epochs", "1", "--evaluations", "2"]
+    flags += ["--milestone-episodes", "1", "--workers", "1", "--device", "cpu", "--quiet"]
+    assert main(["finetune", str(run.root), "--head", "toy", *flags]) == 0, capsys.readouterr().err
+    assert {row["policy"] for row in run.read_summary()} == {"toy"}
+    policy = load_policy(run.head("toy"), scale=0.0)
+    assert isinstance(policy, WatchedPolicy)
+    assert isinstance(policy.policy, ParametricPolicy)
+    assert to_json(policy.policy.head.config) == {"name": "toy", "width": 32, "scale": 0.0}
+    page = run.report.read_text(encoding="utf-8")
+    assert "toy" in page
+    assert main(["evaluate", str(run.root), "--head", "toy", "--episodes", "1", "--workers", "1", "--quiet"]) == 0
+    assert main(["finetune", str(run.root), "--head", "toy", *flags, "--scheduler", "ddim"]) == 1
+    assert "scheduler is no setting of how a head 'toy' acts: only scale can be chosen" in capsys.readouterr().err
+    assert main(["presets"]) == 0
+    assert main(["finetune", str(run.root), "--head", "tyo", *flags]) == 1
+    message = capsys.readouterr().err
+    assert "unknown head 'tyo': available are 'diffusion', 'mlp', 'toy' (did you mean 'toy'?)" in message
+
+
+def test_any_folder_of_a_run_gives_its_policy(run: Run) -> None:
+    make(run, config(evaluations=0)).train()
+    retrieval = load_policy(run.root, k=3)
+    assert isinstance(retrieval, RetrievalPolicy)
+    assert retrieval.config.k == 3
+    head = load_policy(run.head("mlp"), seed=5)
+    assert isinstance(head, WatchedPolicy)
+    assert (head.spec.name, head.spec.alarm) == ("mlp", retrieval.spec.alarm)
+    assert isinstance(load_policy(Run(run.head("mlp")).policy), ParametricPolicy)
+    with pytest.raises(CheckpointError, match=r"has no trained head 'dp'; there are \['mlp'\]"):
+        load_policy(run.head("dp"))
+    with pytest.raises(CheckpointError, match=r"encoder is no policy: it has no policy.json"):
+        load_policy(run.encoder)

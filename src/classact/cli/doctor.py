@@ -205,7 +205,6 @@ def _cache() -> str:
 
 EXTRAS = {
     "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
-    "diffusion": ("diffusers", "the head 'diffusion'"),
     "equivar": ("escnn", "the encoder --trunk equivariant"),
     "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),

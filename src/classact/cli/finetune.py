@@ -158,8 +158,9 @@ def head_config(arguments: Finetune) -> Any:
         chunk_length=before["chunk_length"] if arguments.chunk_length is None else None,
         evaluations=before["evaluations"] if arguments.evaluations is None else None,
     )
-    if isinstance(head, DiffusionConfig) and arguments.scheduler is None and "scheduler" in before["head"]:
-        finetune = replace(finetune, head=replace(head, scheduler=before["head"]["scheduler"]))
+    if before["head"]["name"] == head.name:
+        said = {"scheduler"} if arguments.scheduler is not None else set()
+        finetune = replace(finetune, head=head.with_acting({n: before["head"][n] for n in head.acting if n not in said}))
     episodes = known["milestone_episodes"] if arguments.milestone_episodes is None else made.milestone_episodes
     return replace(made, finetune=finetune, milestone_episodes=episodes)
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from classact.policies.retrieval import retrievable as retrievable
     from classact.policies.search import make_search as make_search
     from classact.policies.watched import WatchedPolicy as WatchedPolicy
-    from classact.policies.watched import watched as watched
 
 __getattr__, __dir__ = attach(__name__, __file__)
 

@@ -139,7 +139,6 @@ def versions() -> dict[str, str]:
         "torch",
         "torchvision",
         "triton",
-        "diffusers",
         "accelerate",
         "numpy",
         "numba",

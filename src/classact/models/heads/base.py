@@ -38,9 +38,8 @@ class Head(nn.Module, ABC):
             )
         self.feature_dim, self.action_dim, self.horizon = feature_dim, action_dim, horizon
 
-    @abstractmethod
-    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
-        """All that is random in the loss of a batch; empty where nothing is.
+    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:  # noqa: ARG002
+        """All that is random in the loss of a batch; nothing, unless a head says otherwise.
 
         Processes that share a batch draw for the whole of it, from generators that are alike, and take the rows that
         are theirs: together they then have the losses of one process.
@@ -53,6 +52,7 @@ class Head(nn.Module, ABC):
         Returns:
             Tensors with B rows each.
         """
+        return ()
 
     @abstractmethod
     def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
@@ -71,9 +71,14 @@ class Head(nn.Module, ABC):
         """Scalar: the mean of :meth:`losses` under fresh draws; arguments and errors are those of both."""
         return self.losses(features, actions, self.draw(len(features), generator, features.device)).mean()
 
-    @abstractmethod
-    def sampling_noise(self, count: int, generator: Generators, device: torch.device) -> tuple[Tensor, ...]:
-        """All that is random in ``count`` chunks, as tensors with one row for each; empty where nothing is."""
+    def sampling_noise(
+        self,
+        count: int,  # noqa: ARG002
+        generator: Generators,  # noqa: ARG002
+        device: torch.device,  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """All that is random in ``count`` chunks, as tensors with one row for each; nothing, as in :meth:`draw`."""
+        return ()
 
     @abstractmethod
     def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from classact.models.heads.base import Generators, Head
+from classact.models.heads.base import Head
 from classact.models.heads.config import MLPConfig
 from classact.models.heads.unet1d import ConditionalUNet1d, check_horizon
 
@@ -29,23 +29,10 @@ class MLPHead(Head):
         """(B, C) -> (B, T_p, D)."""
         return self.generate(features, ())
 
-    def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Nothing is random."""
-        return ()
-
     def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """Squared error of the actions, the mean over a row."""
         self.check(features, actions)
         return torch.nn.functional.mse_loss(self(features), actions, reduction="none").mean(dim=(1, 2))
-
-    def sampling_noise(
-        self,
-        count: int,  # noqa: ARG002
-        generator: Generators,  # noqa: ARG002
-        device: torch.device,  # noqa: ARG002
-    ) -> tuple[Tensor, ...]:
-        """Nothing is random."""
-        return ()
 
     def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """The predicted chunks: one pass."""
