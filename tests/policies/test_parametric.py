@@ -192,6 +192,15 @@ def test_preparing_changes_no_decision(head: HeadConfig, monkeypatch: pytest.Mon
     assert acting.decide(seen).chunk.tobytes() == expected.tobytes()
 
 
+@pytest.mark.gpu
+@HEADS
+def test_a_prepared_policy_decides_alike_on_a_gpu(head: HeadConfig) -> None:
+    plain, prepared = policy(head).to("cuda"), policy(head).to("cuda")
+    prepared.prepare(3)
+    for seen in (observations(3), observations(5)):
+        assert_allclose(prepared.decide(seen).chunk, plain.decide(seen).chunk, atol=0.5)  # pixels
+
+
 def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="device 'cuda' was asked for, but torch sees no GPU"):

@@ -160,7 +160,9 @@ def head_config(arguments: Finetune) -> Any:
     )
     if before["head"]["name"] == head.name:
         said = {"scheduler"} if arguments.scheduler is not None else set()
-        finetune = replace(finetune, head=head.with_acting({n: before["head"][n] for n in head.acting if n not in said}))
+        finetune = replace(
+            finetune, head=head.with_acting({n: before["head"][n] for n in head.acting if n not in said})
+        )
     episodes = known["milestone_episodes"] if arguments.milestone_episodes is None else made.milestone_episodes
     return replace(made, finetune=finetune, milestone_episodes=episodes)
 

@@ -280,7 +280,7 @@ class Observation:
         """An observation from values by key, as a robot's driver has them.
 
         Args:
-            schema: of the data that a policy was trained on (``policy.schema``).
+            schema: of the data that a policy was trained on (``policy.spec.schema``).
             images: camera -> (H, W, 3) uint8 RGB.
             proprioception: key -> numbers, all keys that the schema declares.
             state: (D_s,) true state, for state policies.

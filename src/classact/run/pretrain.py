@@ -182,7 +182,7 @@ class Pipeline:
         config = self.ranks.on_first(lambda: self._resumed(run, config))
         self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
         self.device, self.engine = choose_device(device), engine or EngineConfig()
-        config.evaluation.control.check(config.retrieval.chunk_length, RetrievalPolicy.name)
+        config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # What is wrong with the settings shall show now, not after an hour of training.
         for shift, size in (
             (config.frames.shift, config.frames.render_size),
