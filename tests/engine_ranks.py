@@ -23,9 +23,9 @@ from classact.models.heads import DiffusionConfig, MLPConfig, UNetConfig
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.similarity import SimilarityConfig
 from classact.train import checkpoints
-from classact.train.config import AugmentConfig, EngineConfig, OptimizerConfig
+from classact.train.config import AdamWConfig, AugmentConfig, EngineConfig, FinetuneConfig, OptimizerConfig
 from classact.train.engine import Training
-from classact.train.head import AdamWConfig, FinetuneConfig, FineTuner
+from classact.train.head import FineTuner
 from classact.train.representation import Trainer
 from classact.utils.ranks import Ranks
 

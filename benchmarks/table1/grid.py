@@ -11,7 +11,7 @@ from classact.errors import ConfigError, UnknownNameError, choose
 from classact.run.presets import default_head_preset, get_head_preset, get_preset
 from classact.run.pretrain import RunConfig, from_preset
 from classact.sims import plain_shift
-from classact.train.head import FinetuneConfig
+from classact.train.config import FinetuneConfig
 from classact.utils.storage import slug
 from table1.methods import Method, parse_method
 

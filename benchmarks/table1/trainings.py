@@ -12,8 +12,7 @@ from classact.models.encoders import ImageEncoder
 from classact.run.finetune import HeadPipeline, HeadRunConfig
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
-from classact.train.config import EngineConfig
-from classact.train.head import FinetuneConfig
+from classact.train.config import EngineConfig, FinetuneConfig
 from classact.utils.locks import lock_of, locked
 from classact.utils.storage import read_json, write_json
 from table1.grid import HEAD_NAMES, Cell, Protocol, head_config, images_per_step, run_config

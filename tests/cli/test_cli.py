@@ -34,8 +34,7 @@ from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, get_preset, with_trunk
 from classact.similarity.graph import SimilarityGraph
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import PretrainConfig
-from classact.train.head import TABLE_9
+from classact.train.config import TABLE_9, PretrainConfig
 from classact.utils.storage import write_json
 
 

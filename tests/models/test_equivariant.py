@@ -31,8 +31,8 @@ from classact.models.encoders.equivariant import (
     steerable_basis,
 )
 from classact.models.heads import DiffusionConfig, UNetConfig
-from classact.train.config import AugmentConfig
-from classact.train.head import FinetuneConfig, FineTuner
+from classact.train.config import AugmentConfig, FinetuneConfig
+from classact.train.head import FineTuner
 from simulators import REQUIRED
 
 KINDS = [(5, False), (3, True), (1, True)]

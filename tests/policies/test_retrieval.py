@@ -253,7 +253,8 @@ def test_without_rotations_the_average_is_the_plain_one_to_the_bit(space: Action
     assert chunk.tobytes() == plain.tobytes()
     made.save(tmp_path / "p")
     card = json.loads((tmp_path / "p" / "policy.json").read_text())
-    assert set(card) == {"format", "config", "latents", "bank"} | ({"action_space"} if space else set())
+    assert set(card) == {"format", "config", "latents", "bank", "action_space", "novelty"}
+    assert (card["action_space"] is None) == (space is None)
     assert RetrievalPolicy.load(tmp_path / "p").action_space == space
 
 
@@ -540,7 +541,7 @@ def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pyt
 
 def test_state_latents_know_no_schema() -> None:
     assert policy("state").spec.schema is None
-    assert policy("image").schema == fakes.demonstrations().schema
+    assert policy("image").spec.schema == fakes.demonstrations().schema
 
 
 @pytest.mark.parametrize("kind", ["image", "state"])

@@ -23,16 +23,9 @@ from classact.policies.parametric import ParametricPolicy
 from classact.train import checkpoints, engine
 from classact.train.augment import augment
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import AugmentConfig
+from classact.train.config import TABLE_9, AdamWConfig, AugmentConfig, FinetuneConfig
 from classact.train.engine import DIVERGED, step_generator
-from classact.train.head import (
-    TABLE_9,
-    AdamWConfig,
-    FinetuneConfig,
-    FineTuner,
-    history_indices,
-    load_encoder,
-)
+from classact.train.head import FineTuner, history_indices, load_encoder
 from classact.train.optim import learning_rate
 from classact.train.representation import Trainer
 from classact.utils.ranks import Ranks

@@ -31,9 +31,9 @@ from classact.run.recording import (
     timed_fit,
 )
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import INCIDENTAL, EngineConfig
+from classact.train.config import INCIDENTAL, EngineConfig, FinetuneConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
-from classact.train.head import FinetuneConfig, FineTuner, load_encoder
+from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import from_json, to_json
 from classact.utils.labels import learned_label
 from classact.utils.locks import Hold, own

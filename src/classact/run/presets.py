@@ -12,8 +12,15 @@ from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies import RetrievalConfig
 from classact.similarity import SimilarityConfig
 from classact.sims.shifts import is_plain
-from classact.train.config import AugmentConfig, ColorAugmentation, OptimizerConfig, PretrainConfig
-from classact.train.head import TABLE_9, AdamWConfig, FinetuneConfig
+from classact.train.config import (
+    TABLE_9,
+    AdamWConfig,
+    AugmentConfig,
+    ColorAugmentation,
+    FinetuneConfig,
+    OptimizerConfig,
+    PretrainConfig,
+)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig
+from classact.models.heads import DiffusionConfig, HeadConfig, head_entry
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.similarity import SimilarityConfig
 
@@ -238,6 +240,153 @@ class PretrainConfig:
             return [steps]
         shares = np.linspace(self.evaluations_from, 1.0, self.evaluations)
         return sorted({max(1, round(steps * share)) for share in shares})
+
+
+WEIGHTS = ("average", "last")
+
+TABLE_9: Mapping[str, tuple[int, int]] = {
+    "square": (500, 100),
+    "three-stack": (100, 20),
+    "aloha-transfer": (500, 400),
+    "libero-object": (500, 100),
+    "pusht": (500, 250),
+    "two-stack": (500, 100),
+    "mug-hang": (500, 100),
+    "toaster-load": (500, 100),
+}
+"""Epochs of the paper's table 9 by task: (trained from scratch, fine-tuned after CLASS pre-training)."""
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW with a rate for the head and a lower one for the encoder. The defaults are the paper's (C.2, table 7).
+
+    Attributes:
+        head_rate: peak rate of the head.
+        encoder_rate: peak rate of the encoder, lower to preserve what was pre-trained.
+        betas: table 7: (0.9, 0.99); the released code leaves PyTorch's (0.9, 0.999).
+        weight_decay: on tensors of two or more dimensions.
+        warmup_steps: linear warm-up, then half a cosine to zero; at most a tenth of all steps.
+        clip_norm: largest norm of the whole gradient of encoder and head, applied after backward. (The released code
+            clips to 1.0 before backward, which has no effect.)
+        ema_power: weight average decay 1 - (1 + step) ** -power.
+    """
+
+    head_rate: float = 1e-4
+    encoder_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 500
+    clip_norm: float = 0.5
+    ema_power: float = 0.75
+
+    def __post_init__(self) -> None:
+        if not min(self.head_rate, self.encoder_rate) > 0:
+            raise ConfigError(
+                f"expected head_rate > 0 and encoder_rate > 0, got {self.head_rate} and {self.encoder_rate}. To leave "
+                f"the encoder as it is, set frozen."
+            )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"expected two betas of at least 0 and below 1, got {self.betas}.")
+        # The limits of what is shared are checked where they are used.
+        self.schedule()
+
+    def schedule(self) -> OptimizerConfig:
+        """The shared settings, with a peak rate of 1: rates of groups are multiples of it."""
+        return OptimizerConfig(
+            name="adamw",
+            learning_rate=1.0,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            clip_norm=self.clip_norm,
+            ema_power=self.ema_power,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that decides the result of a fine-tuning, given the data and the encoder it starts from.
+
+    Attributes:
+        head: settings of the policy head.
+        encoder: architecture and image transform where training starts from scratch; a pre-trained encoder brings its
+            own.
+        weights: of a pre-training's checkpoint: "average" (EMA; what ``encoder/`` of a run holds) or "last" (the
+            released code starts from these).
+        frozen: train the head only.
+        augment: random views, as in pre-training; None takes the centre crop. With a frozen encoder and None, features
+            are computed once, which makes training much faster.
+        optimizer: rates, schedule, averaging.
+        epochs: passes over all steps; steps of training = ceil(N epochs / batch_size). Table 9 has 250 for Push-T
+            after pre-training; see :data:`TABLE_9`.
+        batch_size: decisions per step (table 7: 64).
+        horizon: T_p, actions of a predicted chunk (table 7: 16).
+        history: T_o, observations of a decision (table 7: 1); before an episode's start its first one is repeated.
+        chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
+        seed: of initial weights, batches, views and noise.
+        precision: of the trunk's convolutions, see :class:`classact.train.config.PretrainConfig`.
+        head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
+            loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
+        evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).
+        log_every: steps between rows of train.jsonl.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    head: HeadConfig = field(default_factory=DiffusionConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    weights: str = "average"
+    frozen: bool = False
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    epochs: float = 250.0
+    batch_size: int = 64
+    horizon: int = 16
+    history: int = 1
+    chunk_length: int = 12
+    keys: tuple[str, ...] | None = None
+    seed: int = 0
+    precision: str = "auto"
+    head_precision: str = "float32"
+    evaluations: int = 10
+    log_every: int = 20
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for kind, value in (("precision", self.precision), ("head_precision", self.head_precision)):
+            if value not in PRECISIONS:
+                raise UnknownNameError(choose(kind, value, PRECISIONS))
+        if self.weights not in WEIGHTS:
+            raise UnknownNameError(choose("weights", self.weights, WEIGHTS))
+        head_entry(self.head)
+        if not self.epochs > 0 or self.batch_size < 1 or min(self.log_every, self.checkpoint_every) < 1:
+            raise ConfigError(
+                f"expected epochs > 0, batch_size >= 1, log_every >= 1 and checkpoint_every >= 1, got epochs "
+                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
+                f"{self.checkpoint_every}."
+            )
+        if not 1 <= self.chunk_length <= self.horizon or self.history < 1:
+            raise ConfigError(
+                f"expected 1 <= chunk_length <= horizon and history >= 1, got chunk_length {self.chunk_length}, "
+                f"horizon {self.horizon}, history {self.history}."
+            )
+        if self.seed < 0 or self.evaluations < 0:
+            raise ConfigError(
+                f"expected seed >= 0 and evaluations >= 0, got seed {self.seed}, evaluations {self.evaluations}."
+            )
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Dotted names of the settings that may be changed after training."""
+        return ("chunk_length", *(f"head.{name}" for name in self.head.acting))
+
+    def steps(self, n: int) -> int:
+        """Updates for a data set of ``n`` steps."""
+        return updates(n, self.epochs, self.batch_size)
+
+    def milestones(self, steps: int) -> list[int]:
+        """After which updates a training of ``steps`` is to be evaluated: 10 %, 20 %, ... 100 % of it."""
+        return sorted({-(-steps * i // self.evaluations) for i in range(1, self.evaluations + 1)})
 
 
 def updates(n: int, epochs: float, batch_size: int) -> int:
