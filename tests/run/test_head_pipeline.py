@@ -355,7 +355,7 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4))
     policy = make(run, other).train()
     assert policy.config.chunk_length == 4
-    assert (policy.head_config.scheduler, policy.head_config.inference_steps) == ("ddpm", 5)
+    assert (policy.head.config.scheduler, policy.head.config.inference_steps) == ("ddpm", 5)
 
 
 @pytest.mark.parametrize("name", ["retrieval", "a/b", "x y"])

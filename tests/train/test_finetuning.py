@@ -493,7 +493,7 @@ def test_two_views_train_resume_and_act_from_their_folder(tmp_path: Path, change
         FineTuner(data, replace(settings, keys=("path",)), tmp_path).fit()
     acting.save(tmp_path / "policy")
     loaded = ParametricPolicy.load(tmp_path / "policy")
-    assert (loaded.schema, loaded.lowdim.keys) == (data.schema, ("place",))
+    assert (loaded.spec.schema, loaded.lowdim.keys) == (data.schema, ("place",))
     seen = fakes.observations(data, [0, 40, 119])
     chunk = loaded.decide(seen).chunk
     assert_array_equal(chunk, acting.decide(seen).chunk)
