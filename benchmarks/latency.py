@@ -340,7 +340,8 @@ def run_policies(run: Path, device: str) -> dict[str, RetrievalPolicy | Parametr
     """
     found: dict[str, RetrievalPolicy | ParametricPolicy] = {}
     for name, folder in _policy_folders(run).items():
-        found["retrieval" if name == "policy" else name] = load_policy(folder, device=device)
+        policy = load_policy(folder, device=device)
+        found["retrieval" if name == "policy" and isinstance(policy, RetrievalPolicy) else name] = policy
     if not found:
         raise ConfigError(
             f"{run}: expected a run's folder with policy/ or heads/NAME/policy/, found neither. Train a policy first, "

@@ -252,7 +252,7 @@ def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (["--scratch", "--weights", "last"], "training from scratch starts from initial weights, but weights 'last'"),
         (["--scratch", "--frozen"], "--scratch trains the encoder from its initial weights, but --frozen"),
         (["--scratch", "--encoder", "x"], "--scratch trains the encoder from its initial weights, but --encoder"),
-        (["--head", "mlp", "--scheduler", "ddim"], "--scheduler is a setting of the diffusion head"),
+        (["--head", "mlp", "--scheduler", "ddim"], "scheduler is no setting of how a head 'mlp' acts: it has none"),
         (["--head", "gru"], "unknown head 'gru': available are 'diffusion', 'mlp'"),
         (["--preset", "huge"], "unknown preset of a head 'huge'"),
         (["--keys", "wrist_pose"], "unknown proprioception key 'wrist_pose': available are 'agent_pos'"),
