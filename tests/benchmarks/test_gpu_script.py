@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from classact.bench import latency
+
+import latency
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

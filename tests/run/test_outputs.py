@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from classact.bench.sections import run_sections
-from test_locks import another_owner
 
 from classact.data.images import cache_folder
 from classact.errors import ConfigError, StorageError
@@ -19,6 +17,8 @@ from classact.run.folder import Run
 from classact.run.recording import roll_out
 from classact.utils.locks import BusyError
 from classact.utils.storage import read_json, write_json
+from lock_owners import another_owner
+from sections import run_sections
 
 
 class Still:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_locks import another_owner
 
 import fakes
 from classact.cli.runs import Demo, Pretrain, run_config
@@ -38,6 +37,7 @@ from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.utils.locks import BusyError
 from classact.utils.storage import write_folder, write_json
+from lock_owners import another_owner
 
 
 @pytest.fixture(autouse=True)

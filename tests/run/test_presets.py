@@ -6,7 +6,7 @@ import pytest
 
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import OBJECTIVES, images_per_anchor, objective_config
+from classact.objectives import OBJECTIVES, objective_config
 from classact.run.presets import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -175,9 +175,9 @@ def test_on_a_cpu_all_objectives_see_as_many_images(name: str) -> None:
     plain = get_preset("pusht-cpu").pretrain
     made = with_objective(plain, objective_config(name))
     steps = made.steps(25_650)
-    seen = steps * made.batch_size * images_per_anchor(made.objective)
+    seen = steps * made.batch_size * made.objective.images_per_anchor
     if name != "none":
-        assert 20 * 25_650 <= seen < 20 * 25_650 + made.batch_size * images_per_anchor(made.objective)
+        assert 20 * 25_650 <= seen < 20 * 25_650 + made.batch_size * made.objective.images_per_anchor
     assert made.encoder == plain.encoder
     assert made.augment == plain.augment
 
@@ -197,7 +197,7 @@ def test_with_the_papers_network_class_keeps_its_epochs(name: str, options: list
     plain = get_preset(name).pretrain
     own = options if more else [option.removeprefix("class.") for option in options]
     objective = objective_config(f"class{more}", own)
-    assert images_per_anchor(objective) > 1 or not more
+    assert objective.images_per_anchor > 1 or not more
     assert with_objective(plain, objective) == replace(plain, objective=objective)
 
 

@@ -434,8 +434,8 @@ def test_what_cannot_be_is_refused_before_anything_is_prepared(kind: str, monkey
     def late(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was prepared")
 
-    for name in ("training.encoder_images", "finetuning.encoder_images", "finetuning.ImageEncoder"):
-        monkeypatch.setattr(f"classact.{name}", late)
+    for name in ("representation.encoder_images", "head.encoder_images", "head.ImageEncoder"):
+        monkeypatch.setattr(f"classact.train.{name}", late)
     with pytest.raises(ConfigError, match=r"a batch of 2 cannot be cut into 1 ranks x 3 micro-batches"):
         make(kind, engine=EngineConfig(accumulate=3), batch_size=2)
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)

@@ -7,11 +7,8 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,29 +19,9 @@ from classact.run.recording import add_time
 from classact.utils import locks
 from classact.utils.locks import OWNER, BusyError, lock_of, locked, own, update_json
 from classact.utils.storage import read_json, read_jsonl, write_json
+from lock_owners import another_owner
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
-
-OWNING = """
-import sys
-from pathlib import Path
-from classact.utils.locks import own
-hold = own(Path(sys.argv[1]))
-print("owns", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def another_owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", OWNING, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "owns\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def test_a_folder_has_one_owner_who_is_named_until_it_dies(tmp_path: Path) -> None:
