@@ -1,4 +1,4 @@
-"""What a training step costs beside the encoder itself, and beside the released code's way of feeding it.
+"""What a training step costs beside the encoder itself, and beside the released code's way of loading images.
 
 In one process, in turns:
 
@@ -30,7 +30,7 @@ from classact.run.pretrain import from_preset
 from classact.train.batches import epoch_batches
 from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import Batch, Stats
-from classact.train.representation import Trainer
+from classact.train.representation import Trainer, is_compiled, memory_format
 from classact.utils.machine import choose_device
 from common import parser, peak_mebibytes, save, seconds
 
@@ -45,7 +45,7 @@ def random_data(config: PretrainConfig, steps: int) -> Demonstrations:
     return Demonstrations("random", ends, actions, actions.copy(), images={config.encoder.cameras[0]: images})
 
 
-class ReleasedFeeding(Trainer):
+class ReleasedLoading(Trainer):
     """Fed as the released code is; everything else as always."""
 
     def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:  # noqa: ARG002
@@ -57,16 +57,16 @@ class ReleasedFeeding(Trainer):
 
 
 def measure(data: Demonstrations, config: PretrainConfig, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Milliseconds of encoder, whole step, its weights and the released code's feeding; images per second."""
+    """Milliseconds of encoder, whole step, its weights and the released code's loading; images per second."""
     lines: list[str] = []
     trainer = Trainer(data, config, device=device.type, say=lines.append)
-    plain = ReleasedFeeding(
+    plain = ReleasedLoading(
         data,
         replace(config, precision="float32"),
         device=device.type,
-        engine=EngineConfig(compile="no", channels_last="no", feed="disk"),
+        engine=EngineConfig(compile="no", channels_last="no", loader="prefetch"),
     )
-    plain.feed = None
+    plain.loader = None
     B, encoder = config.batch_size, config.encoder
     batches = epoch_batches(data.num_steps, B, 0, 0)
     pixels = torch.rand(B, 1, 3, encoder.crop_size, encoder.crop_size, device=device) * 255
@@ -112,9 +112,9 @@ def measure(data: Demonstrations, config: PretrainConfig, device: torch.device, 
         "device": device.type,
         "batch_size": B,
         "bfloat16": trainer.bf16,
-        "compiled": trainer.engine.compiled(device),
-        "channels_last": trainer.engine.memory_format(device) == torch.channels_last,
-        "feed": lines,
+        "compiled": is_compiled(trainer.engine, device),
+        "channels_last": memory_format(trainer.engine, device) == torch.channels_last,
+        "loader": lines,
         "threads": torch.get_num_threads(),
         "repeats": repeats,
         "bare_ms": 1e3 * median["bare"],

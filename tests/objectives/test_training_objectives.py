@@ -247,8 +247,8 @@ def gradients(made: Trainer, step: int = 0) -> dict[str, Tensor]:
     """Of one step, before clipping and the optimiser, which hide factors."""
     rows = in_order(next(made.batches(step)))
     part = made.ranks.part(len(rows))
-    assert made.feed is not None
-    images = made.feed.take(made.moments(rows[part]))
+    assert made.loader is not None
+    images = made.loader.take(made.moments(rows[part]))
     made.gradients(rows, part, images, step_generator(made.seed, step, torch.device("cpu")))
     parameters = [*made.encoder.named_parameters(), *made.objective.named_parameters(prefix="objective")]
     return {name: p.grad.clone() for name, p in parameters if p.grad is not None}

@@ -32,7 +32,8 @@ from classact.train import engine, trackers
 from classact.train.checkpoints import STATE, list_checkpoints, load_checkpoint
 from classact.train.config import AugmentConfig, EngineConfig
 from classact.train.engine import DIVERGED, Training
-from classact.train.loader import THREAD_NAME, ResidentFeed
+from classact.train.loader import THREAD_NAME, ResidentLoader
+from classact.train.representation import is_compiled, memory_format
 from classact.utils.ranks import Ranks
 from classact.utils.storage import read_jsonl, verify_folder
 from engine_ranks import ENCODER, KINDS, Job, Outcome, demonstrations, hook, make, perform
@@ -446,13 +447,12 @@ def test_what_cannot_be_is_refused_before_anything_is_prepared(kind: str, monkey
 
 
 def test_trackers_whose_packages_are_here_are_required_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trackers.PACKAGES.keys() == trackers.TRACKERS.keys()
     asked: list[str] = []
     monkeypatch.setattr(trackers, "find_spec", lambda name: asked.append(name) or name)
-    for name in trackers.PACKAGES:
+    for name in trackers.TRACKERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    trackers.require(("trackio", "tensorboard", "wandb"))
-    assert asked == ["trackio", "tensorboard", "wandb"]
+    trackers.require(("tensorboard", "wandb"))
+    assert asked == ["tensorboard", "wandb"]
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingDependencyError, match="'wandb' needs a package"):
         trackers.require(("wandb",))
@@ -486,9 +486,9 @@ def test_two_steps_and_a_resume_equal_all_at_once(kind: str, channels_last: str,
 def test_how_it_is_computed_is_no_other_training(tmp_path: Path) -> None:
     job = Job("mlp", str(tmp_path), 4, events=[(0, 2, "SIGINT")])
     assert "stopped at step 2" in alone(job).error
-    other = EngineConfig(2, "no", "yes", "disk", True, ("tensorboard",))
+    other = EngineConfig(2, "no", "yes", "prefetch", True, ("tensorboard",))
     assert make("mlp", tmp_path, engine=other, ranks=Ranks(1, 2)).identity() == make("mlp").identity()
-    made = make("mlp", tmp_path, engine=EngineConfig(3, "no", "yes", "disk"), log_every=2, checkpoint_every=3)
+    made = make("mlp", tmp_path, engine=EngineConfig(3, "no", "yes", "prefetch"), log_every=2, checkpoint_every=3)
     assert made.resume()
     made.fit()
     for kind in ("mlp", "class"):
@@ -565,7 +565,7 @@ def test_out_of_memory_says_what_to_lower(kind: str, what: str, tmp_path: Path) 
         made.fit()
     advice = "Raise accumulate (--accumulate, now 2; it changes no result), or lower batch_size (--batch-size, now 32)"
     assert advice in str(caught.value)
-    assert "--feed" not in str(caught.value)
+    assert "--loader" not in str(caught.value)
     assert ("widths (now (8, 16))" in str(caught.value)) == (kind != "class")
     assert "crop_size (now 28)" in str(caught.value)
     assert saved(tmp_path) == [2]
@@ -573,11 +573,11 @@ def test_out_of_memory_says_what_to_lower(kind: str, what: str, tmp_path: Path) 
 
 def test_out_of_memory_says_what_the_images_take(monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("class")
-    assert isinstance(made.feed, ResidentFeed)
-    monkeypatch.setattr(made.feed, "_tensors", {"top": torch.zeros(3 * 2**20, dtype=torch.uint8)})  # as on a GPU
+    assert isinstance(made.loader, ResidentLoader)
+    monkeypatch.setattr(made.loader, "_tensors", {"top": torch.zeros(3 * 2**20, dtype=torch.uint8)})  # as on a GPU
     monkeypatch.setattr(engine, "free_memory", lambda _: (0, 4 * 2**20))
     hook(made, [(0, 1, "memory")])
-    message = r"\(now 28\)\. The images take 3 MiB of the 4 MiB of the GPU's memory; .*--feed disk\) leaves them"
+    message = r"\(now 28\)\. The images take 3 MiB of the 4 MiB of the GPU's memory; .*--loader prefetch\) leaves them"
     with pytest.raises(ClassactError, match=message):
         made.fit()
 
@@ -678,10 +678,10 @@ def mapped(folder: Path) -> Demonstrations:
 
 
 @pytest.mark.parametrize("kind", ["class", "diffusion"])
-def test_every_way_of_feeding_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+def test_every_loader_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
     data, digests = mapped(tmp_path / "images"), set()
-    for mode in ("resident", "ram", "disk", "auto"):
-        made = make(kind, engine=EngineConfig(feed=mode), data=data, steps=7, batch_size=24)
+    for mode in ("resident", "prefetch", "auto"):
+        made = make(kind, engine=EngineConfig(loader=mode), data=data, steps=7, batch_size=24)
         made.fit()
         digests.add(engine_ranks.digest(made))
     assert len(digests) == 1
@@ -693,7 +693,7 @@ def fetching() -> list[str]:
 
 @pytest.mark.parametrize("end", ["finished", "memory", "SIGINT", "nan"])
 def test_nothing_fetches_images_once_training_ended(end: str, tmp_path: Path) -> None:
-    made = make("class", tmp_path, 12, EngineConfig(feed="disk"))
+    made = make("class", tmp_path, 12, EngineConfig(loader="prefetch"))
     hook(made, [(0, 3, end)])
     during: list[int] = []
     with nullcontext() if end == "finished" else pytest.raises(ClassactError):
@@ -744,18 +744,16 @@ def test_settings_that_make_no_sense() -> None:
     for name in ("compile", "channels_last"):
         with pytest.raises(ConfigError, match=f"unknown choice of {name} 'maybe': available are 'auto', 'no', 'yes'"):
             EngineConfig(**{name: "maybe"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord': available are 'tensorboard', 'trackio'"):
+    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord': available are 'tensorboard', 'wandb'"):
         EngineConfig(trackers=("wandb", "tensorbord"))
-    with pytest.raises(ConfigError, match="unknown feed 'tape': available are 'auto', 'disk', 'ram', 'resident'"):
-        EngineConfig(feed="tape")
+    with pytest.raises(ConfigError, match="unknown loader 'tape': available are 'auto', 'prefetch', 'resident'"):
+        EngineConfig(loader="tape")
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [EngineConfig().compiled(device) for device in (cpu, gpu)] == [False, True]
-    assert [EngineConfig().memory_format(device) for device in (cpu, gpu)] == [
-        torch.contiguous_format,
-        torch.channels_last,
-    ]
-    assert not EngineConfig(compile="no").compiled(gpu)
-    assert EngineConfig(channels_last="no").memory_format(gpu) == torch.contiguous_format
+    assert [is_compiled(EngineConfig(), device) for device in (cpu, gpu)] == [False, True]
+    formats = [memory_format(EngineConfig(), device) for device in (cpu, gpu)]
+    assert formats == [torch.contiguous_format, torch.channels_last]
+    assert not is_compiled(EngineConfig(compile="no"), gpu)
+    assert memory_format(EngineConfig(channels_last="no"), gpu) == torch.contiguous_format
 
 
 @pytest.mark.parametrize("own", [False, True])

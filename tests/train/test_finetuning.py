@@ -284,7 +284,7 @@ def head_input(made: FineTuner, rows: np.ndarray, seed: int = 0) -> torch.Tensor
         seen.append(features)
         return losses(features, *args)
 
-    images = {} if made.feed is None else made.feed.take(made.moments(rows))
+    images = {} if made.loader is None else made.loader.take(made.moments(rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.head, "losses", spy)
         made.gradients(rows, slice(0, len(rows)), images, torch.Generator().manual_seed(seed))
@@ -297,7 +297,7 @@ def test_fixed_features_are_those_of_run_time() -> None:
     fixed, centre = (tuner(augment=None, frozen=frozen) for frozen in (True, False))
     rows = np.array([0, 7, 119])
     got = head_input(fixed, rows)
-    assert fixed.feed is None  # no image is read again
+    assert fixed.loader is None  # no image is read again
     seen = [Observation({"top": data.images["top"][r]}, data.proprioception[r]) for r in rows]
     assert_allclose(got, fixed.policy().features(seen), atol=1e-6)
     assert_allclose(head_input(centre, rows).detach(), got, atol=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -105,18 +104,18 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown tracker 'mlflow': available are 'tensorboard', 'trackio', 'wandb'"):
+    with pytest.raises(ConfigError, match="unknown tracker 'mlflow': available are 'tensorboard', 'wandb'"):
         make_trackers(["mlflow"], tmp_path)
     with pytest.raises(ConfigError, match="unknown mode of wandb 'dryrun': available are 'disabled', 'offline'"):
         make_trackers(["wandb"], tmp_path, wandb_mode="dryrun")
-    with pytest.raises(ConfigError, match="the trackers wandb, trackio keep files beside the training"):
-        make_trackers(["wandb", "trackio"], None)
+    with pytest.raises(ConfigError, match="the trackers wandb, tensorboard keep files beside the training"):
+        make_trackers(["wandb", "tensorboard"], None)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_names_the_extra(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("torch.utils.tensorboard", "trackio", "wandb"):
+    for module in ("torch.utils.tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         MissingDependencyError, match=rf"the tracker '{name}' needs .* pip install 'classact\[{name}\]'"
@@ -169,8 +168,8 @@ print("closed")
 
 def train(name: str, folder: Path, first: int, last: int, end: str = "close") -> None:
     """Log steps ``first`` to ``last`` in a process that is killed afterwards, or not."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "TRACKIO_"))}
-    environment |= {"TRACKIO_DIR": str(folder / "trackio"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     # Only classact's own warnings are errors here: the trackers import what they like.
     command = [
         sys.executable,
@@ -242,17 +241,3 @@ def wandb_steps(path: Path) -> list[int]:
             assert "note" not in items
             found.append(items["step"])
     return found
-
-
-@needs("trackio")
-def test_trackio_continues_its_run(tmp_path: Path) -> None:
-    train("trackio", tmp_path, 1, 4)
-    train("trackio", tmp_path, 3, 6)
-    rows_again(tmp_path)
-    identity = read_json(tmp_path / "tracking.json")["id"]
-    with sqlite3.connect(tmp_path / "trackio" / "classact.db") as base:
-        rows = base.execute("select run_name, run_id, step, metrics from metrics order by id").fetchall()
-    assert {name for name, *_ in rows} == {f"walk-{identity}"}
-    assert len({run for _, run, *_ in rows}) == 1
-    assert [step for _, _, step, _ in rows] == [1, 2, 3, 4, 3, 4, 5, 6]
-    assert json.loads(rows[-1][3]) == {"steps": 9, "loss": 6.0}

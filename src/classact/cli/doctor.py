@@ -211,7 +211,6 @@ EXTRAS = {
     "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
     "tensorboard": ("tensorboard", "--trackers tensorboard"),
     "wandb": ("wandb", "--trackers wandb"),
-    "trackio": ("trackio", "--trackers trackio"),
 }
 """Extra -> its package, and what needs it."""
 

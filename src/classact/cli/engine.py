@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from classact.train.config import Choice, Feed, TrackerName
+from classact.train.config import Choice, Loader, TrackerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class EngineArguments:
         Choice, tyro.conf.arg(help="torch.compile of the encoder: auto (on GPUs where it works), yes or no.")
     ] = "auto"
     channels_last: Annotated[Choice, tyro.conf.arg(help="Channels-last images: auto (on GPUs), yes or no.")] = "auto"
-    feed: Annotated[
-        Feed,
+    loader: Annotated[
+        Loader,
         tyro.conf.arg(
-            help="Where images lie while training: auto, resident (on the device), ram, or disk (read ahead)."
+            help="Where images lie while training: auto, resident (on the device) or prefetch (read ahead from disk)."
         ),
     ] = "auto"
     deterministic: Annotated[
@@ -39,7 +39,7 @@ class EngineArguments:
     ] = False
     trackers: Annotated[
         tuple[TrackerName, ...],
-        tyro.conf.arg(help="Beside train.jsonl: tensorboard, wandb (offline unless WANDB_MODE says else), trackio."),
+        tyro.conf.arg(help="Beside train.jsonl: tensorboard, wandb (offline unless WANDB_MODE says else)."),
     ] = ()
 
 
@@ -51,7 +51,7 @@ def engine_config(arguments: EngineArguments) -> Any:
         accumulate=arguments.accumulate,
         compile=arguments.compile,
         channels_last=arguments.channels_last,
-        feed=arguments.feed,
+        loader=arguments.loader,
         deterministic=arguments.deterministic,
         trackers=arguments.trackers,
     )

@@ -101,11 +101,11 @@ def describe(config: AugmentConfig | None) -> str:
     return ", ".join(parts)
 
 
-Feed = Literal["auto", "disk", "ram", "resident"]
-FEEDS: tuple[str, ...] = get_args(Feed)
+Loader = Literal["auto", "prefetch", "resident"]
+LOADERS: tuple[str, ...] = get_args(Loader)
 
 
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "wandb"]
 TRACKERS: tuple[str, ...] = get_args(TrackerName)
 
 
@@ -131,15 +131,15 @@ class EngineConfig:
             shapes, and what is compiled is compiled for each.
         compile: run the encoder through torch.compile: "yes", "no", or "auto": on GPUs, and not where it fails.
         channels_last: keep images and convolutions channels-last: "yes", "no", or "auto": on GPUs.
-        feed: where images lie while training; see :func:`classact.train.loader.make_feed`.
+        loader: where images lie while training; see :func:`classact.train.loader.make_loader`.
         deterministic: only deterministic kernels on GPUs (slower): the same bits in each run. CPUs always are.
-        trackers: where logged rows go beside train.jsonl: "tensorboard", "wandb", "trackio".
+        trackers: where logged rows go beside train.jsonl: "tensorboard", "wandb".
     """
 
     accumulate: int = 1
     compile: Choice = "auto"
     channels_last: Choice = "auto"
-    feed: Feed = "auto"
+    loader: Loader = "auto"
     deterministic: bool = False
     trackers: tuple[TrackerName, ...] = ()
 
@@ -149,7 +149,7 @@ class EngineConfig:
         for kind, value, known in (
             ("choice of compile", self.compile, CHOICES),
             ("choice of channels_last", self.channels_last, CHOICES),
-            ("feed", self.feed, FEEDS),
+            ("loader", self.loader, LOADERS),
         ):
             if value not in known:
                 raise UnknownNameError(choose(kind, value, known))

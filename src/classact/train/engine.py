@@ -46,7 +46,7 @@ from classact.train.checkpoints import (
     save_checkpoint,
 )
 from classact.train.config import EngineConfig, OptimizerConfig
-from classact.train.loader import ImageFeed, ResidentFeed, describe_bytes, free_memory, make_feed
+from classact.train.loader import ImageLoader, ResidentLoader, describe_bytes, free_memory, make_loader
 from classact.train.optim import learning_rate
 from classact.train.trackers import Trackers, make_trackers, require
 from classact.utils.interruptions import interruptible
@@ -207,14 +207,10 @@ class Training(ABC):
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self.step, self.seconds = 0, 0.0
         self._hold: Hold | None = None
-        self.feed: ImageFeed | None = None
+        self.loader: ImageLoader | None = None
         if images is not None:
-            mode, free = self.engine.feed, None
-            if mode == "ram" and self.ranks.world > 1:
-                # Measured by all before the first of them copies.
-                own = torch.tensor([free_memory(torch.device("cpu"))[0]])
-                free = int(self.ranks.gather(own).min())
-            self.feed = make_feed(images, self.device, mode, say=say if self.ranks.first else None, free_bytes=free)
+            said = say if self.ranks.first else None
+            self.loader = make_loader(images, self.device, self.engine.loader, say=said)
         self.lag = 1 if torch.device(self.device).type == "cuda" else 0
         self._pending: list[tuple[int, float, IntArray, Stats]] = []
 
@@ -232,7 +228,7 @@ class Training(ABC):
         Args:
             rows: (B,) or (B, M) all rows of the batch, sorted by their first step.
             part: this rank's rows.
-            images: of :meth:`moments` of ``rows[part]``; empty where the feed is not used.
+            images: of :meth:`moments` of ``rows[part]``; empty where the loader is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
         Returns:
@@ -283,7 +279,7 @@ class Training(ABC):
             ClassactError: the loss became NaN or infinite.
         """
         rows = in_order(rows)
-        images = {} if self.feed is None else self.feed.take(self.moments(rows[self.ranks.part(len(rows))]))
+        images = {} if self.loader is None else self.loader.take(self.moments(rows[self.ranks.part(len(rows))]))
         self._launch(rows, images)
         return self._settle(0)
 
@@ -384,7 +380,7 @@ class Training(ABC):
         mark, window = self.step, begin
         trackers = self._trackers()
         try:
-            with interruptible() as interrupted, self._kernels(), self._fed_batches() as batches:
+            with interruptible() as interrupted, self._kernels(), self._loaded_batches() as batches:
                 while True:
                     if self.step in due:
                         paused = time.perf_counter()
@@ -488,9 +484,9 @@ class Training(ABC):
             self.ranks.barrier()
 
     @contextmanager
-    def _fed_batches(self) -> Iterator[Iterator[tuple[IntArray, Batch]]]:
+    def _loaded_batches(self) -> Iterator[Iterator[tuple[IntArray, Batch]]]:
         rows = (in_order(batch) for batch in self.batches(self.step))
-        if self.feed is None:
+        if self.loader is None:
             yield ((batch, {}) for batch in rows)
             return
         # Neighbours in the file: fewer page faults, and the loss does not care about the order.
@@ -501,11 +497,11 @@ class Training(ABC):
                 ahead.append(batch)
                 yield self.moments(batch[self.ranks.part(len(batch))])
 
-        fed = self.feed.batches(wanted())
+        loaded = self.loader.batches(wanted())
         try:
-            yield ((ahead.pop(0), images) for _, images in fed)
+            yield ((ahead.pop(0), images) for _, images in loaded)
         finally:
-            close = getattr(fed, "close", None)
+            close = getattr(loaded, "close", None)
             if close is not None:
                 close()
 
@@ -540,13 +536,13 @@ class Training(ABC):
             ) from error
 
     def _image_advice(self) -> str:
-        held = self.feed.device_bytes if isinstance(self.feed, ResidentFeed) else 0
+        held = self.loader.device_bytes if isinstance(self.loader, ResidentLoader) else 0
         if not held:
             return ""
         total = free_memory(torch.device(self.device))[1]
         return (
-            f" The images take {describe_bytes(held)} of the {describe_bytes(total)} of the GPU's memory; feed 'disk' "
-            f"(--feed disk) leaves them where they are."
+            f" The images take {describe_bytes(held)} of the {describe_bytes(total)} of the GPU's memory; the "
+            f"loader 'prefetch' (--loader prefetch) leaves them where they are."
         )
 
     @contextmanager

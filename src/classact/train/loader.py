@@ -1,12 +1,11 @@
-"""Images on their way to training: batches of uint8 rows on the device, from its memory, from main memory or from disk.
+"""Images on their way to training: batches of uint8 rows on the device, from its memory or read ahead from disk.
 
-Every way gives the same bytes in the same order; augmentation and normalisation happen on the device, behind this.
+Both ways give the same bytes in the same order; augmentation and normalisation happen on the device, behind this.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,12 +18,12 @@ from torch import Tensor
 
 from classact.data.types import ImageArray, IntArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.train.config import LOADERS, Loader
 from classact.utils.machine import memory_limits
 
-FedBatch = tuple[IntArray, dict[str, Tensor]]
+LoadedBatch = tuple[IntArray, dict[str, Tensor]]
 """Rows (B,) as they were asked for, and for each camera their images (B, S, S, 3) uint8 on the device."""
 
-MODES = ("auto", "disk", "ram", "resident")
 IMAGE_SHARE = 0.75
 """Of the free memory, what images may take; the rest is for the network, its gradients and activations."""
 BLOCK_BYTES = 256 * 2**20
@@ -32,7 +31,7 @@ BLOCK_BYTES = 256 * 2**20
 THREAD_NAME = "classact-images"
 
 
-class ImageFeed(Protocol):
+class ImageLoader(Protocol):
     """Hands out images by row."""
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
@@ -42,7 +41,7 @@ class ImageFeed(Protocol):
             DataError: rows that are not int64 of shape (B,), or outside the data.
         """
 
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
         """A batch for each element of ``rows``, in their order. Close the iterator where it is not used up.
 
         Raises:
@@ -96,49 +95,31 @@ def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
     return out
 
 
-class ResidentFeed:
-    """All images at hand: on a GPU as one tensor per camera, on a processor the arrays themselves.
+class ResidentLoader:
+    """All images at hand: on a GPU as one tensor per camera, on a CPU the arrays themselves.
 
     Args:
-        images: camera -> (N, S, S, 3) uint8; a memory map is read as a whole, block by block, onto a GPU. On a
-            processor it stays one: the operating system keeps in memory what is used.
+        images: camera -> (N, S, S, 3) uint8; a memory map is read as a whole, block by block, onto a GPU. On a CPU it
+            stays one: the operating system keeps in memory what is used.
         device: where the batches go.
-        ram: on a processor, copy memory maps into memory.
-        progress: called with (images copied, images in all).
 
     Raises:
         DataError: as :func:`check_images`.
         ConfigError: the images do not fit.
     """
 
-    def __init__(
-        self,
-        images: Mapping[str, ImageArray],
-        device: str | torch.device,
-        *,
-        ram: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, images: Mapping[str, ImageArray], device: str | torch.device) -> None:
         self.count, self.device = check_images(images), torch.device(device)
         self._tensors: dict[str, Tensor] = {}
         self._arrays: dict[str, ImageArray] = {}
-        done, total = 0, self.count * len(images)
         for camera, array in images.items():
-
-            def told(rows: int, before: int = done) -> None:
-                if progress is not None:
-                    progress(before + rows, total)
-
-            if self.device.type != "cpu":
-                self._tensors[camera] = _copy(array, self.device, told)
-            elif ram:
-                self._arrays[camera] = _copy(array, self.device, told).numpy()
-            else:
+            if self.device.type == "cpu":
                 self._arrays[camera] = np.asarray(array)
-            done += self.count
+            else:
+                self._tensors[camera] = _copy(array, self.device)
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """See :meth:`ImageFeed.take`. Does not wait for a GPU."""
+        """See :meth:`ImageLoader.take`. Does not wait for a GPU."""
         _check_rows(rows, self.count)
         if self.device.type == "cpu":
             return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
@@ -147,11 +128,11 @@ class ResidentFeed:
 
     @property
     def device_bytes(self) -> int:
-        """What the images take of a GPU's memory; 0 on a processor."""
+        """What the images take of a GPU's memory; 0 on a CPU."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
-        """See :meth:`ImageFeed.batches`."""
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
+        """See :meth:`ImageLoader.batches`."""
         for batch in rows:
             yield batch, self.take(batch)
 
@@ -164,28 +145,26 @@ def _select(tensor: Tensor, index: Tensor) -> Tensor:
     return flat.index_select(0, index).view(torch.uint8).view(len(index), *tensor.shape[1:])
 
 
-def _copy(array: ImageArray, device: torch.device, told: Callable[[int], None]) -> Tensor:
+def _copy(array: ImageArray, device: torch.device) -> Tensor:
     try:
         out = torch.empty(array.shape, dtype=torch.uint8, device=device)
     except RuntimeError as error:  # torch's own class for it exists for GPUs only
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise ConfigError(
-            f"{describe({'': array})} do not fit into the memory of {device}. Feed them with mode 'disk'."
+            f"{describe({'': array})} do not fit into the memory of {device}. Choose the loader 'prefetch'."
         ) from error
     step = max(1, BLOCK_BYTES // max(1, math.prod(array.shape[1:])))
-    told(0)
     for start in range(0, len(array), step):
         block = array[start : start + step]
         with warnings.catch_warnings():
             # A memory map may be read-only; nobody writes to this view of it.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             out[start : start + len(block)].copy_(torch.from_numpy(np.ascontiguousarray(block)))
-        told(start + len(block))
     return out
 
 
-class PrefetchFeed:
+class PrefetchLoader:
     """Batches gathered ahead by threads, from memory maps or arrays; onto a GPU through pinned memory.
 
     Args:
@@ -213,11 +192,11 @@ class PrefetchFeed:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """See :meth:`ImageFeed.take`. Reads at once, in this thread."""
+        """See :meth:`ImageLoader.take`. Reads at once, in this thread."""
         return self._receive(*self._load(_check_rows(rows, self.count)))
 
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[FedBatch]:
-        """See :meth:`ImageFeed.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
+    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
+        """See :meth:`ImageLoader.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
 
         What goes wrong in advance is raised when its batch is due.
         """
@@ -292,7 +271,7 @@ def describe_bytes(count: float) -> str:
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of the device's memory; for processors those of the machine, or of the container's limit."""
+    """(free, total) bytes of the device's memory; for CPUs those of the machine, or of the container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     import psutil  # type: ignore[import-untyped]
@@ -302,77 +281,57 @@ def free_memory(device: torch.device) -> tuple[int, int]:
     return min(frees), min(totals)
 
 
-def make_feed(
+def make_loader(
     images: Mapping[str, ImageArray],
     device: str | torch.device,
-    mode: str = "auto",
+    mode: Loader = "auto",
     *,
     say: Callable[[str], None] | None = None,
     free_bytes: int | None = None,
-    sharers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> ImageFeed:
+) -> ImageLoader:
     """Choose how images get to the device, and say so before anything is copied.
 
     Args:
         images: camera -> (N, S, S, 3) uint8.
         device: where the batches go.
-        mode: "resident": all of them in the device's memory (a processor reads the memory maps, which the operating
-            system then keeps in memory); "ram": copied into main memory first; "disk": read as needed, by threads
-            that are ahead; "auto": resident where they fit into :data:`IMAGE_SHARE` of what is free, else disk.
+        mode: "resident": all of them in the device's memory (a CPU reads the memory maps, which the operating system
+            then keeps in memory); "prefetch": read as needed, by threads that are ahead; "auto": resident where they
+            fit into :data:`IMAGE_SHARE` of what is free, else prefetch.
         say: called with one line: what is needed, what is free, what is done.
         free_bytes: what is free where the images would be kept; None measures it.
-        sharers: processes on this machine that do the same, each with a copy of its own under "ram" (memory maps they
-            share); None is what the launcher says (LOCAL_WORLD_SIZE), else 1.
-        progress: called with (images copied, images in all).
 
     Raises:
         DataError: as :func:`check_images`.
         ConfigError: an unknown mode, or one that needs more memory than is free.
     """
-    if mode not in MODES:
-        raise UnknownNameError(choose("way of feeding images", mode, MODES))
+    if mode not in LOADERS:
+        raise UnknownNameError(choose("loader", mode, LOADERS))
     check_images(images)
-    if sharers is None:
-        said = os.environ.get("LOCAL_WORLD_SIZE", "")
-        sharers = int(said) if said.isdigit() else 1
     device = torch.device(device)
-    kept = device if mode != "ram" else torch.device("cpu")
-    free, total = free_memory(kept) if free_bytes is None else (free_bytes, None)
-    place = "main memory" if kept.type == "cpu" else str(kept)
+    free, total = free_memory(device) if free_bytes is None else (free_bytes, None)
+    place = "main memory" if device.type == "cpu" else str(device)
     have = f"{describe_bytes(free)} {'' if total is None else f'of {describe_bytes(total)} '}free in {place}"
+    mapped = any(_mapped(array) for array in images.values())
     # Arrays that are in main memory already need no more of it.
-    held = kept.type == "cpu" and not any(_mapped(array) for array in images.values())
-    copies = max(1, sharers) if mode == "ram" and not held else 1
-    needed = copies * _bytes(images)
-    each = f" by each of {copies} processes, {describe_bytes(needed)} in all" if copies > 1 else ""
-    fits = held or needed <= IMAGE_SHARE * free
-    if mode in ("resident", "ram") and not fits:
+    fits = (device.type == "cpu" and not mapped) or _bytes(images) <= IMAGE_SHARE * free
+    if mode == "resident" and not fits:
         raise ConfigError(
-            f"{describe(images)} are to be kept in {place} (mode {mode!r}){each}, but of the {have} images may take "
+            f"{describe(images)} are to be kept in {place} (loader 'resident'), but of the {have} images may take "
             f"{describe_bytes(IMAGE_SHARE * free)} ({IMAGE_SHARE:.0%}); the rest is for the network. Choose the "
-            f"mode 'disk' or 'auto', use smaller images, or free some memory."
+            f"loader 'prefetch' or 'auto', use smaller images, or free some memory."
         )
-    resident = mode in ("resident", "ram") or (mode == "auto" and fits)
-    if mode == "ram":
-        does = "used where they are" if held else f"copied into main memory{each}"
-    elif not resident:
-        does = "read from disk as needed" if any(_mapped(array) for array in images.values()) else "copied as needed"
+    resident = mode == "resident" or (mode == "auto" and fits)
+    if not resident:
+        does = "read from disk as needed" if mapped else "copied as needed"
         if mode == "auto":
             does += f" (more than {IMAGE_SHARE:.0%} of what is free)"
-    elif kept.type != "cpu":
+    elif device.type != "cpu":
         does = "kept on the device"
     else:
-        does = "used where they are" if held else "memory-mapped, the operating system keeps them in memory"
+        does = "memory-mapped, the operating system keeps them in memory" if mapped else "used where they are"
     if say is not None:
         say(f"{describe(images)}, {have}: {does}")
-    if not resident:
-        return PrefetchFeed(images, device)
-    if mode == "ram" and device.type != "cpu":
-        if not held:
-            images = ResidentFeed(images, "cpu", ram=True, progress=progress)._arrays
-        return PrefetchFeed(images, device)
-    return ResidentFeed(images, device, ram=mode == "ram" and not held, progress=progress)
+    return ResidentLoader(images, device) if resident else PrefetchLoader(images, device)
 
 
 def _mapped(array: ImageArray) -> bool:

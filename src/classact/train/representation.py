@@ -78,11 +78,13 @@ def random_views(
     return views[0][:, None] if len(views) == 1 else torch.stack(views, dim=1)
 
 
-def _compiled(engine: EngineConfig, device: torch.device) -> bool:
+def is_compiled(engine: EngineConfig, device: torch.device) -> bool:
+    """Whether encoders run through torch.compile."""
     return engine.compile == "yes" or (engine.compile == "auto" and device.type == "cuda")
 
 
-def _memory_format(engine: EngineConfig, device: torch.device) -> torch.memory_format:
+def memory_format(engine: EngineConfig, device: torch.device) -> torch.memory_format:
+    """How images and convolutions are laid out."""
     last = engine.channels_last == "yes" or (engine.channels_last == "auto" and device.type == "cuda")
     return torch.channels_last if last else torch.contiguous_format
 
@@ -102,12 +104,12 @@ class EncoderPass:
 
     def __init__(self, encoder: ImageEncoder, engine: EngineConfig, *, bf16: bool, average: ImageEncoder) -> None:
         device = encoder.mean.device
-        self.encoder, self.bf16, self.format = encoder, bf16, _memory_format(engine, device)
+        self.encoder, self.bf16, self.format = encoder, bf16, memory_format(engine, device)
         if self.format == torch.channels_last:
             encoder.views.to(memory_format=torch.channels_last)
             average.views.to(memory_format=torch.channels_last)
         self.run: Callable[..., torch.Tensor] = encoder
-        self.compile, self._untried = engine.compile, _compiled(engine, device)
+        self.compile, self._untried = engine.compile, is_compiled(engine, device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F).

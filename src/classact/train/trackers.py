@@ -13,7 +13,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -183,33 +183,8 @@ class _Wandb:
         self.run.finish()
 
 
-class _Trackio:
-    name = "trackio"
-
-    def __init__(self, run: _Run) -> None:
-        self.trackio = _package("trackio", self.name)
-        with redirect_stdout(sys.stderr):  # standard output is for results
-            # A run is found again by its name.
-            name = f"{run.name}-{run.id}"
-            self.run = self.trackio.init(project=run.project, name=name, config=run.config, resume="allow", embed=False)
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        with redirect_stdout(sys.stderr):
-            self.trackio.finish()
-
-
-TRACKERS: Mapping[str, Callable[[_Run], Tracker]] = {
-    _TensorBoard.name: _TensorBoard,
-    _Trackio.name: _Trackio,
-    _Wandb.name: _Wandb,
-}
-
-
-PACKAGES = {_TensorBoard.name: "tensorboard", _Trackio.name: "trackio", _Wandb.name: "wandb"}
-"""What each needs, of the same name as its extra."""
+TRACKERS: Mapping[str, Callable[[_Run], Tracker]] = {_TensorBoard.name: _TensorBoard, _Wandb.name: _Wandb}
+"""Name of a tracker, of its package and of its extra -> what opens it."""
 
 
 def require(names: Sequence[str]) -> None:
@@ -222,9 +197,8 @@ def require(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise UnknownNameError(choose("tracker", name, TRACKERS))
-        package = PACKAGES[name]
-        if not (sys.modules[package] if package in sys.modules else find_spec(package)):
-            raise _missing(name, f"no module named {package!r}")
+        if not (sys.modules[name] if name in sys.modules else find_spec(name)):
+            raise _missing(name, f"no module named {name!r}")
 
 
 def make_trackers(
@@ -241,9 +215,9 @@ def make_trackers(
     """Open the trackers of a training.
 
     Args:
-        names: "tensorboard" (files in ``folder/tensorboard``), "trackio" (its own local data base, seen with
-            ``trackio show``), "wandb" (Weights & Biases; files in ``folder/wandb``, sent with ``wandb sync``; those of
-            a run that was continued with ``wandb sync --append``). Rows go to ``folder/train.jsonl`` in any case.
+        names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in
+            ``folder/wandb``, sent with ``wandb sync``; those of a run that was continued with ``wandb sync --append``).
+            Rows go to ``folder/train.jsonl`` in any case.
         folder: of the training; None tracks nothing.
         project: under which trackers file the run.
         run_name: what they call it; None is the folder's name.
