@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, Moment, PolicySpec, as_histories
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
+from classact.sims.worker import run_chunk
 from classact.train.config import AugmentConfig, OptimizerConfig, PretrainConfig
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
@@ -135,6 +137,34 @@ class Short:
     def __init__(self, *args: Any, **options: Any) -> None:
         self.sim = make_simulator(*args, **options)
         self.spec, self.close = replace(self.sim.spec, max_steps=20), self.sim.close
+
+
+class Here:
+    """A simulator worker without a process of its own: starting one takes longer than these episodes."""
+
+    def __init__(self, _: Any, arguments: tuple[Any, ...], __: list[str]) -> None:
+        name, size, shift, cameras = arguments
+        self.make = partial(make_simulator, name, image_size=size, shift=shift, cameras=cameras)
+        self.sims: list[Any] = []
+        self.answers: list[Any] = []
+
+    def reset(self, seeds: Sequence[int], render: bool) -> None:
+        self.close()
+        self.sims = [self.make() for _ in seeds]
+        for sim, seed in zip(self.sims, seeds, strict=True):
+            sim.reset(int(seed))
+        self.answers = [sim.observe(render=render) for sim in self.sims]
+
+    def step(self, chunks: FloatArray, *how: Any) -> None:
+        self.answers = [run_chunk(sim, chunk, *how) for sim, chunk in zip(self.sims, chunks, strict=True)]
+
+    def answer(self) -> list[Any]:
+        return self.answers
+
+    def close(self) -> None:
+        for sim in self.sims:
+            sim.close()
+        self.sims = []
 
 
 class Acts:

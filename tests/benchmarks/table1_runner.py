@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,12 @@ import pytest
 import torch
 
 import fakes
-from classact.data.types import FloatArray
 from classact.evaluation import rollout
 from classact.run.probe import probe_run
-from classact.sims import make_simulator
-from classact.sims.worker import run_chunk
 from classact.train import engine
 from classact.utils.locks import lock_of, locked
 from classact.utils.storage import append_jsonl
 from table1 import Cell, Protocol, cells, grid, parse_method, plan, records, run_table, runner
-
-
-class Here:
-    """A simulator worker without a process of its own: starting one takes longer than these episodes."""
-
-    def __init__(self, _: Any, arguments: tuple[Any, ...], __: list[str]) -> None:
-        name, size, shift, cameras = arguments
-        self.make = partial(make_simulator, name, image_size=size, shift=shift, cameras=cameras)
-        self.sims: list[Any] = []
-        self.answers: list[Any] = []
-
-    def reset(self, seeds: Sequence[int], render: bool) -> None:
-        self.close()
-        self.sims = [self.make() for _ in seeds]
-        for sim, seed in zip(self.sims, seeds, strict=True):
-            sim.reset(int(seed))
-        self.answers = [sim.observe(render=render) for sim in self.sims]
-
-    def step(self, chunks: FloatArray, *how: Any) -> None:
-        self.answers = [run_chunk(sim, chunk, *how) for sim, chunk in zip(self.sims, chunks, strict=True)]
-
-    def answer(self) -> list[Any]:
-        return self.answers
-
-    def close(self) -> None:
-        for sim in self.sims:
-            sim.close()
-        self.sims = []
-
 
 METHODS = ("random", "class", "byol")
 
@@ -91,7 +58,7 @@ def table(
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "make_simulator", fakes.Short)
-        patch.setattr(rollout, "Worker", Here)
+        patch.setattr(rollout, "Worker", fakes.Here)
         patch.setattr(grid, "CHECKPOINT_EVERY", 2)
         patch.setattr(records, "LATENCY_CALLS", 2)
         patch.setattr(cells, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))

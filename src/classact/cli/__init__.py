@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from classact.cli.about import Doctor, Presets, doctor, presets
+from classact.cli.compare import Compare, compare
 from classact.cli.data import DataGenerate, DataInfo, data_generate, data_info
 from classact.cli.finetune import Finetune, finetune
 from classact.cli.probe import Probe, probe
@@ -18,6 +19,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
     "finetune": (Finetune, finetune),
     "evaluate": (Evaluate, evaluate),
     "report": (Report, report),
+    "compare": (Compare, compare),
     "probe": (Probe, probe),
     "similarity": (Similarity, measure_similarity),
     "data info": (DataInfo, data_info),

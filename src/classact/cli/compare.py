@@ -1,0 +1,151 @@
+"""The command compare: objectives on one's own data, or runs that exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from classact.cli.console import console
+from classact.cli.engine import engine_config, training_ranks
+from classact.cli.runs import RunArguments, idle_flags, run_config
+from classact.errors import ConfigError
+
+SHOWN = ("dtw_error@1", "ndcg", "rank_correlation")
+"""Metrics without rollouts that are printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(RunArguments):
+    """Compare objectives on your data, one run for each and each seed, or runs that exist: OUT/comparison.html."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(help="Compare these and train nothing: folders of runs, or RUN/evaluations/NAME."),
+    ] = ()
+    objectives: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="What is learned; others are compared with the first. Names of 'classact presets', options in "
+            "brackets as in 'class[queue=1280]', sums such as class+0.1*byol."
+        ),
+    ] = ("class", "none")
+    seeds: Annotated[int, tyro.conf.arg(help="Trainings of each objective, with seeds from --seed on.")] = 1
+    test_episodes: Annotated[int, tyro.conf.arg(help="Evaluation episodes of each run.")] = 50
+    heldout: Annotated[
+        int, tyro.conf.arg(help="Last demonstrations that no run learns from: representations are probed on them.")
+    ] = 10
+    objective: tyro.conf.Suppress[str] = "class"
+    options: tyro.conf.Suppress[tuple[str, ...]] = ()
+
+
+def compare(arguments: Compare) -> None:
+    """Train, evaluate and probe what is not there yet; print and write the table."""
+    from classact.report.compare import build_comparison_page
+    from classact.run.compare import compare, read_runs, train_and_evaluate
+    from classact.utils.storage import plain_json, write_json
+
+    notes: list[str] = []
+    if arguments.runs:
+        found = read_runs(arguments.runs)
+    else:
+        with training_ranks(arguments) as ranks:
+            runs = objective_runs(arguments, ranks)
+            rollouts = _rollouts(arguments, next(iter(runs.values())), notes)
+            found = train_and_evaluate(runs, first=ranks.first, rollouts=rollouts, quiet=arguments.quiet)
+        if not found:
+            return
+        notes.append("Learning rates are the preset's and the objectives' own: none was tuned on these data.")
+    comparison = compare(found, notes)
+    write_json(arguments.out / "comparison.json", plain_json(asdict(comparison)))
+    print_comparison(comparison)
+    page = build_comparison_page(comparison, arguments.out / "comparison.html")
+    console().print(f"Page: {page}", soft_wrap=True)
+
+
+def objective_runs(arguments: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:
+    """(objective as written, training seed) -> what makes the run's pipeline.
+
+    Raises:
+        ConfigError: no objective, one of them twice, or settings that do not fit.
+    """
+    from classact.run.folder import Run
+    from classact.run.pretrain import Pipeline
+    from classact.run.recording import slug
+
+    folders = {written: slug(written).strip("-") for written in arguments.objectives}
+    if len(set(folders.values())) < max(2, len(arguments.objectives)) or arguments.seeds < 1:
+        asked = f"{', '.join(arguments.objectives) or 'none'} with {arguments.seeds} seeds"
+        raise ConfigError(f"expected at least two objectives, each named once, and at least one seed, got {asked}.")
+    runs: dict[tuple[str, int], Callable[[], Any]] = {}
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        for written in arguments.objectives:
+            config = run_config(flags_of(arguments, written, seed))
+            config = replace(config, evaluation=replace(config.evaluation, episodes=arguments.test_episodes))
+
+            run = Run(arguments.out / f"{folders[written]}-seed{seed}")
+            how = {"quiet": arguments.quiet, "device": arguments.device, "engine": engine_config(arguments)}
+            runs[written, seed] = partial(Pipeline, run, config, ranks=ranks, **how)
+    return runs
+
+
+def flags_of(arguments: Compare, written: str, seed: int) -> Compare:
+    """The flags of one run. Those that its objective does not read are left out: they are meant for others.
+
+    Raises:
+        ConfigError: what is in brackets, or outside of them, is no such thing.
+    """
+    found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", written)
+    if found is None:
+        raise ConfigError(f"expected an objective such as class or 'class[queue=1280]', got {written!r}.")
+    options = tuple(re.split(r"[\s,]+", found[2].strip())) if found[2] else ()
+    one = replace(arguments, objective=found[1].strip(), options=options, seed=seed)
+    usual: dict[str, Any] = {field.name: field.default for field in fields(arguments)}
+    return replace(one, **{flag: usual[flag] for flag in idle_flags(one)})
+
+
+def _rollouts(arguments: Compare, make: Callable[[], Any], notes: list[str]) -> bool:
+    """Whether what is learned can be rolled out. A simulator that was named must fit the data."""
+    try:
+        make().check_rollouts()
+    except ConfigError as error:
+        if arguments.simulator is not None:
+            raise
+        notes.append(f"No rollouts, representations are probed only: {error}")
+        return False
+    return True
+
+
+def print_comparison(comparison: Any) -> None:
+    """Success with intervals and tests, then metrics without rollouts."""
+    from rich.table import Table
+
+    out, runs = console(), comparison.runs
+    for criterion in dict.fromkeys(line.criterion for line in comparison.lines):
+        title = f"{criterion}, {len(runs[0].initial_states)} episodes each in {runs[0].simulator}, {runs[0].shift}"
+        table = Table("", "success", "by seed", "difference", "won : lost", "p (Holm)", title=title)
+        for line in (line for line in comparison.lines if line.criterion == criterion):
+            tested = ["", "", ""]
+            if line.difference is not None:
+                tested = [_interval(line.difference), f"{line.won} : {line.lost}", f"{line.adjusted:.2g}"]
+            by_seed = ", ".join(f"{100 * e.value:.0f} %" for e in line.by_seed)
+            table.add_row(line.name, _interval(line.success), by_seed, *tested)
+        out.print(table)
+    shown = [metric for metric in comparison.metrics if metric.startswith(SHOWN)]
+    table = Table("", "seed", *shown, title="without rollouts (all metrics are on the page)")
+    for run in runs:
+        values = [run.probe.get(metric, {}).get("value") for metric in shown]
+        table.add_row(run.name, str(run.seed), *("" if value is None else f"{value:.3g}" for value in values))
+    if shown:
+        out.print(table)
+    for note in comparison.notes:
+        out.print(f"Note: {note}", soft_wrap=True)
+
+
+def _interval(e: Any) -> str:
+    return f"{100 * e.value:.0f} %\n{100 * e.low:.0f} to {100 * e.high:.0f}"

@@ -1,0 +1,32 @@
+"""One page of a comparison of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classact.report import figures
+from classact.report.plots import environment, make_plot
+from classact.report.style import percent
+from classact.report.table import Row
+from classact.utils.storage import write_text
+
+if TYPE_CHECKING:
+    from classact.run.compare import Comparison
+
+
+def build_comparison_page(comparison: Comparison, path: Path) -> Path:
+    """Write a comparison as one self-contained page; returns its path."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    episodes, rows = len(comparison.runs[0].initial_states), list[Row]()
+    for line in comparison.lines:
+        e, trials = line.success, episodes * len(line.by_seed)
+        row = {"encoder": line.name, "criterion": line.criterion, "episodes": trials, "success": e.value}
+        rows.append(row | {"successes": round(e.value * trials), "low": e.low, "high": e.high})
+    words = "; ".join(f"{row['encoder']} by {row['criterion']}: {percent(row['success'])}" for row in rows)
+    plot = make_plot("success", figures.success_figure(rows), f"Success with 95% intervals. {words}.") if rows else None
+    template = environment().get_template("compare.html")
+    write_text(path, template.render(c=comparison, plot_=plot, episodes=episodes, plotly_js=Markup(get_plotlyjs())))
+    return path

@@ -1,0 +1,241 @@
+"""Objectives compared on one's own data: one run per objective and training seed, or evaluations of runs that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.errors import ConfigError, DataError
+from classact.run.data import run_settings
+from classact.run.folder import Run
+from classact.run.pretrain import FREE, Pipeline
+from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
+from classact.run.recording import evaluation_name
+from classact.utils.labels import learned_label
+from classact.utils.statistics import (
+    Estimate,
+    difference_over_seeds,
+    holm,
+    permutation_p,
+    success_over_seeds,
+)
+from classact.utils.storage import read_json, read_jsonl, without
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What one run reached.
+
+    Attributes:
+        name: of what is compared, which runs that differ by their training seed alone share.
+        run, seed: folder, and seed of the training.
+        simulator, shift, max_steps, initial_states: of the evaluation (the last are seeds); empty where there was none.
+        success: criterion -> 0 or 1 per episode.
+        probe: metric without rollouts -> value, low and high (:func:`classact.run.probe.flat_metrics`).
+    """
+
+    name: str
+    run: str
+    seed: int
+    simulator: str = ""
+    shift: str = ""
+    max_steps: int | None = None
+    initial_states: tuple[int, ...] = ()
+    success: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    probe: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Success of one objective by one criterion, and how it differs from the first objective's.
+
+    Attributes:
+        success: mean over seeds, with Wilson's interval, or of several seeds a bootstrap's over initial states.
+        by_seed: success of each training, with Wilson's interval.
+        difference: from the first objective; None for that one, as all below.
+        won, lost: initial states from which this one succeeds more often than the first one, and less often.
+        p: of McNemar's exact test, or of several seeds the permutation test's; adjusted: by Holm's procedure.
+    """
+
+    name: str
+    criterion: str
+    success: Estimate
+    by_seed: tuple[Estimate, ...]
+    difference: Estimate | None = None
+    won: int | None = None
+    lost: int | None = None
+    p: float | None = None
+    adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is printed and written: success by criterion and objective, what each run reached, and what to know."""
+
+    lines: tuple[Line, ...]
+    runs: tuple[Outcomes, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics without rollouts."""
+        return list(dict.fromkeys(metric for run in self.runs for metric in run.probe))
+
+
+def train_and_evaluate(
+    runs: Mapping[tuple[str, int], Callable[[], Pipeline]], *, first: bool, rollouts: bool, quiet: bool
+) -> list[Outcomes]:
+    """Train each run, roll it out and probe it, unless its folder says that this is done; returns what each reached.
+
+    Args:
+        runs: (name, training seed) -> makes the run's pipeline.
+        first: whether this process is the first of those that share the trainings; the others only train.
+        rollouts: whether there is a simulator to evaluate in.
+        quiet: no progress bars.
+    """
+    for make in runs.values():
+        make()  # settings and folders that do not fit are refused before anything is trained
+    for make in runs.values():
+        make().pretrain()
+    return [_measured(name, make(), rollouts, quiet) for (name, _), make in runs.items() if first]
+
+
+def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Outcomes:
+    pipeline.policy()
+    run, evaluation = pipeline.run, pipeline.config.evaluation
+    asked = tuple(range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes))
+    if rollouts and _known(run, evaluation_name("retrieval", pipeline.learned, evaluation.shift))[1] != asked:
+        pipeline.evaluate()
+    if not probe_file(run).exists():
+        write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))
+    return read_outcomes(run.root, name, rollouts=rollouts)
+
+
+def _known(run: Run, evaluation: str) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """Rows of an evaluation, and the seeds of its initial states; both empty where it is not done."""
+    rows = [row for row in run.read_summary() if row.get("evaluation") == evaluation]
+    episodes = read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
+    return rows, tuple(int(row["seed"]) for row in episodes)
+
+
+def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outcomes:
+    """What a run reached: with retrieval in its own simulator, or in an evaluation that is named.
+
+    Args:
+        path: folder of a run, or of one of its evaluations (RUN/evaluations/NAME).
+        name: of what is compared; empty: the run's title, with the evaluation's name where one is given.
+        rollouts: whether an evaluation must be there.
+
+    Raises:
+        DataError: no run, or no such evaluation.
+    """
+    named = path.parent.name == "evaluations"
+    run = Run(path.parent.parent if named else path)
+    settings = run_settings(run)
+    title, usual = str(run.read_config()["title"]), settings["evaluation"]
+    probe = flat_metrics(read_json(probe_file(run))) if probe_file(run).exists() else {}
+    made = Outcomes(name or title, str(run.root), int(settings["pretrain"]["seed"]), probe=probe)
+    if not rollouts:
+        return made
+    evaluation = path.name if named else evaluation_name("retrieval", learned_label(settings), usual["shift"])
+    rows, states = _known(run, evaluation)
+    if not rows:
+        there = ", ".join(sorted({str(row["evaluation"]) for row in run.read_summary()})) or "none"
+        raise DataError(
+            f"{run.root} has no evaluation {evaluation!r}; there are: {there}. Make it with 'classact evaluate "
+            f"{run.root}', or name another one: {run.root}/evaluations/NAME."
+        )
+    episodes = read_jsonl(run.evaluation(evaluation) / "episodes.jsonl")
+    return replace(
+        made,
+        name=name or (f"{title}, {evaluation}" if named else title),
+        simulator=str(rows[0]["simulator"]),
+        shift=str(rows[0]["shift"]),
+        max_steps=usual["max_steps"],
+        initial_states=states,
+        success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
+    """What several runs reached; those that differ by their training seed alone share a name.
+
+    Raises:
+        ConfigError: two runs of the same settings and training seed.
+        DataError: as :func:`read_outcomes`.
+    """
+    found: list[tuple[Outcomes, Any]] = []
+    for path in paths:
+        one = read_outcomes(path)
+        kind = one.name, without(run_settings(Run(Path(one.run))), *FREE, "pretrain.seed")
+        alike = [other for other, known in found if known == kind]
+        for other in alike:
+            if other.seed == one.seed:
+                raise ConfigError(
+                    f"{other.run} and {one.run} have the same settings and training seed {one.seed}: they are one "
+                    f"training. Leave one out."
+                )
+        if alike:
+            one = replace(one, name=alike[0].name)
+        elif any(other.name == one.name for other, _ in found):
+            one = replace(one, name=f"{one.name} ({Path(one.run).name})")
+        found.append((one, kind))
+    return [one for one, _ in found]
+
+
+def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) -> Comparison:
+    """Success of each objective, and how it differs from the first one's, on the same initial states.
+
+    Args:
+        runs: of all objectives; the first one's is what the others are compared with.
+        notes: what a reader must know.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: one objective alone, or evaluations under other conditions (both runs and values are named).
+    """
+    groups: dict[str, list[Outcomes]] = {}
+    for one in runs:
+        check_comparable(runs[0], one)
+        groups.setdefault(one.name, []).append(one)
+    if len(groups) < 2:
+        raise ConfigError(f"expected at least two objectives or runs to compare, got {', '.join(groups) or 'none'}.")
+    lines = []
+    for criterion in runs[0].success:
+        rng = np.random.default_rng(seed)
+        base, *others = reached = [np.array([one.success[criterion] for one in group]) for group in groups.values()]
+        tests = [permutation_p(mine, base) for mine in others]
+        for name, mine, p, adjusted in zip(groups, reached, [None, *tests], [None, *holm(tests)], strict=True):
+            by_seed = tuple(success_over_seeds(row[None], rng) for row in mine)
+            line = Line(name, criterion, success_over_seeds(mine, rng), by_seed, p=p, adjusted=adjusted)
+            if p is not None:
+                gain = len(base) * mine.sum(axis=0) - len(mine) * base.sum(axis=0)
+                won, lost = int((gain > 0).sum()), int((gain < 0).sum())
+                line = replace(line, difference=difference_over_seeds(mine, base, rng), won=won, lost=lost)
+            lines.append(line)
+    return Comparison(tuple(lines), tuple(runs), tuple(notes))
+
+
+def check_comparable(first: Outcomes, other: Outcomes) -> None:
+    """Refuse evaluations under other conditions.
+
+    Raises:
+        ConfigError: simulator, shift, time limit, criteria or initial states differ.
+    """
+    for what, mine, theirs in (
+        ("the simulator", first.simulator, other.simulator),
+        ("the shift", first.shift, other.shift),
+        ("the time limit", first.max_steps, other.max_steps),
+        ("the criteria", list(first.success), list(other.success)),
+        ("how many initial states", len(first.initial_states), len(other.initial_states)),
+        ("the seeds of the initial states", first.initial_states, other.initial_states),
+    ):
+        if mine != theirs:
+            raise ConfigError(
+                f"{first.run} and {other.run} were not evaluated alike: {what}, {mine!r} and {theirs!r}. Evaluate them "
+                f"under one simulator, shift and seeds ('classact evaluate'), and compare RUN/evaluations/NAME."
+            )
