@@ -17,7 +17,7 @@ from classact.train.config import Choice, EngineConfig
 from classact.utils.storage import write_text
 from common import ResultsFile
 from table1.grid import Protocol, parse_budget, plan, with_random
-from table1.report import build_comparison, comparison_markdown, comparison_text, read_results
+from table1.report import build_comparison, comparison_markdown, read_results
 from table1.runner import RESULTS, run_table
 
 
@@ -143,8 +143,9 @@ def main(arguments: Flags) -> None:
             say=lambda text: out.print(text, soft_wrap=True),
         )
     results = read_results(path)
-    out.print(comparison_text(results))
-    write_text(arguments.out / "table1.md", comparison_markdown(results))
+    text = comparison_markdown(results)
+    out.print(text, soft_wrap=True)
+    write_text(arguments.out / "table1.md", text)
     page = build_comparison(path, arguments.out / "table1.html")
     out.print(f"Results: {path}\nPage:    {page}", soft_wrap=True)  # paths stay whole
 

@@ -192,7 +192,7 @@ def test_probes_are_correlated_with_success(page: Page, found: Results) -> None:
         assert [abs(float(row[2])) for row in rows] == sorted((abs(float(row[2])) for row in rows), reverse=True)
         for metric, verdict, value, _, _, cells in rows:
             rate = [np.mean(c.success["coverage>0.90"]) for c in some]
-            rho = spearmanr([c.probe[metric]["value"] for c in some], rate).statistic
+            rho = spearmanr([c.probe[metric].value for c in some], rate).statistic
             assert (value, cells) == (f"{rho:+.2f}", str(len(some)))
             if shift == "fixed":
                 assert verdict == ("yes, higher is better" if rho > 0 else "yes, lower is better")

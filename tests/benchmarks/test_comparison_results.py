@@ -44,7 +44,7 @@ def test_what_is_optional_may_be_absent(tmp_path: Path, value: dict[str, Any]) -
     write_json(tmp_path / "r.json", {k: value[k] for k in ("format", "task", "protocol")} | {"cells": {"one": kept}})
     (only,) = read_results(tmp_path / "r.json").cells
     assert only.done
-    assert (only.augmentation, only.variant, only.latency, only.probe, only.curve) == ("none", "", None, {}, [])
+    assert (only.augmentation, only.variant, only.latency_ms, only.probe, only.curve) == ("none", "", None, {}, ())
     assert only.mean_score is None
 
 
@@ -64,11 +64,11 @@ def _cell(**changes: Any) -> Change:
         (_cell(success={"coverage>0.90": [0, 1, 2, 0, 1]}), "expected outcomes 0 or 1 by 'coverage>0.90', got 2"),
         (_cell(starts=[1, 1, 2, 3, 4]), "expected distinct starts, got 4 distinct ones of 5"),
         (_cell(score=[0.5]), "1 scores for 5 starts"),
-        (_cell(learning_rate="fast"), "expected learning_rate to be a number or null, got 'fast'"),
-        (_cell(curve=[[1, 2, 3]]), "expected curve to be rows of 4 numbers"),
+        (_cell(learning_rate="fast"), "learning_rate: expected a number, got 'fast'"),
+        (_cell(curve=[[1, 2, 3]]), r"curve\[0\]: expected a list of 4 values"),
         (_cell(curve=[[1, 2, 9, 5]]), "a row of curve has 9 successes of 5 episodes"),
-        (_cell(probe={"r2": {"low": 1}}), r"probe 'r2': lacks \['value'\]"),
-        (_cell(latency_ms={"p95": 1}), r"latency_ms: lacks \['median'\]"),
+        (_cell(probe={"r2": {"low": 1}}), r"probe\.r2: field 'value' is missing"),
+        (_cell(latency_ms={"p95": 1}), "latency_ms: field 'median' is missing"),
         (lambda v: v["tuning"][0].update(successes=51), "tuning, row 1: 51 successes of 50 starts"),
         (lambda v: v.update(tuning={}, cells=[]), "cells: expected a JSON object, got list"),
     ],

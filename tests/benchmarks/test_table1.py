@@ -771,7 +771,7 @@ def test_what_is_not_a_number_is_null(tmp_path: Path, data: Path, monkeypatch: A
     results, _ = run(tmp_path, data, ["class"])
     assert results["cells"]["class-fixed-none-seed0"]["score"] == [None, 0.5]
     (cell,) = read_results(tmp_path / "results.json").cells
-    assert (cell.mean_score, cell.loss, cell.latency, cell.probe) == (0.5, [], None, {})
+    assert (cell.mean_score, cell.loss, cell.latency_ms, cell.probe) == (0.5, (), None, {})
 
 
 def test_scores_that_are_not_numbers_are_worse_than_any() -> None:

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from classact.utils.statistics import wilson_interval
-from table1.report.results import Results
+from table1.report.results import Results, Tried
 from table1.report.table import Column, Who, grid, ordered
 
 
@@ -45,7 +44,7 @@ def budgets(results: Results) -> list[Budget]:
         if not done:
             continue
         images = _mean(cell.images for cell in done)
-        latency = [cell.latency for cell in done if cell.latency]
+        latency = [cell.latency_ms for cell in done if cell.latency_ms]
         rows.append(
             Budget(
                 who=who,
@@ -60,8 +59,8 @@ def budgets(results: Results) -> list[Budget]:
                 ),
                 tau=_values(cell.tau for cell in done),
                 k=_values(cell.k for cell in done),
-                latency=_mean(found["median"] for found in latency),
-                p95=_mean(found.get("p95") for found in latency),
+                latency=_mean(found.median for found in latency),
+                p95=_mean(found.p95 for found in latency),
                 score=_mean(cell.mean_score for cell in done),
                 sessions=any((cell.total_seconds or math.inf) < (cell.training_seconds or 0) for cell in done),
             )
@@ -79,23 +78,6 @@ def _values(values: Iterable[float | int | None]) -> str:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One setting that was tried when learning rates were chosen."""
-
-    who: Who
-    column: Column
-    rate: float | None
-    images: int | None
-    successes: int
-    starts: int
-    low: float
-    high: float
-    score: float | None
-    chosen: bool
-    diverged: bool
-
-
-@dataclass(frozen=True)
 class Tuning:
     """What was tried for a method in a condition, by learning rate."""
 
@@ -106,7 +88,7 @@ class Tuning:
     @property
     def edge(self) -> str:
         """ "lowest" or "highest" where that of several rates was chosen: a better one may lie beyond."""
-        rates = [row.rate for row in self.tried]
+        rates = [row.learning_rate for row in self.tried]
         chosen = [i for i, row in enumerate(self.tried) if row.chosen]
         if len(set(rates)) < 2 or len(chosen) != 1:
             return ""
@@ -117,22 +99,6 @@ def tuning(results: Results) -> list[Tuning]:
     """The search for learning rates, by method and condition."""
     found: dict[tuple[Who, Column], list[Tried]] = {}
     for row in results.tuning:
-        low, high = wilson_interval(row["successes"], row["starts"])
-        who = Who(str(row["head"] or ""), str(row["method"]), str(row["variant"] or ""))
-        column = Column(str(row["shift"]), str(row["augmentation"] or "none"))
-        rate = row["learning_rate"]
-        tried = Tried(
-            who=who,
-            column=column,
-            rate=None if rate is None else float(rate),
-            images=None if row["images"] is None else int(row["images"]),
-            successes=row["successes"],
-            starts=row["starts"],
-            low=low,
-            high=high,
-            score=None if row["score"] is None else float(row["score"]),
-            chosen=bool(row["chosen"]),
-            diverged=bool(row["diverged"]),
-        )
-        found.setdefault((who, column), []).append(tried)
-    return [Tuning(*key, sorted(found[key], key=lambda row: row.rate or 0.0)) for key in ordered(found)]
+        key = Who(row.head, row.method, row.variant), Column(row.shift, row.augmentation)
+        found.setdefault(key, []).append(row)
+    return [Tuning(*key, sorted(found[key], key=lambda row: row.learning_rate or 0.0)) for key in ordered(found)]

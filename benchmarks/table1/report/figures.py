@@ -14,7 +14,7 @@ from classact.report.style import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, TEAL
 from classact.utils.statistics import Estimate
 from table1.report.costs import Budget
 from table1.report.paper import INFERENCE_MS
-from table1.report.results import Cell, Results
+from table1.report.results import Cell, Metric, Results
 from table1.report.table import (
     HEAD_NAMES,
     Who,
@@ -254,7 +254,7 @@ def _ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def probe_figure(
-    points: Sequence[tuple[str, Who, bool, Mapping[str, float | None], Estimate]],
+    points: Sequence[tuple[str, Who, bool, Metric, Estimate]],
     metric: str,
     look: Mapping[str, tuple[str, str]],
 ) -> go.Figure:
@@ -271,14 +271,12 @@ def probe_figure(
         yaxis=_success_axis(),
     )
     for name, who, hollow, probe, success in points:
-        colour, value = look[who.method][0], probe["value"]
-        assert value is not None
+        colour, value = look[who.method][0], probe.value
         symbol = _HEAD_SYMBOLS.get(who.head, "star") + ("-open" if hollow else "")
-        low, high = (probe.get(key) for key in ("low", "high"))
         figure.add_scatter(
             x=[value],
             y=[round(success.value, 5)],
-            error_x=_whisker(value, low, high, colour),
+            error_x=_whisker(value, probe.low, probe.high, colour),
             error_y=_whisker(success.value, success.low, success.high, colour),
             mode="markers",
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"color": colour, "width": 2 * hollow}},

@@ -36,7 +36,6 @@ class Pair:
         won, lost: starts on which the first one did better, and worse; with several seeds, by the mean over them.
         difference: success of the first one minus that of the second one, with its interval.
         p: of the exact test, not corrected.
-        mid_p: of McNemar's mid-p test; None with several seeds.
         adjusted: Holm's, over the pairs of its family.
         seeds: trainings of the first and of the second one.
     """
@@ -49,7 +48,6 @@ class Pair:
     lost: int
     difference: Estimate
     p: float
-    mid_p: float | None
     adjusted: float
     seeds: tuple[int, int]
 
@@ -122,7 +120,6 @@ def _pair(column: Column, first: Who, second: Who, a: Sequence[Cell], b: Sequenc
         lost=lost,
         difference=difference_over_seeds(x, y, np.random.default_rng(SEED)),
         p=mcnemar_p(won, lost) if single else permutation_p(x, y),
-        mid_p=mcnemar_p(won, lost, mid_p=True) if single else None,
         adjusted=1.0,
         seeds=(len(x), len(y)),
     )

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from classact.errors import ConfigError
 from classact.report.plots import Plot, make_plot
 from classact.report.style import percent
-from classact.utils.statistics import Estimate, holm, spearman
+from classact.utils.statistics import RESAMPLES, Estimate, holm
 from table1.report import figures
 from table1.report.pairs import ALPHA, p_text
-from table1.report.results import Results
+from table1.report.results import Metric, Results
 from table1.report.sheets import Sheet
 from table1.report.table import (
     SEED,
@@ -38,7 +39,7 @@ class _Point:
     name: str
     who: Who
     column: Column
-    probe: Mapping[str, Mapping[str, float | None]]
+    probe: Mapping[str, Metric]
     success: Estimate
 
 
@@ -51,11 +52,10 @@ def _points(results: Results) -> list[_Point]:
         starts = shared_starts(done) if done else []
         if not starts:
             continue
-        probe: dict[str, dict[str, float | None]] = {}
+        probe: dict[str, Metric] = {}
         for metric in dict.fromkeys(metric for cell in done for metric in cell.probe):
             rows = [cell.probe[metric] for cell in done if metric in cell.probe]
-            values = [row["value"] for row in rows if row["value"] is not None]
-            probe[metric] = dict(rows[0]) if len(rows) == 1 else {"value": sum(values) / len(values)}
+            probe[metric] = rows[0] if len(rows) == 1 else Metric(sum(row.value for row in rows) / len(rows))
         name = f"{who_name(who)}, {column_name(results.task, column)}"
         points.append(_Point(name, who, column, probe, mean_success(done, results.criterion, starts)))
     return points
@@ -73,7 +73,7 @@ def probe_plots(results: Results) -> list[Plot]:
         some = [
             (p.name, p.who, p.column.shift != "fixed", p.probe[metric], p.success) for p in points if metric in p.probe
         ]
-        words = "; ".join(f"{name}: {probe['value']:.3g}, success {percent(s.value)}" for name, _, _, probe, s in some)
+        words = "; ".join(f"{name}: {probe.value:.3g}, success {percent(s.value)}" for name, _, _, probe, s in some)
         figure = figures.probe_figure(some, metric, look)
         plots.append(make_plot(f"probe-{i}", figure, f"{metric} against success. {words}.", title=metric))
     return plots
@@ -111,8 +111,7 @@ def _condition(points: Sequence[_Point]) -> list[list[str]]:
     """Metric, verdict, correlation, p, Holm's p and cells, of each metric that enough cells of one condition have."""
     constant, tested = [], []
     for metric in _metrics(points):
-        pairs = [(p.probe[metric]["value"], p.success.value) for p in points if metric in p.probe]
-        known = [(x, y) for x, y in pairs if x is not None]
+        known = [(p.probe[metric].value, p.success.value) for p in points if metric in p.probe]
         if len(known) < FEWEST:
             continue
         xs, ys = zip(*known, strict=True)
@@ -129,3 +128,39 @@ def _condition(points: Sequence[_Point]) -> list[list[str]]:
             words = "yes, higher is better" if value > 0 else "yes, lower is better"
         rows.append([metric, words, f"{value:+.2f}", p_text(p), p_text(adjusted), str(cells)])
     return rows + constant
+
+
+def spearman(
+    x: Sequence[float], y: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> tuple[float, float] | None:
+    """Spearman's rank correlation, and p of a two-sided permutation test that x and y are independent.
+
+    Pairs are put together anew at random; p is the share of correlations that are as far from 0, the found one among
+    them. (A bootstrap interval would have no width where the ranks agree completely.)
+
+    Args:
+        x, y: (N,) values.
+        rng: draws permutations.
+        resamples: how many.
+
+    Returns:
+        Correlation and p; None where x or y is constant, or there are fewer than three pairs.
+
+    Raises:
+        ConfigError: different numbers of values, or values that are not finite.
+    """
+    from scipy.stats import rankdata
+
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if a.shape != b.shape or a.ndim != 1 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ConfigError(f"expected as many finite values x as y, got shapes {a.shape} and {b.shape}.")
+    if len(a) < 3:
+        return None
+    u, v = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
+    scale = float(np.sqrt((u @ u) * (v @ v)))
+    if scale == 0:
+        return None
+    value = float(u @ v)
+    others = rng.permuted(np.tile(v, (resamples, 1)), axis=1) @ u
+    as_far = int((np.abs(others) >= abs(value) - 1e-9 * scale).sum())
+    return float(np.clip(value / scale, -1.0, 1.0)), (1 + as_far) / (1 + resamples)

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from classact.errors import DataError
 from classact.report.checks import inner, mapping, need
 from classact.report.table import Row
+from classact.utils.codec import from_json
 
 FORMAT = "classact-table1-1"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of a decision, in milliseconds."""
+
+    median: float
+    p95: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Of a representation, without rollouts; with its interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A learning rate that was tried for a method in a condition."""
+
+    method: str
+    learning_rate: float | None
+    successes: int
+    starts: int
+    head: str = ""
+    variant: str = ""
+    shift: str = ""
+    augmentation: str = "none"
+    images: int | None = None
+    score: float | None = None
+    chosen: bool = False
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,8 +78,6 @@ class Cell:
         score: largest value of the simulator's first metric per start.
         loss: rows of images, seconds, loss.
         curve: rows of images, seconds, successes, episodes.
-        latency: median and p95 of a decision in milliseconds.
-        probe: metric -> value, low, high.
         folder: of the run, relative to the results file.
     """
 
@@ -50,28 +85,28 @@ class Cell:
     method: str
     head: str
     shift: str
-    augmentation: str
-    seed: int
-    variant: str
-    demonstrations: int | None
     status: str
-    reason: str
-    learning_rate: float | None
-    encoder_rate: float | None
-    tau: float | None
-    k: int | None
-    images: int | None
-    steps: int | None
-    training_seconds: float | None
-    total_seconds: float | None
-    starts: tuple[int, ...]
-    success: Mapping[str, tuple[int, ...]]
-    score: tuple[float | None, ...]
-    loss: Sequence[tuple[float, float, float]]
-    curve: Sequence[tuple[float, float, int, int]]
-    latency: Mapping[str, float] | None
-    probe: Mapping[str, Mapping[str, float | None]]
-    folder: str
+    augmentation: str = "none"
+    seed: int = 0
+    variant: str = ""
+    demonstrations: int | None = None
+    reason: str = ""
+    learning_rate: float | None = None
+    encoder_rate: float | None = None
+    tau: float | None = None
+    k: int | None = None
+    images: int | None = None
+    steps: int | None = None
+    training_seconds: float | None = None
+    total_seconds: float | None = None
+    starts: tuple[int, ...] = ()
+    success: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    score: tuple[float | None, ...] = ()
+    loss: tuple[tuple[float, float, float], ...] = ()
+    curve: tuple[tuple[float, float, int, int], ...] = ()
+    latency_ms: Latency | None = None
+    probe: Mapping[str, Metric] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def done(self) -> bool:
@@ -110,7 +145,7 @@ class Results:
     criterion: str
     criteria: tuple[str, ...]
     cells: tuple[Cell, ...]
-    tuning: tuple[Row, ...]
+    tuning: tuple[Tried, ...]
     data: Row
     protocol: Row
     hardware: Row
@@ -176,118 +211,63 @@ def _criterion(protocol: Row, cells: Row) -> str:
 def _cell(path: Path, name: str, value: Any, criterion: str) -> Cell:
     where = f"cell {name!r}"
     need(path, value, ("method", "head", "shift", "status"), where)
-    done = value["status"] == "done"
-    if done:
+    if value["status"] != "done":
+        value = {key: item for key, item in value.items() if key not in ("starts", "success", "score")}
+    else:
         need(path, value, ("starts", "success"), where)
-    starts = tuple(int(seed) for seed in value.get("starts") or ()) if done else ()
-    success = _success(path, where, value["success"], starts, criterion) if done else {}
-    score = tuple(value.get("score") or ()) if done else ()
-    if len(score) not in (0, len(starts)):
-        raise DataError(f"{path}, {where}: {len(score)} scores for {len(starts)} starts. Evaluate the cell again.")
-    return Cell(
-        name=name,
-        method=str(value["method"]),
-        head=str(value["head"]),
-        shift=str(value["shift"]),
-        augmentation=str(value.get("augmentation") or "none"),
-        seed=int(value.get("seed") or 0),
-        variant=str(value.get("variant") or ""),
-        demonstrations=_whole(value.get("demonstrations")),
-        status=str(value["status"]),
-        reason=str(value.get("reason") or ""),
-        learning_rate=_number(path, where, value, "learning_rate"),
-        encoder_rate=_number(path, where, value, "encoder_rate"),
-        tau=_number(path, where, value, "tau"),
-        k=_whole(value.get("k")),
-        images=_whole(value.get("images")),
-        steps=_whole(value.get("steps")),
-        training_seconds=_number(path, where, value, "training_seconds"),
-        total_seconds=_number(path, where, value, "total_seconds"),
-        starts=starts,
-        success=success,
-        score=tuple(None if number is None else float(number) for number in score),
-        loss=[(float(i), float(s), float(v)) for i, s, v in _rows(path, where, value, "loss", 3)],
-        curve=[(float(i), float(s), int(k), int(n)) for i, s, k, n in _curve(path, where, value)],
-        latency=_latency(path, where, value),
-        probe=_probe(path, where, value),
-        folder=str(value.get("folder") or ""),
-    )
+        _check_success(path, where, value, criterion)
+    cell = _read(Cell, {"name": name, **value, **_finite(value)}, f"{path}, {where}")
+    if len(cell.score) not in (0, len(cell.starts)):
+        raise DataError(
+            f"{path}, {where}: {len(cell.score)} scores for {len(cell.starts)} starts. Evaluate the cell again."
+        )
+    for _, _, k, n in cell.curve:
+        if not 0 <= k <= n or n < 1:
+            raise DataError(f"{path}, {where}: a row of curve has {k} successes of {n} episodes. Evaluate again.")
+    return cell
 
 
-def _success(path: Path, where: str, value: Any, starts: tuple[int, ...], criterion: str) -> dict[str, tuple[int, ...]]:
-    need(path, value, (criterion,), f"{where}, success")
+def _finite(value: Row) -> Row:
+    """Curves, latency and metrics without what was not a number, which JSON has as null."""
+    latency = value.get("latency_ms")
+    return {
+        "loss": [row for row in value.get("loss") or () if None not in row],
+        "curve": [row for row in value.get("curve") or () if None not in row],
+        "latency_ms": None if latency is None or latency.get("median", 0) is None else latency,
+        "probe": {
+            name: found for name, found in (value.get("probe") or {}).items() if found.get("value", 0) is not None
+        },
+    }
+
+
+def _read(cls: type[T], value: Any, where: str) -> T:
+    """The dataclass of a row; what else the row says is of no use here, and null stands for a default."""
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    return from_json(cls, {k: v for k, v in value.items() if k in known and v is not None}, where, partial=True)
+
+
+def _check_success(path: Path, where: str, value: Row, criterion: str) -> None:
+    success, starts = value["success"], value["starts"]
+    need(path, success, (criterion,), f"{where}, success")
     if not starts or len(set(starts)) != len(starts):
         raise DataError(
             f"{path}, {where}: expected distinct starts, got {len(set(starts))} distinct ones of {len(starts)}. "
             f"Evaluate the cell again."
         )
-    found = {}
-    for name, outcomes in value.items():
-        if not isinstance(outcomes, list) or len(outcomes) != len(starts):
-            count = len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
+    for name, outcomes in success.items():
+        if len(outcomes) != len(starts):
             raise DataError(
-                f"{path}, {where}: {count} outcomes by {name!r} for {len(starts)} starts. Evaluate the cell again."
+                f"{path}, {where}: {len(outcomes)} outcomes by {name!r} for {len(starts)} starts. Evaluate the cell "
+                f"again."
             )
         if other := [outcome for outcome in outcomes if outcome not in (0, 1)]:
             raise DataError(f"{path}, {where}: expected outcomes 0 or 1 by {name!r}, got {other[0]!r}.")
-        found[str(name)] = tuple(int(outcome) for outcome in outcomes)
-    return found
 
 
-def _number(path: Path, where: str, value: Row, key: str) -> float | None:
-    number = value.get(key)
-    if number is None:
-        return None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise DataError(f"{path}, {where}: expected {key} to be a number or null, got {number!r}.")
-    return float(number)
-
-
-def _whole(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
-def _rows(path: Path, where: str, value: Row, key: str, width: int) -> list[Sequence[Any]]:
-    rows = value.get(key) or []
-    if not isinstance(rows, list) or any(not isinstance(row, list) or len(row) != width for row in rows):
-        raise DataError(f"{path}, {where}: expected {key} to be rows of {width} numbers. Regenerate the file.")
-    return [row for row in rows if all(isinstance(v, int | float) and math.isfinite(v) for v in row)]
-
-
-def _curve(path: Path, where: str, value: Row) -> list[Sequence[Any]]:
-    rows = _rows(path, where, value, "curve", 4)
-    for _, _, k, n in rows:
-        if not 0 <= k <= n or n < 1:
-            raise DataError(f"{path}, {where}: a row of curve has {k} successes of {n} episodes. Evaluate again.")
-    return rows
-
-
-def _latency(path: Path, where: str, value: Row) -> dict[str, float] | None:
-    latency = value.get("latency_ms")
-    if latency is None:
-        return None
-    need(path, latency, ("median",), f"{where}, latency_ms")
-    known = {key: float(number) for key, number in latency.items() if isinstance(number, int | float)}
-    return known if "median" in known else None
-
-
-def _probe(path: Path, where: str, value: Row) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
-    for metric, row in (value.get("probe") or {}).items():
-        need(path, row, ("value",), f"{where}, probe {metric!r}")
-        numbers = {key: _number(path, f"{where}, probe {metric!r}", row, key) for key in ("value", "low", "high")}
-        if numbers["value"] is not None:
-            found[str(metric)] = numbers
-    return found
-
-
-def _tuning(path: Path, row: Any, number: int) -> Row:
-    need(path, row, ("method", "learning_rate", "successes", "starts"), f"tuning, row {number}")
-    # The seeds of the starts, or how many there were.
-    starts = len(row["starts"]) if isinstance(row["starts"], list) else int(row["starts"])
-    successes = sum(row["successes"]) if isinstance(row["successes"], list) else int(row["successes"])
-    if not 0 <= successes <= starts or starts < 1:
-        raise DataError(f"{path}, tuning, row {number}: {successes} successes of {starts} starts. Tune again.")
-    defaults: Row = {"head": "", "variant": "", "shift": "", "augmentation": "none", "images": None, "score": None}
-    defaults |= {"chosen": False, "diverged": False}
-    return defaults | row | {"successes": successes, "starts": starts}
+def _tuning(path: Path, row: Any, number: int) -> Tried:
+    where = f"tuning, row {number}"
+    need(path, row, ("method", "learning_rate", "successes", "starts"), where)
+    tried = _read(Tried, row, f"{path}, {where}")
+    if not 0 <= tried.successes <= tried.starts or tried.starts < 1:
+        raise DataError(f"{path}, {where}: {tried.successes} successes of {tried.starts} starts. Tune again.")
+    return tried

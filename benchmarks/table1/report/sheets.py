@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from classact.report.plots import duration
-from table1.report.costs import Budget, Tried, Tuning, budgets, tuning
+from classact.utils.statistics import wilson_interval
+from table1.report.costs import Budget, Tuning, budgets, tuning
 from table1.report.pairs import Pair, compare, how_compared, of_class, p_text
 from table1.report.paper import PROTOCOL
-from table1.report.results import Results
+from table1.report.results import Results, Tried
 from table1.report.table import (
     Layout,
     budget_text,
@@ -39,7 +40,6 @@ class Sheet:
         groups: headed rows of cells; an empty heading has no row of its own. Cells may hold line breaks.
         names: how many columns hold names.
         notes: sentences beneath.
-        spare: headings of columns that are left out where there is no room, the first one first.
     """
 
     title: str
@@ -47,7 +47,6 @@ class Sheet:
     groups: list[tuple[str, list[list[str]]]]
     names: int = 1
     notes: list[str] = field(default_factory=list)
-    spare: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -113,7 +112,7 @@ def success_sheet(
         groups.append((head_name(group.head), rows))
     notes = success_notes(results, table)
     title = f"Success on {task_name(results.task)}" + (f" by {criterion}" if criterion else "")
-    return Sheet(title, columns, groups, notes=notes, spare=(PAPER,))
+    return Sheet(title, columns, groups, notes=notes)
 
 
 def success_notes(results: Results, table: Layout) -> list[str]:
@@ -147,8 +146,7 @@ def pairs_sheet(results: Results, pairs: Sequence[Pair], title: str, how: str) -
         ]
         groups.append((f"{head_name(head)}, {column_name(results.task, column)}", rows))
     columns = ["first – second", "the first is", "difference", "won : lost", "starts", "p", "p (Holm)"]
-    spare = ("won : lost", "starts", "p", "difference")
-    return Sheet(title, columns, groups, names=2, notes=[how] if how else [], spare=spare)
+    return Sheet(title, columns, groups, names=2, notes=[how] if how else [])
 
 
 def difference_text(pair: Pair) -> str:
@@ -170,7 +168,7 @@ def scaling_sheet(results: Results) -> Sheet:
         groups.append((column_name(results.task, column), rows))
     notes = ["The same training with fewer demonstrations; 95% intervals."]
     columns = ["method", *(f"{count:,}" for count in counts)]
-    return Sheet("Success by the number of demonstrations", columns, groups, notes=notes, spare=tuple(columns[2:-1]))
+    return Sheet("Success by the number of demonstrations", columns, groups, notes=notes)
 
 
 def curves_sheet(results: Results) -> Sheet:
@@ -192,7 +190,7 @@ def curves_sheet(results: Results) -> Sheet:
         f"neighbour alone here; the first table has the τ that suits each cell best, and more starts."
     ]
     columns = ["method", *(f"{mark}%" for mark in marks)]
-    return Sheet("Success during training", columns, groups, notes=notes, spare=tuple(columns[1:-1:2]))
+    return Sheet("Success during training", columns, groups, notes=notes)
 
 
 def _share(images: float, curve: Curve) -> int:
@@ -222,7 +220,6 @@ def budgets_sheet(results: Results, rows: Sequence[Budget]) -> Sheet:
         [columns[i] for i in kept],
         [(heading, [[row[i] for i in kept] for row in group]) for heading, group in groups],
         notes=[" ".join(notes)],
-        spare=("p95 ms", "k", "mean score", "τ", "rate", "median ms", "in all"),
     )
 
 
@@ -250,11 +247,11 @@ def tuning_sheet(results: Results, found: Sequence[Tuning]) -> Sheet:
     for search in found:
         rows = [
             [
-                "none" if row.rate is None else f"{row.rate:g}",
+                "none" if row.learning_rate is None else f"{row.learning_rate:g}",
                 _choice(row, search.edge),
                 "" if row.images is None else f"{row.images:,}",
                 "–" if row.diverged else f"{row.successes} of {row.starts}",
-                "" if row.diverged else f"[{row.low:.2f}, {row.high:.2f}]",
+                "" if row.diverged else "[{:.2f}, {:.2f}]".format(*wilson_interval(row.successes, row.starts)),
                 "" if row.score is None else f"{row.score:.3f}",
             ]
             for row in search.tried
@@ -262,8 +259,7 @@ def tuning_sheet(results: Results, found: Sequence[Tuning]) -> Sheet:
         groups.append((f"{who_name(search.who)}, {column_name(results.task, search.column)}", rows))
     columns = ["learning rate", "", "images", "success", "95%", "mean score"]
     notes = [_grid_note(results)] if groups else []
-    spare = ("images", "95%", "mean score")
-    return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes, spare=spare)
+    return Sheet("How learning rates were chosen", columns, groups, names=2, notes=notes)
 
 
 def _choice(row: Tried, edge: str) -> str:

@@ -53,7 +53,7 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
 # -- two policies on the same starts -----------------------------------------------------------------------------------
 
 
-def mcnemar_p(won: int, lost: int, *, mid_p: bool = False) -> float:
+def mcnemar_p(won: int, lost: int) -> float:
     """Exact two-sided McNemar test: do two policies succeed equally often on the same starts?
 
     Starts on which both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
@@ -61,24 +61,18 @@ def mcnemar_p(won: int, lost: int, *, mid_p: bool = False) -> float:
     Args:
         won: starts on which only the first policy succeeds.
         lost: starts on which only the second one does.
-        mid_p: count outcomes as extreme as this one by half (Fagerland, Lydersen and Laake 2013, BMC Medical Research
-            Methodology 13:91): less conservative, no longer exact.
 
     Raises:
         ConfigError: a negative count.
     """
-    from scipy.stats import binom, binomtest
+    from scipy.stats import binomtest
 
     if won < 0 or lost < 0:
         raise ConfigError(f"expected counts of starts >= 0, got {won} won and {lost} lost.")
     n = won + lost
     if n == 0:
         return 1.0
-    p = float(binomtest(won, n, 0.5).pvalue)
-    if mid_p:
-        # Two outcomes are as extreme as this one, won and lost exchanged; where both are equal, there is but one.
-        p -= float(binom.pmf(won, n, 0.5)) * (0.5 if won == lost else 1.0)
-    return min(1.0, p)
+    return min(1.0, float(binomtest(won, n, 0.5).pvalue))
 
 
 def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
@@ -262,42 +256,3 @@ def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ConfigError(f"expected a confidence between 0 and 1, got {confidence}.")
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-# -- does one number follow another? -----------------------------------------------------------------------------------
-
-
-def spearman(
-    x: Sequence[float], y: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
-) -> tuple[float, float] | None:
-    """Spearman's rank correlation, and p of a two-sided permutation test that x and y are independent.
-
-    Pairs are put together anew at random; p is the share of correlations that are as far from 0, the found one among
-    them. (A bootstrap interval would have no width where the ranks agree completely.)
-
-    Args:
-        x, y: (N,) values.
-        rng: draws permutations.
-        resamples: how many.
-
-    Returns:
-        Correlation and p; None where x or y is constant, or there are fewer than three pairs.
-
-    Raises:
-        ConfigError: different numbers of values, or values that are not finite.
-    """
-    from scipy.stats import rankdata
-
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if a.shape != b.shape or a.ndim != 1 or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ConfigError(f"expected as many finite values x as y, got shapes {a.shape} and {b.shape}.")
-    if len(a) < 3:
-        return None
-    u, v = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
-    scale = float(np.sqrt((u @ u) * (v @ v)))
-    if scale == 0:
-        return None
-    value = float(u @ v)
-    others = rng.permuted(np.tile(v, (resamples, 1)), axis=1) @ u
-    as_far = int((np.abs(others) >= abs(value) - 1e-9 * scale).sum())
-    return float(np.clip(value / scale, -1.0, 1.0)), (1 + as_far) / (1 + resamples)
