@@ -76,7 +76,7 @@ def objective_runs(arguments: Compare, ranks: Any) -> dict[tuple[str, int], Call
     """
     from classact.run.folder import Run
     from classact.run.pretrain import Pipeline
-    from classact.run.recording import slug
+    from classact.utils.storage import slug
 
     folders = {written: slug(written).strip("-") for written in arguments.objectives}
     if len(set(folders.values())) < max(2, len(arguments.objectives)) or arguments.seeds < 1:
