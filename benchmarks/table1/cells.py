@@ -212,25 +212,12 @@ def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lacks_pictures(bench: Bench, cell: Cell) -> bool:
-    """Whether a representation is here whose map or neighbours an older version has not drawn."""
-    run = bench.run(cell)
-    drawn = all((run.analysis / f"{name}.safetensors").exists() for name in ("latent_map", "neighbors"))
-    return cell.head == "rep" and cell.seed == 0 and run.policy.is_dir() and not drawn
-
-
-def draw_again(bench: Bench, cell: Cell, rate: float | None) -> None:
-    """What the page shows of a representation that is done: rolled out again, with the same result."""
-    run = bench.run(cell)
-    pipeline = trained(bench, run, cell, rate, budget(bench, cell))
-    _rolled_out(bench, cell, pipeline, run)
-
-
 def on_more_starts(bench: Bench, cell: Cell, rate: float | None, record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a cell that is done, tried on all starts of a protocol that has more of them than it had then."""
     if cell.head == "rep":
-        draw_again(bench, cell, rate)
-        return dict(record) | episodes_of(bench.run(cell).evaluation(EVALUATION))
+        run = bench.run(cell)
+        _rolled_out(bench, cell, trained(bench, run, cell, rate, budget(bench, cell)), run)
+        return dict(record) | episodes_of(run.evaluation(EVALUATION))
     head, pipeline = _head(bench, cell, rate)
     if cell.head == cell.trained_head:
         return dict(record) | head_rolled_out(head)

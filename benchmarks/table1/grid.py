@@ -240,7 +240,7 @@ def _named(cells: Sequence[Cell]) -> list[Cell]:
     """The cells, each once.
 
     Raises:
-        ConfigError: two that are not the same would have one name, or one is too long for a folder.
+        ConfigError: two that are not the same would have one name.
     """
     found: dict[str, Cell] = {}
     for cell in cells:
@@ -250,16 +250,7 @@ def _named(cells: Sequence[Cell]) -> list[Cell]:
                 f"methods {other.method.written!r} and {cell.method.written!r} would both lie in the folder "
                 f"{cell.name!r}: give one of them another --out."
             )
-        if len(cell.name) > LONGEST_NAME:
-            raise ConfigError(
-                f"the name of a cell is that of its folder, and {cell.name!r} has {len(cell.name)} characters, "
-                f"expected at most {LONGEST_NAME}: set fewer things in brackets."
-            )
     return list(found.values())
-
-
-LONGEST_NAME = 200
-"""Characters: file systems take 255, and temporary names are longer."""
 
 
 def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, images: int | None = None) -> RunConfig:

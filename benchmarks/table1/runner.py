@@ -32,7 +32,7 @@ from classact.train.config import EngineConfig
 from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.storage import check_writable, first_difference, plain_json, read_json, without, write_json
-from table1.cells import draw_again, head_cell, head_retrieval, lacks_pictures, on_more_starts, representation, try_rate
+from table1.cells import head_cell, head_retrieval, on_more_starts, representation, try_rate
 from table1.grid import Cell, Protocol, head_config, rates_of, run_config, searched, shift_of
 from table1.records import best_of, blank, finite, headline
 from table1.trainings import Bench, why_missing
@@ -180,7 +180,7 @@ def run_table(
     table.ask(protocol.starts)
     table.plan(cells)
     before = table.read()["cells"]
-    waiting = [cell for cell in cells if not _complete(bench, cell, before[cell.name])]
+    waiting = [cell for cell in cells if not _complete(protocol, before[cell.name])]
     finished = len(cells) - len(waiting)
     while waiting:
         busy: list[tuple[Cell, BusyError]] = []
@@ -206,25 +206,20 @@ def run_table(
     return table.read()
 
 
-def _complete(bench: Bench, cell: Cell, record: Mapping[str, Any]) -> bool:
-    done = record["status"] == "done" and len(record["starts"]) >= bench.protocol.starts
-    return done and not lacks_pictures(bench, cell)
+def _complete(protocol: Protocol, record: Mapping[str, Any]) -> bool:
+    return record["status"] == "done" and len(record["starts"]) >= protocol.starts
 
 
 def _compute(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) -> None:
     begin = time.perf_counter()
     try:
         record = table.record(cell)
-        if _complete(bench, cell, record):
+        if _complete(bench.protocol, record):
             return
         if record["status"] != "done":
             record = _record(bench, cell, table, say)
-        elif len(record["starts"]) < bench.protocol.starts:
-            record = on_more_starts(bench, cell, _rate(bench, cell, table, say), record)
         else:
-            draw_again(bench, cell, _rate(bench, cell, table, say))
-            say("  its map and neighbours are drawn")
-            return
+            record = on_more_starts(bench, cell, _rate(bench, cell, table, say), record)
     except ConfigError as error:
         raise ConfigError(f"cell {cell.name}: {error}") from error
     except ValueError as error:

@@ -780,22 +780,6 @@ def test_scores_that_are_not_numbers_are_worse_than_any() -> None:
     assert records.best_of(rows[::2]) == 0
 
 
-@pytest.mark.usefixtures("stubs")
-def test_done_cells_without_pictures_get_them(tmp_path: Path, data: Path, monkeypatch: Any) -> None:
-    results, _ = run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)
-    drawn: list[tuple[str, float | None]] = []
-    monkeypatch.setattr(runner, "draw_again", lambda _, cell, rate: drawn.append((cell.name, rate)))
-    assert run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)[1] == []  # their folders are not here
-    for name in results["cells"]:
-        (tmp_path / "cells" / name / "policy").mkdir(parents=True)
-    (tmp_path / "cells" / "class-fixed-none-seed0" / "analysis").mkdir()
-    (tmp_path / "cells" / "class-fixed-none-seed0" / "analysis" / "latent_map.safetensors").touch()
-    again, said = run(tmp_path, data, ["class", "byol"], heads=("rep", "mlp"), seeds=2)
-    assert drawn == [("class-fixed-none-seed0", None), ("byol-fixed-none-seed0", 0.002)]
-    assert again == results
-    assert said[1] == "  its map and neighbours are drawn"
-
-
 # A forked process need not import torch again; it may use nothing that has threads.
 FORKED = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 

@@ -159,21 +159,6 @@ def test_probes_retrieve_as_the_cell_acts(whole: tuple[Path, dict[str, Any]], mo
     assert [(o["k"], o.get("temperature")) for o in asked] == [(1, None), (8, 0.01)]
 
 
-def test_pictures_of_older_versions_are_drawn_with_the_same_result(
-    whole: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(whole[0], tmp_path / "copy"))
-    run = Run(folder / "cells" / "class-fixed-none-seed0")
-    episodes = (run.evaluation("table1") / "episodes.jsonl").read_text()
-    (run.analysis / "neighbors.safetensors").unlink()
-    said: list[str] = []
-    results = table1_runner.table(folder, data, said.append)
-    assert [line.partition(" (")[0] for line in said] == [run.root.name, "  its map and neighbours are drawn"]
-    assert (run.analysis / "neighbors.safetensors").exists()
-    assert (run.evaluation("table1") / "episodes.jsonl").read_text() == episodes
-    assert results == whole[1]
-
-
 def test_cells_with_fewer_demonstrations_say_why_they_are_not_probed(data: Path, tmp_path: Path) -> None:
     wanted = plan(("random",), columns=("fixed",), demonstrations=[2])
     results = table1_runner.table(tmp_path, data, lambda _: None, wanted)

@@ -69,11 +69,7 @@ def compare(arguments: Compare) -> None:
 
 
 def objective_runs(arguments: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:
-    """(objective as written, training seed) -> what makes the run's pipeline.
-
-    Raises:
-        ConfigError: no objective, one of them twice, or settings that do not fit.
-    """
+    """(objective as written, training seed) -> what makes the run's pipeline."""
     from classact.run.folder import Run
     from classact.run.pretrain import Pipeline
     from classact.utils.storage import slug
@@ -95,11 +91,7 @@ def objective_runs(arguments: Compare, ranks: Any) -> dict[tuple[str, int], Call
 
 
 def flags_of(arguments: Compare, written: str, seed: int) -> Compare:
-    """The flags of one run. Those that its objective does not read are left out: they are meant for others.
-
-    Raises:
-        ConfigError: what is in brackets, or outside of them, is no such thing.
-    """
+    """The flags of one run. Those that its objective does not read are left out: they are meant for others."""
     found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", written)
     if found is None:
         raise ConfigError(f"expected an objective such as class or 'class[queue=1280]', got {written!r}.")

@@ -91,11 +91,8 @@ def train_and_evaluate(
 ) -> list[Outcomes]:
     """Train each run, roll it out and probe it, unless its folder says that this is done; returns what each reached.
 
-    Args:
-        runs: (name, training seed) -> makes the run's pipeline.
-        first: whether this process is the first of those that share the trainings; the others only train.
-        rollouts: whether there is a simulator to evaluate in.
-        quiet: no progress bars.
+    ``runs`` says for each name and training seed how its pipeline is made. Processes that share the trainings and are
+    not the ``first`` only train.
     """
     for make in runs.values():
         make()  # settings and folders that do not fit are refused before anything is trained
@@ -221,11 +218,7 @@ def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) 
 
 
 def check_comparable(first: Outcomes, other: Outcomes) -> None:
-    """Refuse evaluations under other conditions.
-
-    Raises:
-        ConfigError: simulator, shift, time limit, criteria or initial states differ.
-    """
+    """Refuse evaluations under other conditions: a ConfigError names both runs and the first difference."""
     for what, mine, theirs in (
         ("the simulator", first.simulator, other.simulator),
         ("the shift", first.shift, other.shift),
