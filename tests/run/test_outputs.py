@@ -17,12 +17,13 @@ from classact.run.folder import Run
 from classact.run.recording import roll_out
 from classact.utils.locks import BusyError
 from classact.utils.storage import read_json, write_json
+from fakes import Acts
 from lock_owners import another_owner
 from sections import run_sections
 
 
-class Still:
-    name, needs_images, chunk_length, asked = "still", False, 8, 0
+class Still(Acts):
+    name, chunk_length, asked = "still", 8, 0
 
     def act(self, observations: Any) -> np.ndarray:
         self.asked += 1
