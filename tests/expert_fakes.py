@@ -50,13 +50,12 @@ class Walk:
             action_limits=((-1.0, -1.0), (1.0, 200_000.0)),
             packages=("pymunk",),
             tasks=tasks,
+            language_source="invented" if tasks > 1 else "",
         )
 
     @property
     def instruction(self) -> str:
         return f"walk number {int(self.state[2])}" if self.tasks > 1 else ""
-
-    language_source = "invented"
 
     def reset(self, seed: int) -> None:
         if _fault(seed, "start"):
@@ -151,7 +150,8 @@ def main() -> None:
     from classact.sims.experts.generate import generate_demonstrations
 
     name, episodes, out, workers = sys.argv[1:]
-    SIMULATORS.update(ENTRIES)  # type: ignore[attr-defined]
+    for key, entry in ENTRIES.items():
+        SIMULATORS.register(key, entry)
     generate_demonstrations(name, episodes=int(episodes), out=Path(out), workers=int(workers))
 
 

@@ -26,8 +26,9 @@ from classact.errors import (
 )
 from classact.models.encoders import EncoderConfig
 from classact.run.data import RunData
-from classact.run.presets import get_preset, paper_task
+from classact.run.presets import get_preset
 from classact.run.pretrain import from_preset
+from classact.sims import find
 from classact.train.config import EngineConfig
 from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.machine import choose_device, hardware, versions
@@ -292,7 +293,7 @@ def _check_same(table: Table, protocol: Protocol, data: Mapping[str, Any]) -> No
 def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "task": paper_task(protocol.task),
+        "task": find(protocol.task).paper or protocol.task,
         "data": {key: data[key] for key in ("name", "episodes", "steps", "heldout", "fingerprint")},
         "protocol": {
             "budget_images": protocol.images,

@@ -53,13 +53,7 @@ def test_recorded_or_rendered(source: str, shift: str, cameras: bool, rendered: 
 )
 def test_recorded_where_it_looks_as_in_evaluations(simulator: str, size: int, shown: str, rendered: bool) -> None:
     data = replace(DATA, simulator=simulator, images_shift=shown)
-    # Push-T draws from 96 pixels on; whether it is asked is all that matters here.
-    config = FramesConfig(render_size=size)
-    if rendered and size < 96:
-        with pytest.raises(ConfigError, match="expected image_size in 96"):
-            needs_rendering(data, "top", config)
-    else:
-        assert needs_rendering(data, "top", config) is rendered
+    assert needs_rendering(data, "top", FramesConfig(render_size=size)) is rendered
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from classact.run.folder import Run
 from classact.run.load import load_policy
 from classact.run.presets import get_head_preset
 from classact.run.pretrain import Pipeline, from_preset
+from classact.sims.specs import PUSHT
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.train.engine import EngineConfig
@@ -331,15 +332,12 @@ def test_other_data_than_the_encoders_are_refused(run: Run) -> None:
 
 
 def test_what_cannot_be_rolled_out_shows_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Speaking(fakes.Short):
-        language_source = "stand-in"
-
     def fail(*_: Any) -> None:
         raise AssertionError("trained")
 
     card = run.read_config()
     write_json(run.config, card | {"data": card["data"] | {"versions": {"language": "bert-base-uncased"}}})
-    monkeypatch.setattr("classact.run.evaluate.make_simulator", Speaking)
+    monkeypatch.setattr("classact.run.evaluate.simulator_spec", lambda _: replace(PUSHT, language_source="stand-in"))
     monkeypatch.setattr(FineTuner, "train_step", fail)
     expected = r"tiny \(.*\): instructions were embedded by 'bert-base-uncased', but simulator 'pusht' .* 'stand-in'"
     with pytest.raises(ConfigError, match=expected):

@@ -33,6 +33,8 @@ from classact.run.pretrain import Pipeline, RunConfig, from_preset
 from classact.run.recording import evaluation_name
 from classact.similarity import ActionSimilarity, similarity_identity
 from classact.similarity.distribution import write_distribution
+from classact.sims import SimulatorSpec
+from classact.sims.specs import PUSHT
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.utils.locks import BusyError
@@ -565,13 +567,10 @@ def test_a_camera_that_the_simulator_lacks_shows_before_training(data: Path, tmp
         Pipeline(Run(tmp_path), made, quiet=True).evaluate()
 
 
-class Elsewhere(fakes.Short):
-    """Another task: its actions have meanings and sizes of their own."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        arm = Schema(("top",), (("qpos", 14),), actions=ActionSpace.joints(6, "left", "right"))
-        self.spec = replace(self.spec, name="aloha-transfer", schema=arm)
+def elsewhere(_: str) -> SimulatorSpec:
+    """Another task under the name."""
+    arm = Schema(("top",), (("qpos", 14),), actions=ActionSpace.joints(6, "left", "right"))
+    return replace(PUSHT, name="aloha-transfer", schema=arm)
 
 
 def never(*_: Any, **__: Any) -> None:
@@ -579,7 +578,7 @@ def never(*_: Any, **__: Any) -> None:
 
 
 def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
+    monkeypatch.setattr(evaluation, "simulator_spec", elsewhere)
     monkeypatch.setattr(pipeline, "Trainer", never)
     wanted = r"tiny \(.*tiny.zarr\) is of another task than simulator 'pusht': proprioception .* --simulator NAME, one"
     made = config(data)
@@ -589,7 +588,7 @@ def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match=wanted):
         Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
     monkeypatch.undo()
-    monkeypatch.setattr(evaluation, "make_simulator", Elsewhere)
+    monkeypatch.setattr(evaluation, "simulator_spec", elsewhere)
     Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
     with pytest.raises(ConfigError, match=wanted):
         evaluate_run(Run(tmp_path), quiet=True)
@@ -624,12 +623,6 @@ def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatc
         make(tmp_path, tmp_path).data()
 
 
-class Speaking(fakes.Short):
-    """Embeds instructions, so it says, by a stand-in."""
-
-    language_source = "stand-in"
-
-
 def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: spoken)
@@ -637,7 +630,7 @@ def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, mo
     Run(tmp_path).policy.mkdir()  # as if it had been built
     wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
     for module in (rundata, evaluation):
-        monkeypatch.setattr(module, "make_simulator", Speaking)
+        monkeypatch.setattr(module, "simulator_spec", lambda _: replace(PUSHT, language_source="stand-in"))
     with pytest.raises(ConfigError, match=rf"walks \(memory\): instructions were {wanted}"):
         evaluate_run(Run(tmp_path), quiet=True)
     with pytest.raises(ConfigError, match=wanted):
@@ -649,14 +642,9 @@ def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, mo
 def test_other_scenes_are_refused_where_states_are_rendered(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Versioned(fakes.Short):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.spec = replace(self.spec, packages=("robosuite",))
-
     old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: old)
-    monkeypatch.setattr(rundata, "make_simulator", Versioned)
+    monkeypatch.setattr(rundata, "simulator_spec", lambda _: replace(PUSHT, packages=("robosuite",)))
     make(tmp_path, data).data()
     assert "recorded with robosuite 0.1" in caplog.text
     made = config(data)
@@ -668,12 +656,7 @@ def test_other_scenes_are_refused_where_states_are_rendered(
 def test_retrieval_by_state_needs_an_extent_of_the_world(
     finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def boundless(*args: Any, **options: Any) -> fakes.Short:
-        made = fakes.Short(*args, **options)
-        made.spec = replace(made.spec, world=None)
-        return made
-
-    monkeypatch.setattr(pipeline, "make_simulator", boundless)
+    monkeypatch.setattr(pipeline, "simulator_spec", lambda _: replace(PUSHT, world=None))
     made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
     with pytest.raises(ConfigError, match=r"simulator 'pusht' names neither objects nor an extent of its world"):
         made.state_policy()

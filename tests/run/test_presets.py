@@ -16,7 +16,7 @@ from classact.run.presets import (
     with_objective,
     with_trunk,
 )
-from classact.sims import SIMULATORS
+from classact.sims import SIMULATORS, Entry
 
 # Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
 TABLE_5 = {
@@ -115,7 +115,9 @@ def test_what_the_improved_presets_change() -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'pusht': available are 'aloha-transfer-cpu', 'debug', "):
+    with pytest.raises(
+        ConfigError, match="unknown preset 'pusht': available are 'aloha-transfer-cpu', 'cpu', 'debug', "
+    ):
         get_preset("pusht")
 
 
@@ -134,9 +136,11 @@ def test_preset_where_none_is_named(data: str, simulator: str, shift: str, expec
     assert expected in PRESETS
 
 
-def test_no_preset_for_a_simulator_of_ones_own() -> None:
-    with pytest.raises(ConfigError, match=r"no preset is made for simulator 'kitchen' on two CPU cores\. Name one: "):
-        default_preset("a.npz", "kitchen", "fixed")
+def test_the_preset_of_a_simulator_that_none_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIMULATORS._entries, "kitchen", Entry("kitchen:make", "Kitchen"))
+    assert default_preset("a.npz", "kitchen", "fixed") == default_preset("a.npz", "kitchen", "dynamic") == "cpu"
+    with pytest.raises(ConfigError, match="unknown simulator 'bathroom'"):
+        default_preset("a.npz", "bathroom", "fixed")
 
 
 @pytest.mark.parametrize("name", PRESETS)

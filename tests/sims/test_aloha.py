@@ -12,12 +12,12 @@ pytest.importorskip("gym_aloha", reason="the extra 'aloha' is not installed")
 
 from classact.errors import ConfigError, SimulatorError
 from classact.sims import make_simulator
-from classact.sims.aloha import CAMERAS, RANGES, AlohaTransfer, mujoco
+from classact.sims.aloha import RANGES, AlohaTransfer, load_model, mujoco
 from classact.sims.base import check_installed
 from classact.sims.experts.aloha import BASES, LEFT, RIGHT, Reach, fingertips, script, solve
 from classact.sims.experts.base import GiveUpError, attempt
-from classact.sims.renderer import rotate
-from classact.sims.shifts import appearance_rng
+from classact.sims.shifts import RotationPath, appearance_rng, rotate
+from classact.sims.specs import ALOHA_CAMERAS as CAMERAS
 
 SIZE = 96
 CUBE = slice(17, 24)  # in a state
@@ -195,8 +195,8 @@ def test_both_senses_and_all_quadrants_occur(turning: AlohaTransfer) -> None:
     paths = []
     for seed in range(40):
         turning.set_appearance(seed)
-        assert turning._rotation is not None
-        paths.append(turning._rotation)
+        assert isinstance(turning._appearance, RotationPath)
+        paths.append(turning._appearance)
     assert {path.rate for path in paths} == {0.5, -0.5}
     assert {int(path.start // 90) for path in paths} == {0, 1, 2, 3}
 
@@ -377,3 +377,9 @@ def test_a_process_ends_quietly_with_or_without_closing(code: str) -> None:
     ]
     ended = subprocess.run([sys.executable, "-W", "error", "-c", "\n".join(lines)], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_limits_are_those_of_the_actuators() -> None:
+    ranges = np.asarray(load_model().actuator_ctrlrange)  # (16, 2): each arm's joints, left finger, right finger
+    for side, limits in enumerate(AlohaTransfer(image_size=SIZE).spec.action_limits):
+        assert limits == (*ranges[:6, side], float(side), *ranges[8:14, side], float(side))

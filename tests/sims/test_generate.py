@@ -32,7 +32,7 @@ from classact.sims.rendering import appearance_seed
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, entry in expert_fakes.ENTRIES.items():
-        monkeypatch.setitem(SIMULATORS, name, entry)  # type: ignore[arg-type]
+        monkeypatch.setitem(SIMULATORS._entries, name, entry)
     (tmp_path / "faults").mkdir()
     monkeypatch.setenv(expert_fakes.FAULTS, str(tmp_path / "faults"))
 

@@ -302,7 +302,7 @@ def test_released_cameras_move_with_the_scene(make: Any, libero: Any) -> None:
     assert same.target == (0, 0, 1.0)
     sim = make("random-static-paper")
     sim.reset(0)
-    np.testing.assert_array_equal(sim._camera.target, libero.TARGET)
+    np.testing.assert_array_equal(sim._appearance.target, libero.TARGET)
 
 
 def test_the_expert_succeeds_on_every_task(sim: Any) -> None:

@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 from classact.data.types import Criterion, FloatArray, ImageArray, StateArray
 from classact.errors import ConfigError, SimulatorError
 from classact.sims.base import SimulatorSpec
+from classact.sims.shifts import CameraPath, RotationPath, rotate
 
 try:  # not importorskip: it would import mujoco before MUJOCO_GL is set
     from classact.sims import renderer as drawing
@@ -329,14 +330,14 @@ def test_the_scene_is_drawn_from_the_paths_place(shift: str) -> None:
     sim = Turntable(shift)
     for seed in (3, 4):
         sim.reset(seed)
-        assert sim._camera is not None
+        assert isinstance(sim._appearance, CameraPath)
         for step in (0, 1, 200):
             sim.set_state(sim.get_state(), step=step)
             sim.observe()
             place, forward = placed(sim.renderer())
-            expected = sim._camera.position(step)
+            expected = sim._appearance.position(step)
             np.testing.assert_allclose(place, expected, atol=1e-5)
-            direction = sim._camera.target - expected
+            direction = sim._appearance.target - expected
             np.testing.assert_allclose(forward, direction / np.linalg.norm(direction), atol=1e-5)
     sim.close()
 
@@ -356,13 +357,13 @@ def test_rotation_turns_the_first_camera_only() -> None:
     still, turned = Turntable("fixed", ("front", "sky")), Turntable("rotation", ("front", "sky"))
     for sim in (still, turned):
         sim.reset(5)
-    assert turned._rotation is not None
+    assert isinstance(turned._appearance, RotationPath)
     for step in (0, 3):
         for sim in (still, turned):
             sim.set_state(sim.get_state(), step=step)
         plain, seen = still.observe().images, turned.observe().images
-        angle = turned._rotation.start + step * turned._rotation.rate
-        assert_array_equal(seen["front"], drawing.rotate(plain["front"], angle))
+        angle = turned._appearance.start + step * turned._appearance.rate
+        assert_array_equal(seen["front"], rotate(plain["front"], angle))
         assert_array_equal(seen["sky"], plain["sky"])
     still.close()
     turned.close()
@@ -371,9 +372,9 @@ def test_rotation_turns_the_first_camera_only() -> None:
 def test_rotate_is_counter_clockwise() -> None:
     image = np.zeros((5, 5, 3), np.uint8)
     image[2, 4] = 200  # right
-    assert_array_equal(drawing.rotate(image, 90), np.rot90(image))
-    assert drawing.rotate(image, 90)[0, 2, 0] == 200  # up
-    assert_array_equal(drawing.rotate(image, 0), image)
+    assert_array_equal(rotate(image, 90), np.rot90(image))
+    assert rotate(image, 90)[0, 2, 0] == 200  # up
+    assert_array_equal(rotate(image, 0), image)
 
 
 # States and limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from classact.cli.doctor import hold_action
 from classact.data.types import FloatArray, ImageArray, StateArray
 from classact.errors import ActionError, ConfigError
-from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift
+from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift, simulator_spec
 from simulators import REQUIRED, absent, need
 
 SIZES = {"pusht": 96}  # its smallest; that of the others, 32, shows too little of small objects
@@ -76,7 +77,7 @@ def test_shapes_and_types(name: str) -> None:
         simulator.reset(3)
         assert set(simulator.observe().images) == {spec.cameras[0]}
     with made(name, cameras=spec.cameras) as simulator:
-        assert simulator.spec == spec
+        assert simulator.spec == spec == replace(simulator_spec(name), image_size=spec.image_size)
         simulator.reset(3)
         state, seen = simulator.get_state(), simulator.observe()
         assert (state.shape, state.dtype) == ((spec.state_dim,), np.float64)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,15 +81,15 @@ def test_a_version_that_the_file_does_not_say_is_a_warning() -> None:
     ("recorded", "now"), [(BERT, BERT), (None, BERT), ("unknown", STAND_IN), (BERT, None), (STAND_IN, STAND_IN)]
 )
 def test_one_embedding_of_instructions(recorded: str | None, now: str | None) -> None:
-    simulator: Any = SimpleNamespace(spec=SPEC) if now is None else SimpleNamespace(spec=SPEC, language_source=now)
-    check_language({} if recorded is None else {"language": recorded}, simulator, "data")
+    spec = replace(SPEC, language_source=now or "")
+    check_language({} if recorded is None else {"language": recorded}, spec, "data")
 
 
 def test_embeddings_are_never_mixed() -> None:
-    simulator: Any = SimpleNamespace(spec=SPEC, language_source=STAND_IN)
+    spec = replace(SPEC, language_source=STAND_IN)
     expected = r"data: instructions were embedded by 'bert-base-uncased', .* by 'stand-in', .*hf download bert"
     with pytest.raises(ConfigError, match=expected):
-        check_language({"language": BERT}, simulator, "data")
-    simulator.language_source = BERT
+        check_language({"language": BERT}, spec, "data")
+    spec = replace(SPEC, language_source=BERT)
     with pytest.raises(ConfigError, match=r"by 'stand-in', .* policy trained with the former. Generate the demonstr"):
-        check_language({"language": STAND_IN}, simulator, "data")
+        check_language({"language": STAND_IN}, spec, "data")

@@ -19,8 +19,9 @@ import numpy as np
 from classact.data.images import cache_folder
 from classact.data.types import FloatArray
 from classact.errors import ClassactError, ConfigError, SimulatorError
-from classact.sims import SIMULATORS, Simulator, make_simulator
+from classact.sims import SIMULATORS, Simulator, find, make_simulator
 from classact.sims.base import OPEN, install_advice
+from classact.utils.lazy import resolve
 from classact.utils.storage import check_writable
 
 
@@ -92,9 +93,12 @@ def hold_action(sim: Simulator) -> FloatArray:
     """(D_a,) the action that keeps an arm, or Push-T's agent, where it is.
 
     Raises:
-        ConfigError: an action space that proprioception does not say this of.
+        ConfigError: an action space that proprioception does not say this of, of a simulator whose entry names no other
+            way.
     """
     spec = sim.spec
+    if spec.name in SIMULATORS and (hold := find(spec.name).hold) is not None:
+        return np.asarray(resolve(hold)(sim), np.float32)
     now = sim.observe(render=False).proprioception
     if spec.proprioception_dim == spec.action_dim:  # positions of joints or of a point
         return now
@@ -102,7 +106,8 @@ def hold_action(sim: Simulator) -> FloatArray:
     if spec.schema is None or not {"eef_pos", "eef_rot6d"} <= set(keys) or spec.action_dim != 10:
         raise ConfigError(
             f"{spec.name}: which of its {spec.action_dim}-D actions holds still is not known; expected proprioception "
-            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(keys)}."
+            f"of as many values, or 'eef_pos' and 'eef_rot6d' and 10-D actions, got {sorted(keys)}. Name a function "
+            f"that says it as 'hold' of the simulator's entry."
         )
     pose = now[spec.schema.columns(("eef_pos", "eef_rot6d"))]
     return np.concatenate([pose, [OPEN]]).astype(np.float32)

@@ -20,7 +20,7 @@ from classact.models.encoders import EncoderConfig
 from classact.policies import RetrievalConfig, SceneLatents, StateLatents
 from classact.run.folder import Run
 from classact.run.frames import FramesConfig, aspect, needs_rendering, prepare_frames
-from classact.sims import SIMULATORS, SimulatorSpec, make_simulator
+from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
 from classact.utils.inputs import reading
 from classact.utils.progress import progress_bar
@@ -151,16 +151,14 @@ class RunData:
         rendered = [camera for camera in self.encoder.cameras if needs_rendering(data, camera, self.config)]
         if not rendered and not data.versions:
             return
-        simulator = make_simulator(self.config.simulator)
-        simulator.close()
-        spec = simulator.spec
+        spec = simulator_spec(self.config.simulator)
         if rendered and data.states is not None and data.states.shape[1] != spec.state_dim:
             raise ConfigError(
                 f"{data.name} ({data.source}) holds states of {data.states.shape[1]} dimensions"
                 f"{f' of simulator {data.simulator!r}' if data.simulator else ''}, but simulator {spec.name!r}, which "
                 f"is to render them, has states of {spec.state_dim}. {own_simulator(data.simulator, spec.name)}"
             )
-        check_language(data.versions, simulator, f"{data.name} ({data.source})")
+        check_language(data.versions, spec, f"{data.name} ({data.source})")
         if warning := check_versions(data, spec, rendered=bool(rendered)):
             logger.warning("%s", warning)
 

@@ -14,7 +14,7 @@ from classact.run.data import own_simulator, run_settings
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
-from classact.sims import make_simulator
+from classact.sims import simulator_spec
 from classact.sims.versions import check_language
 from classact.train.config import AugmentConfig, describe
 from classact.utils.labels import learned_label, written_name
@@ -118,17 +118,16 @@ def check_rollouts(run: Run, simulator: str) -> None:
     data = run.read_config().get("data") or {}
     if "schema" not in data:
         return
-    made = make_simulator(simulator)
-    made.close()
+    spec = simulator_spec(simulator)
     what = f"{data['name']} ({data['source']})"
-    if made.spec.schema is not None:
+    if spec.schema is not None:
         schema = Schema.from_json(data["schema"], f"{run.config}: data.schema")
-        if difference := schema.difference(made.spec.schema):
+        if difference := schema.difference(spec.schema):
             raise ConfigError(
                 f"{what} is of another task than simulator {simulator!r}: {difference}. "
                 f"{own_simulator(data.get('simulator', ''), simulator)}"
             )
-    check_language(data.get("versions", {}), made, what)
+    check_language(data.get("versions", {}), spec, what)
 
 
 def retrieval_labels(settings: Mapping[str, Any]) -> dict[str, str]:

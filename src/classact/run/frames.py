@@ -11,7 +11,7 @@ import numpy as np
 from classact.data.images import ImageStore, frames_digest, resize_images
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import DataError, choose
-from classact.sims import Simulator, make_simulator, plain_shift
+from classact.sims import make_simulator, plain_shift, simulator_spec
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
@@ -50,7 +50,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
 
     Raises:
         DataError: neither is possible.
-        ConfigError: the simulator does not know the shift, or does not draw at that size.
+        ConfigError: nobody knows the shift or the simulator.
     """
     if config.source not in ("auto", "recorded", "rendered"):
         raise DataError(choose("frames source", config.source, ("auto", "recorded", "rendered")))
@@ -74,7 +74,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{shown!r} with source 'auto', or source 'recorded'."
         )
     if render:
-        cameras = _simulator(config).spec.cameras
+        cameras = simulator_spec(config.simulator).cameras
         if camera not in cameras:
             raise DataError(
                 f"{data.name} ({data.source}) holds no usable images of camera {camera!r} and simulator "
@@ -82,13 +82,6 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
                 f"rendered can be {list(cameras)}. Choose one of these cameras."
             )
     return render
-
-
-def _simulator(config: FramesConfig) -> Simulator:
-    """What would draw, closed."""
-    simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
-    simulator.close()
-    return simulator
 
 
 def prepare_frames(
@@ -164,7 +157,8 @@ def _camera_frames(
         }
         if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
             key["camera"] = camera
-        simulator = _simulator(config)
+        simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
+        simulator.close()
         if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
             key["packages"] = installed_versions(packages)
             key["look"] = plain_json(getattr(simulator, "look", None))

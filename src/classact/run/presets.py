@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from classact.data.readers import EMBEDDED
+from classact.data.readers import EMBEDDED, declared_simulator
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies import RetrievalConfig
 from classact.similarity import SimilarityConfig
+from classact.sims import find
 from classact.sims.shifts import is_plain
 from classact.train.config import (
     TABLE_9,
@@ -92,10 +93,10 @@ def _cpu(
     return Preset(pretrain, RetrievalConfig(k=32, temperature=0.004, min_actions=8), 0.004, about)
 
 
-def _arm_cpu(simulator: str, task: str, camera: str) -> Preset:
+def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht") -> Preset:
     pretrain = PretrainConfig(
         encoder=EncoderConfig(cameras=(camera,), image_size=96, crop_size=84),
-        similarity=SimilarityConfig(quantile=0.01 if "stack" in simulator else 0.025),
+        similarity=SimilarityConfig(quantile=quantile),
         optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
         epochs=8,
     )
@@ -127,10 +128,11 @@ PRESETS: dict[str, Preset] = {
         color="whiten",
         queue=1280,
     ),
-    "aloha-transfer-cpu": _arm_cpu("aloha-transfer", "Aloha-Transfer", "top"),
-    "square-cpu": _arm_cpu("square", "Square", "agentview"),
-    "three-stack-cpu": _arm_cpu("three-stack-d0", "Three-Stack", "agentview"),
-    "libero-object-cpu": _arm_cpu("libero-object", "LIBERO-Object", "agentview"),
+    "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer"),
+    "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
+    "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0"),
+    "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object"),
+    "cpu": _small_cpu("a task that none of them is made for", 0.025, "top"),
     "debug": Preset(
         PretrainConfig(
             encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
@@ -271,7 +273,7 @@ def default_head_preset(trunk: str, simulator: str) -> str:
     """
     if trunk == "small":
         return "head-cpu"
-    if (paper := f"paper-{paper_task(simulator)}") not in HEAD_PRESETS:
+    if (paper := f"paper-{find(simulator).paper}") not in HEAD_PRESETS:
         raise ConfigError(
             f"the paper has no epochs for a head of encoder {trunk!r} on {simulator!r}. Name the preset: "
             f"{', '.join(HEAD_PRESETS)}."
@@ -279,24 +281,11 @@ def default_head_preset(trunk: str, simulator: str) -> str:
     return paper
 
 
-def paper_task(simulator: str) -> str:
-    """The paper's task that a simulator is: it has one Three-Stack, we one for each range of starts."""
-    return simulator.removesuffix("-d0").removesuffix("-d1")
-
-
 def default_preset(data: str, simulator: str, shift: str) -> str:
-    """The preset for a data source, a simulator and a shift where none is named.
-
-    Raises:
-        ConfigError: there is none for this simulator.
-    """
-    if simulator != "pusht":
-        name = f"{paper_task(simulator)}-cpu"
-        if name not in PRESETS:
-            raise ConfigError(
-                f"no preset is made for simulator {simulator!r} on two CPU cores. Name one: {', '.join(PRESETS)}."
-            )
-        return name
+    """The preset for a data source, a simulator and a shift where none is named."""
+    entry = find(simulator)
     if not is_plain(shift):
-        return "pusht-rand-whiten"
-    return "pusht-demo" if data in EMBEDDED else "pusht-cpu"
+        return entry.shifted_preset or entry.preset
+    if data in EMBEDDED and declared_simulator(data) == simulator:
+        return "pusht-demo"
+    return entry.preset

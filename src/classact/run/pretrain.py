@@ -47,7 +47,7 @@ from classact.run.recording import (
     timed_fit,
 )
 from classact.similarity.graph import CARD
-from classact.sims import SimulatorSpec, make_simulator, plain_shift
+from classact.sims import SimulatorSpec, make_simulator, plain_shift, simulator_spec
 from classact.sims.shifts import is_plain
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
@@ -132,7 +132,7 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
     Args:
         name: a key of :data:`classact.run.presets.PRESETS`.
         shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
-        simulator: registry name; None: the preset's.
+        simulator: registry name; None: the preset's. Where it lacks one of the preset's cameras, its first is seen.
         changes: other fields of :class:`RunConfig`.
     """
     preset: Preset = get_preset(name)
@@ -141,9 +141,11 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
     retrieval = preset.retrieval
     if not is_plain(shift):
         retrieval = replace(retrieval, temperature=preset.tau_shifted)
-    size = preset.render_size
+    size, pretrain, cameras = preset.render_size, preset.pretrain, simulator_spec(simulator).cameras
+    if not set(pretrain.encoder.cameras) <= set(cameras):
+        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras[:1]))
     return RunConfig(
-        pretrain=preset.pretrain,
+        pretrain=pretrain,
         retrieval=retrieval,
         frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
         evaluation=EvaluationConfig(shift=shift, image_size=size),
@@ -477,9 +479,7 @@ class Pipeline:
 
     @cached_property
     def _spec(self) -> SimulatorSpec:
-        simulator = make_simulator(self.config.frames.simulator)
-        simulator.close()
-        return simulator.spec
+        return simulator_spec(self.config.frames.simulator)
 
     def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
         learned = encoder == self.learned

@@ -26,7 +26,7 @@ from classact.run.data import STATE_RETRIEVAL, RunData, run_settings, state_late
 from classact.run.folder import Run
 from classact.run.frames import FramesConfig
 from classact.similarity import SimilarityConfig
-from classact.sims import make_simulator
+from classact.sims import simulator_spec
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.progress import progress_bar
 from classact.utils.storage import plain_json, write_json
@@ -201,12 +201,11 @@ def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapp
 
 
 def _state_latents(data: Demonstrations, simulator: str) -> StateLatents | SceneLatents:
-    made = make_simulator(simulator)
-    made.close()
-    if not made.spec.objects and (made.spec.world is None or data.states is None):
+    spec = simulator_spec(simulator)
+    if not spec.objects and (spec.world is None or data.states is None):
         missing = "simulator states" if data.states is None else "objects, nor an extent of its simulator's world"
         raise ConfigError(f"{data.name} ({data.source}) has no {missing}: encoder 'state' cannot be probed.")
-    return state_latents(data, made.spec)
+    return state_latents(data, spec)
 
 
 def _views(

@@ -1,70 +1,126 @@
-"""Simulators by name. Adding one is a file and a line in :data:`SIMULATORS`."""
+"""Simulators by name. Adding one is a file with a line that registers it in :data:`SIMULATORS`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
 from classact.sims.base import Simulator, SimulatorSpec, install_advice
+from classact.utils.lazy import resolve
+from classact.utils.registry import Registry
 
-__all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "plain_shift"]
+__all__ = [
+    "SIMULATORS",
+    "Entry",
+    "Simulator",
+    "SimulatorSpec",
+    "find",
+    "make_simulator",
+    "plain_shift",
+    "simulator_spec",
+]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a simulator is found.
+    """One simulator: all that others know of it without starting it.
+
+    References are callables, or "module:attribute" of them, imported when they are called.
 
     Attributes:
-        factory: "module:function", called with keywords image_size (None: the simulator's own), shift and cameras
-            (None: the first). Imported only when a simulator is made.
+        factory: called with keywords image_size (None: the simulator's own), shift and cameras (None: the first).
         title: as the paper writes it.
         extra: what installs it, None where classact itself does.
         plain: name of the appearance without a shift.
-        expert: "module:function" of the script that makes demonstrations, see :mod:`classact.sims.experts.base`;
-            None: another way, or none.
+        spec: the :class:`SimulatorSpec`, with the simulator's own image size, or a function without arguments that
+            gives it; None: a simulator is started to ask it.
+        expert: the script that makes demonstrations, see :mod:`classact.sims.experts.base`; None: another way, or none.
         tail: control steps of the script that are recorded after success, which can come before the task is done.
+        hold: called with a simulator, the (D_a,) action that changes nothing or little; None: what
+            :func:`classact.cli.doctor.hold_action` finds by itself.
+        paper: the paper's task that it is; empty: none.
+        preset, shifted_preset: names of the preset where none is given, without and with a shift (None: the same); a
+            preset that is made for no task is "cpu".
     """
 
-    factory: str
+    factory: Any
     title: str
-    extra: str | None
+    extra: str | None = None
     plain: str = "fixed"
-    expert: str | None = None
+    spec: Any = None
+    expert: Any = None
     tail: int = 8
+    hold: Any = None
+    paper: str = ""
+    preset: str = "cpu"
+    shifted_preset: str | None = None
 
 
-SIMULATORS: Mapping[str, Entry] = {
-    "pusht": Entry("classact.sims.pusht:make", "Push-T", None, "fixed-color"),
-    "square": Entry(
-        "classact.sims.robosuite_tasks:square", "Square", "robosuite", expert="classact.sims.experts.square:script"
-    ),
-    "three-stack-d0": Entry(
-        "classact.sims.robosuite_tasks:three_stack_d0",
-        "Three-Stack D0",
-        "robosuite",
-        expert="classact.sims.experts.three_stack:script",
-    ),
-    "three-stack-d1": Entry(
-        "classact.sims.robosuite_tasks:three_stack_d1",
-        "Three-Stack D1",
-        "robosuite",
-        expert="classact.sims.experts.three_stack:script",
-    ),
-    "aloha-transfer": Entry(
-        "classact.sims.aloha:make",
-        "Aloha-Transfer",
-        "aloha",
-        expert="classact.sims.experts.aloha:script",
-        tail=100,  # the left hand's first touch counts as success; then it closes, and the right one lets go
-    ),
-    "libero-object": Entry(
-        "classact.sims.libero:make", "LIBERO-Object", "libero", expert="classact.sims.experts.libero:script"
-    ),
-}
-"""Name -> where it is."""
+_SPECS, _ROBOSUITE, _EXPERTS = "classact.sims.specs:", "classact.sims.robosuite_tasks:", "classact.sims.experts."
+
+SIMULATORS: Registry[Entry] = Registry(
+    "simulator",
+    {
+        "pusht": Entry(
+            "classact.sims.pusht:make",
+            "Push-T",
+            plain="fixed-color",
+            spec=_SPECS + "PUSHT",
+            paper="pusht",
+            preset="pusht-cpu",
+            shifted_preset="pusht-rand-whiten",
+        ),
+        "square": Entry(
+            _ROBOSUITE + "square",
+            "Square",
+            "robosuite",
+            spec=_SPECS + "SQUARE",
+            expert=_EXPERTS + "square:script",
+            paper="square",
+            preset="square-cpu",
+        ),
+        "three-stack-d0": Entry(
+            _ROBOSUITE + "three_stack_d0",
+            "Three-Stack D0",
+            "robosuite",
+            spec=_SPECS + "THREE_STACK_D0",
+            expert=_EXPERTS + "three_stack:script",
+            paper="three-stack",
+            preset="three-stack-cpu",
+        ),
+        "three-stack-d1": Entry(
+            _ROBOSUITE + "three_stack_d1",
+            "Three-Stack D1",
+            "robosuite",
+            spec=_SPECS + "THREE_STACK_D1",
+            expert=_EXPERTS + "three_stack:script",
+            paper="three-stack",
+            preset="three-stack-cpu",
+        ),
+        "aloha-transfer": Entry(
+            "classact.sims.aloha:make",
+            "Aloha-Transfer",
+            "aloha",
+            spec=_SPECS + "ALOHA_TRANSFER",
+            expert=_EXPERTS + "aloha:script",
+            tail=100,  # the left hand's first touch counts as success; then it closes, and the right one lets go
+            paper="aloha-transfer",
+            preset="aloha-transfer-cpu",
+        ),
+        "libero-object": Entry(
+            "classact.sims.libero:make",
+            "LIBERO-Object",
+            "libero",
+            spec=_SPECS + "libero_object",
+            expert=_EXPERTS + "libero:script",
+            paper="libero-object",
+            preset="libero-object-cpu",
+        ),
+    },
+)
+"""Name -> simulator."""
 
 
 def make_simulator(
@@ -76,7 +132,7 @@ def make_simulator(
         name: a key of :data:`SIMULATORS`.
         image_size: side of the square images in pixels; None: the simulator's own.
         shift: the visual shift that appearances are drawn from, see :func:`classact.sims.shifts.parse_shift`; None:
-            none.
+            none. One that changes the finished picture works with every simulator.
         cameras: which views observations hold (``SimulatorSpec.cameras``); None: the first.
 
     Raises:
@@ -84,10 +140,30 @@ def make_simulator(
             not installed.
         SimulatorError: the simulator is installed and does not start.
     """
+    from classact.sims.shifted import Shifted
+    from classact.sims.shifts import changes_image, parse_shift
+
     entry = find(name)
     factory = _load(entry.factory, name, entry.extra)
     shift = entry.plain if shift is None else shift
-    return cast(Simulator, factory(image_size=image_size, shift=shift, cameras=cameras))
+    over = parse_shift(shift) if changes_image(shift) else None
+    made = factory(image_size=image_size, shift=entry.plain if over else shift, cameras=cameras)
+    return Shifted(made, over) if over else cast(Simulator, made)
+
+
+def simulator_spec(name: str) -> SimulatorSpec:
+    """Facts about a simulator with its own image size; where its entry holds them, nothing is started.
+
+    Raises:
+        ConfigError: unknown name, or what :func:`make_simulator` raises where a simulator has to be started.
+    """
+    entry = find(name)
+    if entry.spec is None:
+        made = make_simulator(name)
+        made.close()
+        return made.spec
+    found = _load(entry.spec, name, entry.extra)
+    return cast(SimulatorSpec, found if isinstance(found, SimulatorSpec) else found())
 
 
 def find(name: str) -> Entry:
@@ -96,8 +172,6 @@ def find(name: str) -> Entry:
     Raises:
         ConfigError: unknown name.
     """
-    if name not in SIMULATORS:
-        raise UnknownNameError(choose("simulator", name, SIMULATORS))
     return SIMULATORS[name]
 
 
@@ -106,10 +180,9 @@ def plain_shift(name: str) -> str:
     return find(name).plain
 
 
-def _load(reference: str, name: str, extra: str | None) -> Any:
-    module, _, attribute = reference.partition(":")
+def _load(reference: Any, name: str, extra: str | None) -> Any:
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return resolve(reference)
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").startswith("classact"):
             raise

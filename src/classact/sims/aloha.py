@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from classact.data.actions import ActionSpace
-from classact.data.schema import Schema
-from classact.data.types import Criterion, FloatArray, StateArray
+from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError, SimulatorError
-from classact.sims.base import SimulatorSpec, check_installed
+from classact.sims.base import check_installed
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import Quality, gl_problem, mujoco
+from classact.sims.specs import ALOHA_TRANSFER, ARM_JOINTS
 
 RANGES = {"gym-aloha": ("0.1", "0.2"), "mujoco": ("3.1", "3.9")}
 
@@ -38,11 +38,6 @@ with warnings.catch_warnings():
     except (ImportError, RuntimeError, AttributeError) as error:  # dm_control starts GL when it is imported
         raise SimulatorError(gl_problem(error)) from error
 
-IMAGE_SIZE = 256
-MAX_STEPS = 600  # Table 10
-SHIFTS = ("fixed", "rotation-static", "rotation")
-CAMERAS = ("top", "angle", "left_pillar", "right_pillar", "left_wrist", "right_wrist")
-ARM_JOINTS = 6
 ARMS_QPOS = 2 * (ARM_JOINTS + 2)  # both fingers of a gripper are joints
 TRANSFERRED = 4.0  # reward: the left gripper touches the cube, the table does not
 
@@ -67,24 +62,12 @@ def load_model() -> Any:
     return wrapped
 
 
-def action_limits() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(low, high), each (14,): what the actuators' controls are limited to, in the action's units.
-
-    Grippers are 0 (closed) to 1 (open) of gym-aloha's scale; the actuators stop a few percent before either end.
-    """
-    ranges = np.asarray(load_model().actuator_ctrlrange)  # (16, 2): each arm's joints, left finger, right finger
-    low, high = (
-        [*ranges[:6, side].tolist(), float(side), *ranges[8:14, side].tolist(), float(side)] for side in (0, 1)
-    )
-    return tuple(low), tuple(high)
-
-
 class AlohaTransfer(MujocoSimulator):
     """Hand a cube from the right arm to the left one.
 
     State (46,) float64: time, qpos (23), qvel (22). Actions and proprioception (14,), each arm's six joint positions
     (radians) and gripper opening (0 closed to 1 open), the left arm first: gym-aloha's and ACT's order. Actions are
-    absolute targets; the actuators clamp them to :func:`action_limits`, and ``excess`` says how far they were beyond. A
+    absolute targets; the actuators clamp them to ``action_limits``, and ``excess`` says how far they were beyond. A
     start state is gym-aloha's for the seed: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6 m,
     never turned.
 
@@ -92,28 +75,13 @@ class AlohaTransfer(MujocoSimulator):
     and the table does not) and ``success``, 1 where the reward is 4.
     """
 
-    views = {name: name for name in CAMERAS}  # noqa: RUF012 (a mapping that nobody changes)
+    views = {name: name for name in ALOHA_TRANSFER.cameras}  # noqa: RUF012 (a mapping that nobody changes)
     quality = Quality(samples=0, shadows=0)
 
     def __init__(
-        self, *, image_size: int = IMAGE_SIZE, shift: str = "fixed", cameras: Sequence[str] | None = None
+        self, *, image_size: int = ALOHA_TRANSFER.image_size, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
-        spec = SimulatorSpec(
-            name="aloha-transfer",
-            cameras=CAMERAS,
-            image_size=image_size,
-            action_dim=14,
-            proprioception_dim=14,
-            state_dim=46,
-            max_steps=MAX_STEPS,
-            control_hz=1 / DT,
-            criteria=(Criterion("success", "success", 0.5),),
-            shifts=SHIFTS,
-            objects=(("cube", 1 + ARMS_QPOS),),
-            schema=Schema(CAMERAS, (("qpos", 14),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),
-            action_limits=action_limits(),
-            packages=("gym-aloha", "dm-control", "mujoco"),
-        )
+        spec = replace(ALOHA_TRANSFER, image_size=image_size)
         super().__init__(spec, shift, cameras)
         self.physics = suite.Physics.from_model(load_model())
         self._task = TransferCubeTask()
@@ -175,4 +143,4 @@ def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = 
     Raises:
         ConfigError: unknown shift or camera, or an image size that is not drawn.
     """
-    return AlohaTransfer(image_size=IMAGE_SIZE if image_size is None else image_size, shift=shift, cameras=cameras)
+    return AlohaTransfer(image_size=image_size or ALOHA_TRANSFER.image_size, shift=shift, cameras=cameras)

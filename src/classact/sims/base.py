@@ -82,7 +82,8 @@ class SimulatorSpec:
         max_steps: time limit of an episode in control steps.
         control_hz: control steps per simulated second.
         criteria: the success rules that are reported, by name.
-        shifts: names of the visual shifts that this simulator knows, the plain appearance first.
+        shifts: names of the visual shifts that this simulator draws, the plain appearance first. Those of the finished
+            picture it need not know.
         world: extent (low, high) of positions in states and actions, in the simulator's units; None where they have
             no common one.
         state_angles: which state dimensions are angles (radians); the others are positions. For tasks in the plane.
@@ -96,6 +97,7 @@ class SimulatorSpec:
         group: episodes that are evaluated side by side, each in a simulator of its own. A fact of the task, not of the
             machine, for it decides the policy's batches and so the last bits of a result.
         tasks: how many tasks there are behind this name; ``reset(seed)`` starts task ``seed % tasks``.
+        language_source: what embeds instructions, see :mod:`classact.data.language`; empty where there are none.
     """
 
     name: str
@@ -116,6 +118,7 @@ class SimulatorSpec:
     packages: tuple[str, ...] = ()
     group: int = GROUP
     tasks: int = 1
+    language_source: str = ""
 
     def check_state(self, state: StateArray) -> StateArray:
         """``state`` as (D_s,) float64.

@@ -22,16 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.language import SIZE, embed_instruction, source_at_hand
+from classact.data.language import embed_instruction
 from classact.data.readers.libero import PRODUCTS
 from classact.data.rotations import matrix_to_axis_angle
-from classact.data.schema import Schema
-from classact.data.types import Criterion, FloatArray, StateArray
+from classact.data.types import FloatArray, StateArray
 from classact.errors import SimulatorError
-from classact.sims.base import SimulatorSpec
 from classact.sims.libero_world import (
     NQ,
-    NV,
     START_STATES,
     assets_folder,
     draw_placements,
@@ -40,13 +37,10 @@ from classact.sims.libero_world import (
     task_instruction,
 )
 from classact.sims.mujoco import MujocoSimulator
-from classact.sims.panda import CAMERAS, CONTROL_HZ, IMAGE_SIZE, SHIFTS, PandaSimulator, schema
+from classact.sims.panda import PandaSimulator
 from classact.sims.renderer import mujoco
-from classact.sims.shifts import SHIFTS as ALL_SHIFTS
 from classact.sims.shifts import CameraShift, Shift
-
-GROUP = 10
-"""One simulator per task: each then needs the model of one task only."""
+from classact.sims.specs import CONTROL_HZ, LIBERO_OBJECTS, libero_object
 
 FIRST_EVALUATION_SEED = 100_000
 SETTLE = 10
@@ -57,15 +51,6 @@ JOINT_NOISE = 0.02
 
 TARGET = (0.0, 0.0, 0.2)
 """What moving cameras look at, 0.2 m above the floor: the released target is 0.2 m above its table."""
-
-ACTION_LIMITS = (
-    (-0.5, -0.6, -0.1) + (-1.05,) * 7,
-    (0.5, 0.6, 0.9) + (1.05,) * 7,
-)
-"""A generous box over the floor (metres), then entries of a rotation matrix and the gripper."""
-
-OBJECTS = ("target", "basket", *(f"other_{i}" for i in range(5)))
-"""What the seven objects are in every task, in the order of the state. Which products the others are differs."""
 
 _PLACING_STREAM = 0x6C696265
 
@@ -87,8 +72,8 @@ class LiberoObject(PandaSimulator):
     """Put what the instruction names into the basket.
 
     State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses stand in the order of
-    :data:`OBJECTS`. Action (10,): see :func:`classact.sims.panda.pose_action`. Metric: ``success``, LIBERO's own rule
-    after the step (the thing's centre is inside the basket).
+    :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.pose_action`. Metric: ``success``, LIBERO's own
+    rule after the step (the thing's centre is inside the basket).
 
     Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
     :data:`TARGET` instead, and their ``min_x`` and ``min_z`` move along. Constants that are given by hand, as in
@@ -100,39 +85,23 @@ class LiberoObject(PandaSimulator):
     """
 
     target = TARGET
-    shifts: Mapping[str, Shift] = {name: _moved(shift) for name, shift in ALL_SHIFTS.items()}
+    adapt = staticmethod(_moved)
     site = "gripper0_grip_site"
     fingers = ("gripper0_finger_joint1", "gripper0_finger_joint2")
 
     def __init__(
         self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
-        panda = schema()
-        spec = SimulatorSpec(
-            tasks=10,
-            name="libero-object",
-            cameras=CAMERAS,
-            image_size=IMAGE_SIZE if image_size is None else image_size,
-            action_dim=10,
-            proprioception_dim=panda.proprioception_dim,
-            state_dim=2 + NQ + NV,
-            max_steps=400,  # Table 10
-            control_hz=CONTROL_HZ,
-            criteria=(Criterion("success", "success", 0.5),),
-            shifts=SHIFTS,
-            objects=tuple((name, 2 + 9 + 7 * i) for i, name in enumerate(OBJECTS)),
-            schema=Schema(panda.cameras, panda.proprioception, SIZE, panda.actions),
-            action_limits=ACTION_LIMITS,
-            packages=("hf-libero", "robosuite", "mujoco"),
-            group=GROUP,
-        )
+        spec = libero_object()
+        if image_size is not None:
+            spec = replace(spec, image_size=image_size)
         assets_folder()  # an error now, not in the first episode
         # Not PandaSimulator's: which environment is needed first, the first episode says.
         MujocoSimulator.__init__(self, spec, shift, cameras)
         self._envs: dict[int, Any] = {}
         self._task: int | None = None
         self._words: dict[int, FloatArray] = {}
-        self.language_source = source_at_hand()
+        self.language_source = spec.language_source
 
     # The task
 
@@ -173,9 +142,9 @@ class LiberoObject(PandaSimulator):
             free = [item.joints[-1] for item in env.objects]
             self._bind(env)
             places = [int(self.model.jnt_qposadr[self._id("JOINT", joint)]) for joint in free]
-            if places != [9 + 7 * i for i in range(len(OBJECTS))] or PRODUCTS[task] not in names[0]:
+            if places != [9 + 7 * i for i in range(len(LIBERO_OBJECTS))] or PRODUCTS[task] not in names[0]:
                 raise SimulatorError(f"libero-object: objects {names} of {PRODUCTS[task]} at {places}: another LIBERO?")
-            self.bodies: Mapping[str, str] = dict(zip(OBJECTS, names, strict=True))
+            self.bodies: Mapping[str, str] = dict(zip(LIBERO_OBJECTS, names, strict=True))
 
     def _bind(self, env: Any) -> None:
         super()._bind(env)

@@ -23,8 +23,9 @@ from classact.data.types import StateArray
 from classact.errors import SimulatorError
 from classact.sims.base import check_installed
 from classact.sims.libero_assets import ensure_config, find_assets, package_folder
-from classact.sims.panda import CONTROL_HZ, silence_robosuite
+from classact.sims.panda import silence_robosuite
 from classact.sims.renderer import mujoco
+from classact.sims.specs import CONTROL_HZ
 
 PACKAGE = package_folder()
 ensure_config(PACKAGE)

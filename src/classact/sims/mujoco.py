@@ -17,17 +17,8 @@ import numpy as np
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.sims.base import SimulatorSpec
-from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer, rotate
-from classact.sims.shifts import (
-    SHIFTS,
-    CameraPath,
-    CameraShift,
-    ImageRotation,
-    RotationPath,
-    Shift,
-    appearance_rng,
-    check_shift,
-)
+from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer
+from classact.sims.shifts import Appearance, Shift, appearance_rng, check_shift
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 1024
 
@@ -48,8 +39,10 @@ class MujocoSimulator(ABC):
     target: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What moving cameras look at, metres."""
 
-    shifts: Mapping[str, Shift] = SHIFTS
-    """Name -> shift, where a task has others than most."""
+    @staticmethod
+    def adapt(shift: Shift) -> Shift:
+        """A shift as it suits the task's scene."""
+        return shift
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
         self._spec = spec
@@ -58,11 +51,10 @@ class MujocoSimulator(ABC):
             if camera not in spec.cameras:
                 raise UnknownNameError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
         check_image_size(spec.name, spec.image_size)
-        self.shift = check_shift(spec.name, shift, spec.shifts, self.shifts)
+        self.shift = check_shift(spec.name, shift, spec.shifts, self.adapt)
         self.steps = 0
         """Control steps since the start of the episode."""
-        self._camera: CameraPath | None = None
-        self._rotation: RotationPath | None = None
+        self._appearance = Appearance()
         self._borrowed: tuple[str, int, Quality] | None = None
         self._drawing: Renderer | None = None
 
@@ -105,8 +97,7 @@ class MujocoSimulator(ABC):
     @property
     def look(self) -> dict[str, Any]:
         """What decides pictures of a state besides cameras, size and seed: plain values."""
-        shift = {"kind": type(self.shift).__name__, **asdict(self.shift)}
-        return {"quality": asdict(self.quality), "shift": shift, "target": list(self.target)}
+        return {"quality": asdict(self.quality), "shift": self.shift.describe(), "target": list(self.target)}
 
     def model_key(self) -> str:
         """Names the model: simulators with the same key share a renderer."""
@@ -124,11 +115,7 @@ class MujocoSimulator(ABC):
 
     def set_appearance(self, seed: int) -> None:
         """Draw the camera's path, or the picture's rotation, from ``seed``."""
-        rng = appearance_rng(seed)
-        if isinstance(self.shift, CameraShift):
-            self._camera = self.shift.draw(rng, self.target)
-        elif isinstance(self.shift, ImageRotation):
-            self._rotation = self.shift.draw(rng)
+        self._appearance = self.shift.draw(appearance_rng(seed), self.target)
 
     def get_state(self) -> StateArray:
         """(D_s,) time, qpos, qvel."""
@@ -160,18 +147,15 @@ class MujocoSimulator(ABC):
         return Observation(images, self._proprioception(), self.get_state(), self._language())
 
     def _image(self, camera: str) -> ImageArray:
-        first = camera == self._spec.cameras[0]  # shifts change the global view only
+        if camera != self._spec.cameras[0]:  # shifts change the global view only
+            return self.renderer().draw(_raw(self.data), self.views[camera])
         view: str | Pose = self.views[camera]
-        if first and self._camera is not None:
-            place, target = self._camera.position(self.steps), self._camera.target
-            fovy = self._camera.fovy
+        if (shown := self._appearance.camera(self.steps)) is not None:
+            fovy = shown.fovy
             if fovy is None:
                 fovy = float(self.model.cam_fovy[self._camera_id(self.views[camera])])
-            view = Pose(_triple(place), _triple(target), fovy)
-        image = self.renderer().draw(_raw(self.data), view)
-        if first and self._rotation is not None:
-            image = rotate(image, self._rotation.angle(self.steps))
-        return image
+            view = Pose(_triple(shown.position), _triple(shown.target), fovy)
+        return self._appearance.image(self.renderer().draw(_raw(self.data), view), self.steps)
 
     def _camera_id(self, name: str) -> int:
         return int(mujoco.mj_name2id(_raw(self.model), mujoco.mjtObj.mjOBJ_CAMERA, name))

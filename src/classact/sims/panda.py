@@ -12,27 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.actions import ActionSpace
-from classact.data.readers.osc import PROPRIOCEPTION
 from classact.data.rotations import matrix_to_axis_angle, matrix_to_rotation_6d, rotation_6d_to_matrix
-from classact.data.schema import Schema
 from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError, DataError, SimulatorError, choose
 from classact.sims.base import CLOSED, SimulatorSpec
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import mujoco
 
-SHIFTS = ("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper")
-IMAGE_SIZE = 256
-CONTROL_HZ = 20
-CAMERAS = ("agentview", "wrist")
 VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
-
-ACTION_LIMITS = (
-    (-0.6, -0.6, 0.7) + (-1.05,) * 7,
-    (0.5, 0.6, 1.6) + (1.05,) * 7,
-)
-"""A generous box about the table (metres), then entries of a rotation matrix and the gripper, with room for noise."""
 
 _DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")
 """MuJoCo's warnings of positions, velocities or accelerations that are not finite or too large."""
@@ -48,11 +35,6 @@ def silence_robosuite() -> None:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
-
-
-def schema(cameras: Sequence[str] = CAMERAS) -> Schema:
-    """What a Panda task observes and how it is commanded."""
-    return Schema(tuple(cameras), PROPRIOCEPTION, actions=ActionSpace.pose())
 
 
 def pose_action(position: StateArray, rotation: StateArray, gripper: float) -> FloatArray:

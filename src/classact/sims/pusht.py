@@ -14,25 +14,16 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from classact.data.actions import ActionSpace
-from classact.data.schema import Schema
-from classact.data.types import Criterion, FloatArray, ImageArray, Observation, StateArray
+from classact.data.types import FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.sims.base import SimulatorSpec
-from classact.sims.shifts import (
-    FIXED_COLORS,
-    Color,
-    PushTColors,
-    RandomColors,
-    appearance_rng,
-    check_shift,
-    sample_colors,
-)
+from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift
+from classact.sims.specs import PUSHT
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with warnings.catch_warnings():
@@ -43,7 +34,6 @@ with warnings.catch_warnings():
     import shapely
     from gym_pusht.envs.pusht import PushTEnv
 
-SHIFTS = ("fixed-color", "rand-color")
 CANVAS = 512  # pixels per side that are drawn before resizing; also the workspace in simulator units
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 96, 256
 SUBSTEPS, DT = 10, 0.01  # physics steps per control step, seconds each
@@ -78,7 +68,7 @@ class PushTConfig:
                 f"pusht: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {self.image_size}. "
                 f"Use render(size) for larger pictures."
             )
-        check_shift("pusht", self.shift, SHIFTS)
+        check_shift("pusht", self.shift, PUSHT.shifts)
 
 
 def start_state(seed: int) -> StateArray:
@@ -211,23 +201,8 @@ class PushT:
 
     def __init__(self, config: PushTConfig | None = None) -> None:
         self.config = config or PushTConfig()
-        self._spec = SimulatorSpec(
-            name="pusht",
-            cameras=("top",),
-            image_size=self.config.image_size,
-            action_dim=2,
-            proprioception_dim=2,
-            state_dim=5,
-            max_steps=500,
-            control_hz=10.0,
-            criteria=(Criterion("coverage>0.90", "coverage", 0.9), Criterion("iou>0.90", "iou", 0.9)),
-            shifts=SHIFTS,
-            world=(0.0, 512.0),
-            state_angles=(4,),
-            schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
-            action_limits=((0.0, 0.0), (512.0, 512.0)),
-        )
-        self.shift = check_shift("pusht", self.config.shift, SHIFTS)
+        self._spec = replace(PUSHT, image_size=self.config.image_size)
+        self.shift = check_shift("pusht", self.config.shift, PUSHT.shifts)
         self._world = _Physics(obs_type="state")
         self._world._setup()
         self.colors = FIXED_COLORS
@@ -246,10 +221,7 @@ class PushT:
 
     def set_appearance(self, seed: int) -> None:
         """Draw the colours from ``seed`` under ``rand-color``; gym-pusht's own under ``fixed-color``."""
-        if isinstance(self.shift, RandomColors):
-            self.colors = sample_colors(appearance_rng(seed))
-        else:
-            self.colors = FIXED_COLORS
+        self.colors = self.shift.draw(appearance_rng(seed)).colors() or FIXED_COLORS
 
     def get_state(self) -> StateArray:
         """(5,) agent x, y, block x, y, block angle modulo 2 pi."""

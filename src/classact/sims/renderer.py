@@ -260,16 +260,6 @@ def free_camera(pose: Pose) -> Any:
     return camera
 
 
-def rotate(image: ImageArray, degrees: float) -> ImageArray:
-    """A square picture turned counter-clockwise about its centre; corners that it does not fill are black."""
-    import cv2
-
-    size = len(image)
-    center = ((size - 1) / 2, (size - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
-    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
-
-
 _SHARED: dict[tuple[str, int, Quality], tuple[Renderer, int]] = {}
 
 

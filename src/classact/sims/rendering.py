@@ -14,7 +14,7 @@ import numpy as np
 from classact.data.images import resize_images
 from classact.data.types import ImageArray, IntArray, StateArray
 from classact.errors import ConfigError, DataError, SimulatorError, UnknownNameError, choose
-from classact.sims import make_simulator
+from classact.sims import make_simulator, simulator_spec
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
 
@@ -77,9 +77,7 @@ def render_states(
     """
     if workers < 1:
         raise ConfigError(f"expected at least 1 rendering worker, got {workers}.")
-    simulator = make_simulator(simulator_name, image_size=image_size, shift=shift)
-    spec = simulator.spec
-    simulator.close()
+    spec = simulator_spec(simulator_name)
     camera = spec.cameras[0] if camera is None else camera
     if camera not in spec.cameras:
         raise UnknownNameError(choose("camera", camera, spec.cameras) + f" in simulator {simulator_name!r}.")

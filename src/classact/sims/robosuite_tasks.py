@@ -17,24 +17,17 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from classact.data.types import Criterion, StateArray
+from classact.data.types import StateArray
 from classact.sims.base import SimulatorSpec, check_installed
-from classact.sims.panda import (
-    ACTION_LIMITS,
-    CAMERAS,
-    CONTROL_HZ,
-    IMAGE_SIZE,
-    SHIFTS,
-    PandaSimulator,
-    schema,
-    silence_robosuite,
-)
+from classact.sims.panda import PandaSimulator, silence_robosuite
 from classact.sims.renderer import mujoco
+from classact.sims.specs import CONTROL_HZ, SQUARE, THREE_STACK_D0, THREE_STACK_D1
 
 RANGES = {"robosuite": ("1.5", "1.6"), "mujoco": ("3.1", "3.10")}
 
@@ -48,9 +41,6 @@ with warnings.catch_warnings():
     from robosuite.models.objects import BoxObject
     from robosuite.utils.binding_utils import MjSim
     from robosuite.utils.mjcf_utils import CustomMaterial
-
-GROUP = 25
-PACKAGES = ("robosuite", "mujoco")
 
 
 @cache
@@ -212,50 +202,26 @@ def _environment(kind: Any, **settings: Any) -> Any:
     return env
 
 
-def _spec(
-    name: str, image_size: int | None, max_steps: int, state_dim: int, objects: tuple[tuple[str, int], ...]
-) -> SimulatorSpec:
-    return SimulatorSpec(
-        name=name,
-        cameras=CAMERAS,
-        image_size=IMAGE_SIZE if image_size is None else image_size,
-        action_dim=10,
-        proprioception_dim=18,
-        state_dim=state_dim,
-        max_steps=max_steps,
-        control_hz=CONTROL_HZ,
-        criteria=(Criterion("success", "success", 0.5),),
-        shifts=SHIFTS,
-        objects=objects,
-        schema=schema(),
-        action_limits=ACTION_LIMITS,
-        packages=PACKAGES,
-        group=GROUP,
-    )
-
-
-# A state is time, 7 + 2 joints, 7 numbers per free object; then 9 + 6 per object velocities.
+def _sized(spec: SimulatorSpec, image_size: int | None) -> SimulatorSpec:
+    return spec if image_size is None else replace(spec, image_size=image_size)
 
 
 def square(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> Square:
     """Square: robosuite's NutAssemblySquare (Table 10: at most 400 steps). It keeps a round nut far away."""
-    spec = _spec("square", image_size, 400, 1 + 9 + 14 + 9 + 12, (("nut", 10),))
-    return Square(spec, shift, cameras, _environment(_Square))
+    return Square(_sized(SQUARE, image_size), shift, cameras, _environment(_Square))
 
 
 def three_stack_d0(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
     """Three-Stack, cubes within 0.10 m of the table's centre along x and y."""
-    return _three_stack("three-stack-d0", 0.10, image_size, shift, cameras)
+    return _three_stack(THREE_STACK_D0, 0.10, image_size, shift, cameras)
 
 
 def three_stack_d1(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
     """Three-Stack, cubes within 0.20 m of the table's centre along x and y."""
-    return _three_stack("three-stack-d1", 0.20, image_size, shift, cameras)
+    return _three_stack(THREE_STACK_D1, 0.20, image_size, shift, cameras)
 
 
 def _three_stack(
-    name: str, reach: float, image_size: int | None, shift: str, cameras: Sequence[str] | None
+    spec: SimulatorSpec, reach: float, image_size: int | None, shift: str, cameras: Sequence[str] | None
 ) -> ThreeStack:
-    objects = (("cubeA", 10), ("cubeB", 17), ("cubeC", 24))
-    spec = _spec(name, image_size, 600, 1 + 9 + 21 + 9 + 18, objects)
-    return ThreeStack(spec, shift, cameras, _environment(_ThreeStack, reach=reach))
+    return ThreeStack(_sized(spec, image_size), shift, cameras, _environment(_ThreeStack, reach=reach))

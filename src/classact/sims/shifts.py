@@ -2,19 +2,24 @@
 
 Every appearance is drawn from a generator that is handed in, never from the one that draws the start state, so that
 the same seed starts the same episode under every shift.
+
+A shift is a frozen value that draws an :class:`Appearance` for each episode; simulators ask that one while they draw.
+One that changes the finished picture only works with every simulator, see :mod:`classact.sims.shifted`.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from classact.data.types import StateArray
+from classact.data.types import ImageArray, StateArray
 from classact.errors import ConfigError, UnknownNameError, choose
+from classact.utils.registry import Registry
 
 Color = tuple[int, int, int]
 
@@ -81,18 +86,87 @@ def sample_colors(rng: np.random.Generator) -> PushTColors:
 # -- shifts as values ------------------------------------------------------------------------------
 
 
+class Viewpoint(NamedTuple):
+    """Where a camera is and looks; metres, and degrees (None: as the camera that it replaces)."""
+
+    position: StateArray
+    target: StateArray
+    fovy: float | None
+
+
+class Appearance:
+    """How one episode looks: what a simulator asks while it draws its first camera, ``step`` control steps after the
+    start. What is not overridden stays plain."""
+
+    def colors(self) -> PushTColors | None:
+        """Of the scene; None: the simulator's own."""
+        return None
+
+    def camera(self, step: int) -> Viewpoint | None:  # noqa: ARG002 (for those that move)
+        """Where the scene is seen from; None: from the simulator's own camera."""
+        return None
+
+    def image(self, image: ImageArray, step: int) -> ImageArray:  # noqa: ARG002 (for those that move)
+        """(S, S, 3) uint8 what is shown of a finished picture; the argument stays as it is."""
+        return image
+
+
 @dataclass(frozen=True)
-class Fixed:
+class Shift:
+    """What differs between episodes. Fields are the constants that can be written in brackets behind its name.
+
+    Attributes:
+        changes: "image": the finished picture, which works with every simulator; "camera", "colors": what only
+            simulators with such a shift among their ``SimulatorSpec.shifts`` draw; "nothing".
+    """
+
+    changes: ClassVar[str] = "image"
+
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Appearance:  # noqa: ARG002
+        """The appearance of one episode.
+
+        Args:
+            rng: of the episode's appearance.
+            target: (3,) metres, the point that the task's cameras look at.
+        """
+        return Appearance()
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, as plain values: part of the identity of pictures."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Fixed(Shift):
     """The appearance that the simulator comes with: the same in every episode."""
 
+    changes: ClassVar[str] = "nothing"
+
 
 @dataclass(frozen=True)
-class RandomColors:
+class DrawnColors(Appearance):
+    """The colours of one episode."""
+
+    drawn: PushTColors
+
+    def colors(self) -> PushTColors:
+        """Those that were drawn."""
+        return self.drawn
+
+
+@dataclass(frozen=True)
+class RandomColors(Shift):
     """New colours each episode (Push-T; paper E.2), see :func:`sample_colors`."""
 
+    changes: ClassVar[str] = "colors"
+
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> DrawnColors:  # noqa: ARG002
+        """The colours of one episode."""
+        return DrawnColors(sample_colors(rng))
+
 
 @dataclass(frozen=True)
-class CameraShift:
+class CameraShift(Shift):
     """The global camera looks at a fixed point from a random place on a sphere, and may move on it (paper E.1).
 
     With the target c, the radius r and the unit vector u from c to the camera: azimuth and polar angle of u are
@@ -110,6 +184,8 @@ class CameraShift:
         target: c in metres; None: the task's own.
         fovy: vertical field of view in degrees; None: that of the camera it replaces.
     """
+
+    changes: ClassVar[str] = "camera"
 
     radius: float = 1.0
     azimuth: tuple[float, float] = (0.0, 2 * math.pi)
@@ -137,7 +213,7 @@ class CameraShift:
         if self.fovy is not None and not 0 < self.fovy < 180:
             raise ConfigError(f"camera shift: expected fovy between 0 and 180 degrees, got {self.fovy}.")
 
-    def draw(self, rng: np.random.Generator, target: Sequence[float]) -> CameraPath:
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> CameraPath:
         """The camera of one episode.
 
         Args:
@@ -168,7 +244,7 @@ class CameraShift:
 
 
 @dataclass(frozen=True, eq=False)
-class CameraPath:
+class CameraPath(Appearance):
     """Where the camera of one episode is at every step, see :class:`CameraShift`."""
 
     target: StateArray
@@ -186,9 +262,13 @@ class CameraPath:
         )
         return place
 
+    def camera(self, step: int) -> Viewpoint:
+        """The camera after ``step`` control steps."""
+        return Viewpoint(self.position(step), self.target, self.fovy)
+
 
 @dataclass(frozen=True)
-class ImageRotation:
+class ImageRotation(Shift):
     """The image turns about its centre (Aloha-Transfer; paper E.1).
 
     The start angle is uniform, the sense of rotation a fair coin; after s steps the angle is start +- rate s. Corners
@@ -209,14 +289,14 @@ class ImageRotation:
                 f"image rotation: expected start as (low, high) and a finite rate, got ({low}, {high}) and {self.rate}."
             )
 
-    def draw(self, rng: np.random.Generator) -> RotationPath:
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> RotationPath:  # noqa: ARG002
         """The rotation of one episode."""
         angle = rng.uniform(*self.start)
         return RotationPath(float(angle), self.rate if rng.integers(2) else -self.rate)
 
 
 @dataclass(frozen=True)
-class RotationPath:
+class RotationPath(Appearance):
     """The image's angle at every step, see :class:`ImageRotation`."""
 
     start: float
@@ -226,45 +306,55 @@ class RotationPath:
         """Degrees, counter-clockwise, after ``step`` control steps."""
         return self.start + self.rate * step
 
+    def image(self, image: ImageArray, step: int) -> ImageArray:
+        """The picture turned."""
+        return rotate(image, self.angle(step))
 
-Shift = Fixed | RandomColors | CameraShift | ImageRotation
+
+def rotate(image: ImageArray, degrees: float) -> ImageArray:
+    """A square picture turned counter-clockwise about its centre; corners that it does not fill are black."""
+    import cv2
+
+    size = len(image)
+    center = ((size - 1) / 2, (size - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
+    return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
+
 
 _RELEASED = CameraShift(radius=0.9, arc=1.5e-3, min_x=0.4, min_z=1.1, target=(0.0, 0.0, 1.0), fovy=45.0)
 
-SHIFTS: Mapping[str, Shift] = {
-    "fixed": Fixed(),
-    "fixed-color": Fixed(),
-    "rand-color": RandomColors(),
-    "random-static": replace(_RELEASED, arc=0.0),
-    "dynamic": _RELEASED,
-    "random-static-paper": CameraShift(arc=0.0),
-    "dynamic-paper": CameraShift(),
-    "rotation": ImageRotation(),
-    "rotation-static": ImageRotation(rate=0.0),
-}
+SHIFTS: Registry[Shift] = Registry(
+    "shift",
+    {
+        "fixed": Fixed(),
+        "fixed-color": Fixed(),
+        "rand-color": RandomColors(),
+        "random-static": replace(_RELEASED, arc=0.0),
+        "dynamic": _RELEASED,
+        "random-static-paper": CameraShift(arc=0.0),
+        "dynamic-paper": CameraShift(),
+        "rotation": ImageRotation(),
+        "rotation-static": ImageRotation(rate=0.0),
+    },
+)
 """Name -> shift. ``dynamic`` and ``random-static`` are the released code's cameras, with which the paper's numbers
 were made: they stay in front of the robot and above the table. The ``-paper`` ones are E.1 to the letter; from the
 lower half of its polar angles the table hides the task."""
 
-PLAIN = ("fixed", "fixed-color")
-"""Names of the appearance without a shift."""
 
-
-def parse_shift(text: str, shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
+def parse_shift(text: str, adapt: Callable[[Shift], Shift] | None = None) -> Shift:
     """A shift from its name, with changed constants in brackets: ``dynamic``, ``dynamic(radius=1.2, arc=0.003)``.
 
     Args:
         text: name and constants.
-        shifts: name -> shift, whose constants hold where none are given.
+        adapt: what a simulator makes of a shift of :data:`SHIFTS` before constants are changed; None: it stays.
 
     Raises:
         ConfigError: an unknown name or constant, or a value that is no number.
     """
     name, bracket, rest = text.strip().partition("(")
     name = name.strip()
-    if name not in shifts:
-        raise UnknownNameError(choose("shift", name, shifts))
-    shift = shifts[name]
+    shift = SHIFTS[name] if adapt is None else adapt(SHIFTS[name])
     if not bracket:
         return shift
     known = [field.name for field in fields(shift)]
@@ -285,9 +375,10 @@ def parse_shift(text: str, shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
     for key, value in given.items():
         if key not in known:
             raise UnknownNameError(choose(f"constant of shift {name!r}", key, known))
-        pair = isinstance(getattr(shift, key), tuple) or key == "target"
+        present = getattr(shift, key)
+        pair = isinstance(present, tuple) or key == "target"
         numbers = value if pair and isinstance(value, tuple) else (value,)
-        wanted = 3 if key == "target" else 2
+        wanted = len(present) if isinstance(present, tuple) else 3
         if not all(_is_number(v) for v in numbers) or (pair and len(numbers) != wanted):
             what = f"{wanted} numbers in brackets" if pair else "a number"
             raise ConfigError(f"shift {text!r}: expected {key} as {what}, got {value!r}.")
@@ -298,20 +389,31 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_shift(simulator: str, shift: str, known: Sequence[str], shifts: Mapping[str, Shift] = SHIFTS) -> Shift:
-    """The shift of this name (:func:`parse_shift`), if the simulator knows it.
+def check_shift(
+    simulator: str, shift: str, known: Sequence[str], adapt: Callable[[Shift], Shift] | None = None
+) -> Shift:
+    """The shift of this name (:func:`parse_shift`), if the simulator draws it or one that changes the same.
 
     Raises:
         ConfigError: unknown in general, or to this simulator.
     """
-    if shift.partition("(")[0].strip() not in known:
-        raise UnknownNameError(f"{simulator}: " + choose("shift", shift, known))
-    return parse_shift(shift, shifts)
+    name = shift.partition("(")[0].strip()
+    if name not in known:
+        drawn = {SHIFTS[other].changes for other in known if other in SHIFTS} - {"nothing"}
+        if name not in SHIFTS or SHIFTS[name].changes not in drawn:
+            raise UnknownNameError(f"{simulator}: " + choose("shift", shift, known))
+    return parse_shift(shift, adapt)
+
+
+def changes_image(shift: str) -> bool:
+    """Whether this is a shift of the finished picture, which works with every simulator."""
+    name = shift.partition("(")[0].strip()
+    return name in SHIFTS and SHIFTS[name].changes == "image"
 
 
 def is_plain(shift: str) -> bool:
     """Whether this is the name of the appearance without a shift."""
-    return shift.strip() in PLAIN
+    return shift.strip() in SHIFTS and SHIFTS[shift.strip()].changes == "nothing"
 
 
 def appearance_rng(seed: int) -> np.random.Generator:

@@ -10,7 +10,7 @@ from classact.data.language import BERT
 from classact.data.readers.hdf5 import ACCEPTED, UNKNOWN, is_hdf5_name
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
-from classact.sims.base import Simulator, SimulatorSpec
+from classact.sims.base import SimulatorSpec
 
 STRICT = ("gym-aloha", "robosuite")
 """Packages that define scenes and controllers: from one minor version to the next the same states are other scenes
@@ -81,21 +81,20 @@ def _remedy(data: Demonstrations, spec: SimulatorSpec, package: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def check_language(versions: Mapping[str, str], simulator: Simulator, what: str) -> None:
+def check_language(versions: Mapping[str, str], spec: SimulatorSpec, what: str) -> None:
     """Refuse a simulator that embeds instructions otherwise than the data: no policy understands both embeddings.
 
     Args:
         versions: of the data (``Demonstrations.versions``).
-        simulator: with ``language_source`` where it has instructions; else nothing is compared.
+        spec: of the simulator; where it has no instructions, nothing is compared.
         what: the data or run, for messages.
 
     Raises:
         ConfigError: names both sources.
     """
-    recorded, now = versions.get("language", UNKNOWN), getattr(simulator, "language_source", None)
-    if now is None or recorded in (UNKNOWN, now):
+    recorded, now, name = versions.get("language", UNKNOWN), spec.language_source, spec.name
+    if not now or recorded in (UNKNOWN, now):
         return
-    name = simulator.spec.name
     remedy = f"generate the demonstrations again (classact data generate {name}) and train on them"
     if recorded == BERT:
         remedy = f"install transformers and get the weights (hf download {BERT}), or {remedy}"

@@ -18,7 +18,7 @@ import classact.data.readers
 from classact.cli.main import main
 from classact.data.actions import ActionSpace, Part
 from classact.data.images import ImageStore
-from classact.data.readers import READERS, first_episodes, last_episodes, read_demonstrations, reader
+from classact.data.readers import READERS, first_episodes, last_episodes, read_demonstrations, reader, takes_layout
 from classact.data.readers.diffusion_policy import LAYOUT_FILE, PUSH_T, Columns, ZarrLayout, read
 from classact.errors import ConfigError, DataError
 
@@ -426,10 +426,13 @@ def test_a_layout_that_is_not_there_or_not_taken(tmp_path: Path, monkeypatch: py
         read_demonstrations("pusht-expert", layout=file)
 
     class Plain:
-        DESCRIPTION, TAKES_LAYOUT = "anything", False
+        DESCRIPTION = "anything"
 
         def matches(self, _: Path) -> bool:
             return True
+
+        def read(self, path: Path, *, episodes: int | None = None) -> None:
+            """It takes no layout."""
 
     modules = {"diffusion-policy-zarr": reader("diffusion-policy-zarr"), "plain": Plain()}
     monkeypatch.setattr(classact.data.readers, "reader", lambda name: modules[name])
@@ -749,7 +752,7 @@ def test_registry() -> None:
     for name in READERS:
         module = reader(name)
         assert module.DESCRIPTION
-        assert module.TAKES_LAYOUT in (True, False)
+        assert takes_layout(module) is (name != "classact")
         assert not module.matches(Path(classact.data.readers.__file__))
 
 

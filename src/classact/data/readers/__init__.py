@@ -1,11 +1,12 @@
 """Readers: one module per format turns files into :class:`~classact.data.types.Demonstrations`.
 
-A new format is one module beside this one, with the members of :class:`Reader`, and one line in :data:`READERS`.
+A new format is one module, with the members of :class:`Reader` and a line that registers it in :data:`READERS`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,44 +17,57 @@ from typing import Any, Protocol, cast
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 from classact.utils.inputs import input_path, reading, user_path
+from classact.utils.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while something long is read."""
 
-READERS: dict[str, str] = {
-    "diffusion-policy-zarr": "classact.data.readers.diffusion_policy",
-    "classact": "classact.data.readers.generated",
-    "libero": "classact.data.readers.libero",
-    "aloha": "classact.data.readers.aloha",
-    "robomimic": "classact.data.readers.robomimic",
-}
-"""Format name -> module. Modules are imported only when a path is read; what they need beyond NumPy, even later."""
+READERS: Registry[Any] = Registry(
+    "format",
+    {
+        "diffusion-policy-zarr": "classact.data.readers.diffusion_policy",
+        "classact": "classact.data.readers.generated",
+        "libero": "classact.data.readers.libero",
+        "aloha": "classact.data.readers.aloha",
+        "robomimic": "classact.data.readers.robomimic",
+    },
+)
+"""Format name -> :class:`Reader`, or the name of a module that has its members. Modules are imported only when a path
+is read; what they need beyond NumPy, even later. Which format a path has is tried in this order."""
 
 EMBEDDED = ("pusht-expert", "embedded")
 """Sources that come with classact, instead of a path."""
 
 
 class Reader(Protocol):
-    """What the module of a format offers."""
+    """What a format offers; that of most is a module.
+
+    Where its data can say which simulator they come from, it also has ``declared_simulator(path)``: its registry name,
+    or "", found cheaply.
+    """
 
     DESCRIPTION: str
     """One line: what files of this format look like."""
-
-    TAKES_LAYOUT: bool
-    """Whether a layout file can declare what its files hold; ``read`` then has an argument ``layout``."""
 
     def matches(self, path: Path) -> bool:
         """Whether the existing ``path`` looks like this format. Cheap; damaged files of the format match as well."""
 
     def read(self, path: Path, *, episodes: int | None = None, progress: Progress | None = None) -> Demonstrations:
-        """Read the first ``episodes`` demonstrations, all by default."""
+        """Read the first ``episodes`` demonstrations, all by default. Where a layout file can declare what files hold,
+        there is an argument ``layout``: its path."""
 
 
 def reader(name: str) -> Reader:
-    """The module of a format in :data:`READERS`."""
-    return cast(Reader, importlib.import_module(READERS[name]))
+    """The reader of a format in :data:`READERS`."""
+    entry = READERS[name]
+    return cast(Reader, importlib.import_module(entry) if isinstance(entry, str) else entry)
+
+
+def takes_layout(reader: Reader) -> bool:
+    """Whether a layout file can declare what the files of a format hold."""
+    return "layout" in inspect.signature(reader.read).parameters
 
 
 def read_demonstrations(
@@ -69,7 +83,7 @@ def read_demonstrations(
         source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
         episodes: only the first so many demonstrations.
         progress: called with (done, total) steps while images are decoded.
-        layout: JSON file that declares which array is what, for formats whose ``TAKES_LAYOUT`` says so (Zarr stores:
+        layout: JSON file that declares which array is what, for formats that take one (Zarr stores:
             :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
             :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
 
@@ -104,7 +118,7 @@ def _read(path: Path, episodes: int | None, progress: Progress | None, layout: P
             continue
         if layout is None:
             return module.read(path, episodes=episodes, progress=progress)
-        if not module.TAKES_LAYOUT:
+        if not takes_layout(module):
             raise ConfigError(_no_layout(layout, str(path), name))
         return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=layout)
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
@@ -172,7 +186,7 @@ def _slice(data: Demonstrations, first: int, end: int) -> Demonstrations:
 
 
 def _no_layout(layout: str | Path, source: str, what: str) -> str:
-    formats = ", ".join(name for name in READERS if reader(name).TAKES_LAYOUT)
+    formats = ", ".join(name for name in READERS if takes_layout(reader(name)))
     return f"layout {layout}: {source} ({what}) takes none; formats that do: {formats}. Leave the layout out."
 
 

@@ -31,7 +31,6 @@ from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError, DataError
 
 DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
-TAKES_LAYOUT = True
 _LAYOUT = ("cameras", "bgr")
 
 SIMULATOR = "aloha-transfer"

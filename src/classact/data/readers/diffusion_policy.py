@@ -27,7 +27,6 @@ from classact.errors import CheckpointError, ConfigError, DataError, UnknownName
 from classact.utils.inputs import cannot_read
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
-TAKES_LAYOUT = True
 LAYOUT_FILE = "classact.json"
 """The layout that lies in the store itself, beside ``data`` and ``meta``."""
 

@@ -31,7 +31,6 @@ from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path, verify_folder, write_folder
 
 DESCRIPTION = "an .npz file, or a folder with demonstrations.npz, by classact data generate"
-TAKES_LAYOUT = False
 FORMAT = "classact-demonstrations-2"
 FILE = "demonstrations.npz"
 _ARRAYS: Mapping[str, str] = {

@@ -37,7 +37,6 @@ from classact.data.types import Demonstrations, FloatArray, ImageArray
 from classact.errors import ConfigError, DataError
 
 DESCRIPTION = "LIBERO's *_demo.hdf5 file of a task, or a folder of them"
-TAKES_LAYOUT = True
 _LAYOUT = ("cameras", "accept")
 
 SIMULATOR = "libero-object"

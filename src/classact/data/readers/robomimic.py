@@ -34,7 +34,6 @@ from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 DESCRIPTION = "a robomimic or MimicGen .hdf5 file with data/demo_0, data/demo_1, ..."
-TAKES_LAYOUT = True
 _LAYOUT = ("filter", "cameras", "accept")
 
 SIMULATORS: Mapping[str, str] = {

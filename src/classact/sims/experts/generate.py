@@ -158,7 +158,7 @@ def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str
         }
     versions = installed_versions((*PACKAGES, *sim.spec.packages))
     if sim.spec.schema is not None and sim.spec.schema.language:
-        versions["language"] = str(getattr(sim, "language_source", UNKNOWN))  # what embeds the instructions
+        versions["language"] = sim.spec.language_source or UNKNOWN  # what embeds the instructions
     return {
         "simulator": name,
         "first_seed": seed,

@@ -5,12 +5,12 @@ A recorder is sent to a worker process before its first use and opens its simula
 
 from __future__ import annotations
 
-import pkgutil
 from typing import Protocol
 
 from classact.errors import UnknownNameError, choose
 from classact.sims import SIMULATORS, Entry, Simulator, find
 from classact.sims.experts.base import Attempt, attempt
+from classact.utils.lazy import resolve
 
 PLANNED = "pusht"
 """The task whose expert is no script but a planner (:mod:`classact.sims.experts.pusht_recorder`)."""
@@ -44,10 +44,10 @@ class ScriptRecorder:
     def __call__(self, seed: int) -> Attempt:
         """One attempt from the start of ``seed``."""
         if self._simulator is None:
-            make = pkgutil.resolve_name(self._factory)
+            make = resolve(self._factory)
             self._simulator = make(image_size=None, shift=self._shift, cameras=None)
             assert self._simulator is not None
-        return attempt(self._simulator, pkgutil.resolve_name(self.expert), seed, tail=self._tail)
+        return attempt(self._simulator, resolve(self.expert), seed, tail=self._tail)
 
     def close(self) -> None:
         """Free the simulator."""

@@ -1,0 +1,88 @@
+"""Shifts of the finished picture, put over any simulator: none of them has to know such a shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from classact.data.types import FloatArray, ImageArray, Observation, StateArray
+from classact.sims.base import Simulator, SimulatorSpec
+from classact.sims.shifts import Appearance, Shift, appearance_rng
+
+
+class Shifted:
+    """A simulator whose first camera's pictures are changed after they are drawn.
+
+    What is not part of the protocol (``instruction``, ``object_pose``, ...) is the simulator's own.
+
+    Args:
+        sim: with its plain appearance.
+        shift: of the finished picture.
+    """
+
+    def __init__(self, sim: Simulator, shift: Shift) -> None:
+        self._sim, self.shift = sim, shift
+        self._appearance, self._step = Appearance(), 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_sim":  # of a copy that is being made
+            raise AttributeError(name)
+        found = getattr(self._sim, name)
+        if name == "render":  # a picture for people, of another size
+            return lambda size: self._shown(found(size))
+        return found
+
+    @property
+    def spec(self) -> SimulatorSpec:
+        """Facts about the task."""
+        return self._sim.spec
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """What decides pictures besides cameras, size and seed: the simulator's, with this shift."""
+        return {**getattr(self._sim, "look", {}), "shift": self.shift.describe()}
+
+    def reset(self, seed: int) -> None:
+        """Draw start state and appearance from ``seed`` alone."""
+        self._sim.reset(seed)
+        self._step = 0
+        self._draw(seed)
+
+    def set_appearance(self, seed: int) -> None:
+        """Draw only the appearance."""
+        self._sim.set_appearance(seed)
+        self._draw(seed)
+
+    def _draw(self, seed: int) -> None:
+        self._appearance = self.shift.draw(appearance_rng(seed))
+
+    def get_state(self) -> StateArray:
+        """(D_s,) float64."""
+        return self._sim.get_state()
+
+    def set_state(self, state: StateArray, *, step: int = 0) -> None:
+        """Put the simulator into ``state``, ``step`` control steps after the start."""
+        self._sim.set_state(state, step=step)
+        self._step = step
+
+    def step(self, action: FloatArray) -> Mapping[str, float]:
+        """One control step."""
+        metrics = self._sim.step(action)
+        self._step += 1
+        return metrics
+
+    def observe(self, *, render: bool = True) -> Observation:
+        """What the simulator observes, its first camera's image changed."""
+        seen = self._sim.observe(render=render)
+        first = self.spec.cameras[0]
+        if first not in seen.images:
+            return seen
+        return replace(seen, images={**seen.images, first: self._shown(seen.images[first])})
+
+    def _shown(self, image: ImageArray) -> ImageArray:
+        return self._appearance.image(image, self._step)
+
+    def close(self) -> None:
+        """Free what the simulator holds."""
+        self._sim.close()

@@ -1,0 +1,114 @@
+"""Facts about the tasks that come with classact (paper Table 10), without starting any of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from classact.data.actions import ActionSpace
+from classact.data.readers.osc import PROPRIOCEPTION
+from classact.data.schema import Schema
+from classact.data.types import Criterion
+from classact.sims.base import SimulatorSpec
+
+SUCCESS = (Criterion("success", "success", 0.5),)
+
+PUSHT = SimulatorSpec(
+    name="pusht",
+    cameras=("top",),
+    image_size=96,
+    action_dim=2,
+    proprioception_dim=2,
+    state_dim=5,
+    max_steps=500,
+    control_hz=10.0,
+    criteria=(Criterion("coverage>0.90", "coverage", 0.9), Criterion("iou>0.90", "iou", 0.9)),
+    shifts=("fixed-color", "rand-color"),
+    world=(0.0, 512.0),
+    state_angles=(4,),
+    schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
+    action_limits=((0.0, 0.0), (512.0, 512.0)),
+)
+
+# Franka Panda arms in robosuite's worlds
+
+PANDA_CAMERAS = ("agentview", "wrist")
+CONTROL_HZ = 20
+
+
+def _panda(name: str, max_steps: int, state_dim: int, objects: tuple[tuple[str, int], ...]) -> SimulatorSpec:
+    return SimulatorSpec(
+        name=name,
+        cameras=PANDA_CAMERAS,
+        image_size=256,
+        action_dim=10,
+        proprioception_dim=18,
+        state_dim=state_dim,
+        max_steps=max_steps,
+        control_hz=CONTROL_HZ,
+        criteria=SUCCESS,
+        shifts=("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper"),
+        objects=objects,
+        schema=Schema(PANDA_CAMERAS, PROPRIOCEPTION, actions=ActionSpace.pose()),
+        # A generous box about the table (metres), then entries of a rotation matrix and the gripper, with room for
+        # noise.
+        action_limits=((-0.6, -0.6, 0.7) + (-1.05,) * 7, (0.5, 0.6, 1.6) + (1.05,) * 7),
+        packages=("robosuite", "mujoco"),
+        group=25,
+    )
+
+
+# A state is time, 7 + 2 joints, 7 numbers per free object; then 9 + 6 per object velocities.
+SQUARE = _panda("square", 400, 1 + 9 + 14 + 9 + 12, (("nut", 10),))
+THREE_STACK_D0 = _panda("three-stack-d0", 600, 1 + 9 + 21 + 9 + 18, (("cubeA", 10), ("cubeB", 17), ("cubeC", 24)))
+THREE_STACK_D1 = replace(THREE_STACK_D0, name="three-stack-d1")
+
+LIBERO_OBJECTS = ("target", "basket", *(f"other_{i}" for i in range(5)))
+"""What the seven objects are in every task, in the order of the state. Which products the others are differs."""
+
+
+def libero_object() -> SimulatorSpec:
+    """LIBERO-Object, with what embeds its instructions on this machine."""
+    from classact.data.language import SIZE, source_at_hand
+
+    panda = Schema(PANDA_CAMERAS, PROPRIOCEPTION, SIZE, ActionSpace.pose())
+    return replace(
+        # Of the state: task, time, positions of 7 + 2 joints and seven objects, their velocities.
+        _panda(
+            "libero-object", 400, 2 + 58 + 51, tuple((name, 2 + 9 + 7 * i) for i, name in enumerate(LIBERO_OBJECTS))
+        ),
+        schema=panda,
+        # As for the others, over the floor.
+        action_limits=((-0.5, -0.6, -0.1) + (-1.05,) * 7, (0.5, 0.6, 0.9) + (1.05,) * 7),
+        packages=("hf-libero", "robosuite", "mujoco"),
+        group=10,  # one simulator per task: each then needs the model of one task only
+        tasks=10,
+        language_source=source_at_hand(),
+    )
+
+
+# Bimanual ViperX arms of gym-aloha
+
+ALOHA_CAMERAS = ("top", "angle", "left_pillar", "right_pillar", "left_wrist", "right_wrist")
+ARM_JOINTS = 6
+
+ALOHA_TRANSFER = SimulatorSpec(
+    name="aloha-transfer",
+    cameras=ALOHA_CAMERAS,
+    image_size=256,
+    action_dim=14,
+    proprioception_dim=14,
+    state_dim=46,
+    max_steps=600,
+    control_hz=50.0,
+    criteria=SUCCESS,
+    shifts=("fixed", "rotation-static", "rotation"),
+    objects=(("cube", 1 + 2 * (ARM_JOINTS + 2)),),  # behind the time and the arms; both fingers of a gripper are joints
+    schema=Schema(ALOHA_CAMERAS, (("qpos", 14),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),
+    # What the actuators' controls are limited to: each arm's joints in radians, then its gripper, 0 (closed) to 1
+    # (open) of gym-aloha's scale; the actuators stop a few percent before either end.
+    action_limits=(
+        2 * (-3.14158, -1.85005, -1.76278, -3.14158, -1.8675, -3.14158, 0.0),
+        2 * (3.14158, 1.25664, 1.6057, 3.14158, 2.23402, 3.14158, 1.0),
+    ),
+    packages=("gym-aloha", "dm-control", "mujoco"),
+)
