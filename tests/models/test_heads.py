@@ -21,10 +21,10 @@ from classact.models.heads import (
     MLPConfig,
     MLPHead,
     UNetConfig,
-    load_head_weights,
     make_head,
 )
 from classact.models.heads.config import SIZES
+from classact.models.weights import load_weights
 from classact.utils.codec import from_json, to_json
 
 TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
@@ -143,14 +143,14 @@ def test_settings_of_no_head() -> None:
 def test_weights_of_another_architecture_are_refused(config: HeadConfig) -> None:
     made = make_head(config, 6, 3, 8)
     state = make_head(config, 6, 3, 8, seed=1).state_dict()
-    load_head_weights(made, state, WHERE)
+    load_weights(made, state, WHERE)
     assert all(torch.equal(v, state[k]) for k, v in made.state_dict().items())
     with pytest.raises(CheckpointError, match=r"film.1.weight has shape .*, expected .*another architecture"):
-        load_head_weights(made, make_head(config, 7, 3, 8).state_dict(), WHERE)
-    with pytest.raises(CheckpointError, match=r"holds zzz, which this head does not have"):
-        load_head_weights(made, state | {"zzz": torch.zeros(1)}, WHERE)
-    with pytest.raises(CheckpointError, match=r"lacks unet.out.1.bias, which this head needs"):
-        load_head_weights(made, {k: v for k, v in state.items() if k != "unet.out.1.bias"}, WHERE)
+        load_weights(made, make_head(config, 7, 3, 8).state_dict(), WHERE)
+    with pytest.raises(CheckpointError, match=r"holds zzz .1 tensors unknown here., which this .*Head"):
+        load_weights(made, state | {"zzz": torch.zeros(1)}, WHERE)
+    with pytest.raises(CheckpointError, match=r"lacks unet.out.1.bias .1 of \d+ tensors missing., which this .*Head"):
+        load_weights(made, {k: v for k, v in state.items() if k != "unet.out.1.bias"}, WHERE)
 
 
 # Direct regression

@@ -17,6 +17,7 @@ from classact.data.images import resize_images
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.models.encoders import EncoderConfig, ImageEncoder, pretrained_config
 from classact.models.encoders.image import CONFIG, WEIGHTS
+from classact.models.weights import load_weights
 from classact.utils.storage import CHECKSUMS, write_folder
 
 SMALL = EncoderConfig(width=0.25, image_size=32, crop_size=28, aspect=4 / 3)
@@ -207,13 +208,13 @@ def test_two_views_are_two_encoders_side_by_side(color: str) -> None:
         alone = ImageEncoder(replace(config, cameras=(camera,)), seed=8)
         prefix = f"views.{number}."
         own = {k.replace(prefix, "views.0."): v for k, v in both.state_dict().items() if k.startswith(prefix)}
-        alone.load_weights(own, Path("x"))
+        load_weights(alone, own, Path("x"))
         parts.append(alone.encode(VIEWS))
         np.testing.assert_array_equal(alone.encode(VIEWS[camera]), parts[-1])
     np.testing.assert_array_equal(both.encode(VIEWS), np.concatenate(parts, axis=1))
     assert not np.allclose(both.encode({"top": OTHER, "wrist": FRAMES}), both.encode(VIEWS))
     swapped = ImageEncoder(replace(config, cameras=("wrist", "top")))
-    swapped.load_weights(both.state_dict(), Path("x"))
+    load_weights(swapped, both.state_dict(), Path("x"))
     np.testing.assert_array_equal(swapped.encode({"top": OTHER, "wrist": FRAMES}), both.encode(VIEWS))
 
 
@@ -372,20 +373,21 @@ def test_weights_of_another_architecture(encoder: ImageEncoder, folder: Path) ->
         (path / CONFIG).write_text(json.dumps(card))
 
     write_folder(folder.parent / "mixed", fill)
-    message = r"has shape \(8,.*\), expected \(16,.*\); this encoder is 'small' of width 0\.5.*another architecture"
+    message = r"has shape \(8,.*\), expected \(16,.*\) for this .*'small' of width 0\.5\)\. .*another architecture"
     with pytest.raises(CheckpointError, match=message):
         ImageEncoder.from_pretrained(folder.parent / "mixed")
     state = encoder.state_dict()
     kept = {k: v.clone() for k, v in state.items()}
     missing = {k: v for k, v in state.items() if k != "views.0.pool.temperature"}
     with pytest.raises(
-        CheckpointError, match=r"lacks views\.0\.pool\.temperature \(1 of \d+ tensors missing\); this encoder is"
+        CheckpointError,
+        match=r"lacks views\.0\.pool\.temperature \(1 of \d+ tensors missing\), which this Im",
     ):
-        encoder.load_weights(missing, Path("x"))
+        load_weights(encoder, missing, Path("x"))
     with pytest.raises(
-        CheckpointError, match=r"holds head\.weight \(1 tensors unknown here\); this encoder is 'small'"
+        CheckpointError, match=r"holds head\.weight \(1 tensors unknown here\), which this ImageEncoder \('small'"
     ):
-        encoder.load_weights(state | {"head.weight": torch.zeros(1)}, Path("x"))
+        load_weights(encoder, state | {"head.weight": torch.zeros(1)}, Path("x"))
     assert all(torch.equal(v, kept[k]) for k, v in encoder.state_dict().items())
 
 

@@ -29,6 +29,7 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.models.weights import load_weights
 from classact.objectives import SoftInfoNCEConfig, objective_config
 from classact.objectives.soft_infonce import soft_infonce
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
@@ -444,7 +445,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_name_the_tensor(tmp_path: Path) -> None:
     wide = ImageEncoder(EncoderConfig(width=0.5, image_size=32, crop_size=28))
     with pytest.raises(CheckpointError, match=r"x.safetensors: .* has shape \(.*\), expected \(.*another architecture"):
-        trainer().encoder.load_weights(wide.state_dict(), tmp_path / "x.safetensors")
+        load_weights(trainer().encoder, wide.state_dict(), tmp_path / "x.safetensors")
 
 
 def test_unusable_data_and_settings() -> None:

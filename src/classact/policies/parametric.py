@@ -17,8 +17,9 @@ from classact.data.normalize import MinMax
 from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError
 from classact.models.encoders.image import ImageEncoder
-from classact.models.heads.base import Head, load_head_weights, make_head
+from classact.models.heads.base import Head, make_head
 from classact.models.heads.config import HeadConfig
+from classact.models.weights import load_weights
 from classact.policies.base import Decision, Moment, PolicySpec, as_histories
 from classact.policies.config import ParametricConfig
 from classact.policies.folder import read_metadata, with_overrides, write_policy
@@ -263,7 +264,7 @@ class ParametricPolicy:
             shape.action_dim,
             shape.horizon,
         )
-        load_head_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
+        load_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
         encoder = ImageEncoder.from_pretrained(path / "encoder")
         policy = ParametricPolicy(encoder, head, metadata.actions, metadata.lowdim, config, metadata.training)
         return policy.to(device)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from classact.data.types import ImageArray, IntArray
 from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
+from classact.models.weights import load_weights
 from classact.train.checkpoints import (
     META,
     TrainingState,
@@ -602,7 +603,7 @@ class Training(ABC):
         for kind, networks in (("model", self.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 if self.changes(name):
-                    self.load_network(network, state.part(f"{kind}.{name}."), where)
+                    load_weights(network, state.part(f"{kind}.{name}."), where)
         load_optimizer_tensors(self.optimizer, state.tensors)
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():
@@ -611,21 +612,6 @@ class Training(ABC):
                     kept[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         self.step, self.seconds = state.step, float(state.meta["seconds"])
         return True
-
-    def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-        """Copy weights into a network; names and shapes must match exactly.
-
-        Raises:
-            CheckpointError: they do not.
-        """
-        loader = getattr(network, "load_weights", None)
-        if loader is not None:
-            loader(state, where)
-            return
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(f"{where} is of another architecture: {error}") from None
 
 
 def _lost_peer(text: str) -> bool:

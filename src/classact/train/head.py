@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError
 from classact.models.encoders import EncoderConfig
 from classact.models.encoders.image import ImageEncoder
-from classact.models.heads.base import Head, load_head_weights, make_head
+from classact.models.heads.base import make_head
+from classact.models.weights import load_weights
 from classact.policies.config import ParametricConfig
 from classact.policies.parametric import ParametricPolicy
 from classact.train.augment import Part
@@ -64,7 +65,7 @@ def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
     settings = state.meta.get("identity", {}).get("config", {}).get("encoder")
     config = from_json(EncoderConfig, settings, f"{found[-1]}: identity.config.encoder", error=CheckpointError)
     encoder = ImageEncoder(config, load_init=False)
-    encoder.load_weights(state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
+    load_weights(encoder, state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
     return encoder
 
 
@@ -336,13 +337,6 @@ class FineTuner(Training):
             f"(--batch-size, now {self.config.batch_size}), the head's size (now {self.config.head.describe()}) or the "
             f"encoder's crop_size (now {self.encoder.config.crop_size})."
         )
-
-    def load_network(self, network: nn.Module, state: dict[str, Tensor], where: Path) -> None:
-        """Copy weights into encoder or head."""
-        if isinstance(network, ImageEncoder):
-            network.load_weights(state, where)
-        else:
-            load_head_weights(cast(Head, network), state, where)
 
 
 def _digest(module: nn.Module) -> str:

@@ -19,6 +19,7 @@ from classact.data.types import ImageArray
 from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
 from classact.models.encoders.config import TRUNKS, EncoderConfig
+from classact.models.weights import load_weights
 from classact.utils.codec import from_json, to_json
 from classact.utils.lazy import resolve
 from classact.utils.storage import read_json, verify_folder, write_folder
@@ -219,30 +220,12 @@ class ImageEncoder(nn.Module):
 
         path = _local(folder)
         encoder = ImageEncoder(_read_metadata(path).encoder, load_init=False)
-        encoder.load_weights(load_file(path / WEIGHTS), path / WEIGHTS)
+        load_weights(encoder, load_file(path / WEIGHTS), path / WEIGHTS)
         return encoder
 
-    def load_weights(self, state: dict[str, Tensor], source: Path) -> None:
-        """Copy weights in; names and shapes must match exactly.
-
-        Raises:
-            CheckpointError: naming the first difference and both architectures.
-        """
-        own = self.state_dict()
-        what = f"this encoder is {self.config.trunk!r} of width {self.config.width}"
-        if missing := sorted(own.keys() - state.keys()):
-            raise CheckpointError(
-                f"{source} lacks {missing[0]} ({len(missing)} of {len(own)} tensors missing); {what}."
-            )
-        if extra := sorted(state.keys() - own.keys()):
-            raise CheckpointError(f"{source} holds {extra[0]} ({len(extra)} tensors unknown here); {what}.")
-        for name, value in own.items():
-            if value.shape != state[name].shape:
-                raise CheckpointError(
-                    f"{source}: {name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}; {what}. "
-                    f"The checkpoint is of another architecture."
-                )
-        self.load_state_dict(state)
+    def extra_repr(self) -> str:
+        """What the encoder is, for error messages."""
+        return f"{self.config.trunk!r} of width {self.config.width}"
 
 
 def pretrained_config(folder: str | Path) -> EncoderConfig:

@@ -18,7 +18,6 @@ from classact.utils.lazy import attach
 if TYPE_CHECKING:
     from classact.models.heads.base import Generators as Generators
     from classact.models.heads.base import Head as Head
-    from classact.models.heads.base import load_head_weights as load_head_weights
     from classact.models.heads.base import make_head as make_head
     from classact.models.heads.base import standard_normal as standard_normal
     from classact.models.heads.diffusion import DiffusionHead as DiffusionHead

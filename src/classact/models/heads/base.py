@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from classact.errors import CheckpointError, ConfigError
+from classact.errors import ConfigError
 from classact.models.heads.config import HeadConfig, head_entry
 from classact.utils.lazy import resolve
 
@@ -53,6 +52,10 @@ class Head(nn.Module, ABC):
             Tensors with B rows each.
         """
         return ()
+
+    def extra_repr(self) -> str:
+        """What the head is, for error messages."""
+        return f"{self.config.name!r}, {self.config.describe()}"
 
     @abstractmethod
     def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
@@ -158,24 +161,3 @@ def make_head(config: HeadConfig, feature_dim: int, action_dim: int, horizon: in
         torch.default_generator.manual_seed(seed)
         head: Head = make(config, feature_dim, action_dim, horizon)
     return head
-
-
-def load_head_weights(head: Head, state: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights in; names and shapes must match exactly.
-
-    Raises:
-        CheckpointError: naming the first difference.
-    """
-    own = head.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            raise CheckpointError(
-                f"{source} {'lacks' if name in own else 'holds'} {name}, which this head "
-                f"{'needs' if name in own else 'does not have'}: the checkpoint is of another architecture."
-            )
-        if state[name].shape != own[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}. The "
-                f"checkpoint is of another architecture."
-            )
-    head.load_state_dict(dict(state))
