@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from classact.report import build_report
-from classact.run.finetune import HeadPipeline, HeadRunConfig
+from classact.run.config import HeadRunConfig
+from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
-from classact.run.presets import get_head_preset
-from classact.run.pretrain import Pipeline, from_preset
+from classact.run.presets import from_preset, get_head_preset
+from classact.run.pretrain import Pipeline
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import write_json
 from common import RESULTS
@@ -61,10 +62,10 @@ def keep(run: Run, path: Path) -> None:
     card = run.read_config()
     heads: dict[str, Any] = {}
     for folder in sorted(run.heads.glob("*/policy")):
-        found = Run(folder.parent).read_config()
+        found, settings = Run(folder.parent).read_config(), run.head_settings(folder.parent.name)
         log = Run(folder.parent).read_train_log()
         heads[folder.parent.name] = {
-            "labels": found["labels"],
+            "labels": {"head": settings.finetune.head.name, **settings.labels},
             "timings": found["timings"],
             "steps": log[-1]["steps"],
             "settings": found["settings"]["finetune"],

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from classact.run.config import RunConfig
 from classact.run.folder import Run
-from classact.run.pretrain import Pipeline, RunConfig, from_preset
+from classact.run.presets import from_preset
+from classact.run.pretrain import Pipeline
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import write_json
 from common import RESULTS

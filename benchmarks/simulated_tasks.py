@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from classact.report import build_report
+from classact.run.config import RunConfig
 from classact.run.folder import Run
-from classact.run.pretrain import Pipeline, RunConfig, from_preset
+from classact.run.presets import from_preset
+from classact.run.pretrain import Pipeline
 from classact.sims.experts.generate import generate_demonstrations
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import progress_bar
@@ -30,7 +32,7 @@ class Cell:
     """One training with its rollouts.
 
     Attributes:
-        simulator, shift, preset: see :func:`classact.run.pretrain.from_preset`.
+        simulator, shift, preset: see :func:`classact.run.presets.from_preset`.
         demonstrations: of the task's expert.
         starts: unseen ones that policies are evaluated on.
     """

@@ -26,7 +26,7 @@ import torch
 from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations, IntArray
 from classact.run.frames import prepare_frames
-from classact.run.pretrain import from_preset
+from classact.run.presets import from_preset
 from classact.train.batches import epoch_batches
 from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import Batch, Stats

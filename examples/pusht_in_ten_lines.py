@@ -7,7 +7,8 @@ from pathlib import Path
 
 from classact.report import build_report
 from classact.run.folder import Run
-from classact.run.pretrain import Pipeline, from_preset
+from classact.run.presets import from_preset
+from classact.run.pretrain import Pipeline
 
 if __name__ == "__main__":  # rollouts start worker processes, which import this file
     pipeline = Pipeline(Run(Path("runs/example")), from_preset("pusht-demo"))

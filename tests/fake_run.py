@@ -8,7 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from classact.data.video import write_mp4
+from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
+from classact.run.presets import from_preset, get_head_preset
+from classact.utils.codec import to_json
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_arrays, read_jsonl, write_arrays, write_json, write_jsonl
 
@@ -86,11 +89,13 @@ def add_heads(run: Run, rows: list[dict], episodes: int, rng: np.random.Generato
     rows += maxima(rows[:2], milestones)
     for name, (head, training, augmentation, encoder, skill) in HEADS.items():
         folder = run.head(name)
-        labels = {"head": head, "training": training, "augmentation": augmentation}
-        card = {"title": f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}", "labels": labels}
-        settings = {"learning_rate": 1e-4, "encoder_learning_rate": 1e-5, "ema_power": 0.75}
+        title = f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}"
+        scratch, frozen = training == "from scratch", training == "frozen"
+        settings = HeadRunConfig(
+            get_head_preset("paper-pusht").config(head, scratch=scratch, frozen=frozen), "scratch" if scratch else "run"
+        )
         timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "milestones": 900.0}
-        write_json(Run(folder).config, card | {"settings": settings, "timings": timings})
+        write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})
         write_jsonl(Run(folder).train_log, head_rows(training, rng))
         own = evaluation(run, encoder, "none", episodes, rng, policy=head, skill=skill, name=f"{name}-none")
         own = [row | {"training": training, "augmentation": augmentation, "checkpoint": "last"} for row in own]
@@ -181,13 +186,7 @@ def config() -> dict:
             "steps": 25650,
             "image_size": 96,
         },
-        "pretrain": {
-            "objective": {"name": "class", "temperature": 0.07, "quantile": 0.025},
-            "encoder": {"backbone": "resnet18", "pretrained": True, "head": "spatial-softmax"},
-            "batch_size": 256,
-            "learning_rate": 1e-4,
-            "seed": 0,
-        },
+        "settings": to_json(from_preset("paper-pusht", data="pusht_human.zarr")),
         "versions": {"classact": "0.1.0", "python": "3.12.3", "torch": "2.9.0"},
         "hardware": {"cpu": "Intel Xeon", "cores": 2, "gpu": None},
         "created": "2025-11-21T02:40:00+00:00",

@@ -15,10 +15,11 @@ from classact.evaluation.rollout import evaluate
 from classact.models.encoders import ImageEncoder
 from classact.policies import RetrievalPolicy
 from classact.run import analysis
+from classact.run.config import RunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.presets import get_preset
-from classact.run.pretrain import Pipeline, RunConfig
+from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_run
 from classact.run.recording import evaluation_name, roll_out
 from classact.train.engine import DIVERGED

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from classact.errors import ConfigError, UnknownNameError, choose
-from classact.run.presets import default_head_preset, get_head_preset, get_preset
-from classact.run.pretrain import RunConfig, from_preset
+from classact.run.config import RunConfig
+from classact.run.presets import default_head_preset, from_preset, get_head_preset, get_preset
 from classact.sims import plain_shift
 from classact.train.config import FinetuneConfig
 from classact.utils.storage import slug
@@ -81,7 +81,7 @@ class Protocol:
             the nearest neighbour alone then, for temperatures are chosen at the end.
         evaluation_starts: of each of these.
         probe: measure representations without rollouts, too.
-        layout: of the data, see :class:`classact.run.pretrain.RunConfig`.
+        layout: of the data, see :class:`classact.run.config.RunConfig`.
     """
 
     task: str
@@ -310,7 +310,7 @@ def images_per_step(config: RunConfig, steps: int) -> int:
 def head_config(
     cell: Cell, protocol: Protocol, steps: int, rate: float | None = None, images: int | None = None
 ) -> tuple[FinetuneConfig, str]:
-    """The training of a cell's head, and what it starts from: see :class:`classact.run.finetune.HeadRunConfig`.
+    """The training of a cell's head, and what it starts from: see :class:`classact.run.config.HeadRunConfig`.
 
     Args:
         cell: with a head.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from classact.data.types import RolloutResult
-from classact.evaluation.rollout import EvaluationConfig
+from classact.evaluation.config import EvaluationConfig
 from classact.policies import Policy
 from classact.run.folder import Run
 from classact.sims import make_simulator

@@ -26,8 +26,7 @@ from classact.errors import (
 )
 from classact.models.encoders import EncoderConfig
 from classact.run.data import RunData
-from classact.run.presets import get_preset
-from classact.run.pretrain import from_preset
+from classact.run.presets import from_preset, get_preset
 from classact.sims import find
 from classact.train.config import EngineConfig
 from classact.utils.locks import BusyError, lock_of, locked

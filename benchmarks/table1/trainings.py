@@ -9,7 +9,8 @@ from pathlib import Path
 
 from classact.errors import CheckpointError, ConfigError, MissingDependencyError
 from classact.models.encoders import ImageEncoder
-from classact.run.finetune import HeadPipeline, HeadRunConfig
+from classact.run.config import HeadRunConfig
+from classact.run.finetune import HeadPipeline, usual_evaluation
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
 from classact.train.config import EngineConfig, FinetuneConfig
@@ -118,11 +119,13 @@ def head_pipeline(
     """
     protocol = bench.protocol
     starts = (protocol.tuning_starts, protocol.tuning_seed) if tuning else (protocol.starts, protocol.first_seed)
-    evaluation = {"episodes": starts[0], "first_seed": starts[1], "workers": bench.workers}
+    name = name or HEAD_NAMES[cell.trained_head]
+    usual = usual_evaluation(run, name)
+    evaluation = replace(usual, episodes=starts[0], first_seed=starts[1], workers=bench.workers)
     return HeadPipeline(
         run,
         HeadRunConfig(made, start, evaluation, protocol.evaluation_starts),
-        name=name or HEAD_NAMES[cell.trained_head],
+        name=name,
         quiet=bench.quiet,
         device=bench.device,
         engine=bench.engine,

@@ -23,7 +23,7 @@ from classact.errors import (
     StorageError,
     TrainingInterrupted,
 )
-from classact.evaluation.rollout import EvaluationConfig
+from classact.evaluation.config import EvaluationConfig
 from classact.objectives import OBJECTIVES
 from classact.run.folder import Run
 from classact.run.presets import get_preset

@@ -26,7 +26,8 @@ from classact.data.schema import Schema
 from classact.data.types import FloatArray, Observation, RolloutResult
 from classact.errors import ConfigError, SimulatorError
 from classact.evaluation import rollout
-from classact.evaluation.rollout import EvaluationConfig, evaluate, run_evaluation, summarize, write_episodes
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import evaluate, run_evaluation, summarize, write_episodes
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.policies.base import Decision, Moment, as_histories

@@ -37,7 +37,8 @@ from classact.data.types import Demonstrations
 from classact.evaluation.probe import Encoded, ProbeConfig, probe_latents
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import OBJECTIVES, objective_config
-from classact.run.frames import FramesConfig, prepare_frames
+from classact.run.config import FramesConfig
+from classact.run.frames import prepare_frames
 from classact.similarity import SimilarityConfig
 from classact.train.config import OptimizerConfig, PretrainConfig
 from classact.train.representation import Trainer

@@ -19,7 +19,8 @@ from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import Observation
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.evaluation.rollout import EvaluationConfig, evaluate
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import evaluate
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig, make_head
 from classact.policies import Policy, parametric

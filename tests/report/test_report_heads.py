@@ -12,12 +12,16 @@ import pytest
 from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
+from classact.models.heads import MLPConfig
 from classact.report import build_report, figures, learning
 from classact.report.heads import Head, read_heads, stage_names
 from classact.report.novelty import Novelty
 from classact.report.page import settings, times
 from classact.report.sources import read_sources
+from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
+from classact.train.config import FinetuneConfig
+from classact.utils.codec import to_json
 from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
 from fake_run import HEADS
 
@@ -163,7 +167,7 @@ def test_a_frozen_encoder_has_no_rate(whole_run: Run) -> None:
 
 
 def test_stage_names_are_never_alike() -> None:
-    heads = [Head(name, "MLP", "", {}, {}, []) for name in ("a", "b")]
+    heads = [Head(name, "MLP", "", HeadRunConfig(), {}, []) for name in ("a", "b")]
     assert stage_names(heads, ["pretrain", "heads/a", "heads/b", "heads/c"]) == {
         "pretrain": "Retrieval",
         "heads/a": "MLP (a)",
@@ -174,18 +178,17 @@ def test_stage_names_are_never_alike() -> None:
 
 def test_heads_are_named_by_their_labels_where_there_is_no_title(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    write_json(run.head("x") / "config.json", {"labels": {"head": "mlp", "training": "frozen", "augmentation": "none"}})
-    write_json(run.head("y") / "config.json", {"title": "Mine, frozen", "labels": {"training": "frozen"}})
-    write_json(run.head(".z.1.tmp") / "config.json", {})
-    write_json(run.head("z") / "config.json", {})
+    settings = to_json(HeadRunConfig(FinetuneConfig(MLPConfig(), frozen=True, augment=None)))
+    write_json(run.head("x") / "config.json", {"settings": settings})
+    write_json(run.head("y") / "config.json", {"title": "Mine, frozen, no augmentation", "settings": settings})
+    write_json(run.heads / ".z.1.tmp" / "config.json", {})
     assert [(h.title, h.notes) for h in read_heads(run)] == [
         ("MLP, frozen", "no augmentation"),
-        ("Mine, frozen", ""),
-        ("z", ""),
+        ("Mine, frozen, no augmentation", ""),
     ]
     page = build(run)
-    assert "Training of Mine, frozen : heads/y/train.jsonl holds no row yet" in page.text
-    assert page.sections() == {"absent"}
+    assert "Training of Mine, frozen, no augmentation : heads/y/train.jsonl holds no row yet" in page.text
+    assert page.sections() == {"absent", "settings"}
 
 
 # Novelty
@@ -294,7 +297,7 @@ def test_heads_stand_where_other_files_are_absent(run_copy: Run, path: str, gone
     ("path", "content", "message"),
     [
         ("heads/mlp/config.json", "[]", r"mlp/config\.json: expected a JSON object, got list"),
-        ("heads/mlp/config.json", '{"labels": 3}', r"config\.json, labels: expected a JSON object, got int"),
+        ("heads/mlp/config.json", '{"settings": 3}', r"config\.json: settings: expected an object with the fields of"),
         ("heads/mlp/config.json", '{"timings": {"fit": "5"}}', r"timings, fit: expected seconds, got '5'"),
         ("heads/mlp/train.jsonl", '{"loss": 1}', r"mlp/train\.jsonl, row 1: lacks \['step'\]"),
         ("milestones.jsonl", '{"stage": "pretrain", "step": 1}', r"milestones\.jsonl, row 1: lacks \['criterion'"),
@@ -341,7 +344,8 @@ def test_hostile_names_of_heads_stay_text(run_copy: Run) -> None:
     hostile = "<img src=x onerror=alert(2)><script>alert(1)</script>"
     path = run_copy.head("mlp") / "config.json"
     card = read_json(path)
-    write_json(path, card | {"title": hostile, "settings": {hostile: hostile}, "timings": {hostile: 1.0}})
+    settings = card["settings"] | {"finetune": card["settings"]["finetune"] | {"keys": [hostile]}}
+    write_json(path, card | {"title": hostile, "settings": settings, "timings": {hostile: 1.0}})
     run_copy.head("mlp").rename(run_copy.heads / '"onclick=x')
     rows = run_copy.read_summary()
     changed = {"policy": hostile, "training": hostile, "augmentation": hostile}

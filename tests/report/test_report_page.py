@@ -73,7 +73,7 @@ def test_numbers_equal_the_rows(page, whole_run):
 
 
 def test_settings_are_shown(page):
-    for word in ("objective.temperature", "0.07", "resnet18", "1 h 30 min", "Intel Xeon", "2.9.0"):
+    for word in ("objective.temperature", "0.05", "resnet18", "1 h 30 min", "Intel Xeon", "2.9.0"):
         assert word in page.text
 
 

@@ -14,12 +14,14 @@ from classact.data.images import ImageStore, resize_images
 from classact.data.lowdim import LowDim
 from classact.data.types import Demonstrations
 from classact.data.video import read_video
-from classact.evaluation.rollout import EvaluationConfig, evaluate
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import evaluate
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
 from classact.run import analysis
+from classact.run.config import FramesConfig
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig, needs_rendering, prepare_frames
+from classact.run.frames import needs_rendering, prepare_frames
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.utils.storage import read_arrays, read_json

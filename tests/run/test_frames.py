@@ -12,7 +12,8 @@ from classact.data.images import ImageStore, resize_images
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 from classact.run import frames as frames_module
-from classact.run.frames import FramesConfig, aspect, needs_rendering, prepare_frames
+from classact.run.config import FramesConfig
+from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.sims.shifts import SHIFTS

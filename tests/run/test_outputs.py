@@ -11,7 +11,8 @@ import pytest
 
 from classact.data.images import cache_folder
 from classact.errors import ConfigError, StorageError
-from classact.evaluation.rollout import EvaluationConfig, run_evaluation
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import run_evaluation
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.recording import roll_out

@@ -26,10 +26,11 @@ from classact.run import analysis
 from classact.run import data as rundata
 from classact.run import evaluate as evaluation
 from classact.run import pretrain as pipeline
+from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
-from classact.run.presets import with_objective
-from classact.run.pretrain import Pipeline, RunConfig, from_preset
+from classact.run.presets import from_preset, with_objective
+from classact.run.pretrain import Pipeline
 from classact.run.recording import evaluation_name
 from classact.similarity import ActionSimilarity, similarity_identity
 from classact.similarity.distribution import write_distribution
@@ -315,7 +316,7 @@ def test_a_run_that_is_moved_with_its_data_finds_them(data: Path, tmp_path: Path
     make(before / "runs" / "one", moving).data()
     before.rename(after)
     run = Run(after / "runs" / "one")
-    assert rundata.run_settings(run)["data"] == str(after / "data" / data.name)
+    assert run.settings().data == str(after / "data" / data.name)
 
 
 def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> None:

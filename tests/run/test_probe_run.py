@@ -17,7 +17,8 @@ from classact.evaluation.probe.views import draw_rows, reason_against, represent
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy
 from classact.run.folder import Run
-from classact.run.pretrain import Pipeline, from_preset
+from classact.run.presets import from_preset
+from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
 from classact.sims import make_simulator
 from classact.sims.rendering import render_states

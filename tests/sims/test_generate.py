@@ -20,7 +20,7 @@ from classact.cli.main import main
 from classact.data import readers
 from classact.data.readers.generated import read, read_header
 from classact.errors import ConfigError, SimulatorError
-from classact.evaluation.rollout import FIRST_SEED
+from classact.evaluation.config import FIRST_SEED
 from classact.sims import SIMULATORS, make_simulator
 from classact.sims.experts import attempts, generate, processes
 from classact.sims.experts.attempts import END_SEED, HOPELESS, Plan

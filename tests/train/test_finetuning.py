@@ -255,13 +255,13 @@ def test_a_pretrained_encoder_brings_its_architecture(pretrained: Path) -> None:
     assert made.identity()["config"]["encoder"]["width"] == 0.25
     scratch = tuner()
     assert fakes.equal(scratch.encoder, ImageEncoder(ENCODER, seed=0))
-    labels = [m.labels() for m in (made, scratch, tuner(frozen=True, augment=None))]
-    assert labels == [
+    labels = [m.policy().training for m in (made, scratch, tuner(frozen=True, augment=None))]
+    assert [{key: found[key] for key in ("head", "training", "augmentation")} for found in labels] == [
         {"head": "diffusion", "training": "fine-tuned", "augmentation": "crop, noise"},
         {"head": "diffusion", "training": "from scratch", "augmentation": "crop, noise"},
         {"head": "diffusion", "training": "frozen", "augmentation": "none"},
     ]
-    other = tuner(augment=AugmentConfig(color="hsv", noise_std=0), head=MLP).labels()
+    other = tuner(augment=AugmentConfig(color="hsv", noise_std=0), head=MLP).policy().training
     assert (other["head"], other["augmentation"]) == ("mlp", "crop, hsv")
 
 

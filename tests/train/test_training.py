@@ -33,8 +33,9 @@ from classact.models.weights import load_weights
 from classact.objectives import SoftInfoNCEConfig, objective_config
 from classact.objectives.soft_infonce import soft_infonce
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
+from classact.run.config import FramesConfig
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig, prepare_frames
+from classact.run.frames import prepare_frames
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
 from classact.similarity.graph import build_graph

@@ -90,21 +90,21 @@ class Finetune(EngineArguments):
 def head_config(arguments: Finetune) -> Any:
     """The head's settings: the preset, changed by the flags that were given."""
     from classact.errors import ConfigError, UnknownNameError, choose
-    from classact.run.data import run_settings
-    from classact.run.finetune import HeadRunConfig, head_settings
+    from classact.run.config import HeadRunConfig
+    from classact.run.finetune import head_settings, usual_evaluation
     from classact.run.folder import Run
     from classact.run.presets import default_head_preset, get_head_preset
     from classact.train.config import CHOICES, AugmentConfig
-    from classact.utils.labels import written_name
 
     if arguments.scratch and (arguments.encoder is not None or arguments.frozen):
         other = "--encoder names what to start from" if arguments.encoder is not None else "--frozen trains no encoder"
         raise ConfigError(f"--scratch trains the encoder from its initial weights, but {other}. Give one of the two.")
-    settings = run_settings(Run(arguments.run))
-    trunk, simulator = settings["pretrain"]["encoder"]["trunk"], settings["frames"]["simulator"]
+    run = Run(arguments.run)
+    settings = run.settings()
+    trunk, simulator = settings.pretrain.encoder.trunk, settings.frames.simulator
     preset = get_head_preset(arguments.preset or default_head_preset(trunk, simulator))
     # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
-    objective = written_name(settings["pretrain"].get("objective", {}))
+    objective = settings.pretrain.objective.written
     others = arguments.scratch or (arguments.encoder is None and "class" not in objective)
     config = preset.config(arguments.head, scratch=others, frozen=arguments.frozen)
 
@@ -141,29 +141,34 @@ def head_config(arguments: Finetune) -> Any:
         evaluations=10 if arguments.evaluations is None else arguments.evaluations,
         seed=arguments.seed,
     )
-    evaluation = {"episodes": arguments.test_episodes, "execute": arguments.execute, "ensemble": arguments.ensemble}
     made = HeadRunConfig(
         finetune=config,
         start="scratch" if arguments.scratch else "run" if arguments.encoder is None else str(arguments.encoder),
-        evaluation={k: v for k, v in evaluation.items() if v is not None} | {"workers": arguments.workers},
         milestone_episodes=50 if arguments.milestone_episodes is None else arguments.milestone_episodes,
     )
     # How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
-    known = head_settings(Run(arguments.run), arguments.name or made.name)
-    if not known:
+    name = arguments.name or made.name
+    evaluation = changed(
+        replace(usual_evaluation(run, name), workers=arguments.workers),
+        episodes=arguments.test_episodes,
+        execute=arguments.execute,
+        ensemble=arguments.ensemble,
+    )
+    made = replace(made, evaluation=evaluation)
+    known = head_settings(run, name)
+    if known is None:
         return made
-    before = known["finetune"]
+    before = known.finetune
     finetune = changed(
         made.finetune,
-        chunk_length=before["chunk_length"] if arguments.chunk_length is None else None,
-        evaluations=before["evaluations"] if arguments.evaluations is None else None,
+        chunk_length=before.chunk_length if arguments.chunk_length is None else None,
+        evaluations=before.evaluations if arguments.evaluations is None else None,
     )
-    if before["head"]["name"] == head.name:
+    if before.head.name == head.name:
         said = {"scheduler"} if arguments.scheduler is not None else set()
-        finetune = replace(
-            finetune, head=head.with_acting({n: before["head"][n] for n in head.acting if n not in said})
-        )
-    episodes = known["milestone_episodes"] if arguments.milestone_episodes is None else made.milestone_episodes
+        kept = {name: value for name, value in before.head.acting_settings().items() if name not in said}
+        finetune = replace(finetune, head=head.with_acting(kept))
+    episodes = known.milestone_episodes if arguments.milestone_episodes is None else made.milestone_episodes
     return replace(made, finetune=finetune, milestone_episodes=episodes)
 
 

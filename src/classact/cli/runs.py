@@ -202,14 +202,13 @@ def run_config(arguments: RunArguments) -> Any:
     How it is evaluated stays as the folder says it, where no flag says it now: later commands read it there.
     """
     from classact.data.readers import declared_simulator
-    from classact.evaluation.rollout import EvaluationConfig
     from classact.run.folder import Run
-    from classact.run.presets import default_preset, get_preset, with_objective, with_trunk
-    from classact.run.pretrain import from_preset, started
+    from classact.run.presets import default_preset, from_preset, get_preset, with_objective, with_trunk
+    from classact.run.pretrain import started
     from classact.sims import plain_shift
 
     run = Run(arguments.out)
-    known = run.read_config().get("settings") or {} if started(run) else {}
+    known = run.settings() if started(run) else None
     simulator = arguments.simulator or declared_simulator(arguments.data)
     if not simulator:
         simulator = "pusht" if arguments.preset is None else get_preset(arguments.preset).simulator
@@ -252,16 +251,16 @@ def run_config(arguments: RunArguments) -> Any:
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
         precision=arguments.precision,
-        evaluations=known.get("pretrain", {}).get("evaluations") if arguments.evaluations is None else None,
+        evaluations=known.pretrain.evaluations if known is not None and arguments.evaluations is None else None,
         seed=arguments.seed,
     )
     pretrain = changed(pretrain, evaluations=arguments.evaluations)
-    evaluation = EvaluationConfig(**known["evaluation"]) if "evaluation" in known else config.evaluation
-    evaluation = replace(evaluation, workers=arguments.workers)
-    baselines = bool(known.get("baselines", False))
+    evaluation = replace(config.evaluation if known is None else known.evaluation, workers=arguments.workers)
+    baselines = known is not None and known.baselines
     if isinstance(arguments, Demo):
         evaluation = changed(evaluation, episodes=arguments.test_episodes)
         baselines = arguments.baselines
+    usual = 50 if known is None else known.milestone_episodes
     return replace(
         config,
         pretrain=pretrain,
@@ -271,7 +270,7 @@ def run_config(arguments: RunArguments) -> Any:
             temperature=arguments.temperature,
             min_actions=arguments.min_actions,
             proprioception_weight=arguments.proprioception_weight,
-            search=arguments.search or known.get("retrieval", {}).get("search"),
+            search=arguments.search or (None if known is None else known.retrieval.search),
         ),
         frames=replace(config.frames, source=arguments.frames, workers=arguments.workers),
         evaluation=evaluation,
@@ -280,9 +279,7 @@ def run_config(arguments: RunArguments) -> Any:
         layout=None if arguments.layout is None else str(arguments.layout.absolute()),
         keys=arguments.keys,
         heldout=arguments.heldout,
-        milestone_episodes=known.get("milestone_episodes", 50)
-        if arguments.milestone_episodes is None
-        else arguments.milestone_episodes,
+        milestone_episodes=usual if arguments.milestone_episodes is None else arguments.milestone_episodes,
         novelty=replace(config.novelty, alpha=arguments.alarm_level),
     )
 

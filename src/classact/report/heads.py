@@ -8,8 +8,9 @@ from pathlib import Path
 
 from classact.errors import DataError
 from classact.report.checks import inner, mapping, need, with_interval
-from classact.report.table import Row, augmentation_name, plain, policy_name
-from classact.run.folder import Run
+from classact.report.table import Row, augmentation_name, policy_name
+from classact.run.config import HeadRunConfig
+from classact.run.folder import Run, head_settings
 from classact.utils.storage import read_jsonl
 
 PRETRAIN = "pretrain"
@@ -23,7 +24,7 @@ class Head:
         name: of the folder.
         title: for people.
         notes: training and augmentation, each only where the title does not say it.
-        settings: of its training.
+        settings: all of its settings.
         timings: stage -> seconds.
         training: logged steps.
     """
@@ -31,7 +32,7 @@ class Head:
     name: str
     title: str
     notes: str
-    settings: Row
+    settings: HeadRunConfig
     timings: dict[str, float]
     training: list[Row]
 
@@ -60,15 +61,14 @@ def read_heads(run: Run) -> list[Head]:
 def _head(folder: Run) -> Head:
     path = folder.config
     card = mapping(path)
-    labels, timings = inner(path, card, "labels"), inner(path, card, "timings")
+    timings = inner(path, card, "timings")
     for stage, seconds in timings.items():
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
             raise DataError(f"{path}, timings, {stage}: expected seconds, got {seconds!r}. Regenerate the file.")
-    training, augmentation = plain(labels.get("training")), augmentation_name(labels.get("augmentation"))
-    known = ", ".join(filter(None, (policy_name(plain(labels.get("head"))), training)))
-    title = str(card.get("title") or known or folder.root.name)
+    settings = head_settings(folder)
+    training, augmentation = settings.labels["training"], augmentation_name(settings.labels["augmentation"])
+    title = str(card.get("title") or f"{policy_name(settings.finetune.head.name)}, {training}")
     notes = ", ".join(word for word in (training, augmentation) if word and word not in title)
-    settings = inner(path, card, "settings")
     return Head(folder.root.name, title, notes, settings, timings, read_log(folder))
 
 

@@ -31,6 +31,7 @@ from classact.report.table import (
     series,
 )
 from classact.run.folder import Run
+from classact.utils.codec import to_json
 from classact.utils.storage import check_writable, write_text
 
 
@@ -95,7 +96,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "reasons": reasons(sources.neighbors) if sources.neighbors else [],
         "world": world_size(sources.neighbors) if sources.neighbors else 0,
         "settings": settings(config, timings=not times(sources))
-        + [(f"Head: {head.title}", flatten(head.settings)) for head in sources.heads if head.settings],
+        + [(f"Head: {head.title}", flatten(to_json(head.settings))) for head in sources.heads],
         "absent": sources.absent,
     }
 

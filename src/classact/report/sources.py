@@ -15,7 +15,6 @@ from classact.report.heads import Head, read_heads, read_log, read_milestones
 from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
 from classact.report.table import Row, maximum_of, row_label, series
 from classact.run.folder import Run
-from classact.utils.labels import learned_label
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
 
@@ -71,7 +70,7 @@ def read_sources(root: Path) -> Sources:
     training = read_log(run) if present("Training", run.train_log) else []
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
-    summary = _summary(run, _own_label(config)) if present("Success", run.summary) else []
+    summary = _summary(run, _own_label(run, config)) if present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
     calibration = read_calibration(run)
@@ -118,12 +117,9 @@ def read_sources(root: Path) -> Sources:
     return sources
 
 
-def _own_label(config: Row) -> str:
-    """How rows name the run's own encoder; of runs from before there were several objectives "class"."""
-    try:
-        return learned_label(config["settings"])
-    except (KeyError, TypeError):
-        return "class"
+def _own_label(run: Run, config: Row) -> str:
+    """How rows name the run's own encoder."""
+    return run.settings().label if "settings" in config else "class"
 
 
 def _summary(run: Run, own: str) -> list[Row]:

@@ -14,10 +14,10 @@ import numpy as np
 from classact.data.images import resize_images
 from classact.data.types import Demonstrations, ImageArray, IntArray, RolloutResult
 from classact.data.video import write_mp4
-from classact.evaluation.rollout import EvaluationConfig
+from classact.evaluation.config import EvaluationConfig
 from classact.policies import RetrievalPolicy
+from classact.run.config import FramesConfig
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig
 from classact.run.tsne import latent_map
 from classact.similarity import ActionSimilarity
 from classact.sims import make_simulator

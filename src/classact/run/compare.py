@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from classact.errors import ConfigError, DataError
-from classact.run.data import run_settings
+from classact.run.config import NON_IDENTITY_FIELDS
 from classact.run.folder import Run
-from classact.run.pretrain import FREE, Pipeline
+from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
 from classact.run.recording import evaluation_name
-from classact.utils.labels import learned_label
+from classact.utils.codec import to_json
 from classact.utils.statistics import (
     Estimate,
     difference_over_seeds,
@@ -132,13 +132,13 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     """
     named = path.parent.name == "evaluations"
     run = Run(path.parent.parent if named else path)
-    settings = run_settings(run)
-    title, usual = str(run.read_config()["title"]), settings["evaluation"]
+    settings = run.settings()
+    title, usual = str(run.read_config()["title"]), settings.evaluation
     probe = flat_metrics(read_json(probe_file(run))) if probe_file(run).exists() else {}
-    made = Outcomes(name or title, str(run.root), int(settings["pretrain"]["seed"]), probe=probe)
+    made = Outcomes(name or title, str(run.root), settings.pretrain.seed, probe=probe)
     if not rollouts:
         return made
-    evaluation = path.name if named else evaluation_name("retrieval", learned_label(settings), usual["shift"])
+    evaluation = path.name if named else evaluation_name("retrieval", settings.label, usual.shift)
     rows, states = _known(run, evaluation)
     if not rows:
         there = ", ".join(sorted({str(row["evaluation"]) for row in run.read_summary()})) or "none"
@@ -152,7 +152,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
         name=name or (f"{title}, {evaluation}" if named else title),
         simulator=str(rows[0]["simulator"]),
         shift=str(rows[0]["shift"]),
-        max_steps=usual["max_steps"],
+        max_steps=usual.max_steps,
         initial_states=states,
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
     )
@@ -168,7 +168,7 @@ def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
     found: list[tuple[Outcomes, Any]] = []
     for path in paths:
         one = read_outcomes(path)
-        kind = one.name, without(run_settings(Run(Path(one.run))), *FREE, "pretrain.seed")
+        kind = one.name, without(to_json(Run(Path(one.run)).settings()), *NON_IDENTITY_FIELDS, "pretrain.seed")
         alike = [other for other, known in found if known == kind]
         for other in alike:
             if other.seed == one.seed:

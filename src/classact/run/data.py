@@ -15,14 +15,14 @@ from typing import Any
 from classact.data.images import frames_digest
 from classact.data.readers import EMBEDDED, first_episodes, last_episodes, read_demonstrations
 from classact.data.types import Demonstrations
-from classact.errors import ConfigError, DataError
+from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.policies import RetrievalConfig, SceneLatents, StateLatents
+from classact.run.config import FramesConfig, RunConfig
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig, aspect, needs_rendering, prepare_frames
+from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
-from classact.utils.inputs import reading
 from classact.utils.progress import progress_bar
 from classact.utils.storage import first_difference, plain_json, without
 
@@ -35,40 +35,12 @@ STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 
 
-def whole_path(source: str) -> str:
-    """Where data lie, for every working directory; embedded names stay."""
-    return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
-
-
-def lie_beside(run: Run, settings: Mapping[str, Any]) -> dict[str, str]:
+def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
     """Where data and layout lie, seen from a run's folder."""
     root = run.root.resolve()
-    paths = {name: settings[name] for name in ("data", "layout") if settings[name] not in (None, *EMBEDDED)}
+    places = {"data": settings.data, "layout": settings.layout}
+    paths = {name: path for name, path in places.items() if path is not None and path not in EMBEDDED}
     return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
-
-
-def run_settings(run: Run) -> dict[str, Any]:
-    """The settings that a run was started with.
-
-    Data and layout that are no longer there are looked for where they lay beside the run's folder: both may have been
-    moved together.
-
-    Raises:
-        DataError: the folder is none of a run.
-    """
-    with reading(run.config):
-        there = run.config.exists()
-    if not there:
-        raise DataError(f"{run.config} does not exist. Expected a folder written by 'classact pretrain'.")
-    settings = run.read_config().get("settings")
-    if not isinstance(settings, dict) or not {"evaluation", "frames", "pretrain", "data"} <= settings.keys():
-        raise DataError(f"{run.config} holds no settings of a run. Expected a folder written by 'classact pretrain'.")
-    beside = run.read_config().get("beside") or {}
-    for name in ("data", "layout"):
-        path, moved = settings.get(name), run.root / beside.get(name, "")
-        if path and path not in EMBEDDED and not Path(path).exists() and name in beside and moved.exists():
-            settings[name] = whole_path(str(moved))
-    return settings
 
 
 class RunData:
@@ -80,7 +52,7 @@ class RunData:
         heldout: the last so many of these are kept apart.
         frames: which images.
         encoder: whose cameras and image size are prepared.
-        layout: see :class:`classact.run.pretrain.RunConfig`.
+        layout: see :class:`classact.run.config.RunConfig`.
         quiet: no progress bars.
     """
 
@@ -102,15 +74,15 @@ class RunData:
         self._seen: Demonstrations | None = None
 
     @staticmethod
-    def of_run(settings: Mapping[str, Any], encoder: EncoderConfig, *, quiet: bool = False) -> RunData:
-        """Those that a run was started with, from the settings in its folder, for an encoder."""
+    def of_run(settings: RunConfig, encoder: EncoderConfig | None = None, *, quiet: bool = False) -> RunData:
+        """Those of a run with these settings, for an encoder; None: for its own."""
         return RunData(
-            settings["data"],
-            settings["episodes"],
-            int(settings.get("heldout", 0)),
-            FramesConfig(**settings["frames"]),
-            encoder,
-            layout=settings.get("layout"),
+            settings.data,
+            settings.episodes,
+            settings.heldout,
+            settings.frames,
+            encoder or settings.pretrain.encoder,
+            layout=settings.layout,
             quiet=quiet,
         )
 

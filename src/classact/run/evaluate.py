@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from classact.data.schema import Schema
 from classact.errors import ConfigError
-from classact.evaluation.rollout import EvaluationConfig
-from classact.run.data import own_simulator, run_settings
+from classact.run.config import RunConfig
+from classact.run.data import own_simulator
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import simulator_spec
 from classact.sims.versions import check_language
-from classact.train.config import AugmentConfig, describe
-from classact.utils.labels import learned_label, written_name
 from classact.utils.machine import choose_device
 from classact.utils.storage import check_name, slug
-
-NO_LABELS = {"training": "none", "augmentation": "none"}
-"""Of what was not trained."""
 
 
 def evaluate_run(
@@ -48,7 +41,7 @@ def evaluate_run(
         run: a folder with a policy.
         simulator: registry name; None, here and below: as in the run's settings.
         shift: visual shift.
-        episodes, first_seed, max_steps, workers: see :class:`classact.evaluation.rollout.EvaluationConfig`.
+        episodes, first_seed, max_steps, workers: see :class:`classact.evaluation.config.EvaluationConfig`.
         execute, ensemble: see :class:`classact.policies.ControlConfig`.
         head: of the run's heads, by the name of its folder; None: retrieval.
         device: where the policy computes.
@@ -69,11 +62,11 @@ def evaluate_run(
     """
     if name is not None:
         check_name(name, "an evaluation")
-    settings = run_settings(run)
-    standard = settings["frames"]["simulator"]
+    settings = run.settings()
+    standard = settings.frames.simulator
     # A head has settings of its own: how much of a chunk is executed, for instance.
-    card = run.read_config() if head is None else trained_head(run, head).read_config()
-    usual = EvaluationConfig(**card["settings"]["evaluation"])
+    own = settings if head is None else trained_head(run, head)
+    usual = own.evaluation or settings.evaluation
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
     asked |= {"execute": execute, "ensemble": ensemble}
     config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
@@ -81,10 +74,7 @@ def evaluate_run(
     check_rollouts(run, simulator)
     run.check_writable()
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides or {})
-    encoder = learned_label(settings)
-    labels = retrieval_labels(settings) if head is None else row_labels(card["labels"])
-    if head is not None:
-        encoder = encoder_label(card["settings"]["start"], encoder)
+    encoder = settings.label if isinstance(own, RunConfig) else own.label(settings.label)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
@@ -97,7 +87,7 @@ def evaluate_run(
         policy,
         label,
         (simulator, config),
-        labels,
+        own.labels,
         stage=None if changed or name is not None else "pretrain" if head is None else f"heads/{head}",
         title=head or label,
         quiet=quiet,
@@ -128,23 +118,3 @@ def check_rollouts(run: Run, simulator: str) -> None:
                 f"{own_simulator(data.get('simulator', ''), simulator)}"
             )
     check_language(data.get("versions", {}), spec, what)
-
-
-def retrieval_labels(settings: Mapping[str, Any]) -> dict[str, str]:
-    """How tables label retrieval with a run's encoder, from the settings in its folder."""
-    pretrain = settings["pretrain"]
-    if written_name(pretrain.get("objective", {})) == "none":
-        return NO_LABELS
-    return {"training": "representation only", "augmentation": describe(AugmentConfig(**pretrain["augment"]))}
-
-
-def row_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Those labels of a head that the rows of its evaluations carry."""
-    return {key: labels[key] for key in ("training", "augmentation") if key in labels}
-
-
-def encoder_label(start: str, learned: str) -> str:
-    """How tables name the encoder that a head's training started from: "run", whose encoder is called ``learned``,
-    "scratch" or a folder."""
-    path = Path(start)
-    return {"run": learned, "scratch": "scratch"}.get(start, f"other: {path.parent.name}/{path.name}")

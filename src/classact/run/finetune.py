@@ -7,19 +7,20 @@ retrieval and heads side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from classact.data.types import RolloutResult
-from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
-from classact.evaluation.rollout import EvaluationConfig
+from classact.errors import CheckpointError, ConfigError
+from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
-from classact.run.data import RunData, run_settings, whole_path
-from classact.run.evaluate import check_rollouts, encoder_label, row_labels
+from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
+from classact.run.data import RunData
+from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
 from classact.run.load import run_watcher
 from classact.run.recording import (
@@ -31,65 +32,18 @@ from classact.run.recording import (
     timed_fit,
 )
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import INCIDENTAL, EngineConfig, FinetuneConfig
+from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
-from classact.utils.codec import from_json, to_json
-from classact.utils.labels import learned_label
+from classact.utils.codec import to_json
 from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
 from classact.utils.progress import teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import check_name, first_difference, plain_json, sha256_file, slug, without
+from classact.utils.storage import check_name, first_difference, sha256_file, without
 
 RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""
-
-OWN = ("run", "scratch")
-"""What a head's training starts from, besides folders of other encoders."""
-
-
-@dataclass(frozen=True)
-class HeadRunConfig:
-    """All settings of a head of a run.
-
-    Attributes:
-        finetune: training.
-        start: the encoder to start from: "run" (the run's own), "scratch" (the paper's behaviour cloning baseline: the
-            run's architecture with its initial weights), or the folder of another encoder.
-        evaluation: rollouts; what is None is as in the run's settings.
-        milestone_episodes: unseen starts per evaluation during training.
-    """
-
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    start: str = "run"
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    milestone_episodes: int = 50
-
-    def __post_init__(self) -> None:
-        if self.milestone_episodes < 1:
-            raise ConfigError(f"expected milestone_episodes >= 1, got {self.milestone_episodes}.")
-        if self.start == "scratch" and (self.finetune.frozen or self.finetune.weights == "last"):
-            other = "frozen trains no encoder" if self.finetune.frozen else "weights 'last' are of a pre-training"
-            raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")
-        if self.start not in OWN:
-            object.__setattr__(self, "start", whole_path(self.start))
-        for name in self.evaluation:
-            if name not in EvaluationConfig.__dataclass_fields__:
-                raise UnknownNameError(choose("evaluation setting", name, EvaluationConfig.__dataclass_fields__))
-
-    @property
-    def name(self) -> str:
-        """Of the head's folder: ``diffusion``, ``mlp-frozen``, ``diffusion-scratch``, ``mlp-hsv``."""
-        parts = [self.finetune.head.name]
-        if self.start != "run":
-            parts.append("scratch" if self.start == "scratch" else slug(encoder_label(self.start, "")))
-        if self.finetune.frozen:
-            parts.append("frozen")
-        augment = self.finetune.augment
-        if augment is not None and augment.color != "none":
-            parts.append(augment.color)
-        return "-".join(parts)
 
 
 class HeadPipeline:
@@ -134,28 +88,23 @@ class HeadPipeline:
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
         self.device, self.engine = choose_device(device), engine or EngineConfig()
-        settings = run_settings(run)
-        # What an earlier call said of the head's evaluations holds until another one says something else.
-        usual = (head_settings(run, self.name) or settings)["evaluation"]
-        self.evaluation = replace(EvaluationConfig(**usual), **config.evaluation)
+        settings = run.settings()
+        self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
-        self.simulator = str(settings["frames"]["simulator"])
+        self.simulator = settings.frames.simulator
         self.encoder_config = self._encoder_config(settings)
-        self.label = encoder_label(config.start, learned_label(settings))
-        keys = settings.get("keys")
-        finetune = replace(config.finetune, encoder=self.encoder_config)
-        if finetune.keys is None and keys is not None:
-            finetune = replace(finetune, keys=tuple(keys))
-        self.finetune = finetune
+        self.label = config.label(settings.label)
+        keys = settings.keys if config.finetune.keys is None else config.finetune.keys
+        self.finetune = replace(config.finetune, encoder=self.encoder_config, keys=keys)
+        self.config = replace(config, finetune=self.finetune, evaluation=self.evaluation)
         self._data = RunData.of_run(settings, self.encoder_config, quiet=self.quiet)
         self.ranks.on_first(self._claim)
 
-    def _encoder_config(self, settings: Mapping[str, Any]) -> EncoderConfig:
+    def _encoder_config(self, settings: RunConfig) -> EncoderConfig:
         if self.config.start == "scratch":
             if self.run.encoder.is_dir():
                 return pretrained_config(self.run.encoder)
-            where = f"{self.run.config}: settings.pretrain.encoder"
-            return from_json(EncoderConfig, settings["pretrain"]["encoder"], where)
+            return settings.pretrain.encoder
         return pretrained_config(self._encoder_folder())
 
     def _encoder_folder(self) -> Path:
@@ -179,26 +128,11 @@ class HeadPipeline:
         if not self.folder.policy.is_dir():
             # Until all is learned, or this object is gone: another training would write into the same files.
             self._hold = own(self.folder.root)
-        settings = plain_json(
-            {
-                "finetune": to_json(self.finetune),
-                "start": self.config.start,
-                "started_from": self._digest(),
-                "evaluation": asdict(self.evaluation),
-                "milestone_episodes": self.config.milestone_episodes,
-            }
-        )
         card: dict[str, Any] = {}
-        free = ["evaluation", "milestone_episodes", *(f"finetune.{n}" for n in (*INCIDENTAL, *self.finetune.acting))]
+        digest = self._digest()
         if known := head_settings(self.run, self.name):
-            flags = precision_flags(self.folder.checkpoints)
-            found, asked = (
-                # Which other encoder it started from is told by its weights, wherever they lie.
-                without(value, *free)
-                | {"start": value.get("start") if value.get("start") in OWN else "other"}
-                | {"finetune": spelled_out(without(value, *free)["finetune"], flags)}
-                for value in (known, settings)
-            )
+            flags, before = precision_flags(self.folder.checkpoints), self.folder.read_config().get("started_from")
+            found, asked = self._identity(known, before, flags), self._identity(self.config, digest, flags)
             if difference := first_difference(found, asked, "settings"):
                 raise ConfigError(
                     f"{self.folder.root} was started with {difference}. Give the head another --name, or remove that "
@@ -208,8 +142,21 @@ class HeadPipeline:
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
             self.folder.train_log.unlink(missing_ok=True)
             self.run.drop_milestones(f"heads/{self.name}")
-            card = new_card(self.name) | {"labels": {}}
-        self.folder.update_config(lambda now: (card or now) | {"settings": settings})
+            card = new_card(self.name)
+        made = {"settings": to_json(self.config), "started_from": digest}
+        self.folder.update_config(lambda now: (card or now) | made)
+
+    def _identity(self, config: HeadRunConfig, digest: str | None, flags: Mapping[str, bool]) -> dict[str, Any]:
+        """What two calls that continue each other agree in."""
+        free = (f"finetune.{name}" for name in (*INCIDENTAL, *config.finetune.acting))
+        value = without(to_json(config), "evaluation", "milestone_episodes", *free)
+        # Which other encoder it started from is told by its weights, wherever they lie.
+        start = config.start if config.start in OWN_STARTS else "other"
+        return value | {
+            "start": start,
+            "finetune": spelled_out(value["finetune"], flags),
+            "started_from": digest,
+        }
 
     def _digest(self) -> str | None:
         """Which weights training starts from: a run whose encoder was learned again has other ones."""
@@ -261,8 +208,6 @@ class HeadPipeline:
             ranks=self.ranks,
             say=teller(quiet=self.quiet),
         )
-        if self.ranks.first:
-            self.folder.update_config(lambda card: card | {"labels": tuner.labels()})
 
         def milestone(at: FineTuner) -> None:
             config = replace(self.evaluation, episodes=self.config.milestone_episodes)
@@ -273,7 +218,7 @@ class HeadPipeline:
                 f"heads/{self.name}",
                 (at.step, at.steps),
                 (self.simulator, config),
-                row_labels(at.labels()),
+                self.config.labels,
             )
 
         trained = timed_fit(
@@ -315,7 +260,7 @@ class HeadPipeline:
                 policy,
                 self.label,
                 (self.simulator, self.evaluation),
-                row_labels(self.folder.read_config()["labels"]),
+                self.config.labels,
                 stage=f"heads/{self.name}",
                 title=self.name,
                 quiet=self.quiet,
@@ -323,9 +268,15 @@ class HeadPipeline:
         return results
 
 
-def head_settings(run: Run, name: str) -> dict[str, Any]:
-    """The settings that a head of a run was started with; empty where nothing was learned under any."""
+def head_settings(run: Run, name: str) -> HeadRunConfig | None:
+    """The settings that a head of a run was started with; None where nothing was learned under any."""
     folder = Run(run.head(name))
     if not folder.config.exists() or not (folder.policy.is_dir() or list_checkpoints(folder.checkpoints)):
-        return {}
-    return dict(folder.read_config().get("settings") or {})
+        return None
+    return run.head_settings(name)
+
+
+def usual_evaluation(run: Run, name: str) -> EvaluationConfig:
+    """How a head of a run is evaluated where nothing else is said: as the last call said, else as the run is."""
+    known = head_settings(run, name)
+    return run.settings().evaluation if known is None or known.evaluation is None else known.evaluation

@@ -28,11 +28,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from classact.data.readers import EMBEDDED
 from classact.errors import DataError
+from classact.run.config import HeadRunConfig, RunConfig, whole_path
+from classact.utils.codec import from_json
+from classact.utils.inputs import reading
 from classact.utils.locks import lock_of, locked, update_json
 from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
 
@@ -121,6 +125,39 @@ class Run:
         value = read_json(self.config)
         return dict(value)
 
+    def settings(self) -> RunConfig:
+        """The settings that the run was started with.
+
+        Data and layout that are no longer there are looked for where they lay beside the run's folder: both may have
+        been moved together.
+
+        Raises:
+            DataError: the folder is none of a run, or of another version.
+        """
+        with reading(self.config):
+            there = self.config.exists()
+        expected = "Expected a folder written by 'classact pretrain'."
+        if not there:
+            raise DataError(f"{self.config} does not exist. {expected}")
+        card = self.read_config()
+        if not isinstance(card.get("settings"), dict):
+            raise DataError(f"{self.config} holds no settings of a run. {expected}")
+        settings = from_json(RunConfig, card["settings"], f"{self.config}: settings")
+        moved: dict[str, Any] = {}
+        for name, beside in (card.get("beside") or {}).items():
+            path, now = getattr(settings, name), self.root / beside
+            if path and path not in EMBEDDED and not Path(path).exists() and now.exists():
+                moved[name] = whole_path(str(now))
+        return replace(settings, **moved)
+
+    def head_settings(self, name: str) -> HeadRunConfig:
+        """The settings that a head was started with.
+
+        Raises:
+            DataError: there is no such head, or it is of another version.
+        """
+        return head_settings(Run(self.head(name)))
+
     def update_config(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change the run's settings file while no other process does; without one, from an empty one."""
         update_json(self.config, change, {})
@@ -175,3 +212,8 @@ class Run:
         with locked(lock_of(self.milestones)):  # heads of one run may be trained side by side
             for row in rows:
                 append_jsonl(self.milestones, row)
+
+
+def head_settings(folder: Run) -> HeadRunConfig:
+    """The settings in a head's folder: :meth:`Run.head_settings`."""
+    return from_json(HeadRunConfig, folder.read_config().get("settings"), f"{folder.config}: settings")

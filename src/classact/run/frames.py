@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from classact.data.images import ImageStore, frames_digest, resize_images
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import DataError, choose
+from classact.run.config import FramesConfig
 from classact.sims import make_simulator, plain_shift, simulator_spec
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
@@ -21,28 +21,6 @@ from classact.utils.storage import plain_json
 Progress = Callable[[int, int], None]
 _BLOCK = 1024
 DEFAULT_CAMERA = "top"
-
-
-@dataclass(frozen=True)
-class FramesConfig:
-    """Which images of the demonstrations are used.
-
-    Attributes:
-        source: "auto": recorded images where there are any, the shift is the recorded one, and they were not drawn by
-            the simulator at another size than it will draw at in evaluations; else rendered. "recorded"; "rendered".
-        simulator: what renders, from the demonstrations' states.
-        shift: visual shift to render under; any but the plain appearance means rendering.
-        render_size: side in pixels at which the simulator draws, as at evaluation time.
-        seed: of the episodes' appearances.
-        workers: rendering processes; 0 takes one per core.
-    """
-
-    source: str = "auto"
-    simulator: str = "pusht"
-    shift: str = "fixed-color"
-    render_size: int = 96
-    seed: int = 0
-    workers: int = 0
 
 
 def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> bool:

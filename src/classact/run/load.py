@@ -10,6 +10,7 @@ from classact.policies.base import Policy
 from classact.policies.load import load_policy as load_saved
 from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.watched import watched
+from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 
 
@@ -31,13 +32,12 @@ def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) ->
         policy = Run(path).policy
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)
     run = Run(path.parents[1])
-    head = trained_head(run, path.name)
-    start = str(head.read_config()["settings"]["start"])
-    return watched(load_saved(head.policy, device=device, **overrides), run_watcher(run, start, device))
+    start = trained_head(run, path.name).start
+    return watched(load_saved(Run(path).policy, device=device, **overrides), run_watcher(run, start, device))
 
 
-def trained_head(run: Run, name: str) -> Run:
-    """The folder of a head.
+def trained_head(run: Run, name: str) -> HeadRunConfig:
+    """The settings of a head that can act.
 
     Raises:
         CheckpointError: the run has no trained head of this name.
@@ -46,7 +46,7 @@ def trained_head(run: Run, name: str) -> Run:
     if not head.policy.is_dir():
         there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"
         raise CheckpointError(f"{run.root} has no trained head {name!r}; there are {there}.")
-    return head
+    return run.head_settings(name)
 
 
 def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:

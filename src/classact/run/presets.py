@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from classact.data.readers import EMBEDDED, declared_simulator
 from classact.errors import ConfigError, UnknownNameError, choose
+from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies import RetrievalConfig
+from classact.run.config import FramesConfig, RunConfig
 from classact.similarity import SimilarityConfig
-from classact.sims import find
+from classact.sims import find, plain_shift, simulator_spec
 from classact.sims.shifts import is_plain
 from classact.train.config import (
     TABLE_9,
@@ -289,3 +292,30 @@ def default_preset(data: str, simulator: str, shift: str) -> str:
     if data in EMBEDDED and declared_simulator(data) == simulator:
         return "pusht-demo"
     return entry.preset
+
+
+def from_preset(name: str, *, shift: str | None = None, simulator: str | None = None, **changes: Any) -> RunConfig:
+    """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
+
+    Args:
+        name: a key of :data:`classact.run.presets.PRESETS`.
+        shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
+        simulator: registry name; None: the preset's. Where it lacks one of the preset's cameras, its first is seen.
+        changes: other fields of :class:`RunConfig`.
+    """
+    preset: Preset = get_preset(name)
+    simulator = simulator or preset.simulator
+    shift = shift or plain_shift(simulator)
+    retrieval = preset.retrieval
+    if not is_plain(shift):
+        retrieval = replace(retrieval, temperature=preset.tau_shifted)
+    size, pretrain, cameras = preset.render_size, preset.pretrain, simulator_spec(simulator).cameras
+    if not set(pretrain.encoder.cameras) <= set(cameras):
+        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras[:1]))
+    return RunConfig(
+        pretrain=pretrain,
+        retrieval=retrieval,
+        frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
+        evaluation=EvaluationConfig(shift=shift, image_size=size),
+        **changes,
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,24 @@ from classact.data.lowdim import LowDim
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
-from classact.evaluation.rollout import EvaluationConfig
+from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import NoneConfig
 from classact.policies import (
     ImageLatents,
-    NoveltyConfig,
     RetrievalConfig,
     RetrievalPolicy,
     SceneLatents,
     retrievable,
 )
-from classact.policies.config import is_exact
 from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
-from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents, whole_path
-from classact.run.evaluate import NO_LABELS, check_rollouts, retrieval_labels
+from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, UNTRAINED, RunConfig, whole_path
+from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents
+from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig, needs_rendering
-from classact.run.presets import Preset, get_preset
+from classact.run.frames import needs_rendering
 from classact.run.recording import (
     evaluate_milestone,
     evaluation_name,
@@ -47,14 +45,12 @@ from classact.run.recording import (
     timed_fit,
 )
 from classact.similarity.graph import CARD
-from classact.sims import SimulatorSpec, make_simulator, plain_shift, simulator_spec
-from classact.sims.shifts import is_plain
+from classact.sims import SimulatorSpec, make_simulator, simulator_spec
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import INCIDENTAL, EngineConfig, PretrainConfig
+from classact.train.config import EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.representation import Trainer, check_training
-from classact.utils.codec import to_json
-from classact.utils.labels import RANDOM, learned_label, written_name
+from classact.utils.codec import from_json, to_json
 from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
 from classact.utils.progress import progress_bar, teller
@@ -62,95 +58,6 @@ from classact.utils.ranks import Ranks
 from classact.utils.storage import first_difference, read_json, without
 
 logger = logging.getLogger(__name__)
-
-FREE = (
-    *("data", "evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
-    *("frames.workers", "retrieval.search"),
-    *(f"pretrain.{name}" for name in INCIDENTAL),
-)
-"""Settings that do not decide what is learned: how it is evaluated, on how many processes. Where data and layout lie
-decides nothing; what they hold shows in what :data:`SAME` compares."""
-
-KEPT = ("similarity", "milestone_retrieval", "layout")
-"""Settings of :data:`FREE` that stay as a run was started with them where a later call names none."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """All settings of a run.
-
-    Attributes:
-        data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
-        episodes: only the first so many demonstrations.
-        frames: which images.
-        pretrain: representation learning.
-        retrieval: acting.
-        evaluation: rollouts.
-        baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
-        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
-            graph are used instead of being measured again.
-        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
-        heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
-            them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
-            each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
-        milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
-        milestone_retrieval: how these act; None: as the run does.
-        novelty: of the score that decisions carry.
-        layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
-    """
-
-    data: str = "pusht-expert"
-    episodes: int | None = None
-    frames: FramesConfig = field(default_factory=FramesConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    baselines: bool = True
-    similarity: str | None = None
-    keys: tuple[str, ...] | None = None
-    heldout: int = 0
-    milestone_episodes: int = 50
-    milestone_retrieval: RetrievalConfig | None = None
-    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
-    layout: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.heldout < 0 or self.milestone_episodes < 1:
-            raise ConfigError(
-                f"expected heldout >= 0 and milestone_episodes >= 1, got {self.heldout} and {self.milestone_episodes}."
-            )
-        if not self.heldout and not is_exact(self.retrieval.search):
-            raise ConfigError(
-                f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
-                f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
-            )
-
-
-def from_preset(name: str, *, shift: str | None = None, simulator: str | None = None, **changes: Any) -> RunConfig:
-    """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
-
-    Args:
-        name: a key of :data:`classact.run.presets.PRESETS`.
-        shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
-        simulator: registry name; None: the preset's. Where it lacks one of the preset's cameras, its first is seen.
-        changes: other fields of :class:`RunConfig`.
-    """
-    preset: Preset = get_preset(name)
-    simulator = simulator or preset.simulator
-    shift = shift or plain_shift(simulator)
-    retrieval = preset.retrieval
-    if not is_plain(shift):
-        retrieval = replace(retrieval, temperature=preset.tau_shifted)
-    size, pretrain, cameras = preset.render_size, preset.pretrain, simulator_spec(simulator).cameras
-    if not set(pretrain.encoder.cameras) <= set(cameras):
-        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras[:1]))
-    return RunConfig(
-        pretrain=pretrain,
-        retrieval=retrieval,
-        frames=FramesConfig(simulator=simulator, shift=shift, render_size=size),
-        evaluation=EvaluationConfig(shift=shift, image_size=size),
-        **changes,
-    )
 
 
 class Pipeline:
@@ -193,28 +100,20 @@ class Pipeline:
             make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
         self._hold: Hold | None = None
         self._claimed = False
-        self._data = RunData(
-            config.data,
-            config.episodes,
-            config.heldout,
-            config.frames,
-            config.pretrain.encoder,
-            layout=config.layout,
-            quiet=self.quiet,
-        )
+        self._data = RunData.of_run(config, quiet=self.quiet)
         self._no_alarm = ""
         self.ranks.on_first(self._check_folder)
 
     @staticmethod
     def _resumed(run: Run, config: RunConfig) -> RunConfig:
         """The settings with whole paths, and with what was named when the run was started and is not named now."""
-        known = run.read_config().get("settings") or {} if started(run) else {}
-        if config.milestone_retrieval is None and known.get("milestone_retrieval"):
-            config = replace(config, milestone_retrieval=RetrievalConfig(**known["milestone_retrieval"]))
+        known = run.settings() if started(run) else None
+        if config.milestone_retrieval is None and known is not None:
+            config = replace(config, milestone_retrieval=known.milestone_retrieval)
 
         def place(name: str) -> str | None:
             asked = getattr(config, name)
-            path = known.get(name) if asked is None else asked
+            path = getattr(known, name, None) if asked is None else asked
             if path is None or (asked is None and not Path(path).exists()):
                 return None
             return whole_path(path)
@@ -224,32 +123,38 @@ class Pipeline:
     def _check_folder(self) -> None:
         self.run.check_writable()
         if self._started():
-            self._check_same(self._settings(), {})
+            self._check_same({})
             # Data of another place are looked at: the place decides nothing, what they are does.
-            known = (self.run.read_config().get("settings") or {}).get("data", "")
-            self._claim({} if whole_path(known) == self.config.data else self._data.card())
+            self._claim({} if self._known().data == self.config.data else self._data.card())
             analysis.remove_leftovers(self.run)
 
     def _started(self) -> bool:
         return started(self.run)
 
-    def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = to_json(self.config)
-        if self.config.pretrain.positives == "graph" and self.config.similarity is not None:
-            # Where the graph lies does not matter, what it leaves out does.
-            card = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)
-            settings["max_neighbors"] = card["cap"]
-        return settings
+    def _identity(self, config: RunConfig, max_neighbors: int | None, flags: Mapping[str, bool]) -> dict[str, Any]:
+        """What two calls that continue each other agree in."""
+        value = without(to_json(config), *NON_IDENTITY_FIELDS)
+        return value | {"pretrain": spelled_out(value["pretrain"], flags), "max_neighbors": max_neighbors}
 
-    def _check_same(self, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        card = self.run.read_config()
-        difference = other_objective(card.get("settings"), settings)
+    def _max_neighbors(self) -> int | None:
+        """What the graph leaves out, which decides what is learned; where it lies does not."""
+        if self.config.pretrain.positives != "graph" or self.config.similarity is None:
+            return None
+        cap: int | None = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)["cap"]
+        return cap
+
+    def _known(self) -> RunConfig:
+        return from_json(RunConfig, self.run.read_config().get("settings"), f"{self.run.config}: settings")
+
+    def _check_same(self, data: Mapping[str, Any]) -> None:
+        card, known, now = self.run.read_config(), self._known(), self.config
         flags = precision_flags(self.run.checkpoints)
-        found, asked = (
-            value | {"pretrain": spelled_out(value["pretrain"], flags)}
-            for value in (without(card["settings"], *FREE), without(dict(settings), *FREE))
+        difference = other_objective(known, now)
+        difference = difference or first_difference(
+            self._identity(known, card.get("max_neighbors"), flags),
+            self._identity(now, self._max_neighbors(), flags),
+            "settings",
         )
-        difference = difference or first_difference(found, asked, "settings")
         difference = difference or other_data(card["data"], data)
         if difference:
             raise ConfigError(
@@ -261,15 +166,20 @@ class Pipeline:
         if not self.run.policy.is_dir():
             # Until all is learned, or this object is gone: another training would write into the same files.
             self._hold = own(self.run.root)
-        settings = self._settings()
+        settings = self.config
         if before := self._started():
-            self._check_same(settings, data)
-            card = self.run.read_config()
-            known = card.get("settings") or {}
-            settings |= {name: known[name] for name in KEPT if settings[name] is None and name in known}
+            self._check_same(data)
+            card, known = self.run.read_config(), self._known()
+            kept = {name: getattr(known, name) for name in KEPT_FIELDS if getattr(settings, name) is None}
+            settings = replace(settings, **kept)
         else:
             card = new_card(self.config.pretrain.objective.describe()) | {"data": {}}
-        made = {"data": data or card["data"], "settings": settings, "beside": lie_beside(self.run, settings)}
+        made = {
+            "data": data or card["data"],
+            "settings": to_json(settings),
+            "max_neighbors": self._max_neighbors(),
+            "beside": lie_beside(self.run, settings),
+        }
         # What others have added in the meantime stays.
         self.run.update_config(lambda now: (now if before else card) | made)
         if not before:
@@ -389,7 +299,7 @@ class Pipeline:
     @property
     def labels(self) -> dict[str, str]:
         """How tables label retrieval with the learned encoder."""
-        return retrieval_labels(to_json(self.config))
+        return self.config.labels
 
     def policy(self) -> RetrievalPolicy:
         """Retrieval with the learned encoder, saved in the folder."""
@@ -475,7 +385,7 @@ class Pipeline:
     @cached_property
     def learned(self) -> str:
         """How tables name the run's encoder."""
-        return learned_label(to_json(self.config))
+        return self.config.label
 
     @cached_property
     def _spec(self) -> SimulatorSpec:
@@ -490,7 +400,7 @@ class Pipeline:
                 policy,
                 encoder,
                 (self.config.frames.simulator, self.config.evaluation),
-                self.labels if learned else NO_LABELS,
+                self.labels if learned else UNTRAINED,
                 stage="pretrain" if learned else None,
                 title=encoder,
                 quiet=self.quiet,
@@ -536,10 +446,7 @@ def started(run: Run) -> bool:
     return run.config.exists() and (any(path.exists() for path in made) or bool(list_checkpoints(run.checkpoints)))
 
 
-def other_objective(known: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> str | None:
+def other_objective(known: RunConfig, asked: RunConfig) -> str | None:
     """Which objective a run was started with, and which is asked for; None where they agree."""
-    before = (known or {}).get("pretrain", {}).get("objective")
-    now = asked["pretrain"]["objective"]
-    if not isinstance(before, Mapping) or written_name(before) == written_name(now):
-        return None
-    return f"objective {written_name(before)!r}, now it is {written_name(now)!r}"
+    before, now = known.pretrain.objective.written, asked.pretrain.objective.written
+    return None if before == now else f"objective {before!r}, now it is {now!r}"

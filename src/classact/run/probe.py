@@ -22,9 +22,9 @@ from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
 from classact.policies.retrieval import check_heldout
-from classact.run.data import STATE_RETRIEVAL, RunData, run_settings, state_latents
+from classact.run.config import RunConfig
+from classact.run.data import STATE_RETRIEVAL, RunData, state_latents
 from classact.run.folder import Run
-from classact.run.frames import FramesConfig
 from classact.similarity import SimilarityConfig
 from classact.sims import simulator_spec
 from classact.utils.machine import choose_device, hardware, versions
@@ -97,7 +97,7 @@ def probe_run(
     if shift is not None:
         check_named(shift)
     begin = time.perf_counter()
-    settings = run_settings(run)
+    settings = run.settings()
     if not run.policy.is_dir():
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
     policy = RetrievalPolicy.load(run.policy, device=choose_device(device))
@@ -119,7 +119,7 @@ def probe_run(
         ks=tuple(sorted({*ProbeConfig.ks, *(() if k is None else (k,))})),
         temperature=probed.temperature if temperature is None else temperature,
         min_actions=probed.min_actions,
-        similarity=similarity or SimilarityConfig(**settings["pretrain"].get("similarity", {})),
+        similarity=similarity or settings.pretrain.similarity,
         queries=queries,
         pairs=pairs,
         seed=seed,
@@ -180,11 +180,11 @@ def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> 
     return out | {key: metric for key, metric in rest.items() if isinstance(metric, dict) and "chance" not in key}
 
 
-def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapping[str, Any]) -> _Probed:
+def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: RunConfig) -> _Probed:
     """The latents of an encoder, of the steps in the bank and of those held out; images are made only where needed."""
     latents: ImageLatents | StateLatents | SceneLatents
     if encoder == "state":
-        latents = _state_latents(data.states(), str(settings["frames"]["simulator"]))
+        latents = _state_latents(data.states(), settings.frames.simulator)
         parts = np.split(latents.demonstrations(data.recorded()), [data.states().num_steps])
         # The run's own bank, so that encoders are compared on the same one.
         return _Probed(latents, parts[0], parts[1], STATE_RETRIEVAL.temperature, policy.config.min_actions)
@@ -192,7 +192,7 @@ def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: Mapp
     latents, config, bank = policy.latents, policy.config, policy.bank
     if encoder == "untrained":
         plain: EncoderConfig = replace(latents.encoder.config, init="scratch", init_path=None)
-        untrained = ImageEncoder(plain, seed=int(settings["pretrain"]["seed"])).to(policy.device)
+        untrained = ImageEncoder(plain, seed=settings.pretrain.seed).to(policy.device)
         latents = ImageLatents(untrained, latents.lowdim, bf16=latents.bf16)
         bank = latents.demonstrations(data.frames())
     frames = data.heldout()
@@ -212,12 +212,12 @@ def _views(
     data: RunData,
     probed: _Probed,
     config: ProbeConfig,
-    settings: Mapping[str, Any],
+    settings: RunConfig,
     shift: str | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
     everything, training = data.recorded(), data.states()
-    frames = FramesConfig(**settings["frames"])
+    frames = settings.frames
     shown = shift or frames.shift
     draws = {"simulator": frames.simulator, "shift": shown, "render_size": frames.render_size}
     if reason := reason_against(everything, probed.latents, **draws):  # type: ignore[arg-type]
@@ -234,9 +234,9 @@ def _views(
     return plain_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
 
 
-def _trained(settings: Mapping[str, Any]) -> bool:
+def _trained(settings: RunConfig) -> bool:
     """Whether the run's encoder saw any demonstration."""
-    return settings["pretrain"].get("objective", {}).get("name") != "none"
+    return settings.pretrain.objective.written != "none"
 
 
 def _notes(seen: bool, result: Mapping[str, Any]) -> list[str]:

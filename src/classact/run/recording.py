@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from classact.data.types import RolloutResult
-from classact.evaluation.rollout import EvaluationConfig, run_evaluation
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import run_evaluation
 from classact.policies import Policy
 from classact.run.folder import Run
 from classact.utils.machine import hardware, versions

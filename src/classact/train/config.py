@@ -375,6 +375,15 @@ class FinetuneConfig:
                 f"expected seed >= 0 and evaluations >= 0, got seed {self.seed}, evaluations {self.evaluations}."
             )
 
+    def labels(self, *, scratch: bool) -> dict[str, str]:
+        """How tables label a head that was trained with these settings.
+
+        Args:
+            scratch: the encoder started from its initial weights.
+        """
+        training = "frozen" if self.frozen else "from scratch" if scratch else "fine-tuned"
+        return {"training": training, "augmentation": describe(self.augment)}
+
     @property
     def acting(self) -> tuple[str, ...]:
         """Dotted names of the settings that may be changed after training."""

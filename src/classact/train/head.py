@@ -31,7 +31,11 @@ from classact.policies.parametric import ParametricPolicy
 from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
-from classact.train.config import INCIDENTAL, EngineConfig, FinetuneConfig, describe
+from classact.train.config import (
+    INCIDENTAL,
+    EngineConfig,
+    FinetuneConfig,
+)
 from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.loader import upload
 from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
@@ -287,24 +291,15 @@ class FineTuner(Training):
         """The policy with the present averaged (EMA) weights, which it shares: they change as training goes on."""
         config = self.config
         acting = ParametricConfig(config.chunk_length, config.history, config.seed, self.bf16)
+        labels = {"head": config.head.name, **config.labels(scratch=self.encoder_folder is None)}
         return ParametricPolicy(
             self.average_encoder,
             self.average_head,
             self.action_range,
             self.lowdim,
             acting,
-            {"step": self.step, "steps": self.steps, **self.labels(), "data": self.demonstrations.fingerprint()},
+            {"step": self.step, "steps": self.steps, **labels, "data": self.demonstrations.fingerprint()},
         )
-
-    def labels(self) -> dict[str, str]:
-        """How the policy was trained, for tables: head, what happened to the encoder, random views."""
-        config = self.config
-        started = "fine-tuned" if self.encoder_folder is not None else "from scratch"
-        return {
-            "head": config.head.name,
-            "training": "frozen" if config.frozen else started,
-            "augmentation": describe(config.augment),
-        }
 
     @cached_property
     def _images_digest(self) -> str | dict[str, str]:

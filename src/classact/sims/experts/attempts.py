@@ -20,7 +20,7 @@ from classact.sims.experts.base import Attempt
 from classact.utils.storage import atomic_path, plain_json, read_json, write_json
 
 END_SEED = 100_000
-"""Evaluation episodes are seeded from here on (:data:`classact.evaluation.rollout.FIRST_SEED`)."""
+"""Evaluation episodes are seeded from here on (:data:`classact.evaluation.config.FIRST_SEED`)."""
 
 LATE = 10.0
 """Seconds that processes of a killed call may go on writing."""

@@ -1,0 +1,48 @@
+"""Settings of evaluations. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from classact.errors import ConfigError
+from classact.policies.config import ControlConfig
+
+FIRST_SEED = 100_000
+"""Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which episodes are run, and how the policy is called in them.
+
+    Attributes:
+        episodes: how many, with seeds first_seed, first_seed + 1, ...
+        first_seed: see :data:`FIRST_SEED`.
+        shift: the simulator's visual shift.
+        image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
+        max_steps: time limit in control steps; None takes the simulator's own.
+        workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
+        execute, ensemble: see :class:`classact.policies.config.ControlConfig`.
+    """
+
+    episodes: int = 50
+    first_seed: int = FIRST_SEED
+    shift: str = "fixed-color"
+    image_size: int = 96
+    max_steps: int | None = None
+    workers: int = 0
+    execute: int | None = None
+    ensemble: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.workers < 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise ConfigError(
+                f"expected episodes >= 1, workers >= 0 and max_steps >= 1, got episodes {self.episodes}, workers "
+                f"{self.workers}, max_steps {self.max_steps}."
+            )
+        _ = self.control
+
+    @property
+    def control(self) -> ControlConfig:
+        """How the policy is called."""
+        return ControlConfig(self.execute, self.ensemble)

@@ -1,0 +1,179 @@
+"""Settings of runs and of their heads. No torch here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from classact.data.readers import EMBEDDED
+from classact.errors import ConfigError
+from classact.evaluation.config import EvaluationConfig
+from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
+from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
+from classact.utils.storage import slug
+
+RANDOM = "random"
+"""How tables name an encoder of random weights that a run is about."""
+
+NON_IDENTITY_FIELDS = (
+    *("data", "evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
+    *("frames.workers", "retrieval.search"),
+    *(f"pretrain.{name}" for name in INCIDENTAL),
+)
+"""Settings of a run that do not decide what is learned: how it is evaluated, on how many processes. Where data and
+layout lie decides nothing; what they hold is compared by itself."""
+
+KEPT_FIELDS = ("similarity", "milestone_retrieval", "layout")
+"""Those of them that stay as a run was started with them where a later call names none."""
+
+UNTRAINED = {"training": "none", "augmentation": "none"}
+"""Labels of what was not trained."""
+
+OWN_STARTS = ("run", "scratch")
+"""What a head's training starts from, besides folders of other encoders."""
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """Which images of the demonstrations are used.
+
+    Attributes:
+        source: "auto": recorded images where there are any, the shift is the recorded one, and they were not drawn by
+            the simulator at another size than it will draw at in evaluations; else rendered. "recorded"; "rendered".
+        simulator: what renders, from the demonstrations' states.
+        shift: visual shift to render under; any but the plain appearance means rendering.
+        render_size: side in pixels at which the simulator draws, as at evaluation time.
+        seed: of the episodes' appearances.
+        workers: rendering processes; 0 takes one per core.
+    """
+
+    source: str = "auto"
+    simulator: str = "pusht"
+    shift: str = "fixed-color"
+    render_size: int = 96
+    seed: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.
+
+    Attributes:
+        data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
+        episodes: only the first so many demonstrations.
+        frames: which images.
+        pretrain: representation learning.
+        retrieval: acting.
+        evaluation: rollouts.
+        baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
+        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
+            graph are used instead of being measured again.
+        keys: proprioception keys that the policy sees, of those that the data declare; None: all.
+        heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
+            them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
+            each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
+        milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
+        milestone_retrieval: how these act; None: as the run does.
+        novelty: of the score that decisions carry.
+        layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
+    """
+
+    data: str = "pusht-expert"
+    episodes: int | None = None
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    baselines: bool = True
+    similarity: str | None = None
+    keys: tuple[str, ...] | None = None
+    heldout: int = 0
+    milestone_episodes: int = 50
+    milestone_retrieval: RetrievalConfig | None = None
+    novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.heldout < 0 or self.milestone_episodes < 1:
+            raise ConfigError(
+                f"expected heldout >= 0 and milestone_episodes >= 1, got {self.heldout} and {self.milestone_episodes}."
+            )
+        if not self.heldout and not is_exact(self.retrieval.search):
+            raise ConfigError(
+                f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
+                f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
+            )
+
+    @property
+    def label(self) -> str:
+        """How tables name the run's encoder: by its objective, and where nothing was trained by its initial weights."""
+        name, init = self.pretrain.objective.written, self.pretrain.encoder.init
+        return name if name != "none" else {"scratch": RANDOM}.get(init, init)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How tables label retrieval with the run's encoder."""
+        if self.pretrain.objective.written == "none":
+            return dict(UNTRAINED)
+        return {"training": "representation only", "augmentation": describe(self.pretrain.augment)}
+
+
+@dataclass(frozen=True)
+class HeadRunConfig:
+    """All settings of a head of a run.
+
+    Attributes:
+        finetune: training.
+        start: the encoder to start from: "run" (the run's own), "scratch" (the paper's behaviour cloning baseline: the
+            run's architecture with its initial weights), or the folder of another encoder.
+        evaluation: rollouts; None: as the head was started with, else as the run is evaluated.
+        milestone_episodes: unseen starts per evaluation during training.
+    """
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    start: str = "run"
+    evaluation: EvaluationConfig | None = None
+    milestone_episodes: int = 50
+
+    def __post_init__(self) -> None:
+        if self.milestone_episodes < 1:
+            raise ConfigError(f"expected milestone_episodes >= 1, got {self.milestone_episodes}.")
+        if self.start == "scratch" and (self.finetune.frozen or self.finetune.weights == "last"):
+            other = "frozen trains no encoder" if self.finetune.frozen else "weights 'last' are of a pre-training"
+            raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")
+        if self.start not in OWN_STARTS:
+            object.__setattr__(self, "start", whole_path(self.start))
+
+    @property
+    def name(self) -> str:
+        """Of the head's folder: ``diffusion``, ``mlp-frozen``, ``diffusion-scratch``, ``mlp-hsv``."""
+        parts = [self.finetune.head.name]
+        if self.start != "run":
+            parts.append("scratch" if self.start == "scratch" else slug(self.label("")))
+        if self.finetune.frozen:
+            parts.append("frozen")
+        augment = self.finetune.augment
+        if augment is not None and augment.color != "none":
+            parts.append(augment.color)
+        return "-".join(parts)
+
+    def label(self, learned: str) -> str:
+        """How tables name the encoder that training starts from.
+
+        Args:
+            learned: what they call that of the run.
+        """
+        path = Path(self.start)
+        return {"run": learned, "scratch": "scratch"}.get(self.start, f"other: {path.parent.name}/{path.name}")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How tables label the trained head."""
+        return self.finetune.labels(scratch=self.start == "scratch")
+
+
+def whole_path(source: str) -> str:
+    """Where data lie, for every working directory; embedded names stay."""
+    return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
