@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from classact.sims import SimulatorSpec
 from classact.sims.specs import PUSHT
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
+from classact.train.config import PretrainConfig
 from classact.utils.locks import BusyError
 from classact.utils.storage import write_folder, write_json
 from lock_owners import another_owner
@@ -169,18 +170,14 @@ def test_another_objective_is_refused_by_name(
         Pipeline(run, other, quiet=True)
 
 
-def test_objectives_of_two_cards_are_compared_by_name() -> None:
-    def settings(objective: Any) -> dict[str, Any]:
-        return {"pretrain": {"objective": objective}}
+def test_objectives_of_two_runs_are_compared_by_name() -> None:
+    def settings(objective: str) -> RunConfig:
+        return RunConfig(pretrain=PretrainConfig(objective=objective_config(objective)))
 
-    byol = settings(asdict(objective_config("byol")))
-    half, tenth = (settings(asdict(objective_config(f"class+{weight}*byol"))) for weight in (0.5, 0.1))
+    byol, half, tenth = map(settings, ("byol", "class+0.5*byol", "class+0.1*byol"))
     assert pipeline.other_objective(byol, byol) is None
     assert pipeline.other_objective(half, tenth) == "objective 'class+0.5*byol', now it is 'class+0.1*byol'"
-    assert pipeline.other_objective(settings({"temperature": 0.05}), byol) == "objective 'class', now it is 'byol'"
-    # What is not known of a folder cannot differ; its other settings are compared.
-    for unknown in (None, {}, {"pretrain": {}}, settings(None)):
-        assert pipeline.other_objective(unknown, byol) is None
+    assert pipeline.other_objective(settings("class"), byol) == "objective 'class', now it is 'byol'"
 
 
 def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_path: Path) -> None:
