@@ -112,6 +112,7 @@ def loaded(code: str) -> list[str]:
         "import classact",
         "import classact.cli.main; assert classact.cli.main.main(['--help']) == 0",
         "import classact.cli.main; assert classact.cli.main.main(['--version']) == 0",
+        "from classact import objectives, policies, similarity; from classact.models import encoders, heads",
         "import classact.sims.worker, classact.run.frames, classact.run.folder, classact.data.readers",
     ],
 )

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from classact.data.types import FloatArray, IntArray, StateArray
-from classact.errors import CheckpointError, ConfigError, DataError
+from classact.errors import ConfigError, DataError
 from classact.policies.config import NoveltyConfig
+from classact.utils.codec import fields_from_json, fields_to_json
 
 if TYPE_CHECKING:
     from classact.policies.search import ExactSearch
@@ -124,34 +125,40 @@ class Novelty:
         return f"The alarm rings in {bound} {alpha:g} of episodes like those demonstrated (calibrated on {source})."
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; inverse: :meth:`from_json`. What follows from the rest is there for other readers."""
-        return {
-            "alarm": None if math.isinf(self.alarm) else self.alarm,
-            "episodes": self.episodes,
-            "heldout": self.exact,
-            "kind": self.kind,
-            "m": self.config.m,
-            "alpha": self.config.alpha,
-            "moments": self.moments,
-            "maxima": self.maxima.tolist(),
-        }
+        """As a :class:`NoveltyRecord`."""
+        alarm = None if math.isinf(self.alarm) else self.alarm
+        how = (self.kind, self.config.m, self.config.alpha)
+        return fields_to_json(
+            NoveltyRecord(alarm, self.episodes, self.exact, *how, self.moments, tuple(self.maxima.tolist()))
+        )
 
     @staticmethod
     def from_json(value: Any, where: str) -> Novelty:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            CheckpointError: missing or wrong entries; ``where`` names the file.
+            DataError: missing or wrong entries; ``where`` names the file.
         """
-        expected = {"alarm", "episodes", "heldout", "kind", "m", "alpha", "moments", "maxima"}
-        if not isinstance(value, dict) or set(value) != expected:
-            found = sorted(value) if isinstance(value, dict) else value
-            raise CheckpointError(f"{where}: expected novelty settings {sorted(expected)}, got {found}.")
+        record = fields_from_json(NoveltyRecord, value, where)
         try:
-            config = NoveltyConfig(int(value["m"]), float(value["alpha"]))
-            return Novelty(np.array(value["maxima"], np.float64), int(value["moments"]), config, str(value["kind"]))
-        except (TypeError, ValueError, ConfigError) as error:
-            raise CheckpointError(f"{where}: the novelty settings are damaged ({error}). Calibrate again.") from None
+            config = NoveltyConfig(record.m, record.alpha)
+            return Novelty(np.array(record.maxima, np.float64), record.moments, config, record.kind)
+        except ConfigError as problem:
+            raise DataError(f"{where}: {problem} Calibrate again.") from None
+
+
+@dataclass(frozen=True)
+class NoveltyRecord:
+    """A calibrated score as it is saved; alarm, episodes and heldout follow from the rest, for other readers."""
+
+    alarm: float | None
+    episodes: int
+    heldout: bool
+    kind: str
+    m: int
+    alpha: float
+    moments: int
+    maxima: tuple[float, ...]
 
 
 def episode_maxima(distances: StateArray, episode_ends: IntArray) -> StateArray:
