@@ -17,8 +17,6 @@ from classact.policies import search as module
 from classact.policies.config import is_exact
 from classact.policies.search import ExactSearch, FaissSearch, Search, make_search
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
 
 def needs_faiss() -> None:
     pytest.importorskip("faiss", reason="the extra faiss is not installed")

@@ -258,7 +258,6 @@ def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (["--keys", "wrist_pose"], "unknown proprioception key 'wrist_pose': available are 'agent_pos'"),
         (["--accumulate", "0"], "expected at least 1 micro-batch per step"),
         (["--ensemble", "0.1"], "ensemble"),
-        (["--trackers", "paper"], "unknown tracker 'paper'"),
     ],
 )
 def test_errors_are_one_line(run: Run, flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
