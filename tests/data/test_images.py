@@ -18,7 +18,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from classact.data import images as module
-from classact.data.images import ImageStore, cache_folder, file_stamp, frames_digest, resize_images
+from classact.data.images import Entry, ImageStore, cache_folder, file_stamp, frames_digest, resize_images
 from classact.errors import ConfigError, DataError, StorageError
 
 SHAPE = (5, 60, 80, 3)
@@ -43,14 +43,14 @@ def store(tmp_path: Path) -> ImageStore:
 
 
 def test_built_once_then_mapped(store: ImageStore) -> None:
-    assert store.get(KEY, SHAPE) is None
-    built = store.get_or_create(KEY, SHAPE, fill)
-    again = store.get_or_create(dict(reversed(KEY.items())), SHAPE, unexpected)
+    assert store.get(Entry(KEY, SHAPE, unexpected)) is None
+    built = store.get_or_create(Entry(KEY, SHAPE, fill))
+    again = store.get_or_create(Entry(dict(reversed(KEY.items())), SHAPE, unexpected))
     for images in (built, again):
         assert isinstance(images, np.memmap)
         assert not images.flags.writeable
         assert_array_equal(images, FRAMES)
-    meta = json.loads((store.folder(KEY, SHAPE) / "meta.json").read_text())
+    meta = json.loads((store.folder(Entry(KEY, SHAPE, fill)) / "meta.json").read_text())
     assert meta["kind"] == "test"
     assert meta["key"] == KEY
     assert meta["shape"] == list(SHAPE)
@@ -58,15 +58,15 @@ def test_built_once_then_mapped(store: ImageStore) -> None:
 
 
 def test_another_key_or_shape_is_another_entry(store: ImageStore) -> None:
-    store.get_or_create(KEY, SHAPE, fill)
-    assert store.get({**KEY, "size": 4}, SHAPE) is None
-    assert store.get(KEY, (4, *SHAPE[1:])) is None
+    store.get_or_create(Entry(KEY, SHAPE, fill))
+    assert store.get(Entry({**KEY, "size": 4}, SHAPE, unexpected)) is None
+    assert store.get(Entry(KEY, (4, *SHAPE[1:]), unexpected)) is None
 
 
 @pytest.mark.parametrize("shape", [(5, 60, 80), (5, 60, 80, 4), (0, 60, 80, 3)])
 def test_shapes_that_are_not_images(store: ImageStore, shape: Any) -> None:
     with pytest.raises(DataError, match=r"expected images of shape \(N, H, W, 3\)"):
-        store.get_or_create(KEY, shape, unexpected)
+        store.get_or_create(Entry(KEY, shape, unexpected))
 
 
 def truncate(folder: Path) -> None:
@@ -103,16 +103,16 @@ def cut_meta(folder: Path) -> None:
 def test_damaged_entry_is_built_again(
     store: ImageStore, caplog: pytest.LogCaptureFixture, damage: Any, reason: str
 ) -> None:
-    store.get_or_create(KEY, SHAPE, fill)
-    damage(store.folder(KEY, SHAPE))
+    store.get_or_create(Entry(KEY, SHAPE, fill))
+    damage(store.folder(Entry(KEY, SHAPE, fill)))
     with caplog.at_level(logging.WARNING):
-        assert_array_equal(store.get_or_create(KEY, SHAPE, fill), FRAMES)
+        assert_array_equal(store.get_or_create(Entry(KEY, SHAPE, fill)), FRAMES)
     assert len(caplog.records) == 1
     assert caplog.records[0].name == "classact.data.images"
     assert "are damaged and will not be used" in caplog.text
     assert re.search(reason, caplog.text)
     assert len(list(store.root.iterdir())) == 1
-    assert_array_equal(store.get_or_create(KEY, SHAPE, unexpected), FRAMES)
+    assert_array_equal(store.get_or_create(Entry(KEY, SHAPE, unexpected)), FRAMES)
 
 
 @pytest.mark.parametrize("error", [DataError("bad frame"), KeyboardInterrupt(), ZeroDivisionError()])
@@ -122,29 +122,29 @@ def test_interrupted_build_leaves_nothing(store: ImageStore, error: BaseExceptio
         raise error
 
     with pytest.raises(type(error)):
-        store.get_or_create(KEY, SHAPE, interrupted)
+        store.get_or_create(Entry(KEY, SHAPE, interrupted))
     assert list(store.root.iterdir()) == []
-    assert_array_equal(store.get_or_create(KEY, SHAPE, fill), FRAMES)
+    assert_array_equal(store.get_or_create(Entry(KEY, SHAPE, fill)), FRAMES)
 
 
 def test_killed_build_leaves_nothing_that_looks_whole(store: ImageStore) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from classact.data.images import ImageStore
+from classact.data.images import Entry, ImageStore
 def fill(out):
     out[:2] = 7
     os.kill(os.getpid(), signal.SIGKILL)
-ImageStore(Path({str(store.root)!r})).get_or_create({KEY!r}, {SHAPE!r}, fill)
+ImageStore(Path({str(store.root)!r})).get_or_create(Entry({KEY!r}, {SHAPE!r}, fill))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     (leftover,) = store.root.iterdir()
-    assert store.get(KEY, SHAPE) is None
-    assert_array_equal(store.get_or_create(KEY, SHAPE, fill), FRAMES)
+    assert store.get(Entry(KEY, SHAPE, unexpected)) is None
+    assert_array_equal(store.get_or_create(Entry(KEY, SHAPE, fill)), FRAMES)
     assert leftover.exists(), "might belong to a build that still runs"
     old = time.time() - 2 * 24 * 3600
     os.utime(leftover, (old, old))
-    store.get_or_create({**KEY, "size": 4}, SHAPE, fill)
+    store.get_or_create(Entry({**KEY, "size": 4}, SHAPE, fill))
     assert not leftover.exists()
 
 
@@ -154,9 +154,9 @@ def test_first_of_two_builders_wins(store: ImageStore) -> None:
     def slow(out: np.ndarray) -> None:
         out[:] = 1
         # Another process builds and finishes the same entry while this one is at work.
-        inner.append(ImageStore(store.root).get_or_create(KEY, SHAPE, fill))
+        inner.append(ImageStore(store.root).get_or_create(Entry(KEY, SHAPE, fill)))
 
-    outer = store.get_or_create(KEY, SHAPE, slow)
+    outer = store.get_or_create(Entry(KEY, SHAPE, slow))
     assert_array_equal(outer, FRAMES)
     assert_array_equal(inner[0], FRAMES)
     assert len(list(store.root.iterdir())) == 1
@@ -167,7 +167,7 @@ def _build(root: Path, barrier: Any, results: Any) -> None:
         out[:] = FRAMES
         barrier.wait()
 
-    results.put(bool((ImageStore(root).get_or_create(KEY, SHAPE, together) == FRAMES).all()))
+    results.put(bool((ImageStore(root).get_or_create(Entry(KEY, SHAPE, together)) == FRAMES).all()))
 
 
 def test_concurrent_processes(store: ImageStore) -> None:
@@ -188,7 +188,7 @@ def test_not_enough_space_is_said_before_starting(store: ImageStore, monkeypatch
     usage = shutil.disk_usage(store.root.parent)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(StorageError, match=r"67,180,864 bytes needed, 1,000,000 bytes free.*CLASSACT_CACHE"):
-        store.get_or_create(KEY, SHAPE, unexpected)
+        store.get_or_create(Entry(KEY, SHAPE, unexpected))
     assert list(store.root.iterdir()) == []
 
 
@@ -199,10 +199,10 @@ def test_disk_that_fills_up_is_an_error_not_a_crash(store: ImageStore) -> None:
 import resource
 from pathlib import Path
 from classact.errors import StorageError
-from classact.data.images import ImageStore
+from classact.data.images import Entry, ImageStore
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    ImageStore(Path({str(store.root)!r})).get_or_create({KEY!r}, {SHAPE!r}, lambda out: out.fill(1))
+    ImageStore(Path({str(store.root)!r})).get_or_create(Entry({KEY!r}, {SHAPE!r}, lambda out: out.fill(1)))
 except StorageError as error:
     print(error)
 """
@@ -214,7 +214,7 @@ except StorageError as error:
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
-        ImageStore(tmp_path / "file" / "store").get_or_create(KEY, SHAPE, fill)
+        ImageStore(tmp_path / "file" / "store").get_or_create(Entry(KEY, SHAPE, fill))
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_every_frame_is_part_of_the_identity(block: int, monkeypatch: pytest.Mon
 
 
 def test_identity_is_that_of_the_pixels_wherever_they_lie(store: ImageStore, tmp_path: Path) -> None:
-    entry = store.get_or_create(KEY, SHAPE, fill)
+    entry = store.get_or_create(Entry(KEY, SHAPE, fill))
     np.save(tmp_path / "images.npy", FRAMES)
     own = np.load(tmp_path / "images.npy", mmap_mode="r")
     for images in (entry, own, FRAMES[::-1][::-1], np.asfortranarray(FRAMES)):
@@ -257,9 +257,9 @@ def test_identity_is_that_of_the_pixels_wherever_they_lie(store: ImageStore, tmp
 
 
 def test_whole_entries_are_not_read_again(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.get_or_create(KEY, SHAPE, fill)
+    store.get_or_create(Entry(KEY, SHAPE, fill))
     monkeypatch.setattr(module, "ThreadPoolExecutor", lambda _: pytest.fail("hashed again"))
-    frames_digest(store.get_or_create(KEY, SHAPE, unexpected))
+    frames_digest(store.get_or_create(Entry(KEY, SHAPE, unexpected)))
 
 
 def test_stamp_of_a_file_whose_time_was_set_back(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_frame_is_resized_alike_in_any_batch(size: int | tuple[int, int]) -> N
 
 
 def test_live_frames_equal_stored_frames(store: ImageStore) -> None:
-    stored = store.get_or_create(KEY, (5, 32, 32, 3), lambda out: np.copyto(out, resize_images(FRAMES, 32)))
+    stored = store.get_or_create(Entry(KEY, (5, 32, 32, 3), lambda out: np.copyto(out, resize_images(FRAMES, 32))))
     for n, frame in enumerate(FRAMES):
         assert_array_equal(resize_images(frame[None], 32)[0], stored[n])
 

@@ -28,10 +28,8 @@ def data_info(arguments: DataInfo) -> None:
     from rich.table import Table
 
     from classact.data.readers import generated, read_demonstrations
-    from classact.utils.progress import progress_bar
 
-    with progress_bar("read demonstrations") as bar:
-        data = read_demonstrations(arguments.source, progress=bar, layout=arguments.layout)
+    data = read_demonstrations(arguments.source, layout=arguments.layout)
     table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
     lengths = data.lengths
     table.add_row("episodes", f"{len(data):,}")
@@ -48,8 +46,7 @@ def data_info(arguments: DataInfo) -> None:
         ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
         table.add_row(label, f"{array.shape[1]} dimensions: {ranges}")
     for camera, images in data.images.items():
-        size = images.nbytes / 2**20
-        table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels, {size:,.0f} MiB on disk")
+        table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels")
     if not data.images:
         if data.states is None:
             instead = "no states to render from"

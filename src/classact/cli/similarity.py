@@ -60,7 +60,6 @@ def measure_similarity(arguments: Similarity) -> None:
     from classact.data.readers import read_demonstrations
     from classact.run.survey import SurveyConfig, graph_size, survey_similarity
     from classact.similarity.config import SimilarityConfig
-    from classact.utils.progress import progress_bar
     from classact.utils.ranks import Ranks
     from classact.utils.storage import check_writable
 
@@ -83,10 +82,7 @@ def measure_similarity(arguments: Similarity) -> None:
     ranks = Ranks.from_environment()
     try:
         ranks.on_first(lambda: check_writable(arguments.out, folder=True))
-        with progress_bar("read demonstrations", quiet=arguments.quiet or not ranks.first) as bar:
-            data = read_demonstrations(
-                arguments.data, episodes=arguments.episodes, progress=bar, layout=arguments.layout
-            )
+        data = read_demonstrations(arguments.data, episodes=arguments.episodes, layout=arguments.layout)
         if arguments.graph and ranks.first:
             console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
         numbers = survey_similarity(data, config, arguments.out, ranks=ranks, quiet=arguments.quiet)

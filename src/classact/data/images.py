@@ -1,4 +1,6 @@
-"""Images stored once, decoded, as memory maps; and the one way in which images are resized.
+"""Images: decoded when they are asked for, stored once at the size that is trained on, and resized in one way.
+
+Readers give an :class:`ImageSource` for each camera, which holds none.
 
 An image store is a folder with one sub-folder per entry::
 
@@ -12,9 +14,11 @@ an entry. Several processes may build the same entry at once: the first that fin
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -22,19 +26,26 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from classact.data.types import ImageArray
 from classact.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from classact.utils.inputs import cannot_read, user_path
-from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read_json
+from classact.utils.machine import cores
+from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read_json, write_json
 
+ImageArray = NDArray[np.uint8]
 ImageMap = np.memmap[Any, np.dtype[np.uint8]]
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
 
 CACHE_VARIABLE = "CLASSACT_CACHE"
 IMAGES = "images.npy"
@@ -48,6 +59,8 @@ _LEFTOVER_SECONDS = 24 * 3600
 _ATTEMPTS = 3
 _HASH_BYTES = 2**22
 _HASH_THREADS = 8
+_BLOCK_BYTES = 2**24
+_DECODERS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -117,18 +130,223 @@ def resize_images(images: ImageArray, size: int | tuple[int, int]) -> ImageArray
         )
     if images.shape[1:3] == (height, width):
         return images
-    try:
-        import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"resizing images needs OpenCV ({error}); install it with 'pip install opencv-python-headless'."
-        ) from error
+    cv2 = _opencv()
     shrinks = height <= images.shape[1] and width <= images.shape[2]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     out = np.empty((len(images), height, width, 3), np.uint8)
     for n, frame in enumerate(images):
         out[n] = cv2.resize(np.ascontiguousarray(frame), (width, height), interpolation=method)
     return out
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"resizing images needs OpenCV ({error}); install it with 'pip install opencv-python-headless'."
+        ) from error
+    return cv2
+
+
+class ImageSource(ABC):
+    """The images of one camera, (N, H, W, 3) uint8 RGB, decoded when they are asked for.
+
+    To those who use it, it is what a memory map is: a shape, rows by number, slices that read nothing, ``np.asarray``
+    for all of it. A format's class says what its files hold (``shape``), which images these are (:meth:`digest`), and
+    how they are decoded (:meth:`decode`, and :meth:`spans` where some are compressed together). Several threads ask at
+    once.
+
+    Attributes:
+        shape: (N, H, W, 3), as recorded.
+        decoder: what else decides the pixels, such as a library with its version; empty where decoding is exact.
+    """
+
+    shape: tuple[int, int, int, int]
+    decoder: str = ""
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 that covers every image, as cheaply as can be: of what is stored, not of what it decodes to.
+
+        It does not depend on where the files are. See :func:`remembered_digest`.
+        """
+
+    @abstractmethod
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """(stop - start, H, W, 3) images ``start``:``stop``.
+
+        Raises:
+            DataError: they cannot be decoded; the message names the file.
+        """
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """(start, stop) of images that are decoded together, one after another: a whole number of compressed chunks."""
+        rows = block_rows(self.shape)
+        return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+
+    def read(self, rows: NDArray[Any] | Sequence[int], size: int | None = None) -> ImageArray:
+        """Images by number, in any order: (n, H, W, 3), or (n, size, size, 3) as :func:`resize_images` makes them.
+
+        Raises:
+            DataError: see :meth:`decode`.
+            IndexError: no such row.
+        """
+        wanted = np.arange(len(self))[np.asarray(rows, np.int64)]
+        out = np.empty((len(wanted), *(self.shape[1:3] if size is None else (size, size)), 3), np.uint8)
+        span_of = self.span_of(wanted)
+        for span in np.unique(span_of):
+            places = np.flatnonzero(span_of == span)
+            first = int(wanted[places].min())
+            images = self.decode(first, int(wanted[places].max()) + 1)[wanted[places] - first]
+            out[places] = images if size is None else resize_images(images, size)
+        return out
+
+    def span_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of :meth:`spans` each row is in."""
+        return np.searchsorted(self._stops, rows, side="right")
+
+    @functools.cached_property
+    def _stops(self) -> NDArray[np.int64]:
+        return np.fromiter((stop for _, stop in self.spans()), np.int64)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @overload
+    def __getitem__(self, rows: int | np.integer[Any]) -> ImageArray: ...
+
+    @overload
+    def __getitem__(self, rows: slice | NDArray[Any] | Sequence[int]) -> ImageSource: ...
+
+    def __getitem__(self, rows: Any) -> ImageArray | ImageSource:
+        chosen = np.arange(len(self))[rows]
+        return self.read(chosen[None])[0] if chosen.ndim == 0 else _Rows(self, chosen)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self.read(np.arange(len(self))), dtype)
+
+
+Images = ImageArray | ImageSource
+"""Images that are there, such as a memory map, or that will be decoded."""
+
+
+class ArrayImages(ImageSource):
+    """(N, H, W, 3) uint8 ``images`` that are there already."""
+
+    def __init__(self, images: ImageArray) -> None:
+        count, height, width, _ = images.shape
+        self._images, self.shape = images, (count, height, width, 3)
+
+    def digest(self) -> str:
+        """See :func:`frames_digest`."""
+        return frames_digest(self._images)
+
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """See :meth:`ImageSource.decode`."""
+        return np.asarray(self._images[start:stop])
+
+
+class _Rows(ImageSource):
+    """Some images of another source, in any order."""
+
+    def __init__(self, source: ImageSource, rows: NDArray[np.int64]) -> None:
+        inner = source if isinstance(source, _Rows) else None
+        self._source: ImageSource = source if inner is None else inner._source
+        self._rows: NDArray[np.int64] = rows if inner is None else inner._rows[rows]
+        self.shape, self.decoder = (len(rows), *source.shape[1:]), source.decoder
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._source.digest().encode() + self._rows.tobytes()).hexdigest()
+
+    def decode(self, start: int, stop: int) -> ImageArray:
+        return self._source.read(self._rows[start:stop])
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        changes = np.flatnonzero(np.diff(self._source.span_of(self._rows))) + 1
+        return itertools.pairwise([0, *changes.tolist(), len(self)])
+
+
+def block_rows(shape: tuple[int, ...], chunk: int = 1) -> int:
+    """How many images of (N, H, W, 3) are decoded at a time: a whole number of chunks of ``chunk`` images."""
+    rows = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:])))
+    return max(chunk, rows // chunk * chunk)
+
+
+def remembered_digest(stamps: Any, compute: Callable[[], str]) -> str:
+    """A digest of what files hold, computed once for as long as they have the same stamps.
+
+    Args:
+        stamps: of all files, and what of them is meant, as JSON values; see :func:`file_stamp`.
+        compute: reads them.
+    """
+    name = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / "digests" / f"{name[:32]}.json"
+    with contextlib.suppress(DataError, OSError, TypeError, KeyError):
+        return str(read_json(path)["digest"])
+    digest = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"digest": digest})
+    return digest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of an :class:`ImageStore`, built or not.
+
+    Attributes:
+        key: what the images are, as JSON values: everything that decides their content. ``key["kind"]`` says what kind
+            of source they come from.
+        shape: (N, H, W, 3).
+        fill: writes all of its (N, H, W, 3) uint8 argument, a memory map of zeros. What it raises passes through and
+            leaves no entry.
+    """
+
+    key: Mapping[str, Any]
+    shape: tuple[int, int, int, int]
+    fill: Callable[[ImageMap], None]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes on disk."""
+        return math.prod(self.shape)
+
+
+def resized(images: ImageSource, size: int, progress: Progress | None = None) -> Entry:
+    """The entry of images at ``size`` x ``size``, each decoded once, several at a time.
+
+    Args:
+        images: recorded.
+        size: side in pixels; see :func:`resize_images`.
+        progress: called with (done, total) while it is built.
+    """
+    shape = (len(images), size, size, 3)
+    key = {"kind": "recorded", "images": images.digest(), "native": list(images.shape), "decoder": images.decoder}
+    if images.shape != shape:
+        key["resizer"] = f"opencv {_opencv().__version__}"
+
+    def block(out: ImageMap, start: int, stop: int) -> int:
+        out[start:stop] = resize_images(images.decode(start, stop), size)
+        return stop
+
+    def fill(out: ImageMap) -> None:
+        workers = min(_DECODERS, cores())
+        waiting: deque[Future[int]] = deque()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for start, stop in [*images.spans(), (len(images), len(images))]:
+                if start < stop:
+                    waiting.append(pool.submit(block, out, start, stop))
+                while waiting and (start == stop or len(waiting) > workers):  # few blocks are in memory at a time
+                    done = waiting.popleft().result()
+                    if progress is not None:
+                        progress(done, len(images))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    return Entry(key, shape, fill)
 
 
 class ImageStore:
@@ -142,18 +360,18 @@ class ImageStore:
     def __init__(self, root: Path | None = None) -> None:
         self.root = cache_folder() / "images" if root is None else Path(root)
 
-    def folder(self, key: Mapping[str, Any], shape: tuple[int, int, int, int]) -> Path:
-        """Where the entry of ``key`` and ``shape`` is, whether it exists or not."""
-        identity = json.dumps([_LAYOUT, key, shape], sort_keys=True, allow_nan=False)
+    def folder(self, entry: Entry) -> Path:
+        """Where an entry is, whether it exists or not."""
+        identity = json.dumps([_LAYOUT, entry.key, entry.shape], sort_keys=True, allow_nan=False)
         return self.root / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
-    def get(self, key: Mapping[str, Any], shape: tuple[int, int, int, int]) -> ImageMap | None:
+    def get(self, entry: Entry) -> ImageMap | None:
         """The read-only (N, H, W, 3) images of an entry; None where there is none or where it is damaged (logged)."""
-        folder = self.folder(key, shape)
+        folder = self.folder(entry)
         try:
             if not folder.exists():
                 return None
-            return _open(folder, shape)
+            return _open(folder, entry.shape)
         except (DataError, OSError, ValueError) as problem:
             if isinstance(cause := problem.__cause__ or problem, PermissionError):
                 raise StorageError(
@@ -162,17 +380,8 @@ class ImageStore:
             logger.warning("the stored images in %s are damaged and will not be used: %s", folder, problem)
             return None
 
-    def get_or_create(
-        self, key: Mapping[str, Any], shape: tuple[int, int, int, int], fill: Callable[[ImageMap], None]
-    ) -> ImageMap:
+    def get_or_create(self, entry: Entry) -> ImageMap:
         """The images of an entry, built first where they are missing or damaged.
-
-        Args:
-            key: what the images are, as JSON values: everything that decides their content. ``key["kind"]`` says
-                what kind of source they come from.
-            shape: (N, H, W, 3).
-            fill: writes all of its (N, H, W, 3) uint8 argument, a memory map of zeros. What it raises passes through
-                and leaves no entry.
 
         Returns:
             (N, H, W, 3) uint8, a read-only memory map.
@@ -181,44 +390,55 @@ class ImageStore:
             StorageError: not enough space (needed and free are printed), no permission.
             DataError: a shape that is not that of images.
         """
-        if len(shape) != 4 or shape[3] != 3 or min(shape) < 1:
-            raise DataError(f"expected images of shape (N, H, W, 3) with at least one pixel, got {tuple(shape)}.")
-        folder = self.folder(key, shape)
+        if len(entry.shape) != 4 or entry.shape[3] != 3 or min(entry.shape) < 1:
+            raise DataError(f"expected images of shape (N, H, W, 3) with at least one pixel, got {tuple(entry.shape)}.")
+        folder = self.folder(entry)
         # Another process may find the entry damaged, or empty the cache, between our rename and our opening it.
         for _ in range(_ATTEMPTS):
-            if (images := self.get(key, shape)) is not None:
+            if (images := self.get(entry)) is not None:
                 return images
             if folder.exists():
                 _discard(folder)
-            self._build(folder, key, shape, fill)
+            self._build(folder, entry)
         raise StorageError(f"{folder} was built {_ATTEMPTS} times and could not be read back: the disk may be failing.")
 
-    def _build(
-        self,
-        folder: Path,
-        key: Mapping[str, Any],
-        shape: tuple[int, int, int, int],
-        fill: Callable[[ImageMap], None],
-    ) -> None:
+    def free_space(self, needed: int) -> int:
+        """Free bytes of the disk.
+
+        Raises:
+            StorageError: fewer than needed, both numbers are printed.
+        """
+        root = self.root
+        while not root.exists() and root != root.parent:
+            root = root.parent
+        free = shutil.disk_usage(root).free
+        if free < needed + _HEADROOM:
+            raise StorageError(
+                f"not enough disk space for decoded images in {self.root}: {needed + _HEADROOM:,} bytes needed, "
+                f"{free:,} bytes free. Free some space, or set {CACHE_VARIABLE} to a folder on a larger disk."
+            )
+        return free
+
+    def _build(self, folder: Path, entry: Entry) -> None:
         with atomic_path(folder, replace=False) as temporary:
             _remove_leftovers(self.root)
-            _check_space(self.root, math.prod(shape))
+            self.free_space(entry.nbytes)
             temporary.mkdir()
             path = temporary / IMAGES
             images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                path, mode="w+", dtype=np.uint8, shape=shape
+                path, mode="w+", dtype=np.uint8, shape=entry.shape
             )
             _reserve(path)
-            fill(images)
+            entry.fill(images)
             images.flush()
             digest = frames_digest(images)
             del images
             meta = {
                 "layout": _LAYOUT,
-                "kind": key.get("kind", "images"),
+                "kind": entry.key.get("kind", "images"),
                 "fingerprint": folder.name,
-                "key": dict(key),
-                "shape": list(shape),
+                "key": dict(entry.key),
+                "shape": list(entry.shape),
                 "bytes": path.stat().st_size,
                 "sample_sha256": _sample_digest(path),
                 "images_sha256": digest,
@@ -243,11 +463,15 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:
     return images
 
 
-def frames_digest(images: ImageArray) -> str:
-    """SHA-256 over the shape and every pixel of (N, H, W, 3) ``images``: which images these are.
+def frames_digest(images: Images) -> str:
+    """Which (N, H, W, 3) ``images`` these are: SHA-256 over the shape and every pixel.
+
+    Those that are not decoded yet have a digest of their own, :meth:`ImageSource.digest`.
 
     About 1 GB/s on each core. A store's entry is not read: its digest was written when it was built.
     """
+    if isinstance(images, ImageSource):
+        return images.digest()
     if known := _built_digest(images):
         return known
     rows = max(1, _HASH_BYTES // max(1, images[:1].nbytes))
@@ -293,15 +517,6 @@ def _sample_digest(path: Path) -> str:
             file.seek(int(start))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _check_space(root: Path, size: int) -> None:
-    needed, free = size + _HEADROOM, shutil.disk_usage(root).free
-    if free < needed:
-        raise StorageError(
-            f"not enough disk space for decoded images in {root}: {needed:,} bytes needed, {free:,} bytes free. "
-            f"Free some space, or set {CACHE_VARIABLE} to a folder on a larger disk."
-        )
 
 
 def _reserve(path: Path) -> None:

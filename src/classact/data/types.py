@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.images import ImageArray as ImageArray
+from classact.data.images import Images
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema, check_images
 from classact.errors import DataError
@@ -20,7 +22,6 @@ from classact.errors import DataError
 FloatArray = NDArray[np.float32]
 StateArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-ImageArray = NDArray[np.uint8]
 
 
 def _check_matrix(name: str, array: Any, length: int, dtype: type, where: str) -> None:
@@ -55,14 +56,14 @@ class Episode:
         actions: (L, D_a) float32, unnormalised, in the simulator's or robot's own units.
         proprioception: (L, D_p) float32, unnormalised.
         states: (L, D_s) float64 full simulator states, or None where none were recorded.
-        images: camera name -> (L, H, W, 3) uint8 RGB, usually a memory-mapped view.
+        images: camera name -> (L, H, W, 3) uint8 RGB, a view of the demonstrations'.
     """
 
     index: int
     actions: FloatArray
     proprioception: FloatArray
     states: StateArray | None = None
-    images: Mapping[str, ImageArray] = field(default_factory=dict)
+    images: Mapping[str, Images] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"episode {self.index}"
@@ -89,7 +90,8 @@ class Demonstrations:
         actions: (N, D_a) float32.
         proprioception: (N, D_p) float32.
         states: (N, D_s) float64 or None.
-        images: camera name -> (N, H, W, 3) uint8; memory-mapped, never copied into RAM as a whole.
+        images: camera name -> (N, H, W, 3) uint8: a memory map, or an :class:`~classact.data.images.ImageSource` that
+            decodes rows when they are asked for; never in RAM as a whole.
         source: where the data came from, for messages.
         schema: what observations hold and what actions mean. Where a reader declares none, it is assumed: one
             proprioception key, and the action space that D_a alone tells (:meth:`Schema.assumed`). Rotations that are
@@ -107,7 +109,7 @@ class Demonstrations:
     actions: FloatArray
     proprioception: FloatArray
     states: StateArray | None = None
-    images: Mapping[str, ImageArray] = field(default_factory=dict)
+    images: Mapping[str, Images] = field(default_factory=dict)
     source: str = "memory"
     schema: Schema = field(default_factory=Schema)
     language: FloatArray | None = None
@@ -226,7 +228,7 @@ class Demonstrations:
         return MinMax.fit(self.actions, 0.0 if space is None else space.magnitude())
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:
-        """The given episodes, in the given order, copied (images too: meant for a few episodes)."""
+        """The given episodes, in the given order, copied; of images that are decoded on demand, a view."""
         rows = np.concatenate([np.arange(*self.bounds(e)) for e in episodes])
         return replace(
             self,
@@ -234,11 +236,11 @@ class Demonstrations:
             actions=self.actions[rows],
             proprioception=self.proprioception[rows],
             states=None if self.states is None else self.states[rows],
-            images={camera: np.asarray(array[rows]) for camera, array in self.images.items()},
+            images={camera: array[rows] for camera, array in self.images.items()},
             language=None if self.language is None else self.language[np.asarray(episodes, np.int64)],
         )
 
-    def with_images(self, images: Mapping[str, ImageArray], *, shift: str = "") -> Demonstrations:
+    def with_images(self, images: Mapping[str, Images], *, shift: str = "") -> Demonstrations:
         """The same demonstrations seen differently (re-rendered, resized), under ``shift`` as ``images_shift``."""
         return replace(self, images=images, images_shift=shift)
 

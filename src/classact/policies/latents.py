@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from classact.data.images import Images
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.rotations import quaternion_to_matrix
@@ -113,7 +114,7 @@ class ImageLatents(Latents):
         self.lowdim, self.schema = lowdim, lowdim.schema
         self.bf16 = bf16
 
-    def _join(self, images: Mapping[str, ImageArray], lowdim: FloatArray) -> FloatArray:
+    def _join(self, images: Mapping[str, Images], lowdim: FloatArray) -> FloatArray:
         return unit(np.concatenate([self.encoder.encode(images, bf16=self.bf16), lowdim], axis=1))
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:

@@ -23,7 +23,7 @@ from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
-from classact.utils.progress import progress_bar
+from classact.utils.progress import progress_bar, teller
 from classact.utils.storage import first_difference, plain_json, without
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,7 @@ class RunData:
                 instructions otherwise.
         """
         if self._recorded is None:
-            with progress_bar("read demonstrations", quiet=self.quiet) as bar:
-                self._recorded = read_demonstrations(
-                    self.source, episodes=self.episodes, progress=bar, layout=self.layout
-                )
+            self._recorded = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
             if self.held >= len(self._recorded):
                 raise ConfigError(
                     f"{self.held} of {len(self._recorded)} demonstrations are to be held out; hold out at most "
@@ -165,7 +162,9 @@ class RunData:
         if self._seen is None:
             data, encoder = self.recorded(), self.encoder
             with progress_bar("prepare images", quiet=self.quiet) as bar:
-                self._seen = prepare_frames(data, encoder.cameras, encoder.image_size, self.config, bar)
+                self._seen = prepare_frames(
+                    data, encoder.cameras, encoder.image_size, self.config, bar, say=teller(quiet=self.quiet)
+                )
         return self._seen
 
     def states(self) -> Demonstrations:

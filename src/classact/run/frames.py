@@ -1,14 +1,12 @@
-"""The images that an encoder trains on: recorded or re-rendered, resized once, memory-mapped."""
+"""The images that an encoder trains on: recorded or re-rendered, at its size, memory-mapped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from classact.data.images import ImageStore, frames_digest, resize_images
-from classact.data.types import Demonstrations, ImageArray
+from classact.data.images import ArrayImages, Entry, ImageMap, Images, ImageSource, ImageStore, Progress, resized
+from classact.data.types import Demonstrations
 from classact.errors import DataError, choose
 from classact.run.config import FramesConfig
 from classact.sims import make_simulator, plain_shift, simulator_spec
@@ -18,8 +16,6 @@ from classact.sims.versions import installed_versions
 from classact.utils.machine import cores
 from classact.utils.storage import plain_json
 
-Progress = Callable[[int, int], None]
-_BLOCK = 1024
 DEFAULT_CAMERA = "top"
 
 
@@ -69,6 +65,7 @@ def prepare_frames(
     config: FramesConfig,
     progress: Progress | None = None,
     store: ImageStore | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Demonstrations:
     """The demonstrations with the images of some cameras at ``size`` x ``size``, from the image store or made now.
 
@@ -79,21 +76,38 @@ def prepare_frames(
         config: recorded or rendered, and how.
         progress: called with (steps done, in all) over all cameras; not called where the store has the images.
         store: where images are kept.
+        say: told what the images that are made will take on disk, before the first of them is.
 
     Raises:
         DataError: no such camera, or no states to render from.
+        StorageError: no space for all of them.
     """
     store = store or ImageStore()
-    total = len(cameras) * data.num_steps
-    images = {}
+    images: dict[str, Images] = {}
+    missing: dict[str, Entry] = {}
     for number, camera in enumerate(cameras):
 
         def report(done: int, _: int, before: int = number * data.num_steps) -> None:
             if progress is not None:
-                progress(before + done, total)
+                progress(before + done, len(cameras) * data.num_steps)
 
-        images[camera] = _camera_frames(data, camera, size, config, report, store)
-    return data.with_images(images, shift=config.shift)
+        entry = _entry(data, camera, size, config, report)
+        found = store.get(entry) if isinstance(entry, Entry) else entry
+        if found is None:
+            assert isinstance(entry, Entry)
+            missing[camera] = entry
+        else:
+            images[camera] = found
+    if missing:
+        needed = sum(entry.nbytes for entry in missing.values())
+        free = store.free_space(needed)
+        if say is not None:
+            say(
+                f"images to prepare: {len(missing)} x ({data.num_steps:,} x {size} x {size} x 3) = "
+                f"{needed / 2**20:,.0f} MiB in {store.root}, where {free / 2**20:,.0f} MiB are free"
+            )
+    made = {camera: store.get_or_create(entry) for camera, entry in missing.items()}
+    return data.with_images({camera: {**images, **made}[camera] for camera in cameras}, shift=config.shift)
 
 
 def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
@@ -118,54 +132,43 @@ def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -
     return found[cameras[0]]
 
 
-def _camera_frames(
-    data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress, store: ImageStore
-) -> ImageArray:
-    shape = (data.num_steps, size, size, 3)
-    if needs_rendering(data, camera, config):
-        assert data.states is not None
-        states, ends = data.states, data.episode_ends
-        key: dict[str, Any] = {
-            "kind": "rendered",
-            "data": data.fingerprint(),
-            "simulator": config.simulator,
-            "shift": config.shift,
-            "render_size": config.render_size,
-            "seed": config.seed,
-        }
-        if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
-            key["camera"] = camera
-        simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
-        simulator.close()
-        if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
-            key["packages"] = installed_versions(packages)
-            key["look"] = plain_json(getattr(simulator, "look", None))
+def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress) -> Entry | Images:
+    """What is to be in the store; images that are there at that size already."""
+    if not needs_rendering(data, camera, config):
+        recorded = data.images[camera]
+        if isinstance(recorded, ImageSource):
+            return resized(recorded, size, progress)
+        return recorded if recorded.shape[1:3] == (size, size) else resized(ArrayImages(recorded), size, progress)
+    assert data.states is not None
+    states, ends = data.states, data.episode_ends
+    key: dict[str, Any] = {
+        "kind": "rendered",
+        "data": data.fingerprint(),
+        "simulator": config.simulator,
+        "shift": config.shift,
+        "render_size": config.render_size,
+        "seed": config.seed,
+    }
+    if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
+        key["camera"] = camera
+    simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
+    simulator.close()
+    if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
+        key["packages"] = installed_versions(packages)
+        key["look"] = plain_json(getattr(simulator, "look", None))
 
-        def render(out: ImageArray) -> None:
-            render_states(
-                config.simulator,
-                states,
-                ends,
-                image_size=config.render_size,
-                shift=config.shift,
-                seed=config.seed,
-                out=out,
-                camera=camera,
-                workers=config.workers or cores(),
-                progress=progress,
-            )
+    def render(out: ImageMap) -> None:
+        render_states(
+            config.simulator,
+            states,
+            ends,
+            image_size=config.render_size,
+            shift=config.shift,
+            seed=config.seed,
+            out=out,
+            camera=camera,
+            workers=config.workers or cores(),
+            progress=progress,
+        )
 
-        return store.get_or_create(key, shape, render)
-
-    recorded = data.images[camera]
-    if recorded.shape[1:3] == (size, size):
-        return recorded
-    # Not where they come from: a recording that was made again under the same path has other images.
-    key = {"kind": "resized", "native": list(recorded.shape), "images": frames_digest(recorded)}
-
-    def resize(out: ImageArray) -> None:
-        for start in range(0, len(recorded), _BLOCK):
-            out[start : start + _BLOCK] = resize_images(np.asarray(recorded[start : start + _BLOCK]), size)
-            progress(min(start + _BLOCK, len(recorded)), len(recorded))
-
-    return store.get_or_create(key, shape, resize)
+    return Entry(key, (data.num_steps, size, size, 3), render)

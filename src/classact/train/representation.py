@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.data.images import frames_digest
+from classact.data.images import ImageSource, frames_digest
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import ClassactError, ConfigError, DataError, choose
 from classact.models.average import update_ema
@@ -55,10 +55,11 @@ def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dic
         if camera not in demonstrations.images:
             raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
         images = demonstrations.images[camera]
-        if images.shape[1:3] != (size, size):
+        if isinstance(images, ImageSource) or images.shape[1:3] != (size, size):
+            found = f"{images.shape[1]} x {images.shape[2]}{', not decoded yet,' * isinstance(images, ImageSource)}"
             raise DataError(
-                f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got "
-                f"{images.shape[1]} x {images.shape[2]} of camera {camera!r}; prepare them with classact.run.frames."
+                f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got {found} of "
+                f"camera {camera!r}; prepare them with classact.run.frames."
             )
         chosen[camera] = images
     return chosen

@@ -25,7 +25,7 @@ from hdf5_files import (
 
 import fakes
 from classact.cli.main import main
-from classact.data.images import ImageStore
+from classact.data.images import Entry, ImageStore
 from classact.data.readers import declared_simulator, generated, read_demonstrations
 from classact.errors import ConfigError, DataError, StorageError
 from classact.utils.inputs import cannot_read, input_path
@@ -284,12 +284,13 @@ def test_files_of_runs_that_may_not_be_read(folder: Path, as_nobody: Callable[[]
 
 
 def test_a_cache_of_another_user_is_not_called_damaged(folder: Path, as_nobody: Callable[[], None]) -> None:
-    store, key, shape = ImageStore(folder / "store"), {"kind": "test"}, (2, 4, 4, 3)
-    store.get_or_create(key, shape, lambda out: out.fill(1))
-    store.folder(key, shape).chmod(0)
+    store = ImageStore(folder / "store")
+    entry = Entry({"kind": "test"}, (2, 4, 4, 3), lambda out: out.fill(1))
+    store.get_or_create(entry)
+    store.folder(entry).chmod(0)
     as_nobody()
     with pytest.raises(StorageError, match=r"\(Permission denied\).* set CLASSACT_CACHE to a folder of your own"):
-        store.get_or_create(key, shape, lambda out: out.fill(1))
+        store.get_or_create(entry)
 
 
 def test_reasons_without_a_number_are_those_of_the_library() -> None:

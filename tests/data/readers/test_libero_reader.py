@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageStore
 from classact.data.language import source_at_hand
 from classact.data.readers import READERS, declared_simulator, reader
 from classact.data.readers.hdf5 import Hdf5Layout
@@ -36,8 +35,7 @@ def write(folder: Path, task: str = KETCHUP, *, seeds: tuple[int, ...] = (0, 1),
 
 
 def load(path: Path, **options: Any) -> Demonstrations:
-    store = ImageStore((path if path.is_dir() else path.parent) / "store")
-    return read(path, store=store, embed=embed, **options)
+    return read(path, embed=embed, **options)
 
 
 def message(path: Path, **options: Any) -> str:
@@ -77,7 +75,6 @@ def test_round_trip(tmp_path: Path, late: bool) -> None:
     assert list(demos.images) == ["agentview", "wrist"]
     for camera, key in (("agentview", "agentview_rgb"), ("wrist", "eye_in_hand_rgb")):
         assert_array_equal(demos.images[camera], np.concatenate([d[f"obs/{key}"][seen] for d in parts])[:, ::-1])
-        assert isinstance(demos.images[camera], np.memmap)
 
 
 def test_upright_images_stay(tmp_path: Path) -> None:

@@ -21,9 +21,6 @@ from classact.utils.registry import Registry
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) while something long is read."""
-
 READERS: Registry[Any] = Registry(
     "format",
     {
@@ -54,9 +51,12 @@ class Reader(Protocol):
     def matches(self, path: Path) -> bool:
         """Whether the existing ``path`` looks like this format. Cheap; damaged files of the format match as well."""
 
-    def read(self, path: Path, *, episodes: int | None = None, progress: Progress | None = None) -> Demonstrations:
-        """Read the first ``episodes`` demonstrations, all by default. Where a layout file can declare what files hold,
-        there is an argument ``layout``: its path."""
+    def read(self, path: Path, *, episodes: int | None = None) -> Demonstrations:
+        """Read the first ``episodes`` demonstrations, all by default.
+
+        Images are memory maps, or an :class:`~classact.data.images.ImageSource`, which decodes none yet. Where a layout
+        file can declare what files hold, there is an argument ``layout``: its path.
+        """
 
 
 def reader(name: str) -> Reader:
@@ -74,7 +74,6 @@ def read_demonstrations(
     source: str | Path,
     *,
     episodes: int | None = None,
-    progress: Progress | None = None,
     layout: str | Path | None = None,
 ) -> Demonstrations:
     """Read demonstrations from a path, whatever its format, or those that come with classact.
@@ -82,7 +81,6 @@ def read_demonstrations(
     Args:
         source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
         episodes: only the first so many demonstrations.
-        progress: called with (done, total) steps while images are decoded.
         layout: JSON file that declares which array is what, for formats that take one (Zarr stores:
             :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
             :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
@@ -102,13 +100,13 @@ def read_demonstrations(
     if path.name in ("", ".."):  # demonstrations are named by their path
         path = path.resolve()
     with reading(path):
-        data = _read(path, episodes, progress, None if layout is None else user_path(layout, ConfigError))
+        data = _read(path, episodes, None if layout is None else user_path(layout, ConfigError))
     if data.schema.assumption:
         logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
     return data
 
 
-def _read(path: Path, episodes: int | None, progress: Progress | None, layout: Path | None) -> Demonstrations:
+def _read(path: Path, episodes: int | None, layout: Path | None) -> Demonstrations:
     with suppress(OSError):  # which opening it says better
         if layout is not None and not (layout.stat() and (layout.is_file() or layout.is_dir())):
             raise ConfigError(f"layout {layout} is a device, pipe or socket. Expected a JSON file.")
@@ -117,10 +115,10 @@ def _read(path: Path, episodes: int | None, progress: Progress | None, layout: P
         if not module.matches(path):
             continue
         if layout is None:
-            return module.read(path, episodes=episodes, progress=progress)
+            return module.read(path, episodes=episodes)
         if not takes_layout(module):
             raise ConfigError(_no_layout(layout, str(path), name))
-        return cast(Any, module).read(path, episodes=episodes, progress=progress, layout=layout)
+        return cast(Any, module).read(path, episodes=episodes, layout=layout)
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
 
 

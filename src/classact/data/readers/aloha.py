@@ -15,19 +15,16 @@ States of the simulation are not recorded, so these episodes cannot be re-render
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageStore
-from classact.data.readers import Progress
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, as_stored, frames, store_frames
+from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames, jpeg_frames
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations, ImageArray
+from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 
 DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
@@ -67,18 +64,14 @@ def read(
     path: Path,
     *,
     episodes: int | None = None,
-    progress: Progress | None = None,
     layout: h5.Hdf5Layout | Path | None = None,
-    store: ImageStore | None = None,
 ) -> Demonstrations:
     """Read a folder of episodes, by number, or one episode's file.
 
     Args:
         path: folder or file.
         episodes: only the first so many.
-        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
         layout: ``cameras`` and ``bgr``, or a JSON file that says so.
-        store: where decoded images go, by default the user's cache.
 
     Returns:
         Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",
@@ -88,7 +81,6 @@ def read(
         DataError: a damaged file, missing groups, arrays that do not fit together, NaN, pictures that cannot be
             decoded; the message names the file.
         ConfigError: more episodes asked for than there are, a layout that cannot be read.
-        StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     files = [path] if path.is_file() else h5.listed(path, _number, warn=True)
@@ -120,12 +112,8 @@ def read(
         source=str(path),
         schema=Schema(tuple(images[0]), (("qpos", DIM),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),
     )
-    decoded = {}
-    for camera in images[0]:
-        parts = [of_episode[camera] for of_episode in images]
-        settings = {"bgr": chosen.bgr}
-        decoded[camera] = store_frames("aloha-hdf5", camera, parts, settings, store or ImageStore(), progress)
-    return demonstrations.with_images(decoded)
+    parts = {camera: [of_episode[camera] for of_episode in images] for camera in images[0]}
+    return demonstrations.with_images({camera: Hdf5Images(camera, found) for camera, found in parts.items()})
 
 
 def _number(path: Path) -> int | None:
@@ -137,36 +125,5 @@ def _frames(observations: Any, camera: str, steps: int, bgr: bool) -> Frames:
     key = f"images/{camera}"
     dataset = observations.get(key)
     if getattr(dataset, "ndim", 0) == 2 and dataset.dtype == np.uint8:
-        if len(dataset) != steps:
-            raise DataError(
-                f"{h5.where(observations)}: {key} has {len(dataset)} pictures, but there are {steps} actions. Expected "
-                f"one per step; the episode is incomplete, leave it out or record it again."
-            )
-        where = f"{h5.where(observations)}/{key}"
-        shape = _decode(dataset[0], where, None).shape
-        return Frames(Path(dataset.file.filename), dataset.name, steps, shape, _decoder(where, shape, bgr))
-    return frames(observations, key, steps, _exchanged if bgr else as_stored)
-
-
-def _decoder(where: str, shape: tuple[int, int, int], bgr: bool) -> Callable[[Any], ImageArray]:
-    def decode(rows: Any) -> ImageArray:
-        images = np.stack([_decode(row, where, shape) for row in rows])
-        return images[..., ::-1] if bgr else images
-
-    return decode
-
-
-def _decode(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any:
-    """(H, W, 3) of a JPEG picture with zeros behind it, channels in the order in which OpenCV was given them."""
-    import cv2
-
-    image = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR) if data.any() else None
-    if image is None:
-        raise DataError(f"{where}: a picture cannot be decoded, expected JPEG bytes. Record or copy the episode again.")
-    if shape is not None and image.shape != shape:
-        raise DataError(f"{where}: a picture has shape {image.shape}, the first has {shape}. Expected one size.")
-    return image
-
-
-def _exchanged(images: Any) -> ImageArray:
-    return np.asarray(images, np.uint8)[..., ::-1]
+        return jpeg_frames(observations, key, steps, bgr=bgr)
+    return frames(observations, key, steps, bgr=bgr)

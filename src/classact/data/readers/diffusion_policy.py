@@ -9,7 +9,7 @@ Which array is what, a :class:`ZarrLayout` declares: in Python, in a JSON file, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageMap, ImageStore
-from classact.data.readers import Progress, first_episodes
+from classact.data.images import ImageSource, block_rows, remembered_digest
+from classact.data.readers import first_episodes
 from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
@@ -131,50 +131,44 @@ def matches(path: Path) -> bool:
     return path.name.endswith(".zarr.zip")
 
 
-def read(
-    path: Path,
-    *,
-    episodes: int | None = None,
-    progress: Progress | None = None,
-    layout: ZarrLayout | Path | None = None,
-    store: ImageStore | None = None,
-) -> Demonstrations:
-    """Read a store. Images are decoded once into an image store and memory-mapped from there.
+def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
+    """Read a store. Images are decoded when they are asked for.
 
     Args:
         path: folder, or ``.zarr.zip`` file.
-        episodes: only the first so many demonstrations; only their images are decoded.
-        progress: called with (done, total) steps of each camera while it is decoded; not called when it was before.
+        episodes: only the first so many demonstrations.
         layout: which array is what, or a JSON file that says so; by default ``classact.json`` in the store, and where
             there is none, Push-T's.
-        store: where decoded images go, by default the user's cache.
 
     Returns:
         Demonstrations with (N, D_a) float32 actions, (N, D_p) float32 proprioception, (N, D_s) float64 states and
-        one (N, H, W, 3) uint8 memory map per camera, at native resolution.
+        images at native resolution.
 
     Raises:
         DataError: missing or damaged files, arrays that do not fit together or not to what is declared, values that
             cannot be used.
         ConfigError: more episodes asked for than there are; a layout that cannot be read.
-        StorageError: no space for the decoded images.
     """
-    with Zarr2Store(path) as zarr_store:
+    zarr_store = Zarr2Store(path)
+    try:
         if isinstance(layout, Path):
             layout = ZarrLayout.load(layout)
         elif layout is None and zarr_store.size(LAYOUT_FILE) is not None:
             layout = _parse(zarr_store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
         demonstrations, cameras = _without_images(zarr_store, layout)
         demonstrations = first_episodes(demonstrations, episodes)
-        images = {
-            camera: _images(array, demonstrations.num_steps, store or ImageStore(), progress)
-            for camera, array in cameras.items()
-        }
+        steps = demonstrations.num_steps
+        images = {camera: ZarrImages(array, steps) for camera, array in cameras.items()}  # which keep the store open
+    except BaseException:
+        zarr_store.close()
+        raise
+    if not images:
+        zarr_store.close()
     return demonstrations.with_images(images)
 
 
 def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, Zarr2Array]]:
-    """Everything but the images, checked before they are decoded, which takes long; and their arrays."""
+    """Everything but the images; and their arrays."""
     layout = _push_t(store) if declared is None else declared
     action = _array(store, layout, layout.action)
     state = None if layout.state is None else _array(store, layout, layout.state)
@@ -277,7 +271,7 @@ def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
             f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (E,) integers: the cumulative "
             f"number of steps after each episode."
         )
-    return array.read().astype(np.int64)
+    return _read(array).astype(np.int64)
 
 
 def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
@@ -310,6 +304,11 @@ def _matrix(array: Zarr2Array) -> NDArray[Any]:
         raise DataError(
             f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (N, D) numbers: one row per step."
         )
+    return _read(array)
+
+
+def _read(array: Zarr2Array) -> NDArray[Any]:
+    array.check_files()
     return array.read()
 
 
@@ -322,7 +321,7 @@ def _cast(values: NDArray[Any], dtype: type) -> NDArray[Any]:
 def _table(array: Zarr2Array) -> NDArray[Any]:
     # A gripper's opening is often stored as one number per step.
     if len(array.shape) == 1 and array.dtype.kind in "fiu":
-        return array.read()[:, None]
+        return _read(array)[:, None]
     return _matrix(array)
 
 
@@ -385,40 +384,43 @@ def _space_from_json(value: Any, where: str) -> ActionSpace:
         raise ConfigError(str(problem)) from None
 
 
-def _images(array: Zarr2Array, steps: int, store: ImageStore, progress: Progress | None) -> ImageArray:
-    if array.dtype.kind not in "fiu":
-        raise DataError(f"{array.where} has dtype {array.dtype}, expected images of numbers from 0 to 255.")
-    array.check_files()
-    _, height, width, _ = array.shape
-    key = {
-        "kind": "diffusion-policy-zarr",
-        "path": str(array.store.path.resolve()),
-        "array": array.key,
-        "identity": array.identity(),
-    }
-    whole = store.get(key, (array.shape[0], height, width, 3))
-    if whole is not None:
-        return whole[:steps]
+class ZarrImages(ImageSource):
+    """A camera's images in the first ``steps`` rows of an array.
 
-    def fill(out: ImageMap) -> None:
-        largest = 0.0
-        for place, values in array.blocks(steps):
-            rows = slice(place[0].start, min(place[0].stop, steps))
-            values = values[: rows.stop - rows.start]
-            out[(rows, *place[1:])] = _to_uint8(values, array, place)
-            largest = max(largest, float(values.max()))
-            if progress is not None:
-                progress(rows.stop, steps)
-        if array.dtype.kind == "f" and largest == 1.0:
+    Raises:
+        DataError: missing or truncated chunk files, or numbers that are not 0..255.
+    """
+
+    def __init__(self, array: Zarr2Array, steps: int) -> None:
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{array.where} has dtype {array.dtype}, expected images of numbers from 0 to 255.")
+        array.check_files(steps)
+        self._array = array
+        _, height, width, _ = array.shape
+        self.shape = (steps, height, width, 3)
+        if array.dtype.kind == "f" and self.decode(0, min(steps, array.chunks[0])).max() == 1:
             raise DataError(
                 f"{array.where}: the largest value is 1.0; expected values from 0 to 255. These look like images "
                 f"scaled to [0, 1]: multiply by 255, round, and store them as uint8."
             )
 
-    return store.get_or_create(key, (steps, height, width, 3), fill)
+    def digest(self) -> str:
+        """See :meth:`ImageSource.digest`."""
+        array, steps = self._array, self.shape[0]
+        stamps = [str(array.store.path.resolve()), array.key, *array.stamps(steps)]
+        return remembered_digest(stamps, lambda: array.digest(steps))
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Whole chunks."""
+        rows = block_rows(self.shape, self._array.chunks[0])
+        return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """See :meth:`ImageSource.decode`."""
+        return _to_uint8(self._array.read(start, stop), self._array, start)
 
 
-def _to_uint8(values: NDArray[Any], array: Zarr2Array, place: tuple[slice, ...]) -> ImageArray:
+def _to_uint8(values: NDArray[Any], array: Zarr2Array, first: int) -> ImageArray:
     """Convert whole numbers 0..255 of any dtype exactly; everything else is an error that says where and what."""
     if values.dtype == np.uint8:
         return values
@@ -433,8 +435,8 @@ def _to_uint8(values: NDArray[Any], array: Zarr2Array, place: tuple[slice, ...])
             why += ". These look like images scaled to [0, 1]: multiply by 255, round, and store them as uint8"
     else:
         bad, why = ~((values >= 0) & (values <= 255)), "is not in 0..255"
-    where = [int(i) + part.start for i, part in zip(np.argwhere(bad)[0], place, strict=True)]
+    row, *pixel = np.argwhere(bad)[0].tolist()
     raise DataError(
-        f"{array.where}[{', '.join(map(str, where))}] is {values[bad][0]}, which {why}. Expected RGB images of whole "
-        f"numbers from 0 to 255; {int(bad.sum()):,} of {values.size:,} values in this chunk are not."
+        f"{array.where}[{', '.join(map(str, (first + row, *pixel)))}] is {values[bad][0]}, which {why}. Expected RGB "
+        f"images of whole numbers from 0 to 255; {int(bad.sum()):,} of {values.size:,} values around it are not."
     )

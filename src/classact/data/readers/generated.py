@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from classact.data.readers import Progress, embedded, first_episodes
+from classact.data.readers import embedded, first_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import CheckpointError, DataError
@@ -141,13 +141,12 @@ def declared_simulator(path: Path) -> str:
         return ""
 
 
-def read(path: Path, *, episodes: int | None = None, progress: Progress | None = None) -> Demonstrations:  # noqa: ARG001
+def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
     """Read what :func:`write` wrote. Checksums are verified, which for a folder means reading its images once.
 
     Args:
         path: file or folder.
         episodes: only the first so many demonstrations.
-        progress: not called: nothing is decoded.
 
     Raises:
         DataError: damaged, incomplete, another file, or another version's format.

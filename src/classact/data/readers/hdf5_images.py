@@ -1,51 +1,69 @@
-"""Images in HDF5 files of demonstrations, decoded once.
-
-Such files hold one dataset of images per demonstration and camera, mostly compressed;
-:class:`~classact.data.types.Demonstrations` hold one array per camera. So images go into an
-:class:`~classact.data.images.ImageStore`, demonstration by demonstration, and are memory-mapped from there.
-"""
+"""Images in HDF5 files of demonstrations: one dataset per demonstration and camera, mostly compressed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classact.data.images import ImageMap, ImageStore, file_stamp
-from classact.data.readers import Progress
+from classact.data.images import ImageSource, block_rows, file_stamp, remembered_digest
 from classact.data.readers import hdf5 as h5
-from classact.data.types import ImageArray
+from classact.data.types import ImageArray, IntArray
 from classact.errors import DataError
-
-_BLOCK = 64
-"""Frames that are in RAM at a time while images are decoded, or one chunk of them where that is more."""
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The images of one demonstration and camera, still in the file.
+    """The images of one demonstration and camera, in the file.
 
     Attributes:
         path: the file.
         dataset: path of the dataset in it.
         rows: how many of its images count, from the first on.
         shape: (H, W, 3).
-        decode: what turns stored rows into (n, H, W, 3) uint8 RGB images.
+        chunk: how many are compressed together.
+        jpeg: whether rows are the bytes of JPEG pictures.
+        flip: whether they are stored upside down.
+        bgr: whether red and blue are to be exchanged.
     """
 
     path: Path
     dataset: str
     rows: int
     shape: tuple[int, int, int]
-    decode: Callable[[Any], ImageArray]
+    chunk: int
+    jpeg: bool = False
+    flip: bool = False
+    bgr: bool = False
 
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """(stop - start, H, W, 3) uint8 RGB images."""
+        with h5.open_file(self.path) as file:
+            stored = file[self.dataset][start:stop]
+        where = f"{self.path}: {self.dataset.lstrip('/')}"
+        images = np.stack([_picture(row, where, self.shape) for row in stored]) if self.jpeg else stored
+        images = images[:, ::-1] if self.flip else images
+        return images[..., ::-1] if self.bgr else images
 
-def as_stored(images: Any) -> ImageArray:
-    """Images that are stored as they are to be."""
-    return np.asarray(images, np.uint8)
+    def digest(self) -> str:
+        """SHA-256 of what is stored and of how it is decoded."""
+        how = (self.rows, self.shape, self.jpeg, self.flip, self.bgr)
+        digest = hashlib.sha256(repr(how).encode())
+        with h5.open_file(self.path) as file:
+            dataset = file[self.dataset]
+            if dataset.chunks is None:
+                for start in range(0, self.rows, block_rows(dataset.shape)):
+                    digest.update(np.ascontiguousarray(dataset[start : start + block_rows(dataset.shape)]).data)
+                return digest.hexdigest()
+            for place in dataset.iter_chunks():  # compressed as they are, which is faster than what they decode to
+                offset = tuple(part.start for part in place)
+                if offset[0] < self.rows and dataset.id.get_chunk_info_by_coord(offset).byte_offset is not None:
+                    digest.update(repr(offset).encode() + dataset.id.read_direct_chunk(offset)[1])
+        return digest.hexdigest()
 
 
 def is_images(dataset: Any) -> bool:
@@ -53,15 +71,17 @@ def is_images(dataset: Any) -> bool:
     return getattr(dataset, "ndim", 0) == 4 and dataset.shape[3] == 3 and dataset.dtype == np.uint8
 
 
-def frames(parent: Any, key: str, rows: int, decode: Callable[[Any], ImageArray], used: int | None = None) -> Frames:
+def frames(
+    parent: Any, key: str, rows: int, used: int | None = None, *, flip: bool = False, bgr: bool = False
+) -> Frames:
     """The (L, H, W, 3) images ``key`` of a group.
 
     Args:
         parent: group.
         key: path in it.
         rows: L, the number of actions.
-        decode: see :class:`Frames`.
         used: how many count; None for all.
+        flip, bgr: see :class:`Frames`.
 
     Raises:
         DataError: missing, no images, or not one per action.
@@ -77,73 +97,101 @@ def frames(parent: Any, key: str, rows: int, decode: Callable[[Any], ImageArray]
             f"{h5.where(parent)}: {key} is {dataset.dtype} of shape {dataset.shape}, expected uint8 RGB images of "
             f"shape ({rows}, H, W, 3).{turn}"
         )
+    _check_count(parent, key, dataset, rows)
+    return Frames(*_place(dataset), used or rows, dataset.shape[1:], _chunk(dataset), flip=flip, bgr=bgr)
+
+
+def jpeg_frames(parent: Any, key: str, rows: int, *, bgr: bool = False) -> Frames:
+    """The (L, B) bytes of JPEG pictures ``key`` of a group, with zeros behind each.
+
+    Raises:
+        DataError: not one per action, or the first cannot be decoded.
+    """
+    dataset = parent[key]
+    _check_count(parent, key, dataset, rows)
+    shape = _picture(dataset[0], f"{h5.where(parent)}/{key}", None).shape
+    return Frames(*_place(dataset), rows, shape, _chunk(dataset), jpeg=True, bgr=bgr)
+
+
+def _check_count(parent: Any, key: str, dataset: Any, rows: int) -> None:
     if len(dataset) != rows:
         raise DataError(
             f"{h5.where(parent)}: {key} has {len(dataset)} images, but there are {rows} actions. Expected one per "
             f"step; the demonstration is incomplete, leave it out or record it again."
         )
-    return Frames(Path(dataset.file.filename), dataset.name, used or rows, dataset.shape[1:], decode)
 
 
-def store_frames(
-    kind: str,
-    camera: str,
-    parts: Sequence[Frames],
-    settings: Mapping[str, Any],
-    store: ImageStore,
-    progress: Progress | None,
-) -> ImageArray:
-    """(N, H, W, 3) memory map of a camera's images in all demonstrations, decoded first where they were not before.
+def _place(dataset: Any) -> tuple[Path, str]:
+    return Path(dataset.file.filename), dataset.name
+
+
+def _chunk(dataset: Any) -> int:
+    return 1 if dataset.chunks is None else int(dataset.chunks[0])
+
+
+def _picture(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any:
+    """(H, W, 3) of a JPEG picture with zeros behind it, channels in the order in which OpenCV was given them."""
+    import cv2
+
+    image = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR) if data.any() else None
+    if image is None:
+        raise DataError(f"{where}: a picture cannot be decoded, expected JPEG bytes. Record or copy the episode again.")
+    if shape is not None and image.shape != shape:
+        raise DataError(f"{where}: a picture has shape {image.shape}, the first has {shape}. Expected one size.")
+    return image
+
+
+class Hdf5Images(ImageSource):
+    """A camera's images in all demonstrations.
 
     Args:
-        kind: name of the format.
         camera: name, for messages.
         parts: the demonstrations', in order.
-        settings: what else decides the pictures, as JSON values.
-        store: where they go.
-        progress: called with (done, total) images.
 
     Raises:
-        DataError: images of different sizes, or that cannot be decoded.
-        StorageError: no space.
+        DataError: images of different sizes.
     """
-    shape = parts[0].shape
-    for part in parts:
-        if part.shape != shape:
-            raise DataError(
-                f"{part.path}: {part.dataset.lstrip('/')} holds images of {part.shape[0]} x {part.shape[1]} pixels, "
-                f"{parts[0].dataset.lstrip('/')} of {shape[0]} x {shape[1]}. Expected one size for camera {camera!r}; "
-                f"read the demonstrations apart, or re-render them."
-            )
-    total = sum(part.rows for part in parts)
-    files = {str(path.resolve()): list(file_stamp(path)) for path in {part.path for part in parts}}
-    key = {
-        "kind": kind,
-        "files": files,
-        "parts": [[str(part.path.resolve()), part.dataset, part.rows] for part in parts],
-        "settings": dict(settings),
-    }
 
-    def fill(out: ImageMap) -> None:
-        done = 0
-        for path in dict.fromkeys(part.path for part in parts):
-            with h5.open_file(path) as file:
-                for part in parts:
-                    if part.path != path:
-                        continue
-                    dataset = file[part.dataset]
-                    block = _block(dataset)
-                    for start in range(0, part.rows, block):
-                        end = min(start + block, part.rows)
-                        out[done : done + end - start] = part.decode(dataset[start:end])
-                        done += end - start
-                        if progress is not None:
-                            progress(done, total)
+    def __init__(self, camera: str, parts: Sequence[Frames]) -> None:
+        shape = parts[0].shape
+        for part in parts:
+            if part.shape != shape:
+                raise DataError(
+                    f"{part.path}: {part.dataset.lstrip('/')} holds images of {part.shape[0]} x {part.shape[1]} "
+                    f"pixels, {parts[0].dataset.lstrip('/')} of {shape[0]} x {shape[1]}. Expected one size for camera "
+                    f"{camera!r}; read the demonstrations apart, or re-render them."
+                )
+        self.parts = tuple(parts)
+        self._ends: IntArray = np.cumsum([part.rows for part in parts], dtype=np.int64)
+        self.shape = (int(self._ends[-1]), *shape)
+        if any(part.jpeg for part in parts):
+            import cv2
 
-    return store.get_or_create(key, (total, *shape), fill)
+            self.decoder = f"opencv {cv2.__version__}"
 
+    def digest(self) -> str:
+        """See :meth:`ImageSource.digest`."""
+        stamps = {str(path.resolve()): file_stamp(path) for path in {part.path for part in self.parts}}
+        meant = [[str(value) for value in vars(part).values()] for part in self.parts]
 
-def _block(dataset: Any) -> int:
-    """Rows to read at a time: whole chunks, for each would be decompressed again by every read that it is part of."""
-    rows = 1 if dataset.chunks is None else int(dataset.chunks[0])
-    return max(rows, _BLOCK // rows * rows)
+        def compute() -> str:
+            return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
+
+        return remembered_digest([stamps, meant], compute)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Whole chunks of one demonstration."""
+        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
+            rows, first = block_rows(self.shape, part.chunk), end - part.rows
+            yield from ((start, min(start + rows, end)) for start in range(first, end, rows))
+
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """See :meth:`ImageSource.decode`."""
+        found = []
+        while start < stop:
+            number = int(np.searchsorted(self._ends, start, side="right"))
+            part, end = self.parts[number], int(self._ends[number])
+            first, upto = end - part.rows, min(stop, end)
+            found.append(part.decode(start - first, upto - first))
+            start = upto
+        return np.concatenate(found) if len(found) != 1 else found[0]

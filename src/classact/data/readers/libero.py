@@ -25,15 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageStore
-from classact.data.readers import Progress
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, as_stored, frames, store_frames
+from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, site_rotation
 from classact.data.readers.robomimic import Environment, controller_of
 from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations, FloatArray, ImageArray
+from classact.data.types import Demonstrations, FloatArray
 from classact.errors import ConfigError, DataError
 
 DESCRIPTION = "LIBERO's *_demo.hdf5 file of a task, or a folder of them"
@@ -110,9 +108,7 @@ def read(
     path: Path,
     *,
     episodes: int | None = None,
-    progress: Progress | None = None,
     layout: h5.Hdf5Layout | Path | None = None,
-    store: ImageStore | None = None,
     embed: Embed | None = None,
 ) -> Demonstrations:
     """Read a file, or all ``*_demo.hdf5`` of a folder: LIBERO-Object's tasks in the benchmark's order, others by name.
@@ -120,9 +116,7 @@ def read(
     Args:
         path: file or folder.
         episodes: only the first so many demonstrations.
-        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
         layout: ``cameras``, ``accept``, or a JSON file that says so.
-        store: where decoded images go, by default the user's cache.
         embed: what turns an instruction into numbers; by default :func:`classact.data.language.embed_instruction`.
 
     Returns:
@@ -135,7 +129,6 @@ def read(
         DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
             OSC_POSE; the message names file and demonstration.
         ConfigError: more episodes asked for than there are, a layout that cannot be read.
-        StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     files = [path] if path.is_file() else h5.listed(path, _order, warn=True)
@@ -176,12 +169,7 @@ def read(
         versions=versions,
     )
     images = {camera: [part for task in tasks for part in task.images[camera]] for camera in tasks[0].images}
-    return demonstrations.with_images(
-        {
-            camera: store_frames("libero-hdf5", camera, parts, {}, store or ImageStore(), progress)
-            for camera, parts in images.items()
-        }
-    )
+    return demonstrations.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})
 
 
 def _order(file: Path) -> tuple[int, str] | None:
@@ -213,10 +201,7 @@ def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
             steps = len(recording.actions)
             obs = h5.group(demo, "obs", "observations")
             images.append(
-                {
-                    camera: frames(obs, key, steps + late, as_stored if upright else _flipped, steps)
-                    for camera, key in cameras.items()
-                }
+                {camera: frames(obs, key, steps + late, steps, flip=not upright) for camera, key in cameras.items()}
             )
         return _Task(
             task,
@@ -300,7 +285,3 @@ def _language(tasks: list[_Task], embed: Embed | None) -> tuple[FloatArray, str]
     found = [embed(task.instruction) for task in tasks]
     lengths = [len(task.recordings) for task in tasks]
     return np.repeat(np.stack([vector for vector, _ in found]), lengths, axis=0), found[0][1]
-
-
-def _flipped(images: Any) -> ImageArray:
-    return np.asarray(images, np.uint8)[:, ::-1]

@@ -22,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageStore
-from classact.data.readers import Progress
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, as_stored, frames, is_images, store_frames
+from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames, is_images
 from classact.data.readers.kinematics import ArmModel
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, at_gripper, site_rotation
 from classact.data.rotations import matrix_to_rotation_6d, quaternion_to_matrix
@@ -103,18 +101,14 @@ def read(
     path: Path,
     *,
     episodes: int | None = None,
-    progress: Progress | None = None,
     layout: h5.Hdf5Layout | Path | None = None,
-    store: ImageStore | None = None,
 ) -> Demonstrations:
-    """Read a file. Images, where it has any, are decoded once into an image store and memory-mapped from there.
+    """Read a file. Images, where it has any, are decoded when they are asked for.
 
     Args:
         path: the file.
         episodes: only the first so many demonstrations, by number.
-        progress: called with (done, total) images of each camera while it is decoded; not called when it was before.
         layout: ``filter`` (a list in ``mask``), ``cameras``, ``accept``, or a JSON file that says so.
-        store: where decoded images go, by default the user's cache.
 
     Returns:
         Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states
@@ -124,7 +118,6 @@ def read(
         DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
             OSC_POSE; the message names file and demonstration.
         ConfigError: more episodes asked for than there are, an unknown filter, a layout that cannot be read.
-        StorageError: no space for the decoded images.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     with h5.open_file(path) as file:
@@ -161,12 +154,7 @@ def read(
         simulator=simulator,
         versions=h5.versions(environment.version, chosen),
     )
-    return demonstrations.with_images(
-        {
-            camera: store_frames("robomimic-hdf5", camera, parts, {}, store or ImageStore(), progress)
-            for camera, parts in images.items()
-        }
-    )
+    return demonstrations.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})
 
 
 def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
@@ -282,7 +270,7 @@ def _frames(
         cameras = {camera: found[camera] for camera in sorted(found, key=_order)}
     return {
         camera: [
-            frames(h5.group(data[name], "obs", "observations"), key, steps, as_stored)
+            frames(h5.group(data[name], "obs", "observations"), key, steps)
             for name, steps in zip(names, lengths, strict=True)
         ]
         for camera, key in cameras.items()

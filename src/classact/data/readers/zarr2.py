@@ -8,6 +8,7 @@ that an error names the file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -174,19 +175,25 @@ class Zarr2Array:
         """Store and array, for messages."""
         return f"{self.store.path}: {self.key}"
 
-    def _grid(self) -> Iterator[tuple[int, ...]]:
-        return itertools.product(*(range(math.ceil(n / c)) for n, c in zip(self.shape, self.chunks, strict=True)))
+    def _grid(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, ...]]:
+        """Indices of the chunks that hold some of the rows ``start``:``stop``, by default of all."""
+        numbers = [range(math.ceil(n / c)) for n, c in zip(self.shape, self.chunks, strict=True)]
+        if numbers:
+            numbers[0] = range(
+                start // self.chunks[0], math.ceil((self.shape[0] if stop is None else stop) / self.chunks[0])
+            )
+        return itertools.product(*numbers)
 
     def _file(self, index: tuple[int, ...]) -> str:
         return f"{self.key}/{self.meta.get('dimension_separator', '.').join(map(str, index)) or '0'}"
 
-    def check_files(self) -> None:
-        """Check that every chunk of the grid has its file, and that none is shorter than it says.
+    def check_files(self, rows: int | None = None) -> None:
+        """Check that every chunk (of the first ``rows`` rows) has its file, and that none is shorter than it says.
 
         Raises:
             DataError: naming the first missing or truncated chunk file, and how many of how many are missing.
         """
-        files = [self._file(index) for index in self._grid()]
+        files = [self._file(index) for index in self._grid(0, rows)]
         sizes = [self.store.size(file) for file in files]
         missing = [file for file, size in zip(files, sizes, strict=True) if size is None]
         if missing:
@@ -213,40 +220,48 @@ class Zarr2Array:
         # Blosc 1 header: four single bytes, then nbytes, blocksize and cbytes; the last is the size of the whole chunk.
         return int(struct.unpack("<4B3I", header)[6]) if len(header) == _BLOSC_HEADER else _BLOSC_HEADER
 
-    def identity(self) -> str:
-        """SHA-256 over the metadata and the stamp of every chunk file; call after the check."""
-        names = [f"{self.key}/.zarray", *(self._file(index) for index in self._grid())]
-        stamps = [(name, *self.store.stamp(name)) for name in names]
-        return hashlib.sha256(json.dumps([self.meta, stamps], sort_keys=True).encode()).hexdigest()
+    def _files(self, rows: int) -> list[str]:
+        return [f"{self.key}/.zarray", *(self._file(index) for index in self._grid(0, rows))]
 
-    def blocks(self, rows: int | None = None) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
-        """Decode chunk by chunk.
+    def stamps(self, rows: int) -> list[Any]:
+        """Of the files that hold the first ``rows`` rows, and of the metadata; call after the check."""
+        return [[name, *self.store.stamp(name)] for name in self._files(rows)]
 
-        Args:
-            rows: only chunks that hold some of the first ``rows`` rows; the last may reach beyond.
+    def digest(self, rows: int) -> str:
+        """SHA-256 of these files' content."""
+        digest = hashlib.sha256(str(rows).encode())
+        for name in self._files(rows):
+            digest.update(hashlib.sha256(self.store.head(name)).digest())
+        return digest.hexdigest()
 
-        Yields:
-            The chunk's place in the array and its values.
-
-        Raises:
-            DataError: naming the chunk file that cannot be decoded, or the codec that is not installed.
-        """
+    @functools.cached_property
+    def _opened(self) -> Any:
         try:
-            array = self.store._open(self.key)
+            return self.store._open(self.key)
         except Exception as error:
             raise DataError(
                 f"{self.where} cannot be opened ({type(error).__name__}: {error}); its compressor is "
                 f"{self.meta.get('compressor')}. If that codec is not installed, install it, or write the array again "
                 f"with Blosc."
             ) from error
-        for index in self._grid():
-            if rows is not None and index and index[0] * self.chunks[0] >= rows:
-                break
-            place = tuple(
-                slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunks, self.shape, strict=True)
-            )
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows ``start``:``stop``, by default all, decoded chunk by chunk; call after the check.
+
+        Raises:
+            DataError: naming the chunk file that cannot be decoded, or the codec that is not installed.
+        """
+        stop = stop if stop is not None or not self.shape else self.shape[0]
+        array = self._opened
+        out = np.empty(self.shape if stop is None else (stop - start, *self.shape[1:]), self.dtype)
+        for index in self._grid(start, stop):
+            place = [slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunks, self.shape, strict=True)]
+            target = list(place)
+            if stop is not None:
+                place[0] = slice(max(start, place[0].start), min(stop, place[0].stop))
+                target[0] = slice(place[0].start - start, place[0].stop - start)
             try:
-                values = np.asarray(array[place])
+                out[tuple(target)] = array[tuple(place)]
             # Each codec raises errors of its own for damaged bytes.
             except Exception as error:
                 if is_from_system(error):
@@ -255,12 +270,4 @@ class Zarr2Array:
                     f"{self.where}: chunk file {self._file(index)} cannot be decoded ({type(error).__name__}: "
                     f"{error}): it is damaged. Copy or download the data again."
                 ) from error
-            yield place, values
-
-    def read(self) -> NDArray[Any]:
-        """The whole array, after the check of its chunk files. For arrays that are small next to the images."""
-        self.check_files()
-        out = np.empty(self.shape, self.dtype)
-        for place, values in self.blocks():
-            out[place] = values
         return out

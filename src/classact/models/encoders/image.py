@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classact.data.images import resize_images
+from classact.data.images import Images, resize_images
 from classact.data.schema import check_images
-from classact.data.types import ImageArray
 from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
 from classact.models.encoders.config import TRUNKS, EncoderConfig
@@ -116,7 +115,7 @@ class ImageEncoder(nn.Module):
             return features.reshape(B, -1)
         return torch.cat([view(inputs[:, v], bf16=bf16) for v, view in enumerate(self.views)], dim=1)
 
-    def images(self, images: Mapping[str, ImageArray] | ImageArray) -> list[ImageArray]:
+    def images(self, images: Mapping[str, Images] | Images) -> list[Images]:
         """The (N, H, W, 3) uint8 arrays of the encoder's cameras, in its order.
 
         Args:
@@ -171,7 +170,7 @@ class ImageEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, images: Mapping[str, ImageArray] | ImageArray, *, batch_size: int = 512, bf16: bool = False
+        self, images: Mapping[str, Images] | Images, *, batch_size: int = 512, bf16: bool = False
     ) -> np.ndarray[Any, Any]:
         """Features of images as they are at run time: resize, centre crop, normalise, encode.
 
