@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +11,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import fakes
-from classact.data.images import ImageStore, resize_images
+from classact.data import images as images_module
+from classact.data.images import ImageSource, ImageStore, resize_images
 from classact.data.types import Demonstrations
-from classact.errors import ConfigError, DataError
+from classact.errors import ConfigError, DataError, StorageError
 from classact.run import frames as frames_module
 from classact.run.config import FramesConfig
 from classact.run.frames import aspect, needs_rendering, prepare_frames
@@ -87,6 +91,91 @@ def test_resized_is_what_is_resized_live(store: ImageStore) -> None:
 
 def test_images_of_the_right_size_are_taken_as_they_are(store: ImageStore) -> None:
     assert prepare_frames(DATA, ("top",), 48, ONE, store=store).images["top"] is DATA.images["top"]
+
+
+class Counted(ImageSource):
+    """Images that are drawn when they are asked for, in spans of several lengths; it counts how often."""
+
+    def __init__(self, count: int, side: int = 12, fails: BaseException | None = None) -> None:
+        self.shape, self.fails = (count, side, side, 3), fails
+        self.decoded = np.zeros(count, int)
+
+    def digest(self) -> str:
+        return f"drawn {self.shape}"
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        stops = [*range(3, len(self), 7), len(self)]
+        return zip([0, *stops[:-1]], stops, strict=True)
+
+    def decode(self, start: int, stop: int) -> np.ndarray:
+        np.add.at(self.decoded, np.arange(start, stop), 1)
+        if self.fails is not None and start > len(self) // 2:
+            raise self.fails
+        rows = (np.arange(start, stop) % 256).astype(np.uint8)[:, None, None, None]
+        return np.broadcast_to(rows, (stop - start, *self.shape[1:])) * np.uint8(3)
+
+
+def recorded(images: ImageSource) -> Demonstrations:
+    """Demonstrations seen by a camera of these images."""
+    return fakes.demonstrations(size=8, lengths=(len(images) - 5, 5)).with_images({"top": images})
+
+
+@pytest.mark.parametrize("size", [4, 12, 20])
+def test_every_image_is_decoded_once_at_the_size_wanted(size: int, store: ImageStore) -> None:
+    images, calls = Counted(60), []
+    data = recorded(images)
+    assert aspect(data, ("top",), ONE) == 1.0
+    assert not needs_rendering(data, "top", ONE)
+    assert not images.decoded.any()
+    seen = prepare_frames(data, ("top",), size, ONE, lambda *a: calls.append(a), store).images["top"]
+    assert_array_equal(images.decoded, 1)
+    assert [done for done, _ in calls] == [stop for _, stop in images.spans()]
+    assert isinstance(seen, np.memmap)
+    assert_array_equal(seen, resize_images(np.asarray(images), size))
+    images.decoded[:] = 0
+    prepare_frames(data, ("top",), size, ONE, store=store)
+    assert not images.decoded.any()
+
+
+def test_few_images_are_in_memory_at_a_time(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "cores", lambda: 2)
+    images = Counted(700, 200)  # 84 MB, in blocks of 7 images: 0.84 MB
+    tracemalloc.start()
+    try:
+        prepare_frames(recorded(images), ("top",), 20, ONE, store=store)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_space_for_all_cameras_is_looked_for_first_and_said(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    top, wrist, said = Counted(60), Counted(60, 13), []
+    data = recorded(top).with_images({"top": top, "wrist": wrist})
+    usage = shutil.disk_usage(store.root)
+    needed = 2 * 60 * 300 * 300 * 3
+    monkeypatch.setattr(images_module.shutil, "disk_usage", lambda _: usage._replace(free=needed + 2**26 - 1))
+    with pytest.raises(
+        StorageError, match=f"{needed + 2**26:,} bytes needed, {needed + 2**26 - 1:,} bytes free.* set CLASS"
+    ):
+        prepare_frames(data, ("top", "wrist"), 300, ONE, store=store, say=said.append)
+    assert said == []
+    assert not top.decoded.any()
+    monkeypatch.setattr(images_module.shutil, "disk_usage", lambda _: usage._replace(free=needed + 2**26))
+    prepare_frames(data, ("top", "wrist"), 300, ONE, store=store, say=said.append)
+    assert said == [f"images to prepare: 2 x (60 x 300 x 300 x 3) = 31 MiB in {store.root}, where 95 MiB are free"]
+    prepare_frames(data, ("top", "wrist"), 300, ONE, store=store, say=said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("problem", [DataError("a frame is broken"), KeyboardInterrupt()])
+def test_an_interrupted_preparation_leaves_nothing(problem: BaseException, store: ImageStore) -> None:
+    images = Counted(60, fails=problem)
+    with pytest.raises(type(problem)):
+        prepare_frames(recorded(images), ("top",), 4, ONE, store=store)
+    assert not list(store.root.iterdir())
+    images.fails = None
+    seen = prepare_frames(recorded(images), ("top",), 4, ONE, store=store).images["top"]
+    assert_array_equal(seen, resize_images(np.asarray(images), 4))
 
 
 def test_other_images_under_the_same_name_are_not_mixed_up(store: ImageStore) -> None:
