@@ -1,4 +1,4 @@
-"""Write the numbers of README.md and docs/{similarity,policies,simulators,comparison}.md from the results files.
+"""Write the numbers of README.md and docs/{results,similarity,policies,simulators,comparison}.md from their files.
 
 uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
@@ -24,6 +24,7 @@ README = Path(__file__).parent.parent / "README.md"
 SIMILARITY = Path(__file__).parent.parent / "docs" / "similarity.md"
 POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
 SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
+RESULTS_PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 COMPARISON = Path(__file__).parent.parent / "docs" / "comparison.md"
 ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 RECIPES = {
@@ -66,7 +67,7 @@ def success_table(results: dict[str, Any]) -> list[str]:
 
 
 def block() -> str:
-    """The generated part of the README."""
+    """The generated part of docs/results.md."""
     parts: list[str] = []
     results = json.loads((RESULTS / "pusht.json").read_text(encoding="utf-8"))
     machine = next(iter(results.values()))["hardware"]
@@ -110,9 +111,9 @@ def main() -> int:
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
     pages = [
-        (README, "results", block()),
-        (README, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
-        (README, "comparison", "\n".join(comparison_table.readme_lines()) + "\n"),
+        (README, "results", "\n".join(comparison_table.readme_lines()) + "\n"),
+        (RESULTS_PAGE, "results", block()),
+        (SIMULATORS, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
         (COMPARISON, "comparison", "\n".join(comparison_table.page_lines()) + "\n"),
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
         (POLICIES, "heads", "\n".join(heads_table.page_lines()) + "\n"),
