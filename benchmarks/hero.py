@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw, ImageFont
 from classact.data.types import ImageArray
 from classact.data.video import read_video
 from classact.errors import DataError
-from classact.report.checks import Arrays
-from classact.report.headline import main_row
-from classact.report.reasons import MOST_NEIGHBORS, shares, world_size
-from classact.report.sources import Sources, read_sources
-from classact.report.style import percent, styles
-from classact.report.table import Row, maximum_of, plain, row_label, series
+from classact.pages.checks import Arrays
+from classact.pages.headline import main_row
+from classact.pages.reasons import MOST_NEIGHBORS, shares, world_size
+from classact.pages.sources import Sources, read_sources
+from classact.pages.style import percent, styles
+from classact.pages.table import Row, maximum_of, plain, row_label, series
 from classact.run.folder import Run
 from classact.utils.storage import atomic_path
 from common import command

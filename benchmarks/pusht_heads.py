@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classact.report import build_report
+from classact.pages import build_report
 from classact.run.config import HeadRunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run

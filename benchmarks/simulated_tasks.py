@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from classact.report import build_report
+from classact.pages import build_report
 from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.run.presets import from_preset

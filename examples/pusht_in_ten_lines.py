@@ -3,16 +3,13 @@
 uv run python examples/pusht_in_ten_lines.py
 """
 
-from pathlib import Path
-
-from classact.report import build_report
-from classact.run.folder import Run
-from classact.run.presets import from_preset
-from classact.run.pretrain import Pipeline
+import classact
 
 if __name__ == "__main__":  # rollouts start worker processes, which import this file
-    pipeline = Pipeline(Run(Path("runs/example")), from_preset("pusht-demo"))
-    results = pipeline.evaluate()
-    pipeline.analyze(results["class"])
-    solved = sum(result.success["coverage>0.90"] for result in results["class"])
-    print(f"{solved} of {len(results['class'])} unseen starts solved; see {build_report(pipeline.run.root)}")
+    data = classact.read("pusht-expert")
+    run = classact.pretrain(data, "runs/example", preset="pusht-demo")
+    rows = classact.evaluate(run, episodes=50)
+    policy = classact.load_policy(run)
+    print(policy.spec)
+    print(rows[0])
+    print("see", classact.report(run))

@@ -6,10 +6,25 @@ CLASS (arXiv 2508.01600): observations that lead to similar future action sequen
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from classact.data.types import Demonstrations, Episode, Observation
-from classact.errors import ClassactError
+from classact.data.types import Demonstrations as Demonstrations
+from classact.data.types import Episode as Episode
+from classact.data.types import Observation as Observation
+from classact.errors import ClassactError as ClassactError
+from classact.utils.lazy import attach
 from classact.utils.machine import prepare_threads
+
+if TYPE_CHECKING:
+    from classact.api import configure as configure
+    from classact.api import evaluate as evaluate
+    from classact.api import finetune as finetune
+    from classact.api import load_policy as load_policy
+    from classact.api import pretrain as pretrain
+    from classact.api import read as read
+    from classact.api import report as report
+    from classact.run.config import RunConfig as RunConfig
+    from classact.run.folder import Run as Run
 
 prepare_threads()  # before torch or numba is imported: they read it once
 
@@ -22,4 +37,4 @@ if not {"NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT"} & os.environ.keys():
     if not any(place.is_absolute() and os.access(place, os.W_OK) for place in _places):
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="classact-numba-")
 
-__all__ = ["ClassactError", "Demonstrations", "Episode", "Observation", "__version__"]
+__getattr__, __dir__ = attach(__name__, __file__)

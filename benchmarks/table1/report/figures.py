@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from classact.report.learning import MAX_POINTS
-from classact.report.style import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, TEAL, figure_base, label, percent, thin
+from classact.pages.learning import MAX_POINTS
+from classact.pages.style import BLUE, GREEN, GREY, OLIVE, ORANGE, PURPLE, TEAL, figure_base, label, percent, thin
 from classact.utils.statistics import Estimate
 from table1.report.costs import Budget
 from table1.report.paper import INFERENCE_MS

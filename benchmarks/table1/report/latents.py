@@ -9,11 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from classact.errors import DataError
-from classact.report import learning
-from classact.report.checks import Arrays
-from classact.report.reasons import Reason, reasons
-from classact.report.sources import read_latent_map, read_neighbors
-from classact.report.style import thin
+from classact.pages import learning
+from classact.pages.checks import Arrays
+from classact.pages.reasons import Reason, reasons
+from classact.pages.sources import read_latent_map, read_neighbors
+from classact.pages.style import thin
 from classact.run.folder import Run
 from table1.report.results import Cell, Results
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from classact.report.page import flatten
-from classact.report.plots import Plot, environment, make_plot
-from classact.report.reasons import Reason
-from classact.report.style import percent
-from classact.report.table import Row
+from classact.pages.page import flatten
+from classact.pages.plots import Plot, environment, make_plot
+from classact.pages.reasons import Reason
+from classact.pages.style import percent
+from classact.pages.table import Row
 from classact.utils.storage import write_text
 from table1.report import figures
 from table1.report.costs import Budget, budgets, tuning

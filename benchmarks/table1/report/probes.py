@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from classact.errors import ConfigError
-from classact.report.plots import Plot, make_plot
-from classact.report.style import percent
+from classact.pages.plots import Plot, make_plot
+from classact.pages.style import percent
 from classact.utils.statistics import RESAMPLES, Estimate, holm
 from table1.report import figures
 from table1.report.pairs import ALPHA, p_text

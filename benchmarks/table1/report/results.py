@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from classact.errors import DataError
-from classact.report.checks import inner, mapping, need
-from classact.report.table import Row
+from classact.pages.checks import inner, mapping, need
+from classact.pages.table import Row
 from classact.utils.codec import from_json
 
 FORMAT = "classact-table1-1"

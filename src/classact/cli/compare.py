@@ -46,7 +46,7 @@ class Compare(RunArguments):
 
 def compare(arguments: Compare) -> None:
     """Train, evaluate and probe what is not there yet; print and write the table."""
-    from classact.report.compare import build_comparison_page
+    from classact.pages.compare import build_comparison_page
     from classact.run.compare import compare, read_runs, train_and_evaluate
     from classact.utils.storage import plain_json, write_json
 

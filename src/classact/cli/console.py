@@ -118,7 +118,7 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
     """
     from rich.table import Table
 
-    from classact.report.table import LABELS, evaluations_of_maxima, is_other, results, told_apart
+    from classact.pages.table import LABELS, evaluations_of_maxima, is_other, results, told_apart
 
     where = [key for key in ("simulator", "shift") if not _varies(rows, key)]
     same_policy = not _varies(rows, "policy")
@@ -161,14 +161,14 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _varies(rows: Sequence[dict[str, Any]], key: str) -> bool:
-    from classact.report.table import varies
+    from classact.pages.table import varies
 
     # Every shift and simulator has a name here, "none" too, unlike on the page.
     return varies(rows, key) or (key not in ("training", "augmentation") and len({row.get(key) for row in rows}) > 1)
 
 
 def _name(row: dict[str, Any], keys: Sequence[str]) -> str:
-    from classact.report.table import row_augmentation, training_name
+    from classact.pages.table import row_augmentation, training_name
 
     words = {"training": training_name(row), "augmentation": row_augmentation(row)}
     return ", ".join(filter(None, (words[key] if key in words else str(row.get(key) or "") for key in keys)))

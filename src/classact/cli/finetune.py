@@ -174,7 +174,7 @@ def head_config(arguments: Finetune) -> Any:
 
 def finetune(arguments: Finetune) -> None:
     """Train, evaluate, draw the run's report again, print the run's table."""
-    from classact.report import build_report
+    from classact.pages import build_report
     from classact.run.finetune import HeadPipeline
     from classact.run.folder import Run
 

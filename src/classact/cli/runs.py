@@ -336,7 +336,7 @@ def _pipeline(arguments: RunArguments, ranks: Any) -> Any:
 
 def demo(arguments: Demo) -> None:
     """Run all stages and print the success table."""
-    from classact.report import build_report
+    from classact.pages import build_report
 
     with training_ranks(arguments) as ranks:
         pipeline = _pipeline(arguments, ranks)
@@ -436,6 +436,6 @@ class Report:
 
 def report(arguments: Report) -> None:
     """Draw."""
-    from classact.report import build_report
+    from classact.pages import build_report
 
     say(f"Report: {build_report(arguments.run)}")

@@ -91,7 +91,7 @@ def measure_similarity(arguments: Similarity) -> None:
             if arguments.graph:
                 console().print(f"Graph: {arguments.out / 'graph'}", soft_wrap=True)
             if arguments.html:
-                from classact.report import build_similarity_page
+                from classact.pages import build_similarity_page
 
                 console().print(f"Page: {build_similarity_page(arguments.out)}", soft_wrap=True)
     finally:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from classact.errors import ClassactError, DataError
-from classact.report.page import build_report, duration, flatten, settings
+from classact.pages.page import build_report, duration, flatten, settings
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import ADDRESSES, Page

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from classact.report.style import percent
-from classact.report.table import (
+from classact.pages.style import percent
+from classact.pages.table import (
     BASELINES,
     Row,
     maximum_of,

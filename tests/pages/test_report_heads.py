@@ -13,11 +13,11 @@ from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
 from classact.models.heads import MLPConfig
-from classact.report import build_report, figures, learning
-from classact.report.heads import Head, read_heads, stage_names
-from classact.report.novelty import Novelty
-from classact.report.page import settings, times
-from classact.report.sources import read_sources
+from classact.pages import build_report, figures, learning
+from classact.pages.heads import Head, read_heads, stage_names
+from classact.pages.novelty import Novelty
+from classact.pages.page import settings, times
+from classact.pages.sources import read_sources
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 from classact.train.config import FinetuneConfig

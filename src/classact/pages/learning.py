@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.report.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
+from classact.pages.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
 MAX_EPISODES = 40  # in the latent map

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classact.report import figures
-from classact.report.plots import environment, make_plot
-from classact.report.style import percent
-from classact.report.table import Row
+from classact.pages import figures
+from classact.pages.plots import environment, make_plot
+from classact.pages.style import percent
+from classact.pages.table import Row
 from classact.utils.storage import write_text
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.report.checks import Arrays, inner, mapping, need, shapes
-from classact.report.table import Row
+from classact.pages.checks import Arrays, inner, mapping, need, shapes
+from classact.pages.table import Row
 from classact.run.folder import Run
 
 

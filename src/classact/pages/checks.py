@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.report.table import Row
+from classact.pages.table import Row
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_json
 

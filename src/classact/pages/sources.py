@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.report.checks import Arrays, mapping, need, shapes, with_interval
-from classact.report.heads import Head, read_heads, read_log, read_milestones
-from classact.report.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
-from classact.report.table import Row, maximum_of, row_label, series
+from classact.pages.checks import Arrays, mapping, need, shapes, with_interval
+from classact.pages.heads import Head, read_heads, read_log, read_milestones
+from classact.pages.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
+from classact.pages.table import Row, maximum_of, row_label, series
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 

@@ -12,8 +12,8 @@ import pytest
 
 import fakes
 from classact.errors import DataError
-from classact.report import build_similarity_page
-from classact.report.similarity import amount, anchors_figure, curves, share, widest
+from classact.pages import build_similarity_page
+from classact.pages.similarity import amount, anchors_figure, curves, share, widest
 from classact.run.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
 from classact.similarity.config import SimilarityConfig
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json

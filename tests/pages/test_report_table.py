@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from classact.cli.console import print_summary
-from classact.report import headline
-from classact.report.novelty import Calibration, meaning
-from classact.report.sources import read_sources
-from classact.report.style import wrapped
-from classact.report.table import (
+from classact.pages import headline
+from classact.pages.novelty import Calibration, meaning
+from classact.pages.sources import read_sources
+from classact.pages.style import wrapped
+from classact.pages.table import (
     augmentation_name,
     evaluations_of_maxima,
     maximum_of,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classact.errors import DataError
-from classact.report.checks import inner, mapping, need, with_interval
-from classact.report.table import Row, augmentation_name, policy_name
+from classact.pages.checks import inner, mapping, need, with_interval
+from classact.pages.table import Row, augmentation_name, policy_name
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run, head_settings
 from classact.utils.storage import read_jsonl

@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.report import learning
-from classact.report.plots import Plot, environment, make_plot
-from classact.report.reasons import png_uri
-from classact.report.style import BLUE, ORANGE, figure_base, percent
+from classact.pages import learning
+from classact.pages.plots import Plot, environment, make_plot
+from classact.pages.reasons import png_uri
+from classact.pages.style import BLUE, ORANGE, figure_base, percent
 from classact.utils.storage import read_arrays, read_json, write_text
 
 NUMBERS = "similarity.json"

@@ -8,10 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.report.novelty import Novelty
-from classact.report.sources import Evaluation
-from classact.report.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
-from classact.report.table import Row, by_criterion, row_label, series
+from classact.pages.novelty import Novelty
+from classact.pages.sources import Evaluation
+from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
+from classact.pages.table import Row, by_criterion, row_label, series
 
 
 def success_figure(rows: Sequence[Row]) -> go.Figure:

@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from classact.report import figures, headline, learning, novelty
-from classact.report.heads import PRETRAIN, Head, stage_names
-from classact.report.plots import Plot, duration, environment, make_plot
-from classact.report.reasons import reasons, world_size
-from classact.report.sources import Sources, read_sources
-from classact.report.style import BLUE, GREEN, GREY, ORANGE, PURPLE, TEAL, percent, styles
-from classact.report.table import (
+from classact.pages import figures, headline, learning, novelty
+from classact.pages.heads import PRETRAIN, Head, stage_names
+from classact.pages.plots import Plot, duration, environment, make_plot
+from classact.pages.reasons import reasons, world_size
+from classact.pages.sources import Sources, read_sources
+from classact.pages.style import BLUE, GREEN, GREY, ORANGE, PURPLE, TEAL, percent, styles
+from classact.pages.table import (
     BASELINES,
     LABELS,
     Result,

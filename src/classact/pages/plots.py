@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from classact.report.style import percent
+from classact.pages.style import percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -46,7 +46,7 @@ def environment(folder: Path | None = None) -> Environment:
     """Templates of this package, and of a folder: escaped, and strict about names that are not there."""
     from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
-    own = PackageLoader("classact.report", ".")
+    own = PackageLoader("classact.pages", ".")
 
     templates = Environment(
         loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),

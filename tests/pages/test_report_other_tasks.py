@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classact.report.page import build_report
+from classact.pages.page import build_report
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
 from hero import hero_image

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from classact.report import figures, headline, learning
-from classact.report.reasons import chunk_path, reasons
-from classact.report.sources import Evaluation, read_sources, row_label
-from classact.report.style import GREY, ORANGE, PALETTE, percent, styles
+from classact.pages import figures, headline, learning
+from classact.pages.reasons import chunk_path, reasons
+from classact.pages.sources import Evaluation, read_sources, row_label
+from classact.pages.style import GREY, ORANGE, PALETTE, percent, styles
 from fake_run import latent_map, similarity, training_rows
 
 
