@@ -609,7 +609,8 @@ def test_corrupt_member_of_a_zip(tmp_path: Path) -> None:
 def test_damaged_metadata(target: Path, content: bytes) -> None:
     write(target, arrays())
     edit(target, "data/action/.zarray", lambda _: content)
-    assert "data/action/.zarray is damaged" in message(target)
+    assert "data/action cannot be opened (" in (found := message(target))
+    assert "Either data/action/.zarray is damaged" in found
 
 
 def test_codec_that_is_not_installed(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import fakes
-from classact.data.images import ImageSource, frames_digest, resize_images
+from classact.data import images as images_module
+from classact.data.images import ImageSource, ImageStore, frames_digest, resize_images, resized
 from classact.data.readers import first_episodes, hdf5_images, last_episodes, read_demonstrations
 from classact.data.readers.aloha import read as read_aloha
 from classact.data.readers.hdf5 import Hdf5Layout
@@ -202,3 +203,14 @@ def test_an_identity_is_computed_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.undo()
     monkeypatch.setenv("CLASSACT_CACHE", str(tmp_path / "cache"))
     assert source_of(read_demonstrations(path)).digest() == before
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_many_threads_decode_what_one_does(
+    read: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, whole = read(kind)
+    monkeypatch.setattr(images_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(images_module, "cores", lambda: 8)
+    stored = ImageStore(tmp_path).get_or_create(resized(source_of(data), 7))
+    assert_array_equal(stored, resize_images(whole, 7))

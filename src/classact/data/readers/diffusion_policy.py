@@ -149,22 +149,15 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
             cannot be used.
         ConfigError: more episodes asked for than there are; a layout that cannot be read.
     """
-    zarr_store = Zarr2Store(path)
-    try:
-        if isinstance(layout, Path):
-            layout = ZarrLayout.load(layout)
-        elif layout is None and zarr_store.size(LAYOUT_FILE) is not None:
-            layout = _parse(zarr_store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
-        demonstrations, cameras = _without_images(zarr_store, layout)
-        demonstrations = first_episodes(demonstrations, episodes)
-        steps = demonstrations.num_steps
-        images = {camera: ZarrImages(array, steps) for camera, array in cameras.items()}  # which keep the store open
-    except BaseException:
-        zarr_store.close()
-        raise
-    if not images:
-        zarr_store.close()
-    return demonstrations.with_images(images)
+    store = Zarr2Store(path)
+    if isinstance(layout, Path):
+        layout = ZarrLayout.load(layout)
+    elif layout is None and store.size(LAYOUT_FILE) is not None:
+        layout = _parse(store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
+    demonstrations, cameras = _without_images(store, layout)
+    demonstrations = first_episodes(demonstrations, episodes)
+    steps = demonstrations.num_steps
+    return demonstrations.with_images({camera: ZarrImages(array, steps) for camera, array in cameras.items()})
 
 
 def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, Zarr2Array]]:
