@@ -156,9 +156,11 @@ class ParametricPolicy:
         """
         warm_up(self.encoder, batch * self.config.history, bf16=self.config.bf16)
         device = self.encoder.mean.device
-        if device.type == "cuda":
-            self.head.accelerate()
         features = torch.zeros(batch, self.head.feature_dim, device=device)
+        if device.type != "cuda":
+            self.head.sample(features, torch.Generator())
+            return
+        self.head.accelerate()
         # Where it cannot be compiled (there is no compiler, say), torch warns, and the head acts as it is.
         with torch._dynamo.config.patch(suppress_errors=True):
             self.head.sample(features, torch.Generator())
