@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 
 from classact.cli.console import console
-from classact.cli.flags import Layout
 from classact.errors import ConfigError
 from classact.run.presets import default_preset
 from classact.sims import plain_shift
@@ -39,7 +38,7 @@ class Flags:
             help="Demonstrations: a path in a known format. Default: those of Push-T that come with classact."
         ),
     ] = None
-    layout: Layout = None
+    layout: Annotated[Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what.")] = None
     methods: Annotated[
         tuple[str, ...],
         tyro.conf.arg(

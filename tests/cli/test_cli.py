@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,23 @@ from classact.cli import main as cli
 from classact.cli.console import print_summary
 from classact.cli.doctor import Check
 from classact.cli.finetune import Finetune, head_config
+from classact.cli.flags import parse
 from classact.cli.runs import Pretrain, run_config
 from classact.cli.similarity import histogram_lines
 from classact.evaluation import rollout
+from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
+from classact.models.heads import DiffusionConfig, MLPConfig
 from classact.objectives import objective_config
 from classact.run import analysis, survey
 from classact.run import pretrain as pipeline
+from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
-from classact.run.presets import HEAD_PRESETS, get_preset, with_trunk
+from classact.run.presets import HEAD_PRESETS, from_preset, get_preset, with_trunk
 from classact.similarity.graph import SimilarityGraph
 from classact.train.checkpoints import list_checkpoints
-from classact.train.config import TABLE_9, PretrainConfig
+from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
+from classact.utils.codec import to_json
 from classact.utils.storage import write_json
 
 
@@ -248,11 +253,28 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["dmeo"], ["data", "inof"]):
+    for words, near in ((["dmeo"], "demo"), (["data", "inof"], "data info")):
         assert cli.main(words) == 2
         message = capsys.readouterr().err
-        assert f"classact: unknown command {' '.join(words)!r}" in message
+        assert f"classact: unknown command {' '.join(words)!r} (did you mean {near!r}?)" in message
         assert "commands:" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrain", "--epocs", "3"], "unknown flag --epocs (did you mean --epochs?)."),
+        (["demo", "--out", "x", "--epochs", "few"], "--epochs: expected a number, got 'few'."),
+        (["evaluate"], "RUN is missing: Folder of a run with a policy."),
+        (["finetune", "run", "--head"], "--head needs a value: TEXT."),
+        (["data", "generate", "pusht", "square"], "'square' is neither a flag nor the value of one."),
+    ],
+)
+def test_wrong_usage_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 2
+    command = "data generate" if words[0] == "data" else words[0]
+    printed = capsys.readouterr().err
+    assert printed == f"classact {command}: error: {message} See classact {command} --help.\n"
 
 
 @pytest.mark.parametrize(
@@ -260,6 +282,9 @@ def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--test-episodes", "0"), "episodes >= 1"),
         (("--preset", "fast"), "unknown preset 'fast': available are 'aloha-transfer-cpu'"),
+        (("--preset", "pusht-demos"), "(did you mean 'pusht-demo'?)"),
+        (("--objective", "byl"), "(did you mean 'byol'?)"),
+        (("--simulator", "pusth"), "(did you mean 'pusht'?)"),
         (("--shift", "dark"), "unknown shift 'dark': available are 'fixed-color', 'rand-color'"),
         (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
         (("--k", "200"), "k = 200 neighbours asked of a bank of 122 moments"),
@@ -305,67 +330,143 @@ def test_errors_are_one_line(
     assert message in error([*arguments("demo", tmp_path / "run", data), *flags], capsys)
 
 
+def settings_of(*flags: str) -> RunConfig:
+    return run_config(parse(Pretrain, ["--out", "run", *flags], "classact pretrain"))
+
+
 def test_flags_of_the_objective() -> None:
-    def pretrain(**flags: Any) -> PretrainConfig:
-        made: PretrainConfig = run_config(Pretrain(out=Path("run"), preset="pusht-cpu", **flags)).pretrain
-        return made
+    def pretrain(*flags: str) -> PretrainConfig:
+        return settings_of("--preset", "pusht-cpu", *flags).pretrain
 
     plain = get_preset("pusht-cpu").pretrain
     assert pretrain().objective == plain.objective
     crossed = objective_config("class", ["pairs=cross-episode"])
-    assert pretrain(pairs="cross-episode") == replace(plain, objective=crossed)
-    both = pretrain(objective="byol+0.1 * class", pairs="cross-episode", options=("class.queue=8", "byol.decay=0.9"))
-    options = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
-    assert both.objective == objective_config("byol+0.1*class", options)
+    assert pretrain("--pairs", "cross-episode") == replace(plain, objective=crossed)
+    options = ("--options", "class.queue=8", "byol.decay=0.9")
+    both = pretrain("--objective", "byol+0.1 * class", "--pairs", "cross-episode", *options)
+    expected = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
+    assert both.objective == objective_config("byol+0.1*class", expected)
     # What an objective reads stays a flag of it.
-    found = pretrain(objective="tcn+class", quantile=0.03, horizon=9, epochs=3.0, batch_size=40, learning_rate=0.1)
+    flags = ("--quantile", "0.03", "--horizon", "9", "--epochs", "3", "--batch-size", "40", "--learning-rate", "0.1")
+    found = pretrain("--objective", "tcn+class", *flags)
     assert (found.similarity.quantile, found.similarity.horizon, found.epochs, found.batch_size) == (0.03, 9, 3.0, 40)
     assert found.optimizer.learning_rate == 0.1
-    assert pretrain(objective="byol", epochs=3.0, crop="batch").augment.crop == "batch"
+    assert pretrain("--objective", "byol", "--epochs", "3", "--crop", "batch").augment.crop == "batch"
 
 
 def test_the_trunk_is_a_flag() -> None:
-    def encoder(**flags: Any) -> EncoderConfig:
-        made: EncoderConfig = run_config(Pretrain(out=Path("run"), preset="paper-pusht", **flags)).pretrain.encoder
-        return made
+    def encoder(*flags: str) -> EncoderConfig:
+        return settings_of("--preset", "paper-pusht", *flags).pretrain.encoder
 
     plain = get_preset("paper-pusht").pretrain.encoder
-    assert encoder() == encoder(trunk="resnet18") == plain
-    assert encoder(trunk="small") == with_trunk(plain, "small")
-    assert encoder(trunk="equivariant", objective="none").mean == (127.5,) * 3
+    assert encoder() == encoder("--trunk", "resnet18") == plain
+    assert encoder("--trunk", "small") == with_trunk(plain, "small")
+    assert encoder("--trunk", "equivariant", "--objective", "none").mean == (127.5,) * 3
     # Other flags change what the trunk brings along.
-    assert encoder(trunk="small", cameras=("wrist",)) == replace(with_trunk(plain, "small"), cameras=("wrist",))
+    other = encoder("--trunk", "small", "--cameras", "wrist", "--encoder.mean", "1", "2", "3")
+    assert other == replace(with_trunk(plain, "small"), cameras=("wrist",), mean=(1.0, 2.0, 3.0))
+
+
+def test_every_setting_is_a_flag_and_the_shift_is_one_for_all() -> None:
+    plain = from_preset("debug", shift="rand-color")
+    assert settings_of("--preset", "debug", "--shift", "rand-color") == replace(plain, baselines=False)
+    found = settings_of(
+        *("--preset", "debug", "--shift", "rand-color", "--evaluation.shift", "fixed-color", "--novelty.m", "3"),
+        *("--augment.noise-std", "2", "--optimizer.momentum", "0.5", "--milestone-retrieval.k", "5", "--heldout", "2"),
+    )
+    assert (found.frames.shift, found.evaluation.shift, found.novelty.m, found.heldout) == (
+        *("rand-color", "fixed-color", 3, 2),
+    )
+    assert (found.pretrain.augment.noise_std, found.pretrain.optimizer.momentum) == (2.0, 0.5)
+    # Evaluations during training act as the run does, but for what is said of them.
+    assert found.milestone_retrieval == replace(plain.retrieval, k=5)
+
+
+def test_a_run_starts_from_the_settings_of_another(
+    demo: tuple[list[str], Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = demo[1]
+    card, alone = run.read_config(), tmp_path / "alone.json"
+    write_json(alone, card["settings"])
+    before = run.settings()
+    for file in (run.config, alone):
+        assert settings_of("--config", str(file), "--workers", "1") == before
+    found = settings_of("--config", str(alone), "--epochs", "2", "--shift", "rand-color", "--objective", "byol")
+    assert found.pretrain.objective == objective_config("byol")
+    assert (found.pretrain.epochs, found.frames.shift, found.evaluation.shift) == (2.0, "rand-color", "rand-color")
+    message = error(["pretrain", "--out", str(tmp_path / "x"), "--config", str(alone), "--preset", "debug"], capsys)
+    assert "--preset and --config both say what to start from. Give one of the two." in message
+    card["settings"]["pretrain"]["encoder"]["width_"] = card["settings"]["pretrain"]["encoder"].pop("width")
+    write_json(alone, card)
+    message = error(["pretrain", "--out", str(tmp_path / "x"), "--config", str(alone)], capsys)
+    assert f"{alone}: settings.pretrain.encoder: unknown field 'width_'" in message
+    assert "did you mean 'width'" in message
+    assert "does not exist" in error(["pretrain", "--out", str(tmp_path / "x"), "--config", "no.json"], capsys)
 
 
 @pytest.mark.parametrize(
     ("objective", "flags", "others"),
     [
-        (asdict(objective_config("class", ["weighting=hard"])), {}, False),
-        ({"temperature": 0.05, "reduction": "anchors"}, {}, False),  # of before there was a choice
-        (None, {}, False),
-        (asdict(objective_config("byol+0.1*class")), {}, False),
-        (asdict(objective_config("byol")), {}, True),
-        (asdict(objective_config("time-contrastive+byol")), {}, True),
-        (asdict(objective_config("none")), {}, True),
-        (asdict(objective_config("class")), {"scratch": True}, True),
-        (asdict(objective_config("byol")), {"encoder": Path("other/encoder")}, False),
+        ("class", (), False),
+        ("byol+0.1*class", (), False),
+        ("byol", (), True),
+        ("time-contrastive+byol", (), True),
+        ("none", (), True),
+        ("class", ("--scratch",), True),
+        ("byol", ("--encoder", "other/encoder"), False),
     ],
 )
 @pytest.mark.parametrize("trunk", ["small", "resnet18"])
 def test_heads_on_class_are_trained_for_fewer_epochs(
-    objective: Any, flags: dict[str, Any], others: bool, trunk: str, tmp_path: Path
+    objective: str, flags: tuple[str, ...], others: bool, trunk: str, tmp_path: Path
 ) -> None:
     """Table 9."""
-    run = Run(tmp_path)
-    pretrain: dict[str, Any] = {"encoder": {"trunk": trunk}} | ({} if objective is None else {"objective": objective})
-    settings = {"pretrain": pretrain, "frames": {"simulator": "pusht"}, "evaluation": {}, "data": "x"}
-    write_json(run.config, {"title": "a run", "settings": settings})
+
+    def head(*flags: str) -> HeadRunConfig:
+        return head_config(parse(Finetune, [str(tmp_path), *flags], "classact finetune"))
+
+    pretrain = PretrainConfig(encoder=EncoderConfig(trunk=trunk), objective=objective_config(objective))
+    write_json(Run(tmp_path).config, {"title": "a run", "settings": to_json(RunConfig(pretrain=pretrain))})
     scratch, tuned = HEAD_PRESETS["head-cpu"].epochs if trunk == "small" else TABLE_9["pusht"]
     assert scratch > tuned
-    found = head_config(Finetune(run=tmp_path, **flags))
+    found = head(*flags)
     assert found.finetune.epochs == (scratch if others else tuned)
-    assert found.start == ("scratch" if flags.get("scratch") else str(flags.get("encoder", "run")))
-    assert head_config(Finetune(run=tmp_path, epochs=3.0, **flags)).finetune.epochs == 3.0
+    start = "scratch" if "--scratch" in flags else str(Path("other/encoder").absolute()) if flags else "run"
+    assert found.start == start
+    assert head("--epochs", "3", *flags).finetune.epochs == 3.0
+
+
+def test_the_flags_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def head(*flags: str) -> HeadRunConfig:
+        return head_config(parse(Finetune, [str(tmp_path), "--preset", "head-debug", *flags], "classact finetune"))
+
+    evaluation = EvaluationConfig(episodes=7)
+    write_json(Run(tmp_path).config, {"settings": to_json(RunConfig(evaluation=evaluation))})
+    plain = HeadRunConfig(HEAD_PRESETS["head-debug"].config("diffusion"), evaluation=evaluation)
+    assert head() == plain
+    found = head("--head", "mlp", "--head.unet.widths", "8", "16", "--test-episodes", "3", "--execute", "4")
+    assert found.finetune.head == MLPConfig(replace(MLPConfig.preset("debug").unet, widths=(8, 16)))
+    assert found.evaluation == replace(evaluation, episodes=3, execute=4)
+    ddpm = replace(DiffusionConfig.preset("debug"), scheduler="ddpm")
+    assert head("--scheduler", "ddpm", "--frozen").finetune.head == ddpm
+    # A frozen encoder sees no random views, unless they are asked for.
+    assert head("--frozen", "--color-augmentation", "none").finetune.augment is None
+    assert head("--frozen", "--color-augmentation", "hsv").finetune.augment == AugmentConfig(color="hsv")
+    assert head("--frozen", "--augment", "yes").finetune.augment == AugmentConfig()
+    file = tmp_path / "head.json"
+    write_json(file, {"settings": to_json(found)})
+    again = head_config(parse(Finetune, [str(tmp_path), "--config", str(file), "--seed", "4"], "classact finetune"))
+    assert again == replace(found, finetune=replace(found.finetune, seed=4))
+    for flags, message in (
+        (("--scratch", "--frozen"), "--frozen trains no encoder. Give one of the two."),
+        (("--augment", "no", "--color-augmentation", "hsv"), "but --color-augmentation asks for 'hsv' ones"),
+        (("--augment", "no", "--augment.hue", "0.1"), "--augment no takes no random views, but --augment.hue"),
+        (("--head", "mpl"), "unknown head 'mpl': available are 'diffusion', 'mlp' (did you mean 'mlp'?)"),
+        (("--config", str(file), "--head", "diffusion"), "--config is of a head 'mlp', but --head is 'diffusion'"),
+    ):
+        assert message in error(["finetune", str(tmp_path), *flags], capsys)
+    assert cli.main(["finetune", str(tmp_path), "--head", "mlp", "--scheduler", "ddim"]) == 2
+    assert "unknown flag --scheduler" in capsys.readouterr().err
 
 
 # similarity
@@ -383,7 +484,7 @@ def test_similarity(measured: tuple[list[str], Path, str]) -> None:
     _, out, printed = measured
     names = {path.name for path in out.iterdir()}
     files = {"similarity.json", "similarity.html", "examples.safetensors", "degrees.safetensors"}
-    assert names == files | {"distribution"}
+    assert names - {".lock"} == files | {"distribution"}
     numbers = json.loads((out / "similarity.json").read_text(encoding="utf-8"))
     n = numbers["data"]["steps"]
     assert numbers["pairs"] == numbers["all_pairs"] == n * (n - 1) // 2

@@ -182,12 +182,13 @@ def test_what_is_no_objective_is_refused_before_anything_is_made(
 
 
 def test_options_stand_in_brackets_and_flags_are_for_those_that_read_them() -> None:
-    asked = Compare(out=Path("x"), epochs=3.0, quantile=0.1)
+    asked = Compare(out=Path("x"), run={"pretrain.epochs": 3.0, "pretrain.similarity.quantile": 0.1})
     one = flags_of(asked, "class[queue=1280 weighting=hard]", 4)
-    assert (one.objective, one.options, one.seed) == ("class", ("queue=1280", "weighting=hard"), 4)
-    assert (one.epochs, one.quantile) == (3.0, 0.1)
-    assert (flags_of(asked, "byol", 0).epochs, flags_of(asked, "byol", 0).quantile) == (3.0, None)
-    assert (flags_of(asked, "none", 0).epochs, flags_of(asked, "none", 0).quantile) == (None, None)
+    assert (one.objective, one.options) == ("class", ("queue=1280", "weighting=hard"))
+    common = {"heldout": 10, "evaluation.episodes": 50, "pretrain.seed": 4}
+    assert one.run == common | asked.run
+    assert flags_of(asked, "byol", 4).run == common | {"pretrain.epochs": 3.0}
+    assert flags_of(asked, "none", 4).run == common
     assert flags_of(asked, "class+0.1*byol[byol.decay=0.9, class.queue=32]", 0).options == (
         "byol.decay=0.9",
         "class.queue=32",

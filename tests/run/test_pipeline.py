@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import fakes
-from classact.cli.runs import Demo, Pretrain, run_config
+from classact.cli.flags import parse
+from classact.cli.runs import Demo, Pretrain, RunFlags, run_config
 from classact.data.actions import ActionSpace
 from classact.data.readers import read_demonstrations
 from classact.data.schema import Schema
@@ -339,14 +340,18 @@ def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> No
 
 
 def test_how_a_run_is_evaluated_stays_where_no_flag_says_it(data: Path, tmp_path: Path) -> None:
-    common = {"out": tmp_path / "run", "data": str(data), "preset": "debug"}
-    first = run_config(Demo(**common, test_episodes=7, baselines=True, milestone_episodes=9, evaluations=2))
+    def settings(command: type[RunFlags], *flags: str) -> RunConfig:
+        common = ["--out", str(tmp_path / "run"), "--data", str(data), "--preset", "debug"]
+        return run_config(parse(command, [*common, *flags], "classact"))
+
+    first = settings(Demo, "--test-episodes", "7", "--milestone-episodes", "9", "--evaluations", "2")
+    assert first.baselines
     Pipeline(Run(tmp_path / "run"), first, quiet=True).data()
-    fresh = run_config(Pretrain(**common))
+    fresh = settings(Pretrain)
     assert (fresh.evaluation.episodes, fresh.baselines, fresh.milestone_episodes) == (50, False, 50)
     Run(tmp_path / "run").policy.mkdir()  # as if it had been built
-    assert run_config(Pretrain(**common)) == first
-    assert run_config(Demo(**common, test_episodes=8)).evaluation.episodes == 8
+    assert settings(Pretrain) == first
+    assert settings(Demo, "--test-episodes", "8").evaluation.episodes == 8
 
 
 def test_a_run_that_another_process_makes_is_left_alone(data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fakes
-from classact.cli.probe import Probe, probe, probe_rows
+from classact.cli.probe import Probe, probe_rows
 from classact.data.lowdim import LowDim
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation.probe.views import draw_rows, reason_against, representations
@@ -49,7 +49,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_is_probed_and_printed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
-    probe(Probe(run.root, heldout_sample=60, pairs=500, device="cpu", quiet=True))
+    Probe(run.root, heldout_sample=60, pairs=500, device="cpu", quiet=True).main()
     result = read_json(run.root / "probe.json")
     assert {path: path.read_bytes() for path in before} == before
     policy = RetrievalPolicy.load(run.policy)
@@ -117,7 +117,7 @@ def test_the_same_probe_twice_and_other_encoders(run: Run) -> None:
 def test_without_held_out_episodes_each_is_left_out(
     plain: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    probe(Probe(plain.root, heldout_sample=50, pairs=400, json=tmp_path / "a.json", device="cpu", quiet=True))
+    Probe(plain.root, heldout_sample=50, pairs=400, json=tmp_path / "a.json", device="cpu", quiet=True).main()
     result = read_json(tmp_path / "a.json")
     assert not (plain.root / "probe.json").exists()
     assert result["queries"]["kind"] == "leave-one-out"

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import engine_ranks
-from classact.cli.engine import EngineArguments, training_ranks
+from classact.cli.engine import training_ranks
 from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ClassactError, ConfigError, MissingDependencyError, TrainingInterrupted
 from classact.objectives import SoftInfoNCEConfig
@@ -787,9 +787,9 @@ def test_a_rank_that_failed_does_not_wait_to_leave(monkeypatch: pytest.MonkeyPat
             closed.append(self.rank)
 
     monkeypatch.setattr(Ranks, "from_environment", lambda _: Counted(1, 2))
-    with pytest.raises(ClassactError, match="this rank alone"), training_ranks(EngineArguments(device="cpu")):
+    with pytest.raises(ClassactError, match="this rank alone"), training_ranks("cpu"):
         raise ClassactError("this rank alone")
     assert closed == []
-    with training_ranks(EngineArguments(device="cpu")) as ranks:
+    with training_ranks("cpu") as ranks:
         assert ranks.rank == 1
     assert closed == [1]

@@ -1,30 +1,19 @@
-"""The commands: one dataclass of flags and one function each. What they need is imported when they run."""
+"""The commands: a dataclass of flags each, whose ``main`` does the work. What they need is imported when they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from classact.cli.about import Doctor, Presets, doctor, presets
-from classact.cli.compare import Compare, compare
-from classact.cli.data import DataGenerate, DataInfo, data_generate, data_info
-from classact.cli.finetune import Finetune, finetune
-from classact.cli.probe import Probe, probe
-from classact.cli.runs import Demo, Evaluate, Pretrain, Report, demo, evaluate, pretrain, report
-from classact.cli.similarity import Similarity, measure_similarity
-
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None]]] = {
-    "demo": (Demo, demo),
-    "pretrain": (Pretrain, pretrain),
-    "finetune": (Finetune, finetune),
-    "evaluate": (Evaluate, evaluate),
-    "report": (Report, report),
-    "compare": (Compare, compare),
-    "probe": (Probe, probe),
-    "similarity": (Similarity, measure_similarity),
-    "data info": (DataInfo, data_info),
-    "data generate": (DataGenerate, data_generate),
-    "presets": (Presets, presets),
-    "doctor": (Doctor, doctor),
+COMMANDS: dict[str, str] = {
+    "demo": "classact.cli.runs:Demo",
+    "pretrain": "classact.cli.runs:Pretrain",
+    "finetune": "classact.cli.finetune:Finetune",
+    "evaluate": "classact.cli.runs:Evaluate",
+    "report": "classact.cli.runs:Report",
+    "compare": "classact.cli.compare:Compare",
+    "probe": "classact.cli.probe:Probe",
+    "similarity": "classact.cli.similarity:Similarity",
+    "data info": "classact.cli.data:DataInfo",
+    "data generate": "classact.cli.data:DataGenerate",
+    "presets": "classact.cli.about:Presets",
+    "doctor": "classact.cli.about:Doctor",
 }
-"""Name, of one word or two -> its flags and its function, which returns the exit status (None: 0)."""
+"""Name, of one word or two -> "module:class" of its flags. ``main()`` returns the exit status (None: 0)."""

@@ -11,68 +11,66 @@ from classact.cli.console import console
 class Doctor:
     """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
 
+    def main(self) -> int:
+        """Print the table; 1 where something that the main job needs fails."""
+        from rich.table import Table
+        from rich.text import Text
 
-def doctor(_: Doctor) -> int:
-    """Print the table; 1 where something that the main job needs fails."""
-    from rich.table import Table
-    from rich.text import Text
+        from classact.cli.doctor import examine
 
-    from classact.cli.doctor import examine
-
-    checks = examine()
-    table = Table("", "what")
-    for title in ("found", "remedy"):
-        table.add_column(title, overflow="fold")  # a path or address is of use only whole
-    for check in checks:
-        mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
-        table.add_row(Text(*mark), check.name, check.detail, check.remedy)
-    console().print(table)
-    return int(any(check.required and not check.works for check in checks))
+        checks = examine()
+        table = Table("", "what")
+        for title in ("found", "remedy"):
+            table.add_column(title, overflow="fold")  # a path or address is of use only whole
+        for check in checks:
+            mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
+            table.add_row(Text(*mark), check.name, check.detail, check.remedy)
+        console().print(table)
+        return int(any(check.required and not check.works for check in checks))
 
 
 @dataclass(frozen=True)
 class Presets:
     """List the named settings, and the objectives with their options."""
 
+    def main(self) -> None:
+        """Print a table."""
+        from rich.table import Table
 
-def presets(_: Presets) -> None:
-    """Print a table."""
-    from rich.table import Table
+        from classact.models.heads import HEADS
+        from classact.objectives import OBJECTIVES
+        from classact.run.presets import HEAD_PRESETS, PRESETS
 
-    from classact.models.heads import HEADS
-    from classact.objectives import OBJECTIVES
-    from classact.run.presets import HEAD_PRESETS, PRESETS
-
-    table = Table("preset", "settings", show_lines=True)
-    for name, preset in PRESETS.items():
-        p, r = preset.pretrain, preset.retrieval
-        table.add_row(
-            name,
-            f"{preset.about}\n"
-            f"{p.objective.describe()}: "
-            f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
-            f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
-            f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
-            f" (shifted {preset.tau_shifted:g})",
-        )
-    console().print(table)
-    heads = Table("preset of a head", "settings", show_lines=True)
-    for name, head in HEAD_PRESETS.items():
-        rates = head.optimizer
-        heads.add_row(
-            name,
-            f"{head.about}\n"
-            f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_rate:g}, encoder "
-            f"{rates.encoder_rate:g}\n"
-            f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
-        )
-    console().print(heads)
-    objectives = Table("objective", "what it learns, and its options", show_lines=True)
-    for name, entry in OBJECTIVES.items():
-        config = entry.config()
-        settings = [f"{f.name}={_written(getattr(config, f.name))}" for f in fields(config) if f.init]
-        objectives.add_row(name, "\n".join(filter(None, (f"{config.label}: {config.about}", " ".join(settings)))))
-    console().print(objectives)
+        table = Table("preset", "settings", show_lines=True)
+        for name, preset in PRESETS.items():
+            p, r = preset.pretrain, preset.retrieval
+            table.add_row(
+                name,
+                f"{preset.about}\n"
+                f"{p.objective.describe()}: "
+                f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
+                f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
+                f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
+                f" (shifted {preset.tau_shifted:g})",
+            )
+        console().print(table)
+        heads = Table("preset of a head", "settings", show_lines=True)
+        for name, head in HEAD_PRESETS.items():
+            rates = head.optimizer
+            heads.add_row(
+                name,
+                f"{head.about}\n"
+                f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_rate:g}, encoder "
+                f"{rates.encoder_rate:g}\n"
+                f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
+            )
+        console().print(heads)
+        objectives = Table("objective", "what it learns, and its options", show_lines=True)
+        for name, entry in OBJECTIVES.items():
+            config = entry.config()
+            settings = [f"{f.name}={_written(getattr(config, f.name))}" for f in fields(config) if f.init]
+            objectives.add_row(name, "\n".join(filter(None, (f"{config.label}: {config.about}", " ".join(settings)))))
+        console().print(objectives)
 
 
 def _written(value: object) -> str:

@@ -4,109 +4,101 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from classact.cli.console import console
-from classact.cli.engine import engine_config, training_ranks
-from classact.cli.runs import RunArguments, idle_flags, run_config
+from classact.cli.engine import training_ranks
+from classact.cli.flags import flag
+from classact.cli.runs import RunFlags, idle, pipeline, run_config
 from classact.errors import ConfigError
+from classact.objectives import objective_config
 
 SHOWN = ("dtw_error@1", "ndcg", "rank_correlation")
 """Metrics without rollouts that are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(RunArguments):
-    """Compare objectives on your data, one run for each and each seed, or runs that exist: OUT/comparison.html."""
+class Compare(RunFlags):
+    """Compare objectives on your data, one run for each and each seed, or runs that exist: OUT/comparison.html.
 
-    runs: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]],
-        tyro.conf.arg(help="Compare these and train nothing: folders of runs, or RUN/evaluations/NAME."),
-    ] = ()
-    objectives: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            help="What is learned; others are compared with the first. Names of 'classact presets', options in "
-            "brackets as in 'class[queue=1280]', sums such as class+0.1*byol."
-        ),
-    ] = ("class", "none")
-    seeds: Annotated[int, tyro.conf.arg(help="Trainings of each objective, with seeds from --seed on.")] = 1
-    test_episodes: Annotated[int, tyro.conf.arg(help="Evaluation episodes of each run.")] = 50
-    heldout: Annotated[
-        int, tyro.conf.arg(help="Last demonstrations that no run learns from: representations are probed on them.")
-    ] = 10
-    objective: tyro.conf.Suppress[str] = "class"
-    options: tyro.conf.Suppress[tuple[str, ...]] = ()
+    --test-episodes is 50 and --heldout 10 where they are not given: representations are probed on what is held out.
 
+    Attributes:
+        runs: Compare these and train nothing: folders of runs, or RUN/evaluations/NAME.
+        objectives: What is learned; others are compared with the first. Names of 'classact presets', options in
+            brackets as in 'class[queue=1280]', sums such as class+0.1*byol.
+        seeds: Trainings of each objective, with seeds from --seed on.
+    """
 
-def compare(arguments: Compare) -> None:
-    """Train, evaluate and probe what is not there yet; print and write the table."""
-    from classact.pages.compare import build_comparison_page
-    from classact.run.compare import compare, read_runs, train_and_evaluate
-    from classact.utils.storage import plain_json, write_json
+    runs: tuple[Path, ...] = flag((), positional=True)
+    objectives: tuple[str, ...] = ("class", "none")
+    seeds: int = 1
+    objective: str | None = flag(None, hidden=True)
+    options: tuple[str, ...] = flag((), hidden=True)
 
-    notes: list[str] = []
-    if arguments.runs:
-        found = read_runs(arguments.runs)
-    else:
-        with training_ranks(arguments) as ranks:
-            runs = objective_runs(arguments, ranks)
-            rollouts = _rollouts(arguments, next(iter(runs.values())), notes)
-            found = train_and_evaluate(runs, first=ranks.first, rollouts=rollouts, quiet=arguments.quiet)
-        if not found:
-            return
-        notes.append("Learning rates are the preset's and the objectives' own: none was tuned on these data.")
-    comparison = compare(found, notes)
-    write_json(arguments.out / "comparison.json", plain_json(asdict(comparison)))
-    print_comparison(comparison)
-    page = build_comparison_page(comparison, arguments.out / "comparison.html")
-    console().print(f"Page: {page}", soft_wrap=True)
+    def main(self) -> None:
+        """Train, evaluate and probe what is not there yet; print and write the table."""
+        from classact.pages.compare import build_comparison_page
+        from classact.run.compare import compare, read_runs, train_and_evaluate
+        from classact.utils.storage import plain_json, write_json
+
+        notes: list[str] = []
+        if self.runs:
+            found = read_runs(self.runs)
+        else:
+            with training_ranks(self.device) as ranks:
+                runs = objective_runs(self, ranks)
+                rollouts = _rollouts(self, next(iter(runs.values())), notes)
+                found = train_and_evaluate(runs, first=ranks.first, rollouts=rollouts, quiet=self.quiet)
+            if not found:
+                return
+            notes.append("Learning rates are the preset's and the objectives' own: none was tuned on these data.")
+        comparison = compare(found, notes)
+        write_json(self.out / "comparison.json", plain_json(asdict(comparison)))
+        print_comparison(comparison)
+        page = build_comparison_page(comparison, self.out / "comparison.html")
+        console().print(f"Page: {page}", soft_wrap=True)
 
 
-def objective_runs(arguments: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:
+def objective_runs(flags: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:
     """(objective as written, training seed) -> what makes the run's pipeline."""
-    from classact.run.folder import Run
-    from classact.run.pretrain import Pipeline
     from classact.utils.storage import slug
 
-    folders = {written: slug(written).strip("-") for written in arguments.objectives}
-    if len(set(folders.values())) < max(2, len(arguments.objectives)) or arguments.seeds < 1:
-        asked = f"{', '.join(arguments.objectives) or 'none'} with {arguments.seeds} seeds"
+    folders = {written: slug(written).strip("-") for written in flags.objectives}
+    if len(set(folders.values())) < max(2, len(flags.objectives)) or flags.seeds < 1:
+        asked = f"{', '.join(flags.objectives) or 'none'} with {flags.seeds} seeds"
         raise ConfigError(f"expected at least two objectives, each named once, and at least one seed, got {asked}.")
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
-    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        for written in arguments.objectives:
-            config = run_config(flags_of(arguments, written, seed))
-            config = replace(config, evaluation=replace(config.evaluation, episodes=arguments.test_episodes))
-
-            run = Run(arguments.out / f"{folders[written]}-seed{seed}")
-            how = {"quiet": arguments.quiet, "device": arguments.device, "engine": engine_config(arguments)}
-            runs[written, seed] = partial(Pipeline, run, config, ranks=ranks, **how)
+    first = flags.run.get("pretrain.seed", 0)
+    for seed in range(first, first + flags.seeds):
+        for written in flags.objectives:
+            one = replace(flags_of(flags, written, seed), out=flags.out / f"{folders[written]}-seed{seed}")
+            runs[written, seed] = partial(pipeline, one, run_config(one), ranks)
     return runs
 
 
-def flags_of(arguments: Compare, written: str, seed: int) -> Compare:
+def flags_of(flags: Compare, written: str, seed: int) -> Compare:
     """The flags of one run. Those that its objective does not read are left out: they are meant for others."""
     found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", written)
     if found is None:
         raise ConfigError(f"expected an objective such as class or 'class[queue=1280]', got {written!r}.")
     options = tuple(re.split(r"[\s,]+", found[2].strip())) if found[2] else ()
-    one = replace(arguments, objective=found[1].strip(), options=options, seed=seed)
-    usual: dict[str, Any] = {field.name: field.default for field in fields(arguments)}
-    return replace(one, **{flag: usual[flag] for flag in idle_flags(one)})
+    name = found[1].strip()
+    given = {"heldout": 10, "evaluation.episodes": 50} | dict(flags.run) | {"pretrain.seed": seed}
+    unread = idle(given, objective_config(name, options))
+    run = {path: value for path, value in given.items() if path not in unread}
+    return replace(flags, objective=name, options=options, run=run)
 
 
-def _rollouts(arguments: Compare, make: Callable[[], Any], notes: list[str]) -> bool:
+def _rollouts(flags: Compare, make: Callable[[], Any], notes: list[str]) -> bool:
     """Whether what is learned can be rolled out. A simulator that was named must fit the data."""
     try:
         make().check_rollouts()
     except ConfigError as error:
-        if arguments.simulator is not None:
+        if "frames.simulator" in flags.run:
             raise
         notes.append(f"No rollouts, representations are probed only: {error}")
         return False

@@ -2,84 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from classact.cli.console import console, say
+from classact.cli.flags import flag
 
 MAX_RANGES = 20
 """Of vectors with more dimensions, the range of all is shown, not of each."""
 
 
+def _embedded() -> Iterable[str]:
+    from classact.data.readers import EMBEDDED
+
+    return EMBEDDED
+
+
 @dataclass(frozen=True)
 class DataInfo:
-    """Read demonstrations, check them and say what they hold."""
+    """Read demonstrations, check them and say what they hold.
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="A path, or 'pusht-expert'.")]
-    layout: Annotated[Path | None, tyro.conf.arg(help="JSON file: which array is what (docs/policies.md).")] = None
+    Attributes:
+        source: A path in a known format, or the name of demonstrations that come with classact.
+        layout: JSON file that says which array of the data is what (docs/policies.md).
+    """
 
+    source: str = flag(positional=True, choices=_embedded)
+    layout: Path | None = None
 
-def data_info(arguments: DataInfo) -> None:
-    """Print a table."""
-    import numpy as np
-    from rich.table import Table
+    def main(self) -> None:
+        """Print a table."""
+        import numpy as np
+        from rich.table import Table
 
-    from classact.data.readers import generated, read_demonstrations
+        from classact.data.readers import generated, read_demonstrations
 
-    data = read_demonstrations(arguments.source, layout=arguments.layout)
-    table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
-    lengths = data.lengths
-    table.add_row("episodes", f"{len(data):,}")
-    table.add_row(
-        "steps", f"{data.num_steps:,} ({lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f})"
-    )
-    for label, array in (("actions", data.actions), ("proprioception", data.proprioception), ("states", data.states)):
-        if array is None:
-            table.add_row(label, "none")
-            continue
-        low, high = array.min(0), array.max(0)
-        if len(low) > MAX_RANGES:
-            low, high = low.min(keepdims=True), high.max(keepdims=True)
-        ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
-        table.add_row(label, f"{array.shape[1]} dimensions: {ranges}")
-    for camera, images in data.images.items():
-        table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels")
-    if not data.images:
-        if data.states is None:
-            instead = "no states to render from"
-        elif data.simulator:
-            instead = f"rendered on demand from states, by simulator {data.simulator}"
-        else:
-            instead = "states of an unknown simulator; --simulator names one that can render them"
-        table.add_row("cameras", f"none recorded; {instead}")
-    schema = data.schema
-    if data.images_shift:
-        table.add_row("shift", f"{data.images_shift}, which the images show")
-    table.add_section()
-    keys = ", ".join(f"{key} {size}" for key, size in schema.proprioception)
-    table.add_row("proprioception keys", keys or "none")
-    words = "none"
-    if data.language is not None:
-        different = len(np.unique(data.language, axis=0))
-        words = f"{schema.language} numbers for each episode, {different} different instructions"
-    table.add_row("language", words)
-    space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
-    table.add_row("action space", space)
-    table.add_row("assumed", schema.assumption or "nothing: all of this is declared")
-    if data.simulator:
+        data = read_demonstrations(self.source, layout=self.layout)
+        table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
+        lengths = data.lengths
+        table.add_row("episodes", f"{len(data):,}")
+        table.add_row(
+            "steps", f"{data.num_steps:,} ({lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f})"
+        )
+        for label, array in (
+            ("actions", data.actions),
+            ("proprioception", data.proprioception),
+            ("states", data.states),
+        ):
+            if array is None:
+                table.add_row(label, "none")
+                continue
+            low, high = array.min(0), array.max(0)
+            if len(low) > MAX_RANGES:
+                low, high = low.min(keepdims=True), high.max(keepdims=True)
+            ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
+            table.add_row(label, f"{array.shape[1]} dimensions: {ranges}")
+        for camera, images in data.images.items():
+            table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels")
+        if not data.images:
+            if data.states is None:
+                instead = "no states to render from"
+            elif data.simulator:
+                instead = f"rendered on demand from states, by simulator {data.simulator}"
+            else:
+                instead = "states of an unknown simulator; --simulator names one that can render them"
+            table.add_row("cameras", f"none recorded; {instead}")
+        schema = data.schema
+        if data.images_shift:
+            table.add_row("shift", f"{data.images_shift}, which the images show")
         table.add_section()
-        versions = ", ".join(f"{package} {version}" for package, version in data.versions.items())
-        table.add_row("simulator", data.simulator)
-        table.add_row("recorded with", versions or "unknown versions")
-    if generated.matches(Path(data.source)):
-        header = generated.read_header(Path(data.source))
-        table.add_row("expert's attempts", _attempts(header))
-    table.add_section()
-    table.add_row("fingerprint", data.fingerprint()[:16])
-    console().print(table)
+        keys = ", ".join(f"{key} {size}" for key, size in schema.proprioception)
+        table.add_row("proprioception keys", keys or "none")
+        words = "none"
+        if data.language is not None:
+            different = len(np.unique(data.language, axis=0))
+            words = f"{schema.language} numbers for each episode, {different} different instructions"
+        table.add_row("language", words)
+        space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
+        table.add_row("action space", space)
+        table.add_row("assumed", schema.assumption or "nothing: all of this is declared")
+        if data.simulator:
+            table.add_section()
+            versions = ", ".join(f"{package} {version}" for package, version in data.versions.items())
+            table.add_row("simulator", data.simulator)
+            table.add_row("recorded with", versions or "unknown versions")
+        if generated.matches(Path(data.source)):
+            header = generated.read_header(Path(data.source))
+            table.add_row("expert's attempts", _attempts(header))
+        table.add_section()
+        table.add_row("fingerprint", data.fingerprint()[:16])
+        console().print(table)
 
 
 def _attempts(header: dict[str, Any]) -> str:
@@ -91,53 +105,55 @@ def _attempts(header: dict[str, Any]) -> str:
     return f"{tried}, {count} not kept" + "".join(f"\n{number} x {reason}" for reason, number in often)
 
 
+def _simulators() -> Iterable[str]:
+    from classact.sims import SIMULATORS
+
+    return SIMULATORS
+
+
 @dataclass(frozen=True)
 class DataGenerate:
-    """Demonstrations of a simulated task by its scripted expert, from seeds; resumable."""
+    """Demonstrations of a simulated task by its scripted expert, from seeds; resumable.
 
-    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(help="Simulator by name.")]
-    episodes: Annotated[
-        int, tyro.conf.arg(help="Successful episodes to keep; of libero-object, of each of its ten tasks.")
-    ] = 50
-    out: Annotated[
-        Path | None,
-        tyro.conf.arg(help="File to write, TASK.npz by default; with --shift the folder, TASK-SHIFT by default."),
-    ] = None
-    shift: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="Store images as well, under this visual shift. Without it, states and actions only: images are drawn "
-            "from them when they are needed, under any shift."
-        ),
-    ] = None
-    image_size: Annotated[
-        int | None, tyro.conf.arg(help="Side of the stored images in pixels. Default: the simulator's.")
-    ] = None
-    cameras: Annotated[
-        tuple[str, ...], tyro.conf.arg(help="Views of the stored images. Default: the simulator's first.")
-    ] = ()
-    seed: Annotated[int, tyro.conf.arg(help="Seed of the first start; with --shift also of the appearances.")] = 0
-    workers: Annotated[int, tyro.conf.arg(help="Processes; 0: one per core. Changes no result.")] = 0
+    Attributes:
+        task: Simulator by name.
+        episodes: Successful episodes to keep; of libero-object, of each of its ten tasks.
+        out: File to write, TASK.npz by default; with --shift the folder, TASK-SHIFT by default.
+        shift: Store images as well, under this visual shift. Without it, states and actions only: images are drawn from
+            them when they are needed, under any shift.
+        image_size: Side of the stored images in pixels. Default: the simulator's.
+        cameras: Views of the stored images. Default: the simulator's first.
+        seed: Seed of the first initial state; with --shift also of the appearances.
+        workers: Processes; 0: one per core. Changes no result.
+    """
 
+    task: str = flag(positional=True, choices=_simulators)
+    episodes: int = 50
+    out: Path | None = None
+    shift: str | None = None
+    image_size: int | None = None
+    cameras: tuple[str, ...] = ()
+    seed: int = 0
+    workers: int = 0
 
-def data_generate(arguments: DataGenerate) -> None:
-    """Run the expert; what was tried before is not tried again."""
-    from classact.sims.experts.generate import generate_demonstrations
-    from classact.utils.machine import cores
-    from classact.utils.progress import progress_bar
+    def main(self) -> None:
+        """Run the expert; what was tried before is not tried again."""
+        from classact.sims.experts.generate import generate_demonstrations
+        from classact.utils.machine import cores
+        from classact.utils.progress import progress_bar
 
-    task, shift = arguments.task, arguments.shift
-    default = f"{task}.npz" if shift is None else f"{task}-{shift.partition('(')[0].strip()}"
-    out = arguments.out or Path(default)
-    generate_demonstrations(
-        task,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        workers=arguments.workers or cores(),
-        out=out,
-        shift=shift,
-        image_size=arguments.image_size,
-        cameras=arguments.cameras or None,
-        stage=progress_bar,
-    )
-    say(f"Demonstrations: {out}")
+        task, shift = self.task, self.shift
+        default = f"{task}.npz" if shift is None else f"{task}-{shift.partition('(')[0].strip()}"
+        out = self.out or Path(default)
+        generate_demonstrations(
+            task,
+            episodes=self.episodes,
+            seed=self.seed,
+            workers=self.workers or cores(),
+            out=out,
+            shift=shift,
+            image_size=self.image_size,
+            cameras=self.cameras or None,
+            stage=progress_bar,
+        )
+        say(f"Demonstrations: {out}")

@@ -2,198 +2,185 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from classact.cli.console import print_summary, print_timings, say
-from classact.cli.engine import EngineArguments, engine_config, training_ranks
-from classact.cli.flags import Ensemble, Execute
-from classact.train.config import ColorAugmentation
+from classact.cli.engine import ENGINE, training_ranks
+from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, settings
+from classact.errors import ConfigError
+from classact.models.heads import HEADS, HeadConfig
+from classact.run.config import HeadRunConfig
+from classact.run.presets import HEAD_PRESETS, default_head_preset, get_head_preset
+from classact.train.config import AugmentConfig, Choice, EngineConfig
+
+HEAD = "diffusion"
+
+
+def _heads() -> Iterable[str]:
+    return HEADS
+
+
+def _head(word: Word) -> type[HeadConfig]:
+    """The class of the head's settings, by its name or by the file that settings start from."""
+    name, file = word("head"), word("config")
+    if name is None and file is not None:
+        return type(from_file(HeadRunConfig, Path(file)).finetune.head)
+    return HEADS[name or HEAD].config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(EngineArguments):
-    """Train a policy head on the encoder of a run, roll it out, and add it to RUN/report.html."""
+class Finetune:
+    """Train a policy head on the encoder of a run, roll it out, and add it to RUN/report.html.
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run, made by demo or pretrain.")]
-    head: Annotated[str, tyro.conf.arg(help="diffusion, mlp, or the name of a plugin's.")] = "diffusion"
-    frozen: Annotated[bool, tyro.conf.arg(help="Leave the encoder as it is; train the head only.")] = False
-    scratch: Annotated[
-        bool, tyro.conf.arg(help="Start the encoder from its initial weights: behaviour cloning without pre-training.")
-    ] = False
-    encoder: Annotated[Path | None, tyro.conf.arg(help="Start from another encoder's folder instead.")] = None
-    weights: Annotated[
-        str, tyro.conf.arg(help="Of the run's pre-training: average (EMA), or last as the released code has it.")
-    ] = "average"
-    preset: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="Named settings; see 'classact presets'. Other flags change them. Default: head-cpu for a small "
-            "encoder, else the paper's for the task."
-        ),
-    ] = None
-    augment: Annotated[
-        str, tyro.conf.arg(help="Random crops and noise: yes, no, or auto: yes, but not for a frozen encoder.")
-    ] = "auto"
-    color_augmentation: Annotated[
-        ColorAugmentation | None, tyro.conf.arg(help="none (the paper), hsv (F.2), rotate or affine. Default: none.")
-    ] = None
-    epochs: Annotated[
-        float | None,
-        tyro.conf.arg(
-            help="Passes over the data. Default: the preset's, which has fewer for heads on CLASS (table 9)."
-        ),
-    ] = None
-    batch_size: Annotated[int | None, tyro.conf.arg(help="Decisions per step. Default: 64 (table 7).")] = None
-    head_rate: Annotated[float | None, tyro.conf.arg(help="Peak rate of the head. Default: the preset's.")] = None
-    encoder_rate: Annotated[float | None, tyro.conf.arg(help="Peak rate of the encoder. Default: the preset's.")] = None
-    history: Annotated[int | None, tyro.conf.arg(help="T_o, observations per decision. Default: 1 (table 7).")] = None
-    chunk_length: Annotated[int | None, tyro.conf.arg(help="T_a, actions per decision. Default: 12 (table 7).")] = None
-    scheduler: Annotated[
-        str | None, tyro.conf.arg(help="Sampler of the diffusion head: ddim (table 8) or ddpm (released code).")
-    ] = None
-    keys: Annotated[
-        tuple[str, ...] | None, tyro.conf.arg(help="Proprioception keys that the policy sees. Default: the run's.")
-    ] = None
-    evaluations: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="Evaluations during training; their maximum and the last are reported. 0: none. Default: as the head "
-            "was started with, else 10."
-        ),
-    ] = None
-    milestone_episodes: Annotated[
-        int | None,
-        tyro.conf.arg(help="Unseen starts of each of these. Default: as the head was started with, else 50."),
-    ] = None
-    test_episodes: Annotated[int | None, tyro.conf.arg(help="Unseen starts at the end. Default: the run's.")] = None
-    execute: Execute = None
-    ensemble: Ensemble = None
-    seed: Annotated[int, tyro.conf.arg(help="Seed of weights, batches, views and noise.")] = 0
-    precision: Annotated[
-        str | None, tyro.conf.arg(help="auto, float32 or bfloat16 (the encoder's convolutions). Default: auto.")
-    ] = None
-    head_precision: Annotated[
-        str | None,
-        tyro.conf.arg(
-            help="Of the head in training: float32, bfloat16, or auto: bfloat16 on GPUs that have it. Default: float32."
-        ),
-    ] = None
-    name: Annotated[str | None, tyro.conf.arg(help="Of the head's folder. Default: made of the settings.")] = None
-    workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0
-    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+    Attributes:
+        run: Folder of a run, made by demo or pretrain.
+        head: What is trained. Default: diffusion, or what --config is of.
+        preset: Named settings, which other flags change; see 'classact presets'. Default: head-cpu for a small encoder,
+            else the paper's for the task.
+        config: Settings to start from instead of a preset, which other flags change: RUN/heads/NAME/config.json.
+        scratch: Start the encoder from its initial weights: behaviour cloning without pre-training.
+        encoder: Start from another encoder's folder instead.
+        augment: Random crops and noise: yes, no, or auto: yes, but not for a frozen encoder.
+        name: Of the head's folder. Default: made of the settings.
+        workers: Simulator processes; 0: one per core. Changes no result.
+        device: Where it is trained; auto: on a GPU if there is one.
+        quiet: No progress bars.
+    """
+
+    run: Path = flag(positional=True)
+    head: str | None = flag(None, choices=_heads)
+    preset: str | None = flag(None, choices=lambda: HEAD_PRESETS)
+    config: Path | None = None
+    scratch: bool = False
+    encoder: Path | None = None
+    augment: Choice = "auto"
+    name: str | None = None
+    workers: int = 0
+    device: Device = "auto"
+    quiet: bool = False
+    training: Given = settings(
+        Settings(
+            HeadRunConfig,
+            inline=("finetune",),
+            hidden=("encoder", "start", "evaluation.workers"),
+            short={
+                "augment.color": "color-augmentation",
+                "optimizer.head-rate": "head-rate",
+                "optimizer.encoder-rate": "encoder-rate",
+                "head.scheduler": "scheduler",
+                "evaluation.episodes": "test-episodes",
+                "evaluation.execute": "execute",
+                "evaluation.ensemble": "ensemble",
+            },
+            about={
+                "evaluations": "Evaluations during training; their maximum and the last are reported. 0: none. "
+                "Default: as the head was started with.",
+                "epochs": "Passes over the data; fewer for heads on CLASS than for others (table 9).",
+                "augment.color": "none (the paper), hsv (F.2), rotate or affine.",
+            },
+            kinds={"head": _head},
+        )
+    )
+    engine: Given = settings(ENGINE)
+
+    @staticmethod
+    def shown(word: Word) -> Mapping[str, Any]:
+        """The settings that the help shows as defaults."""
+        if (file := word("config")) is not None:
+            return {"training": from_file(HeadRunConfig, Path(file))}
+        preset = get_head_preset(word("preset") or "head-cpu")
+        return {"training": HeadRunConfig(preset.config(word("head") or HEAD))}
+
+    def main(self) -> None:
+        """Train, evaluate, draw the run's report again, print the run's table."""
+        from classact.pages import build_report
+        from classact.run.finetune import HeadPipeline
+        from classact.run.folder import Run
+
+        with training_ranks(self.device) as ranks:
+            pipeline = HeadPipeline(
+                Run(self.run),
+                head_config(self),
+                name=self.name,
+                quiet=self.quiet,
+                device=self.device,
+                engine=changed(EngineConfig(), self.engine),
+                ranks=ranks,
+            )
+            pipeline.check_rollouts()
+            pipeline.train()
+            if not ranks.first:
+                return
+            pipeline.evaluate()
+            page = build_report(self.run)
+        print_summary(pipeline.run.read_summary())
+        print_timings(pipeline.folder.read_config()["timings"])
+        say(f"Policy: {pipeline.folder.policy}\nReport: {page}")
 
 
-def head_config(arguments: Finetune) -> Any:
-    """The head's settings: the preset, changed by the flags that were given."""
-    from classact.errors import ConfigError, UnknownNameError, choose
-    from classact.run.config import HeadRunConfig
+def head_config(flags: Finetune) -> HeadRunConfig:
+    """The head's settings: the preset or the file, changed by the flags that were given.
+
+    How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
+
+    Raises:
+        ConfigError: settings that are unknown or contradict each other.
+    """
     from classact.run.finetune import head_settings, usual_evaluation
     from classact.run.folder import Run
-    from classact.run.presets import default_head_preset, get_head_preset
-    from classact.train.config import CHOICES, AugmentConfig
 
-    if arguments.scratch and (arguments.encoder is not None or arguments.frozen):
-        other = "--encoder names what to start from" if arguments.encoder is not None else "--frozen trains no encoder"
+    if flags.scratch and (flags.encoder is not None or flags.training.get("finetune.frozen")):
+        other = "--encoder names what to start from" if flags.encoder is not None else "--frozen trains no encoder"
         raise ConfigError(f"--scratch trains the encoder from its initial weights, but {other}. Give one of the two.")
-    run = Run(arguments.run)
-    settings = run.settings()
-    trunk, simulator = settings.pretrain.encoder.trunk, settings.frames.simulator
-    preset = get_head_preset(arguments.preset or default_head_preset(trunk, simulator))
-    # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
-    objective = settings.pretrain.objective.written
-    others = arguments.scratch or (arguments.encoder is None and "class" not in objective)
-    config = preset.config(arguments.head, scratch=others, frozen=arguments.frozen)
-
-    def changed(value: Any, **changes: Any) -> Any:
-        return replace(value, **{k: v for k, v in changes.items() if v is not None})
-
-    head = config.head
-    if arguments.scheduler is not None:
-        head = head.with_acting({"scheduler": arguments.scheduler})
-    if arguments.augment not in CHOICES:
-        raise UnknownNameError(choose("choice of augment", arguments.augment, CHOICES))
-    augment, color = config.augment, arguments.color_augmentation
-    if arguments.augment != "auto":
-        augment = AugmentConfig() if arguments.augment == "yes" else None
-    if color not in (None, "none") and arguments.augment == "no":
-        raise ConfigError(f"--augment no takes no random views, but --color-augmentation asks for {color!r} ones.")
-    if color is not None and (augment is not None or color != "none"):
-        augment = replace(augment or AugmentConfig(), color=color)
-    config = replace(
-        changed(
-            config,
-            weights=arguments.weights,
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            history=arguments.history,
-            chunk_length=arguments.chunk_length,
-            keys=arguments.keys,
-            precision=arguments.precision,
-            head_precision=arguments.head_precision,
-            optimizer=changed(config.optimizer, head_rate=arguments.head_rate, encoder_rate=arguments.encoder_rate),
-        ),
-        head=head,
-        augment=augment,
-        evaluations=10 if arguments.evaluations is None else arguments.evaluations,
-        seed=arguments.seed,
-    )
-    made = HeadRunConfig(
-        finetune=config,
-        start="scratch" if arguments.scratch else "run" if arguments.encoder is None else str(arguments.encoder),
-        milestone_episodes=50 if arguments.milestone_episodes is None else arguments.milestone_episodes,
-    )
-    # How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
-    name = arguments.name or made.name
-    evaluation = changed(
-        replace(usual_evaluation(run, name), workers=arguments.workers),
-        episodes=arguments.test_episodes,
-        execute=arguments.execute,
-        ensemble=arguments.ensemble,
-    )
+    run, given = Run(flags.run), dict(flags.training)
+    config = _start(flags, run)
+    if flags.scratch or flags.encoder is not None:
+        config = replace(config, start="scratch" if flags.scratch else str(flags.encoder))
+    finetune = config.finetune
+    colors = below(given, "finetune.augment")
+    if flags.augment != "auto":
+        finetune = replace(finetune, augment=AugmentConfig() if flags.augment == "yes" else None)
+    if finetune.augment is None and colors == {"color": "none"}:
+        del given["finetune.augment.color"]
+    elif flags.augment == "no" and colors:
+        name, value = next(iter(colors.items()))
+        asks = f"--color-augmentation asks for {value!r} ones" if name == "color" else f"--augment.{name} is of them"
+        raise ConfigError(f"--augment no takes no random views, but {asks}.")
+    made = replace(config, finetune=finetune, evaluation=None)
+    made = changed(made, {path: value for path, value in given.items() if not path.startswith("evaluation.")})
+    name = flags.name or made.name
+    evaluation = config.evaluation or usual_evaluation(run, name)
+    evaluation = changed(evaluation, {"workers": flags.workers, **below(given, "evaluation")})
     made = replace(made, evaluation=evaluation)
-    known = head_settings(run, name)
+    known = None if flags.config is not None else head_settings(run, name)
     if known is None:
         return made
-    before = known.finetune
-    finetune = changed(
-        made.finetune,
-        chunk_length=before.chunk_length if arguments.chunk_length is None else None,
-        evaluations=before.evaluations if arguments.evaluations is None else None,
+    kept: dict[str, Any] = {"milestone_episodes": known.milestone_episodes}
+    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in ("chunk_length", "evaluations")}
+    if known.finetune.head.name == made.finetune.head.name:
+        kept |= {f"finetune.head.{entry}": value for entry, value in known.finetune.head.acting_settings().items()}
+    return changed(made, {path: value for path, value in kept.items() if path not in given})
+
+
+def _start(flags: Finetune, run: Any) -> HeadRunConfig:
+    """The settings of --config, or of the preset."""
+    if flags.config is not None:
+        if flags.preset is not None:
+            raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
+        config = from_file(HeadRunConfig, flags.config)
+        if flags.head not in (None, name := config.finetune.head.name):
+            raise ConfigError(
+                f"--config is of a head {name!r}, but --head is {flags.head!r}. Leave out one of the two."
+            )
+        return config
+    settings = run.settings()
+    preset = get_head_preset(
+        flags.preset or default_head_preset(settings.pretrain.encoder.trunk, settings.frames.simulator)
     )
-    if before.head.name == head.name:
-        said = {"scheduler"} if arguments.scheduler is not None else set()
-        kept = {name: value for name, value in before.head.acting_settings().items() if name not in said}
-        finetune = replace(finetune, head=head.with_acting(kept))
-    episodes = known.milestone_episodes if arguments.milestone_episodes is None else made.milestone_episodes
-    return replace(made, finetune=finetune, milestone_episodes=episodes)
-
-
-def finetune(arguments: Finetune) -> None:
-    """Train, evaluate, draw the run's report again, print the run's table."""
-    from classact.pages import build_report
-    from classact.run.finetune import HeadPipeline
-    from classact.run.folder import Run
-
-    with training_ranks(arguments) as ranks:
-        pipeline = HeadPipeline(
-            Run(arguments.run),
-            head_config(arguments),
-            name=arguments.name,
-            quiet=arguments.quiet,
-            device=arguments.device,
-            engine=engine_config(arguments),
-            ranks=ranks,
-        )
-        pipeline.check_rollouts()
-        pipeline.train()
-        if not ranks.first:
-            return
-        pipeline.evaluate()
-        page = build_report(arguments.run)
-    print_summary(pipeline.run.read_summary())
-    print_timings(pipeline.folder.read_config()["timings"])
-    say(f"Policy: {pipeline.folder.policy}\nReport: {page}")
+    # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
+    others = flags.scratch or (flags.encoder is None and "class" not in settings.pretrain.objective.written)
+    frozen = bool(flags.training.get("finetune.frozen"))
+    return HeadRunConfig(preset.config(flags.head or HEAD, scratch=others, frozen=frozen))

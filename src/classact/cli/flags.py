@@ -1,19 +1,493 @@
-"""Flags that several commands have."""
+"""Flags from dataclasses; tyro parses them and draws the help.
+
+A command is a frozen dataclass. Its fields are flags, and :func:`settings` makes flags of every field of a
+configuration: ``--encoder.trunk`` is ``trunk`` of ``encoder``, with the docstring's line as its help and, if it is used
+daily, a short name. What was given is kept by path, so that whatever stands below (a preset, a file, the
+folder of a run) shows through where nothing was.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
-Layout = Annotated[
-    Path | None, tyro.conf.arg(help="JSON file that says which array of the data is what (docs/policies.md).")
-]
-Execute = Annotated[
-    int | None, tyro.conf.arg(help="Receding horizon: execute only so many actions of a chunk. Default: all T_a.")
-]
-Ensemble = Annotated[
-    float | None,
-    tyro.conf.arg(help="Temporal ensembling: m of the weights exp(-m i), with --execute. Default: none."),
-]
+from classact.errors import ClassactError, ConfigError
+from classact.utils.codec import from_json
+from classact.utils.storage import read_json
+
+T = TypeVar("T")
+Given = Mapping[str, Any]
+"""Dotted path of a configuration's field -> the value that a flag gave it."""
+Word = Callable[[str], str | None]
+"""Name of a flag -> its value on the command line, before anything is parsed; None where it is not there."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class UsageError(ClassactError):
+    """A command line that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the fields of a configuration become flags. Keys are the flags' names without dashes.
+
+    Attributes:
+        kind: class of the configuration, or what makes it when it is needed.
+        prefix: what the names of all flags begin with.
+        inline: paths of fields whose own name is left out: with "pretrain", ``pretrain.encoder.trunk`` is
+            ``--encoder.trunk``.
+        hidden: what is no flag; with a field, those below it, too.
+        short: further names of flags.
+        about: help where the docstring's is not for the command line.
+        choices: names to choose from, listed in the help.
+        kinds: class of a field that has several, chosen by another flag.
+        usual: what the help says instead of defaults.
+    """
+
+    kind: type[Any] | Callable[[], type[Any]]
+    prefix: str = ""
+    inline: Sequence[str] = ()
+    hidden: Sequence[str] = ()
+    short: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, Callable[[], Iterable[str]]] = field(default_factory=dict)
+    kinds: Mapping[str, Callable[[Word], type[Any]]] = field(default_factory=dict)
+    usual: str = ""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What :func:`flag` says."""
+
+    positional: bool = False
+    choices: Callable[[], Iterable[str]] | None = None
+    hidden: bool = False
+
+
+def settings(of: Settings) -> Any:
+    """A command's field that holds what is :data:`Given` of a configuration."""
+    return field(default_factory=dict, metadata={Settings: of})
+
+
+def flag(
+    default: Any = MISSING,
+    *,
+    positional: bool = False,
+    choices: Callable[[], Iterable[str]] | None = None,
+    hidden: bool = False,
+) -> Any:
+    """A command's field that is positional, is chosen from names that the help lists, or is no flag."""
+    return field(default=default, metadata={_Own: _Own(positional, choices, hidden)})
+
+
+def changed(config: T, given: Given) -> T:
+    """A configuration with what was given; its checks see all changes at once.
+
+    Args:
+        config: a dataclass; a nested one that is None starts from its defaults.
+        given: by path.
+    """
+    own: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in given.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            nested.setdefault(name, {})[rest] = value
+        else:
+            own[name] = value
+    for name, inner in nested.items():
+        present = getattr(config, name)
+        if present is None:
+            present = _configuration(typing.get_type_hints(type(config))[name])()
+        own[name] = changed(present, inner)
+    return replace(config, **own)  # type: ignore[type-var]
+
+
+def from_file(kind: type[T], path: Path) -> T:
+    """The configuration that a run wrote.
+
+    Args:
+        kind: its class.
+        path: JSON, of the settings alone or with them under "settings".
+
+    Raises:
+        ConfigError: an unknown, missing or mistyped field, by its path.
+    """
+    value = read_json(path)
+    nested = isinstance(value, dict) and "settings" in value
+    return from_json(kind, value["settings"] if nested else value, f"{path}: settings", error=ConfigError)
+
+
+def name_of(of: Settings, path: str) -> str:
+    """How the flag for a field is written: ``--quantile``."""
+    return next(one.names[0] for one in _settings(of, "", lambda _: None, None) if one.path == path)
+
+
+def below(given: Given, name: str) -> Given:
+    """What was given of one field, by the paths within it."""
+    return {path.removeprefix(f"{name}."): value for path, value in given.items() if path.startswith(f"{name}.")}
+
+
+# -- parsing -----------------------------------------------------------------------------------------------------------
+
+
+def parse(command: type[T], words: Sequence[str], prog: str) -> T:
+    """A command's flags from the words behind its name.
+
+    Args:
+        command: dataclass. A static method ``shown(word)`` may say which configurations the help shows as defaults, by
+            field.
+        words: without the command's name.
+        prog: of the help: "classact pretrain".
+
+    Raises:
+        UsageError: an unknown flag, a flag without a value or with one that cannot be read, or a missing one.
+        SystemExit: the help was asked for and printed.
+    """
+    asks = any(word in ("-h", "--help") for word in words)
+    word = _words(words)
+    defaults: Any = getattr(command, "shown", None)
+    shown = defaults(word) if asks and defaults is not None else {}
+    found = list(_flags(command, word, shown))
+    if not asks:
+        _check(words, found)
+    root, places = _tyro_class(found, asks)
+    parsed, rest = tyro.cli(
+        root,
+        args=["--help"] if asks else list(words),
+        prog=prog,
+        description=_first_line(command.__doc__),
+        return_unknown_args=True,
+    )
+    if rest:
+        raise UsageError(f"{rest[0]!r} is neither a flag nor the value of one.")
+    return _made(command, found, places, parsed, words)
+
+
+def _words(words: Sequence[str]) -> Word:
+    def word(name: str) -> str | None:
+        found = None
+        for at, text in enumerate(words):
+            key, equals, value = text.partition("=")
+            if key == f"--{name}":
+                found = value if equals else words[at + 1] if at + 1 < len(words) else None
+        return found
+
+    return word
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One flag.
+
+    Attributes:
+        field: of the command.
+        path: within that field's configuration; empty for the command's own.
+        name: all of it, without dashes; what stands before the first dot is the group in the help.
+        short: a further name.
+        kind: type of the value.
+        default: what holds without it; MISSING: it must be given.
+    """
+
+    field: str
+    path: str
+    name: str
+    short: str
+    kind: Any
+    default: Any
+    about: str
+    choices: Callable[[], Iterable[str]] | None
+    positional: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """With dashes, the usual one first."""
+        return [f"--{name}" for name in (self.short, self.name) if name]
+
+    @property
+    def group(self) -> str:
+        return self.name.rpartition(".")[0].partition(".")[0]
+
+    @property
+    def forms(self) -> list[str]:
+        """All words that name it: of a switch, those that turn it off as well."""
+        if self.kind is not bool:
+            return self.names
+        off = [re.sub(r"([^.]*)$", r"no-\1", name[2:], count=1) for name in self.names]
+        return [*self.names, *(f"--{name}" for name in off)]
+
+
+def _flags(command: type[Any], word: Word, shown: Mapping[str, Any]) -> Iterator[_Flag]:
+    texts, hints = about(command), typing.get_type_hints(command)
+    for entry in fields(command):
+        if Settings in entry.metadata:
+            yield from _settings(entry.metadata[Settings], entry.name, word, shown.get(entry.name))
+        else:
+            own: _Own = entry.metadata.get(_Own, _Own())
+            if own.hidden:
+                continue
+            kind, default, text = hints[entry.name], _default(entry), texts.get(entry.name, "")
+            yield _Flag(entry.name, "", _dashed(entry.name), "", kind, default, text, own.choices, own.positional)
+
+
+def _settings(of: Settings, home: str, word: Word, shown: Any) -> Iterator[_Flag]:
+    kind = of.kind if isinstance(of.kind, type) else of.kind()
+    return _of_configuration(of, home, kind, "", of.prefix, word, shown)
+
+
+def _of_configuration(
+    of: Settings, home: str, kind: type[Any], path: str, name: str, word: Word, shown: Any
+) -> Iterator[_Flag]:
+    texts, hints = about(kind), typing.get_type_hints(kind)
+    for entry in fields(kind):
+        if not entry.init:
+            continue
+        inner = f"{path}.{entry.name}".lstrip(".")
+        called = name if inner in of.inline else f"{name}.{_dashed(entry.name)}".lstrip(".")
+        if called in of.hidden:
+            continue
+        value = _default(entry) if shown is None else getattr(shown, entry.name)
+        nested = of.kinds[called](word) if called in of.kinds else _configuration(hints[entry.name])
+        if nested is None:
+            text = of.about.get(called, texts.get(entry.name, ""))
+            short, choices = of.short.get(called, ""), of.choices.get(called)
+            value = _Usual(of.usual) if of.usual else value
+            yield _Flag(home, inner, called, short, hints[entry.name], value, text, choices)
+        else:
+            yield from _of_configuration(of, home, nested, inner, called, word, value if is_dataclass(value) else None)
+
+
+def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
+    known = {form: one for one in found for form in one.forms}
+    for at, text in enumerate(words):
+        if text == "--":
+            return
+        name, equals, _ = text.partition("=")
+        if not name.startswith("--"):
+            continue
+        one = known.get(name.replace("_", "-"))
+        if one is None:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+            near = near or [form for form in known if _last(form) == _last(name)]  # as its path in a run's file
+            raise UsageError(f"unknown flag {name}{f' (did you mean {near[0]}?)' if near else ''}.")
+        reader = _reader(one.kind)
+        value = equals or (at + 1 < len(words) and not words[at + 1].startswith("--"))
+        if reader.nargs not in (0, "*") and not value:
+            raise UsageError(f"{name} needs a value: {reader.metavar}.")
+
+
+def _tyro_class(found: Sequence[_Flag], asks: bool) -> tuple[type[Any], list[tuple[str, str]]]:
+    """The class that tyro reads: one nested dataclass per group. And where each flag lies in it: (group, field)."""
+    groups: dict[str, list[tuple[str, Any, Any]]] = {"": []}
+    places = []
+    for at, one in enumerate(found):
+        default: Any = _Unset(one) if one.kind is not bool else bool(one.default is True)
+        entry = (f"flag{at}", _annotation(one, asks), field(default=default))
+        groups.setdefault(one.group, []).append(entry)
+        places.append((one.group, entry[0]))
+    for name, entries in groups.items():
+        if name:
+            made = make_dataclass("Group", entries)
+            made.__doc__ = " "
+            conf = tyro.conf.arg(name=name)
+            groups[""].append((_group(name), Annotated[made, conf], field(default_factory=made)))
+    root = make_dataclass("Flags", groups[""])
+    return root, [(group and _group(group), name) for group, name in places]
+
+
+def _group(name: str) -> str:
+    return f"group_{name.replace('-', '_')}"
+
+
+class _Usual(str):
+    """A default that is no value but what is said of it."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class _Unset:
+    """What tyro returns of a flag that was not given."""
+
+    flag: _Flag
+
+
+def _annotation(one: _Flag, asks: bool) -> Any:
+    reader = _reader(one.kind)
+    name = one.name.removeprefix(f"{one.group}.") if one.group else one.name
+    known = f"Known: {', '.join(one.choices())}." if asks and one.choices is not None else ""
+    conf = tyro.conf.arg(
+        name=name,
+        aliases=[f"--{one.short}"] if one.short else None,
+        metavar=(one.name.upper() if reader.nargs == 1 else f"[{one.name.upper()} ...]") if one.positional else None,
+        help=f"{one.about} {known}".strip(),
+        help_behavior_hint=_hint(one) if asks else "",
+    )
+    if one.kind is bool:
+        return Annotated[bool, conf]
+
+    def read(words: list[str]) -> Any:
+        try:
+            return reader.read(words)
+        except ValueError:
+            called = one.name.upper() if one.positional else one.names[0]
+            raise UsageError(f"{called}: expected {reader.what}, got {' '.join(words)!r}.") from None
+
+    spec = PrimitiveConstructorSpec(
+        nargs=reader.nargs,
+        metavar=reader.metavar,
+        instance_from_str=read,
+        is_instance=lambda _: True,
+        str_from_instance=lambda _: [""],
+    )
+    annotation = Annotated[object, spec, conf]
+    return tyro.conf.Positional[annotation] if one.positional else annotation
+
+
+def _hint(one: _Flag) -> str:
+    if one.default is MISSING:
+        return "(required)"
+    if not one.path and one.default in (None, (), False):  # a command's own: its help says what holds then
+        return ""
+    return f"(default: {_written(one.default)})"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(map(_written, value)) or "none"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _made(
+    command: type[T], found: Sequence[_Flag], places: Sequence[tuple[str, str]], parsed: Any, words: Sequence[str]
+) -> T:
+    arguments: dict[str, Any] = {entry.name: {} for entry in fields(command) if Settings in entry.metadata}  # type: ignore[arg-type]
+    spelled = {word.replace("_", "-") for word in words}
+    for one, (group, name) in zip(found, places, strict=True):
+        value = getattr(getattr(parsed, group) if group else parsed, name)
+        given = not spelled.isdisjoint(one.forms) if one.kind is bool else not isinstance(value, _Unset)
+        if given and one.path:
+            arguments[one.field][one.path] = value
+        elif given:
+            arguments[one.field] = value
+        elif one.default is MISSING and not one.path:
+            called = one.name.upper() if one.positional else one.names[0]
+            raise UsageError(f"{called} is missing: {one.about}")
+    return command(**arguments)
+
+
+# -- types -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How values of a type are read.
+
+    Attributes:
+        nargs: words that a value has; "*": any number.
+        metavar: of the help.
+        what: of messages.
+        read: words -> value, or a ValueError.
+    """
+
+    nargs: int | Literal["*"]
+    metavar: str
+    what: str
+    read: Callable[[list[str]], Any]
+
+
+_PLAIN: dict[Any, _Reader] = {
+    bool: _Reader(0, "", "nothing", bool),
+    int: _Reader(1, "INT", "a whole number", lambda words: int(words[0])),
+    float: _Reader(1, "NUMBER", "a number", lambda words: float(words[0])),
+    str: _Reader(1, "TEXT", "text", lambda words: words[0]),
+    Path: _Reader(1, "PATH", "a path", lambda words: Path(words[0])),
+}
+
+
+def _reader(kind: Any) -> _Reader:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _reader(inner[0])
+    if origin is Literal:
+        names = {str(value): value for value in inner}
+        # What is none of them is for the configuration to refuse: it says what it is and what comes near.
+        return _Reader(1, f"{{{','.join(names)}}}", "one of them", lambda words: names.get(words[0], words[0]))
+    if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
+        return _optional(_reader(next(one for one in inner if one is not type(None))))
+    if origin is tuple and inner[1:] == (...,):
+        item = _reader(inner[0])
+        read = item.read
+        return _Reader(
+            "*", f"{item.metavar} ...", f"several of {item.what}", lambda words: tuple(read([word]) for word in words)
+        )
+    if origin is tuple:
+        items = [_reader(one) for one in inner]
+        return _Reader(
+            len(items),
+            " ".join(item.metavar for item in items),
+            f"{len(items)} of {items[0].what}",
+            lambda words: tuple(item.read([word]) for item, word in zip(items, words, strict=True)),
+        )
+    if kind not in _PLAIN:
+        raise TypeError(f"no flag can be made of {kind}: hide the field, or read it here")
+    return _PLAIN[kind]
+
+
+def _optional(reader: _Reader) -> _Reader:
+    nothing = [["None"]] if reader.metavar in ("TEXT", "PATH") else [["None"], ["none"]]  # an objective is called none
+
+    def read(words: list[str]) -> Any:
+        return None if words in nothing else reader.read(words)
+
+    return replace(reader, what=f"{reader.what} or none", read=read)
+
+
+def _configuration(kind: Any) -> Any:
+    """The dataclass that a field holds, with or without None; None where it holds something else."""
+    found = [one for one in (kind, *typing.get_args(kind)) if isinstance(one, type) and is_dataclass(one)]
+    plain = kind in found or typing.get_origin(kind) in (Union, types.UnionType)
+    return found[0] if plain and len(found) == 1 else None
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default_factory() if entry.default_factory is not MISSING else entry.default
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def about(kind: type[Any]) -> dict[str, str]:
+    """Field -> its line under "Attributes:" in the docstring of its class or a base of it, without markup."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        _, _, text = (vars(cls).get("__doc__") or "").partition("Attributes:\n")
+        for names, about in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", text, re.MULTILINE):
+            plain = re.sub(r":\w+:`~?([^`]*)`", lambda match: match[1].rpartition(".")[2], " ".join(about.split()))
+            found |= dict.fromkeys(names.split(", "), plain.replace("``", ""))
+    # Symbols such as k_nn stay as they are.
+    return {name: text[:1].upper() + text[1:] if text.split()[0].isalpha() else text for name, text in found.items()}
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def _last(name: str) -> str:
+    return name.lstrip("-").rpartition(".")[2]
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import shlex
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from classact.cli import COMMANDS
 from classact.cli.console import forget_output, prepare_streams, say
 from classact.errors import ClassactError, TrainingInterrupted
+from classact.utils.lazy import resolve
 from classact.utils.progress import tell
 
 PROGRAM = "classact"
@@ -24,7 +24,8 @@ _GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 def _usage() -> str:
     lines = [f"usage: {PROGRAM} COMMAND [flags]; {PROGRAM} COMMAND --help", "", "commands:"]
     width = max(map(len, COMMANDS))
-    lines += [f"  {name:<{width}} {(cls.__doc__ or '').strip().splitlines()[0]}" for name, (cls, _) in COMMANDS.items()]
+    for name, place in COMMANDS.items():
+        lines.append(f"  {name:<{width}} {resolve(place).__doc__.strip().splitlines()[0]}")
     return "\n".join(lines)
 
 
@@ -65,11 +66,17 @@ def _run(arguments: list[str]) -> int:
     words = 2 if arguments[0] in _GROUPS else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
-        tell(f"{PROGRAM}: unknown command {name!r}\n\n{_usage()}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        tell(f"{PROGRAM}: unknown command {name!r}{hint}\n\n{_usage()}")
         return 2
-    parser, command = COMMANDS[name]
+    from classact.cli.flags import UsageError, parse
+
     try:
-        parsed = tyro.cli(parser, args=arguments[words:], prog=f"{PROGRAM} {name}", description=parser.__doc__)
+        command = parse(resolve(COMMANDS[name]), arguments[words:], f"{PROGRAM} {name}")
+    except UsageError as problem:
+        tell(f"{PROGRAM} {name}: error: {problem} See {PROGRAM} {name} --help.")
+        return 2
     except SystemExit:  # it has printed its help
         say()
         raise
@@ -78,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     again = f"Continue with: {shlex.join([PROGRAM, *arguments])}"
     try:
-        return command(parsed) or 0
+        return command.main() or 0
     except TrainingInterrupted as stop:
         tell(f"{PROGRAM}: {stop}\n{again}")
         return INTERRUPTED

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any, Literal
 
 from classact.cli.console import console
+from classact.cli.flags import Device, flag
 
 LOWER, HIGHER = "↓", "↑"
 """Which way is better."""
@@ -17,48 +16,52 @@ LOWER, HIGHER = "↓", "↑"
 
 @dataclass(frozen=True)
 class Probe:
-    """Measure a run's representation without rollouts: action error, alignment, view invariance; RUN/probe.json."""
+    """Measure a run's representation without rollouts: action error, alignment, view invariance; RUN/probe.json.
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Folder of a run with a policy.")]
-    encoder: Annotated[
-        str,
-        tyro.conf.arg(
-            help="learned; untrained: random weights; state: the simulator's true state. The last two are written to "
-            "RUN/probe-ENCODER.json."
-        ),
-    ] = "learned"
-    heldout_sample: Annotated[int, tyro.conf.arg(help="Held-out steps that are retrieved for.")] = 2000
-    pairs: Annotated[int, tyro.conf.arg(help="Pairs of steps of which distances are correlated.")] = 100_000
-    seed: Annotated[int, tyro.conf.arg(help="Of all samples and intervals.")] = 0
-    shift: Annotated[
-        str | None, tyro.conf.arg(help="Visual shift that states are drawn under twice. Default: that of the run.")
-    ] = None
-    json: Annotated[Path | None, tyro.conf.arg(help="Write to this file instead.")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
-    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+    Attributes:
+        run: Folder of a run with a policy.
+        encoder: "learned"; "untrained": random weights; "state": the simulator's true state. The last two are written
+            to RUN/probe-ENCODER.json.
+        heldout_sample: Held-out timesteps that are retrieved for.
+        pairs: Pairs of timesteps of which distances are correlated.
+        seed: Of all samples and intervals.
+        shift: Visual shift that states are drawn under twice. Default: that of the run.
+        json: Write to this file instead.
+        device: auto (a GPU if there is one), cpu or cuda.
+        quiet: No progress bars.
+    """
 
+    run: Path = flag(positional=True)
+    encoder: Literal["learned", "untrained", "state"] = "learned"
+    heldout_sample: int = 2000
+    pairs: int = 100_000
+    seed: int = 0
+    shift: str | None = None
+    json: Path | None = None
+    device: Device = "auto"
+    quiet: bool = False
 
-def probe(arguments: Probe) -> None:
-    """Measure, write, print."""
-    from classact.run.folder import Run
-    from classact.run.probe import probe_file, probe_run, write_probe
-    from classact.utils.storage import check_writable
+    def main(self) -> None:
+        """Measure, write, print."""
+        from classact.run.folder import Run
+        from classact.run.probe import probe_file, probe_run, write_probe
+        from classact.utils.storage import check_writable
 
-    run = Run(arguments.run)
-    check_writable(arguments.json or probe_file(run, arguments.encoder))
-    result = probe_run(
-        run,
-        encoder=arguments.encoder,
-        queries=arguments.heldout_sample,
-        pairs=arguments.pairs,
-        seed=arguments.seed,
-        shift=arguments.shift,
-        device=arguments.device,
-        quiet=arguments.quiet,
-    )
-    file = write_probe(run, result, arguments.json)
-    print_probe(result)
-    console().print(f"Probe: {file}", soft_wrap=True)
+        run = Run(self.run)
+        check_writable(self.json or probe_file(run, self.encoder))
+        result = probe_run(
+            run,
+            encoder=self.encoder,
+            queries=self.heldout_sample,
+            pairs=self.pairs,
+            seed=self.seed,
+            shift=self.shift,
+            device=self.device,
+            quiet=self.quiet,
+        )
+        file = write_probe(run, result, self.json)
+        print_probe(result)
+        console().print(f"Probe: {file}", soft_wrap=True)
 
 
 def print_probe(result: Mapping[str, Any]) -> None:

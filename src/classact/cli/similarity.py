@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from classact.cli.console import console
-from classact.cli.flags import Layout
-from classact.similarity.config import Cost, Estimate, Metric
+from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
+from classact.similarity.config import SimilarityConfig, SurveyConfig
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
@@ -19,83 +17,66 @@ WIDTH = 52  # of the histogram in characters
 
 @dataclass(frozen=True)
 class Similarity:
-    """Measure which moments of demonstrations lead to similar actions, and what K means: DIR/similarity.html."""
+    """Measure which moments of demonstrations lead to similar actions, and what K means: DIR/similarity.html.
 
-    data: Annotated[
-        tyro.conf.Positional[str],
-        tyro.conf.arg(
-            metavar="DATA",
-            help="Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact.",
-        ),
-    ]
-    out: Annotated[Path, tyro.conf.arg(help="Folder of the results. The same command continues what lies there.")]
-    quantile: Annotated[float, tyro.conf.arg(help="K: share of all pairs that are positives, 0.015 for 1.5 %.")] = 0.015
-    horizon: Annotated[int, tyro.conf.arg(help="Actions that are compared from each moment on (T_p).")] = 16
-    metric: Annotated[Metric, tyro.conf.arg(help="dtw, or l2: no warping.")] = "dtw"
-    cost: Annotated[
-        Cost,
-        tyro.conf.arg(help="DTW step cost: sqeuclidean (released code) or euclidean (the paper's text)."),
-    ] = "sqeuclidean"
-    band: Annotated[int | None, tyro.conf.arg(help="Sakoe-Chiba band of DTW in steps. Default: none.")] = None
-    estimate: Annotated[
-        Estimate,
-        tyro.conf.arg(help="exact: measure all pairs; sampled: some; auto: all, up to five thousand million."),
-    ] = "auto"
-    pairs: Annotated[int, tyro.conf.arg(help="Random pairs of the sample.")] = 4_000_000
-    seed: Annotated[int, tyro.conf.arg(help="Seed of the sample.")] = 0
-    batch_size: Annotated[int, tyro.conf.arg(help="Of the training that positives per batch are told for.")] = 160
-    graph: Annotated[bool, tyro.conf.arg(help="Also write all positives to DIR/graph, for training.")] = False
-    max_neighbors: Annotated[
-        int | None, tyro.conf.arg(help="Nearest positives of each moment that the graph keeps. Default: all.")
-    ] = None
-    device: Annotated[str, tyro.conf.arg(help="auto (a GPU if there is one), cpu or cuda.")] = "auto"
-    html: Annotated[bool, tyro.conf.arg(help="Write the page.")] = True
-    layout: Layout = None
-    episodes: Annotated[int | None, tyro.conf.arg(help="Use only the first so many demonstrations.")] = None
-    quiet: Annotated[bool, tyro.conf.arg(help="No progress bars.")] = False
+    Under torchrun all ranks measure; rank 0 writes and prints.
 
+    Attributes:
+        data: Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact.
+        out: Folder of the results. The same command continues what lies there.
+        config: Settings to start from: DIR/similarity.json of another measurement. Other flags change them.
+        html: Write the page.
+        layout: JSON file that says which array of the data is what (docs/policies.md).
+        episodes: Use only the first so many demonstrations.
+        quiet: No progress bars.
+    """
 
-def measure_similarity(arguments: Similarity) -> None:
-    """Measure, write, print. Under torchrun all ranks measure; rank 0 writes and prints."""
-    from classact.data.readers import read_demonstrations
-    from classact.run.survey import SurveyConfig, graph_size, survey_similarity
-    from classact.similarity.config import SimilarityConfig
-    from classact.utils.ranks import Ranks
-    from classact.utils.storage import check_writable
-
-    config = SurveyConfig(
-        SimilarityConfig(
-            horizon=arguments.horizon,
-            metric=arguments.metric,
-            cost=arguments.cost,
-            band=arguments.band,
-            quantile=arguments.quantile,
-            estimate=arguments.estimate,
-            pairs=arguments.pairs,
-            seed=arguments.seed,
-        ),
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        graph=arguments.graph,
-        max_neighbors=arguments.max_neighbors,
+    data: str = flag(positional=True)
+    out: Path = flag()
+    config: Path | None = None
+    html: bool = True
+    layout: Path | None = None
+    episodes: int | None = None
+    quiet: bool = False
+    survey: Given = settings(
+        Settings(
+            SurveyConfig,
+            inline=("similarity",),
+            about={
+                "batch-size": "Of the training that positives per batch are computed for.",
+                "graph": "Also write all positives to DIR/graph, for training.",
+            },
+        )
     )
-    ranks = Ranks.from_environment()
-    try:
-        ranks.on_first(lambda: check_writable(arguments.out, folder=True))
-        data = read_demonstrations(arguments.data, episodes=arguments.episodes, layout=arguments.layout)
-        if arguments.graph and ranks.first:
-            console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
-        numbers = survey_similarity(data, config, arguments.out, ranks=ranks, quiet=arguments.quiet)
-        if ranks.first:
-            print_similarity(numbers)
-            if arguments.graph:
-                console().print(f"Graph: {arguments.out / 'graph'}", soft_wrap=True)
-            if arguments.html:
-                from classact.pages import build_similarity_page
 
-                console().print(f"Page: {build_similarity_page(arguments.out)}", soft_wrap=True)
-    finally:
-        ranks.close()
+    def main(self) -> None:
+        """Measure, write, print."""
+        from classact.data.readers import read_demonstrations
+        from classact.run.survey import graph_size, survey_similarity
+        from classact.utils.ranks import Ranks
+        from classact.utils.storage import check_writable
+
+        config = SurveyConfig()
+        if self.config is not None:
+            config = SurveyConfig(from_file(SimilarityConfig, self.config))
+        config = changed(config, self.survey)
+        ranks = Ranks.from_environment()
+        try:
+            ranks.on_first(lambda: check_writable(self.out, folder=True))
+            data = read_demonstrations(self.data, episodes=self.episodes, layout=self.layout)
+            if config.graph and ranks.first:
+                console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
+            numbers = survey_similarity(data, config, self.out, ranks=ranks, quiet=self.quiet)
+            if ranks.first:
+                print_similarity(numbers)
+                if config.graph:
+                    console().print(f"Graph: {self.out / 'graph'}", soft_wrap=True)
+                if self.html:
+                    from classact.pages import build_similarity_page
+
+                    console().print(f"Page: {build_similarity_page(self.out)}", soft_wrap=True)
+        finally:
+            ranks.close()
 
 
 def print_similarity(numbers: Mapping[str, Any]) -> None:

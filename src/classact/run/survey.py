@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,7 @@ from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
 from classact.similarity import diagnostics
-from classact.similarity.config import SimilarityConfig
+from classact.similarity.config import SimilarityConfig, SurveyConfig
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.degrees import Degrees, count_degrees
 from classact.similarity.diagnostics import Setting
@@ -67,33 +67,6 @@ TIES = 1.1
 MOST = 0.3
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class SurveyConfig:
-    """What is measured.
-
-    Attributes:
-        similarity: the similarity.
-        batch_size: of the training that the positives per batch are computed for.
-        device: "auto", "cpu" or "cuda".
-        graph: also keep all positives in a file, for training.
-        max_neighbors: of each anchor that the graph keeps, the nearest ones; None keeps all.
-    """
-
-    similarity: SimilarityConfig
-    batch_size: int = 160
-    device: str = "auto"
-    graph: bool = False
-    max_neighbors: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise ConfigError(f"expected a batch size of at least 2, got {self.batch_size}.")
-        if self.max_neighbors is not None and self.max_neighbors < 1:
-            raise ConfigError(f"expected at least 1 neighbour to keep per anchor, got {self.max_neighbors}.")
-        if self.max_neighbors is not None and not self.graph:
-            raise ConfigError("max_neighbors says what the graph keeps: ask for the graph (--graph) as well.")
 
 
 def survey_similarity(
