@@ -72,13 +72,15 @@ def from_json(
     return typing.cast(T, _Reader(error, partial).read(cls, value, where))
 
 
-def fields_from_json(cls: type[T], value: Any, where: str) -> T:
-    """What :func:`fields_to_json` wrote.
+def fields_from_json(
+    cls: type[T], value: Any, where: str, *, error: type[ClassactError] = DataError, partial: bool = False
+) -> T:
+    """What :func:`fields_to_json` wrote; arguments as of :func:`from_json`.
 
     Raises:
-        DataError: as :func:`from_json`.
+        ClassactError: as :func:`from_json`.
     """
-    return typing.cast(T, _Reader(DataError, False).fields(cls, value, where))
+    return typing.cast(T, _Reader(error, partial).fields(cls, value, where))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,16 +160,17 @@ class _Reader:
     def fields(self, cls: Any, value: Any, where: str) -> Any:
         self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)
         fields = {field.name: field for field in dataclasses.fields(cls)}
+        whose = "" if self.partial else " Another version may have written it."  # what is partial, people write
         for name in value:
             if name not in fields:
-                raise self.error(f"{where}: {choose('field', name, fields)}. Another version may have written it.")
+                raise self.error(f"{where}: {choose('field', name, fields)}.{whose}")
         hints = typing.get_type_hints(cls, include_extras=True)
         arguments = {}
         for name, field in fields.items():
             if name not in value:
                 default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
                 if field.init and not (self.partial and default):
-                    raise self.error(f"{where}: field {name!r} is missing. Another version may have written it.")
+                    raise self.error(f"{where}: field {name!r} is missing.{whose}")
             elif field.init:
                 arguments[name] = self.read(hints[name], value[name], f"{where}.{name}")
             elif value[name] != field.default:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
-from classact.utils.inputs import input_path, reading, user_path
+from classact.utils.codec import from_json
+from classact.utils.inputs import cannot_read, input_path, reading, user_path
 from classact.utils.registry import Registry
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +141,28 @@ def declared_simulator(source: str | Path) -> str:
                 declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
                 return declared(path)
     return ""
+
+
+def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
+    """A layout that people write: a JSON object of the fields of a dataclass, all optional.
+
+    Args:
+        layout: the dataclass.
+        source: a file, or what is in one.
+        where: names it in messages.
+
+    Raises:
+        ConfigError: no such file, no JSON, unknown fields, or values of another kind.
+    """
+    try:
+        value = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+    except OSError as problem:
+        raise ConfigError(
+            f"layout {cannot_read(where, problem)} Expected a JSON file that says what is what."
+        ) from None
+    except ValueError as problem:
+        raise ConfigError(f"{where} is not valid JSON ({problem}).") from None
+    return from_json(layout, value, where, error=ConfigError, partial=True)
 
 
 def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:

@@ -8,9 +8,8 @@ Which array is what, a :class:`ZarrLayout` declares: in Python, in a JSON file, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.data.images import ImageSource, block_rows, remembered_digest
-from classact.data.readers import first_episodes
+from classact.data.readers import first_episodes, read_layout
 from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
-from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
-from classact.utils.inputs import cannot_read
+from classact.errors import ConfigError, DataError
+from classact.utils.codec import fields_from_json
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
 LAYOUT_FILE = "classact.json"
@@ -90,34 +89,16 @@ class ZarrLayout:
         Raises:
             ConfigError: unknown fields, or values of another kind.
         """
-        settings = dict(_object(value, where, [entry.name for entry in fields(ZarrLayout)]))
-        for name in ("data", "episode_ends", "action", "state", "language"):
-            if name in settings and not (settings[name] is None and name in ("state", "language")):
-                _text(settings[name], f"{where}: {name}")
-        for name, read_entry in (("proprioception", _columns_from_json), ("cameras", _text)):
-            if name in settings:
-                entries = _object(settings[name], f"{where}: {name}").items()
-                settings[name] = {key: read_entry(entry, f"{where}: {name} {key!r}") for key, entry in entries}
-        if not isinstance(settings.get("find_cameras", True), bool):
-            raise ConfigError(f"{where}: find_cameras: expected true or false, got {settings['find_cameras']!r}.")
-        if (space := settings.get("action_space")) is not None:
-            settings["action_space"] = _space_from_json(space, f"{where}: action_space")
-        return ZarrLayout(**settings)
-
-    @staticmethod
-    def load(path: Path) -> ZarrLayout:
-        """A layout from a JSON file.
-
-        Raises:
-            ConfigError: no such file, no JSON, or not as :meth:`from_json` expects it.
-        """
-        try:
-            return _parse(path.read_bytes(), str(path))
-        except OSError as problem:
-            raise ConfigError(
-                f"layout {cannot_read(path, problem)} Expected a JSON file that says which array of a Zarr store is "
-                f"what."
-            ) from None
+        space = value.get("action_space") if isinstance(value, dict) else None
+        if isinstance(space, str):
+            try:
+                value = {**value, "action_space": ActionSpace.named(space).to_json()}
+            except ConfigError as problem:
+                raise ConfigError(f"{where}.action_space: {problem}") from None
+        elif isinstance(space, dict):  # who writes it by hand should not have to say what is usual
+            usual = {"convention": "rows", "rotation_mean": "gram_schmidt"}
+            value = {**value, "action_space": {**usual, **space}}
+        return fields_from_json(ZarrLayout, value, where, error=ConfigError, partial=True)
 
 
 PUSH_T = ZarrLayout(state="state", proprioception={"agent_pos": Columns("state", (0, 1))}, cameras={"top": "img"})
@@ -151,9 +132,9 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
     """
     store = Zarr2Store(path)
     if isinstance(layout, Path):
-        layout = ZarrLayout.load(layout)
+        layout = read_layout(ZarrLayout, layout, f"layout {layout}")
     elif layout is None and store.size(LAYOUT_FILE) is not None:
-        layout = _parse(store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
+        layout = read_layout(ZarrLayout, store.head(LAYOUT_FILE), f"{path}: {LAYOUT_FILE}")
     demonstrations, cameras = _without_images(store, layout)
     demonstrations = first_episodes(demonstrations, episodes)
     steps = demonstrations.num_steps
@@ -327,54 +308,6 @@ def _columns(array: Zarr2Array, values: NDArray[Any], key: str, columns: tuple[i
             f"{tuple(columns)}. Declare columns from 0 to {values.shape[1] - 1}."
         )
     return values[:, list(columns)]
-
-
-def _parse(content: bytes, where: str) -> ZarrLayout:
-    try:
-        value = json.loads(content)
-    except ValueError as problem:
-        raise ConfigError(f"{where} is not valid JSON ({problem}).") from None
-    return ZarrLayout.from_json(value, where)
-
-
-def _object(value: Any, where: str, known: list[str] | None = None) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected an object {{...}}, got {value!r}.")
-    if known is not None and (unknown := sorted(set(value) - set(known))):
-        raise UnknownNameError(f"{where}: " + choose("field", unknown[0], known))
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{where}: expected the name of an array, got {value!r}.")
-    return value
-
-
-def _columns_from_json(value: Any, where: str) -> Columns:
-    if isinstance(value, str):
-        return Columns(_text(value, where))
-    part = _object(value, where, ["array", "columns"])
-    columns = part.get("columns")
-    if columns is not None:
-        if not isinstance(columns, list) or not columns or not all(type(number) is int for number in columns):
-            raise ConfigError(f"{where}: expected columns as a list of whole numbers from 0 on, got {columns!r}.")
-        columns = tuple(columns)
-    return Columns(_text(part.get("array"), where), columns)
-
-
-def _space_from_json(value: Any, where: str) -> ActionSpace:
-    if isinstance(value, str):
-        try:
-            return ActionSpace.named(value)
-        except ConfigError as problem:
-            raise ConfigError(f"{where}: {problem}") from None
-    # Who writes it by hand should not have to say what is usual.
-    settings = {"convention": "rows", "rotation_mean": "gram_schmidt"} | _object(value, where)
-    try:
-        return ActionSpace.from_json(settings, where)
-    except CheckpointError as problem:
-        raise ConfigError(str(problem)) from None
 
 
 class ZarrImages(ImageSource):

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.readers import read_layout
 from classact.data.types import FloatArray, IntArray, StateArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 from classact.utils.inputs import cannot_read, is_from_system
@@ -25,7 +26,8 @@ SUFFIXES = (".hdf5", ".h5")
 UNKNOWN = "unknown"
 """Recorded as the version of a package that decided the data where the file does not say which it was."""
 
-ACCEPTED = ("robosuite",)
+Package = Literal["robosuite"]
+ACCEPTED: tuple[str, ...] = get_args(Package)
 """Packages that a layout may accept."""
 
 logger = logging.getLogger(__name__)
@@ -49,66 +51,29 @@ class Hdf5Layout:
 
     filter: str | None = None
     cameras: Mapping[str, str] | None = None
-    accept: Sequence[str] = ()
+    accept: Sequence[Package] = ()
     bgr: bool = False
-
-    @staticmethod
-    def load(path: Path, takes: Sequence[str]) -> Hdf5Layout:
-        """A layout from a JSON file: an object of this class's fields, those in ``takes``.
-
-        Raises:
-            ConfigError: no such file, no JSON, unknown fields, or values of another kind.
-        """
-        try:
-            value = json.loads(path.read_bytes())
-        except OSError as problem:
-            raise ConfigError(f"layout {cannot_read(path, problem)} Expected a JSON file.") from None
-        except ValueError as problem:
-            raise ConfigError(f"layout {path} is not valid JSON ({problem}).") from None
-        if not isinstance(value, dict):
-            raise ConfigError(f"layout {path}: expected an object {{...}}, got {value!r}.")
-        for name in value:
-            if name not in takes:
-                raise UnknownNameError(f"layout {path}: " + choose("field", name, takes))
-        layout = Hdf5Layout(**value)
-        for field, valid, kind in (
-            ("filter", layout.filter is None or isinstance(layout.filter, str), "the name of a list in mask"),
-            ("bgr", isinstance(layout.bgr, bool), "true or false"),
-            (
-                "accept",
-                isinstance(layout.accept, list | tuple) and set(layout.accept) <= set(ACCEPTED),
-                '["robosuite"]',
-            ),
-            ("cameras", layout.cameras is None or _names(layout.cameras), "an object of camera name -> key of images"),
-        ):
-            if not valid:
-                raise ConfigError(f"layout {path}: {field}: expected {kind}, got {value[field]!r}.")
-        return layout
 
 
 def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hdf5Layout:
-    """The layout that a reader goes by.
+    """The layout that a reader goes by: given, in a file, or the default.
 
     Raises:
-        ConfigError: see :meth:`Hdf5Layout.load`; a field that the reader does not take.
+        ConfigError: see :func:`classact.data.readers.read_layout`; a field that the reader does not take.
     """
-    if layout is None:
-        return Hdf5Layout()
+    where = "layout"
     if isinstance(layout, Path):
-        return Hdf5Layout.load(layout, takes)
-    for field in fields(layout):
-        if field.name not in takes and getattr(layout, field.name) != field.default:
-            raise UnknownNameError("layout: " + choose("field", field.name, takes))
-    return layout
+        where = f"layout {layout}"
+        layout = read_layout(Hdf5Layout, layout, where)
+    for field in fields(Hdf5Layout):
+        if layout is not None and field.name not in takes and getattr(layout, field.name) != field.default:
+            raise UnknownNameError(f"{where}: {choose('field', field.name, takes)}")
+    return layout or Hdf5Layout()
 
 
 def versions(found: str, layout: Hdf5Layout) -> dict[str, str]:
     """What to record as the versions that decided the states, given robosuite's."""
     return {} if "robosuite" in layout.accept else {"robosuite": found}
-
-
-def _names(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(name, str) for pair in value.items() for name in pair)
 
 
 # Files
