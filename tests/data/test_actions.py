@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
-from classact.data.actions import ACTION_SPACES, FRAMES, KINDS, ROTATION_MEANS, ActionSpace, Part
-from classact.data.rotations import CONVENTIONS, REPRESENTATIONS, axis_angle_to_matrix, geodesic_distance
+from classact.data.actions import ACTION_SPACES, KINDS, ROTATION_MEANS, ActionSpace, Part
+from classact.data.rotations import CONVENTIONS, axis_angle_to_matrix, geodesic_distance
 from classact.data.rotations import matrix_to_rotation_6d as to_6d
 from classact.data.rotations import rotation_6d_to_matrix as from_6d
 from classact.data.schema import Schema
@@ -49,15 +49,6 @@ def actions(space: ActionSpace, seed: int, *shape: int, spread: float | None = N
                 turns = turns[:1] * Rotation.from_rotvec(rng.normal(size=(count, 3)) * spread)
             out[..., columns] = to_6d(turns.as_matrix(), space.convention).reshape(*shape, 6)
     return out.astype(dtype)
-
-
-def homogeneous(action: np.ndarray) -> np.ndarray:
-    """A 10-D pose action as a 4 x 4 transform, by SciPy's means alone."""
-    rows = action[3:9].reshape(2, 3)
-    T = np.eye(4)
-    T[:3, :3] = np.stack([*rows, np.cross(*rows)])
-    T[:3, 3] = action[:3]
-    return T
 
 
 # The declaration
@@ -154,129 +145,11 @@ def test_guess_refuses_what_is_ambiguous(dim: int, named: str) -> None:
         ActionSpace.guess(dim)
 
 
-# Relative and delta
-
-
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("name", SPACES)
-@given(seed=SEEDS, double=st.booleans())
-def test_relative_and_delta_are_inverse_pairs(name: str, frame: str, seed: int, double: bool) -> None:
-    space, dtype = SPACES[name], np.float64 if double else np.float32
-    a = actions(space, seed, 2, 5, dtype=dtype)
-    reference = actions(space, seed + 1, 2, dtype=dtype)
-    tolerance = 1e-12 if double else 3e-5
-    for there, back in ((space.to_relative, space.to_absolute), (space.to_delta, space.from_delta)):
-        moved = there(a, reference, frame)
-        assert moved.dtype == dtype
-        grippers = space.dimensions("gripper")
-        assert_array_equal(moved[..., grippers], a[..., grippers])
-        assert_allclose(back(moved, reference, frame), a, atol=tolerance)
-        space.check_rotations(moved)
-        # The other way round: any relative chunk is that of its absolute one.
-        assert_allclose(there(back(a, reference, frame), reference, frame), a, atol=tolerance)
-
-
-def test_relative_in_the_tool_frame_is_a_product_of_rigid_transforms() -> None:
-    a, reference = actions(POSE, 0, 6), actions(POSE, 1)
-    relative = POSE.to_relative(a, reference)
-    for one, moved in zip(a, relative, strict=True):
-        assert_allclose(homogeneous(moved), np.linalg.inv(homogeneous(reference)) @ homogeneous(one), atol=1e-13)
-        assert moved[9] == one[9]
-
-
-def test_delta_in_the_tool_frame_is_a_chain_of_rigid_transforms() -> None:
-    a, reference = actions(POSE, 2, 6), actions(POSE, 3)
-    pose = homogeneous(reference)
-    for one, step in zip(a, POSE.to_delta(a, reference), strict=True):
-        pose = pose @ homogeneous(step)
-        assert_allclose(pose, homogeneous(one), atol=1e-13)
-
-
-@pytest.mark.parametrize("frame", FRAMES)
-def test_frames_as_the_table_has_them(frame: str) -> None:
-    a, reference = actions(POSE, 4, 3), actions(POSE, 5)
-    relative = POSE.to_relative(a, reference, frame)
-    R0, p0 = from_6d(reference[3:9]), reference[:3]
-    for one, moved in zip(a, relative, strict=True):
-        R, p = from_6d(one[3:9]), one[:3]
-        assert_allclose(moved[:3], R0.T @ (p - p0) if frame == "tool" else p - p0, atol=1e-14)
-        assert_allclose(from_6d(moved[3:9]), R @ R0.T if frame == "world" else R0.T @ R, atol=1e-14)
-
-
-def test_the_convention_does_not_change_the_motion() -> None:
-    rows, columns = ActionSpace.pose(), ActionSpace.pose(convention="columns")
-    a, reference = actions(rows, 6, 4), actions(rows, 7)
-
-    def other(values: np.ndarray) -> np.ndarray:
-        return columns.from_representation(rows.to_representation(values, "matrix"), "matrix")
-
-    assert np.abs(other(a) - a).max() > 0.1
-    for frame in FRAMES:
-        assert_allclose(
-            columns.to_relative(other(a), other(reference), frame), other(rows.to_relative(a, reference, frame))
-        )
-
-
-@given(seed=SEEDS)
-def test_in_the_tool_frame_it_does_not_matter_where_the_base_stands(seed: int) -> None:
-    a, reference, base = actions(POSE, seed, 4), actions(POSE, seed + 1), actions(POSE, seed + 2)
-    elsewhere = POSE.to_absolute(np.concatenate([a, reference[None]]), base)  # everything moved rigidly by the base
-    moved, moved_reference = elsewhere[:-1], elsewhere[-1]
-    assert_allclose(POSE.to_relative(moved, moved_reference), POSE.to_relative(a, reference), atol=1e-12)
-    assert_allclose(POSE.to_delta(moved, moved_reference), POSE.to_delta(a, reference), atol=1e-12)
-
-
-def test_without_rotations_it_is_subtraction() -> None:
-    space = ActionSpace.named("aloha")
-    a, reference = actions(space, 8, 3, 5), actions(space, 9)
-    grip = space.dimensions("gripper")
-    for frame in FRAMES:
-        expected = np.where(grip, a, a - reference)
-        assert_allclose(space.to_relative(a, reference, frame), expected, atol=1e-15)
-        steps = np.where(grip, a, np.diff(a, axis=1, prepend=np.broadcast_to(reference, (3, 1, 14))))
-        assert_allclose(space.to_delta(a, reference, frame), steps, atol=1e-15)
-
-
-def test_standing_still() -> None:
-    here = actions(POSE, 10)
-    still = np.repeat(here[None], 4, axis=0)
-    for moved in (POSE.to_relative(still, here), POSE.to_delta(still, here)):
-        assert_allclose(moved, np.tile([0, 0, 0, 1, 0, 0, 0, 1, 0, here[9]], (4, 1)), atol=1e-15)
-
-
-def test_long_chunks_of_deltas_do_not_drift() -> None:
-    a, reference = actions(POSE, 11, 2000, dtype=np.float64), actions(POSE, 12)
-    assert_allclose(POSE.from_delta(POSE.to_delta(a, reference), reference), a, atol=1e-10)
-
-
 def test_arguments_are_left_alone() -> None:
-    a, reference = actions(POSE, 13, 2, 4), actions(POSE, 14)
-    for array in (a, reference):
-        array.setflags(write=False)
-    for function in (POSE.to_relative, POSE.to_absolute, POSE.to_delta, POSE.from_delta):
-        function(a, reference)
+    a = actions(POSE, 13, 2, 4)
+    a.setflags(write=False)
     POSE.average(a[None], np.ones((1, 2)))
     POSE.orthogonalize(a)
-
-
-def test_relative_refuses() -> None:
-    a, reference = actions(POSE, 0, 2, 4), actions(POSE, 1, 2)
-    with pytest.raises(ConfigError, match="unknown frame 'base': available are 'mixed', 'tool', 'world'"):
-        POSE.to_relative(a, reference, "base")
-    with pytest.raises(
-        DataError, match=r"actions of shape \(..., T, 10\) and one reference .*, got \(2, 4, 10\) and \(3,"
-    ):
-        POSE.to_delta(a, np.concatenate([reference, reference[:1]]))
-    with pytest.raises(DataError, match=r"got \(10,\) and \(10,\)"):
-        POSE.to_relative(a[0, 0], reference[0])
-    with pytest.raises(DataError, match=r"reference: expected actions of shape \(..., 10\), got \(2, 7\)"):
-        POSE.to_relative(a, reference[:, :7])
-    broken = a.copy()
-    broken[1, 2, 3:6] = 0
-    with pytest.raises(DataError, match=r"action part 'rotation': 6-D rotation at index \[1, 2\] is degenerate"):
-        POSE.to_absolute(broken, reference)
-    with pytest.raises(DataError, match=r"reference or predecessor, action part 'rotation': 6-D rotation at index"):
-        POSE.to_relative(a, reference * 0)
 
 
 # Averages
@@ -407,53 +280,6 @@ def test_orthogonalize() -> None:
     assert_array_equal(found[..., plain], noisy.astype(np.float32)[..., plain])
 
 
-# Representations
-
-
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("representation", REPRESENTATIONS)
-@given(seed=SEEDS, double=st.booleans())
-def test_representations_are_inverse_pairs(representation: str, name: str, seed: int, double: bool) -> None:
-    space, dtype = SPACES[name], np.float64 if double else np.float32
-    a = actions(space, seed, 2, 3, dtype=dtype)
-    written = space.to_representation(a, representation)
-    assert written.dtype == dtype
-    assert written.shape == (2, 3, space.representation_dim(representation))
-    assert_allclose(space.from_representation(written, representation), a, atol=1e-13 if double else 2e-6)
-
-
-def test_seven_and_eight_dimensional_poses() -> None:
-    turn = Rotation.from_rotvec([0.1, -0.4, 1.2])
-    seven = np.array([[1, 2, 3, *turn.as_rotvec(), -1]])
-    ten = POSE.from_representation(seven, "axis_angle")
-    assert_allclose(ten[0], [1, 2, 3, *turn.as_matrix()[:2].ravel(), -1], atol=1e-15)
-    x, y, z, w = turn.as_quat()
-    assert_allclose(POSE.to_representation(ten, "quaternion_xyzw")[0], [1, 2, 3, x, y, z, w, -1], atol=1e-15)
-    assert_allclose(POSE.to_representation(ten, "quaternion_wxyz")[0], [1, 2, 3, w, x, y, z, -1], atol=1e-15)
-    assert_allclose(POSE.to_representation(ten, "axis_angle"), seven, atol=1e-15)
-    two = ActionSpace.pose("left", "right")
-    assert two.representation_dim("axis_angle") == 14
-    both = two.from_representation(np.concatenate([seven, -seven], axis=1), "axis_angle")
-    assert_allclose(both[:, :10], ten, atol=1e-15)
-
-
-def test_representations_refuse() -> None:
-    with pytest.raises(ConfigError, match="unknown representation of rotations 'euler': available are 'axis_angle'"):
-        POSE.to_representation(actions(POSE, 0, 1), "euler")
-    with pytest.raises(
-        DataError, match=r"shape \(..., 7\) with rotations as axis_angle, got \(5, 10\); they become the 10"
-    ):
-        POSE.from_representation(actions(POSE, 0, 5), "axis_angle")
-    with pytest.raises(
-        DataError, match=r"action part 'rotation': quaternion at index \[1\] is \[0, 0, 0, 0\] of length 0"
-    ):
-        POSE.from_representation(np.stack([np.eye(8)[3], np.zeros(8)]), "quaternion_xyzw")
-    with pytest.raises(DataError, match="float32 or float64, got int64"):
-        POSE.from_representation(np.zeros((2, 7), int), "axis_angle")
-    with pytest.raises(DataError, match=r"the value at index \[0, 0\] is nan"):
-        POSE.from_representation(np.array([[np.nan, 0, 0, 0, 0, 0, 0]]), "axis_angle")
-
-
 # Checks of recorded actions
 
 
@@ -502,17 +328,6 @@ def test_angles_are_averaged_across_the_wrap(seed: int, center: float, double: b
     assert_allclose(ensemble, found[:1], atol=1e-5)
 
 
-@given(seed=SEEDS)
-def test_differences_of_angles_are_the_short_way_round(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    chunk, reference = rng.uniform(-np.pi, np.pi, (6, 3)), rng.uniform(-np.pi, np.pi, 3)
-    for there, back in ((ANGLES.to_relative, ANGLES.to_absolute), (ANGLES.to_delta, ANGLES.from_delta)):
-        away = there(chunk, reference)
-        assert (np.abs(away[:, 1:]) <= np.pi).all()
-        as_one(back(away, reference)[:, 1:], chunk[:, 1:])
-        assert_allclose(back(away, reference)[:, 0], chunk[:, 0])
-
-
 @given(seed=SEEDS, center=st.floats(-np.pi, np.pi))
 def test_recorded_angles_do_not_jump(seed: int, center: float) -> None:
     """However they were wrapped: distances and ranges are those of the motion."""
@@ -531,15 +346,3 @@ def test_recorded_angles_do_not_jump(seed: int, center: float) -> None:
     assert_allclose(np.ptp(made.actions, axis=0), np.ptp(motion, axis=0), atol=1e-5)
     again = replace(made, name="again")
     assert_allclose(again.actions, made.actions, atol=1e-5)
-
-
-@given(seed=SEEDS)
-def test_a_quaternion_and_its_negative_are_the_same_rotation(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    space = ActionSpace.pose()
-    values = rng.normal(size=(7, 8))
-    values[:, 3:7] /= np.linalg.norm(values[:, 3:7], axis=-1, keepdims=True)
-    other = values.copy()
-    other[:, 3:7] *= rng.choice([-1, 1], (7, 1))
-    one, two = (space.from_representation(v, "quaternion_xyzw") for v in (values, other))
-    assert_allclose(one, two, atol=1e-12)

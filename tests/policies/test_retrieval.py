@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fakes
 from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
+from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
 from classact.data.types import Demonstrations, Observation
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.models.encoders import EncoderConfig, ImageEncoder
@@ -216,12 +217,18 @@ def test_config_refuses(changes: dict[str, Any], message: str) -> None:
 POSE = ActionSpace.pose("left", "right")
 
 
+def one_arm(seven: np.ndarray) -> np.ndarray:
+    """[position, axis-angle, gripper] as the ten numbers of a pose."""
+    rotation = matrix_to_rotation_6d(axis_angle_to_matrix(seven[:, 3:6]))
+    return np.concatenate([seven[:, :3], rotation, seven[:, 6:]], axis=1).astype(np.float32)
+
+
 def pose_demonstrations() -> Demonstrations:
     """The walks, commanded as poses of two arms whose rotations differ widely between episodes."""
     data = fakes.demonstrations()
     rng = np.random.default_rng(3)
     seven = rng.normal(0, 0.15, (data.num_steps, 14)) + rng.normal(0, 0.8, (len(data), 14))[data.episode_index()]
-    poses = POSE.from_representation(seven, "axis_angle").astype(np.float32)
+    poses = np.concatenate([one_arm(seven[:, :7]), one_arm(seven[:, 7:])], axis=1)
     return replace(data, actions=poses, schema=replace(data.schema, actions=POSE))
 
 

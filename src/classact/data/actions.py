@@ -3,24 +3,8 @@
 Positions may be subtracted, rotations must be composed, grippers are commands that are not relative to anything.
 :class:`ActionSpace` declares which is which; arrays of actions pass through its methods.
 
-Absolute actions are what the paper uses throughout (section D: position-based control; end-effector orientation as
-6-D rotation). Relative and delta actions are the same commands written down differently, as inverse pairs:
-
-- *relative* (:meth:`ActionSpace.to_relative`): all T actions of a chunk against one reference, the pose at its start;
-- *delta* (:meth:`ActionSpace.to_delta`): the first action against that reference, each other against its predecessor.
-
-In which axes, ``frame`` says. With p, R the pose and p0, R0 what it is relative to:
-
-=========  =============  =========  ==================================================================================
-frame      position       rotation   used by
-=========  =============  =========  ==================================================================================
-"tool"     R0^T (p - p0)  R0^T R     UMI ("relative"). One rigid motion as the tool sees it: the same numbers wherever
-                                     the robot's base stands, hence the default
-"world"    p - p0         R R0^T     UMI ("rel", "delta")
-"mixed"    p - p0         R0^T R     the released code of CLASS ("rel_ee_pose")
-=========  =============  =========  ==================================================================================
-
-Positions of an arm without rotation, joints and points are differences p - p0 in every frame.
+Actions are absolute throughout, as the paper uses them (section D: position-based control; end-effector orientation as
+6-D rotation).
 """
 
 from __future__ import annotations
@@ -35,11 +19,9 @@ from numpy.typing import NDArray
 
 from classact.data.rotations import (
     NOT_A_ROTATION,
-    REPRESENTATIONS,
     check_convention,
     degenerate_6d,
     first_true,
-    matrix_to_rotation_6d,
     nearest_rotation,
     orthogonalize_6d,
     rotation_6d_to_matrix,
@@ -58,7 +40,6 @@ KINDS: dict[str, int | None] = {
 }
 """What a part may be, with its number of dimensions; None for any number."""
 
-FRAMES = ("tool", "world", "mixed")
 ROTATION_MEANS = ("gram_schmidt", "chordal")
 
 
@@ -316,7 +297,7 @@ class ActionSpace:
                     f"{where}: {part.name} (dimensions {columns.start}:{columns.stop}) at index {list(at)} is no 6-D "
                     f"rotation: its vectors have lengths {np.linalg.norm(a1):.3g} and {np.linalg.norm(a2):.3g} and "
                     f"inner product {a1 @ a2:.3g}, expected 1, 1 and 0. Declare another action space, convert the "
-                    f"rotations (from_representation), or orthogonalize them."
+                    f"rotations (classact.data.rotations), or orthogonalize them."
                 )
 
     def about_mean(self, actions: NDArray[F]) -> NDArray[F]:
@@ -330,50 +311,6 @@ class ActionSpace:
         away = np.abs(values - mean) > np.pi  # the others keep their bits
         out[:, angles] = np.where(away, mean + wrap(values - mean), values)
         return out
-
-    # Relative and delta
-
-    def to_relative(self, actions: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
-        """Absolute actions relative to one reference per chunk; inverse of :meth:`to_absolute`.
-
-        Args:
-            actions: (..., T, D) absolute.
-            reference: (..., D) pose at the chunk's start, where the robot is (not its first action); leading dimensions
-                broadcast. Its gripper dimensions are not used.
-            frame: "tool", "world" or "mixed"; the table above.
-
-        Returns:
-            (..., T, D); grippers unchanged.
-
-        Raises:
-            DataError: shapes that do not fit, degenerate rotations.
-            ConfigError: unknown frame.
-        """
-        a, r = self._pair(actions, reference, frame)
-        return self._difference(a, r[..., None, :], frame).astype(actions.dtype)
-
-    def to_absolute(self, relative: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
-        """Inverse of :meth:`to_relative`, with the same reference and frame; rotations come back orthonormal."""
-        a, r = self._pair(relative, reference, frame)
-        return self._sum(a, r[..., None, :], frame).astype(relative.dtype)
-
-    def to_delta(self, actions: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
-        """Absolute actions as steps: the first from the reference, each other from the action before it.
-
-        Arguments, result and errors are those of :meth:`to_relative`; inverse of :meth:`from_delta`.
-        """
-        a, r = self._pair(actions, reference, frame)
-        before = np.concatenate([r[..., None, :], a[..., :-1, :]], axis=-2)
-        return self._difference(a, before, frame).astype(actions.dtype)
-
-    def from_delta(self, deltas: NDArray[F], reference: NDArray[Any], frame: str = "tool") -> NDArray[F]:
-        """Inverse of :meth:`to_delta`: steps added up (rotations: composed, in float64) from the reference on."""
-        d, at = self._pair(deltas, reference, frame)
-        actions = np.empty_like(d)
-        for t in range(d.shape[-2]):
-            at = self._sum(d[..., t, :], at, frame)
-            actions[..., t, :] = at
-        return actions.astype(deltas.dtype)
 
     # Averages
 
@@ -443,128 +380,10 @@ class ActionSpace:
                 out[..., columns] = orthogonalize_6d(actions[..., columns])
         return out
 
-    # Other representations of the rotations
-
-    def representation_dim(self, representation: str) -> int:
-        """Number of action dimensions with every rotation in the given representation (axis-angle pose: 7).
-
-        Raises:
-            ConfigError: not a key of :data:`classact.data.rotations.REPRESENTATIONS`.
-        """
-        if representation not in REPRESENTATIONS:
-            raise UnknownNameError(choose("representation of rotations", representation, REPRESENTATIONS))
-        width = REPRESENTATIONS[representation].width
-        return sum(width if part.kind == "rotation_6d" else part.size for part in self.parts)
-
-    def from_representation(self, actions: NDArray[F], representation: str) -> NDArray[F]:
-        """Actions whose rotations are axis-angles, quaternions or matrices -> (..., D) with 6-D rotations.
-
-        Args:
-            actions: (..., :meth:`representation_dim`), parts in the order of this space: 7-D [position 3, axis-angle
-                3, gripper 1] or 8-D [position 3, quaternion 4, gripper 1] for a 10-D pose.
-            representation: a key of :data:`classact.data.rotations.REPRESENTATIONS`.
-
-        Raises:
-            DataError: shapes that do not fit, zero quaternions, matrices that are no rotations.
-            ConfigError: unknown representation.
-        """
-        dim = self.representation_dim(representation)
-        if not isinstance(actions, np.ndarray) or actions.ndim == 0 or actions.shape[-1] != dim:
-            raise DataError(
-                f"expected actions of shape (..., {dim}) with rotations as {representation}, got "
-                f"{getattr(actions, 'shape', type(actions).__name__)}; they become the {self.dim} dimensions "
-                f"{self.describe()}."
-            )
-        form, pieces, start = REPRESENTATIONS[representation], [], 0
-        for part in self.parts:
-            width = form.width if part.kind == "rotation_6d" else part.size
-            piece = actions[..., start : start + width]
-            start += width
-            if part.kind == "rotation_6d":
-                with _naming(part):
-                    piece = matrix_to_rotation_6d(form.to_matrix(piece.astype(np.float64)), self.convention)
-            pieces.append(piece.astype(actions.dtype))
-        out: NDArray[F] = np.concatenate(pieces, axis=-1)
-        self.check(out)
-        return out
-
-    def to_representation(self, actions: NDArray[F], representation: str) -> NDArray[F]:
-        """Inverse of :meth:`from_representation`, for the robot's or simulator's controller.
-
-        Axis-angles come back with angles 0..pi, quaternions with w >= 0.
-        """
-        self.representation_dim(representation)
-        self.check(actions)
-        form, pieces = REPRESENTATIONS[representation], []
-        for part, columns in self.layout():
-            piece = actions[..., columns]
-            if part.kind == "rotation_6d":
-                with _naming(part):
-                    matrix = rotation_6d_to_matrix(piece.astype(np.float64), self.convention)
-                    piece = form.from_matrix(matrix).astype(actions.dtype)
-            pieces.append(piece)
-        return np.concatenate(pieces, axis=-1)
-
     # How it is done
 
     def _rotations(self) -> list[tuple[Part, slice]]:
         return [(part, columns) for part, columns in self.layout() if part.kind == "rotation_6d"]
-
-    def _pair(
-        self, actions: NDArray[Any], reference: NDArray[Any], frame: str
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Chunks and one reference each, checked, in float64."""
-        if frame not in FRAMES:
-            raise UnknownNameError(choose("frame", frame, FRAMES))
-        self.check(actions)
-        self.check(reference, "reference")
-        lead = (*actions.shape[:-2], self.dim)
-        try:
-            if actions.ndim < 2:
-                raise ValueError
-            r = np.broadcast_to(reference, lead)
-        except ValueError:
-            raise DataError(
-                f"expected actions of shape (..., T, {self.dim}) and one reference (..., {self.dim}) per chunk, got "
-                f"{actions.shape} and {reference.shape}."
-            ) from None
-        return actions.astype(np.float64), r.astype(np.float64)
-
-    def _poses(
-        self, one: NDArray[np.float64], other: NDArray[np.float64]
-    ) -> Iterator[tuple[slice, slice | None, NDArray[np.float64], NDArray[np.float64]]]:
-        """Per rotation: its dimensions, its arm's position if there is one, and the matrices of both arguments."""
-        positions = {part.arm: columns for part, columns in self.layout() if part.kind == "position"}
-        for part, columns in self._rotations():
-            with _naming(part):
-                first = rotation_6d_to_matrix(one[..., columns], self.convention)
-            with _naming(part, "reference or predecessor, "):
-                second = rotation_6d_to_matrix(other[..., columns], self.convention)
-            yield columns, positions.get(part.arm), first, second
-
-    def _subtracted(self) -> NDArray[np.bool_]:
-        return ~(self.dimensions("gripper") | self.dimensions("rotation_6d"))
-
-    def _difference(self, a: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
-        """Actions a as seen from b, both (..., D)."""
-        plain = self._subtracted()
-        out = np.where(plain, a - b, a)
-        out = np.where(self.dimensions("wrapped_angle"), wrap(out), out)
-        for columns, position, R, R0 in self._poses(a, b):
-            back = np.swapaxes(R0, -1, -2)
-            out[..., columns] = matrix_to_rotation_6d(R @ back if frame == "world" else back @ R, self.convention)
-            if position is not None and frame == "tool":
-                out[..., position] = (back @ out[..., position, None])[..., 0]
-        return out
-
-    def _sum(self, d: NDArray[np.float64], b: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
-        """The actions that :meth:`_difference` turned into d as seen from b, both (..., D)."""
-        turned = d.copy()
-        for columns, position, R, R0 in self._poses(d, b):
-            turned[..., columns] = matrix_to_rotation_6d(R @ R0 if frame == "world" else R0 @ R, self.convention)
-            if position is not None and frame == "tool":
-                turned[..., position] = (R0 @ d[..., position, None])[..., 0]
-        return np.where(self._subtracted(), turned + b, turned)
 
 
 ACTION_SPACES: dict[str, Callable[[], ActionSpace]] = {
@@ -595,9 +414,9 @@ def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _naming(part: Part, which: str = "") -> Iterator[None]:
+def _naming(part: Part) -> Iterator[None]:
     """Say which part of an action the rotations that go wrong belong to."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{which}action part {part.name!r}: {error}") from None
+        raise DataError(f"action part {part.name!r}: {error}") from None

@@ -14,7 +14,6 @@ must be declared, not guessed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -116,19 +115,6 @@ def quaternion_to_matrix(quaternion: NDArray[F], order: str = "xyzw") -> NDArray
     return _flat(q, lambda flat: _scipy().from_quat(flat).as_matrix(), 1, (3, 3)).astype(quaternion.dtype)
 
 
-def matrix_to_quaternion(matrix: NDArray[F], order: str = "xyzw") -> NDArray[F]:
-    """(..., 3, 3) -> (..., 4) unit quaternions, the one of the two with scalar w >= 0.
-
-    Raises:
-        DataError: not rotation matrices.
-        ConfigError: unknown order.
-    """
-    _check_order(order)
-    m = _rotation_matrices(matrix)
-    q = _flat(m, lambda flat: _scipy().from_matrix(flat).as_quat(canonical=True), 2, (4,))
-    return (q if order == "xyzw" else np.roll(q, 1, axis=-1)).astype(matrix.dtype)
-
-
 def axis_angle_to_matrix(axis_angle: NDArray[F]) -> NDArray[F]:
     """(..., 3) -> (..., 3, 3); the vector's length is the angle in radians, zero is no rotation.
 
@@ -184,30 +170,6 @@ def nearest_rotation(matrix: NDArray[F]) -> tuple[NDArray[F], NDArray[np.bool_]]
     sign = np.where(np.linalg.det(u @ vt) < 0, -1.0, 1.0)
     u[..., :, 2] *= sign[..., None]
     return (u @ vt).astype(matrix.dtype), np.asarray(s[..., 1] + sign * s[..., 2] < DEGENERATE)
-
-
-@dataclass(frozen=True)
-class Representation:
-    """A way to write a rotation as ``width`` numbers, and how to get from and to matrices."""
-
-    width: int
-    to_matrix: Callable[[NDArray[Any]], NDArray[Any]]
-    from_matrix: Callable[[NDArray[Any]], NDArray[Any]]
-
-
-REPRESENTATIONS: dict[str, Representation] = {
-    "axis_angle": Representation(3, axis_angle_to_matrix, matrix_to_axis_angle),
-    "quaternion_xyzw": Representation(4, quaternion_to_matrix, matrix_to_quaternion),
-    "quaternion_wxyz": Representation(
-        4, lambda q: quaternion_to_matrix(q, "wxyz"), lambda m: matrix_to_quaternion(m, "wxyz")
-    ),
-    "matrix": Representation(
-        9,
-        lambda values: _rotation_matrices(values.reshape(*values.shape[:-1], 3, 3)).astype(values.dtype),
-        lambda m: m.reshape(*m.shape[:-2], 9),
-    ),
-}
-"""What actions on disk hold in the place of the 6-D representation; "matrix" is row by row."""
 
 
 def check_convention(convention: str) -> None:
