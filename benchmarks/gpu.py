@@ -181,11 +181,11 @@ def training(dry: bool) -> dict[str, Any]:
 
     import torch
 
-    from classact.run.presets import get_preset
+    from classact.run.presets import PRESETS
     from training_throughput import measure, random_data
 
     preset = "pusht-cpu" if dry else "paper-pusht"
-    config = get_preset(preset).pretrain
+    config = PRESETS[preset].pretrain
     config = replace(config, encoder=replace(config.encoder, init="scratch"))
     if dry:
         small = replace(config.encoder, width=0.25, image_size=24, crop_size=20)

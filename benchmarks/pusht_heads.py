@@ -19,7 +19,7 @@ from classact.pages import build_report
 from classact.run.config import HeadRunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
-from classact.run.presets import from_preset, get_head_preset
+from classact.run.presets import HEAD_PRESETS, from_preset
 from classact.run.pretrain import Pipeline
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import write_json
@@ -51,7 +51,7 @@ def main() -> None:
     keep(run, options.json)
     for name in options.only:
         head, start, frozen = HEADS[name]
-        config = get_head_preset("head-cpu").config(head, scratch=start == "scratch", frozen=frozen)
+        config = HEAD_PRESETS["head-cpu"].config(head, scratch=start == "scratch", frozen=frozen)
         HeadPipeline(run, HeadRunConfig(config, start), name=name).evaluate()
         keep(run, options.json)
     print(f"Report: {build_report(run.root)}")

@@ -236,11 +236,11 @@ def training(_: str | None) -> Row:
     """What the weights of a batch cost beside the whole training step, on the device that trains."""
     import torch
 
-    from classact.run.presets import get_preset
+    from classact.run.presets import PRESETS
     from classact.train.representation import Trainer
 
     # Exact weights, whose table is the larger one.
-    preset = get_preset("pusht-cpu").pretrain
+    preset = PRESETS["pusht-cpu"].pretrain
     config = replace(preset, similarity=replace(preset.similarity, estimate="exact"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     n, size = 8192, config.encoder.image_size

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from classact.data.video import write_mp4
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
-from classact.run.presets import from_preset, get_head_preset
+from classact.run.presets import HEAD_PRESETS, from_preset
 from classact.utils.codec import to_json
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_arrays, read_jsonl, write_arrays, write_json, write_jsonl
@@ -92,7 +92,7 @@ def add_heads(run: Run, rows: list[dict], episodes: int, rng: np.random.Generato
         title = f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}"
         scratch, frozen = training == "from scratch", training == "frozen"
         settings = HeadRunConfig(
-            get_head_preset("paper-pusht").config(head, scratch=scratch, frozen=frozen), "scratch" if scratch else "run"
+            HEAD_PRESETS["paper-pusht"].config(head, scratch=scratch, frozen=frozen), "scratch" if scratch else "run"
         )
         timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "milestones": 900.0}
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})

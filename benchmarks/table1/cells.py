@@ -18,7 +18,7 @@ from classact.run import analysis
 from classact.run.config import RunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
-from classact.run.presets import get_preset
+from classact.run.presets import PRESETS
 from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_run
 from classact.run.recording import evaluation_name, roll_out
@@ -203,7 +203,7 @@ def probed(bench: Bench, run: Run, chosen: Mapping[str, Any]) -> dict[str, Any]:
     It retrieves as it acts. All are under the preset's similarity of actions: those trained with another one would be
     asked other questions.
     """
-    similarity = get_preset(bench.protocol.preset).pretrain.similarity
+    similarity = PRESETS[bench.protocol.preset].pretrain.similarity
     settings = retrieval_settings(chosen["tau"], chosen["k"])
     found = probe_run(run, similarity=similarity, device=bench.device, quiet=bench.quiet, **settings)
     return {

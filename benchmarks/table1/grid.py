@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.run.config import RunConfig
-from classact.run.presets import default_head_preset, from_preset, get_head_preset, get_preset
+from classact.run.presets import HEAD_PRESETS, PRESETS, default_head_preset, from_preset
 from classact.sims import plain_shift
 from classact.train.config import FinetuneConfig
 from classact.utils.storage import slug
@@ -124,7 +124,7 @@ class Protocol:
                 f"starts {first}..{last - 1} are to choose settings with, and {self.first_seed}.."
                 f"{self.first_seed + self.starts - 1} to evaluate: they overlap."
             )
-        get_preset(self.preset)
+        _ = PRESETS[self.preset]
 
     def to_json(self) -> dict[str, Any]:
         """As the results file keeps it."""
@@ -132,7 +132,7 @@ class Protocol:
 
     def retrievals(self, method: Method) -> list[dict[str, Any]]:
         """What a method's retrieval is chosen among: different settings of k and temperature."""
-        preset = get_preset(self.preset).retrieval.k
+        preset = PRESETS[self.preset].retrieval.k
         k = dict(method.retrieval).get("k") or self.k or (preset if preset > 1 else SEVERAL)
         found = [{"k": 1} if tau == 0 or k == 1 else {"k": k, "temperature": tau} for tau in self.taus]
         return [settings for i, settings in enumerate(found) if settings not in found[:i]]
@@ -326,9 +326,9 @@ def head_config(
                 raise ConfigError("a budget in time must be turned into images before a head is made of it.")
             images += round(protocol.images * cell.factor)
     # By the preset's trunk, not the cell's: heads of one table are of one size.
-    trunk = get_preset(protocol.preset).pretrain.encoder.trunk
+    trunk = PRESETS[protocol.preset].pretrain.encoder.trunk
     name = "head-debug" if protocol.preset == "debug" else default_head_preset(trunk, protocol.task)
-    made = get_head_preset(name).config(HEAD_NAMES[cell.trained_head], scratch=cell.method.scratch)
+    made = HEAD_PRESETS[name].config(HEAD_NAMES[cell.trained_head], scratch=cell.method.scratch)
     assert made.augment is not None
     made = replace(
         made,

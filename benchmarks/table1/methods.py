@@ -127,10 +127,9 @@ class Method:
             ConfigError: a setting that does not fit.
         """
         config = with_objective(preset, self.objective)
-        if self.name in ("imagenet", "r3m"):
-            config = replace(config, encoder=replace(config.encoder, init=self.name))
-        elif self.name == "random":
-            config = replace(config, encoder=replace(config.encoder, init="scratch"))
+        inits: dict[str, Any] = {"imagenet": "imagenet", "r3m": "r3m", "random": "scratch"}
+        if self.name in inits:
+            config = replace(config, encoder=replace(config.encoder, init=inits[self.name]))
         elif self.name == "equivar":
             config = replace(config, encoder=with_trunk(config.encoder, "equivariant"))
         for key, value in self.settings:

@@ -26,7 +26,7 @@ from classact.errors import (
 )
 from classact.models.encoders import EncoderConfig
 from classact.run.data import RunData
-from classact.run.presets import from_preset, get_preset
+from classact.run.presets import PRESETS, from_preset
 from classact.sims import find
 from classact.train.config import EngineConfig
 from classact.utils.locks import BusyError, lock_of, locked
@@ -322,7 +322,7 @@ def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) ->
 
 def _notes(protocol: Protocol) -> list[str]:
     """What was decided before the table was computed, and for whom."""
-    preset = get_preset(protocol.preset)
+    preset = PRESETS[protocol.preset]
     share = "" if protocol.images is None else f", {100 * protocol.tuning_images / protocol.images:.0f}% of the budget"
     return [
         f"What is CLASS's of preset {protocol.preset!r} was chosen earlier, with CLASS and on other starts (from seed "

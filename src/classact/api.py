@@ -12,23 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classact.data.readers import declared_simulator, read_demonstrations
+from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
-from classact.objectives import objective_config
 from classact.policies.base import Policy
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
 from classact.run.load import load_policy as _load
-from classact.run.presets import (
-    default_head_preset,
-    default_preset,
-    from_preset,
-    get_head_preset,
-    get_preset,
-    with_objective,
-)
-from classact.sims import plain_shift
+from classact.run.presets import configure as _configure
+from classact.run.presets import configure_head
 
 
 def read(source: str | Path, *, episodes: int | None = None, layout: str | Path | None = None) -> Demonstrations:
@@ -71,19 +63,10 @@ def configure(
         ConfigError: an unknown name, or settings that do not fit each other.
     """
     source = data.source if isinstance(data, Demonstrations) else str(data)
-    simulator = simulator or declared_simulator(source)
-    if not simulator:
-        simulator = "pusht" if preset is None else get_preset(preset).simulator
-    shift = shift or plain_shift(simulator)
-    name = preset or default_preset(source, simulator, shift)
-    if isinstance(data, Demonstrations) and "episodes" not in changes:
-        changes["episodes"] = len(data)
-    config = from_preset(name, shift=shift, simulator=simulator, data=source, **changes)
-    if objective is None and not options:
-        return config
-    known = config.pretrain.objective
-    learned = objective_config(objective or known.written, options, known)
-    return replace(config, pretrain=with_objective(config.pretrain, learned))
+    if isinstance(data, Demonstrations):
+        changes = {"episodes": len(data)} | changes
+    named = {"preset": preset, "objective": objective, "simulator": simulator, "shift": shift}
+    return _configure(source, options=options, **named, **changes)
 
 
 def pretrain(
@@ -163,10 +146,8 @@ def finetune(
     run = _run(run)
     if config is None:
         known = run.settings()
-        usual = default_head_preset(known.pretrain.encoder.trunk, known.frames.simulator)
-        scratch = "class" not in [term.name for term in known.pretrain.objective.terms]
-        made = get_head_preset(preset or usual).config(head, scratch=scratch, frozen=frozen)
-        config = HeadRunConfig(finetune=made, evaluation=known.evaluation)
+        made = configure_head(known, head, preset=preset, frozen=frozen)
+        config = replace(made, evaluation=known.evaluation)
     pipeline = HeadPipeline(run, config, name=name, device=device, quiet=quiet)
     pipeline.train()
     return pipeline.folder

@@ -26,7 +26,7 @@ from classact.errors import (
 from classact.evaluation.config import EvaluationConfig
 from classact.objectives import OBJECTIVES
 from classact.run.folder import Run
-from classact.run.presets import get_preset
+from classact.run.presets import PRESETS
 from classact.train.representation import Trainer
 from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.storage import append_jsonl, read_json, read_jsonl, write_json
@@ -60,7 +60,7 @@ from table1.grid import (
 from table1.methods import UNTRAINED
 from table1.report import comparison_markdown, read_results
 
-DEBUG = get_preset("debug")
+DEBUG = PRESETS["debug"]
 BASELINES = tuple(name for name in METHODS if name not in UNTRAINED)
 
 
@@ -188,8 +188,8 @@ def test_methods_that_mean_the_same_are_the_same(written: str, canonical: str) -
 
 @pytest.mark.parametrize("written", ["class+0.1*byol", "byol+class", "0.5*tcn+byol+class"])
 def test_sums_with_class_are_trained_as_class(written: str) -> None:
-    method, plain = parse_method(written), parse_method("class").config(get_preset("pusht-cpu").pretrain)
-    made = method.config(get_preset("pusht-cpu").pretrain)
+    method, plain = parse_method(written), parse_method("class").config(PRESETS["pusht-cpu"].pretrain)
+    made = method.config(PRESETS["pusht-cpu"].pretrain)
     assert not method.tuned
     assert (made.optimizer, made.batch_size) == (plain.optimizer, plain.batch_size)
 

@@ -35,7 +35,7 @@ from classact.run import analysis, survey
 from classact.run import pretrain as pipeline
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
-from classact.run.presets import HEAD_PRESETS, from_preset, get_preset, with_trunk
+from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_trunk
 from classact.similarity.graph import SimilarityGraph
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
@@ -338,7 +338,7 @@ def test_flags_of_the_objective() -> None:
     def pretrain(*flags: str) -> PretrainConfig:
         return settings_of("--preset", "pusht-cpu", *flags).pretrain
 
-    plain = get_preset("pusht-cpu").pretrain
+    plain = PRESETS["pusht-cpu"].pretrain
     assert pretrain().objective == plain.objective
     crossed = objective_config("class", ["pairs=cross-episode"])
     assert pretrain("--pairs", "cross-episode") == replace(plain, objective=crossed)
@@ -358,7 +358,7 @@ def test_the_trunk_is_a_flag() -> None:
     def encoder(*flags: str) -> EncoderConfig:
         return settings_of("--preset", "paper-pusht", *flags).pretrain.encoder
 
-    plain = get_preset("paper-pusht").pretrain.encoder
+    plain = PRESETS["paper-pusht"].pretrain.encoder
     assert encoder() == encoder("--trunk", "resnet18") == plain
     assert encoder("--trunk", "small") == with_trunk(plain, "small")
     assert encoder("--trunk", "equivariant", "--objective", "none").mean == (127.5,) * 3

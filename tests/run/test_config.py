@@ -15,7 +15,7 @@ from classact.errors import DataError
 from classact.objectives import OBJECTIVES, objective_config
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
-from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, get_head_preset, with_objective
+from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_objective
 from classact.utils.codec import from_json, to_json
 from classact.utils.storage import write_json
 
@@ -44,7 +44,7 @@ def test_settings_of_every_objective_come_back(objective: str) -> None:
 @pytest.mark.parametrize("head", ["diffusion", "mlp"])
 def test_settings_of_a_head_come_back(preset: str, head: str) -> None:
     for frozen in (False, True):
-        config = HeadRunConfig(get_head_preset(preset).config(head, frozen=frozen), evaluation=RunConfig().evaluation)
+        config = HeadRunConfig(HEAD_PRESETS[preset].config(head, frozen=frozen), evaluation=RunConfig().evaluation)
         assert through_text(config) == config
         assert through_text(config) != replace(config, evaluation=None)
 

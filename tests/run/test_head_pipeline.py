@@ -24,7 +24,7 @@ from classact.run.evaluate import evaluate_run
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.load import load_policy
-from classact.run.presets import from_preset, get_head_preset
+from classact.run.presets import HEAD_PRESETS, from_preset
 from classact.run.pretrain import Pipeline
 from classact.sims.specs import PUSHT
 from classact.train import engine
@@ -62,7 +62,7 @@ def run(pretrained: Path, tmp_path: Path) -> Run:
 
 
 def config(head: str = "mlp", *, start: str = "run", **changes: Any) -> HeadRunConfig:
-    made = get_head_preset("head-debug").config(head, scratch=start == "scratch", frozen=changes.pop("frozen", False))
+    made = HEAD_PRESETS["head-debug"].config(head, scratch=start == "scratch", frozen=changes.pop("frozen", False))
     settings = {"evaluations": 2, "batch_size": 16, "precision": "float32", "epochs": 1} | changes
     return HeadRunConfig(replace(made, **settings), start, milestone_episodes=2)
 
@@ -269,11 +269,11 @@ def test_errors_are_one_line(run: Run, flags: list[str], expected: str, capsys: 
 
 
 def test_head_presets_are_the_papers() -> None:
-    made = get_head_preset("paper-pusht").config("diffusion")
+    made = HEAD_PRESETS["paper-pusht"].config("diffusion")
     assert (made.epochs, made.optimizer.head_rate, made.optimizer.encoder_rate) == (250, 1e-4, 1e-5)
     assert made.head.unet.widths == (256, 512, 1024)
-    assert get_head_preset("paper-three-stack").config("mlp", scratch=True).epochs == 100
-    assert get_head_preset("head-cpu").config("mlp", frozen=True).augment is None
+    assert HEAD_PRESETS["paper-three-stack"].config("mlp", scratch=True).epochs == 100
+    assert HEAD_PRESETS["head-cpu"].config("mlp", frozen=True).augment is None
     assert np.isclose(made.optimizer.ema_power, 0.75)
 
 

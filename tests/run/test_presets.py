@@ -12,7 +12,6 @@ from classact.run.presets import (
     IMAGENET_STD,
     PRESETS,
     default_preset,
-    get_preset,
     with_objective,
     with_trunk,
 )
@@ -36,7 +35,7 @@ def test_all_presets_of_the_paper_are_checked_here() -> None:
 @pytest.mark.parametrize("name", TABLE_5)
 def test_table_5(name: str) -> None:
     top_k, epochs, tau, tau_shifted = TABLE_5[name]
-    preset = get_preset(name)
+    preset = PRESETS[name]
     assert preset.pretrain.similarity.quantile == pytest.approx(top_k / 100)
     assert preset.pretrain.epochs == epochs
     assert (preset.retrieval.temperature, preset.tau_shifted) == (tau, tau_shifted)
@@ -44,7 +43,7 @@ def test_table_5(name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLE_5)
 def test_tables_3_and_4(name: str) -> None:
-    preset = get_preset(name)
+    preset = PRESETS[name]
     optimizer = preset.pretrain.optimizer
     table_3 = (optimizer.clip_norm, optimizer.warmup_steps, optimizer.ema_power)
     assert table_3 == (0.5, 500, 0.75)
@@ -79,7 +78,7 @@ def test_tables_3_and_4(name: str) -> None:
 @pytest.mark.parametrize("name", TABLE_5)
 def test_encoder_of_the_paper(name: str) -> None:
     """C.1, 5.2: ResNet-18 from ImageNet; 256 -> 224; torchvision's channel statistics, here of 0..255 values."""
-    encoder = get_preset(name).pretrain.encoder
+    encoder = PRESETS[name].pretrain.encoder
     shape = (encoder.trunk, encoder.width, encoder.image_size, encoder.crop_size, encoder.init, encoder.color)
     assert shape == ("resnet18", 1.0, 256, 224, "imagenet", "rgb")
     assert encoder.mean == pytest.approx([255 * v for v in (0.485, 0.456, 0.406)])
@@ -88,7 +87,7 @@ def test_encoder_of_the_paper(name: str) -> None:
 
 def test_features_of_the_paper() -> None:
     """512 maps of 7 x 7, two coordinates of each."""
-    encoder = ImageEncoder(get_preset("paper-pusht").pretrain.encoder, load_init=False)
+    encoder = ImageEncoder(PRESETS["paper-pusht"].pretrain.encoder, load_init=False)
     assert encoder.feature_dim == 1024
     assert encoder.views[0].pool.grid.shape == (49, 2)
 
@@ -96,14 +95,14 @@ def test_features_of_the_paper() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_steps(name: str) -> None:
     """ceil(N epochs / batch)."""
-    pretrain = get_preset(name).pretrain
+    pretrain = PRESETS[name].pretrain
     steps = pretrain.steps(25_650)
     assert (steps - 1) * pretrain.batch_size < 25_650 * pretrain.epochs <= steps * pretrain.batch_size
 
 
 def test_what_the_improved_presets_change() -> None:
     """At the budget of the plain one, so that they compare."""
-    plain, plus, shifted = (get_preset(name) for name in ("pusht-cpu", "pusht-plus", "pusht-rand-plus"))
+    plain, plus, shifted = (PRESETS[name] for name in ("pusht-cpu", "pusht-plus", "pusht-rand-plus"))
     queued = replace(plain.pretrain, objective=objective_config("class", ["queue=1280"]))
     assert plus == replace(plain, pretrain=queued, about=plus.about)
     whitened = replace(
@@ -118,7 +117,7 @@ def test_unknown_preset() -> None:
     with pytest.raises(
         ConfigError, match="unknown preset 'pusht': available are 'aloha-transfer-cpu', 'cpu', 'debug', "
     ):
-        get_preset("pusht")
+        PRESETS["pusht"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +145,7 @@ def test_the_preset_of_a_simulator_that_none_is_made_for(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_for_a_simulator_that_there_is(name: str) -> None:
     """Table 10: the paper's tasks are seen by one global camera at 256 pixels."""
-    preset = get_preset(name)
+    preset = PRESETS[name]
     assert preset.simulator in SIMULATORS
     if name.startswith("paper-") and preset.simulator != "pusht":
         camera = "top" if preset.simulator == "aloha-transfer" else "agentview"
@@ -161,7 +160,7 @@ C_1 = {"tcn": (64, 200, 1e-4), "byol": (64, 200, 1e-4), "dynamo": (64, 40, 1e-4)
 
 @pytest.mark.parametrize("name", C_1)
 def test_baselines_of_the_paper(name: str) -> None:
-    made = with_objective(get_preset("paper-square").pretrain, objective_config(name))
+    made = with_objective(PRESETS["paper-square"].pretrain, objective_config(name))
     assert (made.batch_size, made.epochs, made.optimizer.learning_rate) == C_1[name]
     shared = (made.optimizer.clip_norm, made.optimizer.warmup_steps, made.optimizer.ema_power)
     assert shared == (0.5, 500, 0.75)  # table 3
@@ -176,7 +175,7 @@ def test_dynamo_has_table_6() -> None:
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, "class+0.1*inverse-dynamics"])
 def test_on_a_cpu_all_objectives_see_as_many_images(name: str) -> None:
-    plain = get_preset("pusht-cpu").pretrain
+    plain = PRESETS["pusht-cpu"].pretrain
     made = with_objective(plain, objective_config(name))
     steps = made.steps(25_650)
     seen = steps * made.batch_size * made.objective.images_per_anchor
@@ -187,7 +186,7 @@ def test_on_a_cpu_all_objectives_see_as_many_images(name: str) -> None:
 
 
 def test_class_stays_as_it_was() -> None:
-    plain = get_preset("pusht-cpu").pretrain
+    plain = PRESETS["pusht-cpu"].pretrain
     assert with_objective(plain, objective_config("class")) == plain
     hard = with_objective(plain, objective_config("class", ["weighting=hard"]))
     assert hard.optimizer == plain.optimizer
@@ -198,7 +197,7 @@ def test_class_stays_as_it_was() -> None:
 @pytest.mark.parametrize("options", [["class.views=2"], ["class.queue=640", "class.weighting=hard"]])
 @pytest.mark.parametrize("more", ["", "+0.1*byol", "+tcn"])
 def test_with_the_papers_network_class_keeps_its_epochs(name: str, options: list[str], more: str) -> None:
-    plain = get_preset(name).pretrain
+    plain = PRESETS[name].pretrain
     own = options if more else [option.removeprefix("class.") for option in options]
     objective = objective_config(f"class{more}", own)
     assert objective.images_per_anchor > 1 or not more
@@ -206,19 +205,19 @@ def test_with_the_papers_network_class_keeps_its_epochs(name: str, options: list
 
 
 def test_with_the_papers_network_a_sum_is_trained_as_its_first_part_is() -> None:
-    made = with_objective(get_preset("paper-square").pretrain, objective_config("dynamo+0.1*class"))
+    made = with_objective(PRESETS["paper-square"].pretrain, objective_config("dynamo+0.1*class"))
     assert (made.batch_size, made.epochs, made.optimizer.learning_rate) == C_1["dynamo"]
 
 
 def test_on_a_cpu_two_views_are_seen_for_half_the_epochs() -> None:
-    plain = get_preset("pusht-cpu").pretrain
+    plain = PRESETS["pusht-cpu"].pretrain
     made = with_objective(plain, objective_config("class", ["views=2"]))
     assert made == replace(plain, objective=made.objective, epochs=plain.epochs / 2)
 
 
 @pytest.mark.parametrize("name", ["pusht-cpu", "paper-square"])
 def test_another_network_starts_from_scratch_with_its_own_scaling(name: str) -> None:
-    encoder = get_preset(name).pretrain.encoder
+    encoder = PRESETS[name].pretrain.encoder
     assert with_trunk(encoder, encoder.trunk) is encoder
     scaling = {
         "small": (EncoderConfig().mean, EncoderConfig().std),

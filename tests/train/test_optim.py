@@ -11,7 +11,7 @@ from torch import nn
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.average import ema_decay, update_ema
-from classact.run.presets import get_preset
+from classact.run.presets import PRESETS
 from classact.train.config import OptimizerConfig
 from classact.train.optim import learning_rate, make_optimizer
 from classact.train.representation import Trainer
@@ -158,7 +158,7 @@ def data() -> Demonstrations:
 @pytest.mark.parametrize("clip", [1e-3, 1e6])
 def test_the_gradient_is_clipped_after_backward(data: Demonstrations, clip: float) -> None:
     """The released code clips before backward, which does nothing."""
-    config = get_preset("debug").pretrain
+    config = PRESETS["debug"].pretrain
     trainer = Trainer(data, replace(config, optimizer=replace(config.optimizer, clip_norm=clip)))
     row = trainer.train_step(np.arange(0, 60, 2))
     used = math.sqrt(sum(float((p.grad**2).sum()) for p in trainer.encoder.parameters() if p.grad is not None))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,11 @@ from classact.cli.engine import ENGINE, training_ranks
 from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, settings
 from classact.errors import ConfigError
 from classact.models.heads import HEADS, HeadConfig
-from classact.run.config import HeadRunConfig
-from classact.run.presets import HEAD_PRESETS, default_head_preset, get_head_preset
+from classact.run.config import HeadRunConfig, RunConfig
+from classact.run.presets import HEAD_PRESETS, configure_head
 from classact.train.config import AugmentConfig, Choice, EngineConfig
 
 HEAD = "diffusion"
-
-
-def _heads() -> Iterable[str]:
-    return HEADS
 
 
 def _head(word: Word) -> type[HeadConfig]:
@@ -51,7 +47,7 @@ class Finetune:
     """
 
     run: Path = flag(positional=True)
-    head: str | None = flag(None, choices=_heads)
+    head: str | None = flag(None, choices=lambda: HEADS)
     preset: str | None = flag(None, choices=lambda: HEAD_PRESETS)
     config: Path | None = None
     scratch: bool = False
@@ -91,8 +87,7 @@ class Finetune:
         """The settings that the help shows as defaults."""
         if (file := word("config")) is not None:
             return {"training": from_file(HeadRunConfig, Path(file))}
-        preset = get_head_preset(word("preset") or "head-cpu")
-        return {"training": HeadRunConfig(preset.config(word("head") or HEAD))}
+        return {"training": configure_head(RunConfig(), word("head") or HEAD, preset=word("preset"))}
 
     def main(self) -> None:
         """Train, evaluate, draw the run's report again, print the run's table."""
@@ -137,8 +132,6 @@ def head_config(flags: Finetune) -> HeadRunConfig:
         raise ConfigError(f"--scratch trains the encoder from its initial weights, but {other}. Give one of the two.")
     run, given = Run(flags.run), dict(flags.training)
     config = _start(flags, run)
-    if flags.scratch or flags.encoder is not None:
-        config = replace(config, start="scratch" if flags.scratch else str(flags.encoder))
     finetune = config.finetune
     colors = below(given, "finetune.augment")
     if flags.augment != "auto":
@@ -167,20 +160,13 @@ def head_config(flags: Finetune) -> HeadRunConfig:
 
 def _start(flags: Finetune, run: Any) -> HeadRunConfig:
     """The settings of --config, or of the preset."""
-    if flags.config is not None:
-        if flags.preset is not None:
-            raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
-        config = from_file(HeadRunConfig, flags.config)
-        if flags.head not in (None, name := config.finetune.head.name):
-            raise ConfigError(
-                f"--config is of a head {name!r}, but --head is {flags.head!r}. Leave out one of the two."
-            )
-        return config
-    settings = run.settings()
-    preset = get_head_preset(
-        flags.preset or default_head_preset(settings.pretrain.encoder.trunk, settings.frames.simulator)
-    )
-    # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
-    others = flags.scratch or (flags.encoder is None and "class" not in settings.pretrain.objective.written)
-    frozen = bool(flags.training.get("finetune.frozen"))
-    return HeadRunConfig(preset.config(flags.head or HEAD, scratch=others, frozen=frozen))
+    start = "scratch" if flags.scratch else "run" if flags.encoder is None else str(flags.encoder)
+    if flags.config is None:
+        frozen = bool(flags.training.get("finetune.frozen"))
+        return configure_head(run.settings(), flags.head or HEAD, preset=flags.preset, start=start, frozen=frozen)
+    if flags.preset is not None:
+        raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
+    config = from_file(HeadRunConfig, flags.config)
+    if flags.head not in (None, name := config.finetune.head.name):
+        raise ConfigError(f"--config is of a head {name!r}, but --head is {flags.head!r}. Leave out one of the two.")
+    return config if start == "run" else replace(config, start=start)

@@ -65,15 +65,6 @@ class Settings:
     usual: str = ""
 
 
-@dataclass(frozen=True)
-class _Own:
-    """What :func:`flag` says."""
-
-    positional: bool = False
-    choices: Callable[[], Iterable[str]] | None = None
-    hidden: bool = False
-
-
 def settings(of: Settings) -> Any:
     """A command's field that holds what is :data:`Given` of a configuration."""
     return field(default_factory=dict, metadata={Settings: of})
@@ -87,7 +78,7 @@ def flag(
     hidden: bool = False,
 ) -> Any:
     """A command's field that is positional, is chosen from names that the help lists, or is no flag."""
-    return field(default=default, metadata={_Own: _Own(positional, choices, hidden)})
+    return field(default=default, metadata={"positional": positional, "choices": choices, "hidden": hidden})
 
 
 def changed(config: T, given: Given) -> T:
@@ -161,17 +152,16 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     found = list(_flags(command, word, shown))
     if not asks:
         _check(words, found)
-    root, places = _tyro_class(found, asks)
     parsed, rest = tyro.cli(
-        root,
+        _tyro_class(found, asks),
         args=["--help"] if asks else list(words),
         prog=prog,
-        description=_first_line(command.__doc__),
+        description=(command.__doc__ or "").strip().partition("\n")[0],
         return_unknown_args=True,
     )
     if rest:
         raise UsageError(f"{rest[0]!r} is neither a flag nor the value of one.")
-    return _made(command, found, places, parsed, words)
+    return _made(command, found, parsed, words)
 
 
 def _words(words: Sequence[str]) -> Word:
@@ -215,6 +205,11 @@ class _Flag:
         return [f"--{name}" for name in (self.short, self.name) if name]
 
     @property
+    def called(self) -> str:
+        """In messages."""
+        return self.name.upper() if self.positional else self.names[0]
+
+    @property
     def group(self) -> str:
         return self.name.rpartition(".")[0].partition(".")[0]
 
@@ -230,14 +225,12 @@ class _Flag:
 def _flags(command: type[Any], word: Word, shown: Mapping[str, Any]) -> Iterator[_Flag]:
     texts, hints = about(command), typing.get_type_hints(command)
     for entry in fields(command):
-        if Settings in entry.metadata:
-            yield from _settings(entry.metadata[Settings], entry.name, word, shown.get(entry.name))
-        else:
-            own: _Own = entry.metadata.get(_Own, _Own())
-            if own.hidden:
-                continue
-            kind, default, text = hints[entry.name], _default(entry), texts.get(entry.name, "")
-            yield _Flag(entry.name, "", _dashed(entry.name), "", kind, default, text, own.choices, own.positional)
+        name, own = entry.name, entry.metadata
+        if Settings in own:
+            yield from _settings(own[Settings], name, word, shown.get(name))
+        elif not own.get("hidden"):
+            rest = hints[name], _default(entry), texts.get(name, ""), own.get("choices"), own.get("positional", False)
+            yield _Flag(name, "", _dashed(name), "", *rest)
 
 
 def _settings(of: Settings, home: str, word: Word, shown: Any) -> Iterator[_Flag]:
@@ -286,27 +279,19 @@ def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
             raise UsageError(f"{name} needs a value: {reader.metavar}.")
 
 
-def _tyro_class(found: Sequence[_Flag], asks: bool) -> tuple[type[Any], list[tuple[str, str]]]:
-    """The class that tyro reads: one nested dataclass per group. And where each flag lies in it: (group, field)."""
+def _tyro_class(found: Sequence[_Flag], asks: bool) -> type[Any]:
+    """The class that tyro reads: ``flag0``, ``flag1``, ... of all that were found, in one nested class per group."""
     groups: dict[str, list[tuple[str, Any, Any]]] = {"": []}
-    places = []
     for at, one in enumerate(found):
-        default: Any = _Unset(one) if one.kind is not bool else bool(one.default is True)
-        entry = (f"flag{at}", _annotation(one, asks), field(default=default))
-        groups.setdefault(one.group, []).append(entry)
-        places.append((one.group, entry[0]))
-    for name, entries in groups.items():
+        default: Any = _Unset(one) if one.kind is not bool else one.default is True
+        groups.setdefault(one.group, []).append((f"flag{at}", _annotation(one, asks), field(default=default)))
+    for at, (name, entries) in enumerate(groups.items()):
         if name:
-            made = make_dataclass("Group", entries)
+            made: Any = make_dataclass("Group", entries)
             made.__doc__ = " "
-            conf = tyro.conf.arg(name=name)
-            groups[""].append((_group(name), Annotated[made, conf], field(default_factory=made)))
-    root = make_dataclass("Flags", groups[""])
-    return root, [(group and _group(group), name) for group, name in places]
-
-
-def _group(name: str) -> str:
-    return f"group_{name.replace('-', '_')}"
+            nested = Annotated[made, tyro.conf.arg(name=name)]
+            groups[""].append((f"group{at}", nested, field(default_factory=made)))
+    return make_dataclass("Flags", groups[""])
 
 
 class _Usual(str):
@@ -329,7 +314,7 @@ def _annotation(one: _Flag, asks: bool) -> Any:
     conf = tyro.conf.arg(
         name=name,
         aliases=[f"--{one.short}"] if one.short else None,
-        metavar=(one.name.upper() if reader.nargs == 1 else f"[{one.name.upper()} ...]") if one.positional else None,
+        metavar=(one.called if reader.nargs == 1 else f"[{one.called} ...]") if one.positional else None,
         help=f"{one.about} {known}".strip(),
         help_behavior_hint=_hint(one) if asks else "",
     )
@@ -340,8 +325,7 @@ def _annotation(one: _Flag, asks: bool) -> Any:
         try:
             return reader.read(words)
         except ValueError:
-            called = one.name.upper() if one.positional else one.names[0]
-            raise UsageError(f"{called}: expected {reader.what}, got {' '.join(words)!r}.") from None
+            raise UsageError(f"{one.called}: expected {reader.what}, got {' '.join(words)!r}.") from None
 
     spec = PrimitiveConstructorSpec(
         nargs=reader.nargs,
@@ -370,21 +354,21 @@ def _written(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _made(
-    command: type[T], found: Sequence[_Flag], places: Sequence[tuple[str, str]], parsed: Any, words: Sequence[str]
-) -> T:
-    arguments: dict[str, Any] = {entry.name: {} for entry in fields(command) if Settings in entry.metadata}  # type: ignore[arg-type]
+def _made(command: type[T], found: Sequence[_Flag], parsed: Any, words: Sequence[str]) -> T:
+    values = vars(parsed)
+    for group in [value for name, value in values.items() if name.startswith("group")]:
+        values = values | vars(group)
+    arguments: dict[str, Any] = {one.field: {} for one in found if one.path}
     spelled = {word.replace("_", "-") for word in words}
-    for one, (group, name) in zip(found, places, strict=True):
-        value = getattr(getattr(parsed, group) if group else parsed, name)
+    for at, one in enumerate(found):
+        value = values[f"flag{at}"]
         given = not spelled.isdisjoint(one.forms) if one.kind is bool else not isinstance(value, _Unset)
         if given and one.path:
             arguments[one.field][one.path] = value
         elif given:
             arguments[one.field] = value
         elif one.default is MISSING and not one.path:
-            called = one.name.upper() if one.positional else one.names[0]
-            raise UsageError(f"{called} is missing: {one.about}")
+            raise UsageError(f"{one.called} is missing: {one.about}")
     return command(**arguments)
 
 
@@ -477,12 +461,8 @@ def about(kind: type[Any]) -> dict[str, str]:
         for names, about in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {9,}.*)*)", text, re.MULTILINE):
             plain = re.sub(r":\w+:`~?([^`]*)`", lambda match: match[1].rpartition(".")[2], " ".join(about.split()))
             found |= dict.fromkeys(names.split(", "), plain.replace("``", ""))
-    # Symbols such as k_nn stay as they are.
-    return {name: text[:1].upper() + text[1:] if text.split()[0].isalpha() else text for name, text in found.items()}
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
+    # Words begin with a capital, symbols such as k_nn stay as they are.
+    return {name: re.sub(r"^[a-z]+(?=[ ,.:;-])", lambda m: m[0].capitalize(), text) for name, text in found.items()}
 
 
 def _last(name: str) -> str:

@@ -30,8 +30,8 @@ from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config, split_sum
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import RunConfig
-from classact.run.presets import PRESETS, default_preset, from_preset, get_preset, with_objective, with_trunk
-from classact.sims import SIMULATORS, plain_shift
+from classact.run.presets import PRESETS, configure, with_objective, with_trunk
+from classact.sims import SIMULATORS
 
 RUN = Settings(
     RunConfig,
@@ -62,10 +62,6 @@ RUN = Settings(
 )
 
 
-def _objectives() -> Iterable[str]:
-    return OBJECTIVES
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """Flags of what trains runs.
@@ -89,7 +85,7 @@ class RunFlags:
     preset: str | None = flag(None, choices=lambda: PRESETS)
     config: Path | None = None
     shift: str | None = None
-    objective: str | None = flag(None, choices=_objectives)
+    objective: str | None = flag(None, choices=lambda: OBJECTIVES)
     options: tuple[str, ...] = ()
     pairs: str | None = None
     workers: int = 0
@@ -105,20 +101,11 @@ class RunFlags:
     def shown(word: Word) -> Mapping[str, Any]:
         """The settings that the help shows as defaults."""
         if (file := word("config")) is not None:
-            return {"run": from_file(RunConfig, Path(file))}
-        return {"run": _from_preset(word("preset"), word("data"), word("simulator"), word("shift"))}
-
-
-def _from_preset(preset: str | None, data: str | None, simulator: str | None, shift: str | None) -> RunConfig:
-    """The settings of a preset, or of the one that is made for the data and their simulator."""
-    from classact.data.readers import declared_simulator
-
-    data = data or RunConfig.data
-    simulator = simulator or declared_simulator(data)
-    if not simulator:
-        simulator = "pusht" if preset is None else get_preset(preset).simulator
-    shift = shift or plain_shift(simulator)
-    return from_preset(preset or default_preset(data, simulator, shift), shift=shift, simulator=simulator, data=data)
+            config = from_file(RunConfig, Path(file))
+        else:
+            named: dict[str, Any] = {name: word(name) for name in ("preset", "objective", "simulator", "shift")}
+            config = configure(word("data") or RunConfig.data, **named)
+        return {"run": replace(config, milestone_retrieval=config.milestone_retrieval or config.retrieval)}
 
 
 def run_config(flags: RunFlags) -> RunConfig:
@@ -132,37 +119,37 @@ def run_config(flags: RunFlags) -> RunConfig:
     from classact.run.folder import Run
     from classact.run.pretrain import started
 
-    given = dict(flags.run)
+    given = {"frames.workers": flags.workers, "evaluation.workers": flags.workers, **flags.run}
     if flags.config is not None:
-        if flags.preset is not None:
-            raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
-        config = from_file(RunConfig, flags.config)
+        config = _from_file(flags)
         if flags.shift is not None:
-            given = {"frames.shift": flags.shift, "evaluation.shift": flags.shift} | given
+            given = {"frames.shift": flags.shift, "evaluation.shift": flags.shift, **given}
     else:
-        asked = (given.get("data"), given.get("frames.simulator"), flags.shift)
-        config = _from_preset(flags.preset, *asked)
+        config = configure(
+            given.get("data", RunConfig.data),
+            preset=flags.preset,
+            objective=flags.objective,
+            options=_options(flags, flags.objective or "class"),
+            simulator=given.get("frames.simulator"),
+            shift=flags.shift,
+            baselines=bool(flags.baselines),
+        )
         run = Run(flags.out)
-        known = run.settings() if started(run) else None
-        baselines = known is not None and known.baselines
-        config = replace(config, baselines=baselines if flags.baselines is None else flags.baselines)
-        if known is not None:
+        if started(run):
+            known = run.settings()
             config = replace(
                 config,
                 evaluation=known.evaluation,
                 milestone_episodes=known.milestone_episodes,
+                baselines=known.baselines if flags.baselines is None else flags.baselines,
                 retrieval=replace(config.retrieval, search=known.retrieval.search),
                 pretrain=replace(config.pretrain, evaluations=known.pretrain.evaluations),
             )
-    given = {"frames.workers": flags.workers, "evaluation.workers": flags.workers} | given
-    pretrain, start = config.pretrain, config.pretrain.objective
-    objective = _objective(flags, start)
-    for path in idle(given, objective):
+    pretrain = config.pretrain
+    for path in idle(given, pretrain.objective):
         reads = "learns from no action similarity" if path.startswith(SIMILARITY) else "trains nothing"
-        raise ConfigError(f"objective {objective.written!r} {reads}, so {name_of(RUN, path)} would change nothing.")
-    if flags.config is None or objective.written != start.written:
-        pretrain = with_objective(pretrain, objective)
-    pretrain = replace(pretrain, objective=objective)
+        name = pretrain.objective.written
+        raise ConfigError(f"objective {name!r} {reads}, so {name_of(RUN, path)} would change nothing.")
     if "pretrain.encoder.trunk" in given:
         pretrain = replace(pretrain, encoder=with_trunk(pretrain.encoder, given["pretrain.encoder.trunk"]))
     if given.get("similarity") is not None:
@@ -178,6 +165,28 @@ def run_config(flags: RunFlags) -> RunConfig:
     return config
 
 
+def _from_file(flags: RunFlags) -> RunConfig:
+    """The settings of --config; of another objective, trained as that is."""
+    if flags.preset is not None:
+        raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
+    config = from_file(RunConfig, Path(str(flags.config)))
+    pretrain, known = config.pretrain, config.pretrain.objective
+    name = flags.objective or known.written
+    objective = objective_config(name, _options(flags, name), known)
+    if objective.written != known.written:
+        pretrain = with_objective(pretrain, objective)
+    return replace(config, pretrain=replace(pretrain, objective=objective))
+
+
+def _options(flags: RunFlags, objective: str) -> tuple[str, ...]:
+    if flags.pairs is None:
+        return flags.options
+    terms = [term for _, term in split_sum(objective)]
+    if "class" not in terms:
+        raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {objective!r}. Leave it out.")
+    return (*flags.options, f"{'class.' if len(terms) > 1 else ''}pairs={flags.pairs}")
+
+
 SIMILARITY = ("similarity", "pretrain.similarity.", "pretrain.positives")
 TRAINING = (
     *("pretrain.epochs", "pretrain.batch_size", "pretrain.optimizer.", "pretrain.augment.", "pretrain.evaluations"),
@@ -189,16 +198,6 @@ def idle(given: Given, objective: ObjectiveConfig) -> list[str]:
     unread: tuple[str, ...] = () if objective.needs_similarity else SIMILARITY
     unread += TRAINING if objective.written == "none" else ()
     return [path for path, value in given.items() if path.startswith(unread) and (path, value) != (TRAINING[-1], 0)]
-
-
-def _objective(flags: RunFlags, start: ObjectiveConfig) -> ObjectiveConfig:
-    name, options = flags.objective or start.written, flags.options
-    if flags.pairs is not None:
-        terms = [term for _, term in split_sum(name)]
-        if "class" not in terms:
-            raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {name!r}. Leave it out.")
-        options = (*options, f"{'class.' if len(terms) > 1 else ''}pairs={flags.pairs}")
-    return objective_config(name, options, start)
 
 
 def pipeline(flags: RunFlags, config: RunConfig, ranks: Any) -> Any:

@@ -17,12 +17,13 @@ class EvaluationConfig:
 
     Attributes:
         episodes: how many, with seeds first_seed, first_seed + 1, ...
-        first_seed: see :data:`FIRST_SEED`.
+        first_seed: of the first episode; training data have seeds below :data:`FIRST_SEED`.
         shift: the simulator's visual shift.
         image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
         max_steps: time limit in control steps; None takes the simulator's own.
         workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
-        execute, ensemble: see :class:`classact.policies.config.ControlConfig`.
+        execute: receding horizon: actions of a chunk that are executed before the next decision; None: all T_a.
+        ensemble: temporal ensembling, with ``execute``: m of the weights exp(-m i) of overlapping chunks; None: none.
     """
 
     episodes: int = 50

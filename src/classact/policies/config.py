@@ -26,8 +26,8 @@ class RetrievalConfig:
         proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
             length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
             count. Does not touch the encoder, so it can be changed on a saved policy.
-        search: how neighbours are searched, see :func:`classact.policies.search.make_search`. A computing choice: all
-            but approximate indexes find the same to rounding.
+        search: how neighbours are searched: "auto", "torch" (exact) or "faiss", as in "faiss:IVF1024,Flat". All but
+            approximate indexes find the same to rounding.
     """
 
     k: int = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from classact.data.readers import EMBEDDED
 from classact.errors import ConfigError
@@ -48,7 +49,7 @@ class FramesConfig:
         workers: rendering processes; 0 takes one per core.
     """
 
-    source: str = "auto"
+    source: Literal["auto", "recorded", "rendered"] = "auto"
     simulator: str = "pusht"
     shift: str = "fixed-color"
     render_size: int = 96

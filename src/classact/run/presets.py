@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from classact.data.readers import EMBEDDED, declared_simulator
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS
-from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
+from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.policies import RetrievalConfig
-from classact.run.config import FramesConfig, RunConfig
+from classact.run.config import FramesConfig, HeadRunConfig, RunConfig
 from classact.similarity import SimilarityConfig
 from classact.sims import find, plain_shift, simulator_spec
 from classact.sims.shifts import is_plain
@@ -25,6 +26,7 @@ from classact.train.config import (
     OptimizerConfig,
     PretrainConfig,
 )
+from classact.utils.registry import Registry
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -82,7 +84,12 @@ def _paper(
 
 
 def _cpu(
-    epochs: float, about: str, *, augmentation: ColorAugmentation = "none", color: str = "rgb", queue: int = 0
+    epochs: float,
+    about: str,
+    *,
+    augmentation: ColorAugmentation = "none",
+    color: Literal["rgb", "whiten"] = "rgb",
+    queue: int = 0,
 ) -> Preset:
     pretrain = PretrainConfig(
         objective=SoftInfoNCEConfig(queue=queue),
@@ -107,59 +114,57 @@ def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht"
     return Preset(pretrain, RetrievalConfig(k=1, temperature=0.004), 0.004, about, simulator)
 
 
-PRESETS: dict[str, Preset] = {
-    "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02, "square", "agentview"),
-    "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02, "three-stack-d0", "agentview"),
-    "paper-aloha-transfer": _paper("Aloha-Transfer", 0.025, 50, 0.01, 0.02, "aloha-transfer"),
-    "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02, "libero-object", "agentview"),
-    # Recorded at 96 pixels, so drawn at 96, too.
-    "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002, render_size=96),
-    "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
-    "pusht-demo": _cpu(9, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
-    "pusht-cpu": _cpu(20, "Push-T within fifteen minutes on two CPU cores: small network, 64-pixel images, AdamW"),
-    "pusht-rand-paper": _cpu(8, "Rand-Color with the paper's augmentations: crop and noise only"),
-    "pusht-rand-hsv": _cpu(8, "Rand-Color with hue, saturation and brightness augmentation (F.2)", augmentation="hsv"),
-    "pusht-rand-whiten": _cpu(
-        8, "Rand-Color with colours whitened and randomly rotated", augmentation="rotate", color="whiten"
-    ),
-    # What helped among the ideas of docs/comparison.md, at the cost of the others.
-    "pusht-plus": _cpu(20, "pusht-cpu, with features of earlier batches contrasted as well (ours)", queue=1280),
-    "pusht-rand-plus": _cpu(
-        20,
-        "Rand-Color with colours whitened and randomly rotated, and features of earlier batches (ours)",
-        augmentation="rotate",
-        color="whiten",
-        queue=1280,
-    ),
-    "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer"),
-    "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
-    "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0"),
-    "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object"),
-    "cpu": _small_cpu("a task that none of them is made for", 0.025, "top"),
-    "debug": Preset(
-        PretrainConfig(
-            encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
-            similarity=SimilarityConfig(quantile=0.05, pairs=20_000),
-            optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=10),
-            epochs=1,
-            batch_size=32,
-            precision="float32",
-            log_every=1,
-            checkpoint_every=5,
+PRESETS: Registry[Preset] = Registry(
+    "preset",
+    {
+        "paper-square": _paper("Square", 0.025, 50, 0.01, 0.02, "square", "agentview"),
+        "paper-three-stack": _paper("Three-Stack", 0.010, 10, 0.01, 0.02, "three-stack-d0", "agentview"),
+        "paper-aloha-transfer": _paper("Aloha-Transfer", 0.025, 50, 0.01, 0.02, "aloha-transfer"),
+        "paper-libero-object": _paper("LIBERO-Object", 0.025, 50, 0.01, 0.02, "libero-object", "agentview"),
+        # Recorded at 96 pixels, so drawn at 96, too.
+        "paper-pusht": _paper("Push-T", 0.015, 100, 0.001, 0.002, render_size=96),
+        "paper-real": _paper("the real-robot tasks", 0.025, 50, 0.02, 0.02),
+        "pusht-demo": _cpu(9, "the embedded Push-T demonstrations within ten minutes on two CPU cores"),
+        "pusht-cpu": _cpu(20, "Push-T within fifteen minutes on two CPU cores: small network, 64-pixel images, AdamW"),
+        "pusht-rand-paper": _cpu(8, "Rand-Color with the paper's augmentations: crop and noise only"),
+        "pusht-rand-hsv": _cpu(
+            8, "Rand-Color with hue, saturation and brightness augmentation (F.2)", augmentation="hsv"
         ),
-        RetrievalConfig(k=8, temperature=0.005),
-        0.005,
-        "seconds, for tests: nothing useful is learned",
-    ),
-}
-
-
-def get_preset(name: str) -> Preset:
-    """A preset by name."""
-    if name not in PRESETS:
-        raise UnknownNameError(choose("preset", name, PRESETS))
-    return PRESETS[name]
-
+        "pusht-rand-whiten": _cpu(
+            8, "Rand-Color with colours whitened and randomly rotated", augmentation="rotate", color="whiten"
+        ),
+        # What helped among the ideas of docs/comparison.md, at the cost of the others.
+        "pusht-plus": _cpu(20, "pusht-cpu, with features of earlier batches contrasted as well (ours)", queue=1280),
+        "pusht-rand-plus": _cpu(
+            20,
+            "Rand-Color with colours whitened and randomly rotated, and features of earlier batches (ours)",
+            augmentation="rotate",
+            color="whiten",
+            queue=1280,
+        ),
+        "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer"),
+        "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
+        "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0"),
+        "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object"),
+        "cpu": _small_cpu("a task that none of them is made for", 0.025, "top"),
+        "debug": Preset(
+            PretrainConfig(
+                encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
+                similarity=SimilarityConfig(quantile=0.05, pairs=20_000),
+                optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=10),
+                epochs=1,
+                batch_size=32,
+                precision="float32",
+                log_every=1,
+                checkpoint_every=5,
+            ),
+            RetrievalConfig(k=8, temperature=0.005),
+            0.005,
+            "seconds, for tests: nothing useful is learned",
+        ),
+    },
+)
+"""Name -> settings."""
 
 CPU_RATE = 1e-3
 """Peak rate of AdamW for objectives other than CLASS on the small network."""
@@ -241,31 +246,28 @@ class HeadPreset:
         )
 
 
-HEAD_PRESETS: dict[str, HeadPreset] = {
-    "head-cpu": HeadPreset(
-        "small",
-        AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=100),
-        (8, 4),
-        "a small head on a small encoder, within minutes on two CPU cores",
-    ),
-    **{
-        f"paper-{task}": HeadPreset("paper", AdamWConfig(), epochs, f"the paper's settings for {task}")
-        for task, epochs in TABLE_9.items()
+HEAD_PRESETS: Registry[HeadPreset] = Registry(
+    "preset of a head",
+    {
+        "head-cpu": HeadPreset(
+            "small",
+            AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=100),
+            (8, 4),
+            "a small head on a small encoder, within minutes on two CPU cores",
+        ),
+        **{
+            f"paper-{task}": HeadPreset("paper", AdamWConfig(), epochs, f"the paper's settings for {task}")
+            for task, epochs in TABLE_9.items()
+        },
+        "head-debug": HeadPreset(
+            "debug",
+            AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=5),
+            (0.5, 0.5),
+            "seconds, for tests: nothing useful is learned",
+        ),
     },
-    "head-debug": HeadPreset(
-        "debug",
-        AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=5),
-        (0.5, 0.5),
-        "seconds, for tests: nothing useful is learned",
-    ),
-}
-
-
-def get_head_preset(name: str) -> HeadPreset:
-    """A head's preset by name."""
-    if name not in HEAD_PRESETS:
-        raise UnknownNameError(choose("preset of a head", name, HEAD_PRESETS))
-    return HEAD_PRESETS[name]
+)
+"""Name -> settings."""
 
 
 def default_head_preset(trunk: str, simulator: str) -> str:
@@ -303,7 +305,7 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
         simulator: registry name; None: the preset's. Where it lacks one of the preset's cameras, its first is seen.
         changes: other fields of :class:`RunConfig`.
     """
-    preset: Preset = get_preset(name)
+    preset: Preset = PRESETS[name]
     simulator = simulator or preset.simulator
     shift = shift or plain_shift(simulator)
     retrieval = preset.retrieval
@@ -319,3 +321,62 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
         evaluation=EvaluationConfig(shift=shift, image_size=size),
         **changes,
     )
+
+
+def configure(
+    data: str = RunConfig.data,
+    *,
+    preset: str | None = None,
+    objective: str | None = None,
+    options: Sequence[str] = (),
+    simulator: str | None = None,
+    shift: str | None = None,
+    **changes: Any,
+) -> RunConfig:
+    """The settings of a run on given data.
+
+    Args:
+        data: a path, or an embedded name.
+        preset: named settings; None: what is made for data, simulator and shift.
+        objective: what is learned, such as "class" or "class+0.1*byol"; None: the preset's.
+        options: settings of the objective, such as "queue=1280".
+        simulator: task that renders and evaluates; None: what the data declare, else the preset's.
+        shift: visual shift of demonstrations and evaluation; None: none.
+        changes: other fields of :class:`RunConfig`.
+
+    Raises:
+        ConfigError: an unknown name, or settings that do not fit each other.
+    """
+    simulator = simulator or declared_simulator(data)
+    if not simulator:
+        simulator = "pusht" if preset is None else PRESETS[preset].simulator
+    shift = shift or plain_shift(simulator)
+    name = preset or default_preset(data, simulator, shift)
+    config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
+    if objective is None and not options:
+        return config
+    known = config.pretrain.objective
+    learned = objective_config(objective or known.written, options, known)
+    return replace(config, pretrain=with_objective(config.pretrain, learned))
+
+
+def configure_head(
+    run: RunConfig, head: str = "diffusion", *, preset: str | None = None, start: str = "run", frozen: bool = False
+) -> HeadRunConfig:
+    """The settings of a head of a run.
+
+    Args:
+        run: the run's settings.
+        head: a key of :data:`classact.models.heads.HEADS`.
+        preset: named settings of heads; None: small for a small encoder, else the paper's for the task.
+        start: see :class:`HeadRunConfig`.
+        frozen: train the head only.
+
+    Raises:
+        ConfigError: an unknown name, or no preset for the task.
+    """
+    name = preset or default_head_preset(run.pretrain.encoder.trunk, run.frames.simulator)
+    # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
+    learned = "class" in [term.name for term in run.pretrain.objective.terms]
+    scratch = start == "scratch" or (start == "run" and not learned)
+    return HeadRunConfig(HEAD_PRESETS[name].config(head, scratch=scratch, frozen=frozen), start=start)

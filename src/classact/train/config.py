@@ -131,7 +131,7 @@ class EngineConfig:
             shapes, and what is compiled is compiled for each.
         compile: run the encoder through torch.compile: "yes", "no", or "auto": on GPUs, and not where it fails.
         channels_last: keep images and convolutions channels-last: "yes", "no", or "auto": on GPUs.
-        loader: where images lie while training; see :func:`classact.train.loader.make_loader`.
+        loader: where images lie while training: "resident" on the device, "prefetch" read ahead from disk, or "auto".
         deterministic: only deterministic kernels on GPUs (slower): the same bits in each run. CPUs always are.
         trackers: where logged rows go beside train.jsonl: "tensorboard", "wandb".
     """
@@ -325,7 +325,7 @@ class FinetuneConfig:
         chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         seed: of initial weights, batches, views and noise.
-        precision: of the trunk's convolutions, see :class:`classact.train.config.PretrainConfig`.
+        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where it is native.
         head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
             loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
         evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).
@@ -335,7 +335,7 @@ class FinetuneConfig:
 
     head: HeadConfig = field(default_factory=DiffusionConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    weights: str = "average"
+    weights: Literal["average", "last"] = "average"
     frozen: bool = False
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
@@ -346,8 +346,8 @@ class FinetuneConfig:
     chunk_length: int = 12
     keys: tuple[str, ...] | None = None
     seed: int = 0
-    precision: str = "auto"
-    head_precision: str = "float32"
+    precision: Precision = "auto"
+    head_precision: Precision = "float32"
     evaluations: int = 10
     log_every: int = 20
     checkpoint_every: int = 1000

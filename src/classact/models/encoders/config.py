@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from classact.errors import ConfigError, UnknownNameError, choose
 
@@ -61,9 +62,9 @@ class EncoderConfig:
     crop_size: int = 56
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (64.0, 64.0, 64.0)
-    color: str = "rgb"
+    color: Literal["rgb", "whiten"] = "rgb"
     aspect: float | None = 1.0
-    init: str = "scratch"
+    init: Literal["scratch", "imagenet", "r3m"] = "scratch"
     init_path: str | None = None
 
     def __post_init__(self) -> None:

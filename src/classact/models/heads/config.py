@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 from classact.utils.codec import fields_from_json, fields_to_json
@@ -166,10 +166,10 @@ class DiffusionConfig(_UNetHeadConfig):
     about = "Diffusion Policy: chunks are denoised from Gaussian noise"
     acting = ("scheduler", "inference_steps")
 
-    scheduler: str = "ddim"
+    scheduler: Literal["ddim", "ddpm"] = "ddim"
     training_steps: int = 16
     inference_steps: int = 16
-    beta_schedule: str = "squaredcos_cap_v2"
+    beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
     clip_sample: bool = True
 
     def __post_init__(self) -> None:
