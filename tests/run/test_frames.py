@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -175,6 +178,29 @@ def test_an_interrupted_preparation_leaves_nothing(problem: BaseException, store
     assert not list(store.root.iterdir())
     images.fails = None
     seen = prepare_frames(recorded(images), ("top",), 4, ONE, store=store).images["top"]
+    assert_array_equal(seen, resize_images(np.asarray(images), 4))
+
+
+def test_a_killed_preparation_leaves_nothing_that_looks_whole(store: ImageStore) -> None:
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(fakes.__file__).parent)!r})
+from test_frames import ONE, Counted, recorded
+from classact.data.images import ImageStore
+from classact.run.frames import prepare_frames
+def kill(done, total):
+    if done > total // 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare_frames(recorded(Counted(60)), ("top",), 4, ONE, kill, ImageStore(Path({str(store.root)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(store.root.iterdir())) == 1
+    images = Counted(60)
+    seen = prepare_frames(recorded(images), ("top",), 4, ONE, store=store).images["top"]
+    assert_array_equal(images.decoded, 1)
     assert_array_equal(seen, resize_images(np.asarray(images), 4))
 
 

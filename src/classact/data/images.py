@@ -269,9 +269,12 @@ class _Rows(ImageSource):
         return itertools.pairwise([0, *changes.tolist(), len(self)])
 
 
-def block_rows(shape: tuple[int, ...], chunk: int = 1) -> int:
-    """How many images of (N, H, W, 3) are decoded at a time: a whole number of chunks of ``chunk`` images."""
-    rows = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:])))
+def block_rows(shape: tuple[int, ...], chunk: int = 1, itemsize: int = 1) -> int:
+    """How many images of (N, H, W, 3) are decoded at a time: a whole number of chunks of ``chunk`` images.
+
+    ``itemsize`` is that of the numbers that are stored, in bytes.
+    """
+    rows = max(1, _BLOCK_BYTES // max(1, itemsize * math.prod(shape[1:])))
     return max(chunk, rows // chunk * chunk)
 
 

@@ -338,7 +338,7 @@ class ZarrImages(ImageSource):
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Whole chunks."""
-        rows = block_rows(self.shape, self._array.chunks[0])
+        rows = block_rows(self.shape, self._array.chunks[0], self._array.dtype.itemsize)
         return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def decode(self, start: int, stop: int) -> ImageArray:

@@ -59,6 +59,7 @@ class Frames:
                 for start in range(0, self.rows, block_rows(dataset.shape)):
                     digest.update(np.ascontiguousarray(dataset[start : start + block_rows(dataset.shape)]).data)
                 return digest.hexdigest()
+            digest.update(repr((dataset.chunks, dataset.compression, dataset.shuffle, dataset.scaleoffset)).encode())
             for place in dataset.iter_chunks():  # compressed as they are, which is faster than what they decode to
                 offset = tuple(part.start for part in place)
                 if offset[0] < self.rows and dataset.id.get_chunk_info_by_coord(offset).byte_offset is not None:
