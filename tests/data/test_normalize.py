@@ -11,7 +11,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.data.normalize import CONSTANT_MARGIN, MinMax, constant_dimensions
-from classact.errors import CheckpointError, DataError
+from classact.errors import DataError
+from classact.utils.codec import from_json, to_json
 
 # Multiples of 1/8 up to 1024: ranges that robots have, and no range so narrow that float32 cannot resolve it.
 matrices = arrays(
@@ -85,7 +86,7 @@ def test_what_was_computed_from_larger_numbers_has_their_rounding() -> None:
 @given(matrices)
 def test_json_is_exact(values: np.ndarray) -> None:
     scale = MinMax.fit(values / np.float32(3))
-    again = MinMax.from_json(json.loads(json.dumps(scale.to_json())))
+    again = from_json(MinMax, json.loads(json.dumps(to_json(scale))), "file")
     assert_array_equal(again.low, scale.low)
     assert_array_equal(again.high, scale.high)
     assert again.low.dtype == again.high.dtype == np.float32
@@ -119,10 +120,12 @@ def test_other_number_of_dimensions() -> None:
                 function(np.zeros(shape))
 
 
-@pytest.mark.parametrize("value", [None, {}, {"low": [0.0]}, [0, 1]])
+@pytest.mark.parametrize(
+    "value", [None, {}, {"low": [0.0]}, [0, 1], {"low": [0.0], "high": None}, {"low": [0.0], "high": ["a"]}]
+)
 def test_missing_statistics_are_not_the_identity(value: Any) -> None:
-    with pytest.raises(CheckpointError, match="normalisation statistics are missing"):
-        MinMax.from_json(value)
+    with pytest.raises(DataError, match=r"file(\.high)?: (expected|field '(low|high)' is missing)"):
+        from_json(MinMax, value, "file")
 
 
 def test_a_range_that_float32_cannot_hold() -> None:

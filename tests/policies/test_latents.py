@@ -163,9 +163,9 @@ def test_missing_statistics_are_an_error(tmp_path: Path) -> None:
     latents = image_latents()
     latents.encoder.save_pretrained(tmp_path / "encoder")
     for lowdim, message in (
-        ({}, "expected schema, keys and range of proprioception, got {}"),
-        (None, "expected schema, keys and range of proprioception, got None"),
-        ({**latents.lowdim.to_json(), "range": None}, "policy.json.lowdim: normalisation statistics are missing"),
+        ({}, r"policy\.json\.lowdim: field 'schema' is missing"),
+        (None, r"policy\.json\.lowdim: expected an object with the fields of LowDim, got None"),
+        ({**to_json(latents.lowdim), "range": None}, r"lowdim\.range: expected an object with the fields of MinMax"),
     ):
         with pytest.raises(DataError, match=message):
             through_json(latents, tmp_path, lowdim=lowdim)

@@ -293,10 +293,16 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-2', got"),
         (lambda card: card.pop("actions"), r"policy.json: field 'actions' is missing. Another version"),
-        (lambda card: card.update(actions=None), r"policy.json.actions: normalisation statistics are missing"),
-        (lambda card: card.update(lowdim=None), r"expected schema, keys and range of proprioception, got None"),
-        (lambda card: card["lowdim"].pop("range"), r"expected schema, keys and range of proprioception, got \{"),
-        (lambda card: card["lowdim"].update(range=None), r"normalisation statistics are missing"),
+        (
+            lambda card: card.update(actions=None),
+            r"policy.json.actions: expected an object with the fields of MinMax, got None",
+        ),
+        (
+            lambda card: card.update(lowdim=None),
+            r"policy.json.lowdim: expected an object with the fields of LowDim, got None",
+        ),
+        (lambda card: card["lowdim"].pop("range"), r"policy.json.lowdim: field 'range' is missing"),
+        (lambda card: card["lowdim"].update(range=None), r"lowdim.range: expected an object with the fields of MinMax"),
         (lambda card: card["head"].pop("name"), r"policy.json.head: unknown head 'None'"),
         (lambda card: card["config"].pop("seed"), r"policy.json.config: field 'seed' is missing. Another version"),
         (lambda card: card["shape"].pop("horizon"), r"policy.json.shape: field 'horizon' is missing"),

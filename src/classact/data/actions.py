@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from classact.data.rotations import (
     orthogonalize_6d,
     rotation_6d_to_matrix,
 )
-from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -228,30 +228,6 @@ class ActionSpace:
             kind = f"{part.kind}, {self.convention}" if part.kind == "rotation_6d" else part.kind
             lines.append(f"{where.start}:{where.stop} {part.name}" + ("" if kind == part.name else f" ({kind})"))
         return ", ".join(lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return {
-            "parts": [asdict(part) for part in self.parts],
-            "convention": self.convention,
-            "rotation_mean": self.rotation_mean,
-        }
-
-    @staticmethod
-    def from_json(value: Any, where: str = "action space") -> ActionSpace:
-        """Inverse of :meth:`to_json`; ``where`` names the file in messages.
-
-        Raises:
-            CheckpointError: not written by it.
-        """
-        try:
-            parts = tuple(Part(**part) for part in value["parts"])
-            return ActionSpace(parts, value["convention"], value["rotation_mean"])
-        except (KeyError, TypeError, ConfigError) as problem:
-            raise CheckpointError(
-                f"{where}: expected an action space with parts, convention and rotation_mean, got {value!r} "
-                f"({type(problem).__name__}: {problem})."
-            ) from None
 
     def magnitude(self) -> NDArray[np.float64]:
         """(D,) 1 where numbers are entries of rotation matrices, else 0: what :meth:`MinMax.fit` wants to know."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
-from classact.errors import CheckpointError, ConfigError, DataError
+from classact.errors import ConfigError, DataError
 
 UNIT = 1e-3
 """Four numbers of length 1, but for this, at every step are a quaternion."""
@@ -120,27 +119,6 @@ class LowDim:
             self.schema.check(
                 observation.images, observation.proprioception, observation.language, cameras=cameras, where=where
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        plain = {"schema": self.schema.to_json(), "keys": list(self.keys), "range": self.range.to_json()}
-        return plain | ({"quaternions": [list(q) for q in self.quaternions]} if self.quaternions else {})
-
-    @staticmethod
-    def from_json(value: Any, where: str = "policy") -> LowDim:
-        """Inverse of :meth:`to_json`; missing statistics are an error, never the identity.
-
-        Raises:
-            CheckpointError: missing parts, or parts that do not fit each other.
-        """
-        if not isinstance(value, dict) or not {"schema", "keys", "range"} <= value.keys():
-            raise CheckpointError(f"{where}: expected schema, keys and range of proprioception, got {value!r}.")
-        schema = Schema.from_json(value["schema"], where)
-        try:
-            quaternions = tuple((int(start), tuple(map(float, q))) for start, q in value.get("quaternions", ()))
-            return LowDim(schema, tuple(value["keys"]), MinMax.from_json(value["range"], where), quaternions)
-        except (ConfigError, DataError, TypeError, ValueError) as problem:
-            raise CheckpointError(f"{where}: {problem}") from None
 
     def _columns(self) -> IntArray:
         return self.schema.columns(self.keys)

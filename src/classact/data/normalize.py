@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import CheckpointError, DataError
+from classact.errors import DataError
 
 CONSTANT_MARGIN = 0.1
 """A dimension that never changes is widened by this much on either side, so that it maps to 0, not to NaN; from 2048
@@ -91,16 +91,3 @@ class MinMax:
             raise DataError(
                 f"normalisation was fitted on {len(self.low)} dimensions, got values of shape {values.shape}."
             )
-
-    def to_json(self) -> dict[str, list[float]]:
-        """Plain numbers; float32 values survive the trip exactly."""
-        return {"low": [float(v) for v in self.low], "high": [float(v) for v in self.high]}
-
-    @staticmethod
-    def from_json(value: Any, where: str = "normalisation") -> MinMax:
-        """Inverse of :meth:`to_json`; missing statistics are an error, never the identity."""
-        if not isinstance(value, dict) or not {"low", "high"} <= value.keys():
-            raise CheckpointError(
-                f"{where}: normalisation statistics are missing: expected keys 'low' and 'high', got {value!r}."
-            )
-        return MinMax(np.asarray(value["low"], np.float32), np.asarray(value["high"], np.float32))

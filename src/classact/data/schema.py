@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.errors import CheckpointError, ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 PROPRIOCEPTION = "proprioception"
 """The only key where data declare none."""
@@ -38,7 +38,7 @@ class Schema:
     proprioception: tuple[tuple[str, int], ...] = ()
     language: int = 0
     actions: ActionSpace | None = None
-    assumption: str = field(default="", compare=False)
+    assumption: str = field(default="", compare=False, metadata={"json": False})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cameras", tuple(self.cameras))
@@ -176,38 +176,6 @@ class Schema:
                     f"declares. Pass the embedding of the task's instruction as language."
                 )
             check_vector(language, self.language, f"{where}: language")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return {
-            "cameras": list(self.cameras),
-            "proprioception": [[key, size] for key, size in self.proprioception],
-            "language": self.language,
-            "actions": None if self.actions is None else self.actions.to_json(),
-        }
-
-    @staticmethod
-    def from_json(value: Any, where: str = "schema") -> Schema:
-        """Inverse of :meth:`to_json`; ``where`` names the file in messages.
-
-        Raises:
-            CheckpointError: missing, or not written by it.
-        """
-        try:
-            actions = value["actions"]
-            if isinstance(value["cameras"], str):
-                raise TypeError("cameras is a text, expected a list of names")
-            return Schema(
-                tuple(value["cameras"]),
-                tuple((key, size) for key, size in value["proprioception"]),
-                int(value["language"]),
-                None if actions is None else ActionSpace.from_json(actions, where),
-            )
-        except (KeyError, TypeError, ValueError, ConfigError) as problem:
-            raise CheckpointError(
-                f"{where}: expected a schema with cameras, proprioception, language and actions, got {value!r} "
-                f"({type(problem).__name__}: {problem}): another version wrote it."
-            ) from None
 
     def difference(self, other: Schema) -> str:
         """What ``other`` declares otherwise, in words; empty where both accept the same observations and actions.

@@ -23,8 +23,9 @@ from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
+from classact.utils.codec import to_json
 from classact.utils.progress import progress_bar, teller
-from classact.utils.storage import first_difference, plain_json, without
+from classact.utils.storage import first_difference, without
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class RunData:
             "steps": data.num_steps,
             "heldout": self.held,
             "image_size": self.encoder.image_size,
-            "schema": plain_json(data.schema.to_json()),
+            "schema": to_json(data.schema),
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from classact.data.schema import Schema
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
 from classact.run.config import RunConfig
 from classact.run.data import own_simulator
 from classact.run.folder import Run
@@ -14,6 +14,7 @@ from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import simulator_spec
 from classact.sims.versions import check_language
+from classact.utils.codec import from_json
 from classact.utils.machine import choose_device
 from classact.utils.storage import check_name, slug
 
@@ -111,7 +112,7 @@ def check_rollouts(run: Run, simulator: str) -> None:
     spec = simulator_spec(simulator)
     what = f"{data['name']} ({data['source']})"
     if spec.schema is not None:
-        schema = Schema.from_json(data["schema"], f"{run.config}: data.schema")
+        schema = from_json(Schema, data["schema"], f"{run.config}: data.schema", error=CheckpointError)
         if difference := schema.difference(spec.schema):
             raise ConfigError(
                 f"{what} is of another task than simulator {simulator!r}: {difference}. "

@@ -313,7 +313,7 @@ class FineTuner(Training):
             "config": spelled_out(without(to_json(config), *INCIDENTAL, *config.acting, "weights"), flags),
             "encoder_weights": self._started_from,
             "data": self.demonstrations.fingerprint(),
-            "schema": self.demonstrations.schema.to_json(),
+            "schema": to_json(self.demonstrations.schema),
             "images": self._images_digest,
             **flags,
         }

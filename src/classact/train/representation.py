@@ -417,7 +417,7 @@ class Trainer(Training):
         return {
             "config": spelled_out(without(to_json(self.config), *INCIDENTAL), {"bfloat16": self.bf16}),
             "data": self.demonstrations.fingerprint(),
-            "schema": self.demonstrations.schema.to_json(),
+            "schema": to_json(self.demonstrations.schema),
             "images": self._images_digest,
             "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,

@@ -1,7 +1,8 @@
 """Frozen dataclasses as JSON, and back: the one way that settings, rows and metadata are written and read.
 
 A class may have ``to_json(self)`` and ``from_json(cls, value, where)`` of its own where its JSON is not one entry per
-field; fields of such a class are written and read by them. Everything else follows from the fields' types.
+field; fields of such a class are written and read by them. Everything else follows from the fields' types; a field with
+the metadata ``{"json": False}`` is left out, and read as its default.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def to_json(value: Any) -> Any:
 
 def fields_to_json(value: Any) -> dict[str, Any]:
     """One entry per field of a dataclass, whatever ``to_json`` of its own it has."""
-    return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {field.name: to_json(getattr(value, field.name)) for field in _written(type(value))}
+
+
+def _written(cls: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(cls) if field.metadata.get("json", True)]
 
 
 def from_json(
@@ -102,6 +107,8 @@ class _Reader:
             return value
         if origin in (tuple, list, Sequence):
             return self._sequence(origin, arguments, value, where)
+        if origin is np.ndarray:
+            return self._array(typing.get_args(arguments[1])[0], value, where)
         if origin in (dict, Mapping):
             self._expect(isinstance(value, dict), "an object", value, where)
             return {key: self.read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
@@ -126,6 +133,13 @@ class _Reader:
         good = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
         self._expect(good, names.get(kind, getattr(kind, "__name__", str(kind))), value, where)
         return float(value) if kind is float else value
+
+    def _array(self, dtype: Any, value: Any, where: str) -> Any:
+        self._expect(isinstance(value, list), "a list of numbers", value, where)
+        try:
+            return np.asarray(value, dtype)
+        except (TypeError, ValueError):
+            raise self.error(f"{where}: expected a list of numbers, got {value!r:.80}.") from None
 
     def _expect(self, good: bool, what: str, value: Any, where: str) -> None:
         if not good:
@@ -159,7 +173,7 @@ class _Reader:
 
     def fields(self, cls: Any, value: Any, where: str) -> Any:
         self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = {field.name: field for field in _written(cls)}
         whose = "" if self.partial else " Another version may have written it."  # what is partial, people write
         for name in value:
             if name not in fields:

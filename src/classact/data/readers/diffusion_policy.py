@@ -23,7 +23,7 @@ from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError, DataError
-from classact.utils.codec import fields_from_json
+from classact.utils.codec import fields_from_json, to_json
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
 LAYOUT_FILE = "classact.json"
@@ -80,7 +80,7 @@ class ZarrLayout:
         """A layout from JSON: an object of this class's fields, all optional.
 
         A proprioception key has the name of an array, or ``{"array": NAME, "columns": [0, 1]}``; ``action_space`` is a
-        name of :data:`classact.data.actions.ACTION_SPACES`, or what :meth:`ActionSpace.to_json` writes.
+        name of :data:`classact.data.actions.ACTION_SPACES`, or an :class:`~classact.data.actions.ActionSpace`.
 
         Args:
             value: parsed JSON.
@@ -92,12 +92,9 @@ class ZarrLayout:
         space = value.get("action_space") if isinstance(value, dict) else None
         if isinstance(space, str):
             try:
-                value = {**value, "action_space": ActionSpace.named(space).to_json()}
+                value = {**value, "action_space": to_json(ActionSpace.named(space))}
             except ConfigError as problem:
                 raise ConfigError(f"{where}.action_space: {problem}") from None
-        elif isinstance(space, dict):  # who writes it by hand should not have to say what is usual
-            usual = {"convention": "rows", "rotation_mean": "gram_schmidt"}
-            value = {**value, "action_space": {**usual, **space}}
         return fields_from_json(ZarrLayout, value, where, error=ConfigError, partial=True)
 
 

@@ -27,6 +27,7 @@ from classact.data.readers import embedded, first_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import CheckpointError, DataError
+from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path, verify_folder, write_folder
 
@@ -87,7 +88,7 @@ def write(
         "format": FORMAT,
         "simulator": data.simulator,
         "versions": dict(data.versions),
-        "schema": data.schema.to_json(),
+        "schema": to_json(data.schema),
         "instructions": list(instructions),
         **(facts or {}),
         "images": None,
@@ -172,13 +173,13 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
             states=arrays["states"],
             images={camera: _map_images(path / _image_file(camera)) for camera in shown["cameras"]} if shown else {},
             source=str(path),
-            schema=Schema.from_json(header["schema"], f"{file}: schema"),
+            schema=from_json(Schema, header["schema"], f"{file}: schema"),
             language=arrays.get("language"),
             simulator=header["simulator"],
             versions=header["versions"],
             images_shift=shown["shift"] if shown else "",
         )
-    except (KeyError, TypeError, CheckpointError) as problem:
+    except (KeyError, TypeError) as problem:
         raise DataError(
             f"{file}: the header cannot be used ({type(problem).__name__}: {problem}): it is damaged, or another "
             f"version wrote it. {_REMEDY}"
