@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
     ),
     "square": Case(
         (
-            "data generate square --episodes 1 --out {run}/data.npz",
+            "data generate square --episodes 2 --out {run}/data.npz",
             _pretrain("--cameras agentview", "--data {run}/data.npz"),
             "evaluate {run} --name first --max-steps 30",
         )
@@ -324,10 +324,22 @@ class CaseError(Exception):
 
 
 def environment() -> dict[str, Any]:
-    """What decides bits beside the code."""
-    machine, made = hardware(), versions()
-    names = ("python", "torch", "torchvision", "numpy", "numba", "opencv-python", "pymunk")
-    return {"cpu": machine["cpu"], "threads": 1, "versions": {name: made.get(name) for name in names}}
+    """What decides bits beside the code: processor, threads, versions of packages that compute."""
+    made = versions()
+    names = ("python", "torch", "torchvision", "numpy", "numba", "diffusers", "opencv-python", "pymunk")
+    return {"cpu": processor(), "threads": 1, "versions": {name: made.get(name) for name in names}}
+
+
+def processor() -> str:
+    """Name, family and model: kernels are chosen by the instructions that a processor has, not by its name alone."""
+    name = hardware()["cpu"]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return str(name)
+    about = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    numbers = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model") if key in about]
+    return ", ".join([str(name), *numbers])
 
 
 def argv(words: list[str]) -> list[str]:
