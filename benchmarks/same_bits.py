@@ -326,7 +326,7 @@ class CaseError(Exception):
 def environment() -> dict[str, Any]:
     """What decides bits beside the code: processor, threads, versions of packages that compute."""
     made = versions()
-    names = ("python", "torch", "torchvision", "numpy", "numba", "diffusers", "opencv-python", "pymunk")
+    names = ("python", "torch", "torchvision", "numpy", "numba", "opencv-python", "pymunk")
     return {"cpu": processor(), "threads": 1, "versions": {name: made.get(name) for name in names}}
 
 
