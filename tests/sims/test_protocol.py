@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from classact.cli.doctor import hold_action
 from classact.data.types import FloatArray, ImageArray, StateArray
 from classact.errors import ActionError, ConfigError
 from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift, simulator_spec
+from classact.sims.shifts import SHIFTS, Appearance, Shift
 from simulators import REQUIRED, absent, need
 
 SIZES = {"pusht": 96}  # its smallest; that of the others, 32, shows too little of small objects
@@ -162,6 +163,40 @@ def test_moving_shifts_move_with_the_step(name: str) -> None:
                 shown.append(next(iter(simulator.observe().images.values())))
             assert np.array_equal(shown[0], shown[2])
             assert not np.array_equal(shown[0], shown[1])
+
+
+@dataclass(frozen=True)
+class Darker(Shift, Appearance):
+    """A shift of which no simulator has heard, and its appearance: darker with each step."""
+
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Appearance:  # noqa: ARG002
+        return self
+
+    def image(self, image: ImageArray, step: int) -> ImageArray:
+        return image // (2 + step)
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_shift_of_the_picture_works_with_every_simulator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHIFTS._entries, "darker", Darker())
+    with made(name) as probe:
+        cameras = probe.spec.cameras[:2]
+    with made(name, cameras=cameras) as plain, made(name, "darker", cameras) as simulator:
+        assert simulator.spec == plain.spec
+        (states, seen), (expected, pictures) = run(simulator, 3), run(plain, 3)
+        assert np.array_equal(states, expected)
+        for step, (shown, picture) in enumerate(zip(seen, pictures, strict=True)):
+            first, *others = cameras
+            assert np.array_equal(shown[first], picture[first] // (2 + step))
+            assert all(np.array_equal(shown[camera], picture[camera]) for camera in others)
+        simulator.set_state(states[1], step=5)
+        plain.set_state(states[1], step=5)
+        assert np.array_equal(simulator.observe().images[first], plain.observe().images[first] // 7)
+        assert simulator.observe(render=False).images == {}
+        if hasattr(plain, "render"):
+            assert np.array_equal(simulator.render(100), plain.render(100) // 7)  # type: ignore[attr-defined]
+        if hasattr(plain, "look"):
+            assert simulator.look == {**plain.look, "shift": {"kind": "Darker"}}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", SIMULATORS)

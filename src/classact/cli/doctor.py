@@ -22,6 +22,7 @@ from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.sims import SIMULATORS, Simulator, find, make_simulator
 from classact.sims.base import OPEN, install_advice
 from classact.utils.lazy import resolve
+from classact.utils.registry import plugins
 from classact.utils.storage import check_writable
 
 
@@ -237,6 +238,9 @@ def examine() -> list[Check]:
         _try(
             "video encoder", _video, "uv sync --reinstall-package av; reports then hold animated WebP", required=False
         ),
+    ]
+    checks += [
+        Check(f"plugin {name}", True, ", ".join(found) or "registers nothing") for name, found in plugins().items()
     ]
     checks += try_simulators(SIMULATORS)
     imagenet = "download.pytorch.org/models/resnet18-f37072fd.pth"

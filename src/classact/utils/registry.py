@@ -22,6 +22,8 @@ VARIABLE = "CLASSACT_PLUGINS"
 GROUP = "classact.plugins"
 
 _loaded: set[str] = set()
+_loading: list[str] = []
+_registered: dict[str, list[str]] = {}
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
@@ -43,6 +45,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """
         if self._entries.setdefault(name, entry) != entry:
             raise ConfigError(f"{self.kind} {name!r} is registered already. Give yours another name.")
+        if _loading:
+            _registered[_loading[-1]].append(f"{self.kind} {name!r}")
 
     def __getitem__(self, name: str) -> Entry:
         """The entry of this name.
@@ -88,6 +92,8 @@ def load_plugins() -> None:
 
 def _load(module: str, named_by: str) -> None:
     _loaded.add(module)
+    _loading.append(module)
+    _registered[module] = []
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -96,3 +102,15 @@ def _load(module: str, named_by: str) -> None:
             f"plugin {module!r}, named by {named_by}, cannot be imported ({type(error).__name__}: {error}). "
             f"Mend it, or remove its name there."
         ) from error
+    finally:
+        _loading.pop()
+
+
+def plugins() -> dict[str, list[str]]:
+    """Plugin -> what it registered when it was imported: ``objective 'mine'``.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    load_plugins()
+    return {module: list(found) for module, found in _registered.items()}

@@ -26,7 +26,7 @@ from hdf5_files import (
 import fakes
 from classact.cli.main import main
 from classact.data.images import Entry, ImageStore
-from classact.data.readers import declared_simulator, generated, read_demonstrations
+from classact.data.readers import READERS, declared_simulator, generated, read_demonstrations, reader
 from classact.errors import ConfigError, DataError, StorageError
 from classact.utils.inputs import cannot_read, input_path
 from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder
@@ -86,6 +86,16 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
 }
 
 
+WRITTEN = {
+    "diffusion-policy-zarr": ("zarr", "zip"),
+    "classact": ("npz", "images"),
+    "libero": ("libero",),
+    "aloha": ("aloha",),
+    "robomimic": ("robomimic",),
+}
+"""Format -> those of FORMATS that are of it."""
+
+
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that another user can get to, unlike pytest's, as none but root's own permissions are ever refused."""
@@ -117,6 +127,32 @@ def clear(said: str) -> None:
     assert "\n" not in said
     for wrong in ("damage", "truncated", "Copy or download", "Errno"):
         assert wrong not in said
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_format_is_recognised_and_read(folder: Path, name: str) -> None:
+    for kind in WRITTEN[name]:
+        path = FORMATS[kind][0](folder)
+        assert [other for other in READERS if reader(other).matches(path)] == [name]
+        data = read_demonstrations(path)
+        assert data.source == str(path)
+        assert data.simulator in ("", declared_simulator(path))  # none, where there are no states of it
+        assert data.schema.proprioception_dim == data.proprioception.shape[1]
+        assert data.schema.actions is not None
+        assert data.schema.actions.dim == data.actions.shape[1]
+        assert set(data.images) <= set(data.schema.cameras)
+        # What is asked for is what comes first, or is refused.
+        first = read_demonstrations(path, episodes=1)
+        assert len(first) == 1
+        assert np.array_equal(first.actions, data.actions[: first.num_steps])
+        assert np.array_equal(first.proprioception, data.proprioception[: first.num_steps])
+        for camera, images in first.images.items():
+            assert np.array_equal(images, data.images[camera][: first.num_steps])
+        with pytest.raises(ConfigError, match=f"asked for .*{len(data) + 1} .*{len(data)}"):
+            read_demonstrations(path, episodes=len(data) + 1)
+    assert reader(name).DESCRIPTION
+    assert "\n" not in reader(name).DESCRIPTION
+    assert not reader(name).matches(Path(__file__))
 
 
 @pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, (_, parts) in FORMATS.items() for part in parts])
