@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,12 @@ from pathlib import Path
 import pytest
 
 import classact
+from classact.cli.engine import ENGINE
+from classact.cli.finetune import Finetune
+from classact.cli.flags import Settings, parse
 from classact.cli.main import COMMANDS
+from classact.cli.runs import RUN, Pretrain
+from classact.utils.lazy import resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,9 +58,37 @@ def test_python_of_the_readme_is_the_api() -> None:
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/policies.md", "docs/rand-color.md"),
     *("docs/similarity.md", "docs/simulators.md", "docs/objectives.md", "docs/probe.md"),
-    "docs/comparison.md",
+    *("docs/comparison.md", "docs/commands.md"),
     "docs/results.md",
 ]
+
+
+def commands(page: str) -> list[list[str]]:
+    """Words of every command of classact in the page's blocks of code."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    found = [part for line in lines for part in re.split(r"&&|;", line.partition("#")[0])]
+    return [shlex.split(call[1]) for part in found if (call := re.search(r"\bclassact ((?!\[).+)", part))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_pages_can_be_read(page: str) -> None:
+    for words in commands(page):
+        length = 2 if " ".join(words[:2]) in COMMANDS else 1
+        parse(resolve(COMMANDS[" ".join(words[:length])]), words[length:], "classact")
+
+
+def test_short_names_of_the_page_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"--[a-z][\w-]*", table))
+    short = [of.short.values() for of in (RUN, ENGINE, Finetune.__dataclass_fields__["training"].metadata[Settings])]
+    assert {f"--{name}" for names in short for name in names} <= named
+    for command in (Pretrain, Finetune):
+        with pytest.raises(SystemExit):
+            parse(command, ["--help"], "classact")
+    printed = capsys.readouterr().out
+    assert [name for name in named if f"{name} " not in printed and f"{name}," not in printed] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
