@@ -548,7 +548,7 @@ def test_what_is_too_little_for_an_alarm_is_said_first_and_the_policy_saved_with
     assert "the policy will have no novelty alarm: leaving " in caplog.text
     assert reason in caplog.text
     assert pipeline.policy().calibration is None
-    assert RetrievalPolicy.load(tmp_path / "run" / "policy").alarm is None
+    assert RetrievalPolicy.load(tmp_path / "run" / "policy").spec.alarm is None
 
 
 def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path) -> None:
