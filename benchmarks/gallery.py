@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from classact.data.images import resize_images
 from classact.data.types import ImageArray
 from classact.errors import ConfigError, SimulatorError
-from classact.sims import SIMULATORS, find, make_simulator
+from classact.sims import SIMULATORS, make_simulator
 from classact.utils.progress import progress_bar
 from classact.utils.storage import atomic_path
 from common import command
@@ -92,7 +92,7 @@ def draw_strip(name: str, size: int = TILE) -> ImageArray:
         finally:
             sim.close()
         pictures.append(labelled(resize_images(image[None], size)[0], tile.label))
-    return titled(np.concatenate(pictures, axis=1), find(name).title)
+    return titled(np.concatenate(pictures, axis=1), SIMULATORS[name].title)
 
 
 def _font(size: int) -> Any:
@@ -132,7 +132,7 @@ def make_gallery(
     Raises:
         ConfigError: unknown names, or nothing could be drawn and no strip is there.
     """
-    asked = {name: find(name).title for name in names or ORDER}
+    asked = {name: SIMULATORS[name].title for name in names or ORDER}
     missing: dict[str, str] = {}
     for number, (name, title) in enumerate(asked.items()):
         if progress is not None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from classact.data.types import ImageArray
 from classact.errors import ClassactError
-from classact.sims import find, make_simulator
+from classact.sims import SIMULATORS, make_simulator
 from classact.sims.experts.base import attempt
 from classact.utils.progress import progress_bar
 from common import parser, save, seconds
@@ -30,14 +30,15 @@ PICTURES = Path(__file__).resolve().parents[1] / "docs" / "rendering"
 
 def measure(name: str, frames: int, repeats: int) -> dict[str, object]:
     """Frames a second of both settings, how much the pictures differ, and the pictures of one moment."""
-    from classact.sims.renderer import SHIPPED
+    from classact.sims.renderer import Quality
 
-    module, _, function = str(find(name).expert).partition(":")
+    module, _, function = str(SIMULATORS[name].expert).partition(":")
     chosen = make_simulator(name, image_size=SIZE)
     episode = attempt(chosen, getattr(importlib.import_module(module), function), seed=0)
     shipped = make_simulator(name, image_size=SIZE)
-    settings = {"chosen": chosen.quality, "shipped": SHIPPED}  # type: ignore[attr-defined]
-    shipped.quality = SHIPPED  # type: ignore[attr-defined]
+    shipped_quality = Quality(samples=4, shadows=4096, reflections=True)  # MuJoCo's own
+    settings = {"chosen": chosen.quality, "shipped": shipped_quality}  # type: ignore[attr-defined]
+    shipped.quality = shipped_quality  # type: ignore[attr-defined]
     states = episode.states[np.linspace(0, len(episode) - 1, frames).astype(int)]
 
     def render(sim: object) -> list[ImageArray]:
@@ -55,7 +56,7 @@ def measure(name: str, frames: int, repeats: int) -> dict[str, object]:
     difference = np.abs(np.float32(pictures["chosen"]) - np.float32(pictures["shipped"]))
     middle = frames // 2
     tiles = [labelled(pictures[key][middle], key) for key in ("shipped", "chosen")]
-    strip = titled(np.concatenate(tiles, axis=1), find(name).title)
+    strip = titled(np.concatenate(tiles, axis=1), SIMULATORS[name].title)
     save_picture(PICTURES / f"{name}.png", strip)
     chosen.close()
     shipped.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from classact.sims import find
+from classact.sims import SIMULATORS
 from common import RESULTS
 
 ORDER = ("square", "three-stack-d0", "three-stack-d1", "aloha-transfer", "libero-object")
@@ -36,7 +36,7 @@ def expert_lines(results: dict[str, Any]) -> list[str]:
         several = len(found["tasks"]) > 1
         spent = "" if found["made"] is None else f"{found['made']['seconds'] / 60:.1f}"
         for number, row in enumerate(found["tasks"]):
-            title = f"{find(name).title}: {row['instruction']}" if several else find(name).title
+            title = f"{SIMULATORS[name].title}: {row['instruction']}" if several else SIMULATORS[name].title
             first = number == 0
             columns = [title, rate(row), f"{row['mean_steps']:.0f} ({row['max_steps']})"]
             columns += [str(found["demonstrations"]) if first else "", spent if first else ""]
@@ -51,7 +51,7 @@ def retrieval_lines(cells: dict[str, Any]) -> list[str]:
         cell = found["cell"]
         for row in found["rows"]:
             seen = f"{found['images_seen'] / 1000:.0f}k" if row["encoder"] == "class" else ""
-            columns = [find(cell["simulator"]).title, cell["shift"], str(cell["demonstrations"])]
+            columns = [SIMULATORS[cell["simulator"]].title, cell["shift"], str(cell["demonstrations"])]
             columns += [ENCODERS[row["encoder"]], seen]
             lines.append("| " + " | ".join([*columns, rate(row, "episodes")]) + " |")
     return lines
@@ -65,7 +65,7 @@ def rendering_lines(tasks: dict[str, Any]) -> list[str]:
     ]
     for name in (name for name in ORDER if name in tasks):
         row = tasks[name]
-        columns = [find(name).title, f"{row['shipped_frames_per_second']:.0f}"]
+        columns = [SIMULATORS[name].title, f"{row['shipped_frames_per_second']:.0f}"]
         columns += [f"{row['chosen_frames_per_second']:.0f}", f"{row['ratio']:.1f}"]
         columns.append(f"{row['mean_absolute_difference']:.1f}")
         lines.append("| " + " | ".join(columns) + " |")

@@ -11,7 +11,7 @@ import tyro
 from classact.cli.console import console
 from classact.errors import ConfigError
 from classact.run.presets import default_preset
-from classact.sims import plain_shift
+from classact.sims import SIMULATORS
 from classact.train.config import Choice, EngineConfig
 from classact.utils.storage import write_text
 from common import ResultsFile
@@ -168,7 +168,7 @@ def protocol(arguments: Flags) -> Protocol:
         task=arguments.task,
         data=data,
         preset=arguments.preset
-        or _preset(arguments.task, default_preset(data, arguments.task, plain_shift(arguments.task))),
+        or _preset(arguments.task, default_preset(data, arguments.task, SIMULATORS[arguments.task].plain)),
         images=images,
         seconds=seconds,
         heldout=arguments.heldout,

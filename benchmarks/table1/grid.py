@@ -10,7 +10,7 @@ from typing import Any, cast
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.run.config import RunConfig
 from classact.run.presets import HEAD_PRESETS, PRESETS, default_head_preset, from_preset
-from classact.sims import plain_shift
+from classact.sims import SIMULATORS
 from classact.train.config import FinetuneConfig
 from classact.utils.storage import slug
 from table1.methods import Method, parse_method
@@ -36,7 +36,7 @@ def shift_of(task: str, column: str) -> str:
     """The visual shift that a column of the table is for a task (5.3): ``fixed`` none, ``rand`` the task's own."""
     if column not in SHIFTS:
         raise UnknownNameError(choose("column", column, SHIFTS))
-    return plain_shift(task) if column == "fixed" else _SHIFTED.get(task, "dynamic")
+    return SIMULATORS[task].plain if column == "fixed" else _SHIFTED.get(task, "dynamic")
 
 
 def parse_budget(text: str) -> tuple[int | None, float | None]:

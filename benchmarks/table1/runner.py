@@ -27,7 +27,7 @@ from classact.errors import (
 from classact.models.encoders import EncoderConfig
 from classact.run.data import RunData
 from classact.run.presets import PRESETS, from_preset
-from classact.sims import find
+from classact.sims import SIMULATORS
 from classact.train.config import EngineConfig
 from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.machine import choose_device, hardware, versions
@@ -292,7 +292,7 @@ def _check_same(table: Table, protocol: Protocol, data: Mapping[str, Any]) -> No
 def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "task": find(protocol.task).paper or protocol.task,
+        "task": SIMULATORS[protocol.task].paper or protocol.task,
         "data": {key: data[key] for key in ("name", "episodes", "steps", "heldout", "fingerprint")},
         "protocol": {
             "budget_images": protocol.images,

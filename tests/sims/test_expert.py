@@ -13,7 +13,7 @@ from classact.sims.experts import pusht_model as model
 from classact.sims.experts.generate import generate_demonstrations
 from classact.sims.experts.pusht import QUANTUM, ExpertConfig, Solution, solve
 from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
-from classact.sims.pusht import PushT, PushTConfig, coverage
+from classact.sims.pusht import PushT, coverage
 from classact.sims.rendering import appearance_seed
 
 EASY_SEED = 0
@@ -155,7 +155,7 @@ def test_generation_with_images(tmp_path: Path) -> None:
     assert (data.simulator, data.images_shift) == ("pusht", "rand-color")
     assert data.images["top"].shape == (12, 96, 96, 3)
     assert data.states is not None
-    simulator = PushT(PushTConfig(96, "rand-color"))
+    simulator = PushT(shift="rand-color")
     simulator.set_appearance(appearance_seed(0, 0))
     simulator.set_state(data.states[5])
     assert np.array_equal(simulator.observe().images["top"], data.images["top"][5])

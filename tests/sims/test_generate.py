@@ -263,7 +263,7 @@ def test_a_simulator_that_does_not_start_is_no_failure_of_the_expert(tmp_path: P
 def test_errors_of_workers_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No extra, no assets: said as what it is, not as a failure of the expert."""
     lacking = replace(expert_fakes.ENTRIES["walk"], factory="expert_fakes:lacking")
-    monkeypatch.setattr(generate, "find", lambda _: lacking)
+    monkeypatch.setattr(generate, "SIMULATORS", {"walk": lacking})
     with pytest.raises(ConfigError, match="the attempt failed from start seed 0: install it"):
         generate_demonstrations("walk", episodes=1, out=tmp_path / "walk.npz")
 

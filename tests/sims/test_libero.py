@@ -138,7 +138,7 @@ def world(libero: Any) -> Any:  # noqa: ARG001 (says why where LIBERO is not ins
 @pytest.fixture(scope="module")
 def sim(libero: Any) -> Iterator[Any]:
     """One for all tests, so that models are loaded once."""
-    made = libero.make(image_size=SIZE, shift="fixed", cameras=("agentview", "wrist"))
+    made = libero.LiberoObject(image_size=SIZE, shift="fixed", cameras=("agentview", "wrist"))
     yield made
     made.close()
 
@@ -148,7 +148,7 @@ def make(libero: Any) -> Iterator[Any]:
     made = []
 
     def factory(shift: str = "fixed") -> Any:
-        made.append(libero.make(image_size=SIZE, shift=shift, cameras=("agentview", "wrist")))
+        made.append(libero.LiberoObject(image_size=SIZE, shift=shift, cameras=("agentview", "wrist")))
         return made[-1]
 
     yield factory
@@ -159,12 +159,12 @@ def make(libero: Any) -> Iterator[Any]:
 def test_absent_assets_are_an_error_at_once(libero: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ASSETS_VARIABLE, str(tmp_path))
     with pytest.raises(ConfigError, match="has no scenes/libero_floor_base_style"):
-        libero.make(image_size=None, shift="fixed")
+        libero.LiberoObject(image_size=None, shift="fixed")
 
 
 def wave(sim: Any, steps: int) -> Any:
     """(steps, 10) actions that go down and sideways with the hand closing and opening."""
-    from classact.sims.panda import pose_action
+    from poses import pose_action
 
     position, rotation = sim.ee_pose()
     phases = np.linspace(0, 3, steps)
@@ -231,7 +231,7 @@ def test_the_seed_chooses_task_and_start(sim: Any, world: Any) -> None:
 def test_tasks_are_liberos_own_in_its_order(world: Any) -> None:
     from libero.libero.benchmark.libero_suite_task_map import libero_task_map
 
-    assert [world.task_name(task) for task in range(10)] == libero_task_map["libero_object"]
+    assert list(world.TASKS) == libero_task_map["libero_object"]
 
 
 @pytest.mark.parametrize("seed", [0, 6, 9])

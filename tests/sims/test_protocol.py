@@ -12,7 +12,7 @@ import pytest
 from classact.cli.doctor import hold_action
 from classact.data.types import FloatArray, ImageArray, StateArray
 from classact.errors import ActionError, ConfigError
-from classact.sims import SIMULATORS, Simulator, make_simulator, plain_shift, simulator_spec
+from classact.sims import SIMULATORS, Simulator, make_simulator, simulator_spec
 from classact.sims.shifts import SHIFTS, Appearance, Shift
 from simulators import REQUIRED, absent, need
 
@@ -74,7 +74,7 @@ def test_shapes_and_types(name: str) -> None:
     with made(name) as simulator:
         spec = simulator.spec
         assert spec.name == name
-        assert plain_shift(name) == spec.shifts[0]
+        assert SIMULATORS[name].plain == spec.shifts[0]
         simulator.reset(3)
         assert set(simulator.observe().images) == {spec.cameras[0]}
     with made(name, cameras=spec.cameras) as simulator:

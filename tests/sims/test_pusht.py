@@ -9,7 +9,7 @@ import zarr
 from classact.errors import ConfigError, DataError, SimulatorError
 from classact.sims import make_simulator
 from classact.sims.base import Simulator
-from classact.sims.pusht import CANVAS, PushT, PushTConfig, coverage, draw, start_state
+from classact.sims.pusht import CANVAS, PushT, coverage, draw, start_state
 from classact.sims.rendering import appearance_seed, render_states
 from classact.sims.shifts import (
     FIXED_COLORS,
@@ -50,10 +50,10 @@ def run(simulator: Simulator, seed: int, steps: int = 40) -> tuple[np.ndarray, n
 
 @pytest.mark.parametrize("shift", ["fixed-color", "rand-color"])
 def test_same_seed_is_the_same_episode(shift: str) -> None:
-    used = PushT(PushTConfig(shift=shift))
+    used = PushT(shift=shift)
     run(used, seed=11)  # what happened before must not matter
     states, image = run(used, seed=5)
-    again, image_again = run(PushT(PushTConfig(shift=shift)), seed=5)
+    again, image_again = run(PushT(shift=shift), seed=5)
     assert np.array_equal(states, again)
     assert np.array_equal(image, image_again)
 
@@ -142,7 +142,7 @@ def test_coverage_and_iou() -> None:
 
 @pytest.mark.parametrize("shift", ["rand-color", " rand-color "])
 def test_colours_are_random_however_the_shift_is_spelled(shift: str) -> None:
-    simulator = PushT(PushTConfig(shift=shift))
+    simulator = PushT(shift=shift)
     simulator.reset(3)
     assert simulator.colors == sample_colors(appearance_rng(3))
 
@@ -187,7 +187,7 @@ def test_colour_rules_hold() -> None:
 
 
 def test_colours_stay_within_an_episode_and_change_between() -> None:
-    simulator = PushT(PushTConfig(shift="rand-color"))
+    simulator = PushT(shift="rand-color")
     run(simulator, seed=3, steps=0)
     colors = simulator.colors
     for _ in range(5):
@@ -203,7 +203,7 @@ def test_colours_stay_within_an_episode_and_change_between() -> None:
 
 
 def test_image_shows_the_four_colours_and_no_action_cross() -> None:
-    simulator = PushT(PushTConfig(shift="rand-color"))
+    simulator = PushT(shift="rand-color")
     simulator.set_appearance(0)
     simulator.set_state(np.array([100.0, 100.0, 380.0, 350.0, 2.0]))
     for size in (96, 224, CANVAS, 640):
@@ -275,7 +275,7 @@ def test_rendered_appearance_is_the_episodes() -> None:
     states, ends = demonstrations()
     out = np.empty((33, 96, 96, 3), dtype=np.uint8)
     render_states("pusht", states, ends, image_size=96, shift="rand-color", seed=7, out=out)
-    simulator = PushT(PushTConfig(shift="rand-color"))
+    simulator = PushT(shift="rand-color")
     for episode, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         simulator.set_appearance(appearance_seed(7, episode))
         for row in range(begin, end):

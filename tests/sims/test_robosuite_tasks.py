@@ -22,9 +22,10 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.skip("needs the extra robosuite", allow_module_level=True)
 
+from poses import pose_action
 from scipy.spatial.transform import Rotation
 
-from classact.sims.panda import arm_command, pose_action
+from classact.sims.panda import arm_command
 from classact.sims.renderer import mujoco
 from classact.sims.robosuite_tasks import RANGES, RobosuiteSimulator
 

@@ -19,7 +19,7 @@ import numpy as np
 from classact.data.images import cache_folder
 from classact.data.types import FloatArray
 from classact.errors import ClassactError, ConfigError, SimulatorError
-from classact.sims import SIMULATORS, Simulator, find, make_simulator
+from classact.sims import SIMULATORS, Simulator, make_simulator
 from classact.sims.base import OPEN, install_advice
 from classact.utils.lazy import resolve
 from classact.utils.registry import plugins
@@ -98,7 +98,7 @@ def hold_action(sim: Simulator) -> FloatArray:
             way.
     """
     spec = sim.spec
-    if spec.name in SIMULATORS and (hold := find(spec.name).hold) is not None:
+    if spec.name in SIMULATORS and (hold := SIMULATORS[spec.name].hold) is not None:
         return np.asarray(resolve(hold)(sim), np.float32)
     now = sim.observe(render=False).proprioception
     if spec.proprioception_dim == spec.action_dim:  # positions of joints or of a point

@@ -9,7 +9,7 @@ from classact.data.images import ArrayImages, Entry, ImageMap, Images, ImageSour
 from classact.data.types import Demonstrations
 from classact.errors import DataError, choose
 from classact.run.config import FramesConfig
-from classact.sims import make_simulator, plain_shift, simulator_spec
+from classact.sims import SIMULATORS, make_simulator, simulator_spec
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
@@ -35,7 +35,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
             f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
         )
-    shown = data.images_shift or plain_shift(config.simulator)
+    shown = data.images_shift or SIMULATORS[config.simulator].plain
     same = recorded and parse_shift(shown) == parse_shift(config.shift)
     if same and data.simulator and data.states is not None:
         # Drawn large and made small, a picture is smoother than one that is drawn small.

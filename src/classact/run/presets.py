@@ -15,7 +15,7 @@ from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_co
 from classact.policies import RetrievalConfig
 from classact.run.config import FramesConfig, HeadRunConfig, RunConfig
 from classact.similarity import SimilarityConfig
-from classact.sims import find, plain_shift, simulator_spec
+from classact.sims import SIMULATORS, simulator_spec
 from classact.sims.shifts import is_plain
 from classact.train.config import (
     TABLE_9,
@@ -278,7 +278,7 @@ def default_head_preset(trunk: str, simulator: str) -> str:
     """
     if trunk == "small":
         return "head-cpu"
-    if (paper := f"paper-{find(simulator).paper}") not in HEAD_PRESETS:
+    if (paper := f"paper-{SIMULATORS[simulator].paper}") not in HEAD_PRESETS:
         raise ConfigError(
             f"the paper has no epochs for a head of encoder {trunk!r} on {simulator!r}. Name the preset: "
             f"{', '.join(HEAD_PRESETS)}."
@@ -288,7 +288,7 @@ def default_head_preset(trunk: str, simulator: str) -> str:
 
 def default_preset(data: str, simulator: str, shift: str) -> str:
     """The preset for a data source, a simulator and a shift where none is named."""
-    entry = find(simulator)
+    entry = SIMULATORS[simulator]
     if not is_plain(shift):
         return entry.shifted_preset or entry.preset
     if data in EMBEDDED and declared_simulator(data) == simulator:
@@ -307,7 +307,7 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
     """
     preset: Preset = PRESETS[name]
     simulator = simulator or preset.simulator
-    shift = shift or plain_shift(simulator)
+    shift = shift or SIMULATORS[simulator].plain
     retrieval = preset.retrieval
     if not is_plain(shift):
         retrieval = replace(retrieval, temperature=preset.tau_shifted)
@@ -350,7 +350,7 @@ def configure(
     simulator = simulator or declared_simulator(data)
     if not simulator:
         simulator = "pusht" if preset is None else PRESETS[preset].simulator
-    shift = shift or plain_shift(simulator)
+    shift = shift or SIMULATORS[simulator].plain
     name = preset or default_preset(data, simulator, shift)
     config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
     if objective is None and not options:

@@ -17,7 +17,7 @@ from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
-from classact.evaluation.probe.views import check_named, probe_views, reason_against, representations
+from classact.evaluation.probe.views import probe_views, reason_against, representations
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
@@ -27,6 +27,7 @@ from classact.run.data import STATE_RETRIEVAL, RunData, state_latents
 from classact.run.folder import Run
 from classact.similarity import SimilarityConfig
 from classact.sims import simulator_spec
+from classact.sims.shifts import parse_shift
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.progress import progress_bar
 from classact.utils.storage import plain_json, write_json
@@ -95,7 +96,7 @@ def probe_run(
     if encoder not in ENCODERS:
         raise UnknownNameError(choose("encoder to probe", encoder, ENCODERS))
     if shift is not None:
-        check_named(shift)
+        parse_shift(shift)
     begin = time.perf_counter()
     settings = run.settings()
     if not run.policy.is_dir():

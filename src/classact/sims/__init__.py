@@ -16,9 +16,7 @@ __all__ = [
     "Entry",
     "Simulator",
     "SimulatorSpec",
-    "find",
     "make_simulator",
-    "plain_shift",
     "simulator_spec",
 ]
 
@@ -64,7 +62,7 @@ SIMULATORS: Registry[Entry] = Registry(
     "simulator",
     {
         "pusht": Entry(
-            "classact.sims.pusht:make",
+            "classact.sims.pusht:PushT",
             "Push-T",
             plain="fixed-color",
             spec=_SPECS + "PUSHT",
@@ -100,7 +98,7 @@ SIMULATORS: Registry[Entry] = Registry(
             preset="three-stack-cpu",
         ),
         "aloha-transfer": Entry(
-            "classact.sims.aloha:make",
+            "classact.sims.aloha:AlohaTransfer",
             "Aloha-Transfer",
             "aloha",
             spec=_SPECS + "ALOHA_TRANSFER",
@@ -110,7 +108,7 @@ SIMULATORS: Registry[Entry] = Registry(
             preset="aloha-transfer-cpu",
         ),
         "libero-object": Entry(
-            "classact.sims.libero:make",
+            "classact.sims.libero:LiberoObject",
             "LIBERO-Object",
             "libero",
             spec=_SPECS + "libero_object",
@@ -143,7 +141,7 @@ def make_simulator(
     from classact.sims.shifted import Shifted
     from classact.sims.shifts import changes_image, parse_shift
 
-    entry = find(name)
+    entry = SIMULATORS[name]
     factory = _load(entry.factory, name, entry.extra)
     shift = entry.plain if shift is None else shift
     over = parse_shift(shift) if changes_image(shift) else None
@@ -157,27 +155,13 @@ def simulator_spec(name: str) -> SimulatorSpec:
     Raises:
         ConfigError: unknown name, or what :func:`make_simulator` raises where a simulator has to be started.
     """
-    entry = find(name)
+    entry = SIMULATORS[name]
     if entry.spec is None:
         made = make_simulator(name)
         made.close()
         return made.spec
     found = _load(entry.spec, name, entry.extra)
     return cast(SimulatorSpec, found if isinstance(found, SimulatorSpec) else found())
-
-
-def find(name: str) -> Entry:
-    """The entry of a simulator.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    return SIMULATORS[name]
-
-
-def plain_shift(name: str) -> str:
-    """What the appearance without a shift is called in a simulator."""
-    return find(name).plain
 
 
 def _load(reference: Any, name: str, extra: str | None) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from classact.data.types import FloatArray, StateArray
 from classact.errors import ActionError, SimulatorError
-from classact.sims.base import check_installed
+from classact.sims.base import check_installed, sized
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import Quality, gl_problem, mujoco
 from classact.sims.specs import ALOHA_TRANSFER, ARM_JOINTS
@@ -79,9 +78,9 @@ class AlohaTransfer(MujocoSimulator):
     quality = Quality(samples=0, shadows=0)
 
     def __init__(
-        self, *, image_size: int = ALOHA_TRANSFER.image_size, shift: str = "fixed", cameras: Sequence[str] | None = None
+        self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
-        spec = replace(ALOHA_TRANSFER, image_size=image_size)
+        spec = sized(ALOHA_TRANSFER, image_size)
         super().__init__(spec, shift, cameras)
         self.physics = suite.Physics.from_model(load_model())
         self._task = TransferCubeTask()
@@ -135,12 +134,3 @@ class AlohaTransfer(MujocoSimulator):
         position, rotation = np.array(self.data.qpos[first : first + 3]), np.empty(9)
         mujoco.mju_quat2Mat(rotation, self.data.qpos[first + 3 : first + 7])
         return position, rotation.reshape(3, 3)
-
-
-def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> AlohaTransfer:
-    """Aloha-Transfer for the registry.
-
-    Raises:
-        ConfigError: unknown shift or camera, or an image size that is not drawn.
-    """
-    return AlohaTransfer(image_size=image_size or ALOHA_TRANSFER.image_size, shift=shift, cameras=cameras)

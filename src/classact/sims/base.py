@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -180,6 +180,11 @@ class SimulatorSpec:
         low, high = (np.asarray(limit) for limit in self.action_limits)
         beyond = float((np.maximum(low - action, action - high) / (high - low)).max())
         return beyond if beyond > ROUNDING else 0.0
+
+
+def sized(spec: SimulatorSpec, image_size: int | None) -> SimulatorSpec:
+    """The facts with another image size; the task's own where None."""
+    return spec if image_size is None else replace(spec, image_size=image_size)
 
 
 class Simulator(Protocol):

@@ -27,6 +27,7 @@ from classact.data.readers.libero import PRODUCTS
 from classact.data.rotations import matrix_to_axis_angle
 from classact.data.types import FloatArray, StateArray
 from classact.errors import SimulatorError
+from classact.sims.base import sized
 from classact.sims.libero_world import (
     NQ,
     START_STATES,
@@ -72,7 +73,7 @@ class LiberoObject(PandaSimulator):
     """Put what the instruction names into the basket.
 
     State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses stand in the order of
-    :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.pose_action`. Metric: ``success``, LIBERO's own
+    :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.arm_command`. Metric: ``success``, LIBERO's own
     rule after the step (the thing's centre is inside the basket).
 
     Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
@@ -92,9 +93,7 @@ class LiberoObject(PandaSimulator):
     def __init__(
         self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
-        spec = libero_object()
-        if image_size is not None:
-            spec = replace(spec, image_size=image_size)
+        spec = sized(libero_object(), image_size)
         assets_folder()  # an error now, not in the first episode
         # Not PandaSimulator's: which environment is needed first, the first episode says.
         MujocoSimulator.__init__(self, spec, shift, cameras)
@@ -236,8 +235,3 @@ class LiberoObject(PandaSimulator):
         super().close()
         self._envs.clear()
         self._task = None
-
-
-def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> LiberoObject:
-    """LIBERO-Object for the registry."""
-    return LiberoObject(image_size=image_size, shift=shift, cameras=cameras)

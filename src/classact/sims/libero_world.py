@@ -49,20 +49,15 @@ NQ, NV = 9 + 7 * 7, 9 + 7 * 6
 """The arm, its fingers, and seven free objects."""
 
 
-def task_name(task: int) -> str:
-    """LIBERO's name of a task, also of its files."""
-    return TASKS[task]
-
-
 def task_instruction(task: int) -> str:
     """The instruction in words."""
-    return task_name(task).replace("_", " ")
+    return TASKS[task].replace("_", " ")
 
 
 @cache
 def start_states(task: int) -> StateArray:
     """(50, 110) LIBERO's own start states of a task: time, qpos, qvel."""
-    path = PACKAGE / "init_files" / "libero_object" / f"{task_name(task)}.pruned_init"
+    path = PACKAGE / "init_files" / "libero_object" / f"{TASKS[task]}.pruned_init"
     # The file is torch's, but holds a NumPy array alone: read without importing torch into simulator processes.
     with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
         warnings.simplefilter("ignore")  # NumPy 2 has moved what the pickle names
@@ -132,7 +127,7 @@ def make_environment(task: int) -> Any:
     with warnings.catch_warnings(), legacy_seed(0):
         warnings.simplefilter("ignore")
         env = kind(
-            bddl_file_name=str(PACKAGE / "bddl_files" / "libero_object" / f"{task_name(task)}.bddl"),
+            bddl_file_name=str(PACKAGE / "bddl_files" / "libero_object" / f"{TASKS[task]}.bddl"),
             robots=["Panda"],
             controller_configs=config,
             initialization_noise=None,

@@ -37,20 +37,12 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def pose_action(position: StateArray, rotation: StateArray, gripper: float) -> FloatArray:
-    """(10,) float32 action from where the grip site shall be.
-
-    Args:
-        position: (3,) metres, world.
-        rotation: (3, 3), grip site to world.
-        gripper: -1 opens, 1 closes.
-    """
-    rotation_6d = matrix_to_rotation_6d(np.asarray(rotation, np.float64))
-    return np.concatenate([position, rotation_6d, [gripper]]).astype(np.float32)
-
-
 def arm_command(action: StateArray) -> StateArray:
     """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action.
+
+    Args:
+        action: where the grip site shall be in the world: (3,) metres, two rows of its rotation (6,), then the gripper,
+            -1 (opens) to 1 (closes).
 
     Raises:
         DataError: the six numbers hold no rotation.

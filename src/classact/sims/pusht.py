@@ -14,14 +14,13 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError, UnknownNameError, choose
-from classact.sims.base import SimulatorSpec
+from classact.sims.base import SimulatorSpec, sized
 from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift
 from classact.sims.specs import PUSHT
 
@@ -48,27 +47,6 @@ TEE_STEM = np.array([(-15, 30), (-15, 120), (15, 120), (15, 30)], dtype=np.float
 TEE = np.stack([TEE_BAR, TEE_STEM])  # (2, 4, 2)
 TEE_AREA = 120.0 * 30.0 + 30.0 * 90.0
 TEE_REACH = 124.0  # no point of the tee is farther from its origin
-
-
-@dataclass(frozen=True)
-class PushTConfig:
-    """Settings of :class:`PushT`.
-
-    Attributes:
-        image_size: side of the square image in pixels, 96..256.
-        shift: ``fixed-color`` (gym-pusht's colours) or ``rand-color`` (new colours each episode, paper E.2).
-    """
-
-    image_size: int = 96
-    shift: str = "fixed-color"
-
-    def __post_init__(self) -> None:
-        if not MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
-            raise ConfigError(
-                f"pusht: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {self.image_size}. "
-                f"Use render(size) for larger pictures."
-            )
-        check_shift("pusht", self.shift, PUSHT.shifts)
 
 
 def start_state(seed: int) -> StateArray:
@@ -197,12 +175,29 @@ class PushT:
     farther outside than it is wide: those are refused.
 
     Metrics of a step: ``coverage`` in 0..1 and ``iou`` = coverage / (2 - coverage), as both tees have equal areas.
+
+    Args:
+        image_size: side of the square image in pixels, 96..256; None: 96.
+        shift: ``fixed-color`` (gym-pusht's colours) or ``rand-color`` (new colours each episode, paper E.2).
+        cameras: None, or the only one, ``top``.
+
+    Raises:
+        ConfigError: an unknown shift or camera, or an image size that is not drawn.
     """
 
-    def __init__(self, config: PushTConfig | None = None) -> None:
-        self.config = config or PushTConfig()
-        self._spec = replace(PUSHT, image_size=self.config.image_size)
-        self.shift = check_shift("pusht", self.config.shift, PUSHT.shifts)
+    def __init__(
+        self, *, image_size: int | None = None, shift: str = "fixed-color", cameras: Sequence[str] | None = None
+    ) -> None:
+        for camera in cameras or ():
+            if camera not in PUSHT.cameras:
+                raise UnknownNameError("pusht: " + choose("camera", camera, PUSHT.cameras))
+        self._spec = sized(PUSHT, image_size)
+        if not MIN_IMAGE_SIZE <= self._spec.image_size <= MAX_IMAGE_SIZE:
+            raise ConfigError(
+                f"pusht: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {image_size}. Use "
+                f"render(size) for larger pictures."
+            )
+        self.shift = check_shift("pusht", shift, PUSHT.shifts)
         self._world = _Physics(obs_type="state")
         self._world._setup()
         self.colors = FIXED_COLORS
@@ -260,7 +255,7 @@ class PushT:
     def observe(self, *, render: bool = True) -> Observation:
         """The image ``top`` (left out without ``render``), the agent's position and the state."""
         state = self.get_state()
-        images = {"top": draw(state, self.colors, self.config.image_size)} if render else {}
+        images = {"top": draw(state, self.colors, self._spec.image_size)} if render else {}
         return Observation(images=images, proprioception=state[:2].astype(np.float32), state=state)
 
     def render(self, size: int = CANVAS) -> ImageArray:
@@ -269,11 +264,3 @@ class PushT:
 
     def close(self) -> None:
         """Nothing is held outside this object."""
-
-
-def make(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> PushT:
-    """Push-T for the registry; its only camera is ``top``."""
-    for camera in cameras or ():
-        if camera != "top":
-            raise UnknownNameError("pusht: " + choose("camera", camera, ("top",)))
-    return PushT(PushTConfig(shift=shift) if image_size is None else PushTConfig(image_size, shift))

@@ -77,10 +77,6 @@ class Quality:
     reflections: bool = False
 
 
-SHIPPED = Quality(samples=4, shadows=4096, reflections=True)
-"""MuJoCo's own settings, for comparison."""
-
-
 @dataclass(frozen=True)
 class Pose:
     """A camera that looks from a place at a target, the world's z axis up."""

@@ -94,18 +94,9 @@ def render_states(
     tasks: list[Bounds] = []
     for first in range(0, len(episode_ends), EPISODES_PER_TASK):
         last = min(first + EPISODES_PER_TASK, len(episode_ends))
-        bounds = [(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)]
-        tasks.append(bounds)
+        tasks.append([(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)])
     settings = (simulator_name, image_size, shift, seed, camera)
     done = 0
-    if workers == 1:
-        for bounds in tasks:
-            begin, end = bounds[0][1], bounds[-1][2]
-            _render_task(settings, bounds, states[begin:end], out[begin:end])
-            done += end - begin
-            if progress is not None:
-                progress(done, total)
-        return
 
     def finished(bounds: Bounds, frames: ImageArray | None) -> None:
         nonlocal done
@@ -116,6 +107,12 @@ def render_states(
         if progress is not None:
             progress(done, total)
 
+    if workers == 1:
+        for bounds in tasks:
+            rows = slice(bounds[0][1], bounds[-1][2])
+            _render_task(settings, bounds, states[rows], out[rows])
+            finished(bounds, None)
+        return
     shape, target = out.shape, _memmap_target(out)
     broken = 0
     while tasks:

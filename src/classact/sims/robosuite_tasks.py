@@ -17,14 +17,13 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from classact.data.types import StateArray
-from classact.sims.base import SimulatorSpec, check_installed
+from classact.sims.base import SimulatorSpec, check_installed, sized
 from classact.sims.panda import PandaSimulator, silence_robosuite
 from classact.sims.renderer import mujoco
 from classact.sims.specs import CONTROL_HZ, SQUARE, THREE_STACK_D0, THREE_STACK_D1
@@ -112,7 +111,7 @@ class RobosuiteSimulator(PandaSimulator):
     """A task of robosuite 1.5 with one Panda.
 
     State: [time, qpos, qvel] of the whole world, as robomimic records it. Action (10,): see
-    :func:`classact.sims.panda.pose_action`. Metric: ``success``, the task's own rule after the step.
+    :func:`classact.sims.panda.arm_command`. Metric: ``success``, the task's own rule after the step.
     """
 
     site = "gripper0_right_grip_site"
@@ -202,13 +201,9 @@ def _environment(kind: Any, **settings: Any) -> Any:
     return env
 
 
-def _sized(spec: SimulatorSpec, image_size: int | None) -> SimulatorSpec:
-    return spec if image_size is None else replace(spec, image_size=image_size)
-
-
 def square(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> Square:
     """Square: robosuite's NutAssemblySquare (Table 10: at most 400 steps). It keeps a round nut far away."""
-    return Square(_sized(SQUARE, image_size), shift, cameras, _environment(_Square))
+    return Square(sized(SQUARE, image_size), shift, cameras, _environment(_Square))
 
 
 def three_stack_d0(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
@@ -224,4 +219,4 @@ def three_stack_d1(*, image_size: int | None, shift: str, cameras: Sequence[str]
 def _three_stack(
     spec: SimulatorSpec, reach: float, image_size: int | None, shift: str, cameras: Sequence[str] | None
 ) -> ThreeStack:
-    return ThreeStack(_sized(spec, image_size), shift, cameras, _environment(_ThreeStack, reach=reach))
+    return ThreeStack(sized(spec, image_size), shift, cameras, _environment(_ThreeStack, reach=reach))

@@ -17,7 +17,7 @@ from classact.policies import ImageLatents
 from classact.policies.latents import unit
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
-from classact.sims.shifts import is_plain, parse_shift
+from classact.sims.shifts import is_plain
 
 TOLERANCE = 2
 """Steps within which a state of the same episode counts as nearly the same."""
@@ -194,8 +194,3 @@ def representations(latents: Any, z: Any) -> dict[str, Any]:
     if not isinstance(latents, ImageLatents):
         return {"latents": z}
     return {"latents": z, "image features": unit(z[:, : latents.encoder.feature_dim])}
-
-
-def check_named(shift: str) -> None:
-    """Refuse a shift that nobody knows (:func:`classact.sims.shifts.parse_shift`)."""
-    parse_shift(shift)

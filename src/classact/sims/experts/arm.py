@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +49,6 @@ Rotation = float | StateArray | Callable[[], "float | StateArray"]
 
 Steps = Generator[FloatArray, None, None]
 """A motion."""
-
-
-class ArmSimulator(Protocol):
-    """What an :class:`Arm` reads of a simulator."""
-
-    def ee_pose(self) -> tuple[StateArray, StateArray]:
-        """Position (3,) and rotation (3, 3) of the grip site in the world."""
-
-    def joint_positions(self) -> StateArray:
-        """(7,) radians."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +111,7 @@ class Arm:
     """Commands a simulator's arm.
 
     Args:
-        sim: read, never written.
+        sim: a :class:`~classact.sims.panda.PandaSimulator`, read, never written.
         rng: of the demonstration.
         style: None: drawn from ``rng``.
         speed: peak speed of motions before the style's factor, metres per second.
@@ -138,7 +128,7 @@ class Arm:
 
     def __init__(
         self,
-        sim: ArmSimulator,
+        sim: Any,
         rng: np.random.Generator,
         *,
         style: Style | None = None,

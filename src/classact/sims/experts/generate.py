@@ -21,7 +21,7 @@ from classact.data.readers.hdf5 import UNKNOWN
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError
-from classact.sims import Simulator, find, make_simulator
+from classact.sims import SIMULATORS, Simulator, make_simulator
 from classact.sims.experts import attempts, processes
 from classact.sims.experts.base import Attempt
 from classact.sims.experts.pusht import ExpertConfig
@@ -85,7 +85,7 @@ def generate_demonstrations(
         raise ConfigError(f"expected a first start seed in 0..{attempts.END_SEED - 1}, got {seed}.")
     planned = simulator == PLANNED
     recorder: Recorder = (
-        PlanRecorder(config or ExpertConfig()) if planned else ScriptRecorder(simulator, find(simulator))
+        PlanRecorder(config or ExpertConfig()) if planned else ScriptRecorder(simulator, SIMULATORS[simulator])
     )
     _check_out(out, shift is not None, image_size, cameras)
     check_writable(out, folder=shift is not None)
@@ -162,7 +162,7 @@ def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str
     return {
         "simulator": name,
         "first_seed": seed,
-        "expert": find(name).expert,
+        "expert": SIMULATORS[name].expert,
         "packages": versions,
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from classact.errors import UnknownNameError, choose
-from classact.sims import SIMULATORS, Entry, Simulator, find
+from classact.sims import SIMULATORS, Entry, Simulator
 from classact.sims.experts.base import Attempt, attempt
 from classact.utils.lazy import resolve
 
@@ -58,4 +58,4 @@ class ScriptRecorder:
 
 def with_experts() -> list[str]:
     """Names of the simulators that have an expert."""
-    return [name for name in SIMULATORS if name == PLANNED or find(name).expert is not None]
+    return [name for name in SIMULATORS if name == PLANNED or SIMULATORS[name].expert is not None]
