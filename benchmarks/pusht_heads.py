@@ -47,7 +47,8 @@ def main() -> None:
     made = replace(made, pretrain=replace(made.pretrain, evaluations=10), heldout=30)
     run = Run(options.run)
     pipeline = Pipeline(run, made)
-    pipeline.analyze(pipeline.evaluate()["class"])
+    pipeline.evaluate()
+    pipeline.analyze()
     keep(run, options.json)
     for name in options.only:
         head, start, frozen = HEADS[name]

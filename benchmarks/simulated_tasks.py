@@ -74,8 +74,8 @@ def demonstrations(cell: Cell, folder: Path) -> Path:
 def run(cell: Cell, folder: Path, data: Path) -> dict[str, Any]:
     """Train, roll out, write the report; the rows of the results file."""
     pipeline = Pipeline(Run(folder / cell.name), settings(cell, data))
-    results = pipeline.evaluate()
-    pipeline.analyze(results["class"])
+    pipeline.evaluate()
+    pipeline.analyze()
     build_report(pipeline.run.root)
     card = pipeline.run.read_config()
     pretrain = pipeline.config.pretrain

@@ -182,7 +182,7 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run) -> tuple
         run,
         EVALUATION,
         policy,
-        pipeline.learned,
+        pipeline.label,
         (config.frames.simulator, config.evaluation),
         pipeline.labels,
         stage=None,
@@ -260,7 +260,7 @@ def head_cell(bench: Bench, cell: Cell, rate: float | None) -> dict[str, Any]:
             "k": None,
             "loss": loss_curve(head.folder, per_step, seen),
             "curve": success_curve(pipeline.run, f"heads/{head.name}", per_step, head.folder, seen),
-            "latency_ms": latency(head.train(), config.frames.simulator, config.evaluation),
+            "latency_ms": latency(head.policy, config.frames.simulator, config.evaluation),
             "folder": bench.address(head.folder),
         }
         | _seconds(begin, before + own, own)

@@ -93,7 +93,7 @@ def trained(
         config = replace(config, pretrain=replace(config.pretrain, evaluations=0))
     pipeline = Pipeline(run, config, quiet=bench.quiet, device=bench.device, engine=bench.engine)
     pipeline.check_rollouts()
-    pipeline.policy()
+    pipeline.pretrain()
     return pipeline
 
 

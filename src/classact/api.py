@@ -107,7 +107,7 @@ def pretrain(
     if config.pretrain.evaluations:
         check_guard("pretrain")
     pipeline = Pipeline(Run(Path(out)), config, device=device, quiet=quiet)
-    pipeline.policy()
+    pipeline.pretrain()
     return pipeline.run
 
 

@@ -727,14 +727,14 @@ def test_a_try_that_diverges_is_a_row(tmp_path: Path, data: Path, monkeypatch: p
         write_json(self.run.root / "diverged.json", {"step": 3})
         raise ClassactError("the loss became nan")
 
-    monkeypatch.setattr(trainings.Pipeline, "policy", diverge)
+    monkeypatch.setattr(trainings.Pipeline, "pretrain", diverge)
     row = cells.try_rate(bench, cell, 1e9)
     assert (row["diverged"], row["successes"], row["learning_rate"], row["head"]) == (True, 0, 1e9, "rep")
     # Neither Ctrl-C nor a lack of memory is a divergence, whatever an earlier call has left there.
-    monkeypatch.setattr(trainings.Pipeline, "policy", lambda _: (_ for _ in ()).throw(TrainingInterrupted("stopped")))
+    monkeypatch.setattr(trainings.Pipeline, "pretrain", lambda _: (_ for _ in ()).throw(TrainingInterrupted("stopped")))
     with pytest.raises(TrainingInterrupted):
         cells.try_rate(bench, cell, 1e9)
-    monkeypatch.setattr(trainings.Pipeline, "policy", lambda _: (_ for _ in ()).throw(ClassactError("out of memory")))
+    monkeypatch.setattr(trainings.Pipeline, "pretrain", lambda _: (_ for _ in ()).throw(ClassactError("out of memory")))
     with pytest.raises(ClassactError, match="out of memory"):
         cells.try_rate(bench, cell, 2e9)
 

@@ -52,7 +52,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         heldout=2,
     )
     root = tmp_path_factory.mktemp("run")
-    Pipeline(Run(root), config, quiet=True).policy()
+    Pipeline(Run(root), config, quiet=True).pretrain()
     return root
 
 
@@ -349,7 +349,7 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     make(run, made).train()
     head = replace(made.finetune.head, scheduler="ddpm", inference_steps=5)
     other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4))
-    policy = make(run, other).train()
+    policy = make(run, other).policy
     assert policy.config.chunk_length == 4
     assert (policy.head.config.scheduler, policy.head.config.inference_steps) == ("ddpm", 5)
 

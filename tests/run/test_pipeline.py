@@ -23,7 +23,7 @@ from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
 from classact.objectives import objective_config
 from classact.policies import NoveltyConfig, RetrievalPolicy
-from classact.run import analysis
+from classact.run import analysis, stages
 from classact.run import data as rundata
 from classact.run import evaluate as evaluation
 from classact.run import pretrain as pipeline
@@ -31,7 +31,7 @@ from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.presets import from_preset, with_objective
-from classact.run.pretrain import Pipeline
+from classact.run.pretrain import Pipeline, state_policy
 from classact.run.recording import evaluation_name
 from classact.similarity import ActionSimilarity, similarity_identity
 from classact.similarity.distribution import write_distribution
@@ -130,7 +130,7 @@ def test_another_objective_is_trained_evaluated_and_named(
     assert (done.run.analysis / "similarity.json").exists() == objective.startswith("class")
     # What is there is used again, and another objective is refused.
     again = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
-    assert again.policy().bank.shape == done.policy().bank.shape
+    assert again.policy.bank.shape == done.policy.bank.shape
     other = replace(made, pretrain=with_objective(made.pretrain, objective_config("tcn")))
     message = rf"was started with objective '{re.escape(objective)}', now it is 'tcn'\. Choose another --out"
     with pytest.raises(ConfigError, match=message):
@@ -184,7 +184,8 @@ def test_objectives_of_two_runs_are_compared_by_name() -> None:
 def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_path: Path) -> None:
     made = config(data, baselines=False)
     pretrain = with_objective(made.pretrain, objective_config("none"))
-    encoder = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True).pretrain()
+    Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True).pretrain()
+    encoder = ImageEncoder.from_pretrained(Run(tmp_path).encoder)
     assert fakes.equal(encoder, ImageEncoder(encoder.config, seed=made.pretrain.seed))
 
 
@@ -259,8 +260,8 @@ def test_the_precision_that_auto_came_to_is_the_same_setting(
     monkeypatch.setattr(engine, "_cpu_flags", lambda: "avx512_bf16")
     precision("auto").pretrain()
     monkeypatch.setattr(engine, "_cpu_flags", lambda: "sse2")
-    precision("bfloat16").policy()
-    precision("auto").policy()
+    precision("bfloat16").pretrain()
+    precision("auto").pretrain()
     with pytest.raises(ConfigError, match=r"settings.pretrain.precision = '(auto|bfloat16)', now it is 'float32'"):
         precision("float32")
 
@@ -268,25 +269,25 @@ def test_the_precision_that_auto_came_to_is_the_same_setting(
 def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
     path, root = tmp_path / "tiny.zarr", tmp_path / "run"
     fakes.write_zarr(path, fakes.demonstrations(0, 96, fakes.LENGTHS))
-    make(root, path).data()
+    make(root, path).read()
     Run(root).policy.mkdir()  # as if it had been built
-    make(root, path).data()
+    make(root, path).read()
     shutil.rmtree(path)
     fakes.write_zarr(path, fakes.demonstrations(1, 96, fakes.LENGTHS))
     with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
-        make(root, path).data()
+        make(root, path).read()
 
 
 def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a layout makes them that exchanges red and blue, or gives a camera another key: nothing else tells."""
-    make(tmp_path, data).data()
+    make(tmp_path, data).read()
     Run(tmp_path).policy.mkdir()  # as if it had been built
     before = read_demonstrations(data)
     exchanged = before.with_images({"top": np.asarray(before.images["top"])[..., ::-1]})
     assert exchanged.fingerprint() == before.fingerprint()
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: exchanged)
     with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
-        make(tmp_path, data).data()
+        make(tmp_path, data).read()
 
 
 def test_the_same_data_under_another_spelling_go_on(
@@ -311,7 +312,7 @@ def test_the_same_data_under_another_spelling_go_on(
 def test_a_run_that_is_moved_with_its_data_finds_them(data: Path, tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     moving = Path(shutil.copytree(data, before / "data" / data.name))
-    make(before / "runs" / "one", moving).data()
+    make(before / "runs" / "one", moving).read()
     before.rename(after)
     run = Run(after / "runs" / "one")
     assert run.settings().data == str(after / "data" / data.name)
@@ -321,7 +322,7 @@ def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> No
     run, layout = Run(tmp_path / "run"), tmp_path / "layout.json"
     layout.write_text("{}")
     first = config(data, milestone_retrieval=replace(config(data).retrieval, k=3))
-    Pipeline(run, first, quiet=True).data()
+    Pipeline(run, first, quiet=True).read()
     run.policy.mkdir()  # as if it had been built
     card = run.read_config()
     card["settings"] |= {"layout": str(layout), "similarity": "gone"}
@@ -346,7 +347,7 @@ def test_how_a_run_is_evaluated_stays_where_no_flag_says_it(data: Path, tmp_path
 
     first = settings(Demo, "--test-episodes", "7", "--milestone-episodes", "9", "--evaluations", "2")
     assert first.baselines
-    Pipeline(Run(tmp_path / "run"), first, quiet=True).data()
+    Pipeline(Run(tmp_path / "run"), first, quiet=True).read()
     fresh = settings(Pretrain)
     assert (fresh.evaluation.episodes, fresh.baselines, fresh.milestone_episodes) == (50, False, 50)
     Run(tmp_path / "run").policy.mkdir()  # as if it had been built
@@ -424,7 +425,7 @@ def test_bad_settings_leave_no_folder_that_looks_started(
     assert not run.encoder.exists()
     assert not run.checkpoints.exists()
     # And the right settings may use the folder.
-    Pipeline(run, config(data), quiet=True).data()
+    Pipeline(run, config(data), quiet=True).read()
 
 
 def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None:
@@ -439,12 +440,13 @@ def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None
 
 def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_path: Path) -> None:
     pipeline = make(tmp_path, data, heldout=2)
-    policy = pipeline.policy()
+    pipeline.pretrain()
+    policy = pipeline.policy
     assert list(np.diff(policy.episode_ends, prepend=0)) == list(fakes.LENGTHS[:-2])
     assert policy.calibration is not None
     assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
     with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
-        make(tmp_path / "none", data, heldout=6).data()
+        make(tmp_path / "none", data, heldout=6).read()
 
 
 def unprepared(patch: pytest.MonkeyPatch) -> None:
@@ -544,10 +546,11 @@ def test_what_is_too_little_for_an_alarm_is_said_first_and_the_policy_saved_with
         frames=replace(made.frames, source="recorded"),
     )
     pipeline = Pipeline(Run(tmp_path / "run"), made, quiet=True)
-    pipeline.data()
+    pipeline.read()
     assert "the policy will have no novelty alarm: leaving " in caplog.text
     assert reason in caplog.text
-    assert pipeline.policy().calibration is None
+    pipeline.pretrain()
+    assert pipeline.policy.calibration is None
     assert RetrievalPolicy.load(tmp_path / "run" / "policy").spec.alarm is None
 
 
@@ -559,7 +562,7 @@ def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path
     )
     with pytest.raises(ConfigError, match=r"tiny \(.*tiny.zarr\): K = 0.05 of 2 pairs selects no pair"):
         Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
-    Pipeline(Run(tmp_path), config(data), quiet=True).data()
+    Pipeline(Run(tmp_path), config(data), quiet=True).read()
     assert Run(tmp_path).read_config()["settings"]["pretrain"]["similarity"]["pairs"] == 5000
 
 
@@ -592,7 +595,7 @@ def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypa
         Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
     monkeypatch.undo()
     monkeypatch.setattr(evaluation, "simulator_spec", elsewhere)
-    Pipeline(Run(tmp_path), made, quiet=True).policy()  # what has no simulator can be learned from
+    Pipeline(Run(tmp_path), made, quiet=True).pretrain()  # what has no simulator can be learned from
     with pytest.raises(ConfigError, match=wanted):
         evaluate_run(Run(tmp_path), quiet=True)
 
@@ -601,7 +604,7 @@ def test_evaluations_during_training_may_retrieve_in_their_own_way(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RetrievalPolicy] = []
-    monkeypatch.setattr(pipeline, "evaluate_milestone", lambda _, policy, *__: seen.append(policy))
+    monkeypatch.setattr(stages, "evaluate_milestone", lambda _, policy, *__: seen.append(policy))
     made = config(data)
     assert made.retrieval.k > 1
     made = replace(made, pretrain=replace(made.pretrain, evaluations=2))
@@ -610,7 +613,7 @@ def test_evaluations_during_training_may_retrieve_in_their_own_way(
     Pipeline(Run(tmp_path / "alone"), alone, quiet=True).pretrain()
     assert [policy.config for policy in seen] == [made.retrieval] * 2 + [replace(made.retrieval, k=1)] * 2
     # It decides nothing about the run: the same folder goes on without it, and acts in the usual way.
-    assert Pipeline(Run(tmp_path / "alone"), made, quiet=True).policy().config == made.retrieval
+    assert Pipeline(Run(tmp_path / "alone"), made, quiet=True).policy.config == made.retrieval
 
 
 def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,13 +626,13 @@ def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatc
         r"has states of 5\. Leave --simulator out, or name that one: --simulator aloha-transfer"
     )
     with pytest.raises(ConfigError, match=wanted):
-        make(tmp_path, tmp_path).data()
+        make(tmp_path, tmp_path).read()
 
 
 def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: spoken)
-    make(tmp_path, data).data()
+    make(tmp_path, data).read()
     Run(tmp_path).policy.mkdir()  # as if it had been built
     wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
     for module in (rundata, evaluation):
@@ -639,7 +642,7 @@ def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, mo
     with pytest.raises(ConfigError, match=wanted):
         make(tmp_path, data).evaluate()
     with pytest.raises(ConfigError, match=wanted):
-        make(tmp_path / "new", data).data()
+        make(tmp_path / "new", data).read()
 
 
 def test_other_scenes_are_refused_where_states_are_rendered(
@@ -648,12 +651,12 @@ def test_other_scenes_are_refused_where_states_are_rendered(
     old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: old)
     monkeypatch.setattr(rundata, "simulator_spec", lambda _: replace(PUSHT, packages=("robosuite",)))
-    make(tmp_path, data).data()
+    make(tmp_path, data).read()
     assert "recorded with robosuite 0.1" in caplog.text
     made = config(data)
     rendered = replace(made, frames=replace(made.frames, source="rendered"))
     with pytest.raises(ConfigError, match=r"its states cannot be rendered.*or use the images that were recorded"):
-        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).data()
+        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).read()
 
 
 def test_retrieval_by_state_needs_an_extent_of_the_world(
@@ -662,7 +665,7 @@ def test_retrieval_by_state_needs_an_extent_of_the_world(
     monkeypatch.setattr(pipeline, "simulator_spec", lambda _: replace(PUSHT, world=None))
     made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
     with pytest.raises(ConfigError, match=r"simulator 'pusht' names neither objects nor an extent of its world"):
-        made.state_policy()
+        state_policy(made.read(), "pusht")
     assert list(made.evaluate()) == ["class", "untrained"]
 
 
@@ -678,7 +681,7 @@ def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_folder_cannot_be_a_file(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"cannot write .*file.config.json"):
-        make(tmp_path / "file", data).data()
+        make(tmp_path / "file", data).read()
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def trained(root: Path, *, shift: str | None, heldout: int) -> Run:
     pretrain = replace(made.pretrain, epochs=0.2, similarity=replace(made.pretrain.similarity, pairs=5000))
     frames = replace(made.frames, workers=1)
     pipeline = Pipeline(Run(root), replace(made, pretrain=pretrain, frames=frames), quiet=True, device="cpu")
-    pipeline.policy()
+    pipeline.pretrain()
     return pipeline.run
 
 

@@ -117,7 +117,7 @@ def run_config(flags: RunFlags) -> RunConfig:
         ConfigError: settings that are unknown or contradict each other, or a flag that the objective does not read.
     """
     from classact.run.folder import Run
-    from classact.run.pretrain import started
+    from classact.run.stages import started
 
     given = {"frames.workers": flags.workers, "evaluation.workers": flags.workers, **flags.run}
     if flags.config is not None:
@@ -232,8 +232,8 @@ class Demo(RunFlags):
             made.pretrain()
             if not ranks.first:
                 return
-            results = made.evaluate()
-            made.analyze(results[made.learned])
+            made.evaluate()
+            made.analyze()
             page = build_report(self.out)
         print_summary(made.run.read_summary())
         print_timings(made.run.read_config()["timings"])
@@ -251,7 +251,6 @@ class Pretrain(RunFlags):
             made.pretrain()
             if not ranks.first:
                 return
-            made.policy()
         print_timings(made.run.read_config()["timings"])
         say(f"Encoder: {made.run.encoder}\nPolicy:  {made.run.policy}")
 

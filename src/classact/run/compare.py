@@ -102,10 +102,9 @@ def train_and_evaluate(
 
 
 def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Outcomes:
-    pipeline.policy()
     run, evaluation = pipeline.run, pipeline.config.evaluation
     asked = tuple(range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes))
-    if rollouts and _known(run, evaluation_name("retrieval", pipeline.learned, evaluation.shift))[1] != asked:
+    if rollouts and _known(run, evaluation_name("retrieval", pipeline.label, evaluation.shift))[1] != asked:
         pipeline.evaluate()
     if not probe_file(run).exists():
         write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))

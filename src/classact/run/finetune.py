@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from classact.data.types import RolloutResult
+from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, pretrained_config
@@ -20,24 +20,13 @@ from classact.policies.parametric import ParametricPolicy
 from classact.policies.watched import watched
 from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
-from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
 from classact.run.load import run_watcher
-from classact.run.recording import (
-    evaluate_milestone,
-    evaluation_name,
-    new_card,
-    roll_out,
-    timed,
-    timed_fit,
-)
-from classact.train.checkpoints import list_checkpoints
+from classact.run.stages import Stage, Work, started
 from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import to_json
-from classact.utils.locks import Hold, own
-from classact.utils.machine import choose_device
 from classact.utils.progress import teller
 from classact.utils.ranks import Ranks
 from classact.utils.storage import check_name, first_difference, sha256_file, without
@@ -46,7 +35,7 @@ RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""
 
 
-class HeadPipeline:
+class HeadPipeline(Work["HeadPipeline"]):
     """The stages of one head of a run.
 
     Args:
@@ -66,6 +55,8 @@ class HeadPipeline:
         StorageError: the folder cannot be written.
     """
 
+    advice = "Give the head another --name, or remove that folder."
+
     def __init__(
         self,
         run: Run,
@@ -77,173 +68,49 @@ class HeadPipeline:
         engine: EngineConfig | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
-        self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
         self.name = name or config.name
         check_name(self.name, "a head")
         if self.name in RESERVED:
             raise ConfigError(f"{self.name!r} cannot be the name of a head: the run's own evaluations have it.")
-        self.folder = Run(run.head(self.name))
-        self._hold: Hold | None = None
+        folder = Run(run.head(self.name))
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
-        self.device, self.engine = choose_device(device), engine or EngineConfig()
+        super().__init__(run, folder, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
+        self.stage, self.stages = f"heads/{self.name}", FINETUNING
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
+        self.milestone_episodes = config.milestone_episodes
         self.simulator = settings.frames.simulator
-        self.encoder_config = self._encoder_config(settings)
-        self.label = config.label(settings.label)
+        self.encoder_config = encoder_config(run, config, settings)
         keys = settings.keys if config.finetune.keys is None else config.finetune.keys
         self.finetune = replace(config.finetune, encoder=self.encoder_config, keys=keys)
         self.config = replace(config, finetune=self.finetune, evaluation=self.evaluation)
-        self._data = RunData.of_run(settings, self.encoder_config, quiet=self.quiet)
-        self.ranks.on_first(self._claim)
+        self.label, self.labels = config.label(settings.label), config.labels
+        self.source = RunData.of_run(settings, self.encoder_config, quiet=self.quiet)
+        self.ranks.on_first(self._claim_folder)
 
-    def _encoder_config(self, settings: RunConfig) -> EncoderConfig:
-        if self.config.start == "scratch":
-            if self.run.encoder.is_dir():
-                return pretrained_config(self.run.encoder)
-            return settings.pretrain.encoder
-        return pretrained_config(self._encoder_folder())
-
-    def _encoder_folder(self) -> Path:
-        folder = self.run.encoder if self.config.start == "run" else Path(self.config.start)
-        if self.config.start == "run" and not folder.is_dir():
-            raise CheckpointError(
-                f"{self.run.root} has no encoder yet: run 'classact pretrain' with this --out first, or train from "
-                f"scratch."
-            )
-        return folder
-
-    def _started_from(self) -> Path | None:
-        if self.config.start == "scratch":
-            return None
-        if self.finetune.weights == "last" and self.config.start == "run":
-            return self.run.checkpoints
-        return self._encoder_folder()
-
-    def _claim(self) -> None:
+    def _claim_folder(self) -> None:
         self.run.check_writable()
-        if not self.folder.policy.is_dir():
-            # Until all is learned, or this object is gone: another training would write into the same files.
-            self._hold = own(self.folder.root)
-        card: dict[str, Any] = {}
-        digest = self._digest()
-        if known := head_settings(self.run, self.name):
-            flags, before = precision_flags(self.folder.checkpoints), self.folder.read_config().get("started_from")
-            found, asked = self._identity(known, before, flags), self._identity(self.config, digest, flags)
-            if difference := first_difference(found, asked, "settings"):
-                raise ConfigError(
-                    f"{self.folder.root} was started with {difference}. Give the head another --name, or remove that "
-                    f"folder."
-                )
-        else:
-            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
-            self.folder.train_log.unlink(missing_ok=True)
-            self.run.drop_milestones(f"heads/{self.name}")
-            card = new_card(self.name)
-        made = {"settings": to_json(self.config), "started_from": digest}
-        self.folder.update_config(lambda now: (card or now) | made)
+        self.claim(self.name, {"settings": to_json(self.config), "started_from": weights_digest(self)})
 
-    def _identity(self, config: HeadRunConfig, digest: str | None, flags: Mapping[str, bool]) -> dict[str, Any]:
-        """What two calls that continue each other agree in."""
-        free = (f"finetune.{name}" for name in (*INCIDENTAL, *config.finetune.acting))
-        value = without(to_json(config), "evaluation", "milestone_episodes", *free)
-        # Which other encoder it started from is told by its weights, wherever they lie.
-        start = config.start if config.start in OWN_STARTS else "other"
-        return value | {
-            "start": start,
-            "finetune": spelled_out(value["finetune"], flags),
-            "started_from": digest,
-        }
+    def difference(self) -> str | None:
+        """What of the settings, or of the weights that training starts from, is not as the head was started with."""
+        before, flags = self.folder.read_config().get("started_from"), precision_flags(self.folder.checkpoints)
+        known = identity(self.run.head_settings(self.name), before, flags)
+        return first_difference(known, identity(self.config, weights_digest(self), flags), "settings")
 
-    def _digest(self) -> str | None:
-        """Which weights training starts from: a run whose encoder was learned again has other ones."""
-        folder = self._started_from()
-        if folder is None:
-            return None
-        file = folder / "model.safetensors"
-        return sha256_file(file) if file.exists() else folder.name
+    def train(self) -> None:
+        """Train the policy, where it is not there. The last thing that ranks do together."""
+        self.make("policy")
+        self.hold = None
+        self.part()
 
-    def _prepare(self) -> None:
-        """Make the images that are not in the store yet, of the data that the encoder was learned on.
-
-        Raises:
-            ConfigError: the data under the run's path are others now.
-        """
-        self._data.check_unchanged(self.run)
-        # What else would be refused when these are made.
-        data, start = self._data.states(), self._started_from()
-        check_engine(self.engine, self.ranks, self.finetune.batch_size, data.num_steps)
-        data.schema.columns(self.finetune.keys)
-        if start is not None:
-            load_encoder(start, self.finetune.weights)
-        self._data.prepare()
-
-    def train(self) -> ParametricPolicy:
-        """The policy, trained now or read from the folder. The last thing that ranks do together."""
-        policy = self._train()
-        self._hold = None
-        self.ranks = self.ranks.alone()
+    @property
+    def policy(self) -> ParametricPolicy:
+        """What :meth:`train` has left."""
+        policy: ParametricPolicy = self["policy"]
         return policy
-
-    def _train(self) -> ParametricPolicy:
-        if self.ranks.on_first(self.folder.policy.is_dir):
-            return self._load()
-        if self.finetune.evaluations:
-            self.check_rollouts()
-        # One rank makes the images; the others find them there.
-        self.ranks.on_first(self._prepare)
-        config, frames = self.finetune, self._data.frames()
-        if self.config.start == "scratch":
-            config = replace(config, encoder=self._data.encoder_config())
-        tuner = FineTuner(
-            frames,
-            config,
-            self.folder.root,
-            self._started_from(),
-            self.device,
-            engine=self.engine,
-            ranks=self.ranks,
-            say=teller(quiet=self.quiet),
-        )
-
-        def milestone(at: FineTuner) -> None:
-            config = replace(self.evaluation, episodes=self.config.milestone_episodes)
-            evaluate_milestone(
-                self.run,
-                at.policy(),
-                self.label,
-                f"heads/{self.name}",
-                (at.step, at.steps),
-                (self.simulator, config),
-                self.config.labels,
-            )
-
-        trained = timed_fit(
-            self.folder,
-            "training",
-            tuner.fit,
-            milestone if self.finetune.evaluations else None,
-            keep=self.ranks.first,
-            title=f"train {self.name}",
-            quiet=self.quiet,
-        )
-        if self.ranks.first:
-            trained.save(self.folder.policy)
-        self.ranks.barrier()
-        return self._load()
-
-    def check_rollouts(self) -> None:
-        """Refuse now what could not be rolled out after the training: :func:`classact.run.evaluate.check_rollouts`."""
-        check_rollouts(self.run, self.simulator)
-
-    def _load(self) -> ParametricPolicy:
-        # What acting is asked to be now, not what it was when training began.
-        config = self.finetune
-        acting = {"chunk_length": config.chunk_length, **config.head.acting_settings()}
-        return ParametricPolicy.load(self.folder.policy, device=self.device, **acting)
 
     def evaluate(self) -> list[RolloutResult]:
         """Roll out the trained policy; write episodes, and rows of the run's table: last weights, and the maximum.
@@ -252,28 +119,157 @@ class HeadPipeline:
             ConfigError: as :func:`classact.run.evaluate.check_rollouts`, before anything is learned.
         """
         self.check_rollouts()
-        policy = watched(self.train(), run_watcher(self.run, self.config.start, self.device))
-        with timed(self.folder, "evaluation", again=True):
-            results, _ = roll_out(
-                self.run,
-                evaluation_name(self.name, self.label, self.evaluation.shift),
-                policy,
-                self.label,
-                (self.simulator, self.evaluation),
-                self.config.labels,
-                stage=f"heads/{self.name}",
-                title=self.name,
-                quiet=self.quiet,
-            )
+        self.left.pop("rollouts", None)
+        self.make("rollouts")
+        results: list[RolloutResult] = self["rollouts"]
         return results
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def read(work: HeadPipeline) -> Demonstrations:
+    """The demonstrations that the encoder was learned on, and whatever would be refused when they are learned from.
+
+    Raises:
+        ConfigError: the data under the run's path are others now.
+    """
+    if work.finetune.evaluations:
+        work.check_rollouts()
+
+    def check() -> None:
+        work.source.check_unchanged(work.run)
+        data, start = work.source.states(), starts_from(work)
+        check_engine(work.engine, work.ranks, work.finetune.batch_size, data.num_steps)
+        data.schema.columns(work.finetune.keys)
+        if start is not None:
+            load_encoder(start, work.finetune.weights)
+
+    work.ranks.on_first(check)
+    return work.source.states()
+
+
+def images(work: HeadPipeline) -> Demonstrations:
+    """The same, with the images that the encoder sees."""
+    # One rank makes what is not in the store yet; the others find it there.
+    work.ranks.on_first(work.source.prepare)
+    return work.source.frames()
+
+
+def train(work: HeadPipeline) -> ParametricPolicy:
+    """The trained policy, saved, as its folder gives it; with rollouts on the way where they are asked for."""
+    config = work.finetune
+    if work.config.start == "scratch":
+        config = replace(config, encoder=work.source.encoder_config())
+    tuner = FineTuner(
+        work["frames"],
+        config,
+        work.folder.root,
+        starts_from(work),
+        work.device,
+        engine=work.engine,
+        ranks=work.ranks,
+        say=teller(quiet=work.quiet),
+    )
+    trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
+    if work.ranks.first:
+        trained.save(work.folder.policy)
+    work.ranks.barrier()
+    work.hold = None
+    return load_policy(work)
+
+
+def roll_out(work: HeadPipeline) -> list[RolloutResult]:
+    """Rollouts of the trained policy, watched by the run's own where it started from the run's encoder."""
+    policy = watched(work.policy, run_watcher(work.run, work.config.start, work.device))
+    return work.roll_out(policy, work.name)
+
+
+def policy_folder(work: HeadPipeline) -> Path:
+    """Where the policy stays."""
+    return work.folder.policy
+
+
+def load_policy(work: HeadPipeline) -> ParametricPolicy:
+    """The policy, acting as it is asked to now, not as when training began."""
+    config = work.finetune
+    acting = {"chunk_length": config.chunk_length, **config.head.acting_settings()}
+    return ParametricPolicy.load(work.folder.policy, device=work.device, **acting)
+
+
+FINETUNING: tuple[Stage[HeadPipeline], ...] = (
+    Stage("read demonstrations", (), "demonstrations", read, time="own"),
+    Stage("images", ("demonstrations",), "frames", images, time="own"),
+    Stage("training", ("frames",), "policy", train, policy_folder, load_policy, time="own"),
+    Stage("evaluation", ("policy",), "rollouts", roll_out, time="repeated", together=False),
+)
+"""The stages of a head, in their order."""
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def encoder_config(run: Run, config: HeadRunConfig, settings: RunConfig) -> EncoderConfig:
+    """Architecture and image transform of the encoder that a head is trained on.
+
+    Raises:
+        CheckpointError: there is no encoder to start from.
+    """
+    if config.start != "scratch":
+        return pretrained_config(encoder_folder(run, config))
+    return pretrained_config(run.encoder) if run.encoder.is_dir() else settings.pretrain.encoder
+
+
+def encoder_folder(run: Run, config: HeadRunConfig) -> Path:
+    """The folder of the encoder that training starts from.
+
+    Raises:
+        CheckpointError: the run has none yet.
+    """
+    folder = run.encoder if config.start == "run" else Path(config.start)
+    if config.start == "run" and not folder.is_dir():
+        raise CheckpointError(
+            f"{run.root} has no encoder yet: run 'classact pretrain' with this --out first, or train from scratch."
+        )
+    return folder
+
+
+def starts_from(work: HeadPipeline) -> Path | None:
+    """Where the weights are that training starts from; None: it starts from initial ones."""
+    if work.config.start == "scratch":
+        return None
+    if work.finetune.weights == "last" and work.config.start == "run":
+        return work.run.checkpoints
+    return encoder_folder(work.run, work.config)
+
+
+def weights_digest(work: HeadPipeline) -> str | None:
+    """Which weights training starts from: a run whose encoder was learned again has other ones."""
+    folder = starts_from(work)
+    if folder is None:
+        return None
+    file = folder / "model.safetensors"
+    return sha256_file(file) if file.exists() else folder.name
+
+
+def identity(config: HeadRunConfig, digest: str | None, flags: Mapping[str, bool]) -> dict[str, Any]:
+    """What two calls that continue each other agree in.
+
+    Args:
+        config: settings.
+        digest: of the weights that training starts from.
+        flags: what "auto" precision came to.
+    """
+    free = (f"finetune.{name}" for name in (*INCIDENTAL, *config.finetune.acting))
+    value = without(to_json(config), "evaluation", "milestone_episodes", *free)
+    # Which other encoder it started from is told by its weights, wherever they lie.
+    start = config.start if config.start in OWN_STARTS else "other"
+    return value | {"start": start, "finetune": spelled_out(value["finetune"], flags), "started_from": digest}
 
 
 def head_settings(run: Run, name: str) -> HeadRunConfig | None:
     """The settings that a head of a run was started with; None where nothing was learned under any."""
-    folder = Run(run.head(name))
-    if not folder.config.exists() or not (folder.policy.is_dir() or list_checkpoints(folder.checkpoints)):
-        return None
-    return run.head_settings(name)
+    return run.head_settings(name) if started(Run(run.head(name))) else None
 
 
 def usual_evaluation(run: Run, name: str) -> EvaluationConfig:

@@ -7,52 +7,32 @@ A learned encoder and its policy are not made again; rollouts and pictures are, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from classact.data.lowdim import LowDim
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
-from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
-from classact.evaluation.config import EvaluationConfig
-from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.objectives import NoneConfig
-from classact.policies import (
-    ImageLatents,
-    RetrievalConfig,
-    RetrievalPolicy,
-    SceneLatents,
-    retrievable,
-)
+from classact.errors import CheckpointError, UnknownNameError, choose
+from classact.models.encoders import ImageEncoder
+from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, retrievable
 from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
-from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, UNTRAINED, RunConfig, whole_path
+from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path
 from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents
-from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
-from classact.run.recording import (
-    evaluate_milestone,
-    evaluation_name,
-    new_card,
-    roll_out,
-    timed,
-    timed_fit,
-)
+from classact.run.recording import evaluation_name
+from classact.run.stages import Stage, Work, started
 from classact.similarity.graph import CARD
-from classact.sims import SimulatorSpec, make_simulator, simulator_spec
-from classact.train.checkpoints import list_checkpoints
-from classact.train.config import EngineConfig
+from classact.sims import make_simulator, simulator_spec
+from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.representation import Trainer, check_training
 from classact.utils.codec import from_json, to_json
-from classact.utils.locks import Hold, own
-from classact.utils.machine import choose_device
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
 from classact.utils.storage import first_difference, read_json, without
@@ -60,7 +40,7 @@ from classact.utils.storage import first_difference, read_json, without
 logger = logging.getLogger(__name__)
 
 
-class Pipeline:
+class Pipeline(Work["Pipeline"]):
     """The stages of one run.
 
     Args:
@@ -77,6 +57,9 @@ class Pipeline:
         StorageError: the folder cannot be written.
     """
 
+    stage = "pretrain"
+    advice = "Choose another --out, or remove that folder."
+
     def __init__(
         self,
         run: Run,
@@ -87,10 +70,12 @@ class Pipeline:
         engine: EngineConfig | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks = ranks or Ranks()
-        config = self.ranks.on_first(lambda: self._resumed(run, config))
-        self.run, self.config, self.quiet = run, config, quiet or not self.ranks.first
-        self.device, self.engine = choose_device(device), engine or EngineConfig()
+        super().__init__(run, run, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
+        self.config = config = self.ranks.on_first(lambda: resumed(run, config))
+        self.label, self.labels = config.label, config.labels
+        self.simulator, self.evaluation = config.frames.simulator, config.evaluation
+        self.milestone_episodes = config.milestone_episodes
+        self.stages = (*pretraining(config), *rollouts(config), *pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # What is wrong with the settings shall show now, not after an hour of training.
         for shift, size in (
@@ -98,254 +83,89 @@ class Pipeline:
             (config.evaluation.shift, config.evaluation.image_size),
         ):
             make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
-        self._hold: Hold | None = None
-        self._claimed = False
-        self._data = RunData.of_run(config, quiet=self.quiet)
-        self._no_alarm = ""
+        self.source = RunData.of_run(config, quiet=self.quiet)
+        self.data_card: dict[str, Any] = {}
+        """What the data are; empty before they are read."""
         self.ranks.on_first(self._check_folder)
-
-    @staticmethod
-    def _resumed(run: Run, config: RunConfig) -> RunConfig:
-        """The settings with whole paths, and with what was named when the run was started and is not named now."""
-        known = run.settings() if started(run) else None
-        if config.milestone_retrieval is None and known is not None:
-            config = replace(config, milestone_retrieval=known.milestone_retrieval)
-
-        def place(name: str) -> str | None:
-            asked = getattr(config, name)
-            path = getattr(known, name, None) if asked is None else asked
-            if path is None or (asked is None and not Path(path).exists()):
-                return None
-            return whole_path(path)
-
-        return replace(config, data=whole_path(config.data), similarity=place("similarity"), layout=place("layout"))
 
     def _check_folder(self) -> None:
         self.run.check_writable()
-        if self._started():
-            self._check_same({})
+        if self.started():
+            self.check_same()
             # Data of another place are looked at: the place decides nothing, what they are does.
-            self._claim({} if self._known().data == self.config.data else self._data.card())
+            if self._known().data != self.config.data:
+                self.data_card = self.source.card()
+            self.claim_folder()
             analysis.remove_leftovers(self.run)
-
-    def _started(self) -> bool:
-        return started(self.run)
-
-    def _identity(self, config: RunConfig, max_neighbors: int | None, flags: Mapping[str, bool]) -> dict[str, Any]:
-        """What two calls that continue each other agree in."""
-        value = without(to_json(config), *NON_IDENTITY_FIELDS)
-        return value | {"pretrain": spelled_out(value["pretrain"], flags), "max_neighbors": max_neighbors}
-
-    def _max_neighbors(self) -> int | None:
-        """What the graph leaves out, which decides what is learned; where it lies does not."""
-        if self.config.pretrain.positives != "graph" or self.config.similarity is None:
-            return None
-        cap: int | None = read_json(Path(self.config.similarity) / "graph" / CARD, CheckpointError)["cap"]
-        return cap
 
     def _known(self) -> RunConfig:
         return from_json(RunConfig, self.run.read_config().get("settings"), f"{self.run.config}: settings")
 
-    def _check_same(self, data: Mapping[str, Any]) -> None:
-        card, known, now = self.run.read_config(), self._known(), self.config
-        flags = precision_flags(self.run.checkpoints)
-        difference = other_objective(known, now)
-        difference = difference or first_difference(
-            self._identity(known, card.get("max_neighbors"), flags),
-            self._identity(now, self._max_neighbors(), flags),
-            "settings",
-        )
-        difference = difference or other_data(card["data"], data)
-        if difference:
-            raise ConfigError(
-                f"{self.run.root} was started with {difference}. Choose another --out, or remove that folder."
+    def difference(self) -> str | None:
+        """What of the settings, or of the data, is not as the run was started with."""
+        card, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
+        return (
+            other_objective(known, self.config)
+            or first_difference(
+                identity(known, card.get("max_neighbors"), flags),
+                identity(self.config, max_neighbors(self.config), flags),
+                "settings",
             )
+            or other_data(card["data"], self.data_card)
+        )
 
-    def _claim(self, data: dict[str, Any]) -> None:
+    def claim_folder(self) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
-        if not self.run.policy.is_dir():
-            # Until all is learned, or this object is gone: another training would write into the same files.
-            self._hold = own(self.run.root)
-        settings = self.config
-        if before := self._started():
-            self._check_same(data)
-            card, known = self.run.read_config(), self._known()
+        settings, data = self.config, self.data_card
+        if self.started():
+            known, data = self._known(), data or self.run.read_config()["data"]
             kept = {name: getattr(known, name) for name in KEPT_FIELDS if getattr(settings, name) is None}
             settings = replace(settings, **kept)
-        else:
-            card = new_card(self.config.pretrain.objective.describe()) | {"data": {}}
-        made = {
-            "data": data or card["data"],
-            "settings": to_json(settings),
-            "max_neighbors": self._max_neighbors(),
-            "beside": lie_beside(self.run, settings),
-        }
-        # What others have added in the meantime stays.
-        self.run.update_config(lambda now: (now if before else card) | made)
-        if not before:
-            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
-            self.run.train_log.unlink(missing_ok=True)
-            self.run.drop_milestones("pretrain")
+        made = {"data": data, "settings": to_json(settings), "max_neighbors": max_neighbors(settings)}
+        self.claim(settings.pretrain.objective.describe(), made | {"beside": lie_beside(self.run, settings)})
 
-    @contextmanager
-    def _timed(self, stage: str, *, again: bool = False) -> Iterator[None]:
-        with timed(self.run, stage, again=again, keep=self.ranks.first):
-            yield
+    # -- what is called ----------------------------------------------------------------------------
 
-    def data(self) -> Demonstrations:
+    def read(self) -> Demonstrations:
         """The demonstrations that are learned from, as recorded."""
-        data = self._data.recorded()
-        if not self._claimed:
-            states = self._data.states()
-            where = f"{data.name} ({data.source})"
-            if self.config.pretrain.evaluations and self.config.milestone_retrieval is not None:
-                retrievable(states.episode_ends, self.config.milestone_retrieval, where)
-            rows = retrievable(states.episode_ends, self.config.retrieval, where)
-            if not self.run.policy.is_dir():
-                held = last_episodes(data, self._data.held) if self._data.held else None
-                self._no_alarm = no_alarm(states, held, rows, self.config.novelty.m)
-                if self._no_alarm and self.ranks.first:
-                    logger.warning("%s: the policy will have no novelty alarm: %s", where, self._no_alarm)
-            data.schema.columns(self.config.keys)
-            self.ranks.on_first(lambda: self._claim(self._data.card()))
-            self._claimed = True
-        return self._data.states()
+        self.make("demonstrations")
+        data: Demonstrations = self["demonstrations"]
+        return data
 
-    def frames(self) -> Demonstrations:
-        """The demonstrations that are learned from, with the images that the encoder trains on."""
-        self.data()
-        with self._timed("images"):
-            # One rank makes what is not in the store yet; the others find it there.
-            self.ranks.on_first(self._data.prepare)
-            return self._data.frames()
+    def pretrain(self) -> None:
+        """Learn the encoder, and build the policy, where they are not there.
 
-    def pretrain(self) -> ImageEncoder:
-        """The learned encoder, trained now or read from the folder.
-
-        The last thing that ranks do together: afterwards each is by itself.
+        The last thing that ranks do together: afterwards each is by itself, and all but the first are done.
         """
-        if self.ranks.on_first(self.run.encoder.is_dir):
-            self.ranks = self.ranks.alone()
-            return ImageEncoder.from_pretrained(self.run.encoder)
-        if self.config.pretrain.evaluations:
-            self.check_rollouts()
-        self._check_training()
-        frames = self.frames()
-        if isinstance(self.config.pretrain.objective, NoneConfig):
-            encoder = ImageEncoder(self._data.encoder_config(), seed=self.config.pretrain.seed)
-        else:
-            encoder = self._train(frames)
-        if self.ranks.first:
-            encoder.save_pretrained(self.run.encoder)
-        self.ranks.barrier()
-        self.ranks = self.ranks.alone()
-        return ImageEncoder.from_pretrained(self.run.encoder)
-
-    def _check_training(self) -> None:
-        """Refuse what could only fail once images are prepared, or the encoder is trained."""
-        data, config = self.data(), replace(self.config.pretrain, encoder=self._data.encoder_config())
-        folder = None if self.config.similarity is None else Path(self.config.similarity)
-        width = check_training(data, config, folder) + data.schema.language
-        width += len(data.schema.columns(self.config.keys))
-        check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
-        for retrieval in (self.config.retrieval, self.config.milestone_retrieval or self.config.retrieval):
-            check_search(retrieval.search, len(retrievable(data.episode_ends, retrieval, data.name)), width)
-
-    def _train(self, frames: Demonstrations) -> ImageEncoder:
-        objective = self.config.pretrain.objective
-        timed_stage = self._timed("action similarity") if objective.needs_similarity else nullcontext()
-        with timed_stage, progress_bar("action similarity", quiet=self.quiet or not objective.needs_similarity) as bar:
-            folder = self.config.similarity
-            trainer = Trainer(
-                frames,
-                replace(self.config.pretrain, encoder=self._data.encoder_config()),
-                self.run.root,
-                self.device,
-                None if folder is None else Path(folder),
-                bar,
-                engine=self.engine,
-                ranks=self.ranks,
-                say=teller(quiet=self.quiet),
-            )
-            if self.ranks.first and trainer.similarity is not None:
-                analysis.write_similarity(self.run, trainer.similarity)
-
-        def milestone(at: Trainer) -> None:
-            policy = self._retrieval(at.average, frames, self.config.milestone_retrieval)
-            evaluate_milestone(
-                self.run,
-                policy,
-                self.learned,
-                "pretrain",
-                (at.step, at.steps),
-                self._milestone_config(),
-                self.labels,
-            )
-
-        return timed_fit(
-            self.run,
-            "pre-training",
-            trainer.fit,
-            milestone if self.config.pretrain.evaluations else None,
-            keep=self.ranks.first,
-            title="learn the representation",
-            quiet=self.quiet,
-        )
-
-    def _milestone_config(self) -> tuple[str, EvaluationConfig]:
-        evaluation = replace(self.config.evaluation, episodes=self.config.milestone_episodes)
-        return self.config.frames.simulator, evaluation
+        self.make("policy")
+        self.part()
 
     @property
-    def labels(self) -> dict[str, str]:
-        """How tables label retrieval with the learned encoder."""
-        return self.config.labels
-
     def policy(self) -> RetrievalPolicy:
-        """Retrieval with the learned encoder, saved in the folder."""
-        encoder = self.pretrain()
-        if self.run.policy.is_dir():
-            return RetrievalPolicy.load(self.run.policy, device=self.device)
-        with self._timed("encode demonstrations"):
-            policy = self._retrieval(encoder, self.frames())
-        with self._timed("calibrate novelty"), progress_bar("calibrate novelty", quiet=self.quiet) as bar:
-            # A stage of its own, for it takes N^2 cosines where nothing was held out.
-            if not self._no_alarm:
-                policy.calibrate(self._data.heldout(), self.config.novelty, progress=bar)
-            policy.save(self.run.policy)
-        self._hold = None
+        """Retrieval with the learned encoder: what :meth:`pretrain` has left."""
+        policy: RetrievalPolicy = self["policy"]
         return policy
 
-    def _retrieval(
-        self, encoder: ImageEncoder, frames: Demonstrations, config: RetrievalConfig | None = None
-    ) -> RetrievalPolicy:
-        latents = ImageLatents(encoder.to(self.device), LowDim.fit(frames, self.config.keys))
-        space = frames.schema.actions
-        config = config or self.config.retrieval
-        return RetrievalPolicy.build(latents, frames, config, action_space=space).to(self.device)
-
-    def retrieval_with(self, encoder: ImageEncoder) -> RetrievalPolicy:
-        """The same retrieval with another encoder; nothing is saved, and novelty not calibrated."""
-        return self._retrieval(encoder, self.frames())
-
-    def untrained_policy(self) -> RetrievalPolicy:
-        """The same retrieval with an encoder of random weights."""
-        learned = self.pretrain().config
-        config: EncoderConfig = replace(learned, init="scratch", init_path=None)
-        return self.retrieval_with(ImageEncoder(config, seed=self.config.pretrain.seed))
-
-    def state_policy(self) -> RetrievalPolicy:
-        """Retrieval with the true simulator state as latent.
+    def evaluate(self) -> dict[str, list[RolloutResult]]:
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
 
         Raises:
-            ConfigError: the simulator says neither where objects are nor how far its world extends.
+            ConfigError: as :meth:`check_rollouts`, before anything is learned.
         """
-        data = self.data()
-        config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
-        latents = state_latents(data, self._spec)
-        # Where only the world's extent is known, actions are points.
-        space = data.schema.actions if isinstance(latents, SceneLatents) else None
-        return RetrievalPolicy.build(latents, data, config, action_space=space)
+        self.check_rollouts()
+        names = [stage.leaves for stage in rollouts(self.config)]
+        for name in names:
+            self.left.pop(name, None)
+        self.make(*names)
+        found = {name.removeprefix("rollouts of "): self.left.get(name) for name in names}
+        return {name: results for name, results in found.items() if results is not None}
+
+    def analyze(self) -> None:
+        """Latent map, neighbours and videos of the learned policy."""
+        names = [stage.leaves for stage in pictures(self.config)]
+        for name in names:
+            self.left.pop(name, None)
+        self.make(*names)
 
     def check_rollouts(self) -> None:
         """Refuse now what could not be rolled out after the training.
@@ -354,96 +174,327 @@ class Pipeline:
             ConfigError: the simulator has no camera that the encoder reads, is of another task than the data, or
                 embeds instructions otherwise.
         """
-        spec = self._spec
+        spec = simulator_spec(self.simulator)
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in spec.cameras:
-                where = f" in simulator {self.config.frames.simulator!r}."
+                where = f" in simulator {self.simulator!r}."
                 raise UnknownNameError(choose("camera", camera, spec.cameras) + where)
-        if not self._started():
-            self.data()  # the folder then knows what they are
-        check_rollouts(self.run, self.config.frames.simulator)
+        if not self.started():
+            self.make("demonstrations")  # the folder then knows what they are
+        super().check_rollouts()
 
-    def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
+    def retrieval_with(self, encoder: ImageEncoder, config: RetrievalConfig | None = None) -> RetrievalPolicy:
+        """Retrieval with an encoder; nothing is saved, and novelty not calibrated.
 
-        Raises:
-            ConfigError: as :meth:`check_rollouts`, before anything is learned.
+        Args:
+            encoder: which.
+            config: settings; None: the run's.
         """
-        spec = self._spec
-        self.check_rollouts()
-        policies: dict[str, Callable[[], RetrievalPolicy]] = {self.learned: self.policy}
-        if self.config.baselines:
-            if self.learned != RANDOM:  # else it is the same
-                policies["untrained"] = self.untrained_policy
-            if self.data().states is not None and (spec.objects or spec.world is not None):
-                policies["state"] = self.state_policy
-        out = {}
-        for encoder, make in policies.items():
-            out[encoder] = self._evaluate(make(), encoder)
-        return out
-
-    @cached_property
-    def learned(self) -> str:
-        """How tables name the run's encoder."""
-        return self.config.label
-
-    @cached_property
-    def _spec(self) -> SimulatorSpec:
-        return simulator_spec(self.config.frames.simulator)
-
-    def _evaluate(self, policy: RetrievalPolicy, encoder: str) -> list[RolloutResult]:
-        learned = encoder == self.learned
-        with self._timed(f"evaluate {encoder}", again=True):
-            results, _ = roll_out(
-                self.run,
-                evaluation_name(policy.spec.name, encoder, self.config.evaluation.shift),
-                policy,
-                encoder,
-                (self.config.frames.simulator, self.config.evaluation),
-                self.labels if learned else UNTRAINED,
-                stage="pretrain" if learned else None,
-                title=encoder,
-                quiet=self.quiet,
-            )
-        return results
-
-    def analyze(self, results: list[RolloutResult]) -> None:
-        """Latent map, neighbours and videos of the learned policy."""
-        policy = self.policy()
-        criterion = next(iter(results[0].success))
-        with self._timed("latent map", again=True):
-            analysis.write_latent_map(self.run, policy, self.config.pretrain.seed)
-        with self._timed("pictures and videos", again=True):
-            self.draw_neighbors(policy, results)
-            simulator, evaluation = self.config.frames.simulator, self.config.evaluation
-            name = evaluation_name(policy.spec.name, self.learned, evaluation.shift)
-            analysis.write_videos(self.run, results, name, criterion, simulator, evaluation)
+        self.make("frames")
+        return retrieval(self, encoder, config)
 
     def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:
-        """Neighbours of some moments of roll-outs: :func:`classact.run.analysis.write_neighbors`.
+        """Neighbours of some moments of rollouts: :func:`classact.run.analysis.write_neighbors`.
 
         Args:
             policy: of this run, with its own settings or others.
             results: episodes to take moments from.
         """
+        self.make("frames")
         config = self.config
-        rendered = needs_rendering(self._data.recorded(), config.pretrain.encoder.cameras[0], config.frames)
+        rendered = needs_rendering(self.source.recorded(), config.pretrain.encoder.cameras[0], config.frames)
         analysis.write_neighbors(
             self.run,
             policy,
-            self.frames(),
+            self["frames"],
             config.frames,
             results,
-            config.frames.simulator,
-            config.evaluation,
+            self.simulator,
+            self.evaluation,
             rendered=rendered,
         )
 
 
-def started(run: Run) -> bool:
-    """Whether a folder holds anything that was learned under the settings it was started with."""
-    made = (run.encoder, run.policy, run.summary)
-    return run.config.exists() and (any(path.exists() for path in made) or bool(list_checkpoints(run.checkpoints)))
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def read(work: Pipeline) -> Demonstrations:
+    """The demonstrations that are learned from, as recorded; the folder is theirs from then on."""
+    config, data, states = work.config, work.source.recorded(), work.source.states()
+    where = f"{data.name} ({data.source})"
+    if config.pretrain.evaluations and config.milestone_retrieval is not None:
+        retrievable(states.episode_ends, config.milestone_retrieval, where)
+    rows = retrievable(states.episode_ends, config.retrieval, where)
+    work.left["no alarm"] = ""
+    if not work.run.policy.is_dir():
+        held = last_episodes(data, work.source.held) if work.source.held else None
+        work.left["no alarm"] = reason = no_alarm(states, held, rows, config.novelty.m)
+        if reason and work.ranks.first:
+            logger.warning("%s: the policy will have no novelty alarm: %s", where, reason)
+    data.schema.columns(config.keys)
+
+    def claim() -> None:
+        work.data_card = work.source.card()
+        work.claim_folder()
+
+    work.ranks.on_first(claim)
+    return states
+
+
+def check(work: Pipeline) -> bool:
+    """Refuse what could only fail once images are prepared, or the encoder is trained."""
+    if work.config.pretrain.evaluations:
+        work.check_rollouts()
+    data, config = work["demonstrations"], training_config(work)
+    folder = None if work.config.similarity is None else Path(work.config.similarity)
+    width = check_training(data, config, folder) + data.schema.language
+    width += len(data.schema.columns(work.config.keys))
+    check_engine(work.engine, work.ranks, config.batch_size, data.num_steps)
+    for retrieval in (work.config.retrieval, work.config.milestone_retrieval or work.config.retrieval):
+        check_search(retrieval.search, len(retrievable(data.episode_ends, retrieval, data.name)), width)
+    return True
+
+
+def images(work: Pipeline) -> Demonstrations:
+    """The demonstrations that are learned from, with the images that the encoder trains on."""
+    # One rank makes what is not in the store yet; the others find it there.
+    work.ranks.on_first(work.source.prepare)
+    return work.source.frames()
+
+
+def prepare_training(work: Pipeline) -> Trainer:
+    """The training, with the similarity of actions measured where the objective learns from it."""
+    measured = work.config.pretrain.objective.needs_similarity
+    folder = work.config.similarity
+    with progress_bar("action similarity", quiet=work.quiet or not measured) as bar:
+        trainer = Trainer(
+            work["frames"],
+            training_config(work),
+            work.run.root,
+            work.device,
+            None if folder is None else Path(folder),
+            bar,
+            engine=work.engine,
+            ranks=work.ranks,
+            say=teller(quiet=work.quiet),
+        )
+        if work.ranks.first and trainer.similarity is not None:
+            analysis.write_similarity(work.run, trainer.similarity)
+    return trainer
+
+
+def train(work: Pipeline) -> ImageEncoder:
+    """The learned encoder, with rollouts on the way where they are asked for."""
+    trainer: Trainer = work.left.pop("training")  # its images and networks are not needed any longer
+
+    def policy(at: Trainer) -> RetrievalPolicy:
+        return retrieval(work, at.average, work.config.milestone_retrieval)
+
+    evaluations = work.config.pretrain.evaluations
+    title = "learn the representation"
+    return saved(work, work.fit("pre-training", title, trainer.fit, policy if evaluations else None))
+
+
+def initial_weights(work: Pipeline) -> ImageEncoder:
+    """An encoder that nothing is taught."""
+    return saved(work, ImageEncoder(work.source.encoder_config(), seed=work.config.pretrain.seed))
+
+
+def encode(work: Pipeline) -> RetrievalPolicy:
+    """Retrieval with the learned encoder, not calibrated yet."""
+    return retrieval(work, work["encoder"])
+
+
+def calibrate(work: Pipeline) -> RetrievalPolicy:
+    """The policy with its novelty alarm, saved: N^2 cosines where nothing was held out."""
+    policy: RetrievalPolicy = work.left.pop("bank")
+    with progress_bar("calibrate novelty", quiet=work.quiet) as bar:
+        if not work.left["no alarm"]:
+            policy.calibrate(work.source.heldout(), work.config.novelty, progress=bar)
+        policy.save(work.run.policy)
+    work.hold = None
+    return policy
+
+
+def pretraining(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
+    """The stages of a pre-training, in their order."""
+    objective = config.pretrain.objective
+    learn = [
+        Stage(
+            *("action similarity", ("frames", "checked"), "training", prepare_training),
+            time="added" if objective.needs_similarity else "own",
+        ),
+        Stage("pre-training", ("training", "frames"), "encoder", train, encoder_folder, load_encoder, time="own"),
+    ]
+    if objective.written == "none":
+        needs = ("frames", "checked")
+        learn = [Stage("initial weights", needs, "encoder", initial_weights, encoder_folder, load_encoder, time="own")]
+    return (
+        Stage("read demonstrations", (), "demonstrations", read, time="own"),
+        Stage("check", ("demonstrations",), "checked", check, time="own"),
+        Stage("images", ("demonstrations",), "frames", images),
+        *learn,
+        Stage("encode demonstrations", ("encoder", "frames"), "bank", encode, together=False),
+        Stage("calibrate novelty", ("bank",), "policy", calibrate, policy_folder, load_policy, together=False),
+    )
+
+
+def rollouts(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
+    """The stages that roll out the policies of a run: the learned one, and baselines."""
+
+    def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage[Pipeline]:
+        return Stage(f"evaluate {encoder}", needs, f"rollouts of {encoder}", do, time="repeated", together=False)
+
+    stages = [stage(config.label, ("policy",), roll_out_learned)]
+    if config.baselines and config.label != RANDOM:  # else it is the same
+        stages.append(stage("untrained", ("encoder", "frames"), roll_out_untrained))
+    if config.baselines:
+        stages.append(stage("state", ("demonstrations",), roll_out_state))
+    return tuple(stages)
+
+
+def roll_out_learned(work: Pipeline) -> list[RolloutResult]:
+    """Rollouts of the run's own policy."""
+    return work.roll_out(work.policy, "retrieval")
+
+
+def roll_out_untrained(work: Pipeline) -> list[RolloutResult]:
+    """Rollouts of the same retrieval with an encoder of random weights."""
+    config = replace(work["encoder"].config, init="scratch", init_path=None)
+    encoder = ImageEncoder(config, seed=work.config.pretrain.seed)
+    return work.roll_out(retrieval(work, encoder), "retrieval", "untrained")
+
+
+def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
+    """Rollouts of retrieval with the true simulator state as latent; None where there is none to retrieve by."""
+    data, spec = work["demonstrations"], simulator_spec(work.simulator)
+    if data.states is None or not (spec.objects or spec.world is not None):
+        return None
+    return work.roll_out(state_policy(data, work.simulator), "retrieval", "state")
+
+
+def draw_latent_map(work: Pipeline) -> bool:
+    """The latent map of the bank."""
+    analysis.write_latent_map(work.run, work.policy, work.config.pretrain.seed)
+    return True
+
+
+def draw_rollouts(work: Pipeline) -> bool:
+    """Neighbours of some moments, and videos, of the learned policy's rollouts."""
+    results: list[RolloutResult] = work[f"rollouts of {work.label}"]
+    work.draw_neighbors(work.policy, results)
+    name, criterion = evaluation_name("retrieval", work.label, work.evaluation.shift), next(iter(results[0].success))
+    analysis.write_videos(work.run, results, name, criterion, work.simulator, work.evaluation)
+    return True
+
+
+def pictures(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
+    """The stages that show what a run has learned."""
+    own = f"rollouts of {config.label}"
+    return (
+        Stage("latent map", ("policy",), "latent map", draw_latent_map, time="repeated", together=False),
+        Stage(
+            *("pictures and videos", ("policy", "frames", own), "pictures", draw_rollouts),
+            time="repeated",
+            together=False,
+        ),
+    )
+
+
+# -- what stages share -----------------------------------------------------------------------------
+
+
+def retrieval(work: Pipeline, encoder: ImageEncoder, config: RetrievalConfig | None = None) -> RetrievalPolicy:
+    """Retrieval with an encoder and the run's demonstrations, not calibrated."""
+    frames: Demonstrations = work["frames"]
+    latents = ImageLatents(encoder.to(work.device), LowDim.fit(frames, work.config.keys))
+    config, space = config or work.config.retrieval, frames.schema.actions
+    return RetrievalPolicy.build(latents, frames, config, action_space=space).to(work.device)
+
+
+def state_policy(data: Demonstrations, simulator: str) -> RetrievalPolicy:
+    """Retrieval with the true simulator state as latent.
+
+    Raises:
+        ConfigError: the simulator says neither where objects are nor how far its world extends.
+    """
+    config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
+    latents = state_latents(data, simulator_spec(simulator))
+    # Where only the world's extent is known, actions are points.
+    space = data.schema.actions if isinstance(latents, SceneLatents) else None
+    return RetrievalPolicy.build(latents, data, config, action_space=space)
+
+
+def saved(work: Pipeline, encoder: ImageEncoder) -> ImageEncoder:
+    """The encoder as its folder has it, on every rank."""
+    if work.ranks.first:
+        encoder.save_pretrained(work.run.encoder)
+    work.ranks.barrier()
+    return load_encoder(work)
+
+
+def load_encoder(work: Pipeline) -> ImageEncoder:
+    """The learned encoder."""
+    return ImageEncoder.from_pretrained(work.run.encoder)
+
+
+def load_policy(work: Pipeline) -> RetrievalPolicy:
+    """The run's policy."""
+    return RetrievalPolicy.load(work.run.policy).to(work.device)
+
+
+def encoder_folder(work: Pipeline) -> Path:
+    """Where the encoder stays."""
+    return work.run.encoder
+
+
+def policy_folder(work: Pipeline) -> Path:
+    """Where the policy stays."""
+    return work.run.policy
+
+
+def training_config(work: Pipeline) -> PretrainConfig:
+    """The settings of the training, with the shape of the images."""
+    return replace(work.config.pretrain, encoder=work.source.encoder_config())
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def resumed(run: Run, config: RunConfig) -> RunConfig:
+    """The settings with whole paths, and with what was named when the run was started and is not named now."""
+    known = run.settings() if started(run) else None
+    if config.milestone_retrieval is None and known is not None:
+        config = replace(config, milestone_retrieval=known.milestone_retrieval)
+
+    def place(name: str) -> str | None:
+        asked = getattr(config, name)
+        path = getattr(known, name, None) if asked is None else asked
+        if path is None or (asked is None and not Path(path).exists()):
+            return None
+        return whole_path(path)
+
+    return replace(config, data=whole_path(config.data), similarity=place("similarity"), layout=place("layout"))
+
+
+def identity(config: RunConfig, neighbors: int | None, flags: Mapping[str, bool]) -> dict[str, Any]:
+    """What two calls that continue each other agree in.
+
+    Args:
+        config: settings.
+        neighbors: what :func:`max_neighbors` said.
+        flags: what "auto" precision came to.
+    """
+    value = without(to_json(config), *NON_IDENTITY_FIELDS)
+    return value | {"pretrain": spelled_out(value["pretrain"], flags), "max_neighbors": neighbors}
+
+
+def max_neighbors(config: RunConfig) -> int | None:
+    """What the graph leaves out, which decides what is learned; where it lies does not."""
+    if config.pretrain.positives != "graph" or config.similarity is None:
+        return None
+    cap: int | None = read_json(Path(config.similarity) / "graph" / CARD, CheckpointError)["cap"]
+    return cap
 
 
 def other_objective(known: RunConfig, asked: RunConfig) -> str | None:

@@ -1,0 +1,247 @@
+"""A training as a list of stages: each says what it needs and what it leaves, and what is missing is made, in order."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from classact.data.types import RolloutResult
+from classact.errors import CheckpointError, ConfigError
+from classact.evaluation.config import EvaluationConfig
+from classact.policies import Policy
+from classact.run.config import UNTRAINED
+from classact.run.evaluate import check_rollouts
+from classact.run.folder import Run
+from classact.run.recording import add_time, evaluate_milestone, evaluation_name, new_card, roll_out, timed_fit
+from classact.train.checkpoints import list_checkpoints
+from classact.train.config import EngineConfig
+from classact.utils.locks import Hold, own
+from classact.utils.machine import choose_device
+from classact.utils.progress import Callback
+from classact.utils.ranks import Ranks
+
+W = TypeVar("W")
+
+
+@dataclass(frozen=True)
+class Stage(Generic[W]):
+    """One stage of a training.
+
+    Attributes:
+        name: of its time in the folder's settings.
+        needs: what must be there before.
+        leaves: what is there afterwards: one name.
+        do: makes it; None, and no time is noted, where there is nothing to do.
+        kept: the folder where what it leaves stays; None: in memory only.
+        load: reads it from there.
+        time: "added" to that of earlier calls, or in the place of it where the stage is "repeated" on request; "own":
+            the stage notes its time itself.
+        together: by all ranks; else by the first alone, and from there on the others have nothing to do.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    leaves: str
+    do: Callable[[W], Any]
+    kept: Callable[[W], Path] | None = None
+    load: Callable[[W], Any] | None = None
+    time: Literal["added", "repeated", "own"] = "added"
+    together: bool = True
+
+
+def due(stages: Sequence[Stage[W]], wanted: Sequence[str], there: Callable[[str], bool]) -> list[Stage[W]]:
+    """Those stages, in their order, that must be done for what is wanted.
+
+    Args:
+        stages: in their order: what a stage needs, an earlier one leaves.
+        wanted: names of what stages leave.
+        there: whether something is there already.
+    """
+    missing = {name for name in wanted if not there(name)}
+    found = []
+    for stage in reversed(stages):
+        if stage.leaves in missing:
+            found.append(stage)
+            missing |= {name for name in stage.needs if not there(name)}
+    return found[::-1]
+
+
+class Work(ABC, Generic[W]):
+    """A training in the making: its folder, who computes, and what stages have left so far.
+
+    Args:
+        run: the run's folder, whose tables evaluations join.
+        folder: where settings, checkpoints and policy go: the run's, or that of a head.
+        ranks: this process among those that share the training; all but the first only train.
+        quiet: no progress bars.
+        device: "cpu", "cuda" or "auto".
+        engine: how training is computed.
+    """
+
+    stages: tuple[Stage[W], ...]
+    stage: str
+    """In milestones.jsonl: "pretrain" or "heads/NAME"."""
+    advice: str
+    """What to do about a folder that was started with other settings."""
+
+    def __init__(
+        self, run: Run, folder: Run, ranks: Ranks, *, quiet: bool, device: str, engine: EngineConfig | None
+    ) -> None:
+        self.run, self.folder, self.ranks = run, folder, ranks
+        self.quiet = quiet or not ranks.first
+        self.device, self.engine = choose_device(device), engine or EngineConfig()
+        self.left: dict[str, Any] = {}
+        self.hold: Hold | None = None
+
+    # -- stages ------------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        """What a stage has left, read from its folder where it is not in memory."""
+        if name not in self.left:
+            kept = [stage.load for stage in self.stages if stage.leaves == name and self._is_kept(stage)]
+            if not kept or kept[0] is None:
+                raise CheckpointError(f"{self.folder.root} has no {name} yet: it has not been made.")
+            self.left[name] = kept[0](self)  # type: ignore[arg-type]
+        return self.left[name]
+
+    def make(self, *names: str) -> None:
+        """Do the stages that are due for what is wanted. On ranks other than the first, only those that are shared."""
+        if self.ranks.world == 1 and not self.ranks.first:
+            return
+        chosen = self.ranks.on_first(lambda: [stage.leaves for stage in due(self.stages, names, self.is_there)])
+        for stage in self.stages:
+            if stage.leaves not in chosen:
+                continue
+            if not stage.together:
+                self.part()
+                if not self.ranks.first:
+                    return
+            begin = time.perf_counter()
+            self.left[stage.leaves] = value = stage.do(self)  # type: ignore[arg-type]
+            if value is not None and stage.time != "own" and self.ranks.first:
+                add_time(self.folder, stage.name, time.perf_counter() - begin, again=stage.time == "repeated")
+
+    def is_there(self, name: str) -> bool:
+        """Whether something that a stage leaves is in memory, or in its folder."""
+        return name in self.left or any(stage.leaves == name and self._is_kept(stage) for stage in self.stages)
+
+    def _is_kept(self, stage: Stage[W]) -> bool:
+        return stage.kept is not None and stage.kept(self).is_dir()  # type: ignore[arg-type]
+
+    def part(self) -> None:
+        """Ranks have nothing more to do together."""
+        self.ranks = self.ranks.alone()
+
+    # -- the folder --------------------------------------------------------------------------------
+
+    def started(self) -> bool:
+        """Whether the folder holds anything that was learned under the settings it was started with."""
+        return started(self.folder)
+
+    @abstractmethod
+    def difference(self) -> str | None:
+        """What of the settings is not as the folder was started with; None where nothing is."""
+
+    def check_same(self) -> None:
+        """Refuse settings that the folder was not started with.
+
+        Raises:
+            ConfigError: naming the first difference.
+        """
+        if self.started() and (difference := self.difference()):
+            raise ConfigError(f"{self.folder.root} was started with {difference}. {self.advice}")
+
+    def claim(self, title: str, made: dict[str, Any]) -> None:
+        """Take the folder for this training and write its settings, once it is known that they belong together.
+
+        Args:
+            title: of what is trained, for people.
+            made: what is written; all else in the file stays.
+
+        Raises:
+            ConfigError: as :meth:`check_same`.
+            BusyError: another process trains there.
+        """
+        if not self.folder.policy.is_dir():
+            # Until all is learned, or this object is gone: another training would write into the same files.
+            self.hold = own(self.folder.root)
+        self.check_same()
+        card: dict[str, Any] = {}
+        if not self.started():
+            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
+            card = new_card(title)
+            self.folder.train_log.unlink(missing_ok=True)
+            self.run.drop_milestones(self.stage)
+        self.folder.update_config(lambda now: (card or now) | made)
+
+    # -- training and rollouts ---------------------------------------------------------------------
+
+    label: str
+    """How tables name the encoder."""
+    labels: dict[str, str]
+    """How tables say what was trained."""
+    simulator: str
+    evaluation: EvaluationConfig
+    milestone_episodes: int
+
+    def fit(
+        self,
+        name: str,
+        title: str,
+        fit: Callable[[Callback, Callable[[Any], None] | None], Any],
+        policy: Callable[[Any], Policy] | None,
+    ) -> Any:
+        """Train, with evaluations on the way; both times are noted.
+
+        Args:
+            name: of the time.
+            title: of the progress bar.
+            fit: see :func:`classact.run.recording.timed_fit`.
+            policy: what acts at a point of the training; None: there are no evaluations.
+        """
+
+        def evaluate(at: Any) -> None:
+            assert policy is not None
+            config = replace(self.evaluation, episodes=self.milestone_episodes)
+            simulator, point = (self.simulator, config), (at.step, at.steps)
+            evaluate_milestone(self.run, policy(at), self.label, self.stage, point, simulator, self.labels)
+
+        milestone = None if policy is None else evaluate
+        return timed_fit(self.folder, name, fit, milestone, keep=self.ranks.first, title=title, quiet=self.quiet)
+
+    def roll_out(self, policy: Policy, name: str, encoder: str = "") -> list[RolloutResult]:
+        """Roll out a policy with its last weights; write episodes, and rows of the run's table.
+
+        Args:
+            policy: what acts.
+            name: of it in the evaluation's name, and of the progress bar.
+            encoder: of a baseline; empty: what was trained.
+        """
+        results, _ = roll_out(
+            self.run,
+            evaluation_name(name, encoder or self.label, self.evaluation.shift),
+            policy,
+            encoder or self.label,
+            (self.simulator, self.evaluation),
+            UNTRAINED if encoder else self.labels,
+            stage=None if encoder else self.stage,
+            title=encoder or name,
+            quiet=self.quiet,
+        )
+        return results
+
+    def check_rollouts(self) -> None:
+        """Refuse now what could not be rolled out after the training: :func:`classact.run.evaluate.check_rollouts`."""
+        check_rollouts(self.run, self.simulator)
+
+
+def started(folder: Run) -> bool:
+    """Whether a folder holds anything that was learned under the settings it was started with."""
+    made = (folder.encoder, folder.policy, folder.summary)
+    return folder.config.exists() and (
+        any(path.exists() for path in made) or bool(list_checkpoints(folder.checkpoints))
+    )
