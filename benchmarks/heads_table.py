@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from classact.evaluation.rows import EvaluationRow
+from classact.utils.codec import from_json
 from classact.utils.statistics import wilson_interval
 from common import RESULTS
 
@@ -16,18 +18,21 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def rate(row: dict[str, Any]) -> str:
-    low, high = wilson_interval(row["successes"], row["episodes"])
-    return f"{100 * row['successes'] / row['episodes']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+def read_rows(results: dict[str, Any]) -> list[EvaluationRow]:
+    return [from_json(EvaluationRow, row, f"rows[{i}]") for i, row in enumerate(results["rows"])]
+
+
+def rate(row: EvaluationRow) -> str:
+    low, high = wilson_interval(row.successes, row.episodes)
+    return f"{100 * row.successes / row.episodes:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def success_lines(results: dict[str, Any]) -> list[str]:
     """One line per policy: last checkpoint and maximum over the evaluations during training."""
-    found: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Any]]] = {}
-    for row in results["rows"]:
-        kind = "last" if row["checkpoint"] == "last" else "maximum"
-        key = (row["policy"], row["encoder"], row["training"])
-        found.setdefault(key, {})[kind, row["criterion"]] = row
+    found: dict[tuple[str, str, str], dict[tuple[str, str], EvaluationRow]] = {}
+    for row in read_rows(results):
+        kind = "last" if row.maximum_of is None else "maximum"
+        found.setdefault((row.policy, row.encoder, row.training), {})[kind, row.criterion] = row
     minutes = {
         (head["labels"]["head"], head["labels"]["training"]): head["timings"]["training"] / 60
         for head in results["heads"].values()
@@ -48,7 +53,7 @@ def success_lines(results: dict[str, Any]) -> list[str]:
             rate(last),
             rate(best) if best else "",
             rate(rows["last", "iou>0.90"]),
-            f"{last['mean_max_coverage']:.2f}",
+            f"{last.metrics['coverage']:.2f}",
             "" if spent is None else f"{spent:.1f}",
         ]
         lines.append("| " + " | ".join(columns) + " |")
@@ -58,17 +63,17 @@ def success_lines(results: dict[str, Any]) -> list[str]:
 def alarm_line(results: dict[str, Any]) -> str:
     """How often the alarm of the run's bank rang in the rollouts of the last checkpoints."""
     parts = []
-    for row in results["rows"]:
-        if row["criterion"] != "coverage>0.90" or row["checkpoint"] != "last" or "alarms" not in row:
+    for row in read_rows(results):
+        if row.criterion != "coverage>0.90" or row.maximum_of is not None or row.alarms is None:
             continue
-        if row["encoder"] in ENCODERS:
+        if row.encoder in ENCODERS:
             continue
-        failures = row["episodes"] - row["successes"]
-        name = NAMES[row["policy"]].split(",")[0]
-        name += "" if row["policy"] == "retrieval" else f" ({row['training']})"
+        failures = row.episodes - row.successes
+        name = NAMES[row.policy].split(",")[0]
+        name += "" if row.policy == "retrieval" else f" ({row.training})"
         parts.append(
-            f"{name} {row['alarms_of_failures']} of {failures} failures and {row['alarms_of_successes']} of "
-            f"{row['successes']} successes"
+            f"{name} {row.alarms.failures} of {failures} failures and {row.alarms.successes} of "
+            f"{row.successes} successes"
         )
     return "Episodes in which the novelty alarm (alpha = 0.1) rang: " + "; ".join(parts) + "." if parts else ""
 

@@ -20,12 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 from classact.data.types import ImageArray
 from classact.data.video import read_video
 from classact.errors import DataError
+from classact.evaluation.rows import EvaluationRow
 from classact.pages.checks import Arrays
 from classact.pages.headline import main_row
 from classact.pages.reasons import MOST_NEIGHBORS, shares, world_size
 from classact.pages.sources import Sources, read_sources
 from classact.pages.style import percent, styles
-from classact.pages.table import Row, maximum_of, plain, row_label, series
+from classact.pages.table import Row, row_label, series
 from classact.run.folder import Run
 from classact.utils.storage import atomic_path
 from common import command
@@ -128,7 +129,7 @@ def hero_image(root: Path, out: Path) -> Path:
     parts: list[float] = [
         _reason_height(sources.neighbors) if sources.neighbors else 0,
         _film_height(film[1]) if film else 0,
-        _success_height(sources.summary) if sources.summary else 0,
+        _success_height(sources) if sources.summary else 0,
     ]
     if not any(parts):
         raise DataError(
@@ -143,7 +144,7 @@ def hero_image(root: Path, out: Path) -> Path:
         _draw_film(canvas, *film, y)
         y += parts[1] + 48
     if sources.summary:
-        _draw_success(canvas, sources.summary, y)
+        _draw_success(canvas, sources, y)
     canvas.save(Path(out))
     return Path(out)
 
@@ -200,8 +201,8 @@ def _film(sources: Sources) -> tuple[Row, ImageArray] | None:
     """The median rollout where there is one (neither the best nor the worst), else the first; evenly spaced frames."""
     if not sources.videos:
         return None
-    main = main_row(sources.summary)
-    own = [row for row in sources.videos if main and row.get("evaluation") == main.get("evaluation")]
+    main = main_row(sources.summary, sources.own)
+    own = [row for row in sources.videos if main and row.get("evaluation") == main.evaluation]
     candidates = own or sources.videos
     row = next((row for row in candidates if row.get("label") == "median"), candidates[0])
     frames = read_video(Run(sources.root).analysis / "videos" / str(row["file"]))
@@ -227,22 +228,22 @@ def _draw_film(canvas: Canvas, row: Row, frames: ImageArray, top: float) -> None
         canvas.picture(frame, EDGE + i * (_film_width() + 10), top + HEAD, _film_width())
 
 
-def _success_rows(rows: list[Row]) -> list[Row]:
+def _success_rows(sources: Sources) -> list[EvaluationRow]:
     """Rows of the headline's criterion; one figure in a README carries one criterion, named beside it."""
-    main = main_row(rows)
-    return [r for r in rows if main and r["criterion"] == main["criterion"] and maximum_of(r) is None]
+    main = main_row(sources.summary, sources.own)
+    return [r for r in sources.summary if main and r.criterion == main.criterion and r.maximum_of is None]
 
 
-def _success_height(rows: list[Row]) -> float:
-    return HEAD + 38 * len(_success_rows(rows)) + 22
+def _success_height(sources: Sources) -> float:
+    return HEAD + 38 * len(_success_rows(sources)) + 22
 
 
-def _draw_success(canvas: Canvas, rows: list[Row], top: float) -> None:
-    shown = _success_rows(rows)
+def _draw_success(canvas: Canvas, sources: Sources, top: float) -> None:
+    shown = _success_rows(sources)
     look = styles([series(row) for row in shown])
     width = canvas.bold(EDGE, top + 18, "How often it works", 24)
-    simulators = " and ".join(sorted({plain(row.get("simulator")) for row in shown} - {""}))
-    note = f"share of episodes with {shown[0]['criterion']}{f' on {simulators}' if simulators else ''}, 95% intervals"
+    simulators = " and ".join(sorted({row.simulator for row in shown}))
+    note = f"share of episodes with {shown[0].criterion}{f' on {simulators}' if simulators else ''}, 95% intervals"
     canvas.text(EDGE + width + 18, top + 18, note, 17, SOFT)
     longest = max(canvas.width(row_label(row, shown), 18) for row in shown)
     left, right = EDGE + max(330.0, longest + 22), WIDTH - EDGE - 330.0
@@ -253,14 +254,12 @@ def _draw_success(canvas: Canvas, rows: list[Row], top: float) -> None:
         canvas.text(x, bottom + 18, f"{tick}%", 15, SOFT, "ms")
     for i, row in enumerate(shown):
         y, colour = top + HEAD + 38 * i + 14, look[series(row)][0]
-        x0, x, x1 = (left + (right - left) * float(row[key]) for key in ("low", "success", "high"))
+        x0, x, x1 = (left + (right - left) * getattr(row, key) for key in ("low", "success", "high"))
         canvas.text(left - 22, y, row_label(row, shown), 18, INK, "rm")
         canvas.line([(x0, y), (x1, y)], colour, 3.5)
         canvas.dot(x, y, 8.5, colour)
-        canvas.bold(right + 96, y, percent(float(row["success"])), 20, INK, "rm")
-        words = (
-            f"{row['successes']} of {row['episodes']}, {percent(float(row['low']))} to {percent(float(row['high']))}"
-        )
+        canvas.bold(right + 96, y, percent(row.success), 20, INK, "rm")
+        words = f"{row.successes} of {row.episodes}, {percent(row.low)} to {percent(row.high)}"
         canvas.text(right + 112, y, words, 16, SOFT, "lm")
 
 

@@ -21,6 +21,7 @@ from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, from_preset
 from classact.run.pretrain import Pipeline
+from classact.utils.codec import to_json
 from classact.utils.machine import hardware, versions
 from classact.utils.storage import write_json
 from common import RESULTS
@@ -74,9 +75,9 @@ def keep(run: Run, path: Path) -> None:
     result = {
         "data": {key: card["data"][key] for key in ("name", "episodes", "steps", "heldout", "fingerprint")},
         "timings": card["timings"],
-        "rows": run.read_summary(),
+        "rows": to_json(run.read_summary()),
         "milestones": [
-            {key: row[key] for key in ("stage", "step", "steps", "criterion", "episodes", "successes")}
+            {key: getattr(row, key) for key in ("stage", "step", "steps", "criterion", "episodes", "successes")}
             for row in run.read_milestones()
         ],
         "heads": heads,

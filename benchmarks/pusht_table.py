@@ -118,7 +118,7 @@ def main() -> None:
         pipeline = Pipeline(run, settings(cell, options.human), quiet=False)
         pipeline.evaluate()
         card = run.read_config()
-        keys = ("encoder", "shift", "criterion", "episodes", "successes", "success", "low", "high", "mean_max_coverage")
+        keys = ("encoder", "shift", "criterion", "episodes", "successes", "success", "low", "high")
         results[cell.name] = {
             "data": card["data"]["name"],
             "preset": cell.preset,
@@ -126,7 +126,10 @@ def main() -> None:
             "seed": cell.seed,
             "epochs": pipeline.config.pretrain.epochs,
             "images": int(pipeline.config.pretrain.epochs * card["data"]["steps"]),
-            "rows": [{key: row[key] for key in keys} for row in run.read_summary()],
+            "rows": [
+                {key: getattr(row, key) for key in keys} | {"mean_max_coverage": row.metrics["coverage"]}
+                for row in run.read_summary()
+            ],
             "timings": card["timings"],
             "seconds": round(time.perf_counter() - begin, 1),
             "hardware": hardware(),

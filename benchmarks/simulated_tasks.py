@@ -21,6 +21,7 @@ from classact.run.folder import Run
 from classact.run.presets import from_preset
 from classact.run.pretrain import Pipeline
 from classact.sims.experts.generate import generate_demonstrations
+from classact.utils.codec import to_json
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import progress_bar
 from classact.utils.storage import write_json
@@ -85,7 +86,7 @@ def run(cell: Cell, folder: Path, data: Path) -> dict[str, Any]:
         "images_seen": round(card["data"]["steps"] * pretrain.epochs),
         "steps": card["data"]["steps"],
         "timings": card["timings"],
-        "rows": pipeline.run.read_summary(),
+        "rows": to_json(pipeline.run.read_summary()),
         "hardware": hardware(),
         "versions": versions(),
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from classact.data.video import write_mp4
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, from_preset
@@ -53,7 +55,7 @@ def scene(progress: float, rng: np.random.Generator, size: int = 96) -> tuple[np
 def write_fake_run(
     root: Path, episodes: int = 50, queries: int = 5, neighbors: int = 8, size: int = 96, heads: bool = True
 ) -> Run:
-    """Write the folder; every number is drawn from fixed seeds. Without ``heads``: as it was before there were any."""
+    """Write the folder; every number is drawn from fixed seeds. Without ``heads``: retrieval alone, with no alarm."""
     run, rng = Run(root), np.random.default_rng(7)
     write_json(run.config, config())
     write_jsonl(run.train_log, training_rows(rng))
@@ -61,7 +63,7 @@ def write_fake_run(
     for encoder in SKILL:
         for shift in ("none", "camera"):
             rows += evaluation(run, encoder, shift, episodes, rng)
-    write_json(run.summary, rows)
+    write_json(run.summary, to_json(rows))
     write_json(run.analysis / "similarity.json", similarity(rng))
     write_arrays(run.analysis / "latent_map.safetensors", latent_map(rng))
     write_arrays(run.analysis / "neighbors.safetensors", neighbor_arrays(rng, queries, neighbors, size))
@@ -80,10 +82,8 @@ HEADS = {
 """Name -> head, training, augmentation, encoder, skill."""
 
 
-def add_heads(run: Run, rows: list[dict], episodes: int, rng: np.random.Generator) -> None:
+def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random.Generator) -> None:
     """Trained heads, evaluations during training with their maxima, and novelty."""
-    for row in rows:
-        row["training"] = "representation only"
     milestones = []
     milestones += stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
     rows += maxima(rows[:2], milestones)
@@ -98,13 +98,13 @@ def add_heads(run: Run, rows: list[dict], episodes: int, rng: np.random.Generato
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})
         write_jsonl(Run(folder).train_log, head_rows(training, rng))
         own = evaluation(run, encoder, "none", episodes, rng, policy=head, skill=skill, name=f"{name}-none")
-        own = [row | {"training": training, "augmentation": augmentation, "checkpoint": "last"} for row in own]
+        own = [replace(row, training=training, augmentation=augmentation) for row in own]
         steps = stage_rows(f"heads/{name}", own, np.linspace(300, 3000, 10), rng)
         milestones += steps
         rows += own + maxima(own, steps)
-    run.add_milestones([milestones[0] | {"successes": 0, "success": 0.0}])  # written again below: the later row counts
+    run.add_milestones([replace(milestones[0], successes=0, success=0.0)])  # written again below: the later row counts
     run.add_milestones(milestones)
-    write_json(run.summary, rows)
+    write_json(run.summary, to_json(rows))
     write_json(
         run.policy / "policy.json", {"novelty": {"alarm": 0.9, "alpha": 0.1, "episodes": 20, "heldout": True, "x": []}}
     )
@@ -129,30 +129,29 @@ def head_rows(training: str, rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def stage_rows(stage: str, last: list[dict], steps: np.ndarray, rng: np.random.Generator) -> list[dict]:
+def stage_rows(
+    stage: str, last: list[EvaluationRow], steps: np.ndarray, rng: np.random.Generator
+) -> list[MilestoneRow]:
     """Ten evaluations by each criterion, the last of which is the last checkpoint's."""
     rows = []
     for i, step in enumerate(steps.astype(int)):
         for end in last:
-            n, k = end["episodes"], end["successes"]
+            n, k = end.episodes, end.successes
             if i < len(steps) - 1:
                 k = int(rng.binomial(n, min(0.98, k / n * (0.3 + 0.7 * ((i + 1) / len(steps)) ** 0.5))))
             low, high = wilson_interval(k, n)
-            row = {key: end[key] for key in ("policy", "encoder", "simulator", "shift", "training", "episodes")}
-            row |= {"augmentation": end["augmentation"]} if "augmentation" in end else {}
-            row |= {"criterion": end["criterion"], "successes": k, "success": k / n, "low": low, "high": high}
-            rows.append(row | {"stage": stage, "step": int(step), "steps": int(steps[-1])})
+            found = {"successes": k, "success": k / n, "low": low, "high": high}
+            rows.append(MilestoneRow(**vars(end) | found, stage=stage, step=int(step), steps=int(steps[-1])))
     return rows
 
 
-def maxima(last: list[dict], milestones: list[dict]) -> list[dict]:
+def maxima(last: list[EvaluationRow], milestones: list[MilestoneRow]) -> list[EvaluationRow]:
     """The largest row of a stage by criterion, labelled like the last checkpoint's."""
     found = []
     for end in last:
-        same = [row for row in milestones if row["criterion"] == end["criterion"]]
-        best = max(same, key=lambda row: row["success"])
-        kept = {key: best[key] for key in ("successes", "episodes", "success", "low", "high")}
-        found.append({**end, **kept, "checkpoint": "maximum of 10", "evaluation": f"{end['evaluation']}-maximum"})
+        best = max((row for row in milestones if row.criterion == end.criterion), key=lambda row: row.success)
+        kept = {key: getattr(best, key) for key in ("successes", "episodes", "success", "low", "high")}
+        found.append(replace(end, **kept, maximum_of=10))
     return found
 
 
@@ -221,7 +220,7 @@ def evaluation(
     policy: str = "retrieval",
     skill: float | None = None,
     name: str = "",
-) -> list[dict]:
+) -> list[EvaluationRow]:
     skill = (skill or SKILL[encoder]) * (1.0 if shift == "none" or encoder == "state" else 0.35)
     name = name or f"{policy}-{encoder}-{shift}"
     rows, traces = [], []
@@ -254,21 +253,23 @@ def evaluation(
         successes = sum(row["success"][criterion] for row in rows)
         low, high = wilson_interval(successes, episodes)
         result.append(
-            {
-                "policy": policy,
-                "encoder": encoder,
-                "simulator": "pusht",
-                "shift": shift,
-                "criterion": criterion,
-                "episodes": episodes,
-                "successes": successes,
-                "success": successes / episodes,
-                "low": low,
-                "high": high,
-                "seconds": 152.3,
-                "mean_max_coverage": float(np.mean([row["maxima"]["coverage"] for row in rows])),
-                "evaluation": name,
-            }
+            EvaluationRow(
+                policy=policy,
+                encoder=encoder,
+                simulator="pusht",
+                shift=shift,
+                evaluation=name,
+                criterion=criterion,
+                episodes=episodes,
+                successes=successes,
+                success=successes / episodes,
+                low=low,
+                high=high,
+                seconds=152.3,
+                metrics={"coverage": float(np.mean([row["maxima"]["coverage"] for row in rows]))},
+                training="representation only" if encoder == "class" else "none",
+                augmentation="crop, noise" if encoder == "class" else "none",
+            )
         )
     return result
 

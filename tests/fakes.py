@@ -16,6 +16,7 @@ import torch
 from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, Moment, PolicySpec, as_histories
 from classact.similarity import SimilarityConfig
@@ -268,3 +269,16 @@ class LadderSimulator:
 
     def close(self) -> None:
         pass
+
+
+def row(**changes: Any) -> EvaluationRow:
+    """A row of results: half of two episodes succeed, unless ``changes`` say otherwise."""
+    made: dict[str, Any] = {"policy": "retrieval", "encoder": "class", "simulator": "pusht", "shift": "fixed-color"}
+    made |= {"evaluation": "retrieval-class-fixed-color", "criterion": "coverage>0.90", "episodes": 2, "successes": 1}
+    return EvaluationRow(**made | {"success": 0.5, "low": 0.1, "high": 0.9} | changes)
+
+
+def milestone(**changes: Any) -> MilestoneRow:
+    """The same, in the middle of a training."""
+    at = {name: changes.pop(name, value) for name, value in (("stage", "pretrain"), ("step", 1), ("steps", 2))}
+    return MilestoneRow(**vars(row(**changes)), **at)

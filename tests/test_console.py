@@ -6,27 +6,18 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fakes
 from classact.cli.console import console, print_summary
 from classact.cli.similarity import BARS
 
 NAMES = [f"class-episodes100-{what}" for what in ("k16", "k64", "temperature0.01", "temperature0.02")]
-ROW = {
-    "policy": "retrieval",
-    "simulator": "pusht",
-    "shift": "fixed-color",
-    "criterion": "coverage>0.90",
-    "episodes": 100,
-    "successes": 80,
-    "success": 0.8,
-    "low": 0.71,
-    "high": 0.87,
-    "mean_max_coverage": 0.9,
-}
+ROW = fakes.row(episodes=100, successes=80, success=0.8, low=0.71, high=0.87, metrics={"coverage": 0.9})
 
 
 @pytest.mark.parametrize("columns", [20, 60, 80, 200])
@@ -34,7 +25,7 @@ def test_names_are_folded_and_numbers_stay_whole(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    print_summary([{**ROW, "encoder": name, "evaluation": f"retrieval-{name}"} for name in NAMES])
+    print_summary([replace(ROW, encoder=name, evaluation=f"retrieval-{name}") for name in NAMES])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     assert "".join(row[0] for row in cells) == "".join(NAMES)

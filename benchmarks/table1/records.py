@@ -111,16 +111,16 @@ def success_curve(
         of: folder of the training's log.
         before: images and seconds of the training that it goes on from.
     """
-    rows = [row for row in run.read_milestones() if row["stage"] == stage]
-    rows = [row for row in rows if row["criterion"] == rows[0]["criterion"]]
+    rows = [row for row in run.read_milestones() if row.stage == stage]
+    rows = [row for row in rows if row.criterion == rows[0].criterion]
     logged = {row["step"]: row["seconds"] for row in of.read_train_log()}
     steps = sorted(logged)
     out = []
     for row in rows:
-        near = min(steps, key=lambda step: abs(step - row["step"])) if steps else None
+        near = min(steps, key=lambda step: abs(step - row.step)) if steps else None
         seconds = before[1] + (0.0 if near is None else logged[near])
-        images = before[0] + row["step"] * images_per_step
-        out.append([images, round(seconds, 1), row["successes"], row["episodes"]])
+        images = before[0] + row.step * images_per_step
+        out.append([images, round(seconds, 1), row.successes, row.episodes])
     return out
 
 

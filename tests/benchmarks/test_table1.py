@@ -940,7 +940,6 @@ def test_curves_are_short_and_without_duplicates(tmp_path: Path) -> None:
 def test_curves_of_heads_go_on_from_pre_training(tmp_path: Path) -> None:
     log = Run(tmp_path)
     append_jsonl(log.train_log, {"step": 5, "seconds": 2.0, "loss": 1.0})
-    mark = {"stage": "heads/mlp", "step": 5, "criterion": "c", "successes": 1, "episodes": 2}
-    log.add_milestones([mark])
+    log.add_milestones([fakes.milestone(stage="heads/mlp", step=5)])
     assert records.loss_curve(log, 10, (1000, 60.0)) == [[1050, 62.0, 1.0]]
     assert records.success_curve(log, "heads/mlp", 10, log, (1000, 60.0)) == [[1050, 62.0, 1, 2]]

@@ -119,9 +119,8 @@ def test_table_fits_a_terminal(demo: tuple[list[str], Run, str]) -> None:
 
 def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    row = {"policy": "retrieval", "simulator": "pusht", "encoder": "class", "criterion": "coverage>0.90"}
-    row |= {"success": 0.96, "successes": 48, "episodes": 50, "low": 0.865, "high": 0.989}  # type: ignore[dict-item]
-    print_summary([row | {"shift": "fixed-color"}, row | {"shift": "rand-color"}])
+    reached: dict[str, Any] = {"success": 0.96, "successes": 48, "episodes": 50, "low": 0.865, "high": 0.989}
+    print_summary([fakes.row(shift=shift, evaluation=shift, **reached) for shift in ("fixed-color", "rand-color")])
     printed = capsys.readouterr().out
     assert printed.startswith("retrieval on pusht")
     for words in ("class", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
@@ -131,11 +130,11 @@ def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_the_same_demo_again_trains_nothing(demo: tuple[list[str], Run, str], monkeypatch: pytest.MonkeyPatch) -> None:
     command, run, _ = demo
-    before = [row | {"seconds": 0} for row in run.read_summary()]
+    before = [replace(row, seconds=0) for row in run.read_summary()]
     monkeypatch.setattr(pipeline, "Trainer", None)
     monkeypatch.setattr(analysis, "write_latent_map", lambda *_: None)  # takes longest, and is deterministic
     captured(command)
-    assert [row | {"seconds": 0} for row in run.read_summary()] == before
+    assert [replace(row, seconds=0) for row in run.read_summary()] == before
 
 
 def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from classact.evaluation.rows import EvaluationRow
 from classact.pages import figures, headline, learning
 from classact.pages.reasons import chunk_path, reasons
 from classact.pages.sources import Evaluation, read_sources, row_label
@@ -30,7 +31,7 @@ def evaluation(maxima, curves=None) -> Evaluation:
 
 @pytest.mark.parametrize("run", ["old_run", "whole_run"])
 def test_success_figure_draws_each_row_once(run, request):
-    rows = [r for r in request.getfixturevalue(run).read_summary() if r.get("checkpoint") != "maximum of 10"]
+    rows = [r for r in request.getfixturevalue(run).read_summary() if r.maximum_of is None]
     traces = figures.success_figure(rows).data
     dots = [trace for trace in traces if trace.mode == "markers"]
     whiskers = [trace for trace in traces if trace.mode == "lines"]
@@ -42,8 +43,8 @@ def test_success_figure_draws_each_row_once(run, request):
 
 
 def sorted_by_criterion(rows, key):
-    criteria = list(dict.fromkeys(row["criterion"] for row in rows))
-    return [row[key] for criterion in criteria for row in rows if row["criterion"] == criterion]
+    criteria = list(dict.fromkeys(row.criterion for row in rows))
+    return [getattr(row, key) for criterion in criteria for row in rows if row.criterion == criterion]
 
 
 def test_reached_figure_is_the_success_rate_at_every_threshold():
@@ -116,8 +117,8 @@ def test_encoders_keep_their_look_and_others_get_one():
 
 def test_labels_name_only_what_differs():
     rows = [
-        {"encoder": "class", "policy": "retrieval", "simulator": "pusht", "shift": None},
-        {"encoder": "class", "policy": "retrieval", "simulator": "pusht", "shift": "camera"},
+        EvaluationRow("retrieval", "class", "pusht", shift, shift, "c", 1, 0, 0.0, 0.0, 1.0)
+        for shift in ("none", "camera")
     ]
     assert [row_label(row, rows) for row in rows] == ["CLASS (learned), no shift", "CLASS (learned), camera shift"]
     assert row_label(rows[1], rows[1:]) == "CLASS (learned)"
@@ -125,12 +126,12 @@ def test_labels_name_only_what_differs():
 
 def test_headline_prefers_the_learned_encoder_without_shift(old_run):
     rows = old_run.read_summary()
-    assert headline.main_row(rows[::-1])["encoder"] == "class"
-    assert headline.main_row(rows[::-1])["shift"] == "none"
-    assert headline.main_row([]) is None
-    assert headline.main_row(rows[-1:]) == rows[-1]
-    baseline = next(r for r in rows if r["encoder"] == "untrained")
-    assert percent(baseline["success"]) in headline.comparisons(rows)[0]
+    main = headline.main_row(rows[::-1], "class")
+    assert (main.encoder, main.shift) == ("class", "none")
+    assert headline.main_row([], "class") is None
+    assert headline.main_row(rows[-1:], "class") == rows[-1]
+    baseline = next(r for r in rows if r.encoder == "untrained")
+    assert percent(baseline.success) in headline.comparisons(main, rows)[0]
 
 
 def test_reasons_are_ordered_and_normalised(whole_run):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
+from classact.evaluation.rows import Alarms, MilestoneRow
 from classact.models.heads import MLPConfig
 from classact.pages import build_report, figures, learning
 from classact.pages.heads import Head, read_heads, stage_names
@@ -22,7 +25,15 @@ from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 from classact.train.config import FinetuneConfig
 from classact.utils.codec import to_json
-from classact.utils.storage import read_arrays, read_json, read_jsonl, write_arrays, write_json, write_jsonl
+from classact.utils.storage import (
+    append_jsonl,
+    read_arrays,
+    read_json,
+    read_jsonl,
+    write_arrays,
+    write_json,
+    write_jsonl,
+)
 from fake_run import HEADS
 
 NEAR = "evaluations/retrieval-class-none"
@@ -33,6 +44,9 @@ def page(whole_run):
     return build(whole_run)
 
 
+ROW = ("retrieval", "class", "pusht", "none", "retrieval-class-none")
+"""The labels of a row."""
+
 # Run
 
 
@@ -40,59 +54,63 @@ def test_later_milestones_win_and_stages_keep_their_order(tmp_path: Path) -> Non
     run = Run(tmp_path)
     assert run.read_milestones() == []
     rows = [
-        {"stage": stage, "step": step, "criterion": c, "success": 0.1}
+        MilestoneRow(*ROW, c, 10, 1, 0.1, 0.0, 0.2, stage=stage, step=step, steps=20)
         for stage in ("pretrain", "heads/mlp")
         for step in (20, 10)
         for c in ("b", "a")
     ]
     run.add_milestones(rows)
-    run.add_milestones([rows[0] | {"success": 0.7}])
+    run.add_milestones([replace(rows[0], success=0.7)])
     found = run.read_milestones()
-    assert [(r["stage"], r["step"], r["criterion"]) for r in found] == [
+    assert [(r.stage, r.step, r.criterion) for r in found] == [
         (stage, step, c) for stage in ("pretrain", "heads/mlp") for step in (10, 20) for c in ("b", "a")
     ]
-    assert [r["success"] for r in found] == [0.1, 0.1, 0.7] + [0.1] * 5
+    assert [r.success for r in found] == [0.1, 0.1, 0.7] + [0.1] * 5
     assert run.head("mlp") == tmp_path / "heads" / "mlp"
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
-    [('{"stage": "pretrain", "step": 3}', r"got \['stage', 'step'\]"), ("[1]", r"got \[1\]"),
-     ('{"stage": "s", "step": "x", "criterion": "c"}', "got step 'x'")],
-)  # fmt: skip
-def test_damaged_milestones_are_named(tmp_path: Path, line: str, found: str) -> None:
+    ("change", "found"),
+    [
+        ({"policy": None}, r"\.policy: expected text, got None"),
+        ({"step": "x"}, r"\.step: expected a whole number, got 'x'"),
+        ([1], r": expected an object with the fields of MilestoneRow, got \[1\]"),
+    ],
+)
+def test_damaged_milestones_are_named(tmp_path: Path, change: Any, found: str) -> None:
     run = Run(tmp_path)
-    run.add_milestones([{"stage": "s", "step": 1, "criterion": "c"}])
-    with run.milestones.open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(DataError, match=rf"milestones\.jsonl, row 2: expected stage, criterion and step.*{found}"):
+    row = MilestoneRow(*ROW, "c", 10, 1, 0.1, 0.0, 0.2, stage="s", step=1, steps=20)
+    run.add_milestones([row])
+    append_jsonl(run.milestones, to_json(row) | change if isinstance(change, dict) else change)
+    with pytest.raises(DataError, match=rf"milestones\.jsonl, row 2{found}"):
         run.read_milestones()
 
 
 # Page
 
 
-def test_an_older_run_looks_as_before(old_run: Run) -> None:
+def test_a_run_without_heads_says_what_is_not_there(old_run: Run) -> None:
     page = build(old_run)
-    assert page.sections() == SECTIONS - NEW
+    assert page.sections() == SECTIONS - NEW | {"absent"}
     assert "Representation Success Rate" in page.text
-    for word in ("Maximum", "Heads", "Trained heads", "Novelty", "Left out", "Retrieval,"):
+    for word in ("Maximum", "Trained heads", "Retrieval,"):
         assert word not in page.text
+    assert "Heads : no heads/NAME/config.json is there" in page.text
     assert "Timings" in page.text
     assert settings(old_run.read_config()) != settings(old_run.read_config(), timings=False)
 
 
 def test_table_has_last_and_maximum_side_by_side_and_says_that_it_is_biased(page, whole_run: Run) -> None:
-    best = [row for row in whole_run.read_summary() if row.get("checkpoint") == "maximum of 10"]
+    best = [row for row in whole_run.read_summary() if row.maximum_of == 10]
     assert len(best) == 2 * 5
     values = {float(a["value"]) for a in page.of("data")}
     for row in best:
-        assert {row["success"], row["low"], row["high"]} <= values
+        assert {row.success, row.low, row.high} <= values
     assert "Maximum of 10" in page.text
     assert re.search(r"The largest success over 10 evaluations during one training.*biased upwards", page.text)
     for words in ("Diffusion Policy, CLASS (learned) fine-tuned, crop + noise", "frozen, no augmentation, no shift"):
         assert words in page.text
-    last = [row for row in whole_run.read_summary() if row.get("checkpoint") != "maximum of 10"]
+    last = [row for row in whole_run.read_summary() if row.maximum_of is None]
     assert len([a for a in page.of("th") if a.get("scope") == "row"]) >= len(last)
     assert sum((a.get("class") or "") == "main" for a in page.of("tr")) == 1
     assert "Trained heads, at their last checkpoint: Diffusion Policy, fine-tuned" in page.text
@@ -102,8 +120,8 @@ def test_maxima_are_hollow_marks_without_whiskers(whole_run: Run) -> None:
     rows = read_sources(whole_run.root).summary
     traces = figures.success_figure(rows).data
     hollow = [t for t in traces if t.mode == "markers" and t.marker.symbol.endswith("-open")]
-    best = [row for row in rows if row.get("checkpoint") == "maximum of 10"]
-    assert sorted(t.x[0] for t in hollow) == sorted(row["success"] for row in best)
+    best = [row for row in rows if row.maximum_of == 10]
+    assert sorted(t.x[0] for t in hollow) == sorted(row.success for row in best)
     assert len([t for t in traces if t.mode == "lines"]) == len(rows) - len(best)
     assert all("biased upwards" in t.hovertext for t in hollow)
 
@@ -111,17 +129,17 @@ def test_maxima_are_hollow_marks_without_whiskers(whole_run: Run) -> None:
 def test_success_during_training_is_drawn_as_it_was_measured(whole_run: Run) -> None:
     rows = read_sources(whole_run.root).milestones
     assert len(rows) == 2 * 10 * (1 + len(HEADS))
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    stages = list(dict.fromkeys(row.stage for row in rows))
     looks = dict.fromkeys(stages, ("#123456", "circle"))
     figure = learning.milestones_figure(rows, {s: s for s in stages}, looks)
     lines = [t for t in figure.data if t.mode == "lines+markers"]
     bands = [t for t in figure.data if t.fill == "toself"]
     assert len(lines) == len(bands) == 2 * len(stages)
     for line, band in zip(lines, bands, strict=True):
-        own = [r for r in rows if r["stage"] == line.name and (r["criterion"] == "coverage > 0.95") == line.visible]
-        assert list(line.x) == [r["step"] for r in own]
-        assert list(line.y) == pytest.approx([r["success"] for r in own], abs=1e-5)
-        assert list(band.y) == [r["high"] for r in own] + [r["low"] for r in own][::-1]
+        own = [r for r in rows if r.stage == line.name and (r.criterion == "coverage > 0.95") == line.visible]
+        assert list(line.x) == [r.step for r in own]
+        assert list(line.y) == pytest.approx([r.success for r in own], abs=1e-5)
+        assert list(band.y) == [r.high for r in own] + [r.low for r in own][::-1]
     views = figure.layout.meta["views"]
     assert list(views) == ["coverage > 0.95", "coverage > 0.90"]
     assert views["coverage > 0.95"] == [t.visible for t in figure.data]
@@ -131,17 +149,17 @@ def test_success_during_training_is_drawn_as_it_was_measured(whole_run: Run) -> 
 def test_one_milestone_has_a_whisker(whole_run: Run) -> None:
     row = read_sources(whole_run.root).milestones[0]
     whisker, dot = learning.milestones_figure([row], {"pretrain": "x"}, {"pretrain": ("#123456", "circle")}).data
-    assert tuple(whisker.y) == (row["low"], row["high"])
+    assert tuple(whisker.y) == (row.low, row.high)
     assert whisker.fill is None
-    assert list(dot.x) == [row["step"]]
+    assert list(dot.x) == [row.step]
 
 
 def test_panels_of_pretraining_and_heads_say_last_and_largest(page, whole_run: Run) -> None:
-    rows = [r for r in whole_run.read_milestones() if r["stage"] == "pretrain" and r["criterion"] == "coverage > 0.95"]
-    best, last = max(rows, key=lambda r: r["success"]), rows[-1]
+    rows = [r for r in whole_run.read_milestones() if r.stage == "pretrain" and r.criterion == "coverage > 0.95"]
+    best, last = max(rows, key=lambda r: r.success), rows[-1]
     assert (
-        f"Retrieval: {100 * last['success']:.1f}% ({last['successes']} of 12) at step 4,000, the last; the largest of "
-        f"10 is {100 * best['success']:.1f}%, at {best['step']:,}"
+        f"Retrieval: {100 * last.success:.1f}% ({last.successes} of 12) at step 4,000, the last; the largest of "
+        f"10 is {100 * best.success:.1f}%, at {best.step:,}"
     ) in page.text
     assert "Heads during their training" in page.text
 
@@ -263,7 +281,7 @@ def test_alarms_follow_from_scores_or_from_the_table_where_episodes_do_not_say(r
     (run_copy.policy / "policy.json").unlink()
     assert "no alarm level" in build(run_copy).text
     rows = run_copy.read_summary()
-    write_json(run_copy.summary, [row | {"alarms_of_successes": 3, "alarms_of_failures": 4} for row in rows])
+    write_json(run_copy.summary, to_json([replace(row, alarms=Alarms(failures=4, successes=3)) for row in rows]))
     assert re.search(r"success is coverage > 0.95 3 of \d+ 4 of \d+", build(run_copy).text)
 
 
@@ -300,7 +318,11 @@ def test_heads_stand_where_other_files_are_absent(run_copy: Run, path: str, gone
         ("heads/mlp/config.json", '{"settings": 3}', r"config\.json: settings: expected an object with the fields of"),
         ("heads/mlp/config.json", '{"timings": {"fit": "5"}}', r"timings, fit: expected seconds, got '5'"),
         ("heads/mlp/train.jsonl", '{"loss": 1}', r"mlp/train\.jsonl, row 1: lacks \['step'\]"),
-        ("milestones.jsonl", '{"stage": "pretrain", "step": 1}', r"milestones\.jsonl, row 1: lacks \['criterion'"),
+        (
+            "milestones.jsonl",
+            '{"stage": "pretrain", "step": 1}',
+            r"milestones\.jsonl, row 1: field 'policy' is missing",
+        ),
         ("policy/policy.json", '{"novelty": {"alarm": 2}}', r"alarm: expected a number in \[0, 1\], got 2"),
         ("policy/policy.json", '{"novelty": []}', r"policy\.json, novelty: expected a JSON object, got list"),
     ],
@@ -313,7 +335,7 @@ def test_damaged_files_are_named(run_copy: Run, path: str, content: str, message
 
 def test_more_successes_than_episodes_are_refused_with_the_row(run_copy: Run) -> None:
     rows = run_copy.read_milestones()
-    write_jsonl(run_copy.milestones, [rows[0], rows[1] | {"successes": 99}])
+    write_jsonl(run_copy.milestones, [to_json(rows[0]), to_json(rows[1]) | {"successes": 99}])
     with pytest.raises(DataError, match=r"milestones\.jsonl, row 2: 99 successes of 12 episodes"):
         build_report(run_copy.root)
 
@@ -349,8 +371,8 @@ def test_hostile_names_of_heads_stay_text(run_copy: Run) -> None:
     run_copy.head("mlp").rename(run_copy.heads / '"onclick=x')
     rows = run_copy.read_summary()
     changed = {"policy": hostile, "training": hostile, "augmentation": hostile}
-    write_json(run_copy.summary, [row | changed if row["policy"] == "mlp" else row for row in rows])
-    run_copy.add_milestones([run_copy.read_milestones()[0] | {"stage": f"heads/{hostile}"}])
+    write_json(run_copy.summary, to_json([replace(r, **changed) if r.policy == "mlp" else r for r in rows]))
+    run_copy.add_milestones([replace(run_copy.read_milestones()[0], stage=f"heads/{hostile}")])
     page = build(run_copy)
     assert "alert(1)" not in " ".join(page.scripts)
     assert not any("onerror" in attributes or "onclick" in attributes for _, attributes in page.tags)

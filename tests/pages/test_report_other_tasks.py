@@ -32,8 +32,7 @@ def arm_run(run_copy: Run) -> Run:
         write_arrays(folder / "rollouts.safetensors", traces)
     rows = read_json(run_copy.summary)
     for row in rows:
-        row["mean_max_success"] = row["success"]
-        row.pop("mean_max_coverage", None)
+        row["metrics"] = {"success": row["success"]}
     write_json(run_copy.summary, rows)
     videos = read_json(run_copy.analysis / "videos" / "videos.json")
     write_json(run_copy.analysis / "videos" / "videos.json", [row | {"coverage": None} for row in videos])

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from classact.errors import ClassactError, DataError
 from classact.pages.page import build_report, duration, flatten, settings
 from classact.run.folder import Run
+from classact.utils.codec import to_json
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import ADDRESSES, Page
 
@@ -56,16 +58,14 @@ def test_numbers_equal_the_rows(page, whole_run):
     rows = whole_run.read_summary()
     values = {float(a["value"]) for a in page.of("data")}
     for row in rows:
-        if row.get("checkpoint") == "maximum of 10":
+        if row.maximum_of is not None:
             continue  # these have a column of their own
-        assert {row["success"], row["low"], row["high"], row["mean_max_coverage"]} <= values
-        assert f"{row['successes']} of {row['episodes']}" in page.text
-        assert row["criterion"] in page.text
+        assert {row.success, row.low, row.high, row.metrics["coverage"]} <= values
+        assert f"{row.successes} of {row.episodes}" in page.text
+        assert row.criterion in page.text
     main = rows[0]
-    assert (main["encoder"], main["shift"]) == ("class", "none")
-    wanted = (
-        f"The policy succeeds in {100 * main['success']:.1f}% of 12 episodes (95% interval {100 * main['low']:.1f}%"
-    )
+    assert (main.encoder, main.shift) == ("class", "none")
+    wanted = f"The policy succeeds in {100 * main.success:.1f}% of 12 episodes (95% interval {100 * main.low:.1f}%"
     assert wanted in page.text
     weights = read_arrays(whole_run.analysis / "neighbors.safetensors")["weights"].astype(float)
     for share in (weights / weights.sum(axis=1, keepdims=True)).ravel():
@@ -80,7 +80,7 @@ def test_settings_are_shown(page):
 def test_figures_match_the_evaluations(page, whole_run):
     traces = [trace for figure in page.figures for trace in figure["data"]]
     rates = {trace["x"][0] for trace in traces if len(trace.get("x", ())) == 1 and isinstance(trace["x"], list)}
-    assert {row["success"] for row in whole_run.read_summary()} <= rates
+    assert {row.success for row in whole_run.read_summary()} <= rates
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,7 @@ def test_optional_arrays_and_keys_may_be_absent(run_copy):
     arrays = read_arrays(run_copy.analysis / "neighbors.safetensors")
     kept = {name: arrays[name] for name in ("query_images", "neighbor_images", "weights")}
     write_arrays(run_copy.analysis / "neighbors.safetensors", kept)
-    rows = [
-        {k: row[k] for k in ("encoder", "criterion", "episodes", "successes")} for row in run_copy.read_summary()[:1]
-    ]
-    write_json(run_copy.summary, rows)
+    write_json(run_copy.summary, to_json([replace(row, metrics={}) for row in run_copy.read_summary()[:1]]))
     write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
     for folder in (run_copy.root / "evaluations").iterdir():
         (folder / "rollouts.safetensors").unlink()
@@ -143,11 +140,11 @@ def test_hostile_names_stay_text(run_copy):
     config = run_copy.read_config() | {"title": hostile, hostile: {hostile: hostile}}
     config["data"]["name"] = hostile
     write_json(run_copy.config, config)
-    rows = run_copy.read_summary()
-    for row in rows:
-        row["encoder"] = hostile if row["encoder"] == "class" else row["encoder"]
-        row["criterion"] = row["criterion"] + hostile
-    write_json(run_copy.summary, rows)
+    rows = [
+        replace(row, encoder=hostile if row.encoder == "class" else row.encoder, criterion=row.criterion + hostile)
+        for row in run_copy.read_summary()
+    ]
+    write_json(run_copy.summary, to_json(rows))
     videos = run_copy.analysis / "videos" / "videos.json"
     write_json(videos, [row | {"label": hostile, "evaluation": hostile} for row in read_json(videos)])
     page = build(run_copy)

@@ -111,19 +111,19 @@ def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> 
     steps = pipeline.finetune.steps(97 - 25 - 20 + 25)  # six episodes but the last two, which are held out
     assert [step for step, _ in list_checkpoints(folder.checkpoints)][-1] == steps
     milestones = run.read_milestones()
-    assert [(m["stage"], m["step"], m["steps"]) for m in milestones[::2]] == [
+    assert [(m.stage, m.step, m.steps) for m in milestones[::2]] == [
         ("heads/mlp", -(-steps // 2), steps),
         ("heads/mlp", steps, steps),
     ]
     rows = run.read_summary()
-    assert {(r["policy"], r["encoder"], r["training"], r["checkpoint"]) for r in rows} == {
-        ("mlp", "class", "fine-tuned", "last"),
-        ("mlp", "class", "fine-tuned", "maximum of 2"),
+    assert {(r.policy, r.encoder, r.training, r.maximum_of) for r in rows} == {
+        ("mlp", "class", "fine-tuned", None),
+        ("mlp", "class", "fine-tuned", 2),
     }
-    assert {r["criterion"] for r in rows} == {"coverage>0.90", "iou>0.90"}
+    assert {r.criterion for r in rows} == {"coverage>0.90", "iou>0.90"}
     for r in rows:
-        best = max(m["success"] for m in milestones if m["criterion"] == r["criterion"])
-        assert r["success"] == (best if r["checkpoint"] != "last" else r["successes"] / r["episodes"])
+        best = max(m.success for m in milestones if m.criterion == r.criterion)
+        assert r.success == (best if r.maximum_of else r.successes / r.episodes)
     episodes = read_jsonl(run.evaluation("mlp-class-fixed-color") / "episodes.jsonl")
     # The run's bank watches the head.
     assert all(0 <= episode["max_novelty"] <= 1 for episode in episodes)
@@ -142,8 +142,7 @@ def test_the_second_call_trains_nothing_and_gives_the_same(run: Run, monkeypatch
     for one, two in zip(first, again, strict=True):
         assert_array_equal(one.states, two.states)
     assert run.read_milestones() == milestones
-    strip = lambda found: [{k: v for k, v in row.items() if k != "seconds"} for row in found]  # noqa: E731
-    assert strip(run.read_summary()) == strip(rows)
+    assert [replace(row, seconds=0) for row in run.read_summary()] == [replace(row, seconds=0) for row in rows]
 
 
 def test_a_stopped_training_goes_on_to_the_same_policy(
@@ -178,9 +177,9 @@ def test_frozen_and_from_scratch(run: Run) -> None:
     assert (frozen.name, scratch.name) == ("mlp-frozen", "mlp-scratch")
     for pipeline, training, encoder in ((frozen, "frozen", "class"), (scratch, "from scratch", "scratch")):
         pipeline.evaluate()
-        row = next(r for r in run.read_summary() if r["evaluation"].startswith(f"{pipeline.name}-"))
-        assert (row["training"], row["encoder"], row["checkpoint"]) == (training, encoder, "last")
-    assert not [r for r in run.read_summary() if r["checkpoint"] != "last"]
+        row = next(r for r in run.read_summary() if r.evaluation.startswith(f"{pipeline.name}-"))
+        assert (row.training, row.encoder, row.maximum_of) == (training, encoder, None)
+    assert not [r for r in run.read_summary() if r.maximum_of]
     kept = ParametricPolicy.load(Run(run.head("mlp-frozen")).policy).encoder.state_dict()
     for name, value in ImageEncoder.from_pretrained(run.encoder).state_dict().items():
         assert_array_equal(value.numpy(), kept[name].numpy())
@@ -223,8 +222,8 @@ def test_a_damaged_encoder_shows_before_anything_is_done(run: Run) -> None:
 def test_evaluations_of_a_head(run: Run) -> None:
     make(run, config("diffusion", evaluations=0)).train()
     rows = evaluate_run(run, head="diffusion", episodes=1, workers=1, quiet=True, overrides={"inference_steps": 4})
-    assert {r["evaluation"] for r in rows} == {"diffusion-class-fixed-color-episodes1-inference_steps4"}
-    assert {(r["policy"], r["training"]) for r in rows} == {("diffusion", "fine-tuned")}
+    assert {r.evaluation for r in rows} == {"diffusion-class-fixed-color-episodes1-inference_steps4"}
+    assert {(r.policy, r.training) for r in rows} == {("diffusion", "fine-tuned")}
     evaluate_run(run, head="diffusion", execute=4, ensemble=0.1, workers=1, quiet=True)
     assert run.evaluation("diffusion-class-fixed-color-ensemble0.1-execute4").is_dir()
     with pytest.raises(CheckpointError, match=r"no trained head 'mlp'; there are \['diffusion'\]"):
@@ -302,14 +301,14 @@ def test_two_ranks_make_a_run_with_a_head(tmp_path: Path) -> None:
     head = ["finetune", str(two), "--head", "mlp", "--preset", "head-debug", "--evaluations", "2", "--quiet"]
     head += ["--milestone-episodes", "1", "--test-episodes", "1", "--workers", "1"]
     assert torchrun(*head).count("Report:") == 1
-    assert {m["stage"] for m in Run(two).read_milestones()} == {"pretrain", "heads/mlp"}
+    assert {m.stage for m in Run(two).read_milestones()} == {"pretrain", "heads/mlp"}
     assert torchrun(*head).count("Report:") == 1  # nothing to train: nobody waits for a rank that has left
     assert Run(two).report.exists()
 
 
 def test_a_head_that_is_trained_anew_is_evaluated_anew(run: Run) -> None:
     def executed() -> list[np.ndarray[Any, Any]]:
-        steps = sorted({m["step"] for m in run.read_milestones()})
+        steps = sorted({m.step for m in run.read_milestones()})
         return [read_arrays(run.milestone("heads/mlp", s) / "rollouts.safetensors")["actions"] for s in steps]
 
     make(run, config()).evaluate()
@@ -319,7 +318,7 @@ def test_a_head_that_is_trained_anew_is_evaluated_anew(run: Run) -> None:
     after = executed()
     assert len(after) == len(before) == 2
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
-    assert {r["checkpoint"] for r in run.read_summary()} == {"last", "maximum of 2"}
+    assert {r.maximum_of for r in run.read_summary()} == {None, 2}
 
 
 def test_other_data_than_the_encoders_are_refused(run: Run) -> None:
@@ -366,11 +365,11 @@ def test_a_head_on_another_runs_encoder(run: Run) -> None:
     assert pipeline.name == "mlp-other-elsewhere-encoder"
     pipeline.evaluate()
     rows = run.read_summary()
-    assert {r["encoder"] for r in rows} == {"other: elsewhere/encoder"}
+    assert {r.encoder for r in rows} == {"other: elsewhere/encoder"}
     # Evaluated again, it is in the place of the first time: a label with a slash is one folder.
     again = evaluate_run(run, head=pipeline.name, workers=1, quiet=True)
     name = "mlp-other-elsewhere-encoder-other-elsewhere-encoder-fixed-color"
-    assert {r["evaluation"] for r in again} == {r["evaluation"] for r in rows} == {name}
+    assert {r.evaluation for r in again} == {r.evaluation for r in rows} == {name}
     assert [path.name for path in run.evaluation(name).parent.iterdir()] == [name]
     assert len(run.read_summary()) == len(rows)
 
@@ -387,7 +386,7 @@ def test_a_head_of_another_package_goes_all_the_way(
     flags = ["--preset", "head-debug", "--batch-size", "16", "--epochs", "1", "--evaluations", "2"]
     flags += ["--milestone-episodes", "1", "--workers", "1", "--device", "cpu", "--quiet"]
     assert main(["finetune", str(run.root), "--head", "toy", *flags]) == 0, capsys.readouterr().err
-    assert {row["policy"] for row in run.read_summary()} == {"toy"}
+    assert {row.policy for row in run.read_summary()} == {"toy"}
     policy = load_policy(run.head("toy"), scale=0.0)
     assert isinstance(policy, WatchedPolicy)
     assert isinstance(policy.policy, ParametricPolicy)

@@ -20,6 +20,7 @@ from classact.data.readers import read_demonstrations
 from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError, DataError, StorageError
 from classact.evaluation import rollout
+from classact.evaluation.rows import EvaluationRow
 from classact.models.encoders import ImageEncoder
 from classact.objectives import objective_config
 from classact.policies import NoveltyConfig, RetrievalPolicy
@@ -40,6 +41,7 @@ from classact.sims.specs import PUSHT
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import PretrainConfig
+from classact.utils.codec import to_json
 from classact.utils.locks import BusyError
 from classact.utils.storage import write_folder, write_json
 from lock_owners import another_owner
@@ -66,7 +68,7 @@ def make(root: Path, data: Path, **changes: Any) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, Any]]]:
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[EvaluationRow]]:
     root = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "make_simulator", fakes.Short)
@@ -78,17 +80,17 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run,
 # What a run leaves
 
 
-def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run, list[dict[str, Any]]]) -> None:
+def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run, list[EvaluationRow]]) -> None:
     run, rows = finished
-    assert [(row["encoder"], row["criterion"]) for row in rows] == [
+    assert [(row.encoder, row.criterion) for row in rows] == [
         (encoder, criterion)
         for encoder in ("class", "untrained", "state")
         for criterion in ("coverage>0.90", "iou>0.90")
     ]
     for row in rows:
-        assert row["evaluation"] == f"retrieval-{row['encoder']}-fixed-color"
-        assert (row["episodes"], row["simulator"], row["shift"]) == (2, "pusht", "fixed-color")
-        assert (run.evaluation(row["evaluation"]) / "episodes.jsonl").exists()
+        assert row.evaluation == f"retrieval-{row.encoder}-fixed-color"
+        assert (row.episodes, row.simulator, row.shift) == (2, "pusht", "fixed-color")
+        assert (run.evaluation(row.evaluation) / "episodes.jsonl").exists()
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
     assert [row["step"] for row in run.read_train_log()] == [1, 2, 3, 4]
     card = run.read_config()
@@ -115,12 +117,10 @@ def test_another_objective_is_trained_evaluated_and_named(
     done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
     assert list(done.evaluate()) == [label]
     rows = done.run.read_summary()
-    assert {row["encoder"] for row in rows} == {label}
-    assert {row["evaluation"] for row in rows} == {evaluation_name("retrieval", label, "fixed-color")}
+    assert {row.encoder for row in rows} == {label}
+    assert {row.evaluation for row in rows} == {evaluation_name("retrieval", label, "fixed-color")}
     trained = ("representation only", "crop, noise")
-    assert {(row["training"], row["augmentation"]) for row in rows} == {
-        ("none", "none") if objective == "none" else trained
-    }
+    assert {(row.training, row.augmentation) for row in rows} == {("none", "none") if objective == "none" else trained}
     card = done.run.read_config()
     assert card["title"] == title
     assert ("pre-training" in card["timings"]) == (objective != "none")
@@ -137,8 +137,8 @@ def test_another_objective_is_trained_evaluated_and_named(
         Pipeline(Run(tmp_path), other, quiet=True)
     # Evaluations of a saved run find its label, too.
     row = evaluate_run(done.run, episodes=1, workers=1, quiet=True)[0]
-    assert row["encoder"] == f"{label}-episodes1"
-    assert (row["training"], row["augmentation"]) == (("none", "none") if objective == "none" else trained)
+    assert row.encoder == f"{label}-episodes1"
+    assert (row.training, row.augmentation) == (("none", "none") if objective == "none" else trained)
 
 
 def test_beside_random_weights_no_untrained_encoder_is_evaluated(data: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_beside_random_weights_no_untrained_encoder_is_evaluated(data: Path, tmp
     pretrain = with_objective(made.pretrain, objective_config("none"))
     done = Pipeline(Run(tmp_path), replace(made, pretrain=pretrain), quiet=True)
     assert list(done.evaluate()) == ["random", "state"]
-    assert {(row["encoder"], row["training"]) for row in done.run.read_summary()} == {
+    assert {(row.encoder, row.training) for row in done.run.read_summary()} == {
         ("random", "none"),
         ("state", "none"),
     }
@@ -162,7 +162,7 @@ def test_beside_random_weights_no_untrained_encoder_is_evaluated(data: Path, tmp
     ],
 )
 def test_another_objective_is_refused_by_name(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path, objective: str, options: list[str], message: str
+    finished: tuple[Run, list[EvaluationRow]], data: Path, objective: str, options: list[str], message: str
 ) -> None:
     run, _ = finished
     other = config(data)
@@ -190,7 +190,7 @@ def test_initial_weights_are_those_that_training_begins_with(data: Path, tmp_pat
 
 
 def test_the_second_call_trains_nothing_and_gives_the_same(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Run, list[EvaluationRow]], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, rows = finished
     before = run.read_config()
@@ -200,7 +200,7 @@ def test_the_second_call_trains_nothing_and_gives_the_same(
 
     monkeypatch.setattr(pipeline, "Trainer", never)
     make(run.root, data).evaluate()
-    assert [row | {"seconds": 0} for row in run.read_summary()] == [row | {"seconds": 0} for row in rows]
+    assert [replace(row, seconds=0) for row in run.read_summary()] == [replace(row, seconds=0) for row in rows]
     after = run.read_config()
     assert after["timings"]["pre-training"] == before["timings"]["pre-training"]
     assert after["timings"]["evaluate class"] < 2 * before["timings"]["evaluate class"] + 2
@@ -209,7 +209,7 @@ def test_the_second_call_trains_nothing_and_gives_the_same(
 
 
 def test_how_it_is_evaluated_and_on_how_many_processes_may_change(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path
+    finished: tuple[Run, list[EvaluationRow]], data: Path
 ) -> None:
     run, _ = finished
     other = config(data, baselines=False)
@@ -241,7 +241,7 @@ def test_how_it_is_evaluated_and_on_how_many_processes_may_change(
     ],
 )
 def test_other_settings_are_refused(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path, change: Callable[[RunConfig], RunConfig], message: str
+    finished: tuple[Run, list[EvaluationRow]], data: Path, change: Callable[[RunConfig], RunConfig], message: str
 ) -> None:
     run, _ = finished
     before = run.config.read_bytes()
@@ -291,7 +291,7 @@ def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, m
 
 
 def test_the_same_data_under_another_spelling_go_on(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Run, list[EvaluationRow]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = finished
     copy = Path(shutil.copytree(data, tmp_path / "elsewhere" / data.name))
@@ -364,15 +364,15 @@ def test_a_run_that_another_process_makes_is_left_alone(data: Path, tmp_path: Pa
         assert not Run(tmp_path).config.exists()
 
 
-def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: Path) -> None:
+def test_evaluations_of_a_run(finished: tuple[Run, list[EvaluationRow]], data: Path) -> None:
     run, _ = finished
     make(run.root, data)
     same = evaluate_run(run, workers=1, quiet=True)
-    assert {row["evaluation"] for row in same} == {"retrieval-class-fixed-color"}
+    assert {row.evaluation for row in same} == {"retrieval-class-fixed-color"}
     count = len(run.read_summary())
     rows = evaluate_run(run, workers=1, episodes=1, first_seed=7, overrides={"k": 2, "temperature": 0.01}, quiet=True)
     name = "retrieval-class-fixed-color-episodes1-first_seed7-k2-temperature0.01"
-    assert {(row["evaluation"], row["encoder"], row["episodes"]) for row in rows} == {
+    assert {(row.evaluation, row.encoder, row.episodes) for row in rows} == {
         (name, "class-episodes1-first_seed7-k2-temperature0.01", 1)
     }
     assert (run.evaluation(name) / "rollouts.safetensors").exists()
@@ -380,7 +380,7 @@ def test_evaluations_of_a_run(finished: tuple[Run, list[dict[str, Any]]], data: 
     evaluate_run(run, workers=1, episodes=1, max_steps=5, name=name, quiet=True)
     assert len(run.read_summary()) == count + 2
     shifted = evaluate_run(run, workers=1, episodes=1, shift="rand-color", quiet=True)
-    assert shifted[0]["evaluation"] == "retrieval-class-rand-color-episodes1"
+    assert shifted[0].evaluation == "retrieval-class-rand-color-episodes1"
 
 
 def test_an_evaluation_is_one_folder_whatever_the_labels_hold() -> None:
@@ -390,10 +390,9 @@ def test_an_evaluation_is_one_folder_whatever_the_labels_hold() -> None:
 
 def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    row = {"policy": "p", "encoder": "e", "simulator": "s", "shift": "x", "success": 0.0}
-    run.add_summary([row | {"evaluation": name, "criterion": c} for name in ("a", "b") for c in ("one", "two")])
-    run.add_summary([row | {"evaluation": "a", "criterion": "three", "success": 1.0}])
-    assert [(r["evaluation"], r["criterion"]) for r in run.read_summary()] == [
+    run.add_summary([fakes.row(evaluation=name, criterion=c) for name in ("a", "b") for c in ("one", "two")])
+    run.add_summary([fakes.row(evaluation="a", criterion="three", success=1.0)])
+    assert [(r.evaluation, r.criterion) for r in run.read_summary()] == [
         *(("b", "one"), ("b", "two"), ("a", "three")),
     ]
 
@@ -660,7 +659,7 @@ def test_other_scenes_are_refused_where_states_are_rendered(
 
 
 def test_retrieval_by_state_needs_an_extent_of_the_world(
-    finished: tuple[Run, list[dict[str, Any]]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Run, list[EvaluationRow]], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "simulator_spec", lambda _: replace(PUSHT, world=None))
     made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
@@ -680,7 +679,7 @@ def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_folder_cannot_be_a_file(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match=r"cannot write .*file.config.json"):
+    with pytest.raises(StorageError, match=r"cannot write .*file.summary.json"):
         make(tmp_path / "file", data).read()
 
 
@@ -709,5 +708,5 @@ def test_every_preset_makes_a_config_that_survives_json() -> None:
         made = from_preset(name, shift="rand-color")
         assert made.retrieval.temperature == preset.tau_shifted
         assert (made.frames.shift, made.evaluation.shift) == ("rand-color", "rand-color")
-        json.dumps(pipeline.asdict(made), allow_nan=False)
+        json.dumps(to_json(made), allow_nan=False)
     assert np.isfinite([preset.tau_shifted for preset in PRESETS.values()]).all()

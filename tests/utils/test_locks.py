@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import fakes
 from classact.errors import StorageError
 from classact.run.folder import Run
 from classact.run.recording import add_time
@@ -98,9 +99,9 @@ def test_what_many_add_to_a_run_is_all_there(tmp_path: Path) -> None:
     def finish(name: str) -> None:
         gate.wait()
         for part in range(3):
-            run.add_summary([{"evaluation": f"{name}-{part}", "success": 1.0}])
+            run.add_summary([fakes.row(evaluation=f"{name}-{part}")])
             add_time(run, name, 1.0)
-            run.add_milestones([{"stage": f"heads/{name}", "step": part, "criterion": "c"}])
+            run.add_milestones([fakes.milestone(stage=f"heads/{name}", step=part)])
             run.drop_milestones("pretrain")
 
     jobs = [threading.Thread(target=finish, args=(f"k{i}",)) for i in range(count)]

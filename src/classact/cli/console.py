@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.errors import ClassactError
+from classact.evaluation.rows import EvaluationRow
 
 _PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
 _NAME_COLUMNS = 16
@@ -111,29 +112,29 @@ def console() -> Any:
     return Printer(highlight=False, markup=False)
 
 
-def print_summary(rows: Sequence[dict[str, Any]]) -> None:
+def print_summary(rows: Sequence[EvaluationRow]) -> None:
     """The success table with its intervals; what is the same in all rows stands above it.
 
     A maximum over training stands beside the last checkpoint of the same training, with a note that it is biased.
     """
     from rich.table import Table
 
-    from classact.pages.table import LABELS, evaluations_of_maxima, is_other, results, told_apart
+    from classact.pages.table import LABELS, evaluations_of_maxima, results, told_apart
 
     where = [key for key in ("simulator", "shift") if not _varies(rows, key)]
     same_policy = not _varies(rows, "policy")
-    title = (str(rows[0]["policy"]) if same_policy else "success") + (" on " if where else "")
+    title = (rows[0].policy if same_policy else "success") + (" on " if where else "")
     varying = [key for key in LABELS if key == "encoder" or _varies(rows, key)]
     maxima = evaluations_of_maxima(rows)
     table = Table(title=title + _name(rows[0], where), title_justify="left")
     rates = ("last checkpoint", f"maximum\nof {maxima} *") if maxima else ("success", "95 % interval")
-    with_coverage = any("mean_max_coverage" in row for row in rows)
+    with_coverage = any("coverage" in row.metrics for row in rows)
     last = ("mean max.\ncoverage",) if with_coverage else ()
     for column in ("encoder" if same_policy else "policy", "criterion", *rates, *last):
         table.add_column(column, no_wrap=column not in ("encoder", "policy"))  # numbers stay whole in a short line
 
-    def name(row: dict[str, Any]) -> str:
-        return _name(row, [*varying, "checkpoint"] if is_other(row) else varying)
+    def name(row: EvaluationRow) -> str:
+        return _name(row, varying)
 
     before = ""
     for result in results(rows):
@@ -144,47 +145,49 @@ def print_summary(rows: Sequence[dict[str, Any]]) -> None:
         else:
             cells = [_rate(row), _interval(row)]
         if with_coverage:
-            cells.append(f"{row['mean_max_coverage']:.3f}" if "mean_max_coverage" in row else "")
+            cells.append(f"{row.metrics['coverage']:.3f}" if "coverage" in row.metrics else "")
         if maxima and before and label != before:
             table.add_section()
         # Cells of two lines under one name, which need not be said twice.
-        table.add_row("" if maxima and label == before else label, row["criterion"], *cells)
+        table.add_row("" if maxima and label == before else label, row.criterion, *cells)
         before = label
     console().print(table)
     if maxima:
         console().print(f"* the largest of {maxima} evaluations during a training, chosen afterwards: biased upwards")
-    if excess := max((row.get("mean_max_excess", 0.0) for row in rows), default=0.0):
+    if excess := max((row.metrics.get("excess", 0.0) for row in rows), default=0.0):
         console().print(
             f"Actions went beyond their limits and were executed as they are; the largest of an episode by "
             f"{100 * excess:.2g} % of the limits' width, on average"
         )
 
 
-def _varies(rows: Sequence[dict[str, Any]], key: str) -> bool:
+def _varies(rows: Sequence[EvaluationRow], key: str) -> bool:
     from classact.pages.table import varies
 
     # Every shift and simulator has a name here, "none" too, unlike on the page.
-    return varies(rows, key) or (key not in ("training", "augmentation") and len({row.get(key) for row in rows}) > 1)
+    return varies(rows, key) or (
+        key not in ("training", "augmentation") and len({getattr(row, key) for row in rows}) > 1
+    )
 
 
-def _name(row: dict[str, Any], keys: Sequence[str]) -> str:
+def _name(row: EvaluationRow, keys: Sequence[str]) -> str:
     from classact.pages.table import row_augmentation, training_name
 
     words = {"training": training_name(row), "augmentation": row_augmentation(row)}
-    return ", ".join(filter(None, (words[key] if key in words else str(row.get(key) or "") for key in keys)))
+    return ", ".join(filter(None, (words[key] if key in words else getattr(row, key) for key in keys)))
 
 
-def _cell(row: dict[str, Any] | None, *, counts: bool) -> str:
+def _cell(row: EvaluationRow | None, *, counts: bool) -> str:
     return "" if row is None else f"{_rate(row, counts=counts)}\n{_interval(row)}"
 
 
-def _rate(row: dict[str, Any], *, counts: bool = True) -> str:
-    rate = f"{100 * row['success']:.0f} %"
-    return f"{rate} ({row['successes']} of {row['episodes']})" if counts else rate
+def _rate(row: EvaluationRow, *, counts: bool = True) -> str:
+    rate = f"{100 * row.success:.0f} %"
+    return f"{rate} ({row.successes} of {row.episodes})" if counts else rate
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
+def _interval(row: EvaluationRow) -> str:
+    return f"{100 * row.low:.0f} to {100 * row.high:.0f} %"
 
 
 def print_timings(timings: dict[str, float]) -> None:

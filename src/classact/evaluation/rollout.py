@@ -23,6 +23,7 @@ import numpy as np
 from classact.data.types import Criterion, FloatArray, RolloutResult
 from classact.errors import ConfigError, choose
 from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rows import Alarms, EvaluationRow
 from classact.policies.base import Policy, PolicySpec
 from classact.policies.control import Controller
 from classact.sims import SimulatorSpec, make_simulator
@@ -204,17 +205,6 @@ def _result(
 # -- tables ----------------------------------------------------------------------------------------
 
 
-LABELS = ("policy", "encoder", "simulator", "shift", "evaluation")
-COLUMNS = ("criterion", "episodes", "successes", "success", "low", "high", "seconds")
-"""What every row of the summary holds, in this order, after :data:`LABELS`."""
-
-ALARMS = ("alarms", "alarms_of_failures", "alarms_of_successes")
-"""What rows hold as well where the policy has novelty scores and an alarm level."""
-
-FAULTS = "faults"
-"""What rows hold as well where worker processes were restarted: how often. faults.jsonl says why."""
-
-
 def first_alarm(result: RolloutResult, alarm: float) -> int | None:
     """The control step, counted from 0, before which an episode's novelty first exceeded ``alarm``; None if never.
 
@@ -240,17 +230,17 @@ def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]
 
 
 def summarize(
-    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, **labels: str
-) -> list[dict[str, Any]]:
+    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, faults: int = 0, **labels: str
+) -> list[EvaluationRow]:
     """One row per criterion with a 95 % Wilson interval.
 
     Args:
         results: episodes.
         seconds: wall-clock time of the evaluation.
         alarm: the policy's alarm level. With it, and where there are novelty scores, rows also count the episodes with
-            an alarm before success (:func:`alarm_before_success`), those of them that failed and those that succeeded
-            (:data:`ALARMS`).
-        labels: policy, encoder, simulator, shift, evaluation, and any other.
+            an alarm before success (:func:`alarm_before_success`).
+        faults: how often worker processes were restarted.
+        labels: policy, encoder, simulator, shift, evaluation; training and augmentation where something was trained.
     """
     alarms = None
     if alarm is not None and all(result.novelty is not None for result in results):
@@ -258,23 +248,26 @@ def summarize(
     rows = []
     for criterion in results[0].success:
         reached = [result.success[criterion] for result in results]
-        successes = sum(reached)
+        successes, counted = sum(reached), None
         low, high = wilson_interval(successes, len(results))
-        row: dict[str, Any] = dict(labels)
-        row |= {
-            "criterion": criterion,
-            "episodes": len(results),
-            "successes": successes,
-            "success": successes / len(results),
-            "low": low,
-            "high": high,
-            "seconds": seconds,
-        }
-        row |= {f"mean_max_{m}": float(np.mean([r.maxima[m] for r in results])) for m in results[0].maxima}
         if alarms is not None:
             raised = [success for success, rang in zip(reached, alarms, strict=True) if rang[criterion]]
-            row |= dict(zip(ALARMS, (len(raised), len(raised) - sum(raised), sum(raised)), strict=True))
-        rows.append(row)
+            counted = Alarms(failures=len(raised) - sum(raised), successes=sum(raised))
+        rows.append(
+            EvaluationRow(
+                **labels,  # type: ignore[arg-type]
+                criterion=criterion,
+                episodes=len(results),
+                successes=successes,
+                success=successes / len(results),
+                low=low,
+                high=high,
+                seconds=seconds,
+                metrics={name: float(np.mean([r.maxima[name] for r in results])) for name in results[0].maxima},
+                alarms=counted,
+                faults=faults,
+            )
+        )
     return rows
 
 
@@ -328,22 +321,18 @@ def run_evaluation(
     encoder: str,
     progress: Callable[[int, int, str], None] | None = None,
     labels: Mapping[str, str] | None = None,
-) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
+) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Evaluate, write the episodes into ``folder`` and return (results, summary rows).
 
     Args:
         policy, simulator, config, progress: as for :func:`evaluate`.
         folder: its name names the evaluation.
         encoder: label for tables.
-        labels: further labels of the rows.
+        labels: of the rows: training and augmentation.
 
     Raises:
-        ConfigError: a further label with the name of a column.
         StorageError: nothing can be written there, or another process evaluates under that name; before the first step.
     """
-    further = dict(labels or {})
-    if taken := sorted(further.keys() & {*LABELS, *COLUMNS, *ALARMS, FAULTS, "alarm"}):
-        raise ConfigError(f"further labels {taken} are names that summary rows have already. Name them differently.")
     alarm = policy.spec.alarm
     if alarm is not None and math.isinf(alarm):
         alarm = None  # calibrated on too few episodes: that nothing rang would say nothing
@@ -357,6 +346,16 @@ def run_evaluation(
     (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
     if faults:
         write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
-    given = dict(zip(LABELS, (policy.spec.name, encoder, simulator, config.shift, folder.name), strict=True))
-    rows = summarize(results, seconds, alarm=alarm, **(given | further))
-    return results, [row | {FAULTS: len(faults)} for row in rows] if faults else rows
+    rows = summarize(
+        results,
+        seconds,
+        alarm=alarm,
+        faults=len(faults),
+        policy=policy.spec.name,
+        encoder=encoder,
+        simulator=simulator,
+        shift=config.shift,
+        evaluation=folder.name,
+        **labels or {},
+    )
+    return results, rows

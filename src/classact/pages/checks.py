@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from classact.errors import DataError
 from classact.pages.table import Row
-from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_json
 
 Arrays = dict[str, NDArray[Any]]
@@ -39,16 +38,6 @@ def need(path: Path, row: Any, keys: Sequence[str], where: str) -> None:
         raise DataError(f"{path}, {where}: expected a JSON object, got {type(row).__name__}. Regenerate the file.")
     if missing := [key for key in keys if key not in row]:
         raise DataError(f"{path}, {where}: lacks {missing}; there are {sorted(row)}. Regenerate the file.")
-
-
-def with_interval(path: Path, row: Any, number: int, keys: Sequence[str]) -> Row:
-    """A row of results, checked; rate and 95 % Wilson interval are added where it has none."""
-    need(path, row, (*keys, "criterion", "episodes", "successes"), f"row {number}")
-    k, n = int(row["successes"]), int(row["episodes"])
-    if not (n >= 1 and 0 <= k <= n):
-        raise DataError(f"{path}, row {number}: {k} successes of {n} episodes. Evaluate again.")
-    low, high = wilson_interval(k, n)
-    return {"success": k / n, "low": low, "high": high, **row}
 
 
 def shapes(path: Path, arrays: Arrays, wanted: Mapping[str, tuple[int | None, ...]]) -> None:

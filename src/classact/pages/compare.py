@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from classact.evaluation.rows import EvaluationRow
 from classact.pages import figures
 from classact.pages.plots import environment, make_plot
 from classact.pages.style import percent
-from classact.pages.table import Row
 from classact.utils.storage import write_text
 
 if TYPE_CHECKING:
@@ -20,12 +20,26 @@ def build_comparison_page(comparison: Comparison, path: Path) -> Path:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    episodes, rows = len(comparison.runs[0].initial_states), list[Row]()
+    first, rows = comparison.runs[0], list[EvaluationRow]()
+    episodes = len(first.initial_states)
     for line in comparison.lines:
         e, trials = line.success, episodes * len(line.by_seed)
-        row = {"encoder": line.name, "criterion": line.criterion, "episodes": trials, "success": e.value}
-        rows.append(row | {"successes": round(e.value * trials), "low": e.low, "high": e.high})
-    words = "; ".join(f"{row['encoder']} by {row['criterion']}: {percent(row['success'])}" for row in rows)
+        rows.append(
+            EvaluationRow(
+                policy="retrieval",
+                encoder=line.name,
+                simulator=first.simulator,
+                shift=first.shift,
+                evaluation=line.name,
+                criterion=line.criterion,
+                episodes=trials,
+                successes=round(e.value * trials),
+                success=e.value,
+                low=e.low,
+                high=e.high,
+            )
+        )
+    words = "; ".join(f"{row.encoder} by {row.criterion}: {percent(row.success)}" for row in rows)
     plot = make_plot("success", figures.success_figure(rows), f"Success with 95% intervals. {words}.") if rows else None
     template = environment().get_template("compare.html")
     write_text(path, template.render(c=comparison, plot_=plot, episodes=episodes, plotly_js=Markup(get_plotlyjs())))

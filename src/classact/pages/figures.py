@@ -8,24 +8,25 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from classact.evaluation.rows import EvaluationRow
 from classact.pages.novelty import Novelty
 from classact.pages.sources import Evaluation
 from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
-from classact.pages.table import Row, by_criterion, row_label, series
+from classact.pages.table import by_criterion, row_label, series
 
 
-def success_figure(rows: Sequence[Row]) -> go.Figure:
+def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
     """Success rates as dots with their 95% interval as whiskers, grouped by criterion; maxima as hollow marks.
 
     Args:
-        rows: of summary.json: encoder, criterion, episodes, successes, success, low, high.
+        rows: of summary.json.
     """
     look = styles([series(row) for row in rows])
     positions: list[float] = []
     labels: list[str] = []
     headings: list[tuple[float, str]] = []
     y = 0.0
-    lines: list[tuple[float, str, str, Row]] = []
+    lines: list[tuple[float, str, str, EvaluationRow]] = []
     for criterion, results in by_criterion(rows):
         headings.append((y, criterion))
         for result in results:
@@ -55,12 +56,12 @@ def success_figure(rows: Sequence[Row]) -> go.Figure:
     )
     for position, kind, name, row in lines:
         colour, symbol = look[series(row)]
-        rate, low, high = float(row["success"]), float(row["low"]), float(row["high"])
+        rate, low, high = row.success, row.low, row.high
         if kind == "last":
             figure.add_scatter(
                 x=[low, high], y=[position] * 2, mode="lines", line={"color": colour, "width": 2.5}, hoverinfo="skip"
             )
-        words = "" if kind == "last" else f"<br>{label(row['checkpoint'])} evaluations, biased upwards"
+        words = "" if kind == "last" else f"<br>maximum of {row.maximum_of} evaluations, biased upwards"
         figure.add_scatter(
             x=[rate],
             y=[position],
@@ -68,8 +69,8 @@ def success_figure(rows: Sequence[Row]) -> go.Figure:
             marker={"color": colour, "symbol": symbol, "size": 11}
             if kind == "last"
             else {"color": colour, "symbol": f"{symbol}-open", "size": 14, "line": {"width": 1.5}},
-            hovertext=f"{name}<br>{label(row['criterion'])}{words}<br><b>{percent(rate)}</b> "
-            f"({row['successes']} of {row['episodes']}), 95% interval {percent(low)} to {percent(high)}",
+            hovertext=f"{name}<br>{label(row.criterion)}{words}<br><b>{percent(rate)}</b> "
+            f"({row.successes} of {row.episodes}), 95% interval {percent(low)} to {percent(high)}",
             hoverinfo="text",
         )
     for position, criterion in headings:

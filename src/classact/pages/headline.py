@@ -4,66 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from classact.evaluation.rows import EvaluationRow
 from classact.pages.style import percent
-from classact.pages.table import (
-    BASELINES,
-    Row,
-    maximum_of,
-    plain,
-    policy_name,
-    row_augmentation,
-    training_name,
-    varies,
-)
+from classact.pages.table import BASELINES, plain, policy_name, row_augmentation, training_name, varies
 
 
-def main_row(rows: Sequence[Row]) -> Row | None:
+def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
     """The row the headline is about: retrieval with the learned encoder, without shift, by the criterion listed first.
 
     Where there is none, another policy with that encoder, else the first row that is neither a baseline nor the true
     state, else the first row. Never a maximum over training: that is biased upwards.
+
+    Args:
+        rows: of the table.
+        own: how they name the run's encoder, evaluated with its own settings.
     """
-    rows = [row for row in rows if maximum_of(row) is None]
-    learned = [row for row in rows if row.get("own", row["encoder"] == "class")]
-    retrieval = [row for row in learned if plain(row.get("policy")) in ("", "retrieval")]
-    choices = [[r for r in rs if not plain(r.get("shift"))] or rs for rs in (retrieval, learned)]
-    others = [row for row in rows if row["encoder"] not in BASELINES]
+    rows = [row for row in rows if row.maximum_of is None]
+    learned = [row for row in rows if row.encoder == own]
+    retrieval = [row for row in learned if row.policy == "retrieval"]
+    choices = [[r for r in rs if not plain(r.shift)] or rs for rs in (retrieval, learned)]
+    others = [row for row in rows if row.encoder not in BASELINES]
     return next((candidates[0] for candidates in (*choices, others, rows) if candidates), None)
 
 
-def beside(row: Row, rows: Sequence[Row], encoder: str) -> Row | None:
+def beside(row: EvaluationRow, rows: Sequence[EvaluationRow], encoder: str) -> EvaluationRow | None:
     """The row that differs from ``row`` by its encoder alone."""
-    keys = ("policy", "simulator", "shift", "criterion")
-    last = [other for other in rows if maximum_of(other) is None]
-    same = [other for other in last if all(plain(other.get(k)) == plain(row.get(k)) for k in keys)]
-    return next((other for other in same if other["encoder"] == encoder and other is not row), None)
+    same = [other for other in rows if other.maximum_of is None and other.policy == row.policy and _where(other, row)]
+    return next((other for other in same if other.encoder == encoder and other is not row), None)
 
 
-def comparisons(rows: Sequence[Row]) -> list[str]:
+def _where(row: EvaluationRow, other: EvaluationRow) -> bool:
+    return all(getattr(row, key) == getattr(other, key) for key in ("simulator", "shift", "criterion"))
+
+
+def comparisons(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
     """The main row's baseline and true-state reference, one phrase each."""
-    row = main_row(rows)
     result = []
     for encoder, name in (("untrained", "an untrained encoder"), ("state", "the true state as latent")):
         other = beside(row, rows, encoder) if row else None
         if other:
-            result.append(f"{name} reaches {percent(other['success'])} ({other['successes']} of {other['episodes']})")
+            result.append(f"{name} reaches {percent(other.success)} ({other.successes} of {other.episodes})")
     return result
 
 
-def heads(rows: Sequence[Row]) -> list[str]:
+def heads(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
     """What trained heads reach where the main row was measured, at their last checkpoints, one phrase each."""
-    row = main_row(rows)
     if row is None:
         return []
-    keys = ("simulator", "shift", "criterion")
-    same = [other for other in rows if all(plain(other.get(k)) == plain(row.get(k)) for k in keys)]
-    found = [r for r in same if plain(r.get("policy")) not in ("", "retrieval") and maximum_of(r) is None]
+    found = [r for r in rows if _where(r, row) and r.policy != "retrieval" and r.maximum_of is None]
     return [_reaches(head, found) for head in found if head is not row]
 
 
-def _reaches(head: Row, heads: Sequence[Row]) -> str:
+def _reaches(head: EvaluationRow, heads: Sequence[EvaluationRow]) -> str:
     augmentation = row_augmentation(head) if varies(heads, "augmentation") else ""
-    training = training_name(head) or plain(head.get("training"))
+    training = training_name(head) or plain(head.training)
     how = ", ".join(filter(None, (training, augmentation)))
-    reached = f"{percent(head['success'])} ({head['successes']} of {head['episodes']})"
-    return f"{policy_name(plain(head['policy']))}{f', {how},' if how else ''} {reached}"
+    reached = f"{percent(head.success)} ({head.successes} of {head.episodes})"
+    return f"{policy_name(head.policy)}{f', {how},' if how else ''} {reached}"

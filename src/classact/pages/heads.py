@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from classact.errors import DataError
-from classact.pages.checks import inner, mapping, need, with_interval
+from classact.pages.checks import inner, mapping, need
 from classact.pages.table import Row, augmentation_name, policy_name
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run, head_settings
@@ -81,15 +80,3 @@ def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:
         stage: f"{name} ({stage.removeprefix('heads/')})" if shown.count(name) > 1 else name
         for stage, name in names.items()
     }
-
-
-def read_milestones(run: Run) -> list[Row]:
-    """Rows of success during training with their intervals, by stage and step.
-
-    Raises:
-        DataError: a row is damaged (its number is named).
-    """
-    path: Path = run.milestones
-    for number, row in enumerate(read_jsonl(path), 1):
-        with_interval(path, row, number, ("stage", "step"))
-    return [with_interval(path, row, number, ()) for number, row in enumerate(run.read_milestones(), 1)]

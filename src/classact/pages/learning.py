@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from classact.evaluation.rows import MilestoneRow
 from classact.pages.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
@@ -74,7 +75,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def milestones_figure(
-    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
+    rows: Sequence[MilestoneRow], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
 ) -> go.Figure:
     """Success over training steps, one line per stage with its 95% interval as a band (paper, Figure 10).
 
@@ -85,8 +86,8 @@ def milestones_figure(
         names: stage -> name.
         looks: stage -> colour and marker.
     """
-    stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
-    criteria = list(dict.fromkeys(str(row["criterion"]) for row in rows))
+    stages = list(dict.fromkeys(row.stage for row in rows))
+    criteria = list(dict.fromkeys(row.criterion for row in rows))
     many = len(stages) > 1
     figure = figure_base(
         height=310 + (19 * len(stages) + 24 if many else 0),
@@ -99,12 +100,12 @@ def milestones_figure(
     drawn: list[str] = []
     for criterion in criteria:
         for stage in stages:
-            part = [r for r in rows if str(r["stage"]) == stage and str(r["criterion"]) == criterion]
+            part = [r for r in rows if r.stage == stage and r.criterion == criterion]
             if not part:
                 continue
             colour, symbol = looks[stage]
-            steps = [int(row["step"]) for row in part]
-            success, low, high = ([float(row[key]) for row in part] for key in ("success", "low", "high"))
+            steps = [row.step for row in part]
+            success, low, high = ([getattr(row, key) for row in part] for key in ("success", "low", "high"))
             # A band around one point has no area: there, the interval is a whisker.
             single = len(part) == 1
             figure.add_scatter(
@@ -128,8 +129,7 @@ def milestones_figure(
                 name=label(names[stage]),
                 legendgroup=label(stage),
                 customdata=[
-                    f"{row['successes']} of {row['episodes']}, 95% interval {percent(float(row['low']))} to "
-                    f"{percent(float(row['high']))}"
+                    f"{row.successes} of {row.episodes}, 95% interval {percent(row.low)} to {percent(row.high)}"
                     for row in part
                 ],
                 hovertemplate="step %{x}: <b>%{y:.1%}</b> (%{customdata})<extra>" + label(names[stage]) + "</extra>",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,12 +145,6 @@ def read_novelty(
         alarmed=alarmed,
         criterion=name,
     )
-
-
-def alarm_counts(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(alarms of successes, alarms of failures) as a row of the summary says, None where it does not."""
-    found = row.get("alarms_of_successes"), row.get("alarms_of_failures")
-    return None if None in found else (int(found[0]), int(found[1]))  # type: ignore[arg-type]
 
 
 def meaning(calibration: Calibration) -> str:

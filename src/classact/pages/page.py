@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.pages import figures, headline, learning, novelty
 from classact.pages.heads import PRETRAIN, Head, stage_names
 from classact.pages.plots import Plot, duration, environment, make_plot
@@ -16,7 +17,6 @@ from classact.pages.reasons import reasons, world_size
 from classact.pages.sources import Sources, read_sources
 from classact.pages.style import BLUE, GREEN, GREY, ORANGE, PURPLE, TEAL, percent, styles
 from classact.pages.table import (
-    BASELINES,
     LABELS,
     Result,
     Row,
@@ -65,23 +65,23 @@ def context(sources: Sources) -> dict[str, Any]:
     """Everything the template shows."""
     config, rows = sources.config, sources.summary
     data = config.get("data") if isinstance(config.get("data"), dict) else {}
-    main = headline.main_row(rows)
+    main = headline.main_row(rows, sources.own)
     return {
         "title": str(config.get("title") or (data or {}).get("name") or sources.root.resolve().name),
         "data": data or {},
         "created": _date(plain(config.get("created"))),
         "main": main,
-        "main_policy": plain(main.get("policy")) if main else "",
-        "main_shift": plain(main.get("shift")) if main else "",
-        "comparisons": headline.comparisons(rows),
-        "head_results": headline.heads(rows),
+        "main_policy": main.policy if main else "",
+        "main_shift": plain(main.shift) if main else "",
+        "comparisons": headline.comparisons(main, rows),
+        "head_results": headline.heads(main, rows),
         "criteria": _table(rows),
         "maxima": evaluations_of_maxima(rows),
         "constants": _constants(rows),
         "success": _success_plot(rows),
         "coverage": _coverage_plots(sources),
         "metric": sources.evaluations[0].metric if sources.evaluations else "",
-        "with_coverage": any(row.get("mean_max_coverage") is not None for row in rows),
+        "with_coverage": any("coverage" in row.metrics for row in rows),
         "curves": _curve_plots(sources),
         "milestones": _milestone_plots(sources),
         "novelty": _novelty(sources),
@@ -146,31 +146,32 @@ def times(sources: Sources) -> list[tuple[str, list[tuple[str, float, float]]]]:
     return [(t, [(str(k), float(v), float(v) / total) for k, v in group.items()]) for t, group in groups if group]
 
 
-def _table(rows: list[Row]) -> list[tuple[str, list[tuple[str, str, Result]]]]:
+def _table(rows: list[EvaluationRow]) -> list[tuple[str, list[tuple[str, str, Result]]]]:
     return [(criterion, [(*row_parts(r.row, rows), r) for r in results]) for criterion, results in by_criterion(rows)]
 
 
-def _constants(rows: list[Row]) -> str:
+def _constants(rows: list[EvaluationRow]) -> str:
     parts = []
     for key in LABELS:
         if key == "encoder":
             continue
         known = rows
         if key in ("training", "augmentation"):
-            known = [row for row in rows if row.get(key) is not None and row["encoder"] not in BASELINES]
-        names = {augmentation_name(row[key]) if key == "augmentation" else plain(row.get(key)) for row in known}
+            known = [row for row in rows if plain(row.training)]
+        texts = {getattr(row, key) for row in known}
+        names = {augmentation_name(text) if key == "augmentation" else plain(text) for text in texts}
         if len(names) == 1 and names != {""}:
             name = next(iter(names))
             parts.append(name if key in ("training", "augmentation") else f"{key} {name}")
     return ", ".join(parts)
 
 
-def _success_plot(rows: list[Row]) -> Plot | None:
+def _success_plot(rows: list[EvaluationRow]) -> Plot | None:
     if not rows:
         return None
     words = "; ".join(
-        f"{row_label(row, rows)} by {row['criterion']}{f', {kind}' if kind else ''}: {percent(row['success'])}, "
-        f"interval {percent(row['low'])} to {percent(row['high'])}"
+        f"{row_label(row, rows)} by {row.criterion}{f', {kind}' if kind else ''}: {percent(row.success)}, "
+        f"interval {percent(row.low)} to {percent(row.high)}"
         for _, results in by_criterion(rows)
         for result in results
         for kind, row in (("", result.last), ("maximum", result.maximum))
@@ -259,9 +260,9 @@ def _head_facts(head: Head) -> str:
 
 def _milestone_plots(sources: Sources) -> list[Plot]:
     rows = sources.milestones
-    stages = list(dict.fromkeys(str(row["stage"]) for row in rows))
+    stages = list(dict.fromkeys(row.stage for row in rows))
     names = stage_names(sources.heads, stages)
-    kinds = {stage: series(next(row for row in rows if str(row["stage"]) == stage)) for stage in stages}
+    kinds = {stage: series(next(row for row in rows if row.stage == stage)) for stage in stages}
     look = styles([*(series(row) for row in sources.summary), *kinds.values()])
     looks = {stage: look[kind] for stage, kind in kinds.items()}
     plots = []
@@ -269,7 +270,7 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
         ("milestones-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
         ("milestones-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
     ):
-        part = [row for row in rows if row["stage"] in chosen]
+        part = [row for row in rows if row.stage in chosen]
         if part:
             words = _milestone_words(part, names)
             figure = learning.milestones_figure(part, names, looks)
@@ -279,17 +280,17 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
     return plots
 
 
-def _milestone_words(rows: list[Row], names: Mapping[str, str]) -> str:
-    criterion = str(rows[0]["criterion"])
+def _milestone_words(rows: list[MilestoneRow], names: Mapping[str, str]) -> str:
+    criterion = rows[0].criterion
     words = []
-    for stage in dict.fromkeys(str(row["stage"]) for row in rows):
-        part = [row for row in rows if str(row["stage"]) == stage and str(row["criterion"]) == criterion]
+    for stage in dict.fromkeys(row.stage for row in rows):
+        part = [row for row in rows if row.stage == stage and row.criterion == criterion]
         if not part:
             continue
-        last, best = part[-1], max(part, key=lambda row: float(row["success"]))
+        last, best = part[-1], max(part, key=lambda row: row.success)
         words.append(
-            f"{names[stage]}: {percent(last['success'])} ({last['successes']} of {last['episodes']}) at step "
-            f"{last['step']:,}, the last; the largest of {len(part)} is {percent(best['success'])}, at {best['step']:,}"
+            f"{names[stage]}: {percent(last.success)} ({last.successes} of {last.episodes}) at step "
+            f"{last.step:,}, the last; the largest of {len(part)} is {percent(best.success)}, at {best.step:,}"
         )
     return f"By {criterion}. {'. '.join(words)}."
 
@@ -297,23 +298,24 @@ def _milestone_words(rows: list[Row], names: Mapping[str, str]) -> str:
 def _novelty(sources: Sources) -> list[Row]:
     """Per evaluation with novelty or alarms: its name, its figures, and alarms of successes and of failures."""
     found: list[Row] = []
-    rows = {str(row.get("evaluation", "")): row for row in reversed(sources.summary)}
+    rows = {row.evaluation: row for row in reversed(sources.summary) if row.maximum_of is None}
     names = {e.name: e for e in sources.evaluations}
     for name in [*names, *(name for name in dict.fromkeys(rows) if name not in names)]:
-        evaluation, row = names.get(name), rows.get(name, {})
+        evaluation, row = names.get(name), rows.get(name)
         given = evaluation.novelty if evaluation else None
         counts = (given.alarms(True), given.alarms(False)) if given else (None, None)
         total = (len(given.episodes(True)), len(given.episodes(False))) if given else (0, 0)
-        if None in counts and (said := novelty.alarm_counts(row)):
-            counts = said
-            total = int(row["successes"]), int(row["episodes"]) - int(row["successes"])
+        if None in counts and row is not None and row.alarms is not None:
+            counts = row.alarms.successes, row.alarms.failures
+            total = row.successes, row.episodes - row.successes
         if given is None and None in counts:
             continue
-        label = evaluation.label if evaluation else row_label(row, sources.summary)
+        label = evaluation.label if evaluation else "" if row is None else row_label(row, sources.summary)
+        criterion = given.criterion if given else "" if row is None else row.criterion
         found.append(
             {
                 "label": label,
-                "criterion": given.criterion if given else str(row["criterion"]),
+                "criterion": criterion,
                 "counts": [(count, of) for count, of in zip(counts, total, strict=True)],
                 "plots": _novelty_plots(f"novelty-{len(found)}", given, sources.calibration.alarm) if given else [],
             }

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.pages.checks import Arrays, mapping, need, shapes, with_interval
-from classact.pages.heads import Head, read_heads, read_log, read_milestones
-from classact.pages.novelty import Calibration, Novelty, alarm_counts, read_calibration, read_novelty
-from classact.pages.table import Row, maximum_of, row_label, series
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.pages.checks import Arrays, mapping, need, shapes
+from classact.pages.heads import Head, read_heads, read_log
+from classact.pages.novelty import Calibration, Novelty, read_calibration, read_novelty
+from classact.pages.table import Row, row_label, series
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
@@ -33,12 +34,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything the report draws; None or empty where the files are absent, with the reason in ``absent``."""
+    """Everything the report draws; None or empty where the files are absent, with the reason in ``absent``.
+
+    ``own`` is how rows name the run's encoder.
+    """
 
     root: Path
     config: Row
+    own: str
     training: list[Row]
-    summary: list[Row]
+    summary: list[EvaluationRow]
     evaluations: list[Evaluation]
     similarity: Row | None
     latent_map: Arrays | None
@@ -46,7 +51,7 @@ class Sources:
     videos: list[Row]
     absent: dict[str, str] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
-    milestones: list[Row] = field(default_factory=list)
+    milestones: list[MilestoneRow] = field(default_factory=list)
     calibration: Calibration = field(default_factory=Calibration)
 
 
@@ -70,7 +75,7 @@ def read_sources(root: Path) -> Sources:
     training = read_log(run) if present("Training", run.train_log) else []
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
-    summary = _summary(run, _own_label(run, config)) if present("Success", run.summary) else []
+    summary = run.read_summary() if present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
     calibration = read_calibration(run)
@@ -79,24 +84,23 @@ def read_sources(root: Path) -> Sources:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
     elif all(e.curves is None for e in evaluations):
         absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
-    heads, milestones = read_heads(run), read_milestones(run)
+    heads, milestones = read_heads(run), run.read_milestones()
     absent |= {f"Training of {h.title}": f"{h.stage}/train.jsonl holds no row yet" for h in heads if not h.training}
-    novel = any(e.novelty for e in evaluations) or any(alarm_counts(row) for row in summary)
-    # Runs from before there were heads could have none of these; nothing is missing there.
-    if heads or milestones or calibration.alarm is not None or any("training" in row for row in summary):
-        for section, there, reason in (
-            ("Heads", heads, "no heads/NAME/config.json is there"),
-            ("Success during training", milestones, f"{run.milestones.name} is not there or holds no row"),
-            ("Novelty", novel, "no evaluations/NAME/rollouts.safetensors holds novelty"),
-        ):
-            if not there:
-                absent[section] = reason
+    novel = any(e.novelty for e in evaluations) or any(row.alarms for row in summary)
+    for section, there, reason in (
+        ("Heads", heads, "no heads/NAME/config.json is there"),
+        ("Success during training", milestones, f"{run.milestones.name} is not there or holds no row"),
+        ("Novelty", novel, "no evaluations/NAME/rollouts.safetensors holds novelty"),
+    ):
+        if not there:
+            absent[section] = reason
     similarity_path = run.analysis / "similarity.json"
     map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.analysis / "neighbors.safetensors"
     videos_path = run.analysis / "videos" / "videos.json"
     sources = Sources(
         root=run.root,
         config=config,
+        own=run.settings().label if "settings" in config else "",
         training=training,
         summary=summary,
         evaluations=evaluations,
@@ -117,25 +121,11 @@ def read_sources(root: Path) -> Sources:
     return sources
 
 
-def _own_label(run: Run, config: Row) -> str:
-    """How rows name the run's own encoder."""
-    return run.settings().label if "settings" in config else "class"
-
-
-def _summary(run: Run, own: str) -> list[Row]:
-    """Rows of the table; "own" says whether the encoder is the run's, evaluated with its own settings."""
-    rows = read_json(run.summary)
-    if not isinstance(rows, list):
-        raise DataError(f"{run.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
-    found = [with_interval(run.summary, row, number, ("encoder",)) for number, row in enumerate(rows, 1)]
-    return [row | {"own": row["encoder"] == own} for row in found]
-
-
-def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Evaluation]:
-    first: dict[str, Row] = {}
-    # A maximum may name the folder of the last checkpoint's evaluation: then the folder is the latter's.
-    for row in sorted(summary, key=lambda row: maximum_of(row) is not None):
-        first.setdefault(str(row.get("evaluation", "")), row)
+def _evaluations(run: Run, summary: list[EvaluationRow], alarm: float | None) -> list[Evaluation]:
+    first: dict[str, EvaluationRow] = {}
+    # A maximum names the folder of the last checkpoint's evaluation, which is the latter's.
+    for row in sorted(summary, key=lambda row: row.maximum_of is not None):
+        first.setdefault(row.evaluation, row)
     folder = run.evaluation("x").parent
     found = sorted(path.parent.name for path in folder.glob("[!.]*/episodes.jsonl"))
     order = [name for name in first if name in found] + [name for name in found if name not in first]
@@ -150,7 +140,7 @@ def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Eval
         known_metrics = episodes[0]["maxima"]
         metric = next((m for m in ("coverage", "success") if m in known_metrics), next(iter(known_metrics)))
         known = first.get(name)
-        judged = None if known is None else str(known["criterion"])
+        judged = None if known is None else known.criterion
         rollouts = run.evaluation(name) / "rollouts.safetensors"
         arrays = read_arrays(rollouts) if rollouts.exists() else {}
         result.append(
@@ -167,9 +157,8 @@ def _evaluations(run: Run, summary: list[Row], alarm: float | None) -> list[Eval
     return result
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
-    count = maximum_of(row)
-    return row_label(row, rows) + ("" if count is None else f", {row['checkpoint']}")
+def _label(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> str:
+    return row_label(row, rows) + ("" if row.maximum_of is None else f", maximum of {row.maximum_of}")
 
 
 def _curves(path: Path, arrays: Arrays, metric: str) -> list[NDArray[np.float32]] | None:

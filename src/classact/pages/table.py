@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from classact.evaluation.rows import EvaluationRow
 
 Row = dict[str, Any]
 
@@ -21,7 +22,7 @@ LABELS = ("policy", "encoder", "training", "augmentation", "simulator", "shift")
 
 
 BASELINES = ("untrained", "state")
-"""Encoders that no training led to: their rows have neither training nor augmentation, whatever they say."""
+"""Encoders that no training led to."""
 
 
 def plain(value: object) -> str:
@@ -39,47 +40,37 @@ def policy_name(name: str) -> str:
     return POLICY_NAMES.get(name, name)
 
 
-def augmentation_name(value: object) -> str:
-    """``"crop, noise"`` as ``"crop + noise"``; "none" is said, an absent value is empty."""
-    if value is None or str(value) == "":
-        return ""
-    return "no augmentation" if str(value).lower() == "none" else " + ".join(re.split(r"\s*,\s*", str(value)))
+def augmentation_name(name: str) -> str:
+    """``"crop, noise"`` as ``"crop + noise"``; "none" is said."""
+    return "no augmentation" if name == "none" else name.replace(", ", " + ")
 
 
-def training_name(row: Mapping[str, Any]) -> str:
-    """How the policy was trained; empty where that is not known, or nothing was, or the encoder's name says it."""
-    training = "" if row.get("encoder") in BASELINES else plain(row.get("training"))
-    return "" if row.get("encoder") == "scratch" and training == "from scratch" else training
+def training_name(row: EvaluationRow) -> str:
+    """How the policy was trained; empty where nothing was, or the encoder's name says it."""
+    training = plain(row.training)
+    return "" if row.encoder == "scratch" and training == "from scratch" else training
 
 
-def row_augmentation(row: Mapping[str, Any]) -> str:
+def row_augmentation(row: EvaluationRow) -> str:
     """:func:`augmentation_name` of what was trained with; empty where nothing was."""
-    return "" if row.get("encoder") in BASELINES else augmentation_name(row.get("augmentation"))
+    return augmentation_name(row.augmentation) if plain(row.training) else ""
 
 
-def varies(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether rows differ by a label. Training and augmentation count only where rows have them."""
+def varies(rows: Sequence[EvaluationRow], key: str) -> bool:
+    """Whether rows differ by a label. Training and augmentation count only where something was trained."""
     if key in ("training", "augmentation"):
-        trained = [row for row in rows if row.get("encoder") not in BASELINES]
-        name = plain if key == "training" else augmentation_name
-        return len({text for row in trained if (text := name(row.get(key)))}) > 1
-    return len({plain(row.get(key)) for row in rows}) > 1
+        return len({getattr(row, key) for row in rows if plain(row.training)}) > 1
+    return len({plain(getattr(row, key)) for row in rows}) > 1
 
 
-def told_apart(row: Row, rows: Sequence[Row], name: Callable[[Row], str]) -> str:
+def told_apart(row: EvaluationRow, rows: Sequence[EvaluationRow], name: Callable[[EvaluationRow], str]) -> str:
     """The evaluation's name where ``name(row)`` is also that of another evaluation in ``rows``; else empty."""
-    own, evaluation = name(row), _evaluation(row)
-    same = (o for o in rows if _evaluation(o) != evaluation and (maximum_of(o) is None) == (maximum_of(row) is None))
-    return evaluation if any(name(other) == own for other in same) else ""
+    kind = row.maximum_of is None
+    same = (o for o in rows if o.evaluation != row.evaluation and (o.maximum_of is None) == kind)
+    return row.evaluation if any(name(other) == name(row) for other in same) else ""
 
 
-def _evaluation(row: Mapping[str, Any]) -> str:
-    """Whose last weights the row is about: a maximum has the name of its last row, and an ending."""
-    name = plain(row.get("evaluation"))
-    return name if maximum_of(row) is None else name.removesuffix("-maximum")
-
-
-def row_parts(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
+def row_parts(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> tuple[str, str]:
     """What acted (policy and encoder), and whatever else tells this row apart, each only where rows differ.
 
     The second part is empty where rows do not differ by policy, training or augmentation: a short name needs none.
@@ -87,20 +78,18 @@ def row_parts(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
     """
     shown = {key for key in LABELS if varies(rows, key)}
 
-    def parts(row: Row) -> tuple[str, str]:
-        first, second = [encoder_name(str(row.get("encoder", "?")))], []
+    def parts(row: EvaluationRow) -> tuple[str, str]:
+        first, second = [encoder_name(row.encoder)], []
         if "policy" in shown:
-            first.insert(0, policy_name(plain(row.get("policy"))))
+            first.insert(0, policy_name(row.policy))
         if "training" in shown:
             second.append(training_name(row))
         if "augmentation" in shown:
             second.append(row_augmentation(row))
         if "simulator" in shown:
-            second.append(plain(row.get("simulator")))
+            second.append(row.simulator)
         if "shift" in shown:
-            second.append(f"{plain(row.get('shift')) or 'no'} shift")
-        if is_other(row):
-            second.append(str(row["checkpoint"]))
+            second.append(f"{plain(row.shift) or 'no'} shift")
         return ", ".join(filter(None, first)), ", ".join(filter(None, second))
 
     what, how = parts(row)
@@ -110,27 +99,16 @@ def row_parts(row: Row, rows: Sequence[Row]) -> tuple[str, str]:
     return ", ".join(filter(None, (what, how))), ""
 
 
-def series(row: Mapping[str, Any]) -> str:
+def series(row: EvaluationRow) -> str:
     """What has one colour in all figures: an encoder under retrieval, or a head with its training."""
-    if plain(row.get("policy")) in ("", "retrieval"):
-        return str(row.get("encoder", "?"))
-    return "-".join(str(row.get(key) or "") for key in ("policy", "encoder", "training", "augmentation"))
+    if row.policy == "retrieval":
+        return row.encoder
+    return "-".join((row.policy, row.encoder, row.training, row.augmentation))
 
 
-def row_label(row: Row, rows: Sequence[Row]) -> str:
+def row_label(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> str:
     """Encoder, and whatever else tells this row apart, each only where rows differ."""
     return ", ".join(filter(None, row_parts(row, rows)))
-
-
-def maximum_of(row: Mapping[str, Any]) -> int | None:
-    """Over how many evaluations of a training the row is the maximum; 0 where it does not say, None for other rows."""
-    found = re.match(r"maximum\b\D*(\d*)", str(row.get("checkpoint") or ""))
-    return None if found is None else int(found[1] or 0)
-
-
-def is_other(row: Mapping[str, Any]) -> bool:
-    """Whether the row is of a checkpoint that is neither the last one nor a maximum."""
-    return plain(row.get("checkpoint")) not in ("", "last") and maximum_of(row) is None
 
 
 @dataclass(frozen=True)
@@ -142,11 +120,11 @@ class Result:
         maximum: the row of the largest success over the evaluations during training.
     """
 
-    last: Row | None
-    maximum: Row | None = None
+    last: EvaluationRow | None
+    maximum: EvaluationRow | None = None
 
     @property
-    def row(self) -> Row:
+    def row(self) -> EvaluationRow:
         """The row that says what this result is of."""
         row = self.last or self.maximum
         assert row is not None
@@ -155,44 +133,29 @@ class Result:
     @property
     def of(self) -> int | None:
         """Over how many evaluations the maximum is."""
-        return None if self.maximum is None else maximum_of(self.maximum)
+        return None if self.maximum is None else self.maximum.maximum_of
 
 
-def results(rows: Sequence[Row]) -> list[Result]:
-    """Rows in their order, each maximum beside the last checkpoint of the same training, setting and criterion.
-
-    Which that is, the evaluation's name says, of which the maximum has that with "-maximum" behind; labels say it where
-    one of both has no such name.
-    """
-
-    def named(row: Row, other: Row) -> bool:
-        return _evaluation(row) == _evaluation(other) != "" and row.get("criterion") == other.get("criterion")
-
-    def labelled(row: Row, other: Row) -> bool:
-        unnamed = not (_evaluation(row) and _evaluation(other))
-        return unnamed and all(plain(row.get(k)) == plain(other.get(k)) for k in (*LABELS, "criterion"))
-
-    last = [i for i, row in enumerate(rows) if maximum_of(row) is None]
-    alone = [i for i, row in enumerate(rows) if maximum_of(row) is not None]
-    beside: dict[int, Row] = {}
-    for fits in (named, labelled):
-        for i in list(alone):
-            same = (j for j in last if j not in beside and not is_other(rows[j]) and fits(rows[i], rows[j]))
-            if (partner := next(same, None)) is not None:
-                beside[partner] = rows[i]
-                alone.remove(i)
-    return [Result(rows[i], beside.get(i)) if i in last else Result(None, rows[i]) for i in sorted(last + alone)]
+def results(rows: Sequence[EvaluationRow]) -> list[Result]:
+    """Rows in their order, each maximum beside the last checkpoint of the same evaluation and criterion."""
+    last: dict[tuple[str, str], EvaluationRow | None] = {}
+    maxima: dict[tuple[str, str], EvaluationRow] = {}
+    for row in rows:
+        key = row.evaluation, row.criterion
+        if row.maximum_of is None:
+            last[key] = row
+        else:
+            maxima[key] = row
+            last.setdefault(key, None)
+    return [Result(row, maxima.get(key)) for key, row in last.items()]
 
 
-def evaluations_of_maxima(rows: Sequence[Row]) -> str:
-    """Over how many evaluations the maxima are: "10", "8 or 10", "several" where rows do not say, "" without any."""
-    counts = sorted({count for row in rows if (count := maximum_of(row)) is not None})
-    if not counts:
-        return ""
-    return "several" if 0 in counts else " or ".join(map(str, counts))
+def evaluations_of_maxima(rows: Sequence[EvaluationRow]) -> str:
+    """Over how many evaluations the maxima are: "10", "8 or 10", "" without any."""
+    return " or ".join(map(str, sorted({row.maximum_of for row in rows if row.maximum_of is not None})))
 
 
-def by_criterion(rows: Sequence[Row]) -> Iterator[tuple[str, list[Result]]]:
+def by_criterion(rows: Sequence[EvaluationRow]) -> Iterator[tuple[str, list[Result]]]:
     """Results grouped by criterion, in the order of the rows."""
-    for criterion in dict.fromkeys(str(row["criterion"]) for row in rows):
-        yield criterion, results([row for row in rows if str(row["criterion"]) == criterion])
+    for criterion in dict.fromkeys(row.criterion for row in rows):
+        yield criterion, results([row for row in rows if row.criterion == criterion])

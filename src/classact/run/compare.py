@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from classact.errors import ConfigError, DataError
+from classact.evaluation.rows import EvaluationRow
 from classact.run.config import NON_IDENTITY_FIELDS
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
@@ -111,9 +112,9 @@ def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Out
     return read_outcomes(run.root, name, rollouts=rollouts)
 
 
-def _known(run: Run, evaluation: str) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], tuple[int, ...]]:
     """Rows of an evaluation, and the seeds of its initial states; both empty where it is not done."""
-    rows = [row for row in run.read_summary() if row.get("evaluation") == evaluation]
+    rows = [row for row in run.read_summary() if row.evaluation == evaluation]
     episodes = read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
     return rows, tuple(int(row["seed"]) for row in episodes)
 
@@ -140,7 +141,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     evaluation = path.name if named else evaluation_name("retrieval", settings.label, usual.shift)
     rows, states = _known(run, evaluation)
     if not rows:
-        there = ", ".join(sorted({str(row["evaluation"]) for row in run.read_summary()})) or "none"
+        there = ", ".join(sorted({row.evaluation for row in run.read_summary()})) or "none"
         raise DataError(
             f"{run.root} has no evaluation {evaluation!r}; there are: {there}. Make it with 'classact evaluate "
             f"{run.root}', or name another one: {run.root}/evaluations/NAME."
@@ -149,8 +150,8 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     return replace(
         made,
         name=name or (f"{title}, {evaluation}" if named else title),
-        simulator=str(rows[0]["simulator"]),
-        shift=str(rows[0]["shift"]),
+        simulator=rows[0].simulator,
+        shift=rows[0].shift,
         max_steps=usual.max_steps,
         initial_states=states,
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},

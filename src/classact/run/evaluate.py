@@ -7,6 +7,7 @@ from typing import Any
 
 from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError
+from classact.evaluation.rows import EvaluationRow
 from classact.run.config import RunConfig
 from classact.run.data import own_simulator
 from classact.run.folder import Run
@@ -35,7 +36,7 @@ def evaluate_run(
     name: str | None = None,
     overrides: dict[str, Any] | None = None,
     quiet: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[EvaluationRow]:
     """Roll out a saved policy of a run and add the result to its table.
 
     Args:

@@ -16,26 +16,22 @@ DIR/analysis/                       numbers behind the report's pictures
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
 
-Rows of summary.json and milestones.jsonl say which policy acted ("retrieval", "mlp", "diffusion"), with which encoder
-("class" or another objective, "random", "imagenet" or "r3m" where nothing was learned, "untrained", "state",
-"scratch", "other: FOLDER"; with what differs from the run's settings behind it, as in "class-k5"), how it was trained
-("representation only", "frozen", "fine-tuned", "from scratch"), with which augmentation, and at which checkpoint:
-"last", or "maximum of 10", the largest success over so many evaluations during one training (the paper's Table 1),
-which is biased upwards. Older runs have the first two alone.
+Rows are those of :mod:`classact.evaluation.rows`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from classact.data.readers import EMBEDDED
 from classact.errors import DataError
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.run.config import HeadRunConfig, RunConfig, whole_path
-from classact.utils.codec import from_json
+from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import reading
 from classact.utils.locks import lock_of, locked, update_json
 from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
@@ -162,41 +158,42 @@ class Run:
         """Change the run's settings file while no other process does; without one, from an empty one."""
         update_json(self.config, change, {})
 
-    def read_summary(self) -> list[dict[str, Any]]:
-        """Rows of the success table, empty before the first evaluation."""
-        return list(read_json(self.summary)) if self.summary.exists() else []
+    def read_summary(self) -> list[EvaluationRow]:
+        """Rows of the success table, empty before the first evaluation.
+
+        Raises:
+            DataError: a row is damaged (its number and field are named).
+        """
+        rows = read_json(self.summary) if self.summary.exists() else []
+        if not isinstance(rows, list):
+            raise DataError(f"{self.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
+        return [from_json(EvaluationRow, row, f"{self.summary}, row {i}") for i, row in enumerate(rows, 1)]
 
     def read_train_log(self) -> list[dict[str, Any]]:
         """Logged steps; where a resumed run wrote a step again, the later row counts."""
         rows = {int(row["step"]): row for row in read_jsonl(self.train_log)}
         return [rows[step] for step in sorted(rows)]
 
-    def add_summary(self, rows: list[dict[str, Any]]) -> None:
+    def add_summary(self, rows: Sequence[EvaluationRow]) -> None:
         """Add the rows of evaluations, replacing all rows of evaluations of the same names.
 
         The name is the evaluation's folder: its episodes were overwritten, so no older row may stay beside them.
         """
-        new = {row["evaluation"] for row in rows}
-        update_json(self.summary, lambda old: [row for row in old if row.get("evaluation") not in new] + rows, [])
+        new, made = {row.evaluation for row in rows}, to_json(rows)
+        update_json(self.summary, lambda old: [row for row in old if row["evaluation"] not in new] + made, [])
 
-    def read_milestones(self) -> list[dict[str, Any]]:
+    def read_milestones(self) -> list[MilestoneRow]:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
 
         Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
 
         Raises:
-            DataError: a row is damaged (its number is named).
+            DataError: a row is damaged (its number and field are named).
         """
-        rows: dict[tuple[str, int, str], dict[str, Any]] = {}
-        for number, row in enumerate(read_jsonl(self.milestones), 1):
-            known = isinstance(row, dict) and {"stage", "step", "criterion"} <= row.keys()
-            if not known or not isinstance(row["step"], int):
-                found = f"step {row['step']!r}" if known else sorted(row) if isinstance(row, dict) else row
-                raise DataError(
-                    f"{self.milestones}, row {number}: expected stage, criterion and step (a whole number), "
-                    f"got {found}. Remove the row, or evaluate during training again."
-                )
-            rows[str(row["stage"]), row["step"], str(row["criterion"])] = row
+        rows: dict[tuple[str, int, str], MilestoneRow] = {}
+        for number, value in enumerate(read_jsonl(self.milestones), 1):
+            row = from_json(MilestoneRow, value, f"{self.milestones}, row {number}")
+            rows[row.stage, row.step, row.criterion] = row
         stages = list(dict.fromkeys(stage for stage, _, _ in rows))
         return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
 
@@ -204,14 +201,14 @@ class Run:
         """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
         if self.milestones.exists():
             with locked(lock_of(self.milestones)):
-                write_jsonl(self.milestones, [row for row in self.read_milestones() if row["stage"] != stage])
+                write_jsonl(self.milestones, to_json([row for row in self.read_milestones() if row.stage != stage]))
         shutil.rmtree(self.root / "milestones" / stage, ignore_errors=True)
 
-    def add_milestones(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append the rows of one evaluation during training; each has ``stage``, ``step`` and ``criterion``."""
+    def add_milestones(self, rows: Iterable[MilestoneRow]) -> None:
+        """Append the rows of one evaluation during training."""
         with locked(lock_of(self.milestones)):  # heads of one run may be trained side by side
             for row in rows:
-                append_jsonl(self.milestones, row)
+                append_jsonl(self.milestones, to_json(row))
 
 
 def head_settings(folder: Run) -> HeadRunConfig:

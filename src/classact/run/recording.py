@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from classact.data.types import RolloutResult
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import run_evaluation
+from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.policies import Policy
 from classact.run.folder import Run
 from classact.utils.machine import hardware, versions
@@ -105,7 +107,7 @@ def roll_out(
     stage: str | None,
     title: str,
     quiet: bool,
-) -> tuple[list[RolloutResult], list[dict[str, Any]]]:
+) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
 
     Args:
@@ -131,7 +133,7 @@ def roll_out(
             config,
             run.evaluation(name),
             encoder=encoder,
-            labels={**labels, "checkpoint": "last"},
+            labels=labels,
             progress=bar,
         )
     if stage is not None:
@@ -161,15 +163,15 @@ def evaluate_milestone(
         labels: further labels.
     """
     simulator, config = evaluation
-    mark = {"stage": stage, "step": at[0], "steps": at[1], "episodes": config.episodes, "shift": config.shift}
-    if any(all(row.get(key) == value for key, value in mark.items()) for row in run.read_milestones()):
+    mark = (stage, *at, config.episodes, config.shift)
+    if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in run.read_milestones()):
         return
     folder = run.milestone(stage, at[0])
     _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
-    run.add_milestones([row | mark for row in rows])
+    run.add_milestones([MilestoneRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
 
 
-def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
 
     It is biased upwards, the more so the more evaluations there are; the rows say how many.
@@ -181,10 +183,11 @@ def maximum_rows(run: Run, stage: str, last: Sequence[dict[str, Any]]) -> list[d
     """
     out = []
     for row in last:
-        found = [m for m in run.read_milestones() if m["stage"] == stage and m["criterion"] == row["criterion"]]
-        found = [m for m in found if (m["steps"], m["shift"]) == (found[-1]["steps"], row["shift"])]
+        found = [m for m in run.read_milestones() if m.stage == stage and m.criterion == row.criterion]
+        found = [m for m in found if (m.steps, m.shift) == (found[-1].steps, row.shift)]
         if len(found) > 1:
-            best = max(found, key=lambda m: m["success"])
-            name = f"{row['evaluation']}-maximum"
-            out.append(best | {"evaluation": name, "checkpoint": f"maximum of {len(found)}"})
+            best = max(found, key=lambda m: m.success)
+            kept = {f.name: getattr(best, f.name) for f in fields(EvaluationRow)}
+            changed = {"evaluation": row.evaluation, "maximum_of": len(found)}
+            out.append(EvaluationRow(**kept | changed))
     return out

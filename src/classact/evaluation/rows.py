@@ -1,0 +1,77 @@
+"""Rows of results, as a run's tables keep them. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from classact.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """Episodes in which the novelty alarm was raised before success, by how they ended."""
+
+    failures: int
+    successes: int
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """What one evaluation reached by one criterion.
+
+    Attributes:
+        policy: what acted: "retrieval", or the name of a head.
+        encoder: by its objective ("class"), "random", "imagenet" or "r3m" where nothing was learned, "untrained",
+            "state", "scratch" or "other: FOLDER"; with what differs from the run's settings after it, as "class-k5".
+        simulator, shift: where.
+        evaluation: name of its folder; of a maximum that of the evaluation with the last weights.
+        criterion: of success.
+        episodes, successes, success: how many, and the share.
+        low, high: its 95 % Wilson interval.
+        seconds: wall-clock time of the evaluation.
+        metrics: mean over episodes of the largest value of each of the simulator's metrics.
+        training: "representation only", "frozen", "fine-tuned", "from scratch"; "none" where nothing was trained.
+        augmentation: random views of the training, as :func:`classact.train.config.describe` says them.
+        maximum_of: the largest success over so many evaluations during one training (the paper's Table 1), which is
+            biased upwards; None: of the last weights.
+        alarms: where the policy has an alarm level.
+        faults: how often worker processes were restarted; faults.jsonl says why.
+    """
+
+    policy: str
+    encoder: str
+    simulator: str
+    shift: str
+    evaluation: str
+    criterion: str
+    episodes: int
+    successes: int
+    success: float
+    low: float
+    high: float
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    training: str = "none"
+    augmentation: str = "none"
+    maximum_of: int | None = None
+    alarms: Alarms | None = None
+    faults: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.episodes >= 1 and 0 <= self.successes <= self.episodes):
+            raise ConfigError(f"{self.successes} successes of {self.episodes} episodes. Evaluate again.")
+
+
+@dataclass(frozen=True)
+class MilestoneRow(EvaluationRow):
+    """What an evaluation during a training reached.
+
+    Attributes:
+        stage: "pretrain" or "heads/NAME".
+        step, steps: after how many updates, of how many in all.
+    """
+
+    stage: str = field(kw_only=True)
+    step: int = field(kw_only=True)
+    steps: int = field(kw_only=True)
