@@ -131,7 +131,7 @@ def test_headline_prefers_the_learned_encoder_without_shift(old_run):
     assert headline.main_row([], "class") is None
     assert headline.main_row(rows[-1:], "class") == rows[-1]
     baseline = next(r for r in rows if r.encoder == "untrained")
-    assert percent(baseline.success) in headline.comparisons(main, rows)[0]
+    assert percent(baseline.success) in headline.comparisons(headline.main_row(rows, "class"), rows)[0]
 
 
 def test_reasons_are_ordered_and_normalised(whole_run):
