@@ -17,7 +17,7 @@ from classact.run import pretrain
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.finetune import FINETUNING, HeadPipeline
 from classact.run.folder import Run
-from classact.run.presets import from_preset, get_head_preset, with_objective
+from classact.run.presets import HEAD_PRESETS, from_preset, with_objective
 from classact.run.pretrain import Pipeline, pictures, pretraining, rollouts
 from classact.run.stages import Stage, due
 
@@ -115,7 +115,7 @@ def test_what_is_deleted_is_made_again_and_nothing_else(config: RunConfig, tmp_p
     assert (run.policy / "bank.safetensors").read_bytes() == before
 
     # Heads likewise.
-    made = get_head_preset("head-debug").config("mlp")
+    made = HEAD_PRESETS["head-debug"].config("mlp")
     head = HeadRunConfig(replace(made, evaluations=0, batch_size=16, precision="float32"))
 
     def tuned() -> list[str]:

@@ -9,15 +9,17 @@ from typing import Any
 
 from classact.cli.console import console, say
 from classact.cli.flags import flag
+from classact.data.readers import EMBEDDED, READERS
+from classact.sims import SIMULATORS
+from classact.sims.shifts import SHIFTS
 
 MAX_RANGES = 20
 """Of vectors with more dimensions, the range of all is shown, not of each."""
 
 
-def _embedded() -> Iterable[str]:
-    from classact.data.readers import EMBEDDED
-
-    return EMBEDDED
+def sources() -> Iterable[str]:
+    """What demonstrations can be read from, for the help."""
+    return (*EMBEDDED, f"paths of formats {', '.join(READERS)}")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,11 @@ class DataInfo:
     """Read demonstrations, check them and say what they hold.
 
     Attributes:
-        source: A path in a known format, or the name of demonstrations that come with classact.
+        source: Demonstrations.
         layout: JSON file that says which array of the data is what (docs/policies.md).
     """
 
-    source: str = flag(positional=True, choices=_embedded)
+    source: str = flag(positional=True, choices=sources)
     layout: Path | None = None
 
     def main(self) -> None:
@@ -105,12 +107,6 @@ def _attempts(header: dict[str, Any]) -> str:
     return f"{tried}, {count} not kept" + "".join(f"\n{number} x {reason}" for reason, number in often)
 
 
-def _simulators() -> Iterable[str]:
-    from classact.sims import SIMULATORS
-
-    return SIMULATORS
-
-
 @dataclass(frozen=True)
 class DataGenerate:
     """Demonstrations of a simulated task by its scripted expert, from seeds; resumable.
@@ -127,10 +123,10 @@ class DataGenerate:
         workers: Processes; 0: one per core. Changes no result.
     """
 
-    task: str = flag(positional=True, choices=_simulators)
+    task: str = flag(positional=True, choices=lambda: SIMULATORS)
     episodes: int = 50
     out: Path | None = None
-    shift: str | None = None
+    shift: str | None = flag(None, choices=lambda: SHIFTS)
     image_size: int | None = None
     cameras: tuple[str, ...] = ()
     seed: int = 0

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from classact.cli.console import console
 from classact.cli.flags import Device, flag
+from classact.sims.shifts import SHIFTS
 
 LOWER, HIGHER = "↓", "↑"
 """Which way is better."""
@@ -36,7 +37,7 @@ class Probe:
     heldout_sample: int = 2000
     pairs: int = 100_000
     seed: int = 0
-    shift: str | None = None
+    shift: str | None = flag(None, choices=lambda: SHIFTS)
     json: Path | None = None
     device: Device = "auto"
     quiet: bool = False

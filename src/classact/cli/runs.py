@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from classact.cli.console import print_summary, print_timings, say
+from classact.cli.data import sources
 from classact.cli.engine import ENGINE, training_ranks
 from classact.cli.flags import (
     Device,
@@ -32,6 +33,7 @@ from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import RunConfig
 from classact.run.presets import PRESETS, configure, with_objective, with_trunk
 from classact.sims import SIMULATORS
+from classact.sims.shifts import SHIFTS
 
 RUN = Settings(
     RunConfig,
@@ -53,12 +55,13 @@ RUN = Settings(
         "novelty.alpha": "alarm-level",
     },
     about={
+        "data": "Demonstrations.",
         "evaluations": "Evaluate at so many points of the training (the paper: 10); 0: at its end only. Default: as "
         "the run was started with.",
         "epochs": "Passes over the data, as anchors; adapted to the objective.",
         "frames.simulator": "What renders and evaluates. Default: what the data declare, else the preset's.",
     },
-    choices={"frames.simulator": lambda: SIMULATORS, "encoder.trunk": lambda: TRUNKS},
+    choices={"data": sources, "frames.simulator": lambda: SIMULATORS, "encoder.trunk": lambda: TRUNKS},
 )
 
 
@@ -84,7 +87,7 @@ class RunFlags:
     out: Path
     preset: str | None = flag(None, choices=lambda: PRESETS)
     config: Path | None = None
-    shift: str | None = None
+    shift: str | None = flag(None, choices=lambda: SHIFTS)
     objective: str | None = flag(None, choices=lambda: OBJECTIVES)
     options: tuple[str, ...] = ()
     pairs: str | None = None
@@ -293,7 +296,9 @@ class Evaluate:
     name: str | None = None
     device: Device = "auto"
     quiet: bool = False
-    evaluation: Given = settings(Settings(EvaluationConfig, hidden=("image-size",), usual="as in the run"))
+    evaluation: Given = settings(
+        Settings(EvaluationConfig, hidden=("image-size",), choices={"shift": lambda: SHIFTS}, usual="as in the run")
+    )
     acting: Given = settings(Settings(_acting, usual="as saved"))
 
     def main(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.cli.console import console
+from classact.cli.data import sources
 from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
 from classact.similarity.config import SimilarityConfig, SurveyConfig
 
@@ -22,7 +23,7 @@ class Similarity:
     Under torchrun all ranks measure; rank 0 writes and prints.
 
     Attributes:
-        data: Demonstrations: a path in a known format, or 'pusht-expert', which comes with classact.
+        data: Demonstrations.
         out: Folder of the results. The same command continues what lies there.
         config: Settings to start from: DIR/similarity.json of another measurement. Other flags change them.
         html: Write the page.
@@ -31,7 +32,7 @@ class Similarity:
         quiet: No progress bars.
     """
 
-    data: str = flag(positional=True)
+    data: str = flag(positional=True, choices=sources)
     out: Path = flag()
     config: Path | None = None
     html: bool = True
