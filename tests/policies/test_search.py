@@ -240,9 +240,9 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "faiss", None)
         with caplog.at_level(logging.WARNING):
-            found = make_search(unit_rows(0, 11, 3), ties="any", max_bytes=400)
+            found = make_search(unit_rows(0, 11, 3), ties="any")
     assert isinstance(found, ExactSearch)
-    assert (found.ties, found.max_bytes) == ("any", 400)
+    assert found.ties == "any"
     assert "the bank has 11 rows, beyond 10; it is searched with torch, for searching with faiss needs" in caplog.text
     needs_faiss()
     assert isinstance(make_search(unit_rows(0, 11, 3)), FaissSearch)
@@ -252,7 +252,7 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture)
 def test_a_named_index() -> None:
     needs_faiss()
     bank = unit_rows(0, 400, 4)
-    approximate = make_search(bank, "faiss:IVF4,Flat", nprobe=4)
+    approximate = make_search(bank, "faiss:IVF4,Flat@4")
     assert isinstance(approximate, FaissSearch)
     assert approximate.nprobe == 4
     counted = make_search(bank, "faiss:IVF4,Flat@2")

@@ -227,18 +227,28 @@ class Demonstrations:
         space = self.schema.actions
         return MinMax.fit(self.actions, 0.0 if space is None else space.magnitude())
 
-    def subset(self, episodes: Sequence[int]) -> Demonstrations:
-        """The given episodes, in the given order, copied; of images that are decoded on demand, a view."""
-        rows = np.concatenate([np.arange(*self.bounds(e)) for e in episodes])
+    def select(
+        self, rows: slice | IntArray, episode_ends: IntArray, episodes: slice | IntArray | Sequence[int]
+    ) -> Demonstrations:
+        """The steps ``rows`` as episodes that end at ``episode_ends``, with the instructions of ``episodes``.
+
+        Slices give views; of images that are decoded on demand, views are given in any case.
+        """
         return replace(
             self,
-            episode_ends=np.cumsum([self.lengths[e] for e in episodes], dtype=np.int64),
+            episode_ends=episode_ends,
             actions=self.actions[rows],
             proprioception=self.proprioception[rows],
             states=None if self.states is None else self.states[rows],
             images={camera: array[rows] for camera, array in self.images.items()},
-            language=None if self.language is None else self.language[np.asarray(episodes, np.int64)],
+            language=None if self.language is None else self.language[episodes],
         )
+
+    def subset(self, episodes: Sequence[int]) -> Demonstrations:
+        """The given episodes, in the given order, copied; of images that are decoded on demand, a view."""
+        rows = np.concatenate([np.arange(*self.bounds(e)) for e in episodes])
+        ends = np.cumsum([self.lengths[e] for e in episodes], dtype=np.int64)
+        return self.select(rows, ends, np.asarray(episodes, np.int64))
 
     def with_images(self, images: Mapping[str, Images], *, shift: str = "") -> Demonstrations:
         """The same demonstrations seen differently (re-rendered, resized), under ``shift`` as ``images_shift``."""

@@ -10,6 +10,9 @@ from classact.errors import ConfigError, UnknownNameError, choose
 BACKENDS = ("auto", "torch", "faiss")
 """How neighbours are searched, see :func:`classact.policies.search.make_search`."""
 
+NPROBE = 32
+"""Lists that an index of faiss looks at where its name does not say."""
+
 
 @dataclass(frozen=True)
 class RetrievalConfig:
@@ -51,7 +54,7 @@ class RetrievalConfig:
             raise ConfigError(
                 f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
             )
-        check_backend(self.search)
+        parse_backend(self.search)
 
 
 @dataclass(frozen=True)
@@ -141,16 +144,23 @@ class ControlConfig:
             )
 
 
-def check_backend(backend: str) -> None:
-    """Raises a ConfigError for a backend that :func:`make_search` does not know."""
-    name, colon, factory = backend.partition(":")
-    factory, at, lists = factory.partition("@")
+def parse_backend(backend: str) -> tuple[str, str, int]:
+    """How neighbours are searched: (one of :data:`BACKENDS`, faiss's index, how many lists of it are looked at).
+
+    Args:
+        backend: "auto", "torch", "faiss", "faiss:FACTORY" or "faiss:FACTORY@NPROBE".
+
+    Raises:
+        ConfigError: none of these.
+    """
+    name, colon, rest = backend.partition(":")
+    factory, at, lists = rest.partition("@")
     counted = not at or (lists.isascii() and lists.isdigit() and int(lists) > 0)
     if name not in BACKENDS or not counted or (colon and (name != "faiss" or not factory)):
         raise UnknownNameError(choose("search", backend, (*BACKENDS, "faiss:FACTORY", "faiss:FACTORY@NPROBE")))
+    return name, factory or "Flat", int(lists or NPROBE)
 
 
 def is_exact(backend: str) -> bool:
     """Whether a backend finds the nearest rows up to rounding: all but indexes of faiss other than "Flat"."""
-    name, _, factory = backend.partition(":")
-    return name != "faiss" or factory.partition("@")[0] in ("", "Flat")
+    return parse_backend(backend)[1] == "Flat"

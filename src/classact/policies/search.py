@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError, DataError, MissingDependencyError, UnknownNameError, choose
-from classact.policies.config import check_backend
+from classact.policies.config import NPROBE, parse_backend
 
 logger = logging.getLogger(__name__)
 
@@ -26,26 +26,6 @@ MAX_BYTES = 256 * 2**20
 
 _COLUMNS = 8192
 """Bank rows that a block shall have at least: fewer queries are taken at a time where they would not fit."""
-
-
-class Search(Protocol):
-    """Finds the nearest rows of a bank of N unit rows.
-
-    Every search raises a DataError for queries of another width than the bank's or that are not finite, and a
-    ConfigError for k < 1 or k > N.
-    """
-
-    def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """The k rows of largest cosine.
-
-        Args:
-            queries: (B, d) float32 unit rows.
-            k: how many.
-
-        Returns:
-            (B, k) int64 row numbers and (B, k) float32 cosines, nearest first, equal cosines in the order of their
-            row numbers.
-        """
 
 
 class ExactSearch:
@@ -78,7 +58,7 @@ class ExactSearch:
 
     @torch.inference_mode()
     def search(self, queries: FloatArray, k: int, without: IntArray | None = None) -> tuple[IntArray, FloatArray]:
-        """As :meth:`Search.search`.
+        """As :data:`Search`.
 
         Args:
             queries: (B, d) float32 unit rows.
@@ -195,7 +175,7 @@ class FaissSearch:
         DataError: a bank that is no matrix, is empty, or is not finite.
     """
 
-    def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = 32, seed: int = 0) -> None:
+    def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = NPROBE, seed: int = 0) -> None:
         faiss = _faiss()
         _check_bank(bank)
         if nprobe < 1:
@@ -215,7 +195,7 @@ class FaissSearch:
             raise _no_index(factory, self.rows, self.width, error) from None
 
     def search(self, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-        """As :meth:`Search.search`, of the rows that the index looks at."""
+        """As :data:`Search`, of the rows that the index looks at."""
         _check_queries(queries, k, self.rows, self.width)
         z = np.ascontiguousarray(queries, np.float32)
         rows, cosine = np.empty((len(z), k), np.int64), np.empty((len(z), k), np.float32)
@@ -252,49 +232,45 @@ class FaissSearch:
         return value, row
 
 
+Search = ExactSearch | FaissSearch
+"""Finds the nearest rows of a bank of N unit rows: ``search(queries, k)`` gives, for (B, d) float32 unit rows, (B, k)
+int64 row numbers and (B, k) float32 cosines, nearest first, equal cosines in the order of their row numbers.
+
+Every search raises a DataError for queries of another width than the bank's or that are not finite, and a ConfigError
+for k < 1 or k > N."""
+
+
 def make_search(
-    bank: FloatArray,
-    backend: str = "auto",
-    *,
-    device: str | torch.device = "cpu",
-    ties: str = "row",
-    max_bytes: int = MAX_BYTES,
-    nprobe: int = 32,
-    seed: int = 0,
+    bank: FloatArray, backend: str = "auto", *, device: str | torch.device = "cpu", ties: str = "row"
 ) -> Search:
     """A search over a bank.
 
     Args:
         bank: (N, d) float32 unit rows.
         backend: "torch", exact; "faiss", its exact index; "faiss:FACTORY", another one, such as "faiss:IVF1024,Flat",
-            or with ``nprobe`` "faiss:IVF1024,Flat@64"; "auto": torch on a GPU and up to ``AUTO_ROWS`` rows, beyond the
-            exact index of faiss where it is installed.
-        device, ties, max_bytes: of :class:`ExactSearch`.
-        nprobe, seed: of :class:`FaissSearch`, which searches on the CPU whatever the device.
+            or with :data:`~classact.policies.config.NPROBE` "faiss:IVF1024,Flat@64"; "auto": torch on a GPU and up to
+            ``AUTO_ROWS`` rows, beyond the exact index of faiss where it is installed.
+        device, ties: of :class:`ExactSearch`; faiss searches on the CPU whatever the device.
 
     Raises:
         ConfigError: an unknown backend, or settings that do not fit the bank.
         MissingDependencyError: faiss was asked for and is not installed.
     """
-    check_backend(backend)
-    name, _, factory = backend.partition(":")
-    if name == "auto":
-        name = "torch"
-        if len(bank) > AUTO_ROWS and torch.device(device).type == "cpu":
-            try:
-                _faiss()
-                name = "faiss"
-            except MissingDependencyError as error:
-                logger.warning(
-                    "the bank has %s rows, beyond %s; it is searched with torch, for %s",
-                    f"{len(bank):,}",
-                    f"{AUTO_ROWS:,}",
-                    error,
-                )
+    name, factory, nprobe = parse_backend(backend)
+    if name == "auto" and len(bank) > AUTO_ROWS and torch.device(device).type == "cpu":
+        try:
+            _faiss()
+            name = "faiss"
+        except MissingDependencyError as error:
+            logger.warning(
+                "the bank has %s rows, beyond %s; it is searched with torch, for %s",
+                f"{len(bank):,}",
+                f"{AUTO_ROWS:,}",
+                error,
+            )
     if name == "faiss":
-        factory, _, lists = factory.partition("@")
-        return FaissSearch(bank, factory=factory or "Flat", nprobe=int(lists or nprobe), seed=seed)
-    return ExactSearch(bank, device=device, ties=ties, max_bytes=max_bytes)
+        return FaissSearch(bank, factory=factory, nprobe=nprobe)
+    return ExactSearch(bank, device=device, ties=ties)
 
 
 def check_search(backend: str, rows: int, width: int) -> None:
@@ -304,10 +280,8 @@ def check_search(backend: str, rows: int, width: int) -> None:
         ConfigError: a backend that is unknown, or an index that such a bank is too small or too narrow for.
         MissingDependencyError: faiss was asked for and is not installed.
     """
-    check_backend(backend)
-    name, _, factory = backend.partition(":")
+    name, factory, _ = parse_backend(backend)
     if name == "faiss":
-        factory = factory.partition("@")[0] or "Flat"
         lists = _faiss().try_extract_index_ivf(_make_index(factory, rows, width))
         if lists is not None and lists.nlist > rows:
             raise _no_index(factory, rows, width, f"{lists.nlist} lists")

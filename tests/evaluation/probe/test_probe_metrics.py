@@ -20,7 +20,6 @@ from classact.evaluation.probe.metrics import (
     average_chunks,
     chunk_errors,
     draw_episodes,
-    effective_rank,
     effective_rank_estimate,
     episode_mean,
     ndcg,
@@ -294,6 +293,10 @@ def test_distances_of_two_sets_need_no_copy_of_both() -> None:
     left, right = rng(2).integers(0, 30, 99), rng(3).integers(0, 20, 99)
     both = metrics.squared_distances(np.concatenate([z, other]), left, right + 30)
     np.testing.assert_array_equal(metrics.squared_distances(z, left, right, other), both)
+
+
+def effective_rank(z: np.ndarray) -> float:
+    return effective_rank_estimate(z, np.zeros(len(z), int)).value
 
 
 @given(seeds, st.integers(1, 6))

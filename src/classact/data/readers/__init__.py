@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -95,7 +94,7 @@ def read_demonstrations(
             format that takes none.
     """
     if isinstance(source, str) and source in EMBEDDED:
-        from classact.data.readers.embedded import load_embedded
+        from classact.data.readers.generated import load_embedded
 
         if layout is not None:
             raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
@@ -171,14 +170,7 @@ def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demo
     Raises:
         ConfigError: fewer than one, or more than there are.
     """
-    if episodes is None:
-        return demonstrations
-    if not 1 <= episodes <= len(demonstrations):
-        raise ConfigError(
-            f"asked for the first {episodes} episodes, but {demonstrations.name} ({demonstrations.source}) has "
-            f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
-        )
-    return _slice(demonstrations, 0, episodes)
+    return demonstrations if episodes is None else _some(demonstrations, "first", episodes)
 
 
 def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
@@ -187,26 +179,19 @@ def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
     Raises:
         ConfigError: fewer than one, or more than there are.
     """
-    if not 1 <= count <= len(demonstrations):
+    return _some(demonstrations, "last", count)
+
+
+def _some(data: Demonstrations, which: str, count: int) -> Demonstrations:
+    if not 1 <= count <= len(data):
         raise ConfigError(
-            f"asked for the last {count} episodes, but {demonstrations.name} ({demonstrations.source}) has "
-            f"{len(demonstrations)}. Ask for 1 to {len(demonstrations)}."
+            f"asked for the {which} {count} episodes, but {data.name} ({data.source}) has {len(data)}. Ask for 1 to "
+            f"{len(data)}."
         )
-    return _slice(demonstrations, len(demonstrations) - count, len(demonstrations))
-
-
-def _slice(data: Demonstrations, first: int, end: int) -> Demonstrations:
-    start = data.bounds(first)[0]
-    rows = slice(start, data.bounds(end - 1)[1])
-    return replace(
-        data,
-        episode_ends=data.episode_ends[first:end] - start,
-        actions=data.actions[rows],
-        proprioception=data.proprioception[rows],
-        states=None if data.states is None else data.states[rows],
-        images={camera: array[rows] for camera, array in data.images.items()},
-        language=None if data.language is None else data.language[first:end],
-    )
+    first = 0 if which == "first" else len(data) - count
+    episodes = slice(first, first + count)
+    start, end = data.bounds(first)[0], data.bounds(first + count - 1)[1]
+    return data.select(slice(start, end), data.episode_ends[episodes] - start, episodes)
 
 
 def _no_layout(layout: str | Path, source: str, what: str) -> str:

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, IntArray, StateArray
-from classact.errors import DataError
-from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path
 
 PATH = Path(__file__).resolve().parents[2] / "assets" / "pusht_expert.npz"
@@ -31,15 +29,6 @@ NAME = "pusht-expert"
 FORMAT = "classact-demonstrations-1"
 ACTION_UNITS = np.array([8.0, 8.0])  # per px
 STATE_UNITS = np.array([1024.0, 1024.0, 1024.0, 1024.0, 65536.0])  # per px, per rad
-
-
-def load_embedded() -> Demonstrations:
-    """The demonstrations in the package.
-
-    Raises:
-        DataError: the file is missing from the installation, or damaged.
-    """
-    return read_file(PATH, name=NAME)
 
 
 def write_file(
@@ -68,15 +57,8 @@ def write_file(
         )
 
 
-def read_header(path: Path = PATH) -> dict[str, Any]:
-    """Settings, package versions and counts that a file was made with, and its start ``seeds``."""
-    header, arrays = _load(path)
-    return {**header, "seeds": arrays["seeds"].tolist()}
-
-
-def read_file(path: Path, *, name: str) -> Demonstrations:
-    """Read what :func:`write_file` wrote."""
-    header, arrays = _load(path)
+def demonstrations(header: dict[str, Any], arrays: dict[str, NDArray[Any]], source: str, name: str) -> Demonstrations:
+    """What :func:`write_file` wrote, from the header and arrays of the file ``source``."""
     ends = np.cumsum(arrays["lengths"], dtype=np.int64)
     states = _decode(arrays["states"], ends) / np.array(header["state_units"])
     return Demonstrations(
@@ -85,29 +67,11 @@ def read_file(path: Path, *, name: str) -> Demonstrations:
         actions=(_decode(arrays["actions"], ends) / np.array(header["action_units"])).astype(np.float32),
         proprioception=states[:, :2].astype(np.float32),
         states=states,
-        source=str(path),
+        source=source,
         schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
         simulator="pusht",
         versions=header.get("packages", {}),
     )
-
-
-def _load(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {key: data[key] for key in ("header", "seeds", "lengths", "actions", "states")}
-        header: dict[str, Any] = json.loads(arrays["header"].tobytes())
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist. `classact data generate pusht --out {path}` makes it from seeds."
-        ) from None
-    except Exception as error:  # a damaged archive fails in as many ways as there are bytes in it
-        if is_from_system(error):
-            raise DataError(cannot_read(path, error)) from error
-        raise DataError(f"{path} cannot be read ({error}): it is damaged, or classact did not write it.") from error
-    if header.get("format") != FORMAT:
-        raise DataError(f"{path}: expected format {FORMAT!r}, got {header.get('format')!r}. Use a newer classact.")
-    return header, arrays
 
 
 def _encode(values: StateArray, units: StateArray) -> StateArray:

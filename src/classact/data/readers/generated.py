@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,9 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
             raise DataError(str(problem)) from None
     file = path / FILE if path.is_dir() else path
     header, arrays = _load(file)
-    if header["format"] == embedded.FORMAT:
-        return first_episodes(embedded.read_file(file, name=name), episodes)
     try:
+        if header["format"] == embedded.FORMAT:
+            return first_episodes(embedded.demonstrations(header, arrays, str(file), name), episodes)
         shown = header["images"]
         data = Demonstrations(
             name=name,
@@ -187,6 +187,15 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
     if len(arrays["seeds"]) != len(data):
         raise DataError(f"{file}: there are {len(arrays['seeds'])} seeds for {len(data)} episodes. {_REMEDY}")
     return first_episodes(data, episodes)
+
+
+def load_embedded() -> Demonstrations:
+    """The demonstrations in the package.
+
+    Raises:
+        DataError: the file is missing from the installation, or damaged.
+    """
+    return replace(read(embedded.PATH), name=embedded.NAME)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -326,21 +326,12 @@ def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator, t: f
     return pair_mean(kernel, episodes[left], episodes[right], rng, transform=np.log)
 
 
-def effective_rank(z: FloatArray) -> float:
+def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JACKKNIFE_GROUPS) -> Metric:
     """exp of the entropy of the normalised singular values of centred latents (Roy and Vetterli, EUSIPCO 2007).
 
-    Between 1, where one direction holds everything (and, by convention, where all rows are equal), and d.
-
-    Args:
-        z: (N, d).
-    """
-    return _rank_of(len(z), z.sum(axis=0, dtype=np.float64), _gram(z))
-
-
-def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JACKKNIFE_GROUPS) -> Metric:
-    """:func:`effective_rank` with an interval from a jackknife that leaves groups of episodes out in turn.
-
-    A bootstrap would repeat episodes, and repeated rows lower a rank.
+    Between 1, where one direction holds everything (and, by convention, where all rows are equal), and d. The interval
+    is from a jackknife that leaves groups of episodes out in turn: a bootstrap would repeat episodes, and repeated rows
+    lower a rank.
 
     Args:
         z: (N, d).

@@ -105,15 +105,8 @@ def draw_rows(
 def some_steps(data: Demonstrations, rows: IntArray, images: Mapping[str, ImageArray]) -> Demonstrations:
     """The steps ``rows`` (M,), ascending, as episodes of their own, with images (M, H, W, 3)."""
     episodes, counts = np.unique(data.episode_index()[rows], return_counts=True)
-    return replace(
-        data,
-        episode_ends=np.cumsum(counts, dtype=np.int64),
-        actions=data.actions[rows],
-        proprioception=data.proprioception[rows],
-        states=None if data.states is None else data.states[rows],
-        images=dict(images),
-        language=None if data.language is None else data.language[episodes],
-    )
+    steps = replace(data, images={}).select(rows, np.cumsum(counts, dtype=np.int64), episodes)
+    return replace(steps, images=dict(images))
 
 
 def probe_views(
