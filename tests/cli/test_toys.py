@@ -124,13 +124,14 @@ def test_a_head(reach: Path, tmp_path: Path) -> None:
     said = classact(
         folder,
         "toy_head,toy_simulator",
-        f"finetune run --head plain {HEAD}",
+        f"finetune run --head plain --head.hidden 64 {HEAD}",
         "evaluate run --head plain --episodes 4 --workers 1 --quiet",
         "report run",
     )
     assert "plain" in said
     assert {(row["policy"], row["episodes"]) for row in rows(folder / "run")} == {("plain", 3), ("plain", 4)}
     assert "plain" in (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert '"hidden": 64' in (folder / "run" / "heads" / "plain" / "config.json").read_text(encoding="utf-8")
 
 
 def test_a_shift(reach: Path, tmp_path: Path) -> None:

@@ -257,7 +257,10 @@ def _of_configuration(
             value = _Usual(of.usual) if of.usual else value
             yield _Flag(home, inner, called, short, hints[entry.name], value, text, choices)
         else:
-            yield from _of_configuration(of, home, nested, inner, called, word, value if is_dataclass(value) else None)
+            # Where another kind was chosen than the default's, its own defaults are shown.
+            yield from _of_configuration(
+                of, home, nested, inner, called, word, value if isinstance(value, nested) else None
+            )
 
 
 def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
