@@ -16,6 +16,7 @@ from classact.objectives import OBJECTIVES, objective_config
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_objective
+from classact.run.recording import add_time, new_card
 from classact.utils.codec import from_json, to_json
 from classact.utils.storage import write_json
 
@@ -91,3 +92,15 @@ def test_settings_are_read_without_torch() -> None:
     code = "import sys, classact.run.config, classact.run.presets, classact.run.folder; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_a_folder_says_beside_settings_comes_back(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    card = new_card("Mine")
+    write_json(run.config, card | {"settings": {}, "note": "what others wrote"})
+    add_time(run, "training", 1.5)
+    info = run.info()
+    assert (info.title, info.timings, info.created) == ("Mine", {"training": 1.5}, card["created"])
+    write_json(run.config, card | {"timings": {"training": "long"}})
+    with pytest.raises(DataError, match=r"config\.json\.timings\.training: expected a number, got 'long'"):
+        run.info()

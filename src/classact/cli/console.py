@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def _interval(row: EvaluationRow) -> str:
     return f"{100 * row.low:.0f} to {100 * row.high:.0f} %"
 
 
-def print_timings(timings: dict[str, float]) -> None:
+def print_timings(timings: Mapping[str, float]) -> None:
     """Seconds by stage, and their sum."""
     total = sum(timings.values())
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in timings.items())

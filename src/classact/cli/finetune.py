@@ -112,7 +112,7 @@ class Finetune:
             pipeline.evaluate()
             page = build_report(self.run)
         print_summary(pipeline.run.read_summary())
-        print_timings(pipeline.folder.read_config()["timings"])
+        print_timings(pipeline.folder.info().timings)
         say(f"Policy: {pipeline.folder.policy}\nReport: {page}")
 
 

@@ -239,7 +239,7 @@ class Demo(RunFlags):
             made.analyze()
             page = build_report(self.out)
         print_summary(made.run.read_summary())
-        print_timings(made.run.read_config()["timings"])
+        print_timings(made.run.info().timings)
         say(f"Report: {page}")
 
 
@@ -254,7 +254,7 @@ class Pretrain(RunFlags):
             made.pretrain()
             if not ranks.first:
                 return
-        print_timings(made.run.read_config()["timings"])
+        print_timings(made.run.info().timings)
         say(f"Encoder: {made.run.encoder}\nPolicy:  {made.run.policy}")
 
 

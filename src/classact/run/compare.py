@@ -133,7 +133,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     named = path.parent.name == "evaluations"
     run = Run(path.parent.parent if named else path)
     settings = run.settings()
-    title, usual = str(run.read_config()["title"]), settings.evaluation
+    title, usual = run.info().title, settings.evaluation
     probe = flat_metrics(read_json(probe_file(run))) if probe_file(run).exists() else {}
     made = Outcomes(name or title, str(run.root), settings.pretrain.seed, probe=probe)
     if not rollouts:

@@ -6,7 +6,7 @@ DIR/checkpoints/step-00001200/      complete training state, sealed with checksu
 DIR/encoder/                        the trained (EMA) encoder: config.json, model.safetensors
 DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
 DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
-                                    (title, settings, labels, timings), train.jsonl, checkpoints/, policy/
+                                    (title, settings, timings), train.jsonl, checkpoints/, policy/
 DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
 DIR/summary.json                    one row per evaluation and criterion
 DIR/milestones.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
@@ -22,8 +22,8 @@ Rows are those of :mod:`classact.evaluation.rows`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,25 @@ from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import reading
 from classact.utils.locks import lock_of, locked, update_json
 from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the settings file of a run or a head says beside settings.
+
+    Attributes:
+        title: of what is trained, for people.
+        versions: of packages.
+        hardware: where it was started.
+        created: when, in UTC.
+        timings: stage -> seconds.
+    """
+
+    title: str
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    created: str
+    timings: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,16 @@ class Run:
             if path and path not in EMBEDDED and not Path(path).exists() and now.exists():
                 moved[name] = whole_path(str(now))
         return replace(settings, **moved)
+
+    def info(self) -> RunInfo:
+        """Where and when it was made, and how long its stages took.
+
+        Raises:
+            DataError: the folder is none of a run or a head.
+        """
+        card = self.read_config()
+        known = {field.name: card[field.name] for field in fields(RunInfo) if field.name in card}
+        return from_json(RunInfo, known, str(self.config))
 
     def head_settings(self, name: str) -> HeadRunConfig:
         """The settings that a head was started with.

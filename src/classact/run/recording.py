@@ -14,7 +14,8 @@ from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import run_evaluation
 from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.policies import Policy
-from classact.run.folder import Run
+from classact.run.folder import Run, RunInfo
+from classact.utils.codec import to_json
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import Callback, progress_bar
 from classact.utils.storage import slug
@@ -26,7 +27,8 @@ Learned = TypeVar("Learned")
 def new_card(title: str) -> dict[str, Any]:
     """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"title": title, "versions": versions(), "hardware": hardware(), "created": created, "timings": {}}
+    made: dict[str, Any] = to_json(RunInfo(title, versions(), hardware(), created, timings={}))
+    return made
 
 
 def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
