@@ -173,7 +173,7 @@ def _arrays(named: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
 @item("head's encoder", "heads/*/policy/encoder/model.safetensors")
 @item("rollouts", "evaluations/*/rollouts.safetensors")
 @item("distribution", "similarity/distribution/distribution.safetensors")
-@item("positives per anchor", "similarity/degrees.safetensors")
+@item("positives per anchor", "similarity/positives.safetensors")
 def tensors(path: Path) -> Iterator[bytes]:
     """Names, dtypes, shapes and bytes, by name."""
     from safetensors.numpy import load_file

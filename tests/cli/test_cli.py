@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,12 +30,12 @@ from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, MLPConfig
 from classact.objectives import objective_config
-from classact.run import analysis, survey
+from classact.run import analysis
 from classact.run import pretrain as pipeline
+from classact.run import similarity as similarity_analysis
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_trunk
-from classact.similarity.graph import SimilarityGraph
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
 from classact.utils.codec import to_json
@@ -306,8 +305,6 @@ def test_wrong_usage_is_one_line(words: list[str], message: str, capsys: pytest.
                 ("byol", ("--band", "4")),
                 ("none", ("--estimate", "exact")),
                 ("tcn+0.1*byol", ("--similarity", "folder")),
-                ("byol", ("--positives", "graph")),
-                ("byol", ("--positives-per-anchor", "2")),
             )
         ),
         *(
@@ -482,7 +479,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path,
 def test_similarity(measured: tuple[list[str], Path, str]) -> None:
     _, out, printed = measured
     names = {path.name for path in out.iterdir()}
-    files = {"similarity.json", "similarity.html", "examples.safetensors", "degrees.safetensors"}
+    files = {"similarity.json", "similarity.html", "examples.safetensors", "positives.safetensors"}
     assert names - {".lock"} == files | {"distribution"}
     numbers = json.loads((out / "similarity.json").read_text(encoding="utf-8"))
     n = numbers["data"]["steps"]
@@ -507,7 +504,7 @@ def test_similarity_again_measures_nothing(
     measured: tuple[list[str], Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, out, printed = measured
-    monkeypatch.setattr(survey, "fit_distribution", None)
+    monkeypatch.setattr(similarity_analysis, "fit_distribution", None)
     before = (out / "similarity.json").read_bytes()
     assert captured(command) == printed
     assert (out / "similarity.json").read_bytes() == before
@@ -526,11 +523,11 @@ def test_similarity_continues_where_it_was_stopped(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(survey, "count_degrees", stop)
+        patch.setattr(similarity_analysis, "count_positives", stop)
         assert cli.main([*command, "--out", str(tmp_path / "a")]) == 130
     assert not (tmp_path / "a" / "similarity.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(survey, "fit_distribution", None)  # what was counted is not counted again
+        patch.setattr(similarity_analysis, "fit_distribution", None)  # what was counted is not counted again
         captured([*command, "--out", str(tmp_path / "a")])
     whole, again = (json.loads((tmp_path / name / "similarity.json").read_text()) for name in ("whole", "a"))
     timed = {"seconds": {}, "rate": 0}
@@ -540,7 +537,7 @@ def test_similarity_continues_where_it_was_stopped(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_similarity_on_two_ranks_leaves_the_same_and_prints_once(tmp_path: Path) -> None:
-    flags = ["--episodes", "3", "--device", "cpu", "--graph"]
+    flags = ["--episodes", "3", "--device", "cpu"]
     captured(["similarity", "pusht-expert", "--out", str(tmp_path / "one"), "--quiet", "--no-html", *flags])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "classact"]
     command = [sys.executable, *launcher, "similarity", "pusht-expert", "--out", str(tmp_path / "two"), *flags]
@@ -550,52 +547,23 @@ def test_similarity_on_two_ranks_leaves_the_same_and_prints_once(tmp_path: Path)
     assert done.stdout.count("positives per anchor") == 1
     assert "on cpu x 2 ranks" in done.stdout
     assert done.stderr.count("compare settings") == 1
-    for file in ("degrees.safetensors", "examples.safetensors", "graph/indices.npy", "graph/distances.npy"):
+    for file in ("positives.safetensors", "examples.safetensors", "distribution/distribution.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert (tmp_path / "two" / "similarity.html").exists()
     assert not (tmp_path / "two" / "work").exists()
 
 
-def test_similarity_writes_the_graph(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = ["similarity", "pusht-expert", "--out", str(out), "--episodes", "2", "--quiet", "--no-html"]
-    command += ["--device", "cpu", "--metric", "l2", "--graph", "--max-neighbors", "5"]
-    printed = captured(command)
-    assert "The graph will hold about 677 edges" in printed
-    assert f"Graph: {out / 'graph'}" in printed
-    graph = SimilarityGraph.open(out / "graph")
-    assert graph.degrees().max() == 5
-    assert graph.threshold == json.loads((out / "similarity.json").read_text())["threshold"]
-    assert "L2" in captured(command)
-
-
 def test_training_with_the_measured_similarity(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = tmp_path / "similarity", tmp_path / "run"
-    measure = ["similarity", str(data), "--out", str(folder), "--quiet", "--no-html", "--graph", "--device", "cpu"]
+    measure = ["similarity", str(data), "--out", str(folder), "--quiet", "--no-html", "--device", "cpu"]
     captured([*measure, "--quantile", "0.1", "--horizon", "7"])
-    train = arguments("pretrain", out, data, "--similarity", str(folder), "--positives", "graph")
-    captured([*train, "--device", "cpu", "--positives-per-anchor", "2"])
+    captured([*arguments("pretrain", out, data, "--similarity", str(folder)), "--device", "cpu"])
     settings = Run(out).read_config()["settings"]
     assert settings["pretrain"]["similarity"]["quantile"] == 0.1
-    assert settings["pretrain"]["positives_per_anchor"] == 2
-    capped = ["similarity", str(data), "--out", str(tmp_path / "capped"), "--max-neighbors", "3", *measure[4:]]
-    captured([*capped, "--quantile", "0.1", "--horizon", "7"])
-    again = arguments("pretrain", out, data, "--similarity", str(tmp_path / "capped"), "--positives", "graph")
-    refused = error([*again, "--device", "cpu", "--positives-per-anchor", "2"], capsys)
-    assert "settings.max_neighbors = None, now it is 3" in refused
     other = arguments("pretrain", tmp_path / "other", data, "--similarity", str(folder))
     assert "was made with settings.quantile = 0.1, now it is 0.2" in error([*other, "--quantile", "0.2"], capsys)
     nowhere = arguments("pretrain", out, data, "--similarity", str(tmp_path))
     assert "similarity.json does not exist" in error(nowhere, capsys)
-
-
-def test_similarity_graph_that_does_not_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    monkeypatch.setattr(survey, "fit_distribution", None)  # said before anything is measured
-    command = ["similarity", "pusht-expert", "--out", str(tmp_path / "out"), "--episodes", "2", "--quiet", "--graph"]
-    assert "needs" in error(command, capsys)
 
 
 def test_similarity_warns_of_a_large_k(tmp_path: Path) -> None:
@@ -625,8 +593,6 @@ def test_similarity_of_a_sample(tmp_path: Path) -> None:
         (("--horizon", "0"), "horizon of at least 1 step, got 0"),
         (("--horizon", "9999"), "a horizon of 9999 steps is longer than every episode"),
         (("--batch-size", "1"), "batch size of at least 2, got 1"),
-        (("--max-neighbors", "4"), "ask for the graph (--graph) as well"),
-        (("--graph", "--max-neighbors", "0"), "at least 1 neighbour"),
         (("--device", "tpu"), "unknown device 'tpu'"),
         (("--episodes", "0"), "asked for the first 0 episodes"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,9 +19,7 @@ import fakes
 from classact.errors import CheckpointError, ConfigError, TrainingInterrupted
 from classact.models.encoders import EncoderConfig
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
-from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
-from classact.similarity.distribution import write_distribution
-from classact.similarity.graph import build_graph
+from classact.similarity import SimilarityConfig
 from classact.train import representation as training
 from classact.train.augment import Part
 from classact.train.batches import epoch_batches
@@ -303,30 +300,6 @@ def test_targets_follow_what_was_trained(case: str) -> None:
             assert target.grad is None
 
 
-def test_a_queue_reads_the_graph_as_it_measures_online(tmp_path: Path) -> None:
-    # Of 120 steps in batches of 50 many come again while they are queued: a step is no neighbour of itself in a graph.
-    config = fakes.pretrain_config(
-        objective=small("class", "queue=80"),
-        similarity=SimilarityConfig(quantile=0.3, pairs=4000),
-        batch_size=50,
-        epochs=STEPS * 50 / sum(fakes.STEPS),
-    )
-    data = fakes.demonstrations()
-    found = ActionSimilarity(data, config.similarity)
-    identity, threshold = similarity_identity(found.stream, config.similarity), found.distribution.threshold
-    write_distribution(tmp_path / "distribution", found.distribution, identity)
-    build_graph(tmp_path / "graph", found.sweep, len(found.stream), threshold, identity, quantile=0.3)
-    online = Trainer(data, config)
-    stored = Trainer(data, replace(config, positives="graph"), similarity_folder=tmp_path)
-    again = 0
-    for step in range(STEPS):
-        rows = next(online.batches(step))
-        again += len(set(rows.tolist()) & set(online.objective.queue_steps.tolist()))
-        assert online.train_step(rows) == stored.train_step(next(stored.batches(step)))
-    assert again > 30
-    assert equal(weights(online), weights(stored))
-
-
 def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "ActionSimilarity", None)  # would fail otherwise
     objective = objective_config("class+time-contrastive")
@@ -337,15 +310,6 @@ def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(monkeyp
 def test_sums_share_one_target_network() -> None:
     with pytest.raises(ConfigError, match=r"share one target network, but these ask for decays of \[0\.9, 0\.99\]"):
         objective_config("class+byol+dynamo", ["dynamo.target=ema", "dynamo.decay=0.9"])
-
-
-@pytest.mark.parametrize("name", ["byol", "none", "tcn+0.5*byol"])
-def test_a_graph_of_positives_is_for_those_who_learn_from_it(name: str) -> None:
-    message = rf"objective '{re.escape(name)}' learns from no action similarity, so positives from a graph would change"
-    for more in ({}, {"positives_per_anchor": 2}):
-        with pytest.raises(ConfigError, match=message):
-            fakes.pretrain_config(objective=objective_config(name), positives="graph", **more)
-    assert fakes.pretrain_config(objective=objective_config("tcn+class"), positives="graph").positives == "graph"
 
 
 def test_a_training_of_nothing_is_refused() -> None:

@@ -14,20 +14,20 @@ import fakes
 from classact.errors import DataError
 from classact.pages import build_similarity_page
 from classact.pages.similarity import amount, anchors_figure, curves, share, widest
-from classact.run.survey import EXAMPLES, NUMBERS, SurveyConfig, survey_similarity
-from classact.similarity.config import SimilarityConfig
+from classact.run.similarity import EXAMPLES, NUMBERS, analyze_similarity
+from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import ADDRESSES, Page
 
 SECTIONS = {"distances", "positives", "examples", "k", "agreement", "settings"}
-CONFIG = SurveyConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
+CONFIG = SimilarityAnalysisConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command leaves; tests only read it."""
     path = tmp_path_factory.mktemp("similarity") / "out"
-    survey_similarity(fakes.demonstrations(), CONFIG, path, quiet=True)
+    analyze_similarity(fakes.demonstrations(), CONFIG, path, quiet=True)
     return path
 
 

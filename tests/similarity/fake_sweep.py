@@ -1,6 +1,6 @@
 """A sweep over a matrix of distances, and processes of a job that are to be killed.
 
-As a program: ``fake_sweep.py JOB FOLDER [PAUSE [DIE_RANK DIE_CALL]]`` runs "count" or "graph" or "both" on
+As a program: ``fake_sweep.py JOB FOLDER [PAUSE [DIE_RANK DIE_CALL]]`` runs "count" or "positives" or "both" on
 :func:`example`, waits PAUSE seconds in every call of the sweep, and kills rank DIE_RANK in its so manieth call.
 """
 
@@ -24,6 +24,7 @@ from classact.similarity.reference import dtw
 from classact.similarity.stream import Pairs, WindowStream
 
 N = 150
+EPISODE = np.arange(N) // 50
 QUANTILE = 0.1
 IDENTITY = {"data": "walk", "settings": {"horizon": 8, "cost": "sqeuclidean", "rotation": (0.5, 1)}}
 
@@ -43,16 +44,14 @@ class MatrixSweep:
     def __len__(self) -> int:
         return len(self.matrix)
 
-    def pairs(
-        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
-    ) -> Iterator[Pairs]:
+    def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
         assert prune
         self.calls += 1
         self.counted.append((first, last))
         rows = self.matrix[first:last]
         columns = np.arange(len(self.matrix))
         anchors = np.arange(first, last)[:, None]
-        keep = (rows <= np.float32(limit)) & (columns > anchors if upper else columns != anchors)
+        keep = (rows <= np.float32(limit)) & (columns > anchors)
         left, right = np.nonzero(keep)
         order = np.random.default_rng(first).permutation(len(left))
         for at in range(0, len(order), self.block):
@@ -89,11 +88,9 @@ class SlowSweep(MatrixSweep):
     pause = 0.0
     die_at = 0
 
-    def pairs(
-        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
-    ) -> Iterator[Pairs]:
+    def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
         time.sleep(self.pause)
-        for pairs in super().pairs(first, last, limit=limit, upper=upper, prune=prune):
+        for pairs in super().pairs(first, last, limit=limit, prune=prune):
             yield pairs
             if self.calls == self.die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -154,7 +151,7 @@ def talk(ranks: Any) -> None:
 
 def main() -> None:
     from classact.similarity import job
-    from classact.similarity.graph import build_graph
+    from classact.similarity.positives import count_positives
     from classact.utils.ranks import Ranks
 
     what, folder, *rest = sys.argv[1:]
@@ -174,9 +171,9 @@ def main() -> None:
     if what in ("count", "both"):
         counts = job.count_pairs(Path(folder) / "counts", sweep, N, limit, IDENTITY, ranks)
         assert counts.total == (matrix[np.triu_indices(N, 1)] <= np.float32(limit)).sum()
-    if what in ("graph", "both"):
-        graph = build_graph(Path(folder) / "graph", sweep, N, limit, IDENTITY, ranks, quantile=QUANTILE)
-        assert len(graph) == N
+    if what in ("positives", "both"):
+        positives = count_positives(sweep, limit, EPISODE, Path(folder) / "positives", IDENTITY, ranks)
+        assert positives.pairs == (matrix[np.triu_indices(N, 1)] <= np.float32(limit)).sum()
     print(f"rank {ranks.rank} of {ranks.world}: {sweep.calls} calls", flush=True)
     ranks.close()
 

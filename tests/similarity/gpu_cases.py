@@ -77,14 +77,10 @@ def assert_same(found: Pairs, expected: Pairs) -> None:
     assert_array_equal(found.distances, expected.distances)
 
 
-def expected_pairs(
-    stream: WindowStream, rows: range, *, limit: float = np.inf, upper: bool = True, cost: str = "sqeuclidean"
-) -> Pairs:
+def expected_pairs(stream: WindowStream, rows: range, *, limit: float = np.inf, cost: str = "sqeuclidean") -> Pairs:
     x = stream.windows(np.arange(len(stream)))
     d = exact(x, x, cost)
-    kept = [
-        (i, j) for i in rows for j in range(len(x)) if (j > i if upper else j != i) and float(d[i, j]) <= float(limit)
-    ]
+    kept = [(i, j) for i in rows for j in range(i + 1, len(x)) if float(d[i, j]) <= float(limit)]
     left, right = np.array(kept, np.uint32).reshape(-1, 2).T
     return Pairs(left, right, d[left, right])
 
@@ -118,16 +114,6 @@ def test_any_lengths_of_episodes(T: int, ends: list[int]) -> None:
     stream = WindowStream.build(draw((9, 2)), np.array(ends), T)
     sweep = sweep_of(stream)
     assert_same(joined(list(sweep.pairs(0, 9))), expected_pairs(stream, range(9)))
-    full = joined(list(sweep.pairs(2, 5, upper=False)))
-    assert_same(full, expected_pairs(stream, range(2, 5), upper=False))
-
-
-def test_symmetric() -> None:
-    stream = WindowStream.build(draw((14, 3)), ENDS, 5)
-    found = joined(list(sweep_of(stream).pairs(0, 14, upper=False)))
-    matrix = np.zeros((14, 14), np.float32)
-    matrix[found.left, found.right] = found.distances
-    assert_array_equal(matrix, matrix.T)
 
 
 def test_no_windows_and_one() -> None:
@@ -137,7 +123,6 @@ def test_no_windows_and_one() -> None:
         counts = DistanceCounts(1.0)
         sweep.count(0, n, 1.0, counts)
         assert joined(list(sweep.pairs(0, n))).left.size == counts.total == 0
-        assert joined(list(sweep.pairs(0, n, upper=False))).left.size == 0
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 15, 1 << 18])

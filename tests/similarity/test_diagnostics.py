@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,10 @@ from numpy.typing import NDArray
 import fakes
 from classact.errors import ConfigError, TrainingInterrupted
 from classact.similarity import dtw, dtw_pairwise
-from classact.similarity import job as sweep_job
-from classact.similarity.degrees import Degrees, count_degrees
 from classact.similarity.diagnostics import (
     Setting,
     agreement,
-    anchor_degrees,
+    anchor_positives,
     horizon_settings,
     jaccard,
     metric_settings,
@@ -30,6 +29,8 @@ from classact.similarity.diagnostics import (
     setting_distances,
 )
 from classact.similarity.examples import choose_examples
+from classact.similarity.job import cut_units
+from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import WindowStream
 
 LENGTHS = (40, 25, 7, 33, 25)
@@ -60,25 +61,18 @@ def brute_force(threshold: float = THRESHOLD) -> tuple[list[int], list[int]]:
     return positives, same
 
 
-# degrees
+# Positives
 
 
-def test_degrees_equal_brute_force() -> None:
-    degrees = count_degrees(MatrixSweep(MATRIX), THRESHOLD, EPISODE)
+def test_positives_equal_brute_force() -> None:
+    found = count_positives(MatrixSweep(MATRIX), THRESHOLD, EPISODE)
     positives, same = brute_force()
-    assert degrees.positives.tolist() == positives
-    assert degrees.same_episode.tolist() == same
-    assert degrees.pairs == (MATRIX[UPPER] <= np.float32(THRESHOLD)).sum()
+    assert found.total.tolist() == positives
+    assert found.same_episode.tolist() == same
+    assert found.pairs == (MATRIX[UPPER] <= np.float32(THRESHOLD)).sum()
 
 
-def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    from classact.similarity import degrees
-
-    monkeypatch.setattr(degrees, "UNIT_PAIRS", 2000)
-
-
-def test_degrees_continue_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_groups(monkeypatch)
+def test_positives_continue_where_they_were_stopped(tmp_path: Path) -> None:
     identity = {"data": "walks"}
     sweep = MatrixSweep(MATRIX)
     seen: list[int] = []
@@ -86,49 +80,37 @@ def test_degrees_continue_where_they_were_stopped(tmp_path: Path, monkeypatch: p
     def stop(done: int, *_: object) -> None:
         seen.append(done)
         if len(seen) == 30:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(TrainingInterrupted, match=r"whole parts of what was counted are saved in .*, and the same"):
-        count_degrees(sweep, THRESHOLD, EPISODE, tmp_path, identity, progress=stop)
-    parts = sorted(path.name for path in tmp_path.iterdir())
-    assert 0 < len(parts) < 5
-    with pytest.raises(ConfigError, match=r"was made with data = 'walks', now it is 'others'"):
-        count_degrees(sweep, THRESHOLD, EPISODE, tmp_path, {"data": "others"})
+    with pytest.raises(TrainingInterrupted, match=r"what was counted is saved in .*, and the same"):
+        count_positives(sweep, THRESHOLD, EPISODE, tmp_path, identity, progress=stop)
+    with pytest.raises(ConfigError, match=r"was made with identity.data = 'walks', now it is 'others'"):
+        count_positives(sweep, THRESHOLD, EPISODE, tmp_path, {"data": "others"})
     with pytest.raises(ConfigError, match="threshold"):
-        count_degrees(sweep, THRESHOLD * 2, EPISODE, tmp_path, identity)
-    damaged = tmp_path / parts[0]
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    calls = sweep.calls
-    degrees = count_degrees(sweep, THRESHOLD, EPISODE, tmp_path, identity)
-    assert sweep.calls - calls < len(sweep_job.cut_units(N)) - 1
-    assert degrees.positives.tolist() == brute_force()[0]
-    calls = sweep.calls
-    again = count_degrees(sweep, THRESHOLD, EPISODE, tmp_path, identity)
-    assert sweep.calls == calls
-    assert np.array_equal(again.same_episode, degrees.same_episode)
+        count_positives(sweep, THRESHOLD * 2, EPISODE, tmp_path, identity)
+    assert sweep.calls == 30
+    found = count_positives(sweep, THRESHOLD, EPISODE, tmp_path, identity)
+    assert sweep.calls == len(cut_units(N)) - 1
+    assert (found.total.tolist(), found.same_episode.tolist()) == brute_force()
 
 
 def test_ctrl_c_without_a_folder_is_ctrl_c() -> None:
     def stop(*_: object) -> None:
-        import signal
-
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        count_degrees(MatrixSweep(MATRIX), THRESHOLD, EPISODE, progress=stop)
+        count_positives(MatrixSweep(MATRIX), THRESHOLD, EPISODE, progress=stop)
 
 
 def test_sampled_anchors_have_their_exact_positives() -> None:
     anchors = np.array([3, 40, 70, 71, 129])
     thresholds = [0.0, THRESHOLD, 3 * THRESHOLD]
-    for threshold, found in zip(thresholds, anchor_degrees(STREAM, EPISODE, thresholds, anchors), strict=True):
+    for threshold, found in zip(thresholds, anchor_positives(STREAM, EPISODE, thresholds, anchors), strict=True):
         positives, same = brute_force(threshold)
-        assert found.positives.tolist() == [positives[a] for a in anchors]
+        assert found.total.tolist() == [positives[a] for a in anchors]
         assert found.same_episode.tolist() == [same[a] for a in anchors]
     row = quantile_row(0.1, THRESHOLD, found)
-    assert (row.least, row.median) == (found.positives.min(), np.median(found.positives))
+    assert (row.least, row.median) == (found.total.min(), np.median(found.total))
 
 
 # summaries
@@ -136,7 +118,7 @@ def test_sampled_anchors_have_their_exact_positives() -> None:
 
 def test_positives_per_anchor() -> None:
     positives, same = (np.array(values) for values in brute_force())
-    found = positives_per_anchor(Degrees(positives, same), bins=10)
+    found = positives_per_anchor(Positives(positives, same), bins=10)
     assert (found.least, found.most) == (positives.min(), positives.max())
     assert found.median == np.median(positives)
     assert found.mean == pytest.approx(positives.mean())
@@ -152,7 +134,7 @@ def test_positives_per_anchor() -> None:
 
 
 def test_no_positives_at_all() -> None:
-    found = positives_per_anchor(Degrees.zeros(5))
+    found = positives_per_anchor(Positives(np.zeros(5, np.int64), np.zeros(5, np.int64)))
     assert (found.least, found.median, found.most, found.none, found.same_episode) == (0, 0.0, 0, 1.0, 0.0)
     assert positives_per_batch(np.zeros(5, np.int64), 3).none == 1.0
 

@@ -111,7 +111,7 @@ def test_recurrence_stays_in_registers(
     from classact.similarity import gpu_kernels
 
     width = T if band is None else 2 * band + 1
-    constants = {"T": T, "U": T, "V": V, "BAND": band, "STEP": 1, "PAIRS": gpu_kernels.LATER, "PRUNE": True}
+    constants = {"T": T, "U": T, "V": V, "BAND": band, "STEP": 1, "LATER": True, "PRUNE": True}
     constants |= {"COUNT": count, "LANES": 32, "ANCHORS": 8}
     cubin = compiled(gpu_kernels.sweep, SWEEP_TYPES, constants, launch_options(width, V))
     used, code = disassembled(cubin, tmp_path)

@@ -63,7 +63,7 @@ def test_equals_the_reference(T: int, D: int, cost: str) -> None:
         assert_array_equal(~np.isnan(found), above)
         assert_allclose(found[above], expected[above], rtol=3e-6)
         pairwise = dtw_pairwise(windows, cost=cost, band=band)
-        assert_array_equal(pairwise[above], found[above])  # to the last bit: a graph gives the weights of a batch
+        assert_array_equal(pairwise[above], found[above])  # to the last bit: the threshold is that of a batch's weights
         assert_array_equal(pairwise, pairwise.T)
         assert_array_equal(pairwise.diagonal(), 0)
 
@@ -74,15 +74,13 @@ def test_a_limit_keeps_exactly_the_pairs_below_it(T: int, band: int | None) -> N
     stream = stream_of(LENGTHS, T, 2)
     n = len(stream)
     sweep = CpuSweep(stream, band=band)
-    every = matrix(sweep, n, upper=False)
-    assert_array_equal(np.isnan(every), np.eye(n, dtype=bool))
+    every = matrix(sweep, n)
+    assert_array_equal(~np.isnan(every), np.triu(np.ones((n, n), bool), 1))
     for quantile in (0.0, 0.02, 0.3, 1.0):
         limit = float(np.nanquantile(every, quantile))
-        for upper in (True, False):
-            for prune in (True, False):
-                found = matrix(sweep, n, limit=limit, upper=upper, prune=prune)
-                keep = every <= np.float32(limit)
-                assert_array_equal(found, np.where(keep & (np.triu(keep, 1) if upper else True), every, np.nan))
+        for prune in (True, False):
+            found = matrix(sweep, n, limit=limit, prune=prune)
+            assert_array_equal(found, np.where(every <= np.float32(limit), every, np.nan))
 
 
 def test_anchors_may_be_cut_anywhere() -> None:
@@ -129,18 +127,18 @@ def test_any_episodes(
 ) -> None:
     stream = stream_of(lengths, T, D, seed, 0 if still else scale)
     n = len(stream)
-    found = matrix(CpuSweep(stream, cost=cost, band=band), n, upper=False)
-    off = ~np.eye(n, dtype=bool)
-    assert_array_equal(~np.isnan(found), off)
-    assert_array_equal(found[off], found.T[off])
+    found = matrix(CpuSweep(stream, cost=cost, band=band), n)
+    above = np.triu(np.ones((n, n), bool), 1)
+    assert_array_equal(~np.isnan(found), above)
     pairwise = dtw_pairwise(stream.windows(np.arange(n)), cost=cost, band=band)
-    assert_array_equal(found[off], pairwise[off])
+    assert_array_equal(found[above], pairwise[above])
+    assert_array_equal(found[above], pairwise.T[above])
     some = np.random.default_rng(seed).integers(0, n, (4, 2))
-    for i, j in some[some[:, 0] != some[:, 1]]:
+    for i, j in some[some[:, 0] < some[:, 1]]:
         expected = dtw(*stream.windows(np.array([i, j])), cost, band)
         assert_allclose(found[i, j], expected, rtol=3e-6, atol=1e-42)
-    limit = float(np.median(found[off])) if n > 1 else 0.0
-    pruned = matrix(CpuSweep(stream, cost=cost, band=band), n, limit=limit, upper=False)
+    limit = float(np.median(found[above])) if n > 1 else 0.0
+    pruned = matrix(CpuSweep(stream, cost=cost, band=band), n, limit=limit)
     assert_array_equal(pruned, np.where(found <= limit, found, np.nan))
 
 
@@ -245,8 +243,7 @@ def test_compiled_code_depends_on_the_instructions_it_is_made_of(monkeypatch: py
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("upper", [True, False])
-def test_episodes_much_shorter_than_the_horizon(upper: bool) -> None:
+def test_episodes_much_shorter_than_the_horizon() -> None:
     """They are compared without sharing steps: with the same distances, and in seconds, not minutes."""
     stream = stream_of((1,) * 300 + (70,), 64, 2)
     n = len(stream)
@@ -254,8 +251,8 @@ def test_episodes_much_shorter_than_the_horizon(upper: bool) -> None:
     assert sweep._sparse
     pairwise = dtw_pairwise(stream.windows(np.arange(n)))
     limit = float(np.quantile(pairwise, 0.1))
-    keep = (pairwise <= np.float32(limit)) & (np.triu(np.ones((n, n), bool), 1) if upper else ~np.eye(n, dtype=bool))
-    assert_array_equal(matrix(sweep, n, limit=limit, upper=upper), np.where(keep, pairwise, np.nan))
+    keep = (pairwise <= np.float32(limit)) & np.triu(np.ones((n, n), bool), 1)
+    assert_array_equal(matrix(sweep, n, limit=limit), np.where(keep, pairwise, np.nan))
 
 
 @pytest.mark.parametrize("limit", [0.1, 1 / 3, 1.0, 0.7])

@@ -38,7 +38,6 @@ from classact.run.folder import Run
 from classact.run.frames import prepare_frames
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
-from classact.similarity.graph import build_graph
 from classact.train import checkpoints, engine
 from classact.train import representation as training
 from classact.train.augment import Part, augment
@@ -644,87 +643,26 @@ def test_learns_from_two_views_what_neither_shows(tmp_path: Path) -> None:
     assert errors["top", "wrist"] < 0.7 * min(errors["top",], errors["wrist",]), errors
 
 
-# Positives from a graph
-
-
-def write_similarity(folder: Path, data: Demonstrations, config: PretrainConfig, cap: int | None = None) -> Path:
-    """What 'classact similarity --graph' leaves for a training."""
-    found = ActionSimilarity(data, config.similarity)
-    identity = similarity_identity(found.stream, config.similarity)
-    threshold, quantile = found.distribution.threshold, config.similarity.quantile
-    write_distribution(folder / "distribution", found.distribution, identity)
-    build_graph(folder / "graph", found.sweep, len(found.stream), threshold, identity, quantile=quantile, cap=cap)
-    return folder
+# A similarity that was measured before
 
 
 def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_jsonl(folder / "train.jsonl")]
 
 
-def test_a_graph_trains_to_the_same_bits_as_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = fakes.demonstrations()
-    online = fakes.pretrain_config()
-    stored = replace(online, positives="graph")
-    folder = write_similarity(tmp_path / "similarity", data, online)
-    expected = Trainer(data, online, tmp_path / "online").fit()
+def test_a_measured_similarity_trains_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = fakes.demonstrations(), fakes.pretrain_config()
+    found = ActionSimilarity(data, config.similarity)
+    folder = tmp_path / "similarity"
+    write_distribution(
+        folder / "distribution", found.distribution, similarity_identity(found.stream, config.similarity)
+    )
+    expected = Trainer(data, config, tmp_path / "here").fit()
     monkeypatch.setattr("classact.similarity.model.fit_distribution", None)  # nothing is measured again
-    found = Trainer(data, stored, tmp_path / "graph", similarity_folder=folder).fit()
-    assert losses(tmp_path / "graph") == losses(tmp_path / "online")
-    for name, tensor in found.state_dict().items():
+    trained = Trainer(data, config, tmp_path / "there", similarity_folder=folder).fit()
+    assert losses(tmp_path / "there") == losses(tmp_path / "here")
+    for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name])
-
-
-def test_positives_are_drawn_into_batches(tmp_path: Path) -> None:
-    data = fakes.demonstrations()
-    config = fakes.pretrain_config(positives="graph", positives_per_anchor=3, epochs=1)
-    folder = write_similarity(tmp_path / "similarity", data, config)
-    Trainer(data, config, tmp_path / "run", similarity_folder=folder).fit()
-    rows = read_jsonl(tmp_path / "run" / "train.jsonl")
-    Trainer(data, replace(config, positives_per_anchor=0), tmp_path / "plain", similarity_folder=folder).fit()
-    plain = read_jsonl(tmp_path / "plain" / "train.jsonl")
-    assert np.mean([row["positives"] for row in rows]) > 1.3 * np.mean([row["positives"] for row in plain])
-
-
-def test_drawn_batches_resume_to_the_same_bits(tmp_path: Path) -> None:
-    data = fakes.demonstrations()
-    config = fakes.pretrain_config(positives="graph", positives_per_anchor=2, epochs=1)
-    folder = write_similarity(tmp_path / "similarity", data, config)
-    straight = Trainer(data, config, similarity_folder=folder).fit()
-    part = Trainer(data, config, tmp_path / "run", similarity_folder=folder)
-    batches = part.batches(part.step)
-    for _ in range(3):
-        part.train_step(next(batches))
-    part.save()
-    resumed = Trainer(data, config, tmp_path / "run", similarity_folder=folder).fit()
-    for name, tensor in resumed.state_dict().items():
-        assert torch.equal(tensor, straight.state_dict()[name])
-
-
-def test_a_graph_of_other_data_or_another_cap_is_refused(tmp_path: Path) -> None:
-    data = fakes.demonstrations()
-    config = fakes.pretrain_config(positives="graph")
-    folder = write_similarity(tmp_path / "similarity", data, config)
     other = replace(config, similarity=replace(config.similarity, horizon=8))
     with pytest.raises(ConfigError, match=r"was made with settings\.horizon = 16, now it is 8"):
         Trainer(data, other, similarity_folder=folder)
-    with pytest.raises(ConfigError, match="positives are to come from a graph, but none is given"):
-        Trainer(data, config)
-    trainer = Trainer(data, config, tmp_path / "run", similarity_folder=folder)
-    trainer.train_step(np.arange(16))
-    trainer.save()
-    capped = write_similarity(tmp_path / "capped", data, config, cap=3)
-    with pytest.raises(CheckpointError, match="max_neighbors = None, now it is 3"):
-        Trainer(data, config, tmp_path / "run", similarity_folder=capped).resume()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"positives": "matrix"}, "unknown source of positives 'matrix'"),
-        ({"positives_per_anchor": 2}, "0 unless positives come from a graph; got 2 with positives 'online'"),
-        ({"positives": "graph", "positives_per_anchor": -1}, "expected positives_per_anchor >= 0"),
-    ],
-)
-def test_settings_of_positives(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fakes.pretrain_config(**change)

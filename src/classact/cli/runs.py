@@ -156,7 +156,7 @@ def run_config(flags: RunFlags) -> RunConfig:
     if "pretrain.encoder.trunk" in given:
         pretrain = replace(pretrain, encoder=with_trunk(pretrain.encoder, given["pretrain.encoder.trunk"]))
     if given.get("similarity") is not None:
-        from classact.run.survey import measured_config
+        from classact.run.similarity import measured_config
 
         pretrain = replace(pretrain, similarity=measured_config(Path(given["similarity"])))
     # Evaluations during training act as the run does, but for what is said of them.
@@ -190,7 +190,7 @@ def _options(flags: RunFlags, objective: str) -> tuple[str, ...]:
     return (*flags.options, f"{'class.' if len(terms) > 1 else ''}pairs={flags.pairs}")
 
 
-SIMILARITY = ("similarity", "pretrain.similarity.", "pretrain.positives")
+SIMILARITY = ("similarity", "pretrain.similarity.")
 TRAINING = (
     *("pretrain.epochs", "pretrain.batch_size", "pretrain.optimizer.", "pretrain.augment.", "pretrain.evaluations"),
 )

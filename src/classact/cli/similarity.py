@@ -10,7 +10,7 @@ from typing import Any
 from classact.cli.console import console
 from classact.cli.data import sources
 from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
-from classact.similarity.config import SimilarityConfig, SurveyConfig
+from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
@@ -39,39 +39,32 @@ class Similarity:
     layout: Path | None = None
     episodes: int | None = None
     quiet: bool = False
-    survey: Given = settings(
+    analysis: Given = settings(
         Settings(
-            SurveyConfig,
+            SimilarityAnalysisConfig,
             inline=("similarity",),
-            about={
-                "batch-size": "Of the training that positives per batch are computed for.",
-                "graph": "Also write all positives to DIR/graph, for training.",
-            },
+            about={"batch-size": "Of the training that positives per batch are computed for."},
         )
     )
 
     def main(self) -> None:
         """Measure, write, print."""
         from classact.data.readers import read_demonstrations
-        from classact.run.survey import graph_size, survey_similarity
+        from classact.run.similarity import analyze_similarity
         from classact.utils.ranks import Ranks
         from classact.utils.storage import check_writable
 
-        config = SurveyConfig()
+        config = SimilarityAnalysisConfig()
         if self.config is not None:
-            config = SurveyConfig(from_file(SimilarityConfig, self.config))
-        config = changed(config, self.survey)
+            config = SimilarityAnalysisConfig(from_file(SimilarityConfig, self.config))
+        config = changed(config, self.analysis)
         ranks = Ranks.from_environment()
         try:
             ranks.on_first(lambda: check_writable(self.out, folder=True))
             data = read_demonstrations(self.data, episodes=self.episodes, layout=self.layout)
-            if config.graph and ranks.first:
-                console().print(f"The graph will hold about {graph_size(data, config)}.", soft_wrap=True)
-            numbers = survey_similarity(data, config, self.out, ranks=ranks, quiet=self.quiet)
+            numbers = analyze_similarity(data, config, self.out, ranks=ranks, quiet=self.quiet)
             if ranks.first:
                 print_similarity(numbers)
-                if config.graph:
-                    console().print(f"Graph: {self.out / 'graph'}", soft_wrap=True)
                 if self.html:
                     from classact.pages import build_similarity_page
 

@@ -69,8 +69,8 @@ class RunConfig:
         retrieval: acting.
         evaluation: rollouts.
         baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
-        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold, CDF and
-            graph are used instead of being measured again.
+        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold and
+            CDF are used instead of being measured again.
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
             them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:

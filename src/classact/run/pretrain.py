@@ -15,7 +15,7 @@ from typing import Any
 from classact.data.lowdim import LowDim
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
-from classact.errors import CheckpointError, UnknownNameError, choose
+from classact.errors import UnknownNameError, choose
 from classact.models.encoders import ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, retrievable
 from classact.policies.retrieval import no_alarm
@@ -27,7 +27,6 @@ from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.recording import evaluation_name
 from classact.run.stages import Stage, Work, started
-from classact.similarity.graph import CARD
 from classact.sims import make_simulator, simulator_spec
 from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
@@ -35,7 +34,7 @@ from classact.train.representation import Trainer, check_training
 from classact.utils.codec import from_json, to_json
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, read_json, without
+from classact.utils.storage import first_difference, without
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +106,8 @@ class Pipeline(Work["Pipeline"]):
         return (
             other_objective(known, self.config)
             or first_difference(
-                identity(known, card.get("max_neighbors"), flags),
-                identity(self.config, max_neighbors(self.config), flags),
+                identity(known, flags),
+                identity(self.config, flags),
                 "settings",
             )
             or other_data(card["data"], self.data_card)
@@ -121,7 +120,7 @@ class Pipeline(Work["Pipeline"]):
             known, data = self._known(), data or self.run.read_config()["data"]
             kept = {name: getattr(known, name) for name in KEPT_FIELDS if getattr(settings, name) is None}
             settings = replace(settings, **kept)
-        made = {"data": data, "settings": to_json(settings), "max_neighbors": max_neighbors(settings)}
+        made = {"data": data, "settings": to_json(settings)}
         self.claim(settings.pretrain.objective.describe(), made | {"beside": lie_beside(self.run, settings)})
 
     # -- what is called ----------------------------------------------------------------------------
@@ -477,24 +476,15 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
     return replace(config, data=whole_path(config.data), similarity=place("similarity"), layout=place("layout"))
 
 
-def identity(config: RunConfig, neighbors: int | None, flags: Mapping[str, bool]) -> dict[str, Any]:
+def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What two calls that continue each other agree in.
 
     Args:
         config: settings.
-        neighbors: what :func:`max_neighbors` said.
         flags: what "auto" precision came to.
     """
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
-    return value | {"pretrain": spelled_out(value["pretrain"], flags), "max_neighbors": neighbors}
-
-
-def max_neighbors(config: RunConfig) -> int | None:
-    """What the graph leaves out, which decides what is learned; where it lies does not."""
-    if config.pretrain.positives != "graph" or config.similarity is None:
-        return None
-    cap: int | None = read_json(Path(config.similarity) / "graph" / CARD, CheckpointError)["cap"]
-    return cap
+    return value | {"pretrain": spelled_out(value["pretrain"], flags)}
 
 
 def other_objective(known: RunConfig, asked: RunConfig) -> str | None:

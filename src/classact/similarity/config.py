@@ -81,27 +81,19 @@ class SimilarityConfig:
 
 
 @dataclass(frozen=True)
-class SurveyConfig:
+class SimilarityAnalysisConfig:
     """What ``classact similarity`` measures.
 
     Attributes:
         similarity: the similarity.
         batch_size: of the training that the positives per batch are computed for.
         device: "auto", "cpu" or "cuda".
-        graph: also keep all positives in a file, for training.
-        max_neighbors: of each anchor that the graph keeps, the nearest ones; None keeps all.
     """
 
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
     batch_size: int = 160
     device: str = "auto"
-    graph: bool = False
-    max_neighbors: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ConfigError(f"expected a batch size of at least 2, got {self.batch_size}.")
-        if self.max_neighbors is not None and self.max_neighbors < 1:
-            raise ConfigError(f"expected at least 1 neighbour to keep per anchor, got {self.max_neighbors}.")
-        if self.max_neighbors is not None and not self.graph:
-            raise ConfigError("max_neighbors says what the graph keeps: ask for the graph (--graph) as well.")

@@ -64,7 +64,6 @@ def _sweep(
     squared: bool,
     limit: Any,
     bound: Any,
-    upper: bool,
     left: Any,
     right: Any,
     distances: Any,
@@ -94,7 +93,7 @@ def _sweep(
             if i < 0:
                 continue
             for g in range(g0, g1):
-                if upper and group_last[g] <= i:
+                if group_last[g] <= i:
                     continue
                 column = group_at[g] - at + margin
                 mask = group_lanes[g]
@@ -107,7 +106,7 @@ def _sweep(
                     lane = lowest(mask)
                     mask &= mask - 1
                     j = window_at[group_at[g] + lane]
-                    if j > i or (j < i and not upper):
+                    if j > i:
                         left[tile, n] = i - i0
                         right[tile, n] = j - j0
                         distances[tile, n] = d[lane]
@@ -175,9 +174,7 @@ class CpuSweep:
                 blocks.append(g)
         self._blocks = np.array(blocks, np.int64)
 
-    def pairs(
-        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
-    ) -> Iterator[Pairs]:
+    def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
         """See :meth:`classact.similarity.stream.Sweep.pairs`."""
         if not 0 <= first <= last <= len(self.stream):
             raise ConfigError(f"expected anchors within 0..{len(self.stream)}, got {first} to {last}.")
@@ -185,11 +182,11 @@ class CpuSweep:
         prune = prune and self._prunes and bool(np.isfinite(limit32))
         bound = np.float32(limit32 * (1 + rounding_margin(self.stream.horizon))) if prune else np.float32(-1)
         if self._sparse:
-            yield from self._packed(first, last, limit32, upper)
+            yield from self._packed(first, last, limit32)
             return
         at_once = min(max(_TILES, 2 * nb.get_num_threads()), _MOST_TILES)
         slots = tuple(np.empty((at_once, ANCHORS * COLUMNS), kind) for kind in (np.uint16, np.uint16, np.float32))
-        for tiles in self._tiles(first, last, upper, at_once):
+        for tiles in self._tiles(first, last, at_once):
             found = np.zeros(len(tiles), np.int64)
             with nb.parallel_chunksize(1):
                 _sweep(
@@ -208,7 +205,6 @@ class CpuSweep:
                     self._squared,
                     limit32,
                     bound,
-                    upper,
                     *slots,
                     found,
                 )
@@ -219,26 +215,26 @@ class CpuSweep:
             if total:
                 yield block
 
-    def _packed(self, first: int, last: int, limit: np.float32, upper: bool) -> Iterator[Pairs]:
+    def _packed(self, first: int, last: int, limit: np.float32) -> Iterator[Pairs]:
         """:meth:`pairs` with windows of any episodes side by side in a vector, sharing nothing."""
         n = len(self.stream)
         cost = "sqeuclidean" if self._squared else "euclidean"
         for i in range(first, last, ANCHORS):
             anchors = np.arange(i, min(i + ANCHORS, last))
-            for j in range(i if upper else 0, n, _PACKED):
+            for j in range(i, n, _PACKED):
                 others = np.arange(j, min(j + _PACKED, n))
                 windows = self.stream.windows(anchors), self.stream.windows(others)
                 d = dtw_pairwise(*windows, cost=cost, band=self._given_band, limit=float(limit))
-                kept = (d <= limit) & (others > anchors[:, None] if upper else others != anchors[:, None])
+                kept = (d <= limit) & (others > anchors[:, None])
                 row, column = np.nonzero(kept)
                 if len(row):
                     yield Pairs(anchors[row].astype(np.uint32), others[column].astype(np.uint32), d[row, column])
 
-    def _tiles(self, first: int, last: int, upper: bool, at_once: int) -> Iterator[IntArray]:
+    def _tiles(self, first: int, last: int, at_once: int) -> Iterator[IntArray]:
         waiting: list[tuple[int, int, int, int]] = []
         ends = self._group_last[self._blocks[1:] - 1]  # last window of each block of groups
         for i in range(first, last, ANCHORS):
-            skip = int(np.searchsorted(ends, i, side="right")) if upper else 0
+            skip = int(np.searchsorted(ends, i, side="right"))
             for k in range(skip, len(ends)):
                 waiting.append((i, min(i + ANCHORS, last), int(self._blocks[k]), int(self._blocks[k + 1])))
                 if len(waiting) == at_once:

@@ -1,6 +1,6 @@
 """What a choice of K, horizon and metric means for training: numbers to choose them by.
 
-What is measured here is measured on seeded samples; exact positives per anchor: :mod:`classact.similarity.degrees`.
+What is measured here is measured on seeded samples; exact positives per anchor: :mod:`classact.similarity.positives`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
-from classact.similarity.degrees import Degrees
 from classact.similarity.distribution import quantile_rank
 from classact.similarity.pairwise import dtw_pairs, dtw_pairwise
+from classact.similarity.positives import Positives
 from classact.similarity.stream import WindowStream
 
 QUANTILES = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1)
@@ -49,9 +49,9 @@ class PositivesPerAnchor:
     counts: list[int]
 
 
-def positives_per_anchor(degrees: Degrees, bins: int = HISTOGRAM_BINS) -> PositivesPerAnchor:
+def positives_per_anchor(positives: Positives, bins: int = HISTOGRAM_BINS) -> PositivesPerAnchor:
     """Minimum, median, maximum, share with none, and histogram of the positives per anchor."""
-    d = degrees.positives
+    d = positives.total
     most, total = int(d.max()), int(d.sum())
     # Whole numbers per bin: bins of unequal content would show as teeth.
     width = -(-(most + 1) // bins)
@@ -63,7 +63,7 @@ def positives_per_anchor(degrees: Degrees, bins: int = HISTOGRAM_BINS) -> Positi
         mean=total / len(d),
         most=most,
         none=float((d == 0).mean()),
-        same_episode=int(degrees.same_episode.sum()) / total if total else 0.0,
+        same_episode=int(positives.same_episode.sum()) / total if total else 0.0,
         edges=[float(edge) for edge in edges],
         counts=[int(count) for count in counts],
     )
@@ -200,7 +200,7 @@ class Setting:
     band: int | None
 
 
-def anchor_degrees(
+def anchor_positives(
     stream: WindowStream,
     episode: IntArray,
     thresholds: Sequence[float],
@@ -209,7 +209,7 @@ def anchor_degrees(
     cost: str = "sqeuclidean",
     band: int | None = None,
     progress: Progress | None = None,
-) -> list[Degrees]:
+) -> list[Positives]:
     """Positives of some anchors among all windows, exactly, at several thresholds.
 
     Args:
@@ -224,8 +224,8 @@ def anchor_degrees(
         for each threshold, of M anchors.
     """
     n, limits = len(stream), np.array(thresholds, np.float32)
-    positives = np.zeros((len(limits), len(anchors)), np.int64)
-    inside = np.zeros_like(positives)
+    total = np.zeros((len(limits), len(anchors)), np.int64)
+    inside = np.zeros_like(total)
     step = min(64, len(anchors))
     width = _CELLS // step
     for a in range(0, len(anchors), step):
@@ -240,23 +240,23 @@ def anchor_degrees(
             near = d[at, column]
             for k, limit in enumerate(limits):
                 below = near <= limit
-                positives[k, a : a + step] += np.bincount(at[below], minlength=len(rows))
+                total[k, a : a + step] += np.bincount(at[below], minlength=len(rows))
                 inside[k, a : a + step] += np.bincount(at[below & own], minlength=len(rows))
         if progress is not None:
             progress(min(a + step, len(anchors)), len(anchors))
-    return [Degrees(p, e) for p, e in zip(positives, inside, strict=True)]
+    return [Positives(p, e) for p, e in zip(total, inside, strict=True)]
 
 
-def quantile_row(quantile: float, threshold: float, degrees: Degrees) -> QuantileRow:
+def quantile_row(quantile: float, threshold: float, positives: Positives) -> QuantileRow:
     """The line of one K, from the positives of sampled anchors at its threshold."""
-    d = degrees.positives
+    d = positives.total
     return QuantileRow(
         quantile=quantile,
         threshold=threshold,
         least=int(d.min()),
         median=float(np.median(d)),
         none=float((d == 0).mean()),
-        same_episode=int(degrees.same_episode.sum()) / max(int(d.sum()), 1),
+        same_episode=int(positives.same_episode.sum()) / max(int(d.sum()), 1),
     )
 
 

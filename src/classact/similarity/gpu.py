@@ -219,7 +219,7 @@ class _Tile:
 class GpuSweep:
     """Distances of all pairs of a stream's windows, on one GPU; implements :class:`~classact.similarity.stream.Sweep`.
 
-    Its results have the same bits for every split into anchors, and for (i, j) and (j, i).
+    Its results have the same bits for every split into anchors.
 
     Args:
         stream: the windows.
@@ -302,7 +302,7 @@ class GpuSweep:
         """Columns of a plane that the windows of a group reach beyond its first."""
         return (self._stream.horizon + self._V - 2) // self._V
 
-    def _tiles(self, first: int, last: int, upper: bool, pairs: int | None = None) -> Iterator[_Tile]:
+    def _tiles(self, first: int, last: int, pairs: int | None = None) -> Iterator[_Tile]:
         """Tiles that cover the pairs of the anchors first <= i < last, of at most ``pairs`` pairs (but one group)."""
         of, V, T = self._layout, self._V, self._stream.horizon
         n = len(of.positions)
@@ -312,12 +312,12 @@ class GpuSweep:
         room = self._tile_cells // (V * (LANES + self._reach))
         rows = max(min(TILE_ANCHORS + T - 1, room), T)
         even = -(-(last - first) // max(-(-(last - first) // TILE_ANCHORS), 1))
-        while first < last and not (upper and first + 1 == n):
+        while first < last and first + 1 < n:
             origin = int(of.positions[first])
             end = _after(of.positions, origin + rows - T)
             end = min(end, last, first + even)
             needed = int(of.positions[end - 1]) + T - origin
-            group = _after(of.group_windows, first + 1) - 1 if upper else 0
+            group = _after(of.group_windows, first + 1) - 1
             most = len(of.group_columns) if pairs is None else max(pairs // (V * (end - first)), 1)
             while group < len(of.group_columns):
                 column = int(of.group_columns[group])
@@ -334,7 +334,6 @@ class GpuSweep:
         tile: _Tile,
         limit: np.float32,
         *,
-        upper: bool,
         prune: bool,
         out: torch.Tensor | None = None,
         counters: _Counters | None = None,
@@ -372,18 +371,18 @@ class GpuSweep:
                 STEP=1,
                 LANES=LANES,
                 ANCHORS=ANCHORS,
-                PAIRS=kernels.LATER if upper else kernels.OTHERS,
+                LATER=True,
                 COUNT=counting,
                 PRUNE=prune and bool(np.isfinite(limit)),
                 **launch_options(_width(T, self._band), V),
             )
 
-    def _start(self, tile: _Tile, limit: np.float32, *, upper: bool, prune: bool) -> torch.Tensor:
+    def _start(self, tile: _Tile, limit: np.float32, *, prune: bool) -> torch.Tensor:
         """(A, G * V) float32, flat: distances of at most ``limit``, -1 for other pairs; on the way."""
         import torch
 
         out = torch.full((tile.anchors * tile.groups * self._V,), -1.0, device=self._device)
-        self._run(tile, limit, upper=upper, prune=prune, out=out)
+        self._run(tile, limit, prune=prune, out=out)
         return out
 
     def _kept(self, tile: _Tile, out: torch.Tensor) -> Iterator[Pairs]:
@@ -399,17 +398,14 @@ class GpuSweep:
             right = self._tables[2][tile.group + column // self._V] + (column % self._V).int()
             yield Pairs(_unsigned(left), _unsigned(right), out[kept].cpu().numpy())
 
-    def pairs(
-        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
-    ) -> Iterator[Pairs]:
-        """Pairs of the anchors first <= i < last with a distance of at most ``limit``.
+    def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
+        """Pairs i < j of the anchors first <= i < last with a distance of at most ``limit``.
 
         The GPU works on the next block while the caller has this one.
 
         Args:
             first, last: anchors.
             limit: pairs farther apart are left out.
-            upper: each pair once, i < j; else every j != i for each anchor.
             prune: skip the alignment of 32 threads' windows if the first and last steps alone are farther apart than
                 ``limit``. Changes no result.
 
@@ -421,9 +417,9 @@ class GpuSweep:
         """
         largest = float32_limit(limit)
         waiting: Iterator[Pairs] = iter(())
-        for tile in self._tiles(first, last, upper, self._tile_pairs):
+        for tile in self._tiles(first, last, self._tile_pairs):
             ready = next(waiting, None)
-            begun = self._kept(tile, self._start(tile, largest, upper=upper, prune=prune))
+            begun = self._kept(tile, self._start(tile, largest, prune=prune))
             if ready is not None:
                 yield ready
                 yield from waiting
@@ -465,7 +461,7 @@ class GpuSweep:
             self.settle()
             open_ = self._open = self._counters(counts, largest)
         smaller = np.int32(open_.low - 1).view(np.float32)
-        for tiles in _batches(self._tiles(first, last, upper=True), self._V):
+        for tiles in _batches(self._tiles(first, last), self._V):
             open_.unread += sum(tile.anchors * tile.groups * self._V for tile in tiles)
             if open_.unread > COUNTED:
                 if int(open_.table.max()) >= COUNTED:
@@ -473,9 +469,9 @@ class GpuSweep:
                 open_.unread = sum(tile.anchors * tile.groups * self._V for tile in tiles)
             lows = torch.zeros(len(tiles), dtype=torch.int32, device=self._device)
             for number, tile in enumerate(tiles):
-                self._run(tile, largest, upper=True, prune=prune, counters=open_, lows=lows, number=number)
+                self._run(tile, largest, prune=prune, counters=open_, lows=lows, number=number)
             for number in torch.nonzero(lows).flatten().tolist():
-                again = self._start(tiles[number], smaller, upper=True, prune=prune)
+                again = self._start(tiles[number], smaller, prune=prune)
                 for block in self._kept(tiles[number], again):
                     few = block.distances[block.distances > 0]
                     if len(few):
@@ -661,7 +657,7 @@ def dtw_pairwise_torch(
                     STEP=LANES,
                     LANES=LANES,
                     ANCHORS=1,
-                    PAIRS=kernels.ALL,
+                    LATER=False,
                     COUNT=False,
                     PRUNE=bool(np.isfinite(largest)),
                     **launch_options(_width(U, band), 1),

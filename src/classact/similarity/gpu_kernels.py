@@ -24,9 +24,6 @@ ROWS = 16
 COLUMNS = 512
 """Columns of costs per program of :func:`point_distances`."""
 
-ALL, OTHERS, LATER = 0, 1, 2
-"""Which windows j an anchor i is compared with: every one, j != i, j > i."""
-
 INFINITY = tl.constexpr(0x7F800000)
 """Bit pattern."""
 
@@ -189,7 +186,7 @@ def sweep(
     V: tl.constexpr,
     BAND: tl.constexpr,
     STEP: tl.constexpr,
-    PAIRS: tl.constexpr,
+    LATER: tl.constexpr,
     PRUNE: tl.constexpr,
     COUNT: tl.constexpr,
     LANES: tl.constexpr,
@@ -200,7 +197,7 @@ def sweep(
     Costs C begin at ``margin``; their first row is point ``origin`` of the stream, the first column of their V planes
     of ``width`` costs is ``column``; rows are ``ld`` apart, neighbouring steps of a window ``STEP`` within a plane.
     ``positions[i]`` is the first point of window i. Group g begins at column ``group_columns[g]`` of the planes and has
-    windows ``group_windows[g]`` + v, v < ``group_sizes[g]`` <= V.
+    windows ``group_windows[g]`` + v, v < ``group_sizes[g]`` <= V. With LATER only windows behind the anchor count.
 
     Where not COUNT, distances of at most ``limit`` go to out[a * out_ld + g * V + v]. Where COUNT, those that are zero
     are counted in ``zeros``, those with bit patterns of at least ``low`` in table[pattern - low], and how many others
@@ -223,9 +220,7 @@ def sweep(
         alive = inside & (size < 0)
         for v in tl.static_range(V):
             valid = v < size
-            if PAIRS == 1:
-                valid = valid & (first + v != i)
-            if PAIRS == 2:
+            if LATER:
                 valid = valid & (first + v > i)
             if PRUNE:
                 # Each alignment has both corners, and rounded sums of costs never fall: no distance is below this.
@@ -239,9 +234,7 @@ def sweep(
             for v in tl.static_range(V):
                 d = distances[v]
                 kept = (v < size) & (d <= limit)
-                if PAIRS == 1:
-                    kept = kept & (first + v != i)
-                if PAIRS == 2:
+                if LATER:
                     kept = kept & (first + v > i)
                 if COUNT:
                     pattern = d.to(tl.int32, bitcast=True)

@@ -1,34 +1,42 @@
 """A sweep over all pairs that may be stopped, killed and continued, by any number of processes, with one result.
 
 The anchors are cut into units that depend on the number of windows alone. Every rank counts the units that are left,
-dealt in turn, and every so often replaces its one part file: the distances it counted so far, and of which units. A
-launch begins with what the parts of earlier launches hold. Only one launch at a time may work in a folder.
+dealt in turn, and every so often replaces its one part: a checksummed folder with what it has counted, and of which
+units. A launch begins with what the parts of earlier launches hold. Only one launch at a time may work in a folder.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import ConfigError, StorageError, TrainingInterrupted
+from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.sealed import DamagedFileError, SealedFile, check_same, drop, open_sealed, plain, write_sealed
 from classact.similarity.stream import Sweep
 from classact.utils.interruptions import interruptible
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference
+from classact.utils.storage import (
+    first_difference,
+    plain_json,
+    read_arrays,
+    read_json,
+    verify_folder,
+    write_arrays,
+    write_folder,
+    write_json,
+)
 
-FORMAT = 1
-COUNTS = "counts.safetensors"
-"""The counted distances of all pairs. Parts of it are ``counts-LAUNCH-RANK.safetensors``."""
+CARD, ARRAYS = "part.json", "part.safetensors"
+"""Files of a part: what it is of and its units, and what was counted."""
 
 SAVE_SECONDS = 20.0
 """At least so long between two writes of a part."""
@@ -89,6 +97,211 @@ def check_ranks(ranks: Ranks, card: Mapping[str, Any]) -> None:
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
+class Tally(Protocol):
+    """Something counted of pairs; the counts of different units add up, in any order, to those of all."""
+
+    @property
+    def kept(self) -> int:
+        """Pairs counted so far."""
+        ...
+
+    def count(self, first: int, last: int) -> None:
+        """Count the pairs i < j of the anchors first <= i < last."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that was counted."""
+        ...
+
+    def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Add what :meth:`arrays` of another tally gave."""
+        ...
+
+
+T = TypeVar("T", bound=Tally)
+
+
+def tally_pairs(
+    new: Callable[[], T],
+    n: int,
+    card: Mapping[str, Any],
+    folder: Path | None,
+    ranks: Ranks | None = None,
+    progress: Progress | None = None,
+) -> T:
+    """Count the pairs i < j of ``n`` windows.
+
+    What is counted does not depend on the number of ranks and interruptions, nor do the bytes of the last part.
+
+    Args:
+        new: makes an empty tally.
+        n: number of windows.
+        card: JSON that says of which data and settings the counts are; parts of another one are refused.
+        folder: where the parts are kept, on a disk that all ranks share, for the caller to delete; None keeps nothing.
+        ranks: the processes that share the work; None is this one alone.
+        progress: called with (pairs done, pairs to do, status); with several ranks, of this rank's share.
+
+    Returns:
+        The tally of all pairs, on every rank.
+
+    Raises:
+        ConfigError: ``folder`` holds parts of other data or settings, or several ranks without a folder.
+        StorageError: disk full, or a part vanished.
+        TrainingInterrupted: Ctrl-C or SIGTERM; what was counted is saved.
+    """
+    ranks = ranks or Ranks()
+    cut = cut_units(n)
+    pairs = unit_pairs(cut, n)
+    if folder is None:
+        if ranks.world > 1:
+            raise ConfigError(f"{ranks.world} ranks exchange their counts as files: give a folder that all can write.")
+        tally = new()
+        for _ in _count(tally, cut, pairs, list(range(len(pairs))), 0, progress):
+            pass
+        return tally
+    card = plain_json(card)
+    check_ranks(ranks, card)
+    parts = _Parts(Path(folder), card, new, len(pairs))
+    left = ranks.on_first(parts.adopt)
+    if left:
+        done = int(pairs.sum() - pairs[left].sum()) if ranks.world == 1 else 0
+        with interruptible() as interrupted:
+            for unit in _count(parts.tally, cut, pairs, ranks.share(left), done, progress):
+                parts.units.append(unit)
+                stop = interrupted()
+                parts.save(now=stop)
+                if stop:
+                    raise TrainingInterrupted(
+                        f"stopped after {len(parts.units):,} of {len(pairs):,} units; what was counted is saved in "
+                        f"{folder}, and the same command goes on from there."
+                    )
+            parts.save(now=True)
+        ranks.barrier()
+        if ranks.world > 1:
+            ranks.on_first(parts.merge)
+    if not ranks.first:
+        parts.gather()
+    ranks.barrier()  # whoever deletes the folder now takes nothing from others
+    return parts.tally
+
+
+def _count(
+    tally: Tally,
+    cut: NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    units: list[int],
+    done: int,
+    progress: Progress | None,
+) -> Iterator[int]:
+    """Count units; gives each when it is counted."""
+    total = done + int(pairs[units].sum())
+    if progress is not None:
+        progress(done, total, "")
+    for unit in units:
+        tally.count(int(cut[unit]), int(cut[unit + 1]))
+        done += int(pairs[unit])
+        yield unit
+        if progress is not None:
+            progress(done, total, f"{tally.kept:,} kept")
+
+
+class _Parts(Generic[T]):
+    """What one rank has counted, and the parts of all."""
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], new: Callable[[], T], total: int) -> None:
+        self.folder, self.card, self.new, self.total = folder, card, new, total
+        self.tally = new()
+        self.units: list[int] = []
+        self.old: list[Path] = []
+        self.saved = time.monotonic()
+        self.pause = SAVE_SECONDS
+
+    def adopt(self) -> list[int]:
+        """Begin with what all parts hold; returns the units that are left."""
+        self.tally, self.units, self.old = self.new(), [], []
+        for leftover in self.folder.glob(".part-*.tmp"):  # of writers that were killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        found: list[tuple[int, Path, list[int]]] = []
+        for path in sorted(self.folder.glob("part-*")):
+            self.old.append(path)
+            try:
+                verify_folder(path, "Its pairs are counted again.")
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                continue
+            card = read_json(path / CARD)
+            units = card.pop("units")
+            if difference := first_difference(card, self.card, ""):
+                raise ConfigError(
+                    f"{path} was made with {difference}. Choose another folder for the new settings or data, or remove "
+                    f"{self.folder} to start over."
+                )
+            found.append((-len(units), path, units))
+        # The largest first: a part that took over others, whose process died before it deleted them, stands for them.
+        for _, path, units in sorted(found):
+            if not set(units) & set(self.units):
+                self.tally.add(read_arrays(path / ARRAYS))
+                self.units += units
+        return sorted(set(range(self.total)) - set(self.units))
+
+    def save(self, *, now: bool) -> None:
+        """Replace the parts that this rank's counts are in by a new one, unless the last is recent."""
+        begin = time.monotonic()
+        if not now and begin - self.saved < self.pause:
+            return
+
+        def fill(folder: Path) -> None:
+            write_arrays(folder / ARRAYS, self.tally.arrays())
+            write_json(folder / CARD, {**self.card, "units": sorted(self.units)})
+
+        path = self.folder / f"part-{uuid.uuid4().hex}"
+        write_folder(path, fill)
+        for other in self.old:
+            shutil.rmtree(other, ignore_errors=True)
+        self.old = [path]
+        self.saved = time.monotonic()
+        self.pause = max(SAVE_SECONDS, SAVE_FACTOR * (self.saved - begin))
+
+    def gather(self) -> None:
+        """Take over the parts of all ranks, which must be whole."""
+        if left := self.adopt():
+            raise StorageError(
+                f"{self.folder}: the parts of all ranks lack {len(left):,} of {self.total:,} units. Is it on a disk "
+                f"that all ranks share, and no other launch at work there? Run the same command again: what is whole "
+                f"is kept."
+            )
+
+    def merge(self) -> None:
+        """On rank 0: put one part in the place of all."""
+        self.gather()
+        self.save(now=True)
+
+
+# -- distances --------------------------------------------------------------------------------------------------------
+
+
+class _Distances:
+    """A tally of distances up to a limit."""
+
+    def __init__(self, sweep: Sweep, limit: float) -> None:
+        self.sweep, self.counts = sweep, DistanceCounts(limit)
+
+    @property
+    def kept(self) -> int:
+        return self.counts.total
+
+    def count(self, first: int, last: int) -> None:
+        self.sweep.count(first, last, float(self.counts.limit), self.counts, defer=True)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        self.sweep.settle()
+        values, counts = self.counts.items()
+        return {"values": values, "counts": counts}
+
+    def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.counts.add_counted(arrays["values"], arrays["counts"])
+
+
 def count_pairs(
     folder: Path | None,
     sweep: Sweep,
@@ -100,178 +313,14 @@ def count_pairs(
 ) -> DistanceCounts:
     """How often each distance up to ``limit`` occurs among the pairs i < j of ``n`` windows.
 
-    The result, and the file :data:`COUNTS`, are the same for any number of ranks and interruptions.
-
     Args:
-        folder: where parts and the result are kept, on a disk that all ranks share; None keeps them in memory.
         sweep: distances of the windows.
-        n: number of windows.
         limit: larger distances are not counted.
-        identity: JSON that says of which data and settings the distances are; parts of another one are refused.
-        ranks: the processes that share the work; None is this one alone.
-        progress: called with (pairs done, pairs to do, status); with several ranks, of this rank's share.
-
-    Returns:
-        The counts, on every rank.
-
-    Raises:
-        ConfigError: ``folder`` holds parts of other data or settings, or several ranks without a folder.
-        StorageError: disk full, or a part vanished.
-        TrainingInterrupted: Ctrl-C or SIGTERM; what was counted is saved.
+        identity: JSON that says of which data and settings the distances are.
+        folder, n, ranks, progress: see :func:`tally_pairs`, as for what is raised.
     """
-    ranks = ranks or Ranks()
-    cut = cut_units(n)
-    if folder is None:
-        if ranks.world > 1:
-            raise ConfigError(f"{ranks.world} ranks exchange their counts as files: give a folder that all can write.")
-        counts = DistanceCounts(limit)
-        _count(sweep, cut, list(range(len(cut) - 1)), counts, n, 0, progress, lambda _: False)
-        return counts
-    counts = DistanceCounts(limit)
-    top = float(counts.limit) if np.isfinite(counts.limit) else "infinite"
-    card = {"identity": plain(identity), "format": FORMAT, "n": n, "limit": top}
-    check_ranks(ranks, card)
-    counting = _Counting(Path(folder), card, counts, ranks, sweep)
-    left, whole = ranks.on_first(lambda: counting.adopt(len(cut) - 1))
-    if not whole:
-        counting.launch = ranks.on_first(lambda: uuid.uuid4().hex[:8])
-        done = int(unit_pairs(cut, n).sum() - unit_pairs(cut, n)[left].sum()) if ranks.world == 1 else 0
-        with interruptible() as interrupted:
-
-            def after(unit: int) -> bool:
-                counting.units.append(unit)
-                stop = interrupted()
-                counting.save(now=stop)
-                return stop
-
-            if _count(sweep, cut, ranks.share(left), counting.counts, n, done, progress, after):
-                raise TrainingInterrupted(
-                    f"stopped after {len(counting.units):,} of {len(cut) - 1:,} units; what was counted is saved in "
-                    f"{folder}, and the same command goes on from there."
-                )
-            if ranks.world > 1:
-                counting.save(now=True)
-        ranks.barrier()
-        ranks.on_first(lambda: counting.merge(len(cut) - 1))
-    if not ranks.first:
-        counting.read()
-    return counting.counts
-
-
-def _count(
-    sweep: Sweep,
-    cut: NDArray[np.int64],
-    units: Sequence[int],
-    counts: DistanceCounts,
-    n: int,
-    done: int,
-    progress: Progress | None,
-    after: Callable[[int], bool],
-) -> bool:
-    pairs = unit_pairs(cut, n)
-    total = done + int(pairs[list(units)].sum())
-    if progress is not None:
-        progress(done, total, "")
-    for unit in units:
-        sweep.count(int(cut[unit]), int(cut[unit + 1]), float(counts.limit), counts, defer=True)
-        done += int(pairs[unit])
-        stop = after(unit)
-        if progress is not None:
-            progress(done, total, f"{counts.total:,} kept")
-        if stop:
-            return True
+    top = float(limit) if np.isfinite(limit) else "infinite"
+    card = {"identity": identity, "n": n, "limit": top}
+    found = tally_pairs(lambda: _Distances(sweep, limit), n, card, folder, ranks, progress)
     sweep.settle()
-    return False
-
-
-class _Counting:
-    """One rank's counts, and the files of all."""
-
-    def __init__(self, folder: Path, card: dict[str, Any], counts: DistanceCounts, ranks: Ranks, sweep: Sweep) -> None:
-        self.folder, self.card, self.counts, self.ranks, self.sweep = folder, card, counts, ranks, sweep
-        self.launch = ""
-        self.units: list[int] = []
-        self.adopted: list[Path] = []
-        self.saved = time.monotonic()
-        self.pause = SAVE_SECONDS
-
-    def part(self, rank: int) -> Path:
-        return self.folder / f"counts-{self.launch}-{rank:05d}.safetensors"
-
-    def adopt(self, units: int) -> tuple[list[int], bool]:
-        """Take over what earlier launches counted; returns the units that are left, and whether the result is here."""
-        drop(list(self.folder.glob(".counts*.tmp")))  # of writers that were killed
-        sizes: list[tuple[int, Path]] = []
-        for path in sorted(self.folder.glob("counts*.safetensors")):
-            try:
-                with open_sealed(path) as file:
-                    check_same(path, file.card, self.card)
-                    sizes.append((-len(file.array("units")), path))
-            except DamagedFileError as error:
-                logger.warning("%s Its pairs are counted again.", error)
-                self.adopted.append(path)
-        # The largest first: a part that took over others, and died before it deleted them, stands for them.
-        for _, path in sorted(sizes):
-            self.adopted.append(path)
-            with open_sealed(path, verify=False) as file:
-                found = [int(unit) for unit in file.array("units")]
-                if not set(found) & set(self.units):
-                    self._add(file)
-                    self.units += found
-        left = sorted(set(range(units)) - set(self.units))
-        whole = any(path.name == COUNTS for _, path in sizes)
-        if whole:
-            drop([path for path in self.adopted if path.name != COUNTS])
-        return left, whole
-
-    def _add(self, file: SealedFile) -> None:
-        for values, counts in file.pieces("values", "counts"):
-            self.counts.add_counted(values, counts)
-
-    def save(self, *, now: bool) -> None:
-        """Replace this rank's part, unless the last one is recent."""
-        begin = time.monotonic()
-        if now or begin - self.saved >= self.pause:
-            self.sweep.settle()
-            self._write(self.part(self.ranks.rank))
-            drop(self.adopted)
-            self.adopted = []
-            self.saved = time.monotonic()
-            self.pause = max(SAVE_SECONDS, SAVE_FACTOR * (self.saved - begin))
-
-    def _write(self, path: Path) -> None:
-        values, counts = self.counts.items()
-        units = np.array(sorted(self.units), np.int32)
-        write_sealed(path, {"values": values, "counts": counts, "units": units}, self.card)
-
-    def merge(self, units: int) -> None:
-        """On rank 0: add the parts of the other ranks to its own counts and write the result."""
-        parts = [self.part(rank) for rank in range(1, self.ranks.world)]
-        for path in parts:
-            try:
-                with open_sealed(path) as file:
-                    self._add(file)
-                    self.units += [int(unit) for unit in file.array("units")]
-            except DamagedFileError as error:
-                raise StorageError(
-                    f"{error} A rank has just written it: is {self.folder} on a disk that all ranks share? Run the "
-                    f"same command again: what is whole is kept."
-                ) from None
-        if sorted(self.units) != list(range(units)):
-            raise StorageError(
-                f"{self.folder}: the parts cover {len(self.units):,} units, expected {units:,}, each once. Is another "
-                f"launch at work in that folder? Run the same command again, once."
-            )
-        self._write(self.folder / COUNTS)
-        drop([*parts, self.part(0), *(path for path in self.adopted if path.name != COUNTS)])
-
-    def read(self) -> None:
-        """On the other ranks: replace the own counts by the result."""
-        self.counts = DistanceCounts(float(self.counts.limit))
-        path = self.folder / COUNTS
-        try:
-            with open_sealed(path) as file:
-                check_same(path, file.card, self.card)
-                self._add(file)
-        except DamagedFileError as error:
-            raise StorageError(f"{error} Is {self.folder} on a disk that all ranks share?") from None
+    return found.counts

@@ -105,15 +105,12 @@ class Sweep(Protocol):
     device: str
     """"cpu" or "cuda"."""
 
-    def pairs(
-        self, first: int, last: int, *, limit: float = np.inf, upper: bool = True, prune: bool = True
-    ) -> Iterator[Pairs]:
-        """Pairs of the anchors first <= i < last with a distance of at most ``limit``.
+    def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
+        """Pairs i < j of the anchors first <= i < last with a distance of at most ``limit``.
 
         Args:
             first, last: anchors.
             limit: pairs farther apart are left out.
-            upper: each pair once, i < j; else every j != i for each anchor.
             prune: skip the alignment of pairs that a lower bound shows to be farther apart than ``limit``. Changes
                 no result.
 

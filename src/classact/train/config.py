@@ -158,9 +158,6 @@ class EngineConfig:
                 raise UnknownNameError(choose("tracker", name, TRACKERS))
 
 
-POSITIVES = ("online", "graph")
-
-
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides the result of a pre-training, given the data.
@@ -173,11 +170,6 @@ class PretrainConfig:
         batch_size: anchors per step, drawn without replacement within an epoch (table 4: 160). Some objectives look at
             several images for each.
         seed: of initial weights, batches and augmentations.
-        positives: where a batch's weights come from: "online": its B x B distances are computed when it is used (the
-            paper's appendix B); "graph": looked up in the graph that ``classact similarity --graph`` wrote. Both give
-            the same weights, unless the graph is capped.
-        positives_per_anchor: with "graph", draw for each anchor of a batch so many of its positives into the batch; 0
-            draws all steps alike.
         precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
             in it natively.
         evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, evenly from one point of the
@@ -195,8 +187,6 @@ class PretrainConfig:
     epochs: float = 100.0
     batch_size: int = 160
     seed: int = 0
-    positives: Literal["online", "graph"] = "online"
-    positives_per_anchor: int = 0
     precision: Precision = "auto"
     evaluations: int = 0
     evaluations_from: float = 0.55
@@ -206,18 +196,6 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UnknownNameError(choose("precision", self.precision, PRECISIONS))
-        if self.positives not in POSITIVES:
-            raise UnknownNameError(choose("source of positives", self.positives, POSITIVES))
-        if self.positives_per_anchor < 0 or (self.positives_per_anchor and self.positives != "graph"):
-            raise ConfigError(
-                f"expected positives_per_anchor >= 0, and 0 unless positives come from a graph; got "
-                f"{self.positives_per_anchor} with positives {self.positives!r}."
-            )
-        if self.positives == "graph" and not self.objective.needs_similarity:
-            raise ConfigError(
-                f"objective {self.objective.written!r} learns from no action similarity, so positives from a "
-                f"graph would change nothing. Leave positives at 'online'."
-            )
         if self.evaluations < 0:
             raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
         if not 0 < self.evaluations_from <= 1:

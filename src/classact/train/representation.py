@@ -19,17 +19,16 @@ import torch
 
 from classact.data.images import ImageSource, frames_digest
 from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import ClassactError, ConfigError, DataError, choose
+from classact.errors import ClassactError, DataError, choose
 from classact.models.average import update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.objectives import NoneConfig, make_objective
 from classact.objectives.base import Material
 from classact.similarity import ActionSimilarity, similarity_identity, window_stream
 from classact.similarity.distribution import DistanceDistribution, read_distribution
-from classact.similarity.graph import SimilarityGraph
 from classact.similarity.model import naming
 from classact.train.augment import Part, augment
-from classact.train.batches import epoch_batches, positive_batches
+from classact.train.batches import epoch_batches
 from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, PretrainConfig
 from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.optim import make_optimizer
@@ -38,8 +37,7 @@ from classact.utils.ranks import Ranks
 from classact.utils.storage import without
 
 _COMPANIONS = 2
-"""Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views, (seed, step, 1)
-positives."""
+"""Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views."""
 
 logger = logging.getLogger(__name__)
 
@@ -149,22 +147,12 @@ class EncoderPass:
         return features
 
 
-def _measured(
-    data: Demonstrations, config: PretrainConfig, folder: Path | None, *, verify: bool = True
-) -> tuple[DistanceDistribution | None, SimilarityGraph | None]:
-    """What of the similarity is known already: as ``classact similarity`` wrote it into ``folder``."""
-    if config.positives == "graph" and folder is None:
-        raise ConfigError(
-            "positives are to come from a graph, but none is given: build one with 'classact similarity --graph' "
-            "and name its folder."
-        )
+def _measured(data: Demonstrations, config: PretrainConfig, folder: Path | None) -> DistanceDistribution | None:
+    """Threshold and CDF, where ``classact similarity`` wrote them into ``folder``."""
     if folder is None:
-        return None, None
+        return None
     identity = similarity_identity(window_stream(data, config.similarity), config.similarity)
-    distribution = read_distribution(folder / "distribution", identity)
-    if config.positives != "graph":
-        return distribution, None
-    return distribution, SimilarityGraph.open(folder / "graph", identity, verify=verify)
+    return read_distribution(folder / "distribution", identity)
 
 
 def check_training(data: Demonstrations, config: PretrainConfig, similarity_folder: Path | None = None) -> int:
@@ -190,7 +178,7 @@ def check_training(data: Demonstrations, config: PretrainConfig, similarity_fold
     if config.objective.needs_similarity:
         with naming(data):
             window_stream(data, config.similarity)
-            _measured(data, config, similarity_folder, verify=False)
+            _measured(data, config, similarity_folder)
     return features
 
 
@@ -203,8 +191,8 @@ class Trainer(Training):
         config: settings.
         folder: where checkpoints and train.jsonl go; None keeps nothing.
         device: "cpu" or "cuda".
-        similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF,
-            and its graph, are used, not measured again.
+        similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF
+            are used, not measured again.
         progress: called with (pairs done, pairs in all, status) while the similarity is measured.
         engine: how it is computed.
         ranks: this process among those that share the training.
@@ -228,7 +216,6 @@ class Trainer(Training):
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)
         self.similarity: ActionSimilarity | None = None
-        self.graph: SimilarityGraph | None = None
         self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
         self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
         self.average.load_state_dict(self.encoder.state_dict())
@@ -273,42 +260,25 @@ class Trainer(Training):
     def _measure_similarity(self) -> None:
         config = self.config.similarity
         with naming(self.demonstrations):
-            distribution, self.graph = _measured(self.demonstrations, self.config, self.similarity_folder)
+            distribution = _measured(self.demonstrations, self.config, self.similarity_folder)
             self.similarity = ActionSimilarity(
                 self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
             )
 
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Anchors, and the steps that the objective draws to go with them."""
-        for step, anchors in enumerate(self._anchors(first_step), first_step):
+        every = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, first_step)
+        for step, anchors in enumerate(every, first_step):
             if not self.config.objective.companions:
                 yield anchors
                 continue
             drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
             yield np.concatenate([anchors[:, None], drawn], axis=1)
 
-    def _anchors(self, first_step: int) -> Iterator[IntArray]:
-        """Slices of shuffled epochs, or anchors with positives from the graph."""
-        n, config = self.demonstrations.num_steps, self.config
-        if self.graph is None or not config.positives_per_anchor:
-            return epoch_batches(n, config.batch_size, config.seed, first_step)
-        assert self.similarity is not None
-        return positive_batches(
-            n,
-            config.batch_size,
-            config.seed,
-            first_step,
-            self.graph,
-            config.positives_per_anchor,
-            weigh=self.similarity.distribution.weights,
-        )
-
     def _weights(self, steps: IntArray, anchors: int) -> torch.Tensor:
         """(B, C) soft positive weights of the first B of ``steps`` (C,), on the training device."""
         assert self.similarity is not None
-        if self.graph is None:
-            return self.similarity.weights_tensor(steps, anchors)
-        return torch.from_numpy(self.graph.weights(steps, self.similarity.distribution, anchors)).to(self.device)
+        return self.similarity.weights_tensor(steps, anchors)
 
     def images_per_row(self) -> int:
         """Views of all images of a row, of each camera."""
@@ -419,7 +389,6 @@ class Trainer(Training):
             "data": self.demonstrations.fingerprint(),
             "schema": to_json(self.demonstrations.schema),
             "images": self._images_digest,
-            "max_neighbors": None if self.graph is None else self.graph.cap,
             "bfloat16": self.bf16,
         }
 

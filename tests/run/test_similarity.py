@@ -11,36 +11,35 @@ import pytest
 
 import fakes
 from classact.errors import ConfigError, DataError
-from classact.run.survey import (
-    DEGREES,
+from classact.run.similarity import (
     DISTRIBUTION,
     NUMBERS,
-    SurveyConfig,
+    POSITIVES,
+    analyze_similarity,
     current_setting,
     measured_config,
     moment_frames,
     notes,
-    survey_similarity,
     warnings,
 )
 from classact.similarity import ActionSimilarity
-from classact.similarity.config import SimilarityConfig
+from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.similarity.distribution import read_distribution
 from classact.similarity.model import similarity_identity, window_stream
 from classact.utils.storage import read_arrays, read_json, write_json
 
-CONFIG = SurveyConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
+CONFIG = SimilarityAnalysisConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
 DATA = fakes.demonstrations()
 
 
 @pytest.fixture(scope="module")
-def surveyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("survey") / "out"
-    return folder, survey_similarity(DATA, CONFIG, folder, quiet=True)
+def analyzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("similarity") / "out"
+    return folder, analyze_similarity(DATA, CONFIG, folder, quiet=True)
 
 
-def test_numbers_are_those_of_the_similarity_that_training_uses(surveyed: tuple[Path, dict[str, Any]]) -> None:
-    folder, numbers = surveyed
+def test_numbers_are_those_of_the_similarity_that_training_uses(analyzed: tuple[Path, dict[str, Any]]) -> None:
+    folder, numbers = analyzed
     similarity = ActionSimilarity(DATA, CONFIG.similarity)
     n = DATA.num_steps
     weights = similarity.weights(np.arange(n))
@@ -49,10 +48,10 @@ def test_numbers_are_those_of_the_similarity_that_training_uses(surveyed: tuple[
     positive = similarity.distances(np.arange(n)) <= np.float32(numbers["threshold"])
     np.fill_diagonal(positive, False)
     assert (weights > 0).sum() <= positive.sum() == 2 * numbers["kept"]
-    degrees = read_arrays(folder / DEGREES)
-    assert degrees["positives"].tolist() == positive.sum(1).tolist()
+    found = read_arrays(folder / POSITIVES)
+    assert found["positives"].tolist() == positive.sum(1).tolist()
     episode = DATA.episode_index()
-    assert degrees["same_episode"].tolist() == (positive & (episode[:, None] == episode)).sum(1).tolist()
+    assert found["same_episode"].tolist() == (positive & (episode[:, None] == episode)).sum(1).tolist()
     assert numbers["positives"]["median"] == np.median(positive.sum(1))
     assert numbers["batch"]["positives"] == pytest.approx(15 / (n - 1) * positive.sum(1).mean())
     identity = similarity_identity(window_stream(DATA, CONFIG.similarity), CONFIG.similarity)
@@ -61,8 +60,8 @@ def test_numbers_are_those_of_the_similarity_that_training_uses(surveyed: tuple[
     assert measured_config(folder) == CONFIG.similarity
 
 
-def test_line_of_the_k_in_use_agrees_with_the_whole(surveyed: tuple[Path, dict[str, Any]]) -> None:
-    _, numbers = surveyed  # all windows are among the sampled anchors here
+def test_line_of_the_k_in_use_agrees_with_the_whole(analyzed: tuple[Path, dict[str, Any]]) -> None:
+    _, numbers = analyzed  # all windows are among the sampled anchors here
     (line,) = [row for row in numbers["sensitivity"]["quantile"]["rows"] if row["quantile"] == 0.05]
     for key in ("least", "median", "none"):
         assert line[key] == numbers["positives"][key]
@@ -76,13 +75,13 @@ def test_line_of_the_k_in_use_agrees_with_the_whole(surveyed: tuple[Path, dict[s
     assert [row["name"] for row in numbers["sensitivity"]["horizon"]["rows"]][-1] == "32 steps"
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it(surveyed: tuple[Path, dict[str, Any]]) -> None:
-    folder, numbers = surveyed
-    found = survey_similarity(DATA, replace(CONFIG, batch_size=5000), folder, quiet=True)
+def test_a_batch_larger_than_the_data_is_all_of_it(analyzed: tuple[Path, dict[str, Any]]) -> None:
+    folder, numbers = analyzed
+    found = analyze_similarity(DATA, replace(CONFIG, batch_size=5000), folder, quiet=True)
     assert found["batch"]["batch_size"] == DATA.num_steps
     assert found["batch"]["positives"] == pytest.approx(numbers["positives"]["mean"])
     assert found["batch"]["none"] == pytest.approx(numbers["positives"]["none"])
-    again = survey_similarity(DATA, CONFIG, folder, quiet=True)
+    again = analyze_similarity(DATA, CONFIG, folder, quiet=True)
     assert again == numbers == read_json(folder / NUMBERS)
 
 
@@ -90,7 +89,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(surveyed: tuple[Path, dict[st
 def test_data_without_anything_to_see(metric: str, tmp_path: Path) -> None:
     blind = replace(DATA, images={}, states=None)
     config = replace(CONFIG, similarity=replace(CONFIG.similarity, metric=metric, band=2 if metric == "dtw" else None))
-    numbers = survey_similarity(blind, config, tmp_path, quiet=True)
+    numbers = analyze_similarity(blind, config, tmp_path, quiet=True)
     assert set(read_arrays(tmp_path / "examples.safetensors")) == {"windows"}
     rows = numbers["sensitivity"]["metric"]["rows"]
     assert [row["name"] for row in rows if row["current"]] == [current_setting(config.similarity).name]
@@ -121,8 +120,8 @@ def test_constant_dimensions_are_noted() -> None:
     assert notes(DATA) == []
 
 
-def test_nothing_to_warn_of_and_every_warning(surveyed: tuple[Path, dict[str, Any]]) -> None:
-    good = copy.deepcopy(surveyed[1])
+def test_nothing_to_warn_of_and_every_warning(analyzed: tuple[Path, dict[str, Any]]) -> None:
+    good = copy.deepcopy(analyzed[1])
     good["positives"] |= {"none": 0.0, "same_episode": 0.1}
     good["batch"] |= {"none": 0.1}
     assert warnings(good) == []
@@ -141,13 +140,13 @@ def test_nothing_to_warn_of_and_every_warning(surveyed: tuple[Path, dict[str, An
     assert "calls 90 % of all pairs positive" in warned(kept=round(0.9 * good["pairs"]), settings={"quantile": 0.9})
 
 
-def test_unusable_folders_and_settings(surveyed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    folder, numbers = surveyed
+def test_unusable_folders_and_settings(analyzed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, numbers = analyzed
     other = replace(CONFIG, similarity=replace(CONFIG.similarity, band=3))
     with pytest.raises(ConfigError, match=r"was made with settings.band = None, now it is 3. Choose another --out"):
-        survey_similarity(DATA, other, folder, quiet=True)
+        analyze_similarity(DATA, other, folder, quiet=True)
     with pytest.raises(ConfigError, match="was made with other data, walks of 120 steps"):
-        survey_similarity(fakes.demonstrations(1), CONFIG, folder, quiet=True)
+        analyze_similarity(fakes.demonstrations(1), CONFIG, folder, quiet=True)
     write_json(tmp_path / NUMBERS, {"settings": numbers["settings"] | {"colour": 3}})
     with pytest.raises(DataError, match="holds no settings that classact knows"):
         measured_config(tmp_path)
@@ -155,22 +154,22 @@ def test_unusable_folders_and_settings(surveyed: tuple[Path, dict[str, Any]], tm
         replace(CONFIG, batch_size=1)
 
 
-@pytest.mark.parametrize("damage", ["distribution", "degrees", "gone"])
+@pytest.mark.parametrize("damage", ["distribution", "positives", "gone"])
 def test_what_is_damaged_is_measured_again(
-    surveyed: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    analyzed: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     folder = tmp_path / "out"
-    shutil.copytree(surveyed[0], folder)
+    shutil.copytree(analyzed[0], folder)
     if damage == "gone":
         shutil.rmtree(folder / DISTRIBUTION)
     else:
-        file = folder / DEGREES if damage == "degrees" else folder / DISTRIBUTION / "distribution.safetensors"
+        file = folder / POSITIVES if damage == "positives" else folder / DISTRIBUTION / "distribution.safetensors"
         file.write_bytes(file.read_bytes()[:-8])
     (folder / f".{DISTRIBUTION}.1.abc.tmp").mkdir()  # of a launch that was killed while it wrote
-    again = survey_similarity(DATA, CONFIG, folder, quiet=True)
+    again = analyze_similarity(DATA, CONFIG, folder, quiet=True)
     assert "measured again" in caplog.text
     for key in ("threshold", "kept", "positives", "batches"):
-        assert again[key] == surveyed[1][key]
+        assert again[key] == analyzed[1][key]
     identity = similarity_identity(window_stream(DATA, CONFIG.similarity), CONFIG.similarity)
     assert read_distribution(folder / DISTRIBUTION, identity).threshold == again["threshold"]
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*.tmp"))

@@ -4,10 +4,9 @@ Everything ends up in one folder::
 
     similarity.json        settings, distribution, positives per anchor and per batch, sensitivity, examples
     examples.safetensors   windows (A, 4, T, D), normalised actions of the examples; frames (A, 4, S, S, 3) if there are
-    degrees.safetensors    positives, same_episode (M,) of every anchor, or of sampled ones, and which: anchors (M,);
+    positives.safetensors  positives, same_episode (M,) of every anchor, or of sampled ones, and which: anchors (M,);
                            by_quantile (K, S): positives of sampled anchors at several K
     distribution/          threshold and weights, for training
-    graph/                 where asked for, for training, see classact.similarity.graph
     work/                  while it is being made: what continues a run that was stopped
 """
 
@@ -32,15 +31,14 @@ from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
 from classact.similarity import diagnostics
-from classact.similarity.config import SimilarityConfig, SurveyConfig
+from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.degrees import Degrees, count_degrees
 from classact.similarity.diagnostics import Setting
 from classact.similarity.distribution import DistanceDistribution, read_distribution, write_distribution
 from classact.similarity.examples import Example, choose_examples
-from classact.similarity.graph import GraphSize, build_graph, check_space, estimate_size
 from classact.similarity.job import count_pairs
 from classact.similarity.model import fit_distribution, naming, similarity_identity, window_stream
+from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
 from classact.sims import make_simulator
@@ -49,8 +47,8 @@ from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
 from classact.utils.storage import check_writable, first_difference, read_arrays, read_json, write_arrays, write_json
 
-NUMBERS, EXAMPLES, DEGREES = "similarity.json", "examples.safetensors", "degrees.safetensors"
-DISTRIBUTION, GRAPH, WORK = "distribution", "graph", "work"
+NUMBERS, EXAMPLES, POSITIVES = "similarity.json", "examples.safetensors", "positives.safetensors"
+DISTRIBUTION, WORK = "distribution", "work"
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +67,9 @@ MOST = 0.3
 Row = dict[str, Any]
 
 
-def survey_similarity(
+def analyze_similarity(
     data: Demonstrations,
-    config: SurveyConfig,
+    config: SimilarityAnalysisConfig,
     folder: Path,
     *,
     ranks: Ranks | None = None,
@@ -95,11 +93,11 @@ def survey_similarity(
         StorageError: disk full.
         TrainingInterrupted: Ctrl-C or SIGTERM; what was done is kept.
     """
-    return _Survey(data, config, Path(folder), ranks or Ranks(), quiet).run()
+    return _Analysis(data, config, Path(folder), ranks or Ranks(), quiet).run()
 
 
 def measured_config(folder: Path) -> SimilarityConfig:
-    """The settings that a folder of :func:`survey_similarity` was made with.
+    """The settings that a folder of :func:`analyze_similarity` was made with.
 
     Raises:
         DataError: it holds no similarity.json, or a damaged one.
@@ -112,8 +110,10 @@ def measured_config(folder: Path) -> SimilarityConfig:
         raise DataError(f"{path} holds no settings that classact knows. Run 'classact similarity' again.") from None
 
 
-class _Survey:
-    def __init__(self, data: Demonstrations, config: SurveyConfig, folder: Path, ranks: Ranks, quiet: bool) -> None:
+class _Analysis:
+    def __init__(
+        self, data: Demonstrations, config: SimilarityAnalysisConfig, folder: Path, ranks: Ranks, quiet: bool
+    ) -> None:
         self.data, self.config, self.folder, self.ranks = data, config, folder, ranks
         self.quiet = quiet or not ranks.first
         self.setting = current_setting(config.similarity)
@@ -135,13 +135,8 @@ class _Survey:
 
     def run(self) -> Row:
         self.ranks.on_first(self.take)
-        finished = self.ranks.on_first(self.finished)
-        self.ranks.on_first(self.check_space)
-        if finished is None:
+        if not self.ranks.on_first(self.finished):
             self.measure()
-            finished = self.ranks.on_first(lambda: read_json(self.folder / NUMBERS))
-        if self.config.graph:
-            self.graph(finished)
         return self.ranks.on_first(self.complete)
 
     def take(self) -> None:
@@ -149,10 +144,10 @@ class _Survey:
         check_writable(self.folder, folder=True)
         self.hold = own(self.folder)
 
-    def finished(self) -> Row | None:
-        """The numbers, where the folder holds them."""
+    def finished(self) -> bool:
+        """Whether the folder holds the numbers."""
         if not (self.folder / NUMBERS).exists():
-            return None
+            return False
         row: Row = read_json(self.folder / NUMBERS)
         identity = row.get("identity", {})
         difference = first_difference(identity.get("settings"), self.identity["settings"], "settings")
@@ -162,18 +157,13 @@ class _Survey:
             raise ConfigError(f"{self.folder} was made with {difference}. Choose another --out, or remove that folder.")
         try:
             read_distribution(self.folder / DISTRIBUTION, self.identity)
-            for name in (DEGREES, EXAMPLES):
+            for name in (POSITIVES, EXAMPLES):
                 read_arrays(self.folder / name, CheckpointError)
         except CheckpointError as error:
             logger.warning("%s It is measured again.", error)
             (self.folder / NUMBERS).unlink()
-            return None
-        return row
-
-    def check_space(self) -> None:
-        """Refuse a graph that does not fit before hours are spent on it; when it is made, it looks again."""
-        if self.config.graph and not (self.folder / GRAPH).exists() and not _shards(self.folder):
-            check_space(self.folder / GRAPH, graph_size(self.data, self.config), self.config.similarity.quantile)
+            return False
+        return True
 
     @contextmanager
     def stage(self, name: str, *, sweep: bool = False) -> Iterator[Callback]:
@@ -197,21 +187,21 @@ class _Survey:
 
     def measure(self) -> None:
         distribution = self.distribution()
-        degrees = None
+        positives = None
         anchors = self.sampled_anchors()
         if distribution.exact:
             anchors = np.arange(len(self.episode))
             with self.stage("count positives", sweep=not self.rate) as bar:
-                degrees = count_degrees(
+                positives = count_positives(
                     self.sweep,
                     distribution.threshold,
                     self.episode,
-                    self.folder / WORK,
+                    self.folder / WORK / "positives",
                     self.identity,
                     self.ranks,
                     bar,
                 )
-        self.ranks.on_first(lambda: self.write(distribution, anchors, degrees))
+        self.ranks.on_first(lambda: self.write(distribution, anchors, positives))
 
     def distribution(self) -> DistanceDistribution:
         folder, config = self.folder / DISTRIBUTION, self.config.similarity
@@ -249,13 +239,13 @@ class _Survey:
         count = min(n, max(_LEAST_ANCHORS, min(_MOST_ANCHORS, _ROW_PAIRS // n)))
         return np.sort(np.random.default_rng([self.config.similarity.seed, 1]).permutation(n)[:count])
 
-    def write(self, distribution: DistanceDistribution, anchors: IntArray, degrees: Degrees | None) -> None:
+    def write(self, distribution: DistanceDistribution, anchors: IntArray, positives: Positives | None) -> None:
         """On rank 0: the statistics, the examples, and all files."""
         config, setting, n = self.config.similarity, self.setting, len(self.episode)
         with self.stage("compare settings") as bar:
             sensitivity, by_quantile = self.sensitivity(distribution, bar)
         at = [row["quantile"] for row in sensitivity["quantile"]["rows"]].index(config.quantile)
-        degrees = degrees or by_quantile[at]
+        positives = positives or by_quantile[at]
         with self.stage("draw examples"):
             examples = choose_examples(
                 self.stream,
@@ -266,7 +256,6 @@ class _Survey:
                 seed=config.seed,
             )
             arrays = self.example_arrays(examples)
-        positives = diagnostics.positives_per_anchor(degrees)
         row = {
             "data": {
                 "name": self.data.name,
@@ -283,7 +272,7 @@ class _Survey:
             "all_pairs": n * (n - 1) // 2,
             **distribution.to_json(),
             "anchors": len(anchors),
-            "positives": asdict(positives),
+            "positives": asdict(diagnostics.positives_per_anchor(positives)),
             "same_episode_chance": diagnostics.same_episode_share(self.data.episode_ends),
             "sensitivity": sensitivity,
             "examples": [self.example_json(example) for example in examples],
@@ -293,11 +282,11 @@ class _Survey:
         }
         counted: Mapping[str, NDArray[Any]] = {
             "anchors": anchors,
-            "positives": degrees.positives,
-            "same_episode": degrees.same_episode,
-            "by_quantile": np.stack([found.positives for found in by_quantile]),
+            "positives": positives.total,
+            "same_episode": positives.same_episode,
+            "by_quantile": np.stack([found.total for found in by_quantile]),
         }
-        write_arrays(self.folder / DEGREES, counted)
+        write_arrays(self.folder / POSITIVES, counted)
         write_arrays(self.folder / EXAMPLES, arrays)
         write_json(self.folder / NUMBERS, self.with_batches(row, counted))  # last: it says that all is there
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
@@ -317,11 +306,11 @@ class _Survey:
         """The numbers, for the batch size that is asked for now."""
         row: Row = read_json(self.folder / NUMBERS)
         if row["batch"]["batch_size"] != min(self.config.batch_size, row["data"]["steps"]):
-            row = self.with_batches(row, read_arrays(self.folder / DEGREES))
+            row = self.with_batches(row, read_arrays(self.folder / POSITIVES))
             write_json(self.folder / NUMBERS, row)
         return row
 
-    def sensitivity(self, distribution: DistanceDistribution, bar: Callback) -> tuple[Row, list[Degrees]]:
+    def sensitivity(self, distribution: DistanceDistribution, bar: Callback) -> tuple[Row, list[Positives]]:
         """Tables of K, horizon and metric; and the positives of sampled anchors at each K of the first."""
         config, setting, n = self.config.similarity, self.setting, len(self.episode)
         actions = self.stream.points[self.stream.starts]
@@ -353,7 +342,7 @@ class _Survey:
             for k in quantiles
         ]
         anchors = self.sampled_anchors()
-        degrees = diagnostics.anchor_degrees(
+        positives = diagnostics.anchor_positives(
             self.stream,
             self.episode,
             thresholds,
@@ -362,13 +351,13 @@ class _Survey:
             band=setting.band,
             progress=lambda a, m: bar(total // 2 + total * a // (2 * m), total, "K"),
         )
-        lines = zip(quantiles, thresholds, degrees, strict=True)
+        lines = zip(quantiles, thresholds, positives, strict=True)
         tables["quantile"] = {
             "pairs": len(left),
             "anchors": len(anchors),
             "rows": [asdict(diagnostics.quantile_row(k, threshold, found)) for k, threshold, found in lines],
         }
-        return tables, degrees
+        return tables, positives
 
     def moment(self, row: int) -> Row:
         episode = int(self.episode[row])
@@ -389,30 +378,6 @@ class _Survey:
         if frames is not None:
             arrays["frames"] = frames.reshape(*rows.shape, *frames.shape[1:])
         return arrays
-
-    def graph(self, row: Row) -> None:
-        with self.stage("write the graph") as bar:
-            build_graph(
-                self.folder / GRAPH,
-                self.sweep,
-                len(self.episode),
-                row["threshold"],
-                self.identity,
-                self.ranks,
-                bar,
-                quantile=self.config.similarity.quantile,
-                cap=self.config.max_neighbors,
-                kept=row["kept"] if row["exact"] else None,
-            )
-
-
-def _shards(folder: Path) -> bool:
-    return any(folder.glob(f"{GRAPH}.shards*"))
-
-
-def graph_size(data: Demonstrations, config: SurveyConfig) -> GraphSize:
-    """What the graph will take on disk: exactly without a cap, at most with one."""
-    return estimate_size(data.num_steps, config.similarity.quantile, config.max_neighbors)
 
 
 def current_setting(config: SimilarityConfig) -> Setting:
