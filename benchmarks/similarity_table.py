@@ -10,7 +10,6 @@ from common import RESULTS
 
 H200 = {"sm_count": 132, "clock_hz": 1.98e9}
 GPU_AIM = 5e9  # pairs per second
-CAP = 256
 
 
 def results() -> dict[str, Any]:
@@ -27,13 +26,6 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * length:
             return f"{seconds / length:,.0f} {unit}" if seconds >= 10 * length else f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def size(count: float) -> str:
-    for unit, length in (("TB", 1e12), ("GB", 1e9)):
-        if count >= length:
-            return f"{count / length:,.1f} {unit}"
-    return f"{count / 1e6:,.0f} MB"
 
 
 def cost_model(rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -141,29 +133,22 @@ def cost_lines(found: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"What larger sets cost. {about} Exact is one sweep over the pairs i < j. `classact similarity` makes a "
-        "second one for the positives of each moment, pruned harder, for the threshold is known then; a graph takes "
-        "one over all ordered pairs, twice the work, which its column has alone. Its size is with the "
-        f"{CAP} nearest positives of each window kept.",
+        "second one for the positives of each moment, pruned harder, for the threshold is known then.",
         "",
-        "| windows | exact, two cores | exact, one GPU | exact, eight GPUs | graph, eight GPUs "
-        f"| graph on disk (m = {CAP}) | sensible |",
-        "|---|---|---|---|---|---|---|",
+        "| windows | exact, two cores | exact, one GPU | exact, eight GPUs | sensible |",
+        "|---|---|---|---|---|",
     ]
-    advice = {
-        1e6: "exact once, online",
-        1e7: "exact on GPUs or sampled, online; a capped graph for positive-aware batches",
-        1e8: "sampled, online",
-    }
+    advice = {1e6: "exact, once", 1e7: "exact on GPUs, or sampled", 1e8: "sampled"}
     for n, text in advice.items():
         pairs = n * (n - 1) / 2
         lines.append(
             f"| {n:,.0f} | {duration(fixed + pairs / rate)} | {duration(pairs / gpu_rate)} | "
-            f"{duration(pairs / gpu_rate / 8)} | {duration(2 * pairs / gpu_rate / 8)} | {size(8 * n * CAP)} | {text} |"
+            f"{duration(pairs / gpu_rate / 8)} | {text} |"
         )
     sampled = found["data"]["seconds"]["sampled"]
     lines += [
         "",
-        f"Sampled and online cost the same at every size: the sample ({sampled:.1f} s for "
+        f"Sampled, and the weights of batches, cost the same at every size: the sample ({sampled:.1f} s for "
         f"{found['data']['sampled_pairs']:,} pairs, D = {found['data']['dimensions']}) and the share of a training "
         "step above.",
     ]
