@@ -7,7 +7,7 @@ observations that it was not trained on, by name, instead of acting on them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,6 @@ class Schema:
                 raise UnknownNameError(choose("proprioception key", key, where))
             parts.append(where[key])
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-
-    def with_cameras(self, cameras: Sequence[str]) -> Schema:
-        """The same with other views."""
-        return replace(self, cameras=tuple(cameras))
 
     def join(self, values: Mapping[str, Any], where: str = "observation") -> NDArray[np.float32]:
         """(D_p,) float32 of values by key.

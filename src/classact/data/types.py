@@ -160,7 +160,7 @@ class Demonstrations:
             object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
         if undeclared := [camera for camera in self.images if camera not in schema.cameras]:
             # Re-rendered views join those that were recorded.
-            schema = schema.with_cameras((*schema.cameras, *undeclared))
+            schema = replace(schema, cameras=(*schema.cameras, *undeclared))
             object.__setattr__(self, "schema", schema)
         found = self.proprioception.shape[1]
         if schema.proprioception_dim != found:

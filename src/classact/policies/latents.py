@@ -70,6 +70,11 @@ class LatentSettings:
 
     kind: ClassVar[str]
 
+    @property
+    def settings(self) -> LatentSettings:
+        """Of latents that are their own settings: there is nothing else to them."""
+        return self
+
     def to_json(self) -> dict[str, Any]:
         """The fields, behind the kind."""
         return {"kind": self.kind, **fields_to_json(self)}
@@ -201,11 +206,6 @@ class StateLatents(LatentSettings, Latents):
         """(B, d) latents of live observations."""
         return self._embed(_observed_states(observations))
 
-    @property
-    def settings(self) -> StateLatents:
-        """Itself: there is nothing else."""
-        return self
-
 
 @dataclass(frozen=True)
 class SceneLatents(LatentSettings, Latents):
@@ -256,11 +256,6 @@ class SceneLatents(LatentSettings, Latents):
         """(B, d) latents of live observations."""
         self.lowdim.check(observations, ())
         return self._embed(self.lowdim.observations(observations), _observed_states(observations))
-
-    @property
-    def settings(self) -> SceneLatents:
-        """Itself: there is nothing else."""
-        return self
 
 
 def _positions(states: StateArray, objects: Sequence[int]) -> FloatArray:

@@ -71,7 +71,7 @@ SIMULATORS: Registry[Entry] = Registry(
             shifted_preset="pusht-rand-whiten",
         ),
         "square": Entry(
-            _ROBOSUITE + "square",
+            _ROBOSUITE + "Square",
             "Square",
             "robosuite",
             spec=_SPECS + "SQUARE",
@@ -80,7 +80,7 @@ SIMULATORS: Registry[Entry] = Registry(
             preset="square-cpu",
         ),
         "three-stack-d0": Entry(
-            _ROBOSUITE + "three_stack_d0",
+            _ROBOSUITE + "ThreeStackD0",
             "Three-Stack D0",
             "robosuite",
             spec=_SPECS + "THREE_STACK_D0",
@@ -89,7 +89,7 @@ SIMULATORS: Registry[Entry] = Registry(
             preset="three-stack-cpu",
         ),
         "three-stack-d1": Entry(
-            _ROBOSUITE + "three_stack_d1",
+            _ROBOSUITE + "ThreeStackD1",
             "Three-Stack D1",
             "robosuite",
             spec=_SPECS + "THREE_STACK_D1",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -114,8 +115,19 @@ class RobosuiteSimulator(PandaSimulator):
     :func:`classact.sims.panda.arm_command`. Metric: ``success``, the task's own rule after the step.
     """
 
+    facts: SimulatorSpec
+    target = (0.0, 0.0, 0.9)
     site = "gripper0_right_grip_site"
     fingers = ("gripper0_right_finger_joint1", "gripper0_right_finger_joint2")
+
+    def __init__(
+        self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(sized(self.facts, image_size), shift, cameras, self._environment())
+
+    @abstractmethod
+    def _environment(self) -> Any:
+        """robosuite's environment of the task."""
 
     def _bind(self, env: Any) -> None:
         super()._bind(env)
@@ -156,23 +168,6 @@ class RobosuiteSimulator(PandaSimulator):
         return bool(self.env._check_success())
 
 
-class Square(RobosuiteSimulator):
-    """Put the square nut on the square peg."""
-
-    target = (0.0, 0.0, 0.9)
-    bodies: Mapping[str, str] = {"nut": "SquareNut_main", "peg": "peg1"}
-
-
-class ThreeStack(RobosuiteSimulator):
-    """Put the red cube A on the green cube B, and the blue cube C on A. Metric ``stacked``: how many rest there."""
-
-    target = (0.0, 0.0, 0.9)
-    bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
-
-    def _progress(self) -> dict[str, float]:
-        return {"stacked": float(self.env.stacked())}
-
-
 @cache
 def _controllers() -> dict[str, Any]:
     config = load_composite_controller_config(controller="BASIC", robot="Panda")
@@ -201,22 +196,35 @@ def _environment(kind: Any, **settings: Any) -> Any:
     return env
 
 
-def square(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> Square:
-    """Square: robosuite's NutAssemblySquare (Table 10: at most 400 steps). It keeps a round nut far away."""
-    return Square(sized(SQUARE, image_size), shift, cameras, _environment(_Square))
+class Square(RobosuiteSimulator):
+    """Put the square nut on the square peg: robosuite's NutAssemblySquare, which keeps a round nut far away."""
+
+    facts = SQUARE
+    bodies: Mapping[str, str] = {"nut": "SquareNut_main", "peg": "peg1"}
+
+    def _environment(self) -> Any:
+        return _environment(_Square)
 
 
-def three_stack_d0(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
-    """Three-Stack, cubes within 0.10 m of the table's centre along x and y."""
-    return _three_stack(THREE_STACK_D0, 0.10, image_size, shift, cameras)
+class ThreeStackD0(RobosuiteSimulator):
+    """Put the red cube A on the green cube B, and the blue cube C on A. Metric ``stacked``: how many rest there.
+
+    Cubes start within :attr:`reach` metres of the table's centre along x and y.
+    """
+
+    facts = THREE_STACK_D0
+    reach = 0.10
+    bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
+
+    def _environment(self) -> Any:
+        return _environment(_ThreeStack, reach=self.reach)
+
+    def _progress(self) -> dict[str, float]:
+        return {"stacked": float(self.env.stacked())}
 
 
-def three_stack_d1(*, image_size: int | None, shift: str, cameras: Sequence[str] | None = None) -> ThreeStack:
-    """Three-Stack, cubes within 0.20 m of the table's centre along x and y."""
-    return _three_stack(THREE_STACK_D1, 0.20, image_size, shift, cameras)
+class ThreeStackD1(ThreeStackD0):
+    """The same from a wider range of starts."""
 
-
-def _three_stack(
-    spec: SimulatorSpec, reach: float, image_size: int | None, shift: str, cameras: Sequence[str] | None
-) -> ThreeStack:
-    return ThreeStack(sized(spec, image_size), shift, cameras, _environment(_ThreeStack, reach=reach))
+    facts = THREE_STACK_D1
+    reach = 0.20

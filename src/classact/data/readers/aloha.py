@@ -22,7 +22,7 @@ import numpy as np
 
 from classact.data.actions import ActionSpace
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames, jpeg_frames
+from classact.data.readers.hdf5_images import Frames, demonstrations, frames, jpeg_frames
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
@@ -87,14 +87,14 @@ def read(
     if not files:
         raise DataError(f"{path}: holds 0 files episode_i.hdf5, expected one for each episode.")
     files = files[: h5.check_episodes(episodes, len(files), path)]
-    actions, qpos = [], []
+    recordings = []
     images: list[dict[str, Frames]] = []
     for file in files:
         with h5.open_file(file) as root:
-            actions.append(h5.matrix(root, "action", DIM))
-            steps = len(actions[-1])
+            actions = h5.matrix(root, "action", DIM)
+            steps = len(actions)
             observations = h5.group(root, "observations", "ACT's layout: /action, /observations/qpos and images")
-            qpos.append(h5.matrix(observations, "qpos", DIM, steps))
+            recordings.append(h5.Recording(str(file), actions, h5.matrix(observations, "qpos", DIM, steps), None))
             pictures = observations.get("images", {})
             cameras = {name: name for name in sorted(pictures)} if chosen.cameras is None else chosen.cameras
             if images and set(cameras) != set(images[0]):
@@ -104,16 +104,9 @@ def read(
                     f"in a layout (cameras), or read the folders apart."
                 )
             images.append({camera: _frames(observations, key, steps, chosen.bgr) for camera, key in cameras.items()})
-    demonstrations = Demonstrations(
-        name=path.stem.replace("_", "-"),
-        episode_ends=h5.episode_ends([len(part) for part in actions]),
-        actions=h5.joined(actions),
-        proprioception=h5.joined(qpos),
-        source=str(path),
-        schema=Schema(tuple(images[0]), (("qpos", DIM),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),
-    )
+    schema = Schema(tuple(images[0]), (("qpos", DIM),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right"))
     parts = {camera: [of_episode[camera] for of_episode in images] for camera in images[0]}
-    return demonstrations.with_images({camera: Hdf5Images(camera, found) for camera, found in parts.items()})
+    return demonstrations(path.stem, path, recordings, parts, schema)
 
 
 def _number(path: Path) -> int | None:

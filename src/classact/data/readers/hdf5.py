@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.readers import read_layout
-from classact.data.types import FloatArray, IntArray, StateArray
+from classact.data.types import StateArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 from classact.utils.inputs import cannot_read, is_from_system
 
@@ -278,16 +278,6 @@ class Recording:
     actions: StateArray
     proprioception: StateArray
     states: StateArray | None
-
-
-def episode_ends(lengths: Sequence[int]) -> IntArray:
-    """(E,) cumulative steps."""
-    return np.cumsum(lengths, dtype=np.int64)
-
-
-def joined(parts: Sequence[StateArray]) -> FloatArray:
-    """(N, D) float32 of the rows of all demonstrations."""
-    return np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
 
 
 def joined_states(recordings: Sequence[Recording]) -> StateArray | None:

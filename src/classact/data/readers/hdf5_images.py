@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 
 from classact.data.images import ImageSource, block_rows, file_stamp, remembered_digest
 from classact.data.readers import hdf5 as h5
-from classact.data.types import ImageArray, IntArray
+from classact.data.schema import Schema
+from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import DataError
 
 
@@ -196,3 +197,35 @@ class Hdf5Images(ImageSource):
             found.append(part.decode(start - first, upto - first))
             start = upto
         return np.concatenate(found) if len(found) != 1 else found[0]
+
+
+def demonstrations(
+    name: str,
+    source: Path,
+    recordings: Sequence[h5.Recording],
+    images: Mapping[str, Sequence[Frames]],
+    schema: Schema,
+    **known: Any,
+) -> Demonstrations:
+    """Recordings, one after another, as demonstrations with the images of each camera.
+
+    Args:
+        name: to which words are joined by underscores.
+        source: file or folder.
+        recordings: of all episodes.
+        images: camera -> those of each episode.
+        schema: see :class:`Demonstrations`.
+        known: its further fields: states and what they are of, language.
+    """
+    data = Demonstrations(
+        name=name.replace("_", "-"),
+        episode_ends=np.cumsum([len(part.actions) for part in recordings], dtype=np.int64),
+        actions=np.concatenate([part.actions for part in recordings], dtype=np.float32, casting="same_kind"),
+        proprioception=np.concatenate(
+            [part.proprioception for part in recordings], dtype=np.float32, casting="same_kind"
+        ),
+        source=str(source),
+        schema=schema,
+        **known,
+    )
+    return data.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})

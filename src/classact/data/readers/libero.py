@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames
+from classact.data.readers.hdf5_images import Frames, demonstrations, frames
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, site_rotation
 from classact.data.readers.robomimic import Environment, controller_of
 from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
@@ -150,26 +150,16 @@ def read(
     if tasks[0].version != h5.UNKNOWN:  # LIBERO's own files never say
         versions |= h5.versions(tasks[0].version, chosen)
     cameras = tuple(dict.fromkeys((*(CAMERAS if simulator else ()), *tasks[0].images)))
-    demonstrations = Demonstrations(
-        name=path.stem.removesuffix(_ENDING).replace("_", "-"),
-        episode_ends=h5.episode_ends([len(part.actions) for part in recordings]),
-        actions=h5.joined([part.actions for part in recordings]),
-        proprioception=h5.joined([part.proprioception for part in recordings]),
-        states=states,
-        source=str(path),
-        schema=Schema(
-            cameras,
-            PROPRIOCEPTION,
-            language.shape[1],
-            ActionSpace.pose(),
-            assumption=_ASSUMPTION if any(task.assumed for task in tasks) else "",
-        ),
-        language=language,
-        simulator=simulator,
-        versions=versions,
+    schema = Schema(
+        cameras,
+        PROPRIOCEPTION,
+        language.shape[1],
+        ActionSpace.pose(),
+        assumption=_ASSUMPTION if any(task.assumed for task in tasks) else "",
     )
     images = {camera: [part for task in tasks for part in task.images[camera]] for camera in tasks[0].images}
-    return demonstrations.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})
+    known: dict[str, Any] = {"states": states, "language": language, "simulator": simulator, "versions": versions}
+    return demonstrations(path.stem.removesuffix(_ENDING), path, recordings, images, schema, **known)
 
 
 def _order(file: Path) -> tuple[int, str] | None:

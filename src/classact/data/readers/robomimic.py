@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, Hdf5Images, frames, is_images
+from classact.data.readers.hdf5_images import Frames, demonstrations, frames, is_images
 from classact.data.readers.kinematics import ArmModel
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, at_gripper, site_rotation
 from classact.data.rotations import matrix_to_rotation_6d, quaternion_to_matrix
@@ -138,23 +138,13 @@ def read(
     states = h5.joined_states(recordings)
     simulator = SIMULATORS.get(environment.name, "") if states is not None else ""
     rendered = tuple(CAMERAS.values()) if simulator else ()
-    demonstrations = Demonstrations(
-        name=path.stem.replace("_", "-"),
-        episode_ends=h5.episode_ends([len(part.actions) for part in recordings]),
-        actions=h5.joined([part.actions for part in recordings]),
-        proprioception=h5.joined([part.proprioception for part in recordings]),
-        states=states,
-        source=str(path),
-        schema=Schema(
-            tuple(dict.fromkeys((*rendered, *images))),
-            PROPRIOCEPTION,
-            actions=ActionSpace.pose(),
-            assumption=assumption,
-        ),
-        simulator=simulator,
-        versions=h5.versions(environment.version, chosen),
+    schema = Schema(
+        tuple(dict.fromkeys((*rendered, *images))), PROPRIOCEPTION, actions=ActionSpace.pose(), assumption=assumption
     )
-    return demonstrations.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})
+    versions = h5.versions(environment.version, chosen)
+    return demonstrations(
+        path.stem, path, recordings, images, schema, states=states, simulator=simulator, versions=versions
+    )
 
 
 def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:

@@ -255,10 +255,10 @@ class _Actions:
         """(..., T, D) unnormalised chunks of retrievable rows."""
         return self.actions[self.chunks[self.queries.bank[rows]]]
 
-    def errors(self, predicted: FloatArray, queries: slice | IntArray = slice(None)) -> tuple[FloatArray, FloatArray]:
+    def errors(self, predicted: FloatArray) -> tuple[FloatArray, FloatArray]:
         """DTW and L2 of (Q, T, D) unnormalised chunks."""
         cost, band = self.similarity.cost, self.similarity.alignment_band
-        return chunk_errors(self.scale(predicted), self.truth[queries], cost=cost, band=band)
+        return chunk_errors(self.scale(predicted), self.truth, cost=cost, band=band)
 
     def random_rows(self) -> IntArray:
         """(Q, RANDOM_CHUNKS) retrievable rows, never of the own episode."""

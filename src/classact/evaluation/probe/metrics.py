@@ -310,19 +310,18 @@ def all_squared_distances(z: FloatArray) -> StateArray:
     return np.asarray(np.maximum(d, 0)[np.triu_indices(len(z), k=1)])
 
 
-def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator, t: float = 2.0) -> Metric:
-    """log of the mean of exp(-t |z_i - z_j|^2) over all pairs i < j of unit latents (arXiv 2005.10242).
+def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator) -> Metric:
+    """log of the mean of exp(-2 |z_i - z_j|^2) over all pairs i < j of unit latents (arXiv 2005.10242).
 
-    The lower, the more evenly the latents fill the sphere; 0 where they are all one point, not below -4 t.
+    The lower, the more evenly the latents fill the sphere; 0 where they are all one point, not below -8.
 
     Args:
         z: (N, d) unit latents; N^2 numbers are held.
         episodes: (N,) of the rows.
         rng: of the bootstrap.
-        t: 2 in that paper.
     """
     left, right = np.triu_indices(len(z), k=1)
-    kernel = np.exp(-t * all_squared_distances(z))
+    kernel = np.exp(-2.0 * all_squared_distances(z))
     return pair_mean(kernel, episodes[left], episodes[right], rng, transform=np.log)
 
 

@@ -25,6 +25,7 @@ from classact.data.rotations import axis_angle_to_matrix, matrix_to_axis_angle, 
 from classact.data.types import FloatArray, StateArray
 from classact.errors import ConfigError
 from classact.sims.base import CLOSED, OPEN
+from classact.sims.specs import CONTROL_HZ
 
 MAX_STEP = 0.03
 """Metres that the commanded position moves per control step at most."""
@@ -118,7 +119,6 @@ class Arm:
         turn: peak turning speed, radians per second. Turned faster near the robot, where the forearm points down, the
             hand turns by joint 5 in place of 7 and does not come back.
         base: (x, y) of the arm's foot, metres.
-        hz: control steps per second.
 
     Attributes:
         position, yaw, tilt: (3,), radians, (3,) axis-angle: the last command without noise. Motions start here.
@@ -135,14 +135,13 @@ class Arm:
         speed: float = 0.4,
         turn: float = 1.4,
         base: tuple[float, float] = BASE,
-        hz: float = 20.0,
     ) -> None:
         self.sim, self.rng = sim, rng
         self.style = Style.draw(rng) if style is None else style
         self.position, rotation = (np.array(value, np.float64) for value in sim.ee_pose())
         self.yaw, self.tilt = split(rotation)
         self.grip, self.steps = OPEN, 0
-        self._speed, self._turn, self._hz = speed * self.style.speed, turn * self.style.speed, hz
+        self._speed, self._turn = speed * self.style.speed, turn * self.style.speed
         self._base = np.array(base)
         sizes = [self.style.position_noise] * 3 + [self.style.rotation_noise] * 3
         self._wander = Wander(np.array(sizes), rng)
@@ -195,7 +194,7 @@ class Arm:
         length = float(np.linalg.norm(goal - start))
         turn = max(abs(yaw - start_yaw), float(np.linalg.norm(tilt - start_tilt)))
         seconds = _PEAK * max(length / (self._speed * speed), turn / (self._turn * speed)) + 2 * arch / self._speed
-        count = max(4, int(np.ceil(seconds * self._hz)))
+        count = max(4, int(np.ceil(seconds * CONTROL_HZ)))
         bow = self._bow(start, goal) + np.array([0.0, 0.0, arch * self.style.arch])
         for step in range(1, count + settle + 1):
             if until is not None and until():
@@ -232,10 +231,10 @@ class Arm:
         """Open the gripper and wait."""
         yield from self.hold(steps, OPEN)
 
-    def pause(self, longest: int = 8) -> Steps:
+    def pause(self) -> Steps:
         """Sometimes rest a moment, as the style has it."""
         if self.rng.random() < self.style.pause:
-            yield from self.hold(int(self.rng.integers(2, longest + 1)), precise=False)
+            yield from self.hold(int(self.rng.integers(2, 9)), precise=False)
 
     # Where things are
 
@@ -265,10 +264,6 @@ class Arm:
         last = np.floor((middle + reach - yaw) / period)
         found = [yaw + n * period for n in np.arange(first, last + 1)]
         return sorted((float(value) for value in found), key=lambda value: abs(value - middle))
-
-    def distance(self, position: StateArray | tuple[float, ...]) -> float:
-        """Metres from the grip site to a point."""
-        return float(np.linalg.norm(self.sim.ee_pose()[0] - np.asarray(position)))
 
     # The rest
 

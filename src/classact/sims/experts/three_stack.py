@@ -43,7 +43,7 @@ wrist nearer."""
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Actions (10,) that stack the cubes; ``sim`` is a :class:`classact.sims.robosuite_tasks.ThreeStack`.
+    """Actions (10,) that stack the cubes; ``sim`` is a :class:`classact.sims.robosuite_tasks.ThreeStackD0`.
 
     Raises:
         GiveUpError: a cube slips or falls again and again, or none of its sides is in reach.
