@@ -192,6 +192,39 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "secret" not in printed
 
 
+@dataclass(frozen=True)
+class Plain:
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class Other:
+    width: int = 4
+
+
+@dataclass(frozen=True)
+class Several:
+    part: Plain | Other = field(default_factory=Plain)
+
+
+def test_a_field_of_several_classes_has_the_flags_of_the_one_that_is_asked_for() -> None:
+    of = {"plain": Plain, "other": Other}
+
+    @dataclass(frozen=True)
+    class Command:
+        kind: str = "plain"
+        several: Given = settings(
+            Settings(Several, short={"part.steps": "steps"}, kinds={"part": lambda word: of[word("kind") or "plain"]})
+        )
+
+    assert parse(Command, ["--steps", "4"], "x").several == {"part.steps": 4}
+    assert parse(Command, ["--kind", "other", "--part.width", "4"], "x").several == {"part.width": 4}
+    with pytest.raises(UsageError, match=r"unknown flag --part\.width"):
+        parse(Command, ["--part.width", "4"], "x")
+    with pytest.raises(UsageError, match="unknown flag --steps"):
+        parse(Command, ["--kind=other", "--steps", "4"], "x")
+
+
 def test_a_type_that_no_flag_can_be_made_of_is_a_fault_of_the_code() -> None:
     @dataclass(frozen=True)
     class Odd:
