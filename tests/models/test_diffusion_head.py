@@ -14,7 +14,6 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.models.heads import DiffusionConfig, DiffusionHead, UNetConfig, make_head, standard_normal
-from classact.models.heads.config import BETA_SCHEDULES
 from classact.models.heads.diffusion import denoising_steps, signal_left
 
 TINY = DiffusionConfig(UNetConfig(widths=(16, 32), kernel_size=3, groups=4, step_dim=16))
@@ -77,7 +76,7 @@ def test_noise_follows_the_squared_cosine() -> None:
     assert_allclose(left.numpy()[:15], cosine_alpha_bar(K)[:15], rtol=1e-4)
 
 
-@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
 @pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (100, 16), (1, 1), (1000, 77)])
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_schedules_have_the_bits_of_diffusers(schedule: str, training: int, inference: int, scheduler: str) -> None:
@@ -160,7 +159,7 @@ def sample_by_diffusers(made: DiffusionHead, features: Tensor, generator: Any) -
     return states
 
 
-@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
 @pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (16, 1), (100, 16), (1, 1)])
 @pytest.mark.parametrize(("scheduler", "clip"), [("ddim", True), ("ddim", False), ("ddpm", True)])
 def test_each_step_equals_diffusers(schedule: str, training: int, inference: int, scheduler: str, clip: bool) -> None:
@@ -310,7 +309,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     [
         ({"scheduler": "dpm"}, "unknown scheduler 'dpm': available are 'ddim', 'ddpm'"),
         ({"beta_schedule": "cosine"}, "unknown beta_schedule 'cosine'"),
-        ({"inference_steps": 17}, "inference_steps <= training_steps, got 17 and 16"),
+        ({"inference_steps": 17}, "1 <= inference_steps <= 16, got 17"),
         ({"inference_steps": 0}, "1 <= inference_steps"),
     ],
 )

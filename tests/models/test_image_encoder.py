@@ -96,11 +96,11 @@ def test_resnet_starts_as_torchvision_does(width: float) -> None:
         ({"trunk": "vit"}, "unknown encoder trunk 'vit': available are 'equivariant', 'resnet18', 'small'"),
         ({"init": "clip"}, "unknown init 'clip': available are 'imagenet', 'r3m', 'scratch'"),
         ({"color": "lab"}, "unknown color 'lab': available are 'rgb', 'whiten'"),
-        ({"crop_size": 65}, "got crop_size 65 and image_size 64"),
-        ({"crop_size": 15}, "got crop_size 15 and image_size 64"),
-        ({"width": 0.0}, r"width > 0, std > 0 and aspect > 0, got width 0\.0"),
-        ({"std": (1.0, 0.0, 1.0)}, r"got width 1\.0, std \(1\.0, 0\.0, 1\.0\)"),
-        ({"aspect": 0.0}, r"aspect > 0, got .* aspect 0\.0"),
+        ({"crop_size": 65}, "16 <= crop_size <= 64, got 65"),
+        ({"crop_size": 15}, "16 <= crop_size <= 64, got 15"),
+        ({"width": 0.0}, r"expected width > 0, got 0\.0"),
+        ({"std": (1.0, 0.0, 1.0)}, r"std > 0 in each channel, got \(1\.0, 0\.0, 1\.0\)"),
+        ({"aspect": 0.0}, r"aspect > 0, got 0\.0"),
     ],
 )
 def test_settings_refused(change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.config import COVARIANCES, DynaMoConfig
+from classact.objectives.config import DynaMoConfig
 from classact.objectives.dynamo import DynaMo, covariance_penalty, dynamics_loss
 from classact.utils.codec import to_json
 from objective_learning import losses_of_learning
@@ -93,7 +93,7 @@ def test_dynamics_loss_equals_its_definition() -> None:
     assert float(single) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("reduction", COVARIANCES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_covariance_penalty_equals_its_definition(reduction: str) -> None:
     s, valid = drawn((20, F), 0) @ drawn((F, F), 1) + 3, mask((20,))
     expected = covariance_terms(s, valid, reduction)
@@ -112,7 +112,7 @@ def test_covariance_penalty_equals_numpy() -> None:
 
 def test_the_paper_s_penalty_is_larger() -> None:
     s, valid = drawn((20, F), 0), mask((20,))
-    mean, total = (float(covariance_penalty(s, valid, reduction)) for reduction in COVARIANCES)
+    mean, total = (float(covariance_penalty(s, valid, reduction)) for reduction in ("mean", "sum"))
     assert total == pytest.approx((F - 1) * mean, rel=1e-12)
 
 
@@ -146,7 +146,7 @@ def test_gradients() -> None:
     predicted, target, valid = drawn((3, 4, F), 0).requires_grad_(), drawn((3, 4, F), 1), mask((3, 4))
     assert torch.autograd.gradcheck(lambda v: dynamics_loss(v, target, valid), predicted)
     s, kept = drawn((9, 4), 2).requires_grad_(), mask((9,))
-    for reduction in COVARIANCES:
+    for reduction in ("mean", "sum"):
         assert torch.autograd.gradcheck(lambda v, r=reduction: covariance_penalty(v, kept, r), s)
 
 
@@ -195,7 +195,7 @@ def _span(lengths: list[int], e: int, n: int) -> tuple[int, int]:
     return sum(lengths[:e]), sum(lengths[:e]) + n
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", ["mean", "sum"])
 def test_loss_equals_the_definition_frame_by_frame(covariance: str) -> None:
     """Each prediction is computed by itself from the frames that it may see; frames that are repeated are left out."""
     objective = stirred(replace(SMALL, covariance=covariance, covariance_weight=0.3))
@@ -358,15 +358,15 @@ def test_learning() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"context": 1}, r"context of at least 2 frames .* got 1"),
-        ({"latent_dim": 0}, "latent_dim, layers, heads and width of at least 1, got 0, 6, 6 and 120"),
-        ({"layers": -1}, "of at least 1, got 32, -1, 6 and 120"),
+        ({"context": 1}, "expected context >= 2, got 1"),
+        ({"latent_dim": 0}, "expected latent_dim >= 1, got 0"),
+        ({"layers": -1}, "expected layers >= 1, got -1"),
         ({"width": 100}, "a width of 100 and 6 heads do not allow; choose a multiple of 6"),
-        ({"covariance_weight": -0.1}, r"finite covariance_weight >= 0, got -0\.1"),
+        ({"covariance_weight": -0.1}, r"0 <= covariance_weight < inf, got -0\.1"),
         ({"covariance_weight": float("nan")}, "got nan"),
         ({"covariance": "all"}, "unknown covariance 'all': available are 'mean', 'sum'"),
         ({"target": "momentum"}, "unknown target 'momentum': available are 'ema', 'stop-gradient'"),
-        ({"decay": 1.0}, r"decay of at least 0 and below 1 .* got 1\.0"),
+        ({"decay": 1.0}, r"0 <= decay < 1, got 1\.0"),
         ({"decay": float("nan")}, "got nan"),
     ],
 )

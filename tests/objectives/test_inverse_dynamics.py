@@ -236,8 +236,8 @@ def test_learning() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"horizon": 0}, "horizon and a hidden width of at least 1, got 0 and 256"),
-        ({"hidden": -2}, "of at least 1, got 1 and -2"),
+        ({"horizon": 0}, "expected horizon >= 1, got 0"),
+        ({"hidden": -2}, "expected hidden >= 1, got -2"),
     ],
 )
 def test_settings_refused(change: dict[str, Any], message: str) -> None:

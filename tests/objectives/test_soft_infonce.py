@@ -20,7 +20,7 @@ from torch import Tensor
 from classact.errors import ConfigError
 from classact.objectives import SoftInfoNCEConfig, make_objective, objective_config
 from classact.objectives.base import Material, Objective
-from classact.objectives.config import PAIRS, REDUCTIONS, TAU_RANGE, WEIGHTINGS
+from classact.objectives.config import TAU_RANGE
 from classact.objectives.soft_infonce import TAU_SCALE, SoftInfoNCE, soft_infonce
 from classact.similarity.distribution import mark_duplicates
 from classact.train.config import OptimizerConfig
@@ -55,7 +55,7 @@ def eq1(z: Tensor, w: Tensor, tau: float, reduction: str, ignore: Tensor | None 
     return total / (anchors if reduction == "anchors" else B)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["anchors", "batch"])
 @pytest.mark.parametrize("tau", [0.05, 1.0])
 def test_equals_equation_1(tau: float, reduction: str) -> None:
     z, w = draw()
@@ -103,7 +103,7 @@ def test_proposition_1() -> None:
     assert float(soft_infonce(z, w, temperature=TAU)) == pytest.approx((divergence + entropy).mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["anchors", "batch"])
 def test_gradient(reduction: str) -> None:
     z, w = draw(6)
     ignore = torch.zeros(6, 6, dtype=torch.bool)
@@ -114,7 +114,7 @@ def test_gradient(reduction: str) -> None:
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["anchors", "batch"])
 def test_no_positives_no_loss_no_gradient(reduction: str) -> None:
     z = draw()[0].float().requires_grad_()
     loss = soft_infonce(z, torch.zeros(9, 9), reduction=reduction)
@@ -195,7 +195,7 @@ def test_bfloat16_features_are_computed_in_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, r"temperature above 0 .* got 0\.0"),
+        ({"temperature": 0.0}, r"0 < temperature < inf, got 0\.0"),
         ({"temperature": float("nan")}, "got nan"),
         ({"reduction": "mean"}, "unknown reduction 'mean': available are 'anchors', 'batch'"),
     ],
@@ -245,7 +245,7 @@ def with_keys(
     return total / (max(anchors, 1) if reduction == "anchors" else len(z))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["anchors", "batch"])
 def test_keys_are_further_candidates(reduction: str) -> None:
     z, _ = draw(5)
     rng = np.random.default_rng(1)
@@ -383,9 +383,9 @@ def compute(
 
 @settings(max_examples=80)
 @given(
-    weighting=st.sampled_from(WEIGHTINGS),
-    pairs=st.sampled_from(PAIRS),
-    reduction=st.sampled_from(REDUCTIONS),
+    weighting=st.sampled_from(["soft", "hard"]),
+    pairs=st.sampled_from(["all", "cross-episode"]),
+    reduction=st.sampled_from(["anchors", "batch"]),
     views=st.integers(1, 3),
     queue=st.sampled_from([0, 3, 8, 20]),
     batches=st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=8), min_size=1, max_size=5),

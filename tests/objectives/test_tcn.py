@@ -14,7 +14,7 @@ from torch import Tensor
 from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.config import TCNConfig
-from classact.objectives.tcn import TCN, tcn_distances, tcn_loss
+from classact.objectives.tcn import TCN, tcn_distances
 from classact.utils.codec import to_json
 
 LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 1)
@@ -27,6 +27,14 @@ def make(lengths: list[int], **settings: Any) -> TCN:
 
 def features(B: int = 7, F: int = 5, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(B, 3, F)))
+
+
+def tcn_loss(z: Tensor, *, margin: float = 2.0, scale: float = 10.0, valid: Tensor | None = None) -> Tensor:
+    """What the objective says to features (B, 3, F)."""
+    rows = np.zeros((len(z), 3), np.int64)
+    rows[:, 1] = 1 if valid is None else valid.numpy()  # the positive of a row that does not count is the anchor
+    objective = make([2], margin=margin, scale=scale)
+    return objective.loss(z[:, :, None], rows, target=None, generator=torch.Generator())[0]
 
 
 def definition(z: Tensor, margin: float, scale: float, rows: list[int]) -> float:
@@ -182,11 +190,11 @@ def test_settings_carry_the_name() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"margin": -1.0}, r"margin >= 0 and scale > 0, got margin -1.0"),
-        ({"margin": math.nan}, r"got margin nan"),
-        ({"margin": math.inf}, r"got margin inf"),
-        ({"scale": 0.0}, r"got margin 2.0 and scale 0.0"),
-        ({"scale": math.inf}, r"got margin 2.0 and scale inf"),
+        ({"margin": -1.0}, r"0 <= margin < inf, got -1.0"),
+        ({"margin": math.nan}, r"margin < inf, got nan"),
+        ({"margin": math.inf}, r"margin < inf, got inf"),
+        ({"scale": 0.0}, r"0 < scale < inf, got 0.0"),
+        ({"scale": math.inf}, r"0 < scale < inf, got inf"),
         ({"positive_margin": 0}, r"1 <= positive_margin < negative_margin, got positive_margin 0"),
         ({"positive_margin": 30}, r"got positive_margin 30 and negative_margin 30: a negative must be farther"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives.base import Material
-from classact.objectives.config import SIMILARITIES, TimeContrastiveConfig
+from classact.objectives.config import TimeContrastiveConfig
 from classact.objectives.time_contrastive import TimeContrastive, draw_negatives, time_contrastive_loss, time_similarity
 from classact.utils.codec import to_json
 
@@ -64,7 +64,7 @@ def definition(
     return total / len(rows)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 def test_equals_the_definition(similarity: str, tau: float) -> None:
     z, negatives = features(), masks()
@@ -89,7 +89,7 @@ def test_rows_that_do_not_count_are_contrasted_with_only() -> None:
     assert float(time_contrastive_loss(z, negatives, valid=valid)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_equal_features_give_the_log_of_the_candidates_and_a_finite_gradient(n: int, similarity: str) -> None:
     z = torch.ones(6, 3, 4, requires_grad=True)
@@ -113,7 +113,7 @@ def test_far_features_in_order_give_the_closed_form_without_overflow() -> None:
     assert float(time_contrastive_loss(swapped, (none, none))) == pytest.approx((500 + math.log(2)) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
 def test_gradient(similarity: str) -> None:
     z = features(B=4, F=3).requires_grad_()
     negatives = masks(4)
@@ -175,7 +175,7 @@ def test_negatives_are_uniform_over_the_candidates() -> None:
     assert ((counts[[0, 1, 3, 4, 6, 7]] - 1000).abs() < 5 * 22.4).all()
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("similarity", ["l2", "cosine"])
 def test_the_objective_contrasts_with_all_rows_of_other_episodes(similarity: str) -> None:
     objective = make([6, 5, 4, 2], negatives=0, similarity=similarity, temperature=0.7)
     rows = np.array([[0, 1, 4], [2, 3, 5], [6, 7, 10], [14, 14, 14], [16, 16, 16]])
@@ -255,9 +255,9 @@ def test_settings_carry_the_name() -> None:
     ("settings", "message"),
     [
         ({"similarity": "dot"}, r"unknown similarity 'dot': available are 'cosine', 'l2'"),
-        ({"temperature": math.inf}, r"temperature above 0 \(R3M uses 1\), got inf"),
-        ({"temperature": 0.0}, r"temperature above 0 \(R3M uses 1\), got 0.0"),
-        ({"negatives": -1}, r"negatives >= 0 .* got -1"),
+        ({"temperature": math.inf}, r"0 < temperature < inf, got inf"),
+        ({"temperature": 0.0}, r"0 < temperature < inf, got 0.0"),
+        ({"negatives": -1}, r"negatives >= 0, got -1"),
         ({"window": 1}, r"at least 2, for i < j < k, got 1"),
         ({"window": -3}, r"got -3"),
     ],
@@ -273,5 +273,5 @@ def test_shapes_that_do_not_fit() -> None:
         time_contrastive_loss(torch.zeros(4, 2, 5), (good, good))
     with pytest.raises(ConfigError, match=r"negatives of k of shape \(4, 4\) for 4 rows, got \(4, 3\)"):
         time_contrastive_loss(torch.zeros(4, 3, 5), (good, bad))
-    with pytest.raises(ConfigError, match="temperature above 0"):
+    with pytest.raises(ConfigError, match="0 < temperature < inf"):
         time_contrastive_loss(torch.zeros(4, 3, 5), (good, good), temperature=-1.0)

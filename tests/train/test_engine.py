@@ -456,8 +456,6 @@ def test_trackers_whose_packages_are_here_are_required_in_vain(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingDependencyError, match="'wandb' needs a package"):
         trackers.require(("wandb",))
-    with pytest.raises(ConfigError, match="unknown tracker 'paper'"):
-        trackers.require(("paper",))
 
 
 # -- stopped and continued -----------------------------------------------------------------------------------------
@@ -614,7 +612,7 @@ def test_evaluations_are_where_the_paper_has_them() -> None:
     assert replace(config, evaluations=1).milestones(9) == [9]
     assert replace(config, evaluations=0).milestones(9) == []
     for share in (0.0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ConfigError, match=f"evaluations_from above 0 and at most 1, got {share}"):
+        with pytest.raises(ConfigError, match=f"0 < evaluations_from <= 1, got {share}"):
             replace(config, evaluations_from=share)
 
 
@@ -739,12 +737,12 @@ def test_machine_code_equals_the_plain_run(tmp_path: Path) -> None:
 
 
 def test_settings_that_make_no_sense() -> None:
-    with pytest.raises(ConfigError, match=r"expected at least 1 micro-batch per step \(accumulate\), got 0"):
+    with pytest.raises(ConfigError, match=r"expected accumulate >= 1, got 0"):
         EngineConfig(accumulate=0)
     for name in ("compile", "channels_last"):
-        with pytest.raises(ConfigError, match=f"unknown choice of {name} 'maybe': available are 'auto', 'no', 'yes'"):
+        with pytest.raises(ConfigError, match=f"unknown {name} 'maybe': available are 'auto', 'no', 'yes'"):
             EngineConfig(**{name: "maybe"})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="unknown tracker 'tensorbord': available are 'tensorboard', 'wandb'"):
+    with pytest.raises(ConfigError, match="unknown trackers 'tensorbord': available are 'tensorboard', 'wandb'"):
         EngineConfig(trackers=("wandb", "tensorbord"))
     with pytest.raises(ConfigError, match="unknown loader 'tape': available are 'auto', 'prefetch', 'resident'"):
         EngineConfig(loader="tape")

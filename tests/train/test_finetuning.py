@@ -549,7 +549,7 @@ def test_unusable_data_and_settings(pretrained: Path) -> None:
         ({"epochs": 0}, "expected epochs > 0"),
         ({"epochs": math.nan}, "expected epochs > 0"),
         ({"batch_size": 0}, "batch_size >= 1"),
-        ({"chunk_length": 17}, "chunk_length <= horizon"),
+        ({"chunk_length": 17}, "1 <= chunk_length <= 16, got 17"),
         ({"history": 0}, "history >= 1"),
         ({"seed": -1}, "seed >= 0"),
         ({"head": UNetConfig()}, "expected the settings of a head"),
@@ -564,7 +564,7 @@ def test_impossible_settings(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"head_rate": 0.0}, "head_rate > 0"),
-        ({"encoder_rate": 0.0}, "To leave the encoder as it is, set frozen"),
+        ({"encoder_rate": 0.0}, "encoder_rate > 0, got 0"),
         ({"betas": (0.9, 1.0)}, "two betas"),
         ({"clip_norm": 0.0}, "clip_norm > 0"),
         ({"ema_power": 2.0}, "ema_power <= 1"),

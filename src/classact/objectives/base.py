@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
 
     config: Any
 
-    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002 (none are drawn here)
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
         """Steps (B, companions) to go with the anchors (B,)."""
         return np.empty((len(anchors), 0), np.int64)
 

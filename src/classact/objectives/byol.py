@@ -69,12 +69,7 @@ class BYOL(Objective):
         self.to(material.device)
 
     def loss(
-        self,
-        z: Tensor,
-        rows: IntArray,  # noqa: ARG002 (nothing depends on which images they are)
-        *,
-        target: Tensor | None,
-        generator: torch.Generator,  # noqa: ARG002 (nothing is drawn)
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1.
 

@@ -6,15 +6,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ConfigError, DataError, choose
 from classact.utils.codec import fields_from_json, fields_to_json
+from classact.utils.limits import check_names, check_range
 
-REDUCTIONS = ("anchors", "batch")
-PAIRS = ("all", "cross-episode")
-WEIGHTINGS = ("soft", "hard")
-COVARIANCES = ("mean", "sum")
-TARGETS = ("stop-gradient", "ema")
-SIMILARITIES = ("l2", "cosine")
 TAU_RANGE = (0.01, 1.0)
 """Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
 
@@ -139,16 +134,10 @@ class SoftInfoNCEConfig(ObjectiveConfig):
     learned_temperature: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"expected a temperature above 0 (the paper uses 0.05), got {self.temperature}.")
-        if self.reduction not in REDUCTIONS:
-            raise UnknownNameError(choose("reduction", self.reduction, REDUCTIONS))
-        if self.pairs not in PAIRS:
-            raise UnknownNameError(choose("pairs", self.pairs, PAIRS))
-        if self.weighting not in WEIGHTINGS:
-            raise UnknownNameError(choose("weighting", self.weighting, WEIGHTINGS))
-        if self.views < 1 or self.queue < 0:
-            raise ConfigError(f"expected views >= 1 and queue >= 0, got views {self.views} and queue {self.queue}.")
+        check_names(self)
+        check_range(self, "temperature", above=0, below=math.inf)
+        check_range(self, "views", least=1)
+        check_range(self, "queue", least=0)
         if self.learned_temperature and not TAU_RANGE[0] <= self.temperature <= TAU_RANGE[1]:
             raise ConfigError(
                 f"a learned temperature is held within {TAU_RANGE[0]}..{TAU_RANGE[1]}; it cannot start from "
@@ -179,8 +168,8 @@ class TCNConfig(ObjectiveConfig):
     negative_margin: int = 30
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin < math.inf or not 0 < self.scale < math.inf:
-            raise ConfigError(f"expected margin >= 0 and scale > 0, got margin {self.margin} and scale {self.scale}.")
+        check_range(self, "margin", least=0, below=math.inf)
+        check_range(self, "scale", above=0, below=math.inf)
         if not 1 <= self.positive_margin < self.negative_margin:
             raise ConfigError(
                 f"expected 1 <= positive_margin < negative_margin, got positive_margin {self.positive_margin} and "
@@ -214,12 +203,8 @@ class BYOLConfig(ObjectiveConfig):
         return self.decay
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.projection < 1:
-            raise ConfigError(
-                f"expected hidden >= 1 and projection >= 1, got hidden {self.hidden} and projection {self.projection}."
-            )
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"expected 0 <= decay < 1 (the repository uses 0.99), got {self.decay}.")
+        check_range(self, "hidden", "projection", least=1)
+        check_range(self, "decay", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -227,7 +212,7 @@ class DynaMoConfig(ObjectiveConfig):
     """Settings of the objective. The defaults are CLASS's table 6, and the released code's for LIBERO.
 
     Attributes:
-        context: T, frames of a context.
+        context: T, frames of a context; at least 2, one transition.
         latent_dim: of z (table 6 and LIBERO: 32; the authors on Push-T: 8).
         layers, heads, width: of each of the two transformers.
         covariance_weight: of the covariance penalty.
@@ -263,26 +248,16 @@ class DynaMoConfig(ObjectiveConfig):
         return self.decay if self.target == "ema" else None
 
     def __post_init__(self) -> None:
-        if self.context < 2:
-            raise ConfigError(f"expected a context of at least 2 frames (one transition), got {self.context}.")
-        if min(self.latent_dim, self.layers, self.heads, self.width) < 1:
-            raise ConfigError(
-                f"expected latent_dim, layers, heads and width of at least 1, got {self.latent_dim}, {self.layers}, "
-                f"{self.heads} and {self.width}."
-            )
+        check_names(self)
+        check_range(self, "context", least=2)
+        check_range(self, "latent_dim", "layers", "heads", "width", least=1)
+        check_range(self, "covariance_weight", least=0, below=math.inf)
+        check_range(self, "decay", least=0, below=1)
         if self.width % self.heads:
             raise ConfigError(
                 f"attention divides the width into equal heads, which a width of {self.width} and {self.heads} heads "
                 f"do not allow; choose a multiple of {self.heads}."
             )
-        if not 0 <= self.covariance_weight < math.inf:
-            raise ConfigError(f"expected a finite covariance_weight >= 0, got {self.covariance_weight}.")
-        if self.covariance not in COVARIANCES:
-            raise UnknownNameError(choose("covariance", self.covariance, COVARIANCES))
-        if self.target not in TARGETS:
-            raise UnknownNameError(choose("target", self.target, TARGETS))
-        if not 0 <= self.decay < 1:
-            raise ConfigError(f"expected a decay of at least 0 and below 1 (the authors use 0.99), got {self.decay}.")
 
 
 @dataclass(frozen=True)
@@ -305,10 +280,7 @@ class InverseDynamicsConfig(ObjectiveConfig):
     hidden: int = 256
 
     def __post_init__(self) -> None:
-        if self.horizon < 1 or self.hidden < 1:
-            raise ConfigError(
-                f"expected a horizon and a hidden width of at least 1, got {self.horizon} and {self.hidden}."
-            )
+        check_range(self, "horizon", "hidden", least=1)
 
 
 @dataclass(frozen=True)
@@ -334,12 +306,9 @@ class TimeContrastiveConfig(ObjectiveConfig):
     window: int = 0
 
     def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise UnknownNameError(choose("similarity", self.similarity, SIMILARITIES))
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"expected a temperature above 0 (R3M uses 1), got {self.temperature}.")
-        if self.negatives < 0:
-            raise ConfigError(f"expected negatives >= 0 (0: all rows of other episodes), got {self.negatives}.")
+        check_names(self)
+        check_range(self, "temperature", above=0, below=math.inf)
+        check_range(self, "negatives", least=0)
         if self.window != 0 and self.window < 2:
             raise ConfigError(
                 f"expected a window of 0 (the rest of the episode) or at least 2, for i < j < k, got {self.window}."

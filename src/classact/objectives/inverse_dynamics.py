@@ -71,18 +71,13 @@ class InverseDynamics(Objective):
             nn.Linear(hidden, outputs),
         )
 
-    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:  # noqa: ARG002
+    def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
         """Step t + h of each anchor t, or the last one of its episode."""
         _, ends = self.material.bounds(anchors)
         return np.minimum(anchors + self.config.horizon, ends - 1)[:, None]
 
     def loss(
-        self,
-        z: Tensor,
-        rows: IntArray,
-        *,
-        target: Tensor | None,  # noqa: ARG002
-        generator: torch.Generator,  # noqa: ARG002
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """Squared error of scaled actions, the mean over the rows whose step t + h exists."""
         h, device = self.config.horizon, z.device

@@ -13,7 +13,7 @@ from classact.data.copies import first_copies
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.objectives.base import Material, Objective, Stats
-from classact.objectives.config import REDUCTIONS, TAU_RANGE, SoftInfoNCEConfig
+from classact.objectives.config import TAU_RANGE, SoftInfoNCEConfig
 
 TAU_SCALE = 0.3
 """log tau per unit of its parameter: what a step changes it by shrinks with the square. LARS gives single numbers plain
@@ -45,8 +45,7 @@ def soft_infonce(
     Raises:
         ConfigError: unknown reduction, temperature not above 0, or shapes that do not fit.
     """
-    if not isinstance(temperature, Tensor) or reduction not in REDUCTIONS:
-        SoftInfoNCEConfig(temperature=0.05 if isinstance(temperature, Tensor) else temperature, reduction=reduction)
+    SoftInfoNCEConfig(temperature=0.05 if isinstance(temperature, Tensor) else temperature, reduction=reduction)
     count = len(z) if keys is None else len(keys)
     for name, matrix in (("w", w), ("ignore", ignore)):
         if matrix is not None and matrix.shape != (len(z), count):
@@ -119,12 +118,7 @@ class SoftInfoNCE(Objective):
         return (TAU_SCALE * self.scaled_log_tau).exp()
 
     def loss(
-        self,
-        z: Tensor,
-        rows: IntArray,
-        *,
-        target: Tensor | None,  # noqa: ARG002 (no target network)
-        generator: torch.Generator,
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """Soft InfoNCE over all views of the anchors' images, and over what is in the queue.
 

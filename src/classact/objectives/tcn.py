@@ -33,25 +33,6 @@ def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
     return (anchor - positive).square().sum(dim=1), (anchor - negative).square().sum(dim=1)
 
 
-def tcn_loss(z: Tensor, *, margin: float = 2.0, scale: float = 10.0, valid: Tensor | None = None) -> Tensor:
-    """mean(max(0, margin + d+ - d-)).
-
-    Args:
-        z: (B, 3, F) features of anchor, positive, negative.
-        margin: see :class:`TCNConfig`.
-        scale: see :class:`TCNConfig`.
-        valid: (B,) bool, rows that count; None: all.
-
-    Returns:
-        Scalar; zero (with zero gradient) where no row counts.
-
-    Raises:
-        ConfigError: z of another shape.
-    """
-    near, far = tcn_distances(z, scale=scale)
-    return masked_mean((margin + near - far).clamp_min(0.0), valid)
-
-
 class TCN(Objective):
     """Triplets of anchor, positive and negative in time.
 
@@ -101,12 +82,7 @@ class TCN(Objective):
         return np.where(before + after > 0, within, np.where(others > 0, elsewhere, farthest))
 
     def loss(
-        self,
-        z: Tensor,
-        rows: IntArray,
-        *,
-        target: Tensor | None,  # noqa: ARG002 (no target network)
-        generator: torch.Generator,  # noqa: ARG002 (nothing is drawn)
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """The triplet loss; logged are mean distances and the share of triplets in the right order."""
         near, far = tcn_distances(z[:, :, 0], scale=self.config.scale)

@@ -136,12 +136,7 @@ class TimeContrastive(Objective):
         return np.where(later[:, None] >= 2, pairs, anchors[:, None])
 
     def loss(
-        self,
-        z: Tensor,
-        rows: IntArray,
-        *,
-        target: Tensor | None,  # noqa: ARG002 (no target network)
-        generator: torch.Generator,
+        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
         """The two terms; logged are the shares of rows that count, and of those whose three moments are in order."""
         config, moments = self.config, z[:, :, 0]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from classact.errors import ConfigError, UnknownNameError, choose
+from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, HeadConfig, head_entry
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.similarity import SimilarityConfig
-
-OPTIMIZERS = ("lars", "adamw")
+from classact.utils.limits import check_names, check_range
 
 
 @dataclass(frozen=True)
@@ -40,22 +39,14 @@ class OptimizerConfig:
     ema_power: float = 0.75
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise UnknownNameError(choose("optimizer", self.name, OPTIMIZERS))
-        positive = self.learning_rate > 0 and self.clip_norm > 0
-        if not positive or not 0 < self.ema_power <= 1 or self.warmup_steps < 0:
-            raise ConfigError(
-                f"expected learning_rate > 0, clip_norm > 0, 0 < ema_power <= 1 and warmup_steps >= 0, got {self}."
-            )
-        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
-            raise ConfigError(f"expected 0 <= momentum < 1 and weight_decay >= 0, got {self}.")
-
-
-CROPS = ("image", "batch")
+        check_names(self)
+        check_range(self, "learning_rate", "clip_norm", above=0)
+        check_range(self, "ema_power", above=0, most=1)
+        check_range(self, "momentum", least=0, below=1)
+        check_range(self, "warmup_steps", "weight_decay", least=0)
 
 
 ColorAugmentation = Literal["none", "hsv", "rotate", "affine"]
-COLOR_AUGMENTATIONS: tuple[str, ...] = get_args(ColorAugmentation)
 
 
 @dataclass(frozen=True)
@@ -85,12 +76,8 @@ class AugmentConfig:
     brightness: float = 40.0
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise UnknownNameError(choose("crop", self.crop, CROPS))
-        if self.color not in COLOR_AUGMENTATIONS:
-            raise UnknownNameError(choose("color augmentation", self.color, COLOR_AUGMENTATIONS))
-        if min(self.noise_std, self.feature_noise, self.hue, self.saturation, self.brightness) < 0:
-            raise ConfigError(f"augmentation strengths cannot be negative: {self}.")
+        check_names(self)
+        check_range(self, "noise_std", "feature_noise", "hue", "saturation", "brightness", least=0)
 
 
 def describe(config: AugmentConfig | None) -> str:
@@ -102,20 +89,9 @@ def describe(config: AugmentConfig | None) -> str:
 
 
 Loader = Literal["auto", "prefetch", "resident"]
-LOADERS: tuple[str, ...] = get_args(Loader)
-
-
 TrackerName = Literal["tensorboard", "wandb"]
-TRACKERS: tuple[str, ...] = get_args(TrackerName)
-
-
 Precision = Literal["auto", "float32", "bfloat16"]
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-
 Choice = Literal["auto", "yes", "no"]
-CHOICES: tuple[str, ...] = get_args(Choice)
-
 
 INCIDENTAL = ("log_every", "checkpoint_every", "evaluations", "evaluations_from")
 """Settings of all trainings that do not decide what is learned."""
@@ -144,18 +120,8 @@ class EngineConfig:
     trackers: tuple[TrackerName, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ConfigError(f"expected at least 1 micro-batch per step (accumulate), got {self.accumulate}.")
-        for kind, value, known in (
-            ("choice of compile", self.compile, CHOICES),
-            ("choice of channels_last", self.channels_last, CHOICES),
-            ("loader", self.loader, LOADERS),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        for name in self.trackers:
-            if name not in TRACKERS:
-                raise UnknownNameError(choose("tracker", name, TRACKERS))
+        check_range(self, "accumulate", least=1)
+        check_names(self)
 
 
 @dataclass(frozen=True)
@@ -194,18 +160,12 @@ class PretrainConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UnknownNameError(choose("precision", self.precision, PRECISIONS))
-        if self.evaluations < 0:
-            raise ConfigError(f"expected evaluations >= 0, got {self.evaluations}.")
-        if not 0 < self.evaluations_from <= 1:
-            raise ConfigError(f"expected evaluations_from above 0 and at most 1, got {self.evaluations_from}.")
-        if self.epochs <= 0 or self.batch_size < 2 or self.log_every < 1 or self.checkpoint_every < 1:
-            raise ConfigError(
-                f"expected epochs > 0, batch_size >= 2, log_every >= 1 and checkpoint_every >= 1, got epochs "
-                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
-                f"{self.checkpoint_every}."
-            )
+        check_names(self)
+        check_range(self, "evaluations", least=0)
+        check_range(self, "evaluations_from", above=0, most=1)
+        check_range(self, "epochs", above=0)
+        check_range(self, "batch_size", least=2)
+        check_range(self, "log_every", "checkpoint_every", least=1)
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
@@ -219,8 +179,6 @@ class PretrainConfig:
         shares = np.linspace(self.evaluations_from, 1.0, self.evaluations)
         return sorted({max(1, round(steps * share)) for share in shares})
 
-
-WEIGHTS = ("average", "last")
 
 TABLE_9: Mapping[str, tuple[int, int]] = {
     "square": (500, 100),
@@ -242,6 +200,7 @@ class AdamWConfig:
     Attributes:
         head_rate: peak rate of the head.
         encoder_rate: peak rate of the encoder, lower to preserve what was pre-trained.
+            To leave it as it is, set frozen.
         betas: table 7: (0.9, 0.99); the released code leaves PyTorch's (0.9, 0.999).
         weight_decay: on tensors of two or more dimensions.
         warmup_steps: linear warm-up, then half a cosine to zero; at most a tenth of all steps.
@@ -259,11 +218,7 @@ class AdamWConfig:
     ema_power: float = 0.75
 
     def __post_init__(self) -> None:
-        if not min(self.head_rate, self.encoder_rate) > 0:
-            raise ConfigError(
-                f"expected head_rate > 0 and encoder_rate > 0, got {self.head_rate} and {self.encoder_rate}. To leave "
-                f"the encoder as it is, set frozen."
-            )
+        check_range(self, "head_rate", "encoder_rate", above=0)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"expected two betas of at least 0 and below 1, got {self.betas}.")
         # The limits of what is shared are checked where they are used.
@@ -331,27 +286,12 @@ class FinetuneConfig:
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for kind, value in (("precision", self.precision), ("head_precision", self.head_precision)):
-            if value not in PRECISIONS:
-                raise UnknownNameError(choose(kind, value, PRECISIONS))
-        if self.weights not in WEIGHTS:
-            raise UnknownNameError(choose("weights", self.weights, WEIGHTS))
+        check_names(self)
         head_entry(self.head)
-        if not self.epochs > 0 or self.batch_size < 1 or min(self.log_every, self.checkpoint_every) < 1:
-            raise ConfigError(
-                f"expected epochs > 0, batch_size >= 1, log_every >= 1 and checkpoint_every >= 1, got epochs "
-                f"{self.epochs}, batch_size {self.batch_size}, log_every {self.log_every}, checkpoint_every "
-                f"{self.checkpoint_every}."
-            )
-        if not 1 <= self.chunk_length <= self.horizon or self.history < 1:
-            raise ConfigError(
-                f"expected 1 <= chunk_length <= horizon and history >= 1, got chunk_length {self.chunk_length}, "
-                f"horizon {self.horizon}, history {self.history}."
-            )
-        if self.seed < 0 or self.evaluations < 0:
-            raise ConfigError(
-                f"expected seed >= 0 and evaluations >= 0, got seed {self.seed}, evaluations {self.evaluations}."
-            )
+        check_range(self, "epochs", above=0)
+        check_range(self, "batch_size", "log_every", "checkpoint_every", "history", least=1)
+        check_range(self, "chunk_length", least=1, most=self.horizon)
+        check_range(self, "seed", "evaluations", least=0)
 
     def labels(self, *, scratch: bool) -> dict[str, str]:
         """How tables label a head that was trained with these settings.

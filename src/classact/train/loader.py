@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from classact.data.types import ImageArray, IntArray
-from classact.errors import ConfigError, DataError, UnknownNameError, choose
-from classact.train.config import LOADERS, Loader
+from classact.errors import ConfigError, DataError
+from classact.train.config import Loader
 from classact.utils.machine import memory_limits
 
 LoadedBatch = tuple[IntArray, dict[str, Tensor]]
@@ -302,10 +302,8 @@ def make_loader(
 
     Raises:
         DataError: as :func:`check_images`.
-        ConfigError: an unknown mode, or one that needs more memory than is free.
+        ConfigError: a mode that needs more memory than is free.
     """
-    if mode not in LOADERS:
-        raise UnknownNameError(choose("loader", mode, LOADERS))
     check_images(images)
     device = torch.device(device)
     free, total = free_memory(device) if free_bytes is None else (free_bytes, None)

@@ -14,35 +14,21 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
-from classact.errors import ClassactError, ConfigError, MissingDependencyError, UnknownNameError, choose
+from classact.errors import ClassactError, ConfigError, MissingDependencyError
+from classact.utils.codec import to_json
 from classact.utils.storage import append_jsonl, read_json, write_json
 
 ROWS = "train.jsonl"
 IDENTITY = "tracking.json"
-"""Remembers under which id a folder's run is known, so that a continued run is the same one."""
-TENSORBOARD = "tensorboard"
-WANDB_MODES = ("disabled", "offline", "online")
+"""Remembers under which id wandb knows a folder's run, so that a continued run is the same one."""
 
 logger = logging.getLogger(__name__)
-
-
-class Tracker(Protocol):
-    """One experiment tracker."""
-
-    name: str
-
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Take the numbers of a step; one that was logged before, too."""
-
-    def close(self) -> None:
-        """Write what is still in memory."""
 
 
 class Trackers:
@@ -59,10 +45,22 @@ class Trackers:
     def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self._trackers = path, list(trackers)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The trackers in use beside the JSONL file."""
-        return tuple(tracker.name for tracker in self._trackers)
+    def open(self, name: str, folder: Path, config: dict[str, Any], start: int) -> None:
+        """Add a tracker: one of :data:`TRACKERS`, which has the arguments.
+
+        Raises:
+            ConfigError: it cannot start.
+            MissingDependencyError: its package is not installed.
+        """
+        try:
+            self._trackers.append(TRACKERS[name](folder, config, start))
+        except ClassactError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the tracker {name!r} could not start ({type(error).__name__}: {error}). Repair that, or leave it "
+                f"out: {self.path} has every row anyway."
+            ) from error
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Log a row; trackers other than the JSONL file get its numbers only.
@@ -83,11 +81,10 @@ class Trackers:
 
     def close(self) -> None:
         """Finish all trackers."""
-        while self._trackers:
-            tracker = self._trackers[0]
+        for tracker in list(self._trackers):
             with self._kept(tracker):
                 tracker.close()
-            self._trackers = [other for other in self._trackers if other is not tracker]
+        self._trackers.clear()
 
     @contextmanager
     def _kept(self, tracker: Tracker) -> Iterator[None]:
@@ -101,13 +98,7 @@ class Trackers:
                 error,
                 self.path or "the caller",
             )
-            self._trackers = [other for other in self._trackers if other is not tracker]
-
-    def __enter__(self) -> Trackers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            self._trackers.remove(tracker)
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -121,28 +112,15 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    project: str
-    name: str
-    id: str
-    config: dict[str, Any]
-    start: int
-    wandb_mode: str | None
-
-
 class _TensorBoard:
     name = "tensorboard"
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], start: int) -> None:
         writer = _package("torch.utils.tensorboard", self.name).SummaryWriter
-        folder = run.folder / TENSORBOARD
-        new = not any(folder.glob("events.*"))
         # What an interrupted process logged after its last checkpoint is logged again: the page shows the new rows.
-        self.writer = writer(str(folder), purge_step=run.start + 1)
-        if new:
-            self.writer.add_text("config", "    " + json.dumps(run.config, indent=2).replace("\n", "\n    "), 0)
+        self.writer = writer(str(folder / self.name), purge_step=start + 1)
+        if start == 0:
+            self.writer.add_text("config", "    " + json.dumps(config, indent=2).replace("\n", "\n    "), 0)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, number in numbers.items():
@@ -156,16 +134,18 @@ class _TensorBoard:
 class _Wandb:
     name = "wandb"
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], start: int) -> None:  # noqa: ARG002 (rows have their steps)
         wandb = _package("wandb", self.name)
-        mode = run.wandb_mode or os.environ.get("WANDB_MODE") or "offline"
-        run.folder.mkdir(parents=True, exist_ok=True)
+        mode = os.environ.get("WANDB_MODE") or "offline"
+        path = folder / IDENTITY
+        if not path.exists():
+            write_json(path, {"id": uuid.uuid4().hex[:12]})
         self.run = wandb.init(
-            project=run.project,
-            name=run.name,
-            id=run.id,
-            dir=str(run.folder),
-            config=run.config,
+            project="classact",
+            name=folder.resolve().name,
+            id=read_json(path, ConfigError)["id"],
+            dir=str(folder),
+            config=config,
             mode=mode,
             resume="allow" if mode == "online" else None,  # offline there is nobody to ask what was logged before
             reinit="create_new",
@@ -183,96 +163,49 @@ class _Wandb:
         self.run.finish()
 
 
-TRACKERS: Mapping[str, Callable[[_Run], Tracker]] = {_TensorBoard.name: _TensorBoard, _Wandb.name: _Wandb}
-"""Name of a tracker, of its package and of its extra -> what opens it."""
+Tracker = _TensorBoard | _Wandb
+TRACKERS: Mapping[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+"""Name of a tracker, of its package and of its extra -> what opens it, of folder, settings and updates done."""
 
 
 def require(names: Sequence[str]) -> None:
     """Look for the trackers' packages without importing them: before anything that takes long.
 
     Raises:
-        ConfigError: an unknown tracker.
         MissingDependencyError: a tracker's package is not installed.
     """
     for name in names:
-        if name not in TRACKERS:
-            raise UnknownNameError(choose("tracker", name, TRACKERS))
         if not (sys.modules[name] if name in sys.modules else find_spec(name)):
             raise _missing(name, f"no module named {name!r}")
 
 
-def make_trackers(
-    names: Sequence[str],
-    folder: Path | None,
-    *,
-    project: str = "classact",
-    run_name: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    start: int = 0,
-    first: bool = True,
-    wandb_mode: str | None = None,
-) -> Trackers:
+def make_trackers(names: Sequence[str], folder: Path | None, *, config: Mapping[str, Any], start: int = 0) -> Trackers:
     """Open the trackers of a training.
 
     Args:
-        names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in
-            ``folder/wandb``, sent with ``wandb sync``; those of a run that was continued with ``wandb sync --append``).
-            Rows go to ``folder/train.jsonl`` in any case.
-        folder: of the training; None tracks nothing.
-        project: under which trackers file the run.
-        run_name: what they call it; None is the folder's name.
-        config: settings to show beside the numbers, as JSON values.
+        names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in ``folder/wandb``,
+            sent with ``wandb sync``, those of a run that was continued with ``wandb sync --append``; the variable
+            WANDB_MODE may be "online", which needs an account). Rows go to ``folder/train.jsonl`` in any case.
+        folder: of the training, whose name the run has there; None tracks nothing.
+        config: settings to show beside the numbers.
         start: updates done already, where a training is continued. Such a folder continues the same run.
-        first: whether this is rank 0; the others log nothing.
-        wandb_mode: "offline", "online" (needs an account) or "disabled"; None is the variable WANDB_MODE, else offline.
 
     Raises:
-        ConfigError: an unknown tracker or mode, trackers without a folder, or a tracker that cannot start.
+        ConfigError: trackers without a folder, or a tracker that cannot start.
         MissingDependencyError: a tracker's package is not installed.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise UnknownNameError(choose("tracker", name, TRACKERS))
-    if wandb_mode is not None and wandb_mode not in WANDB_MODES:
-        raise UnknownNameError(choose("mode of wandb", wandb_mode, WANDB_MODES))
-    if folder is None and names:
-        raise ConfigError(f"the trackers {', '.join(names)} keep files beside the training: give it a folder.")
-    if folder is None or not first:
+    if folder is None:
+        if names:
+            raise ConfigError(f"the trackers {', '.join(names)} keep files beside the training: give it a folder.")
         return Trackers(None)
-    folder = Path(folder)
-    trackers = Trackers(folder / ROWS)
-    if not names:
-        return trackers
-    plain = json.loads(json.dumps(dict(config or {}), default=str))
-    run = _Run(folder, project, run_name or folder.resolve().name, _identity(folder), plain, start, wandb_mode)
+    found = Trackers(folder / ROWS)
     try:
         for name in dict.fromkeys(names):
-            trackers._trackers.append(_open(name, run))
+            found.open(name, folder, to_json(config), start)
     except BaseException:
-        trackers.close()
+        found.close()
         raise
-    return trackers
-
-
-def _open(name: str, run: _Run) -> Tracker:
-    try:
-        return TRACKERS[name](run)
-    except ClassactError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"the tracker {name!r} could not start ({type(error).__name__}: {error}). Repair that, or leave it out: "
-            f"{run.folder / ROWS} has every row anyway."
-        ) from error
-
-
-def _identity(folder: Path) -> str:
-    path = folder / IDENTITY
-    if path.exists():
-        return str(read_json(path, ConfigError)["id"])
-    identity = uuid.uuid4().hex[:12]
-    write_json(path, {"id": identity})
-    return identity
+    return found
 
 
 def _package(module: str, extra: str) -> ModuleType:

@@ -44,7 +44,7 @@ def reason_against(data: Demonstrations, latents: Any, simulator: str, shift: st
     if is_plain(shift):
         return f"shift {shift!r} draws every state alike; name one that changes it with --shift"
     encoder = latents.encoder.config
-    if encoder.aspect is not None and abs(encoder.aspect - 1) > 0.02:
+    if abs(encoder.aspect - 1) > 0.02:
         return f"the encoder reads images of width / height {encoder.aspect:.2f}, and simulators draw squares"
     try:
         made = make_simulator(simulator, image_size=render_size, shift=shift, cameras=encoder.cameras)

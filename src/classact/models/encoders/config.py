@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from classact.errors import ConfigError, UnknownNameError, choose
-
-INITS = ("scratch", "imagenet", "r3m")
-COLORS = ("rgb", "whiten")
+from classact.utils.limits import check_names, check_range
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class EncoderConfig:
         mean, std: channel normalisation of 0..255 values; ignored when color is "whiten".
         color: "rgb", or "whiten": remove each image's own colour statistics (see encoders/color.py).
         aspect: width / height of the camera's images before they are resized to a square; other ones are refused.
-            None: any, of encoders that were saved before it was kept.
         init: initial weights: "scratch", "imagenet" or "r3m" (the last two for resnet18).
         init_path: local R3M checkpoint.
     """
@@ -63,27 +60,17 @@ class EncoderConfig:
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (64.0, 64.0, 64.0)
     color: Literal["rgb", "whiten"] = "rgb"
-    aspect: float | None = 1.0
+    aspect: float = 1.0
     init: Literal["scratch", "imagenet", "r3m"] = "scratch"
     init_path: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
-        for kind, value, known in (
-            ("encoder trunk", self.trunk, TRUNKS),
-            ("init", self.init, INITS),
-            ("color", self.color, COLORS),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        if not min(self.width, 1.0 if self.aspect is None else self.aspect, *self.std) > 0:
-            raise ConfigError(
-                f"expected width > 0, std > 0 and aspect > 0, got width {self.width}, std {self.std}, aspect "
-                f"{self.aspect}."
-            )
-        if not 16 <= self.crop_size <= self.image_size:
-            raise ConfigError(
-                f"expected 16 <= crop_size <= image_size, got crop_size {self.crop_size} and image_size "
-                f"{self.image_size}."
-            )
+        if self.trunk not in TRUNKS:
+            raise UnknownNameError(choose("encoder trunk", self.trunk, TRUNKS))
+        check_names(self)
+        check_range(self, "width", "aspect", above=0)
+        if not min(self.std) > 0:
+            raise ConfigError(f"expected std > 0 in each channel, got {self.std}.")
+        check_range(self, "crop_size", least=16, most=self.image_size)

@@ -147,7 +147,7 @@ class ImageEncoder(nn.Module):
     def _check_aspect(self, camera: str, height: int, width: int) -> None:
         aspect = self.config.aspect
         prepared = height == width == self.config.image_size
-        if not prepared and aspect is not None and abs(width / height / aspect - 1) > ASPECT_TOLERANCE:
+        if not prepared and abs(width / height / aspect - 1) > ASPECT_TOLERANCE:
             raise ConfigError(
                 f"camera {camera!r}: images are {height} x {width} pixels (width / height {width / height:.2f}), those "
                 f"that this encoder was trained on had {aspect:.2f}. Crop them to that shape; resizing "

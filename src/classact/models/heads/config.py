@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 from classact.utils.codec import fields_from_json, fields_to_json
+from classact.utils.limits import check_names, check_range
 from classact.utils.registry import Registry
 
-SCHEDULERS = ("ddim", "ddpm")
-BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
 SIZES = ("paper", "small", "debug")
 """What presets of heads ask for: the paper's size, one for two CPU cores, one for tests."""
 
@@ -173,17 +172,8 @@ class DiffusionConfig(_UNetHeadConfig):
     clip_sample: bool = True
 
     def __post_init__(self) -> None:
-        for kind, value, known in (
-            ("scheduler", self.scheduler, SCHEDULERS),
-            ("beta_schedule", self.beta_schedule, BETA_SCHEDULES),
-        ):
-            if value not in known:
-                raise UnknownNameError(choose(kind, value, known))
-        if not 1 <= self.inference_steps <= self.training_steps:
-            raise ConfigError(
-                f"expected 1 <= inference_steps <= training_steps, got {self.inference_steps} and "
-                f"{self.training_steps}."
-            )
+        check_names(self)
+        check_range(self, "inference_steps", least=1, most=self.training_steps)
 
 
 @dataclass(frozen=True)
