@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from classact.data.video import write_mp4
 from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.policies.config import NoveltyConfig
+from classact.policies.novelty import HELD_OUT, Novelty
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, from_preset
@@ -105,9 +107,7 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
     run.add_milestones([replace(milestones[0], successes=0, success=0.0)])  # written again below: the later row counts
     run.add_milestones(milestones)
     write_json(run.summary, to_json(rows))
-    write_json(
-        run.policy / "policy.json", {"novelty": {"alarm": 0.9, "alpha": 0.1, "episodes": 20, "heldout": True, "x": []}}
-    )
+    write_json(run.policy / "policy.json", {"novelty": to_json(Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT))})
     for shift in ("none", "camera"):
         add_novelty(run, f"retrieval-class-{shift}", 0.35 if shift == "none" else 0.6, rng)
 
@@ -166,7 +166,9 @@ def add_novelty(run: Run, name: str, base: float, rng: np.random.Generator) -> N
         raw = base * np.exp(-steps / 150) + drift * rng.uniform(0.4, 1) + rng.normal(0, 0.07, len(steps))
         values = (np.clip(raw, 0, 1) * 21).round() / 21
         over = np.flatnonzero(values > 0.9)
-        row |= {"max_novelty": float(values.max()), "first_alarm": int(steps[over[0]]) if len(over) else None}
+        rang = int(steps[over[0]]) if len(over) else None
+        before = {c: rang is not None and (end is None or rang < end) for c, end in row["first_success"].items()}
+        row |= {"max_novelty": float(values.max()), "first_alarm": rang, "alarm_before_success": before}
         decisions.append(steps)
         scores.append(values)
         ends.append(len(steps))

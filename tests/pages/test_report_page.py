@@ -111,17 +111,13 @@ def test_a_run_with_only_a_config_still_makes_a_page(tmp_path):
     assert "has not been evaluated yet" in page.text
 
 
-def test_optional_arrays_and_keys_may_be_absent(run_copy):
-    arrays = read_arrays(run_copy.analysis / "neighbors.safetensors")
-    kept = {name: arrays[name] for name in ("query_images", "neighbor_images", "weights")}
-    write_arrays(run_copy.analysis / "neighbors.safetensors", kept)
+def test_metrics_and_traces_may_be_absent(run_copy):
     write_json(run_copy.summary, to_json([replace(row, metrics={}) for row in run_copy.read_summary()[:1]]))
     write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
     for folder in (run_copy.root / "evaluations").iterdir():
         (folder / "rollouts.safetensors").unlink()
     page = build(run_copy)
     assert page.sections() == SECTIONS - {"novelty"} | {"absent"}
-    assert not page.of("polyline")
     assert "Coverage over steps" in page.text
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from classact.cli.console import print_summary
@@ -11,7 +12,7 @@ from classact.errors import DataError
 from classact.evaluation.rows import Alarms, EvaluationRow, MilestoneRow
 from classact.objectives import objective_config
 from classact.pages import headline
-from classact.pages.novelty import Calibration, meaning
+from classact.pages.novelty import meaning
 from classact.pages.sources import read_sources
 from classact.pages.style import wrapped
 from classact.pages.table import (
@@ -23,6 +24,8 @@ from classact.pages.table import (
     series,
     training_name,
 )
+from classact.policies.config import NoveltyConfig
+from classact.policies.novelty import HELD_OUT, LEFT_OUT, Novelty
 from classact.run.folder import Run
 from classact.run.presets import from_preset
 from classact.utils.codec import to_json
@@ -236,18 +239,20 @@ def test_labels_are_broken_between_parts() -> None:
     assert wrapped("MLP, CLASS (learned), fine-tuned, a + b") == "MLP, CLASS (learned),<br>fine-tuned, a + b"
 
 
-def test_what_novelty_means_depends_on_what_the_card_says() -> None:
-    whole = meaning(Calibration(0.9, 0.1, 20, True))
+def test_what_novelty_means_depends_on_the_calibration() -> None:
+    def words(episodes: int, kind: str) -> str:
+        return meaning(Novelty(np.arange(float(episodes)), 99, NoveltyConfig(alpha=0.1), kind))
+
+    whole = words(20, HELD_OUT)
     assert "share of the 20 held-out demonstrations" in whole
-    assert "Above 0.90 the policy raises an alarm; by conformal calibration" in whole
+    assert "Above 0.88 the policy raises an alarm; by conformal calibration" in whole
     assert "at most 10%" in whole
-    assert "alarm" not in meaning(Calibration())
-    assert "conformal calibration" not in meaning(Calibration(0.9))
-    few = meaning(Calibration(None, 0.1, 5, True))
+    assert "alarm" not in meaning(None)
+    few = words(5, HELD_OUT)
     assert "no alarm: for a probability of a false one of at most 10% it must be calibrated on at least 9" in few
     assert "there were 5, 4 too few" in few
     assert "raises an alarm" not in few
-    unheld = meaning(Calibration(0.9, 0.1, 20, False))
+    unheld = words(20, LEFT_OUT)
     assert "without a conformal guarantee" in unheld
     assert "by conformal calibration" not in unheld
     assert "held-out" not in unheld

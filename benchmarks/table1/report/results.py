@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from classact.errors import DataError
-from classact.pages.checks import inner, mapping, need
+from classact.pages.checks import mapping, need
 from classact.pages.table import Row
 from classact.utils.codec import from_json
 
@@ -180,7 +180,7 @@ def read_results(path: Path) -> Results:
             f"benchmarks/table1."
         )
     need(path, value, ("task", "protocol", "cells"), "top level")
-    protocol, cells = inner(path, value, "protocol"), inner(path, value, "cells")
+    protocol, cells = _inner(path, value, "protocol"), _inner(path, value, "cells")
     need(path, protocol, ("criterion",), "protocol")
     criterion = _criterion(protocol, cells)
     tuning = value.get("tuning") or []
@@ -193,11 +193,19 @@ def read_results(path: Path) -> Results:
         criteria=tuple(dict.fromkeys(filter(None, (criterion, *map(str, protocol.get("criteria") or ()))))),
         cells=tuple(_cell(path, name, cell, criterion) for name, cell in cells.items()),
         tuning=tuple(_tuning(path, row, number) for number, row in enumerate(tuning, 1)),
-        data=inner(path, value, "data"),
+        data=_inner(path, value, "data"),
         protocol=protocol,
-        hardware=inner(path, value, "hardware"),
-        versions=inner(path, value, "versions"),
+        hardware=_inner(path, value, "hardware"),
+        versions=_inner(path, value, "versions"),
     )
+
+
+def _inner(path: Path, card: Row, key: str) -> Row:
+    """The JSON object under a key, empty where the key is absent or null."""
+    value = card.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"{path}, {key}: expected a JSON object, got {type(value).__name__}. Regenerate the file.")
+    return dict(value or {})
 
 
 def _criterion(protocol: Row, cells: Row) -> str:

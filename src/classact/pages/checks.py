@@ -24,14 +24,6 @@ def mapping(path: Path) -> Row:
     return value
 
 
-def inner(path: Path, card: Row, key: str) -> Row:
-    """The JSON object under a key, empty where the key is absent or null."""
-    value = card.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise DataError(f"{path}, {key}: expected a JSON object, got {type(value).__name__}. Regenerate the file.")
-    return dict(value or {})
-
-
 def need(path: Path, row: Any, keys: Sequence[str], where: str) -> None:
     """Check that a JSON value is an object with these keys."""
     if not isinstance(row, dict):

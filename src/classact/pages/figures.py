@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from classact.evaluation.rows import EvaluationRow
-from classact.pages.novelty import Novelty
+from classact.pages.novelty import EpisodeNovelty
 from classact.pages.sources import Evaluation
 from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
 from classact.pages.table import by_criterion, row_label, series
@@ -211,7 +211,7 @@ def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
 
 
 def novelty_figure(
-    novelty: Novelty, success: bool, colour: str, alarm: float | None, longest: int | None = None
+    novelty: EpisodeNovelty, success: bool, colour: str, alarm: float | None, longest: int | None = None
 ) -> go.Figure:
     """Novelty of every decision: one thin line per episode, first alarms as dots, the alarm level dashed.
 

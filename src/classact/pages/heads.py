@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from classact.errors import DataError
-from classact.pages.checks import inner, mapping, need
-from classact.pages.table import Row, augmentation_name, policy_name
+from classact.pages.checks import mapping, need
+from classact.pages.table import Row, augmentation_name
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run, head_settings
 from classact.utils.storage import read_jsonl
@@ -60,15 +59,12 @@ def read_heads(run: Run) -> list[Head]:
 def _head(folder: Run) -> Head:
     path = folder.config
     card = mapping(path)
-    timings = inner(path, card, "timings")
-    for stage, seconds in timings.items():
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
-            raise DataError(f"{path}, timings, {stage}: expected seconds, got {seconds!r}. Regenerate the file.")
+    need(path, card, ("title", "settings", "timings"), "top level")
     settings = head_settings(folder)
     training, augmentation = settings.labels["training"], augmentation_name(settings.labels["augmentation"])
-    title = str(card.get("title") or f"{policy_name(settings.finetune.head.name)}, {training}")
+    title = str(card["title"])
     notes = ", ".join(word for word in (training, augmentation) if word and word not in title)
-    return Head(folder.root.name, title, notes, settings, timings, read_log(folder))
+    return Head(folder.root.name, title, notes, settings, dict(card["timings"]), read_log(folder))
 
 
 def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.pages.checks import Arrays, inner, mapping, need, shapes
+from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.table import Row
+from classact.policies.folder import METADATA
+from classact.policies.novelty import Novelty, episodes_needed
 from classact.run.folder import Run
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What the policy's card says about its novelty score; None where it does not."""
-
-    alarm: float | None = None
-    alpha: float | None = None
-    episodes: int | None = None
-    heldout: bool | None = None
-
-
-@dataclass(frozen=True)
-class Novelty:
+class EpisodeNovelty:
     """Novelty in the episodes of one evaluation.
 
     Attributes:
@@ -55,28 +48,20 @@ class Novelty:
         return None if self.alarmed is None else int(self.alarmed[self.success == success].sum())
 
 
-def read_calibration(run: Run) -> Calibration:
-    """``novelty`` of the retrieval policy's card; all None where there is none.
+def read_calibration(run: Run) -> Novelty | None:
+    """The calibrated score of a run's retrieval policy; None where there is no policy, or it has none.
 
     Raises:
-        DataError: the card is damaged, or its alarm level is no number in [0, 1].
+        DataError: the policy's card is damaged.
     """
-    path = run.policy / "policy.json"
-    card = inner(path, mapping(path), "novelty") if path.exists() else {}
-    for key in ("alarm", "alpha"):
-        value = card.get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= 1):
-            raise DataError(
-                f"{path}, novelty, {key}: expected a number in [0, 1], got {value!r}. Build the policy again."
-            )
-    count, heldout = card.get("episodes"), card.get("heldout")
-    return Calibration(
-        card.get("alarm"),
-        card.get("alpha"),
-        count if isinstance(count, int) else None,
-        heldout if isinstance(heldout, bool) else None,
-    )
+    path = run.policy / METADATA
+    card = mapping(path).get("novelty") if path.exists() else None
+    return None if card is None else Novelty.from_json(card, f"{path}: novelty")
+
+
+def alarm_level(calibration: Novelty | None) -> float | None:
+    """The score above which an alarm rings, None where none can."""
+    return None if calibration is None or math.isinf(calibration.alarm) else calibration.alarm
 
 
 def read_novelty(
@@ -85,8 +70,7 @@ def read_novelty(
     episodes: Sequence[Row],
     arrays: Arrays,
     criterion: str | None,
-    alarm: float | None,
-) -> Novelty | None:
+) -> EpisodeNovelty | None:
     """Novelty of one evaluation's decisions, None where its policy gave none.
 
     Args:
@@ -94,7 +78,6 @@ def read_novelty(
         episodes: rows of the first.
         arrays: of the second.
         criterion: what success is judged by, where episodes know it; else by their first one.
-        alarm: level above which a decision counts as an alarm, where episodes do not say themselves.
 
     Raises:
         DataError: arrays and episodes do not fit each other, or scores lie outside [0, 1].
@@ -115,64 +98,51 @@ def read_novelty(
             f"Evaluate again."
         )
     for number, row in enumerate(episodes, 1):
-        need(episodes_path, row, ("success",), f"row {number}")
+        need(episodes_path, row, ("success", "first_success"), f"row {number}")
         if not isinstance(row["success"], dict) or not row["success"]:
             raise DataError(
                 f"{episodes_path}, row {number}: expected success by criterion, got {row['success']!r}. Evaluate again."
             )
     name = str(criterion if criterion in episodes[0]["success"] else next(iter(episodes[0]["success"])))
     parts, steps = np.split(scores, ends[:-1]), np.split(arrays["decisions"].astype(np.int64), ends[:-1])
-    reached = [inner(episodes_path, row, "first_success").get(name) for row in episodes]
-    until = np.array(
-        [
-            int(step) if step is not None else int(own.max(initial=-1)) + 1
-            for step, own in zip(reached, steps, strict=True)
-        ],
-        np.int64,
-    )
-    alarmed: NDArray[np.bool_] | None = None
-    if any("first_alarm" in row for row in episodes):
-        rang = [row.get("first_alarm") for row in episodes]
-        alarmed = np.array([step is not None and step < end for step, end in zip(rang, until, strict=True)])
-    elif alarm is not None:
-        drawn = zip(parts, steps, until, strict=True)
-        alarmed = np.array([bool((part[own < end] > alarm).any()) for part, own, end in drawn])
-    return Novelty(
+    reached = [row["first_success"][name] for row in episodes]
+    until = [own.max(initial=-1) + 1 if step is None else step for step, own in zip(reached, steps, strict=True)]
+    rang = [row["alarm_before_success"][name] for row in episodes if "alarm_before_success" in row]
+    return EpisodeNovelty(
         steps=steps,
         scores=parts,
-        success=np.array([bool(row["success"].get(name)) for row in episodes]),
-        until=until,
-        alarmed=alarmed,
+        success=np.array([row["success"][name] for row in episodes], np.bool_),
+        until=np.array(until, np.int64),
+        alarmed=np.array(rang, np.bool_) if rang else None,
         criterion=name,
     )
 
 
-def meaning(calibration: Calibration) -> str:
+def meaning(calibration: Novelty | None) -> str:
     """What the score is, and what an alarm promises."""
-    count = f"the {calibration.episodes} " if calibration.episodes else ""
-    held = "" if calibration.heldout is False else "held-out "
+    of = "" if calibration is None else f"the {calibration.episodes} "
+    held = "held-out " if calibration is None or calibration.exact else ""
     words = (
-        f"The novelty of a decision is the share of {count}{held}demonstrations that, even in their strangest moment, "
+        f"The novelty of a decision is the share of {of}{held}demonstrations that, even in their strangest moment, "
         f"stayed closer to the policy's memory than this observation: 0 is familiar, 1 is farther away than all of "
         f"them ever were."
     )
-    if calibration.alarm is not None:
-        words += f" Above {calibration.alarm:.2f} the policy raises an alarm"
-        if calibration.alpha is not None and calibration.heldout is not False:
-            words += (
-                f"; by conformal calibration a new episode that is like the demonstrations raises one with a "
-                f"probability of at most {100 * calibration.alpha:.3g}%"
-            )
-        words += "."
-    elif calibration.episodes and calibration.alpha is not None:
-        from classact.policies.novelty import episodes_needed
-
-        needed, there = episodes_needed(calibration.alpha), calibration.episodes
+    if calibration is None:
+        return words
+    alpha, alarm = f"{100 * calibration.config.alpha:.3g}%", alarm_level(calibration)
+    if alarm is None:
+        needed, there = episodes_needed(calibration.config.alpha), calibration.episodes
         words += (
-            f" There is no alarm: for a probability of a false one of at most {100 * calibration.alpha:.3g}% it must "
-            f"be calibrated on at least {needed} demonstrations, and there were {there}"
-            f"{f', {needed - there} too few' if needed > there else ''}."
+            f" There is no alarm: for a probability of a false one of at most {alpha} it must be calibrated on at "
+            f"least {needed} demonstrations, and there were {there}, {needed - there} too few."
         )
-    if calibration.heldout is False:
+    elif calibration.exact:
+        words += (
+            f" Above {alarm:.2f} the policy raises an alarm; by conformal calibration a new episode that is like the "
+            f"demonstrations raises one with a probability of at most {alpha}."
+        )
+    else:
+        words += f" Above {alarm:.2f} the policy raises an alarm."
+    if not calibration.exact:
         words += " These demonstrations are in its memory too, so that the score comes without a conformal guarantee."
     return words

@@ -296,34 +296,17 @@ def _milestone_words(rows: list[MilestoneRow], names: Mapping[str, str]) -> str:
 
 
 def _novelty(sources: Sources) -> list[Row]:
-    """Per evaluation with novelty or alarms: its name, its figures, and alarms of successes and of failures."""
+    """Per evaluation with novelty: its name, its figures, and alarms of successes and of failures."""
     found: list[Row] = []
-    rows = {row.evaluation: row for row in reversed(sources.summary) if row.maximum_of is None}
-    names = {e.name: e for e in sources.evaluations}
-    for name in [*names, *(name for name in dict.fromkeys(rows) if name not in names)]:
-        evaluation, row = names.get(name), rows.get(name)
-        given = evaluation.novelty if evaluation else None
-        counts = (given.alarms(True), given.alarms(False)) if given else (None, None)
-        total = (len(given.episodes(True)), len(given.episodes(False))) if given else (0, 0)
-        if None in counts and row is not None and row.alarms is not None:
-            counts = row.alarms.successes, row.alarms.failures
-            total = row.successes, row.episodes - row.successes
-        if given is None and None in counts:
-            continue
-        label = evaluation.label if evaluation else "" if row is None else row_label(row, sources.summary)
-        criterion = given.criterion if given else "" if row is None else row.criterion
-        found.append(
-            {
-                "label": label,
-                "criterion": criterion,
-                "counts": [(count, of) for count, of in zip(counts, total, strict=True)],
-                "plots": _novelty_plots(f"novelty-{len(found)}", given, sources.calibration.alarm) if given else [],
-            }
-        )
+    for evaluation in sources.evaluations:
+        if (given := evaluation.novelty) is not None:
+            plots = _novelty_plots(f"novelty-{len(found)}", given, novelty.alarm_level(sources.calibration))
+            counts = [(given.alarms(success), len(given.episodes(success))) for success in (True, False)]
+            found.append({"label": evaluation.label, "criterion": given.criterion, "counts": counts, "plots": plots})
     return found
 
 
-def _novelty_plots(key: str, given: novelty.Novelty, alarm: float | None) -> list[Plot]:
+def _novelty_plots(key: str, given: novelty.EpisodeNovelty, alarm: float | None) -> list[Plot]:
     longest = max((int(steps[-1]) for steps in given.steps if len(steps)), default=1)
     plots = []
     for success, one, many, colour in ((True, "success", "successes", GREEN), (False, "failure", "failures", ORANGE)):

@@ -36,9 +36,9 @@ class Neighbor:
     image: str
     share: float
     bar: float
-    cosine: float | None
-    episode: int | None
-    step: int | None
+    cosine: float
+    episode: int
+    step: int
     chunk: Chunk | None
 
 
@@ -47,8 +47,8 @@ class Reason:
     """One query with its neighbours, heaviest first; ``held`` is the share of weight of those shown."""
 
     image: str
-    seed: int | None
-    step: int | None
+    seed: int
+    step: int
     chunk: Chunk | None
     neighbors: list[Neighbor]
     retrieved: int
@@ -94,25 +94,21 @@ def _reason(arrays: Mapping[str, NDArray[Any]], q: int) -> Reason:
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
     return Reason(
         image=png_uri(arrays["query_images"][q]),
-        seed=_integer(arrays, "query_seed", q),
-        step=_integer(arrays, "query_step", q),
-        chunk=chunk_path(arrays["query_chunk"][q]) if "query_chunk" in arrays else None,
+        seed=int(arrays["query_seed"][q]),
+        step=int(arrays["query_step"][q]),
+        chunk=chunk_path(arrays["query_chunk"][q]),
         neighbors=[
             Neighbor(
                 image=png_uri(arrays["neighbor_images"][q, k]),
                 share=float(part[k]),
                 bar=float(part[k] / part.max()),
-                cosine=float(arrays["cosine"][q, k]) if "cosine" in arrays else None,
-                episode=_integer(arrays, "episode", q, k),
-                step=_integer(arrays, "step", q, k),
-                chunk=chunk_path(arrays["neighbor_chunks"][q, k]) if "neighbor_chunks" in arrays else None,
+                cosine=float(arrays["cosine"][q, k]),
+                episode=int(arrays["episode"][q, k]),
+                step=int(arrays["step"][q, k]),
+                chunk=chunk_path(arrays["neighbor_chunks"][q, k]),
             )
             for k in order
         ],
         retrieved=len(part),
         held=float(part[order].sum()),
     )
-
-
-def _integer(arrays: Mapping[str, NDArray[Any]], name: str, *index: int) -> int | None:
-    return int(arrays[name][index]) if name in arrays else None

@@ -13,8 +13,9 @@ from classact.errors import DataError
 from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.heads import Head, read_heads, read_log
-from classact.pages.novelty import Calibration, Novelty, read_calibration, read_novelty
+from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
 from classact.pages.table import Row, row_label, series
+from classact.policies.novelty import Novelty
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
@@ -29,7 +30,7 @@ class Evaluation:
     metric: str
     maxima: NDArray[np.float64]
     curves: list[NDArray[np.float32]] | None
-    novelty: Novelty | None = None
+    novelty: EpisodeNovelty | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Sources:
     absent: dict[str, str] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
     milestones: list[MilestoneRow] = field(default_factory=list)
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: Novelty | None = None
 
 
 def read_sources(root: Path) -> Sources:
@@ -78,19 +79,17 @@ def read_sources(root: Path) -> Sources:
     summary = run.read_summary() if present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
-    calibration = read_calibration(run)
-    evaluations = _evaluations(run, summary, calibration.alarm)
+    evaluations = _evaluations(run, summary)
     if not evaluations:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
     elif all(e.curves is None for e in evaluations):
         absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
     heads, milestones = read_heads(run), run.read_milestones()
     absent |= {f"Training of {h.title}": f"{h.stage}/train.jsonl holds no row yet" for h in heads if not h.training}
-    novel = any(e.novelty for e in evaluations) or any(row.alarms for row in summary)
     for section, there, reason in (
         ("Heads", heads, "no heads/NAME/config.json is there"),
         ("Success during training", milestones, f"{run.milestones.name} is not there or holds no row"),
-        ("Novelty", novel, "no evaluations/NAME/rollouts.safetensors holds novelty"),
+        ("Novelty", any(e.novelty for e in evaluations), "no evaluations/NAME/rollouts.safetensors holds novelty"),
     ):
         if not there:
             absent[section] = reason
@@ -111,7 +110,7 @@ def read_sources(root: Path) -> Sources:
         absent=absent,
         heads=heads,
         milestones=milestones,
-        calibration=calibration,
+        calibration=read_calibration(run),
     )
     if videos_path.exists() and not sources.videos:
         absent["Videos"] = "analysis/videos/videos.json lists no video"
@@ -121,7 +120,7 @@ def read_sources(root: Path) -> Sources:
     return sources
 
 
-def _evaluations(run: Run, summary: list[EvaluationRow], alarm: float | None) -> list[Evaluation]:
+def _evaluations(run: Run, summary: list[EvaluationRow]) -> list[Evaluation]:
     first: dict[str, EvaluationRow] = {}
     # A maximum names the folder of the last checkpoint's evaluation, which is the latter's.
     for row in sorted(summary, key=lambda row: row.maximum_of is not None):
@@ -151,7 +150,7 @@ def _evaluations(run: Run, summary: list[EvaluationRow], alarm: float | None) ->
                 metric=metric,
                 maxima=np.array([episode["maxima"].get(metric, np.nan) for episode in episodes], dtype=np.float64),
                 curves=_curves(rollouts, arrays, metric),
-                novelty=read_novelty(path, rollouts, episodes, arrays, judged, alarm),
+                novelty=read_novelty(path, rollouts, episodes, arrays, judged),
             )
         )
     return result
@@ -208,11 +207,12 @@ def read_neighbors(path: Path) -> Arrays:
     wanted: dict[str, tuple[int | None, ...]] = {
         "neighbor_images": (None, None, None, None, 3),
         "query_images": (q, None, None, 3),
-        "weights": (q, k),
+        "query_seed": (q,),
+        "query_step": (q,),
+        "query_chunk": (q, None, None),
+        "neighbor_chunks": (q, k, None, None),
+        **dict.fromkeys(("weights", "cosine", "episode", "step"), (q, k)),
     }
-    optional = {"cosine": (q, k), "episode": (q, k), "step": (q, k), "query_seed": (q,), "query_step": (q,)}
-    chunks = {"query_chunk": (q, None, None), "neighbor_chunks": (q, k, None, None)}
-    wanted |= {name: shape for name, shape in {**optional, **chunks}.items() if name in arrays}
     shapes(path, arrays, wanted)
     weights = arrays["weights"]
     if k == 0 or q == 0 or (weights < 0).any() or not (weights.sum(axis=1) > 0).all():

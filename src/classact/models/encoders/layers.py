@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -38,33 +40,24 @@ def backward_without_barriers(module: nn.Module, inputs: tuple[Tensor, ...], out
     if torch.compiler.is_compiling() or out.grad_fn is None or (out.device.type, out.dtype) != ("cpu", torch.bfloat16):
         return
     assert isinstance(module, nn.Conv2d)
-    if torch.get_num_threads() == 2 and out.is_contiguous() and _one_thread_is_as_two(inputs[0].shape, module):
+    if torch.get_num_threads() != 2 or not out.is_contiguous():
+        return
+    if _one_thread_is_as_two(inputs[0].shape, module.weight.shape, out.shape):
         out.grad_fn.register_prehook(lambda _: torch.set_num_threads(1))
         out.grad_fn.register_hook(lambda *_: torch.set_num_threads(2))
 
 
-_ALIKE: dict[tuple[object, ...], bool] = {}
-
-
-def _one_thread_is_as_two(shape: torch.Size, module: nn.Conv2d) -> bool:
-    """Tried once for each shape: how oneDNN splits sums among threads depends on it."""
-    key = (*shape, *module.weight.shape, *module.stride, *module.padding)
-    if key not in _ALIKE:
-        generator = torch.Generator().manual_seed(0)
-        x, w = (torch.randn(size, generator=generator).bfloat16() for size in (shape, module.weight.shape))
-        with torch.no_grad():
-            y = nn.functional.conv2d(x, w, None, module.stride, module.padding)
-        y = torch.randn(y.shape, generator=generator).bfloat16()
-        found = []
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            found.append(
-                torch.ops.aten.convolution_backward(
-                    *(y, x, w, None, module.stride, module.padding, (1, 1), False, (0, 0), 1, (True, True, False))
-                )[:2]
-            )
-        _ALIKE[key] = all(torch.equal(one, two) for one, two in zip(*found, strict=True))
-    return _ALIKE[key]
+@cache
+def _one_thread_is_as_two(*shapes: torch.Size) -> bool:
+    """Tried once for each shape of inputs, weights and outputs: how oneDNN splits sums among threads depends on it."""
+    generator = torch.Generator().manual_seed(0)
+    x, w, y = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        backward = torch.ops.aten.convolution_backward
+        found.append(backward(y, x, w, None, (2, 2), (1, 1), (1, 1), False, (0, 0), 1, (True, True, False))[:2])
+    return all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 class SpatialSoftmax(nn.Module):
