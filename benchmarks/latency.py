@@ -50,8 +50,9 @@ from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.search import make_search
 from classact.run.folder import Run
+from classact.utils.codec import first_difference
 from classact.utils.machine import choose_device
-from classact.utils.storage import CHECKSUMS, first_difference
+from classact.utils.storage import CHECKSUMS
 from common import Again, ResultsFile, command
 from sections import Row, run_sections
 

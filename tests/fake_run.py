@@ -107,7 +107,9 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
     run.add_milestones([replace(milestones[0], successes=0, success=0.0)])  # written again below: the later row counts
     run.add_milestones(milestones)
     write_json(run.summary, to_json(rows))
-    write_json(run.policy / "policy.json", {"novelty": to_json(Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT))})
+    write_json(
+        run.policy / "policy.json", {"novelty": to_json(Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT))}
+    )
     for shift in ("none", "camera"):
         add_novelty(run, f"retrieval-class-{shift}", 0.35 if shift == "none" else 0.6, rng)
 

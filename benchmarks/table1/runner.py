@@ -29,9 +29,10 @@ from classact.run.data import RunData
 from classact.run.presets import PRESETS, from_preset
 from classact.sims import SIMULATORS
 from classact.train.config import EngineConfig
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.locks import BusyError, lock_of, locked
 from classact.utils.machine import choose_device, hardware, versions
-from classact.utils.storage import check_writable, first_difference, plain_json, read_json, without, write_json
+from classact.utils.storage import check_writable, read_json, write_json
 from table1.cells import head_cell, head_retrieval, on_more_starts, representation, try_rate
 from table1.grid import Cell, Protocol, head_config, rates_of, run_config, searched, shift_of
 from table1.records import best_of, blank, finite, headline
@@ -266,7 +267,7 @@ EXPLORED = 100_000
 
 
 def _settings(protocol: Protocol, data: Mapping[str, Any]) -> Any:
-    return plain_json(protocol.to_json() | {"data": data["name"]})
+    return to_json(protocol.to_json() | {"data": data["name"]})
 
 
 def _check_same(table: Table, protocol: Protocol, data: Mapping[str, Any]) -> None:

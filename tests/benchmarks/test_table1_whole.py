@@ -20,7 +20,8 @@ from classact.policies import RetrievalPolicy
 from classact.run.folder import Run
 from classact.train.head import FineTuner
 from classact.train.representation import Trainer
-from classact.utils.storage import first_difference, read_json
+from classact.utils.codec import first_difference
+from classact.utils.storage import read_json
 from table1 import cells, plan, trainings
 from table1.report import build_comparison, read_results
 

@@ -14,7 +14,7 @@ import pytest
 from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
-from classact.evaluation.rows import Alarms, MilestoneRow
+from classact.evaluation.rows import MilestoneRow
 from classact.models.heads import MLPConfig
 from classact.pages import build_report, figures, learning
 from classact.pages.heads import Head, read_heads, stage_names

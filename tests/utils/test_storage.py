@@ -20,19 +20,18 @@ from numpy.testing import assert_array_equal
 
 from classact.errors import CheckpointError, ConfigError, DataError, StorageError
 from classact.utils import storage
+from classact.utils.codec import first_difference, without
 from classact.utils.storage import (
     append_jsonl,
     atomic_path,
     check_name,
     check_writable,
-    first_difference,
     read_arrays,
     read_json,
     read_jsonl,
     sha256_file,
     slug,
     verify_folder,
-    without,
     write_arrays,
     write_folder,
     write_json,

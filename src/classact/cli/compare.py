@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Compare(RunFlags):
         """Train, evaluate and probe what is not there yet; print and write the table."""
         from classact.pages.compare import build_comparison_page
         from classact.run.compare import compare, read_runs, train_and_evaluate
-        from classact.utils.storage import plain_json, write_json
+        from classact.utils.codec import to_json
+        from classact.utils.storage import write_json
 
         notes: list[str] = []
         if self.runs:
@@ -57,7 +58,7 @@ class Compare(RunFlags):
                 return
             notes.append("Learning rates are the preset's and the objectives' own: none was tuned on these data.")
         comparison = compare(found, notes)
-        write_json(self.out / "comparison.json", plain_json(asdict(comparison)))
+        write_json(self.out / "comparison.json", to_json(comparison))
         print_comparison(comparison)
         page = build_comparison_page(comparison, self.out / "comparison.html")
         console().print(f"Page: {page}", soft_wrap=True)

@@ -16,7 +16,7 @@ from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
 from classact.run.recording import evaluation_name
-from classact.utils.codec import to_json
+from classact.utils.codec import to_json, without
 from classact.utils.statistics import (
     Estimate,
     difference_over_seeds,
@@ -24,7 +24,7 @@ from classact.utils.statistics import (
     permutation_p,
     success_over_seeds,
 )
-from classact.utils.storage import read_json, read_jsonl, without
+from classact.utils.storage import read_json, read_jsonl
 
 
 @dataclass(frozen=True)

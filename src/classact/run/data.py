@@ -23,9 +23,8 @@ from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
-from classact.utils.codec import to_json
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.progress import progress_bar, teller
-from classact.utils.storage import first_difference, without
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from classact.run.stages import Stage, Work, started
 from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
-from classact.utils.codec import to_json
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.progress import teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import check_name, first_difference, sha256_file, without
+from classact.utils.storage import check_name, sha256_file
 
 RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""

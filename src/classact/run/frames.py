@@ -13,8 +13,8 @@ from classact.sims import SIMULATORS, make_simulator, simulator_spec
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
+from classact.utils.codec import to_json
 from classact.utils.machine import cores
-from classact.utils.storage import plain_json
 
 DEFAULT_CAMERA = "top"
 
@@ -155,7 +155,7 @@ def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, p
     simulator.close()
     if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
         key["packages"] = installed_versions(packages)
-        key["look"] = plain_json(getattr(simulator, "look", None))
+        key["look"] = to_json(getattr(simulator, "look", None))
 
     def render(out: ImageMap) -> None:
         render_states(

@@ -31,10 +31,9 @@ from classact.sims import make_simulator, simulator_spec
 from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.representation import Trainer, check_training
-from classact.utils.codec import from_json, to_json
+from classact.utils.codec import first_difference, from_json, to_json, without
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, without
 
 logger = logging.getLogger(__name__)
 

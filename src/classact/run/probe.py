@@ -28,9 +28,10 @@ from classact.run.folder import Run
 from classact.similarity import SimilarityConfig
 from classact.sims import simulator_spec
 from classact.sims.shifts import parse_shift
+from classact.utils.codec import to_json
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.progress import progress_bar
-from classact.utils.storage import plain_json, write_json
+from classact.utils.storage import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ def probe_run(
         "encoder": encoder,
         "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded().fingerprint()},
         "notes": _notes(encoder == "learned" and _trained(settings), result),
-        **plain_json(result),
+        **to_json(result),
         "views": views,
         "device": str(policy.device),
         "hardware": hardware(),
@@ -232,7 +233,7 @@ def _views(
     original = first_copies(everything.actions, everything.episode_ends) == np.arange(len(everything))
     some = candidates[original[everything.episode_index()[candidates]]]
     candidates = some if len(some) else candidates
-    return plain_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
+    return to_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
 
 
 def _trained(settings: RunConfig) -> bool:

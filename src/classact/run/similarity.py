@@ -42,10 +42,11 @@ from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
 from classact.sims import make_simulator
+from classact.utils.codec import first_difference
 from classact.utils.locks import own
 from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
-from classact.utils.storage import check_writable, first_difference, read_arrays, read_json, write_arrays, write_json
+from classact.utils.storage import check_writable, read_arrays, read_json, write_arrays, write_json
 
 NUMBERS, EXAMPLES, POSITIVES = "similarity.json", "examples.safetensors", "positives.safetensors"
 DISTRIBUTION, WORK = "distribution", "work"

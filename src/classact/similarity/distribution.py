@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -19,16 +18,9 @@ from classact.data.types import FloatArray, IntArray
 from classact.errors import CheckpointError, ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.threads import parallel
+from classact.utils.codec import first_difference, to_json
 from classact.utils.statistics import dkw_epsilon
-from classact.utils.storage import (
-    first_difference,
-    read_arrays,
-    read_json,
-    verify_folder,
-    write_arrays,
-    write_folder,
-    write_json,
-)
+from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder, write_json
 
 HISTOGRAM_BINS = 120
 _CARD, _ARRAYS = "distribution.json", "distribution.safetensors"
@@ -186,7 +178,7 @@ def read_distribution(folder: Path, identity: Mapping[str, Any]) -> DistanceDist
         raise CheckpointError(f"{folder} does not exist; 'classact similarity' writes it.")
     verify_folder(folder, "Run 'classact similarity' again: it measures what is damaged.")
     card = read_json(folder / _CARD, CheckpointError)
-    if difference := first_difference(card["identity"], json.loads(json.dumps(identity)), ""):
+    if difference := first_difference(card["identity"], to_json(identity), ""):
         raise ConfigError(
             f"{folder} was made with {difference}. Use the data and settings that it was made with, or run "
             f"'classact similarity' for the new ones with another --out."

@@ -22,18 +22,10 @@ from numpy.typing import NDArray
 from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.stream import Sweep
+from classact.utils.codec import first_difference, to_json
 from classact.utils.interruptions import interruptible
 from classact.utils.ranks import Ranks
-from classact.utils.storage import (
-    first_difference,
-    plain_json,
-    read_arrays,
-    read_json,
-    verify_folder,
-    write_arrays,
-    write_folder,
-    write_json,
-)
+from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder, write_json
 
 CARD, ARRAYS = "part.json", "part.safetensors"
 """Files of a part: what it is of and its units, and what was counted."""
@@ -159,7 +151,7 @@ def tally_pairs(
         for _ in _count(tally, cut, pairs, list(range(len(pairs))), 0, progress):
             pass
         return tally
-    card = plain_json(card)
+    card = to_json(card)
     check_ranks(ranks, card)
     parts = _Parts(Path(folder), card, new, len(pairs))
     left = ranks.on_first(parts.adopt)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from classact.errors import CheckpointError
+from classact.utils.codec import first_difference, to_json
 from classact.utils.locks import own
-from classact.utils.storage import first_difference, read_json, verify_folder, write_folder
+from classact.utils.storage import read_json, verify_folder, write_folder
 
 STATE = "state.safetensors"
 META = "state.json"
@@ -59,7 +60,7 @@ class TrainingState:
         Raises:
             CheckpointError: naming the first difference and both values.
         """
-        if difference := first_difference(self.meta.get("identity"), json.loads(json.dumps(identity)), ""):
+        if difference := first_difference(self.meta.get("identity"), to_json(identity), ""):
             raise CheckpointError(
                 f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
                 f"to start over."

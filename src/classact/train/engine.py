@@ -50,10 +50,11 @@ from classact.train.config import EngineConfig, OptimizerConfig
 from classact.train.loader import ImageLoader, ResidentLoader, describe_bytes, free_memory, make_loader
 from classact.train.optim import learning_rate
 from classact.train.trackers import Trackers, make_trackers, require
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.interruptions import interruptible
 from classact.utils.locks import Hold, own
 from classact.utils.ranks import Ranks
-from classact.utils.storage import first_difference, plain_json, read_json, without, write_json
+from classact.utils.storage import read_json, write_json
 
 DIVERGED = "diverged.json"
 PRECISION_FLAGS = {"precision": "bfloat16", "head_precision": "head_bfloat16"}
@@ -429,9 +430,9 @@ class Training(ABC):
     def _agree(self) -> None:
         if self.ranks.world == 1:
             return
-        first = self.ranks.broadcast_object(plain_json(self.identity()))
+        first = self.ranks.broadcast_object(to_json(self.identity()))
         self.settle(first)
-        difference = first_difference(first, plain_json(self.identity()), "")
+        difference = first_difference(first, to_json(self.identity()), "")
         if not self.ranks.any(difference is not None):
             return
         who = f"rank {self.ranks.rank}" if difference else "another rank"

@@ -39,9 +39,8 @@ from classact.train.config import (
 from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.loader import upload
 from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
-from classact.utils.codec import from_json, to_json
+from classact.utils.codec import from_json, to_json, without
 from classact.utils.ranks import Ranks
-from classact.utils.storage import without
 
 
 def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:

@@ -32,9 +32,8 @@ from classact.train.batches import epoch_batches
 from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, PretrainConfig
 from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
 from classact.train.optim import make_optimizer
-from classact.utils.codec import to_json
+from classact.utils.codec import to_json, without
 from classact.utils.ranks import Ranks
-from classact.utils.storage import without
 
 _COMPANIONS = 2
 """Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views."""

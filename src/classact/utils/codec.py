@@ -88,6 +88,34 @@ def fields_from_json(
     return typing.cast(T, _Reader(error, partial).fields(cls, value, where))
 
 
+def without(value: Any, *paths: str) -> Any:
+    """A JSON object without some entries, named by dotted paths such as "frames.workers"; other values as they are."""
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        if key not in paths:
+            kept[key] = without(item, *(path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")))
+    return kept
+
+
+def first_difference(found: Any, expected: Any, name: str) -> str | None:
+    """Names the first setting that differs, with both values; None where all agree.
+
+    Args:
+        found: JSON that was read.
+        expected: JSON as it is now.
+        name: of the whole, before the first dot; "" names the keys alone.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in sorted(found.keys() | expected.keys()):
+            path = f"{name}.{key}" if name else key
+            if difference := first_difference(found.get(key), expected.get(key), path):
+                return difference
+        return None
+    return None if found == expected else f"{name} = {found!r}, now it is {expected!r}"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     error: type[ClassactError]

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import CheckpointError, ConfigError, DataError, StorageError
+from classact.utils.codec import to_json
 from classact.utils.inputs import cannot_read, reading
 
 # Read once, while the program has one thread: looking at it means setting it.
@@ -223,7 +224,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the order given, a list of plain values on one line; NaN and infinities are
     refused."""
-    write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=_plain)) + "\n")
+    write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=to_json)) + "\n")
 
 
 def _flat_lists(indented: str) -> str:
@@ -242,16 +243,6 @@ def _flat_lists(indented: str) -> str:
     return "\n".join(out)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"cannot write {type(value).__name__} as JSON")
-
-
 def read_json(path: Path, error: type[Exception] = DataError) -> Any:
     """Read JSON; a missing or damaged file is one clear error of type ``error``, one not to be read a DataError."""
     try:
@@ -264,47 +255,14 @@ def read_json(path: Path, error: type[Exception] = DataError) -> Any:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
 
-def plain_json(value: Any) -> Any:
-    """``value`` as it comes back from a JSON file: lists, not tuples."""
-    return json.loads(json.dumps(value))
-
-
-def without(value: Any, *paths: str) -> Any:
-    """A JSON object without some entries, named by dotted paths such as "frames.workers"; other values as they are."""
-    if not isinstance(value, dict):
-        return value
-    kept = {}
-    for key, item in value.items():
-        if key not in paths:
-            kept[key] = without(item, *(path.removeprefix(f"{key}.") for path in paths if path.startswith(f"{key}.")))
-    return kept
-
-
-def first_difference(found: Any, expected: Any, name: str) -> str | None:
-    """Names the first setting that differs, with both values; None where all agree.
-
-    Args:
-        found: JSON that was read.
-        expected: JSON as it is now.
-        name: of the whole, before the first dot; "" names the keys alone.
-    """
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in sorted(found.keys() | expected.keys()):
-            path = f"{name}.{key}" if name else key
-            if difference := first_difference(found.get(key), expected.get(key), path):
-                return difference
-        return None
-    return None if found == expected else f"{name} = {found!r}, now it is {expected!r}"
-
-
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False, default=_plain) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, allow_nan=False, default=to_json) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row and flush it to the operating system; a torn last line is removed first."""
-    line = json.dumps(row, allow_nan=False, default=_plain) + "\n"
+    line = json.dumps(row, allow_nan=False, default=to_json) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:

@@ -17,7 +17,8 @@ import numpy as np
 
 from classact.errors import ConfigError, SimulatorError
 from classact.sims.experts.base import Attempt
-from classact.utils.storage import atomic_path, plain_json, read_json, write_json
+from classact.utils.codec import to_json
+from classact.utils.storage import atomic_path, read_json, write_json
 
 END_SEED = 100_000
 """Evaluation episodes are seeded from here on (:data:`classact.evaluation.config.FIRST_SEED`)."""
@@ -45,7 +46,7 @@ def open_work(work: Path, settings: dict[str, Any]) -> dict[int, str]:
     Raises:
         ConfigError: the folder holds attempts of other settings.
     """
-    settings = plain_json(settings)
+    settings = to_json(settings)
     file = work / "settings.json"
     if not file.exists():
         work.mkdir(parents=True, exist_ok=True)
