@@ -376,7 +376,10 @@ def test_settings_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_data_without_transitions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="each of the 3 episodes has a single step"):
+    with pytest.raises(
+        ConfigError,
+        match="a prediction of the next step needs an episode of at least 2 steps, but the longest of 3 has 1",
+    ):
         DynaMo(SMALL, material((1, 1, 1)))
 
 

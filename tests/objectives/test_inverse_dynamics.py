@@ -247,7 +247,9 @@ def test_settings_refused(change: dict[str, Any], message: str) -> None:
 
 def test_a_horizon_beyond_every_episode_is_refused() -> None:
     assert make(11).config.horizon == 11
-    with pytest.raises(ConfigError, match="12 steps needs an episode of at least 13, but the longest of 5 has 12"):
+    with pytest.raises(
+        ConfigError, match="a horizon of 12 needs an episode of at least 13 steps, but the longest of 5 has 12"
+    ):
         make(12)
 
 

@@ -96,11 +96,7 @@ class DynaMo(Objective):
 
     def __init__(self, config: DynaMoConfig, material: Material) -> None:
         super().__init__()
-        if not (np.diff(material.episode_ends, prepend=0) > 1).any():
-            raise ConfigError(
-                f"each of the {len(material.episode_ends)} episodes has a single step, but DynaMo predicts the next "
-                f"one; choose another objective."
-            )
+        material.check_episodes(2, "a prediction of the next step")
         self.config, self.material = config, material
         self.inverse_model, self.forward_model = seeded(self._models, material.seed).children()
         self.to(material.device)

@@ -51,12 +51,7 @@ class InverseDynamics(Objective):
 
     def __init__(self, config: InverseDynamicsConfig, material: Material) -> None:
         super().__init__()
-        longest = int(np.diff(material.episode_ends, prepend=0).max())
-        if longest <= config.horizon:
-            raise ConfigError(
-                f"a horizon of {config.horizon} steps needs an episode of at least {config.horizon + 1}, but the "
-                f"longest of {len(material.episode_ends)} has {longest}; lower the horizon."
-            )
+        material.check_episodes(config.horizon + 1, f"a horizon of {config.horizon}")
         self.config, self.material = config, material
         self.mlp = seeded(self._mlp, material.seed)
         self.to(material.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -41,17 +42,7 @@ def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
     figure = figure_base(
         height=round(24 * y + 60),
         xaxis={"range": [-0.01, 1.01], "tickformat": ".0%", "title": "success rate", "zeroline": False},
-        yaxis={
-            "range": [y - 0.5, -0.7],
-            "tickvals": positions,
-            "ticktext": labels,
-            "showgrid": False,
-            "zeroline": False,
-            "automargin": True,
-            "fixedrange": True,
-            "showline": False,
-            "ticklabelstandoff": 8,
-        },
+        yaxis=_names_axis(positions, labels, [y - 0.5, -0.7]),
         margin={"l": 8, "r": 16, "t": 6, "b": 44},
     )
     for position, kind, name, row in lines:
@@ -78,6 +69,12 @@ def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
             x=0, y=position, text=f"<b>{label(criterion)}</b>", showarrow=False, xanchor="left", yanchor="middle"
         )
     return figure
+
+
+def _names_axis(positions: Sequence[float], names: Sequence[str], limits: list[float]) -> dict[str, Any]:
+    """A vertical axis with a name at each position and no lines."""
+    plain = {"showgrid": False, "zeroline": False, "showline": False, "automargin": True, "fixedrange": True}
+    return {"range": limits, "tickvals": list(positions), "ticktext": list(names), "ticklabelstandoff": 8, **plain}
 
 
 def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
@@ -132,17 +129,7 @@ def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
     figure = figure_base(
         height=70 + max(62, 17 * max(text.count("<br>") + 1 for text in texts)) * len(evaluations),
         xaxis={"range": [-0.01, 1.02], "title": f"largest {label(metric)} of the episode", "zeroline": False},
-        yaxis={
-            "range": [len(evaluations) - 0.5, -0.5],
-            "tickvals": list(range(len(evaluations))),
-            "ticktext": texts,
-            "showgrid": False,
-            "zeroline": False,
-            "automargin": True,
-            "fixedrange": True,
-            "showline": False,
-            "ticklabelstandoff": 8,
-        },
+        yaxis=_names_axis(range(len(evaluations)), texts, [len(evaluations) - 0.5, -0.5]),
         margin={"l": 8, "r": 16, "t": 12, "b": 44},
     )
     for i, evaluation in enumerate(evaluations):

@@ -16,15 +16,26 @@ MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
 MAX_EPISODES = 40  # in the latent map
 
 
-def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, colour: str = BLUE) -> go.Figure:
-    """One logged quantity over training steps; where there are many rows, thin raw values under a smooth line."""
-    pairs = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
-    steps, values = (np.array(column) for column in zip(*pairs, strict=True))
-    figure = figure_base(
+def _logged(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps and values of the rows that have a quantity."""
+    has = [row for row in rows if row.get(key) is not None]
+    return np.array([row["step"] for row in has], np.int64), np.array([row[key] for row in has], np.float64)
+
+
+def _steps_figure(title: str, **layout: Any) -> go.Figure:
+    """An empty figure of a quantity over training steps."""
+    return figure_base(
         height=230,
         xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": title, "zeroline": False, "exponentformat": "power", "automargin": True},
+        **layout,
     )
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, colour: str = BLUE) -> go.Figure:
+    """One logged quantity over training steps; where there are many rows, thin raw values under a smooth line."""
+    steps, values = _logged(rows, key)
+    figure = _steps_figure(title)
     keep = thin(len(steps), MAX_POINTS)
     smooth = len(steps) >= 60 and key != "lr"
     hover = f"step %{{x}}: %{{y:.4g}}<extra>{label(title)}</extra>"
@@ -40,7 +51,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, col
     if smooth:
         from scipy.ndimage import gaussian_filter1d
 
-        line = gaussian_filter1d(values.astype(np.float64), sigma=len(values) / 80, mode="nearest")
+        line = gaussian_filter1d(values, sigma=len(values) / 80, mode="nearest")
         figure.add_scatter(
             x=steps[keep], y=line[keep], mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover
         )
@@ -49,19 +60,13 @@ def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, col
 
 def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Learning rates of a head and of the encoder under it; the latter only where it learns."""
-    figure = figure_base(
-        height=230,
-        xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
-        yaxis={"title": "learning rate", "zeroline": False, "exponentformat": "power", "automargin": True},
-        showlegend=True,
-        legend={"y": 1.0, "yanchor": "bottom", "x": 0, "orientation": "h"},
-        margin={"l": 56, "r": 16, "t": 34, "b": 44},
-    )
+    legend = {"y": 1.0, "yanchor": "bottom", "x": 0, "orientation": "h"}
+    margin = {"l": 56, "r": 16, "t": 34, "b": 44}
+    figure = _steps_figure("learning rate", showlegend=True, legend=legend, margin=margin)
     for key, name, colour, dash in (("lr", "head", TEAL, "solid"), ("encoder_lr", "encoder", BLUE, "dash")):
-        pairs = [(int(row["step"]), float(row[key])) for row in rows if row.get(key) is not None]
-        if not any(value > 0 for _, value in pairs):
+        steps, values = _logged(rows, key)
+        if not (values > 0).any():
             continue
-        steps, values = (np.array(column) for column in zip(*pairs, strict=True))
         keep = thin(len(steps), MAX_POINTS)
         figure.add_scatter(
             x=steps[keep],

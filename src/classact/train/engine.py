@@ -23,7 +23,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -499,13 +499,8 @@ class Training(ABC):
                 ahead.append(batch)
                 yield self.moments(batch[self.ranks.part(len(batch))])
 
-        loaded = self.loader.batches(wanted())
-        try:
+        with closing(self.loader.batches(wanted())) as loaded:
             yield ((ahead.pop(0), images) for _, images in loaded)
-        finally:
-            close = getattr(loaded, "close", None)
-            if close is not None:
-                close()
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:

@@ -267,21 +267,8 @@ class FineTuner(Training):
         progress: Callable[[int, int, str], None] | None = None,
         milestone: Callable[[FineTuner], None] | None = None,
     ) -> ParametricPolicy:
-        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
-
-        Args:
-            progress: called with (steps done, steps in all, a short status) after each step.
-            milestone: called at ``config.milestones``: to evaluate :meth:`policy` and ``average_encoder``; see
-                :meth:`classact.train.engine.Training.run`.
-
-        Returns:
-            The policy with averaged (EMA) weights.
-
-        Raises:
-            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
-            CheckpointError: the checkpoint belongs to other settings, data or initial weights.
-            ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
-        """
+        """:meth:`Training.run`, with ``milestone`` called at ``config.milestones``: to evaluate :meth:`policy` and
+        ``average_encoder``. Returns the policy with averaged (EMA) weights."""
         call = None if milestone is None else lambda: milestone(self)
         self.run(progress, self.config.milestones(self.steps), call)
         return self.policy()

@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,24 +28,6 @@ IMAGE_SHARE = 0.75
 BLOCK_BYTES = 256 * 2**20
 """Copied at once when images move as a whole."""
 THREAD_NAME = "classact-images"
-
-
-class ImageLoader(Protocol):
-    """Hands out images by row."""
-
-    def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice.
-
-        Raises:
-            DataError: rows that are not int64 of shape (B,), or outside the data.
-        """
-
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
-        """A batch for each element of ``rows``, in their order. Close the iterator where it is not used up.
-
-        Raises:
-            DataError: as :meth:`take`.
-        """
 
 
 def check_images(images: Mapping[str, ImageArray]) -> int:
@@ -119,7 +100,12 @@ class ResidentLoader:
                 self._tensors[camera] = _copy(array, self.device)
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """See :meth:`ImageLoader.take`. Does not wait for a GPU."""
+        """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice. Does not
+        wait for a GPU.
+
+        Raises:
+            DataError: rows that are not int64 of shape (B,), or outside the data.
+        """
         _check_rows(rows, self.count)
         if self.device.type == "cpu":
             return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
@@ -131,8 +117,8 @@ class ResidentLoader:
         """What the images take of a GPU's memory; 0 on a CPU."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
-        """See :meth:`ImageLoader.batches`."""
+    def batches(self, rows: Iterable[IntArray]) -> Generator[LoadedBatch]:
+        """A batch for each element of ``rows``, in their order; errors as of :meth:`take`."""
         for batch in rows:
             yield batch, self.take(batch)
 
@@ -192,13 +178,13 @@ class PrefetchLoader:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """See :meth:`ImageLoader.take`. Reads at once, in this thread."""
+        """See :meth:`ResidentLoader.take`. Reads at once, in this thread."""
         return self._receive(*self._load(_check_rows(rows, self.count)))
 
-    def batches(self, rows: Iterable[IntArray]) -> Iterator[LoadedBatch]:
-        """See :meth:`ImageLoader.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
+    def batches(self, rows: Iterable[IntArray]) -> Generator[LoadedBatch]:
+        """See :meth:`ResidentLoader.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
 
-        What goes wrong in advance is raised when its batch is due.
+        What goes wrong in advance is raised when its batch is due. Close the iterator where it is not used up.
         """
         waiting: deque[tuple[IntArray, Future[tuple[dict[str, Tensor], torch.cuda.Event | None]]]] = deque()
         source: Iterator[IntArray] | None = iter(rows)
@@ -246,6 +232,9 @@ class PrefetchLoader:
             for tensor in images.values():
                 tensor.record_stream(stream)
         return images
+
+
+ImageLoader = ResidentLoader | PrefetchLoader
 
 
 def describe(images: Mapping[str, ImageArray]) -> str:

@@ -359,20 +359,8 @@ class Trainer(Training):
         progress: Callable[[int, int, str], None] | None = None,
         milestone: Callable[[Trainer], None] | None = None,
     ) -> ImageEncoder:
-        """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
-
-        Args:
-            progress: called with (steps done, steps in all, a short status) after each step.
-            milestone: called at ``config.milestones``: to evaluate ``average``; see :meth:`Training.run`.
-
-        Returns:
-            The encoder with averaged (EMA) weights.
-
-        Raises:
-            TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
-            CheckpointError: the checkpoint belongs to other settings or data.
-            ClassactError: the loss became NaN or infinite, or memory ran out; the last checkpoint is from before.
-        """
+        """:meth:`Training.run`, with ``milestone`` called at ``config.milestones``: to evaluate ``average``.
+        Returns the encoder with averaged (EMA) weights."""
         call = None if milestone is None else lambda: milestone(self)
         self.run(progress, self.config.milestones(self.steps), call)
         return self.average

@@ -15,9 +15,6 @@ from classact.utils.codec import fields_from_json, fields_to_json
 from classact.utils.limits import check_names, check_range
 from classact.utils.registry import Registry
 
-SIZES = ("paper", "small", "debug")
-"""What presets of heads ask for: the paper's size, one for two CPU cores, one for tests."""
-
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -35,7 +32,7 @@ class HeadConfig:
 
     @classmethod
     def preset(cls, size: str) -> Self:  # noqa: ARG003
-        """Settings for one of :data:`SIZES`; the defaults, where a head has no sizes."""
+        """Settings for "paper", "small" (two CPU cores) or "debug"; the defaults, where a head has no sizes."""
         return cls()
 
     def describe(self) -> str:
