@@ -391,5 +391,3 @@ def test_shapes_refused() -> None:
     for features, rows in ((s, 12), (s.flatten(0, 1), 11)):
         with pytest.raises(ConfigError, match=r"expected features of shape \(n, F\) and a mask of shape \(n,\), got"):
             covariance_penalty(features, torch.ones(rows, dtype=torch.bool))
-    with pytest.raises(ConfigError, match="unknown covariance 'total'"):
-        covariance_penalty(s.flatten(0, 1), torch.ones(12, dtype=torch.bool), "total")

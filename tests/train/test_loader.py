@@ -236,13 +236,6 @@ def test_images_that_are_none(make: Any) -> None:
         make({"a": np.zeros((4, 8, 8, 3), np.uint8), "b": np.zeros((5, 8, 8, 3), np.uint8)}, "cpu")
 
 
-def test_settings_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="depth >= 1 and workers >= 1, got depth 0 and workers 2"):
-        PrefetchLoader(example(), "cpu", depth=0)
-    with pytest.raises(ConfigError, match="unknown loader 'gpu': available are 'auto', 'prefetch'"):
-        make_loader(example(), "cpu", "gpu")  # type: ignore[arg-type]
-
-
 # -- the choice ------------------------------------------------------------------------------------------------------
 
 BYTES = N * (8 * 8 + 5 * 5) * 3

@@ -42,7 +42,7 @@ class Combined(Objective):
         NAME_FIGURE where a part before has that name, too."""
         total, column = z.new_zeros(()), 1
         stats: Stats = {}
-        for part, weight, name in zip(self._parts, self.config.weights, self.names, strict=True):
+        for part, weight in zip(self._parts, self.config.weights, strict=True):
             columns = [0, *range(column, column + part.config.companions)]
             column += part.config.companions
             own = (
@@ -52,15 +52,10 @@ class Combined(Objective):
                 z[:, columns, : part.config.views], rows[:, columns], target=own, generator=generator
             )
             total = total + weight * loss
-            prefix = name.replace("-", "_")
+            prefix = part.config.name.replace("-", "_")
             stats |= {f"{prefix}_{key}" if key in stats else key: value for key, value in found.items()}
             stats[f"{prefix}_loss"] = loss.detach()
         return total, stats
-
-    @property
-    def names(self) -> list[str]:
-        """Of the parts."""
-        return [part.name for part in self.config.parts]
 
     def after_step(self) -> None:
         """Of each part."""

@@ -65,12 +65,12 @@ def random_crop(
     whole = _whole(images, part)
     count = whole.total if per == "image" else 1
     device = images.device
-    top = whole.cut(
-        torch.randint(0, H - size + 1, (count, 1), generator=generator, device=device).expand(whole.total, 1)
-    )
-    left = whole.cut(
-        torch.randint(0, W - size + 1, (count, 1), generator=generator, device=device).expand(whole.total, 1)
-    )
+
+    def draw(most: int) -> Tensor:
+        drawn = torch.randint(0, most + 1, (count, 1), generator=generator, device=device)
+        return whole.cut(drawn.expand(whole.total, 1))
+
+    top, left = draw(H - size), draw(W - size)
     offset = torch.arange(size, device=device)
     rows = (top + offset)[:, :, None]
     columns = (left + offset)[:, None, :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -19,7 +18,7 @@ from torch import Tensor
 from classact.errors import CheckpointError
 from classact.utils.codec import first_difference, to_json
 from classact.utils.locks import own
-from classact.utils.storage import read_json, verify_folder, write_folder
+from classact.utils.storage import read_json, verify_folder, write_folder, write_json
 
 STATE = "state.safetensors"
 META = "state.json"
@@ -112,7 +111,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
 
     def fill(temporary: Path) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, temporary / STATE)
-        (temporary / META).write_text(json.dumps({"step": state.step, **state.meta}, indent=1) + "\n", encoding="utf-8")
+        write_json(temporary / META, {"step": state.step, **state.meta})
 
     write_folder(path, fill)
     found = list_checkpoints(folder)

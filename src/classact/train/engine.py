@@ -148,7 +148,7 @@ def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: 
 
 class Training(ABC):
     """A training that can be stopped anywhere and shared by processes. Subclasses are dataclasses that call
-    :meth:`check` before anything that takes long, and :meth:`start` once their networks are made.
+    :func:`check_engine` before anything that takes long, and :meth:`start` once their networks are made.
 
     Attributes:
         folder: where checkpoints, train.jsonl and what trackers write go; None keeps nothing.
@@ -165,10 +165,6 @@ class Training(ABC):
     device: str
     engine: EngineConfig
     ranks: Ranks
-
-    def check(self, batch_size: int, examples: int) -> None:
-        """:func:`check_engine` for this training."""
-        check_engine(self.engine, self.ranks, batch_size, examples)
 
     def start(
         self,

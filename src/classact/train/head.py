@@ -36,7 +36,7 @@ from classact.train.config import (
     EngineConfig,
     FinetuneConfig,
 )
-from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
+from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
 from classact.train.loader import upload
 from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
 from classact.utils.codec import from_json, to_json, without
@@ -112,7 +112,7 @@ class FineTuner(Training):
 
     def __post_init__(self) -> None:
         data, config = self.demonstrations, self.config
-        self.check(config.batch_size, data.num_steps)
+        check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
         if self.encoder_folder is None:
             self.encoder = ImageEncoder(config.encoder, seed=config.seed)
         else:

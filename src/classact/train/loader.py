@@ -161,14 +161,11 @@ class PrefetchLoader:
 
     Raises:
         DataError: as :func:`check_images`.
-        ConfigError: ``depth`` or ``workers`` below 1.
     """
 
     def __init__(
         self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2
     ) -> None:
-        if depth < 1 or workers < 1:
-            raise ConfigError(f"expected depth >= 1 and workers >= 1, got depth {depth} and workers {workers}.")
         self.count, self.device = check_images(images), torch.device(device)
         self.depth, self.workers = depth, workers
         self._arrays = {camera: np.asarray(array) for camera, array in images.items()}

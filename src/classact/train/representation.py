@@ -30,7 +30,7 @@ from classact.similarity.model import naming
 from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches
 from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, PretrainConfig
-from classact.train.engine import Batch, Stats, Training, spelled_out, use_bfloat16
+from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
 from classact.train.optim import make_optimizer
 from classact.utils.codec import to_json, without
 from classact.utils.ranks import Ranks
@@ -210,7 +210,7 @@ class Trainer(Training):
 
     def __post_init__(self) -> None:
         config, data = self.config, self.demonstrations
-        self.check(config.batch_size, data.num_steps)
+        check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
         self.images = encoder_images(data, config.encoder)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)

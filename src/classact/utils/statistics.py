@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,6 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
 
     Dvoretzky-Kiefer-Wolfowitz with Massart's constant: sqrt(ln(2 / delta) / (2 n)).
     """
-    import math
-
     if samples < 1 or not 0 < delta < 1:
         raise ConfigError(f"expected samples >= 1 and 0 < delta < 1, got {samples} and {delta}.")
     return math.sqrt(math.log(2 / delta) / (2 * samples))
@@ -168,10 +167,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 # -- several training seeds on the same starts -------------------------------------------------------------------------
 
 
-def success_over_seeds(
-    outcomes: NDArray[Any], rng: np.random.Generator, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> Estimate:
-    """Mean success of several trainings that were tried on the same starts.
+def success_over_seeds(outcomes: NDArray[Any], rng: np.random.Generator) -> Estimate:
+    """Mean success of several trainings that were tried on the same starts, with its 95 % interval.
 
     Outcomes on one start are alike, so starts are drawn anew, each with all its outcomes (percentile bootstrap). The
     interval is about starts: what other seeds would give, it does not know. One training has Wilson's interval.
@@ -179,8 +176,6 @@ def success_over_seeds(
     Args:
         outcomes: (S, N) 0 or 1, of S trainings on N starts.
         rng: draws starts.
-        confidence: of the interval.
-        resamples: of the bootstrap.
 
     Raises:
         ConfigError: another shape or other values.
@@ -188,19 +183,13 @@ def success_over_seeds(
     found = _outcomes(outcomes)
     if len(found) == 1:
         k, n = int(found.sum()), found.shape[1]
-        low, high = wilson_interval(k, n, confidence)
+        low, high = wilson_interval(k, n)
         return Estimate(k / n, low, high)
-    return _bootstrap_mean(found.mean(axis=0), rng, confidence, resamples, 0.0)
+    return _bootstrap_mean(found.mean(axis=0), rng, 0.0)
 
 
-def difference_over_seeds(
-    first: NDArray[Any],
-    second: NDArray[Any],
-    rng: np.random.Generator,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """Difference of the mean success of two methods on the same starts.
+def difference_over_seeds(first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator) -> Estimate:
+    """Difference of the mean success of two methods on the same starts, with its 95 % interval.
 
     One training each: :func:`paired_difference`. Else a bootstrap over starts, as in :func:`success_over_seeds`.
 
@@ -208,16 +197,14 @@ def difference_over_seeds(
         first: (S, N) 0 or 1.
         second: (S', N) 0 or 1, on the same starts.
         rng: draws starts.
-        confidence: of the interval.
-        resamples: of the bootstrap.
 
     Raises:
         ConfigError: shapes that do not fit, or other values.
     """
     a, b = _on_the_same_starts(first, second)
     if len(a) == len(b) == 1:
-        return paired_difference(int((a > b).sum()), int((a < b).sum()), a.shape[1], confidence)
-    return _bootstrap_mean(a.mean(axis=0) - b.mean(axis=0), rng, confidence, resamples, -1.0)
+        return paired_difference(int((a > b).sum()), int((a < b).sum()), a.shape[1])
+    return _bootstrap_mean(a.mean(axis=0) - b.mean(axis=0), rng, -1.0)
 
 
 def _on_the_same_starts(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -234,19 +221,17 @@ def _outcomes(outcomes: NDArray[Any]) -> NDArray[np.int64]:
     return found.astype(np.int64)
 
 
-def _bootstrap_mean(
-    values: NDArray[np.float64], rng: np.random.Generator, confidence: float, resamples: int, least: float
-) -> Estimate:
+def _bootstrap_mean(values: NDArray[np.float64], rng: np.random.Generator, least: float) -> Estimate:
     n, value = len(values), float(values.mean())
     if np.ptp(values) < 1e-12:
         # A bootstrap of equal values has no width. This is what Wilson has for 0 of n, and Tango for no discordant one.
-        z = _normal_quantile(confidence)
+        z = _normal_quantile(0.95)
         half = z * z / (n + z * z)
         return Estimate(value, max(least, value - half), min(1.0, value + half))
     # How often each value is drawn is all that a mean needs, and there are few different ones.
     distinct, counts = np.unique(values, return_counts=True)
-    means = rng.multinomial(n, counts / n, size=resamples) @ distinct / n
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    means = rng.multinomial(n, counts / n, size=RESAMPLES) @ distinct / n
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return Estimate(value, max(least, min(float(low), value)), min(1.0, max(float(high), value)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from classact.models.encoders.config import TRUNKS, EncoderConfig
 from classact.models.weights import load_weights
 from classact.utils.codec import from_json, to_json
 from classact.utils.lazy import resolve
-from classact.utils.storage import read_json, verify_folder, write_folder
+from classact.utils.storage import read_json, verify_folder, write_folder, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -200,11 +199,9 @@ class ImageEncoder(nn.Module):
         """Write config.json and model.safetensors, sealed with checksums, in one step."""
         from safetensors.torch import save_file
 
-        metadata = json.dumps(to_json(Metadata(FORMAT, self.feature_dim, self.config)), indent=2) + "\n"
-
         def fill(path: Path) -> None:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / WEIGHTS)
-            (path / CONFIG).write_text(metadata, encoding="utf-8")
+            write_json(path / CONFIG, to_json(Metadata(FORMAT, self.feature_dim, self.config)))
 
         write_folder(Path(folder), fill)
 
