@@ -198,7 +198,7 @@ class ActionSpace:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """D, the number of dimensions of an action."""
         return sum(part.size for part in self.parts)
 
     @property

@@ -241,11 +241,11 @@ class ArrayImages(ImageSource):
         self._images, self.shape = images, (count, height, width, 3)
 
     def digest(self) -> str:
-        """See :func:`frames_digest`."""
+        """Of every pixel; of a store's entry, what was written when it was built."""
         return frames_digest(self._images)
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """See :meth:`ImageSource.decode`."""
+        """The images themselves: nothing is decoded."""
         return np.asarray(self._images[start:stop])
 
 

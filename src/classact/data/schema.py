@@ -84,7 +84,7 @@ class Schema:
 
     @property
     def proprioception_dim(self) -> int:
-        """D_p."""
+        """D_p, the sizes of all keys together."""
         return sum(size for _, size in self.proprioception)
 
     def columns(self, keys: Sequence[str] | None = None) -> NDArray[np.int64]:

@@ -107,7 +107,7 @@ class FunctionPolicy:
         return Decision(self.act(observations))
 
     def prepare(self, batch: int = 1) -> None:
-        """Nothing."""
+        """There is nothing to prepare: the function is called as it is."""
 
 
 def as_histories(observations: Sequence[Moment], history: int) -> list[list[Observation]]:

@@ -84,7 +84,7 @@ class Novelty:
 
     @property
     def episodes(self) -> int:
-        """N of the calibration episodes."""
+        """n, how many episodes the score was calibrated on."""
         return len(self.maxima)
 
     @property

@@ -200,7 +200,7 @@ class Simulator(Protocol):
         """Draw only the appearance (colours, camera) from ``seed``; the physical state stays."""
 
     def get_state(self) -> StateArray:
-        """(D_s,) float64."""
+        """(D_s,) float64, all that :meth:`set_state` needs to come back here."""
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Put the simulator into ``state`` exactly: ``get_state`` returns it and rendering shows it.

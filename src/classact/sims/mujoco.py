@@ -130,7 +130,7 @@ class MujocoSimulator(ABC):
         data.qpos[:] = state[1 : 1 + nq]
         data.qvel[:] = state[1 + nq :]
         data.qacc_warmstart[:] = 0
-        mujoco.mj_forward(_raw(self.model), _raw(data))
+        mujoco.mj_forward(self.model, data)
         self.steps = step
         self._restored()
 
@@ -148,24 +148,24 @@ class MujocoSimulator(ABC):
 
     def _image(self, camera: str) -> ImageArray:
         if camera != self._spec.cameras[0]:  # shifts change the global view only
-            return self.renderer().draw(_raw(self.data), self.views[camera])
+            return self.renderer().draw(self.data, self.views[camera])
         view: str | Pose = self.views[camera]
         if (shown := self._appearance.camera(self.steps)) is not None:
             fovy = shown.fovy
             if fovy is None:
                 fovy = float(self.model.cam_fovy[self._camera_id(self.views[camera])])
             view = Pose(_triple(shown.position), _triple(shown.target), fovy)
-        return self._appearance.image(self.renderer().draw(_raw(self.data), view), self.steps)
+        return self._appearance.image(self.renderer().draw(self.data, view), self.steps)
 
     def _camera_id(self, name: str) -> int:
-        return int(mujoco.mj_name2id(_raw(self.model), mujoco.mjtObj.mjOBJ_CAMERA, name))
+        return int(mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name))
 
     def renderer(self) -> Renderer:
         """What draws; the process's own for this model."""
         key = (self.model_key(), self._spec.image_size, self.quality)
         if self._drawing is None or self._borrowed != key:
             self._give_back()
-            self._drawing = borrow_renderer(key[0], _raw(self.model), key[1], key[2])
+            self._drawing = borrow_renderer(key[0], self.model, key[1], key[2])
             self._borrowed = key
         return self._drawing
 
@@ -189,14 +189,6 @@ def check_image_size(name: str, size: int) -> None:
         raise ConfigError(
             f"{name}: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {size}. Resize afterwards."
         )
-
-
-def _raw(value: Any) -> Any:
-    """MuJoCo's own object behind a package's wrapper (robosuite: ``_model``, ``_data``; dm_control: ``ptr``)."""
-    for name in ("_model", "_data", "ptr"):
-        if name in dir(type(value)) or name in getattr(value, "__dict__", {}):
-            return getattr(value, name)
-    return value
 
 
 def _triple(values: StateArray) -> tuple[float, float, float]:

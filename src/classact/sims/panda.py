@@ -119,7 +119,7 @@ class PandaSimulator(MujocoSimulator):
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
     def joint_positions(self) -> StateArray:
-        """(7,) radians."""
+        """(7,) angles of the arm's joints, radians."""
         positions: StateArray = self.data.qpos[self._arm]
         return positions
 

@@ -39,7 +39,7 @@ class _Fault(Exception):  # noqa: N818 (never leaves this module)
 
     @property
     def brief(self) -> str:
-        """One line."""
+        """What happened on one line, for the list of faults."""
         return f"raised {str(self).strip().splitlines()[-1]}" if self.raised else str(self)
 
 

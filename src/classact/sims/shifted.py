@@ -58,7 +58,7 @@ class Shifted:
         self._appearance = self.shift.draw(appearance_rng(seed))
 
     def get_state(self) -> StateArray:
-        """(D_s,) float64."""
+        """(D_s,) float64 of the simulator; the shift is not part of it."""
         return self._sim.get_state()
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
@@ -67,7 +67,7 @@ class Shifted:
         self._step = step
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
-        """One control step."""
+        """One control step, which also moves what the shift moves."""
         metrics = self._sim.step(action)
         self._step += 1
         return metrics

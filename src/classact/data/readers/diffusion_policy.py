@@ -328,18 +328,18 @@ class ZarrImages(ImageSource):
             )
 
     def digest(self) -> str:
-        """See :meth:`ImageSource.digest`."""
+        """Of the chunk files as they are stored, remembered for as long as their stamps stay."""
         array, steps = self._array, self.shape[0]
         stamps = [str(array.store.path.resolve()), array.key, *array.stamps(steps)]
         return remembered_digest(stamps, lambda: array.digest(steps))
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Whole chunks."""
+        """Blocks of whole Zarr chunks, so that none is decompressed twice."""
         rows = block_rows(self.shape, self._array.chunks[0], self._array.dtype.itemsize)
         return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """See :meth:`ImageSource.decode`."""
+        """Rows of the array; numbers of other types than uint8 are converted, or refused by name."""
         return _to_uint8(self._array.read(start, stop), self._array, start)
 
 

@@ -172,7 +172,7 @@ class Hdf5Images(ImageSource):
             self.decoder = f"opencv {cv2.__version__}"
 
     def digest(self) -> str:
-        """See :meth:`ImageSource.digest`."""
+        """Of all datasets as they are stored, remembered for as long as the files' stamps stay."""
         stamps = {str(path.resolve()): file_stamp(path) for path in {part.path for part in self.parts}}
         meant = [[str(value) for value in vars(part).values()] for part in self.parts]
 
@@ -188,7 +188,7 @@ class Hdf5Images(ImageSource):
             yield from ((start, min(start + rows, end)) for start in range(first, end, rows))
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """See :meth:`ImageSource.decode`."""
+        """Images of one demonstration after another, whichever they lie in."""
         found = []
         while start < stop:
             number = int(np.searchsorted(self._ends, start, side="right"))

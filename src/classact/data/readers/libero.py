@@ -28,8 +28,8 @@ from classact.data.actions import ActionSpace
 from classact.data.readers import hdf5 as h5
 from classact.data.readers.hdf5_images import Frames, demonstrations, frames
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, site_rotation
-from classact.data.readers.robomimic import Environment, controller_of
-from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
+from classact.data.readers.robomimic import Environment, Raw, controller_of
+from classact.data.rotations import axis_angle_to_matrix
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray
 from classact.errors import ConfigError, DataError
@@ -244,9 +244,8 @@ def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bo
         commands, hand, joints, fingers = commands[1:], hand[:-1], joints[:-1], fingers[:-1]
         states = None if states is None else states[1:]
     position, rotation = hand[:, :3], site_rotation(axis_angle_to_matrix(hand[:, 3:]))
-    proprioception = np.concatenate([position, matrix_to_rotation_6d(rotation), joints, fingers], axis=1)
-    recording = h5.Recording(where, controller.poses(commands, position, rotation, where), proprioception, states)
-    return recording, late, told
+    raw = Raw(where, commands, position, rotation, joints, fingers, states)
+    return raw.recording(controller), late, told
 
 
 def _late(joints: F64, states: F64 | None, where: str) -> tuple[int, bool]:

@@ -182,7 +182,7 @@ def controller_of(data: Any, environment: Environment) -> Controller:
 
 
 @dataclass(frozen=True)
-class _Raw:
+class Raw:
     """A demonstration before its commands are made poses."""
 
     where: str
@@ -194,19 +194,19 @@ class _Raw:
     states: F64 | None
 
     def recording(self, controller: Controller) -> h5.Recording:
-        rotation_6d = matrix_to_rotation_6d(self.rotation)
+        """With actions as absolute poses, and proprioception as :data:`~classact.data.readers.osc.PROPRIOCEPTION`."""
         return h5.Recording(
             self.where,
             controller.poses(self.commands, self.position, self.rotation, self.where),
-            np.concatenate([self.position, rotation_6d, self.joints, self.fingers], axis=1),
+            np.concatenate([self.position, matrix_to_rotation_6d(self.rotation), self.joints, self.fingers], axis=1),
             self.states,
         )
 
 
-def _raw(demo: Any) -> _Raw:
+def _raw(demo: Any) -> Raw:
     commands = h5.matrix(demo, "actions", COMMAND_DIM)
     states = h5.matrix(demo, "states", rows=len(commands)) if "states" in demo else None
-    return _Raw(h5.where(demo), commands, *_robot(demo, len(commands), states), states)
+    return Raw(h5.where(demo), commands, *_robot(demo, len(commands), states), states)
 
 
 def _robot(demo: Any, steps: int, states: F64 | None) -> tuple[F64, F64, F64, F64]:

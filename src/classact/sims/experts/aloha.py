@@ -166,7 +166,7 @@ class Style:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Style:
-        """One demonstration's."""
+        """Draw how one demonstration is done."""
         miss = rng.normal(0.0, 0.018, 2)
         return Style(
             tempo=rng.uniform(0.85, 1.2),
@@ -238,7 +238,7 @@ class Hand:
             yield self._action()
 
     def wait(self, seconds: float) -> Iterator[StateArray]:
-        """Stay."""
+        """Hold the command for about ``seconds``, disturbed as in motions."""
         for _ in range(max(1, round(50 * seconds / self.style.tempo * self.rng.uniform(0.8, 1.2)))):
             yield self._action()
 

@@ -42,7 +42,7 @@ Stage = Callable[[str], AbstractContextManager[Callback]]
 
 
 def no_bars(title: str) -> AbstractContextManager[Callback]:
-    """Shows nothing."""
+    """A stage without a progress bar."""
     return progress_bar(title, quiet=True)
 
 

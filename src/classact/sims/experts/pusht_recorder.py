@@ -41,4 +41,4 @@ class PlanRecorder:
         return ""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to free: every attempt has a simulator of its own."""
