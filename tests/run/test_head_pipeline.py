@@ -255,7 +255,7 @@ def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (["--head", "gru"], "unknown head 'gru': available are 'diffusion', 'mlp'"),
         (["--preset", "huge"], "unknown preset of a head 'huge'"),
         (["--keys", "wrist_pose"], "unknown proprioception key 'wrist_pose': available are 'agent_pos'"),
-        (["--accumulate", "0"], "expected at least 1 micro-batch per step"),
+        (["--accumulate", "0"], "expected accumulate >= 1, got 0"),
         (["--ensemble", "0.1"], "ensemble"),
     ],
 )

@@ -169,7 +169,7 @@ def test_the_gradient_is_clipped_after_backward(data: Demonstrations, clip: floa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "sgd"}, "unknown name 'sgd': available are 'adamw', 'lars'"),
+        ({"name": "sgd"}, "unknown optimizer 'sgd': available are 'adamw', 'lars'"),
         ({"learning_rate": 0.0}, "learning_rate > 0"),
         ({"learning_rate": float("nan")}, "learning_rate > 0"),
         ({"clip_norm": 0.0}, "clip_norm > 0"),

@@ -39,7 +39,7 @@ class OptimizerConfig:
     ema_power: float = 0.75
 
     def __post_init__(self) -> None:
-        check_names(self)
+        check_names(self, name="optimizer")
         check_range(self, "learning_rate", "clip_norm", above=0)
         check_range(self, "ema_power", above=0, most=1)
         check_range(self, "momentum", least=0, below=1)

@@ -9,8 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from classact.errors import ConfigError, UnknownNameError, choose
 
 
-def check_names(config: Any) -> None:
+def check_names(config: Any, **called: str) -> None:
     """Refuse a dataclass with a field of type ``Literal[...]``, or a tuple of such, that has another value.
+
+    Args:
+        config: the dataclass.
+        called: what messages call a field whose name does not say what it is of.
 
     Raises:
         UnknownNameError: naming the field and what there is.
@@ -20,7 +24,7 @@ def check_names(config: Any) -> None:
         value = getattr(config, name)
         for one in value if isinstance(value, tuple) else (value,):
             if one not in known:
-                raise UnknownNameError(choose(name, one, known))
+                raise UnknownNameError(choose(called.get(name, name), one, known))
 
 
 @cache
