@@ -99,7 +99,7 @@ def test_settings_survive_json(config: HeadConfig) -> None:
         ({"unet": {"widths": [8]}}, r"policy.json.unet: field 'kernel_size' is missing"),
         ({"unet": None}, r"policy.json.unet: expected an object with the fields of UNetConfig, got None"),
         ({"unet": {"widths": ["8"]}}, r"policy.json.unet.widths\[0\]: expected a whole number, got '8'"),
-        ({"scheduler": "euler"}, r"policy.json: unknown scheduler 'euler'"),
+        ({"scheduler": "euler"}, r"policy.json.scheduler: unknown value 'euler'"),
     ],
 )
 def test_settings_of_another_version_are_refused(change: dict[str, Any], message: str) -> None:
