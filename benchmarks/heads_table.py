@@ -111,8 +111,8 @@ def page_lines() -> list[str]:
     data, machine = results["data"], results["hardware"]
     lines = [
         f"Push-T, {data['episodes']} embedded demonstrations ({data['steps']:,} steps), of which {data['heldout']} are "
-        f"held out to calibrate the novelty alarm; 50 unseen starts, 95 % Wilson intervals; settings `pusht-demo` and "
-        f"`head-cpu`, one seed ({machine['cores']} cores, {machine['cpu']}):",
+        f"held out to calibrate the novelty alarm; 50 unseen initial states, 95 % Wilson intervals; settings "
+        f"`pusht-demo` and `head-cpu`, one seed ({machine['cores']} cores, {machine['cpu']}):",
         "",
         *success_lines(results),
         "",

@@ -42,7 +42,7 @@ from classact.models.heads import (
     UNetConfig,
     make_head,
 )
-from classact.policies.base import Moment, Neighbors
+from classact.policies.base import Neighbors, Timestep
 from classact.policies.config import ParametricConfig, RetrievalConfig
 from classact.policies.latents import ImageLatents, StateLatents
 from classact.policies.load import load_policy
@@ -67,7 +67,7 @@ FEWEST = 5
 
 
 BANKS = (27_000, 75_000, 254_000)
-"""Moments of the paper's data sets Push-T, LIBERO-Object and Three-Stack (appendix I)."""
+"""Timesteps of the paper's data sets Push-T, LIBERO-Object and Three-Stack (appendix I)."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Case:
         encoder: image encoder.
         proprioception: D_p.
         widths: of the U-Net of both heads.
-        banks: demonstrated moments of the retrieval policies.
+        banks: demonstrated timesteps of the retrieval policies.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Case:
 
 CASES = (
     Case("small", EncoderConfig(), 8, (64, 128, 256), BANKS[:1]),
-    Case("paper", EncoderConfig(trunk="resnet18", image_size=256, crop_size=224), 10, (256, 512, 1024), BANKS),
+    Case("paper", EncoderConfig(backbone="resnet18", image_size=256, crop_size=224), 10, (256, 512, 1024), BANKS),
 )
 DIMENSIONS = (264, 1034)
 """Of a latent: features of the small encoder or of ResNet-18, and proprioception."""
@@ -219,13 +219,13 @@ def _lowdim(case: Case) -> LowDim:
     return LowDim(schema, schema.keys, _range(case.proprioception))
 
 
-def retrieval_policy(case: Case, moments: int) -> RetrievalPolicy:
+def retrieval_policy(case: Case, timesteps: int) -> RetrievalPolicy:
     """An untrained encoder over a random bank."""
     latents = ImageLatents(ImageEncoder(case.encoder, load_init=False), _lowdim(case))
-    bank = unit_rows(moments, latents.encoder.feature_dim + latents.lowdim.dim)
-    actions = np.random.default_rng(1).uniform(-1, 1, (moments, ACTIONS)).astype(np.float32)
-    config = RetrievalConfig(k=min(NEIGHBORS, moments), horizon=HORIZON)
-    return RetrievalPolicy(latents, bank, actions, _episodes(moments), config)
+    bank = unit_rows(timesteps, latents.encoder.feature_dim + latents.lowdim.dim)
+    actions = np.random.default_rng(1).uniform(-1, 1, (timesteps, ACTIONS)).astype(np.float32)
+    config = RetrievalConfig(k=min(NEIGHBORS, timesteps), horizon=HORIZON)
+    return RetrievalPolicy(latents, bank, actions, _episodes(timesteps), config)
 
 
 def parametric_policy(case: Case, head: HeadConfig) -> ParametricPolicy:
@@ -283,8 +283,8 @@ def measure_policy(
     """
     kind = policy.spec.name
     for batch in batches:
-        moments = _moments(policy, batch)
-        flat = [o for moment in moments for o in ([moment] if isinstance(moment, Observation) else moment)]
+        timesteps = _timesteps(policy, batch)
+        flat = [o for timestep in timesteps for o in ([timestep] if isinstance(timestep, Observation) else timestep)]
         stages: dict[str, Callable[[], Any]] = {}
         if isinstance(policy, RetrievalPolicy):
             z = policy.latents.observations(flat)
@@ -297,7 +297,7 @@ def measure_policy(
             generators = [torch.Generator().manual_seed(seed) for seed in range(batch)]
             stages["encode"] = partial(policy.features, flat)
             stages["sample"] = partial(policy.head.sample, features, generators)
-        stages["whole"] = partial(policy.decide, moments)
+        stages["whole"] = partial(policy.decide, timesteps)
         for stage, function in stages.items():
             with _unwarned():
                 row = watch.measure(function, name=name, stage=stage, batch=batch)
@@ -321,7 +321,7 @@ def _average(policy: RetrievalPolicy, near: Neighbors) -> FloatArray:
     return policy._average(policy.chunks(near.rows), near.weights)
 
 
-def _moments(policy: RetrievalPolicy | ParametricPolicy, batch: int) -> list[Moment]:
+def _timesteps(policy: RetrievalPolicy | ParametricPolicy, batch: int) -> list[Timestep]:
     source: Any = policy.latents if isinstance(policy, RetrievalPolicy) else policy
     if isinstance(source, StateLatents):
         # Each angle is embedded as two numbers, and a constant is appended.
@@ -369,10 +369,10 @@ def policies_digest(run: Path) -> str:
 
 
 def encode(watch: Watch, _: LatencyConfig) -> None:
-    """Camera images to features: resize, crop, normalise, network; from and to the processor's memory."""
+    """Camera images to features: resize, crop, normalise, network; from and to the CPU's memory."""
     for case in CASES:
         encoder = ImageEncoder(case.encoder, load_init=False).eval().to(watch.device)
-        name = f"{case.encoder.trunk} at {case.encoder.crop_size}"
+        name = f"{case.encoder.backbone} at {case.encoder.crop_size}"
         for bf16 in (False, True) if watch.device.type == "cuda" else (False,):
             for batch in BATCHES:
                 size = case.encoder.image_size
@@ -384,7 +384,7 @@ def encode(watch: Watch, _: LatencyConfig) -> None:
 
 
 def search(watch: Watch, _: LatencyConfig) -> None:
-    """The nearest neighbours in banks of the paper's sizes, exact; from and to the processor's memory."""
+    """The nearest neighbours in banks of the paper's sizes, exact; from and to the CPU's memory."""
     for width in DIMENSIONS:
         for rows in BANKS:
             index = make_search(unit_rows(rows, width), "torch", device=watch.device)
@@ -411,9 +411,9 @@ def act(watch: Watch, _: LatencyConfig) -> None:
     device = str(watch.device)
     for case in CASES:
         paper = PAPER if case.name == "paper" else None  # of another size, the paper's figures are no comparison
-        for moments in case.banks:
-            name = f"retrieval, {case.name}, {moments:,} moments"
-            measure_policy(watch, retrieval_policy(case, moments).to(device), name, BATCHES, paper)
+        for timesteps in case.banks:
+            name = f"retrieval, {case.name}, {timesteps:,} timesteps"
+            measure_policy(watch, retrieval_policy(case, timesteps).to(device), name, BATCHES, paper)
         for config in (MLPConfig(case.unet), DiffusionConfig(case.unet)):
             policy = parametric_policy(case, config).to(device)
             measure_policy(watch, policy, f"{policy.spec.name}, {case.name}", BATCHES, paper)
@@ -423,7 +423,7 @@ def run_section(watch: Watch, config: LatencyConfig) -> None:
     """Whole decisions of the policies of a run, with their stages."""
     assert config.run is not None
     for name, policy in run_policies(config.run, str(watch.device)).items():
-        bank = f", {len(policy.bank):,} moments" if isinstance(policy, RetrievalPolicy) else ""
+        bank = f", {len(policy.bank):,} timesteps" if isinstance(policy, RetrievalPolicy) else ""
         measure_policy(watch, policy, f"{name}{bank}", BATCHES)
 
 

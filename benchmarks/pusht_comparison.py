@@ -70,7 +70,7 @@ ABLATIONS = (
 """Figure 4, the crop of the released code, and the DTW cost that the paper writes."""
 
 WAYS: dict[str, dict[str, Any]] = {
-    "all moments may be retrieved (the paper)": {"overrides": {"min_actions": 1}},
+    "all timesteps may be retrieved (the paper)": {"overrides": {"min_actions": 1}},
     "k = 64 (the paper)": {"overrides": {"k": 64}},
     "proprioception ignored": {"overrides": {"proprioception_weight": 0.0}},
     "proprioception weighted 3": {"overrides": {"proprioception_weight": 3.0}},
@@ -96,7 +96,7 @@ whether heads of the table are short of training or of representation."""
 
 
 CURVES: dict[str, dict[str, Any]] = {"curves": {"evaluations": 10, "evaluation_starts": 50}}
-"""Roll-outs during the trainings of a stage (appendix G). Others have none: they take longer than the last ones."""
+"""Rollouts during the trainings of a stage (appendix G). Others have none: they take longer than the last ones."""
 
 
 def stages() -> dict[str, list[Cell]]:
@@ -133,7 +133,7 @@ def retrievals() -> list[tuple[list[Cell], dict[str, dict[str, Any]]]]:
 
 
 def protocol(data: Path) -> Protocol:
-    """What all cells share: half a million images, three rates for each baseline, 400 unseen starts."""
+    """What all cells share: half a million images, three rates for each baseline, 400 unseen initial states."""
     return Protocol("pusht", str(data), "pusht-cpu", images=500_000, tuning_images=50_000, starts=400)
 
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def keep(run: Run, path: Path) -> None:
-    """Write what is finished: rows of the table, milestones, times."""
+    """Write what is finished: rows of the table, intermediate evaluations, times."""
     card = run.read_config()
     heads: dict[str, Any] = {}
     for folder in sorted(run.heads.glob("*/policy")):
@@ -76,9 +76,9 @@ def keep(run: Run, path: Path) -> None:
         "data": {key: card["data"][key] for key in ("name", "episodes", "steps", "heldout", "fingerprint")},
         "timings": card["timings"],
         "rows": to_json(run.read_summary()),
-        "milestones": [
+        "intermediate": [
             {key: getattr(row, key) for key in ("stage", "step", "steps", "criterion", "episodes", "successes")}
-            for row in run.read_milestones()
+            for row in run.read_intermediate()
         ],
         "heads": heads,
         "hardware": hardware(),

@@ -1,7 +1,7 @@
 """Frames a second of the MuJoCo tasks at 256 pixels: the settings chosen here against MuJoCo's own, side by side.
 
-Both contenders run in one process, in turns, on the same moments of an expert's episode. Adds to the results file what
-can be measured in this environment (LIBERO needs one of its own) and draws docs/rendering/NAME.png, one per task.
+Both contenders run in one process, in turns, on the same timesteps of an expert's episode. Adds to the results file
+what can be measured in this environment (LIBERO needs one of its own) and draws docs/rendering/NAME.png, one per task.
 
     uv run python benchmarks/rendering.py
     UV_PROJECT_ENVIRONMENT=.venv-libero uv run --extra libero python benchmarks/rendering.py
@@ -29,7 +29,7 @@ PICTURES = Path(__file__).resolve().parents[1] / "docs" / "rendering"
 
 
 def measure(name: str, frames: int, repeats: int) -> dict[str, object]:
-    """Frames a second of both settings, how much the pictures differ, and the pictures of one moment."""
+    """Frames a second of both settings, how much the pictures differ, and the pictures of one timestep."""
     from classact.sims.renderer import Quality
 
     module, _, function = str(SIMULATORS[name].expert).partition(":")

@@ -6,7 +6,7 @@ A change that moves code computes the same weights, losses, retrieval and rollou
     uv run python benchmarks/same_bits.py --check --only class mlp   some cases, and the ones that they start from
     uv run python benchmarks/same_bits.py                            write the file, as before a change
 
-Another processor or another PyTorch gives other bits: the check says so first, and only a file that was written on the
+Another CPU or another PyTorch gives other bits: the check says so first, and only a file that was written on the
 same machine before the change decides then (``--json FILE``).
 
 All flags of the command line are in :data:`FLAGS` and :data:`CASES`, all names of files and fields in :data:`FILES` and
@@ -324,14 +324,14 @@ class CaseError(Exception):
 
 
 def environment() -> dict[str, Any]:
-    """What decides bits beside the code: processor, threads, versions of packages that compute."""
+    """What decides bits beside the code: CPU, threads, versions of packages that compute."""
     made = versions()
     names = ("python", "torch", "torchvision", "numpy", "numba", "opencv-python", "pymunk")
-    return {"cpu": processor(), "threads": 1, "versions": {name: made.get(name) for name in names}}
+    return {"cpu": cpu_model(), "threads": 1, "versions": {name: made.get(name) for name in names}}
 
 
-def processor() -> str:
-    """Name, family and model: kernels are chosen by the instructions that a processor has, not by its name alone."""
+def cpu_model() -> str:
+    """Name, family and model: kernels are chosen by the instructions that a CPU has, not by its name alone."""
     name = hardware()["cpu"]
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

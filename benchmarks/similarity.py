@@ -280,7 +280,7 @@ def training(_: str | None) -> Row:
                     "share": times["weights"] / times["step"],
                 }
             )
-    return {"device": device, "encoder": config.encoder.trunk, "image_size": size, "rows": rows}
+    return {"device": device, "encoder": config.encoder.backbone, "image_size": size, "rows": rows}
 
 
 def gpu(_: str | None) -> Row:

@@ -133,7 +133,7 @@ def cost_lines(found: dict[str, Any]) -> list[str]:
     lines += [
         "",
         f"What larger sets cost. {about} Exact is one sweep over the pairs i < j. `classact similarity` makes a "
-        "second one for the positives of each moment, pruned harder, for the threshold is known then.",
+        "second one for the positives of each timestep, pruned harder, for the threshold is known then.",
         "",
         "| windows | exact, two cores | exact, one GPU | exact, eight GPUs | sensible |",
         "|---|---|---|---|---|",

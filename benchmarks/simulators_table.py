@@ -28,7 +28,7 @@ def machine(hardware: dict[str, Any]) -> str:
 def expert_lines(results: dict[str, Any]) -> list[str]:
     """One line per task: successes on its first starts, steps, and the time that the demonstrations took."""
     lines = [
-        "| task | expert succeeds, first 50 starts | steps, mean (max) | demonstrations | minutes |",
+        "| task | expert succeeds, first 50 initial states | steps, mean (max) | demonstrations | minutes |",
         "|---|---|---|---|---|",
     ]
     for name in (name for name in ORDER if name in results):
@@ -92,7 +92,7 @@ def page_lines() -> list[str]:
         first = next(iter(found.values()))
         lines += [
             f"Retrieval after a small pre-training from scratch (presets `TASK-cpu`: small network, 96-pixel images, "
-            f"one neighbour; {machine(first['hardware'])}), unseen starts, one seed; "
+            f"one neighbour; {machine(first['hardware'])}), unseen initial states, one seed; "
             f"`benchmarks/simulated_tasks.py`:",
             "",
             *retrieval_lines(found),

@@ -1,4 +1,4 @@
-"""The pieces on their own: read demonstrations, measure action similarity, search neighbours of a moment.
+"""The pieces on their own: read demonstrations, measure action similarity, search neighbours of a timestep.
 
 uv run python examples/use_the_parts.py
 """
@@ -21,4 +21,4 @@ print(
 
 policy = RetrievalPolicy.build(StateLatents(256, 256, angles=(4,)), data, RetrievalConfig(k=5, temperature=0.001))
 neighbors = policy.search(policy.bank[:1])
-print("nearest moments of the first:", neighbors.rows[0].tolist(), "cosine:", neighbors.cosine[0].round(4).tolist())
+print("nearest timesteps of the first:", neighbors.rows[0].tolist(), "cosine:", neighbors.cosine[0].round(4).tolist())

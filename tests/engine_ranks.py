@@ -86,7 +86,7 @@ class Outcome:
     step: int
     digest: str
     error: str = ""
-    milestones: list[int] = field(default_factory=list)
+    intermediates: list[int] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
 
 
@@ -131,7 +131,7 @@ def make(
         standard = {
             "head": HEADS[kind],
             "encoder": ENCODER,
-            "optimizer": AdamWConfig(head_rate=2e-3, encoder_rate=2e-4, warmup_steps=2),
+            "optimizer": AdamWConfig(head_lr=2e-3, encoder_lr=2e-4, warmup_steps=2),
             "history": 2,
             "evaluations": 0,
         }
@@ -160,7 +160,7 @@ def hook(made: Training, events: Sequence[tuple[int, int, str]]) -> None:
                 parameter.grad = torch.full_like(parameter, torch.nan)
         if what == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        if what == "processor memory":
+        if what == "CPU memory":
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB.")
         if what == "cublas memory":
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -269,13 +269,13 @@ def perform(job: Job, ranks: Ranks) -> Outcome:
             die_while_saving(step)
     outcome = Outcome(0, "")
 
-    def milestone(_: Any) -> None:
-        if any(what == "broken milestone" and made.step == step for _, step, what in job.events):
+    def intermediate(_: Any) -> None:
+        if any(what == "broken intermediate evaluation" and made.step == step for _, step, what in job.events):
             raise ClassactError("the simulator is gone.")
-        outcome.milestones.append(made.step)
+        outcome.intermediates.append(made.step)
 
     try:
-        made.fit(lambda step, *_: outcome.told.append(step), milestone)
+        made.fit(lambda step, *_: outcome.told.append(step), intermediate)
     except (ClassactError, RuntimeError) as error:
         outcome.error = f"{type(error).__name__}: {error}"
     outcome.step, outcome.digest = made.step, digest(made)

@@ -86,9 +86,9 @@ HEADS = {
 
 def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random.Generator) -> None:
     """Trained heads, evaluations during training with their maxima, and novelty."""
-    milestones = []
-    milestones += stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
-    rows += maxima(rows[:2], milestones)
+    intermediates = []
+    intermediates += stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
+    rows += maxima(rows[:2], intermediates)
     for name, (head, training, augmentation, encoder, skill) in HEADS.items():
         folder = run.head(name)
         title = f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}"
@@ -96,16 +96,18 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
         settings = HeadRunConfig(
             HEAD_PRESETS["paper-pusht"].config(head, scratch=scratch, frozen=frozen), "scratch" if scratch else "run"
         )
-        timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "milestones": 900.0}
+        timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "intermediate": 900.0}
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})
         write_jsonl(Run(folder).train_log, head_rows(training, rng))
         own = evaluation(run, encoder, "none", episodes, rng, policy=head, skill=skill, name=f"{name}-none")
         own = [replace(row, training=training, augmentation=augmentation) for row in own]
         steps = stage_rows(f"heads/{name}", own, np.linspace(300, 3000, 10), rng)
-        milestones += steps
+        intermediates += steps
         rows += own + maxima(own, steps)
-    run.add_milestones([replace(milestones[0], successes=0, success=0.0)])  # written again below: the later row counts
-    run.add_milestones(milestones)
+    run.add_intermediate(
+        [replace(intermediates[0], successes=0, success=0.0)]
+    )  # written again below: the later row counts
+    run.add_intermediate(intermediates)
     write_json(run.summary, to_json(rows))
     write_json(
         run.policy / "policy.json", {"novelty": to_json(Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT))}
@@ -147,11 +149,11 @@ def stage_rows(
     return rows
 
 
-def maxima(last: list[EvaluationRow], milestones: list[MilestoneRow]) -> list[EvaluationRow]:
+def maxima(last: list[EvaluationRow], intermediates: list[MilestoneRow]) -> list[EvaluationRow]:
     """The largest row of a stage by criterion, labelled like the last checkpoint's."""
     found = []
     for end in last:
-        best = max((row for row in milestones if row.criterion == end.criterion), key=lambda row: row.success)
+        best = max((row for row in intermediates if row.criterion == end.criterion), key=lambda row: row.success)
         kept = {key: getattr(best, key) for key in ("successes", "episodes", "success", "low", "high")}
         found.append(replace(end, **kept, maximum_of=10))
     return found

@@ -18,7 +18,7 @@ from classact.data.schema import Schema
 from classact.data.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
 from classact.evaluation.rows import EvaluationRow, MilestoneRow
 from classact.models.encoders import EncoderConfig
-from classact.policies.base import Decision, Moment, PolicySpec, as_histories
+from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.worker import run_chunk
@@ -185,10 +185,10 @@ class Acts:
             self.name, self.chunk_length, self.cameras, self.history, self.schema, self.action_space, self.alarm
         )
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         raise NotImplementedError
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         return Decision(self.act(observations))
 
     def prepare(self, batch: int = 1) -> None:
@@ -203,7 +203,7 @@ class ChasePolicy(Acts):
     def __init__(self, chunk_length: int = 8) -> None:
         self.chunk_length = chunk_length
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         observations = [o for (o,) in as_histories(observations, 1)]
         states = np.stack([o.state for o in observations if o.state is not None])
         angles = states[:, 4:5] + np.arange(self.chunk_length)  # (B, T)
@@ -221,7 +221,7 @@ class WatchfulPolicy(ChasePolicy):
         super().__init__(chunk_length)
         self.history = history
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         histories = as_histories(observations, self.history)
         first, last = (np.stack([np.asarray(h[i].state) for h in histories]) for i in (0, -1))
         chunk = super().act([h[-1] for h in histories]) + (last - first)[:, None, :2]
@@ -278,7 +278,7 @@ def row(**changes: Any) -> EvaluationRow:
     return EvaluationRow(**made | {"success": 0.5, "low": 0.1, "high": 0.9} | changes)
 
 
-def milestone(**changes: Any) -> MilestoneRow:
+def intermediate(**changes: Any) -> MilestoneRow:
     """The same, in the middle of a training."""
     at = {name: changes.pop(name, value) for name, value in (("stage", "pretrain"), ("step", 1), ("steps", 2))}
     return MilestoneRow(**vars(row(**changes)), **at)

@@ -51,7 +51,7 @@ OTHER_HELD_OUT = "learned from fewer demonstrations, behind which others are hel
 """Why a cell is not probed."""
 
 NEIGHBORS = 8
-"""Shown of a moment, whatever number a cell acts with: the pages of methods shall be alike."""
+"""Shown of a timestep, whatever number a cell acts with: the pages of methods shall be alike."""
 
 
 def try_rate(bench: Bench, cell: Cell, rate: float) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run) -> tuple
         quiet=bench.quiet,
     )
     if cell.head == "rep" and cell.seed == 0:
-        # The latent map, and neighbours of some moments (appendix J).
+        # The latent map, and neighbours of some timesteps (appendix J).
         shown = RetrievalPolicy.load(run.policy, k=NEIGHBORS).to(bench.device)
         analysis.write_latent_map(run, shown, config.pretrain.seed)
         pipeline.draw_neighbors(shown, results)
@@ -318,8 +318,8 @@ def _head_facts(head: HeadPipeline, pipeline: Pipeline, per_step: int, seen: tup
     steps, data = head.folder.read_train_log()[-1]["steps"], pipeline.run.read_config()["data"]
     images, seconds = seen
     return {
-        "learning_rate": head.finetune.optimizer.head_rate,
-        "encoder_rate": head.finetune.optimizer.encoder_rate,
+        "learning_rate": head.finetune.optimizer.head_lr,
+        "encoder_lr": head.finetune.optimizer.encoder_lr,
         "images": images + steps * per_step,
         "steps": steps,
         "demonstrations": data["episodes"] - data["heldout"],

@@ -82,7 +82,9 @@ class Flags:
     ] = ()
     preset: Annotated[str | None, tyro.conf.arg(help="Of encoder and retrieval. Default: TASK-cpu.")] = None
     heldout: Annotated[int, tyro.conf.arg(help="Last demonstrations that nobody learns from, for probes.")] = 20
-    starts: Annotated[int, tyro.conf.arg(help="Unseen starts of each cell; if raised, done cells catch up.")] = 100
+    starts: Annotated[
+        int, tyro.conf.arg(help="Unseen initial states of each cell; if raised, done cells catch up.")
+    ] = 100
     rates: Annotated[
         tuple[float, ...],
         tyro.conf.arg(
@@ -103,7 +105,7 @@ class Flags:
         tyro.conf.arg(help="Neighbours at temperatures above 0. Default: the preset's, 16 where that is 1."),
     ] = None
     evaluations: Annotated[
-        int, tyro.conf.arg(help="Roll-outs during each training, evenly over it, for curves; 0: none.")
+        int, tyro.conf.arg(help="Rollouts during each training, evenly over it, for curves; 0: none.")
     ] = 0
     probe: Annotated[bool, tyro.conf.arg(help="Measure representations without rollouts, too.")] = True
     workers: Annotated[int, tyro.conf.arg(help="Simulator processes; 0: one per core. Changes no result.")] = 0

@@ -68,7 +68,7 @@ class Protocol:
         head_images: views that the encoder sees when a head is trained after pre-training. What was not pre-trained
             gets ``images`` on top.
         heldout: last demonstrations that nobody learns from, for probes.
-        starts: unseen starts of each cell, from seed ``first_seed`` on.
+        starts: unseen initial states of each cell, from seed ``first_seed`` on.
         first_seed: of these. Presets were explored on starts from 100,000 on, so they are others.
         rates: learning rates tried for each baseline.
         tuning_images: of each try.
@@ -77,7 +77,7 @@ class Protocol:
             else 16.
         tuning_starts: held-out starts that learning rates and temperatures are chosen on.
         tuning_seed: of the first of these: no cell is evaluated on them.
-        evaluations: roll-outs during each training, evenly over all of it (fig. 10); 0: none. Representations act by
+        evaluations: rollouts during each training, evenly over all of it (fig. 10); 0: none. Representations act by
             the nearest neighbour alone then, for temperatures are chosen at the end.
         evaluation_starts: of each of these.
         probe: measure representations without rollouts, too.
@@ -296,9 +296,9 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
         ),
         retrieval=retrieval,
         evaluation=evaluation,
-        milestone_episodes=protocol.evaluation_starts,
+        intermediate_episodes=protocol.evaluation_starts,
         # What suits a cell best is chosen when it is trained; until then this favours nobody.
-        milestone_retrieval=replace(retrieval, k=1),
+        intermediate_retrieval=replace(retrieval, k=1),
     )
 
 
@@ -325,9 +325,9 @@ def head_config(
             if protocol.images is None:
                 raise ConfigError("a budget in time must be turned into images before a head is made of it.")
             images += round(protocol.images * cell.factor)
-    # By the preset's trunk, not the cell's: heads of one table are of one size.
-    trunk = PRESETS[protocol.preset].pretrain.encoder.trunk
-    name = "head-debug" if protocol.preset == "debug" else default_head_preset(trunk, protocol.task)
+    # By the preset's backbone, not the cell's: heads of one table are of one size.
+    backbone = PRESETS[protocol.preset].pretrain.encoder.backbone
+    name = "head-debug" if protocol.preset == "debug" else default_head_preset(backbone, protocol.task)
     made = HEAD_PRESETS[name].config(HEAD_NAMES[cell.trained_head], scratch=cell.method.scratch)
     assert made.augment is not None
     made = replace(
@@ -335,7 +335,7 @@ def head_config(
         seed=cell.seed,
         epochs=images / steps,
         augment=replace(made.augment, color=cast(Any, cell.augmentation)),
-        optimizer=made.optimizer if rate is None else replace(made.optimizer, encoder_rate=rate),
+        optimizer=made.optimizer if rate is None else replace(made.optimizer, encoder_lr=rate),
         evaluations=protocol.evaluations,
         checkpoint_every=HEAD_CHECKPOINT_EVERY,
     )
@@ -360,7 +360,7 @@ def rates_of(cell: Cell, protocol: Protocol) -> list[float]:
     if cell.head == "rep":
         return list(dict.fromkeys(protocol.rates))
     preset = head_config(cell, protocol, 1, images=1)[0].optimizer
-    return sorted({preset.encoder_rate, preset.head_rate})
+    return sorted({preset.encoder_lr, preset.head_lr})
 
 
 CHECKPOINT_EVERY = 500

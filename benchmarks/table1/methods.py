@@ -15,7 +15,7 @@ from classact.objectives import (
     split_sum,
 )
 from classact.policies import RetrievalConfig
-from classact.run.presets import with_objective, with_trunk
+from classact.run.presets import with_backbone, with_objective
 from classact.train.config import PretrainConfig
 
 METHODS: Mapping[str, str] = {
@@ -131,7 +131,7 @@ class Method:
         if self.name in inits:
             config = replace(config, encoder=replace(config.encoder, init=inits[self.name]))
         elif self.name == "equivar":
-            config = replace(config, encoder=with_trunk(config.encoder, "equivariant"))
+            config = replace(config, encoder=with_backbone(config.encoder, "equivariant"))
         for key, value in self.settings:
             config = SETTINGS[key].change(config, value)
         return config

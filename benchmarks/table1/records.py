@@ -102,16 +102,16 @@ def loss_curve(run: Run, images_per_step: int, before: tuple[int, float] = (0, 0
 def success_curve(
     run: Run, stage: str, images_per_step: int, of: Run, before: tuple[int, float] = (0, 0.0)
 ) -> list[list[float]]:
-    """[images, seconds, successes, episodes] of the roll-outs during a training by the first criterion.
+    """[images, seconds, successes, episodes] of the rollouts during a training by the first criterion.
 
     Args:
-        run: whose milestones they are.
+        run: whose intermediate evaluations they are.
         stage: of these.
         images_per_step: of the training.
         of: folder of the training's log.
         before: images and seconds of the training that it goes on from.
     """
-    rows = [row for row in run.read_milestones() if row.stage == stage]
+    rows = [row for row in run.read_intermediate() if row.stage == stage]
     rows = [row for row in rows if row.criterion == rows[0].criterion]
     logged = {row["step"]: row["seconds"] for row in of.read_train_log()}
     steps = sorted(logged)

@@ -298,7 +298,7 @@ def _new(protocol: Protocol, data: Mapping[str, Any], encoder: EncoderConfig) ->
         "protocol": {
             "budget_images": protocol.images,
             "budget_seconds": protocol.seconds,
-            "encoder": f"{encoder.trunk}, {encoder.image_size} px, from {encoder.init}",
+            "encoder": f"{encoder.backbone}, {encoder.image_size} px, from {encoder.init}",
             "episodes": protocol.starts,
             "first_seed": protocol.first_seed,
             "criterion": None,

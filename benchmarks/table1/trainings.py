@@ -85,7 +85,7 @@ def trained(
         cell: which.
         rate: learning rate; None: the preset's.
         images: views that the encoder sees; None: the protocol's budget.
-        tries: of a try of a learning rate: no roll-outs during training.
+        tries: of a try of a learning rate: no rollouts during training.
     """
     config = run_config(cell, bench.protocol, bench.steps[cell.demonstrations], rate, images)
     config = replace(config, evaluation=replace(config.evaluation, workers=bench.workers))

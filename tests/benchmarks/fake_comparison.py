@@ -70,7 +70,7 @@ def cell(
         "status": "done",
         "reason": "",
         "learning_rate": 1e-4 if images else None,
-        "encoder_rate": None if head == "rep" else 1e-5,
+        "encoder_lr": None if head == "rep" else 1e-5,
         "tau": 0.001 if head.endswith("rep") else None,
         "k": 64 if head.endswith("rep") else None,
         "images": images,

@@ -50,7 +50,7 @@ class Clock:
         self.calls += 1
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, spans: list[float], **options: Any) -> tuple[Clock, dict[str, Any]]:
+def monitored(monkeypatch: pytest.MonkeyPatch, spans: list[float], **options: Any) -> tuple[Clock, dict[str, Any]]:
     clock = Clock(iter(spans))
     monkeypatch.setattr(latency.time, "perf_counter", clock)
     return clock, Watch(replace(QUICK, **options).setting).measure(clock.work, name="x")
@@ -58,18 +58,18 @@ def watched(monkeypatch: pytest.MonkeyPatch, spans: list[float], **options: Any)
 
 def test_percentiles_are_of_the_calls_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     spans = np.random.default_rng(0).uniform(0.001, 0.002, 40).tolist()
-    clock, row = watched(monkeypatch, [*[0.5] * latency.WARM_UP, *spans], calls=40)
+    clock, row = monitored(monkeypatch, [*[0.5] * latency.WARM_UP, *spans], calls=40)
     assert clock.calls == latency.WARM_UP + 40
     assert (row["name"], row["calls"]) == ("x", 40)
     assert_allclose((row["p50_ms"], row["p95_ms"]), 1e3 * np.percentile(spans, (50, 95)))
 
 
 def test_slow_calls_are_fewer_but_never_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, row = watched(monkeypatch, [1.0] * 100, calls=100, seconds=10.0)
+    clock, row = monitored(monkeypatch, [1.0] * 100, calls=100, seconds=10.0)
     assert (clock.calls, row["calls"]) == (3 + 10, 10)  # warm-up ends after a quarter of the time
-    clock, row = watched(monkeypatch, [30.0] * 100, calls=100, seconds=10.0)
+    clock, row = monitored(monkeypatch, [30.0] * 100, calls=100, seconds=10.0)
     assert (clock.calls, row["calls"]) == (1 + latency.FEWEST, latency.FEWEST)
-    clock, row = watched(monkeypatch, [30.0] * 100, calls=2, seconds=10.0)
+    clock, row = monitored(monkeypatch, [30.0] * 100, calls=2, seconds=10.0)
     assert row["calls"] == 2
 
 
@@ -92,8 +92,8 @@ def test_every_section_has_its_rows() -> None:
     assert labels["act"] == [
         (name, stage, batch)
         for name, stages in (
-            ("retrieval, tiny, 200 moments", ("encode", "search", "average", "whole")),
-            ("retrieval, tiny, 300 moments", ("encode", "search", "average", "whole")),
+            ("retrieval, tiny, 200 timesteps", ("encode", "search", "average", "whole")),
+            ("retrieval, tiny, 300 timesteps", ("encode", "search", "average", "whole")),
             ("mlp, tiny", ("encode", "sample", "whole")),
             ("diffusion, tiny", ("encode", "sample", "whole")),
         )
@@ -114,7 +114,7 @@ def test_the_papers_figures_stand_beside_policies_of_its_size(
     found = run(("act",), replace(QUICK, calls=1), say=lambda _: None)["act"]
     beside = {(r["name"], r["stage"], r["batch"]): r["paper_ms"] for r in found["rows"] if "paper_ms" in r}
     assert beside == {
-        ("retrieval, paper, 50 moments", "whole", 1): 5.5,
+        ("retrieval, paper, 50 timesteps", "whole", 1): 5.5,
         ("mlp, paper", "whole", 1): 7.3,
         ("diffusion, paper", "whole", 1): 84.4,
     }
@@ -174,7 +174,7 @@ def test_the_policies_of_a_run(trained: Path, caplog: pytest.LogCaptureFixture) 
     assert not caplog.records  # an untrained head's actions are out of range, which its policy warns of elsewhere
     assert list(found) == ["run"]
     whole = [(r["name"], r["batch"]) for r in found["run"]["rows"] if r["stage"] == "whole"]
-    assert whole == [(name, b) for name in ("retrieval, 300 moments", "dp", "mlp-frozen") for b in (1, 3)]
+    assert whole == [(name, b) for name in ("retrieval, 300 timesteps", "dp", "mlp-frozen") for b in (1, 3)]
     assert not any("paper_ms" in r for r in found["run"]["rows"])  # of other sizes
     assert found["run"]["setting"]["run"] == "pusht"
     assert "secret" not in json.dumps(found)

@@ -325,10 +325,10 @@ def test_a_training_sees_its_budget_to_within_one_batch(name: str, images: int, 
 def test_roll_outs_on_the_way_are_spread_over_a_training_and_favour_no_temperature() -> None:
     cell = Cell(parse_method("class"))
     made = run_config(cell, protocol(images=1000, evaluations=5, evaluation_starts=7), 500, None)
-    assert made.pretrain.milestones(1000) == [200, 400, 600, 800, 1000]
-    assert made.milestone_episodes == 7
-    assert made.milestone_retrieval == replace(made.retrieval, k=1)
-    assert run_config(cell, protocol(images=1000), 500, None).pretrain.milestones(1000) == []
+    assert made.pretrain.intermediates(1000) == [200, 400, 600, 800, 1000]
+    assert made.intermediate_episodes == 7
+    assert made.intermediate_retrieval == replace(made.retrieval, k=1)
+    assert run_config(cell, protocol(images=1000), 500, None).pretrain.intermediates(1000) == []
 
 
 @pytest.mark.parametrize("name", [*(name for name in OBJECTIVES if name != "none"), "class+byol", "class[views=2]"])
@@ -444,7 +444,7 @@ def test_which_rates_are_searched_with_which_cell() -> None:
         assert search(name, head) is None
     for rate in (1e-4, 1e-3):
         head = head_config(Cell(parse_method("random"), "mlp"), made, 500, rate)[0]
-        assert (head.optimizer.encoder_rate, head.optimizer.head_rate) == (rate, 1e-3)
+        assert (head.optimizer.encoder_lr, head.optimizer.head_lr) == (rate, 1e-3)
 
 
 # The runner, with stubs of what takes long
@@ -586,7 +586,7 @@ def test_another_protocol_is_refused_with_both_values(tmp_path: Path, data: Path
     for changes, message in (
         ({"images": 2000}, "protocol.images = 1000, now it is 2000"),
         ({"rates": (1e-3,)}, r"protocol.rates = \[0.001, 0.002\], now it is \[0.001\]"),
-        ({"starts": 1}, "has 2 starts for each cell, and 1 were asked for. Ask for at least as many"),
+        ({"starts": 1}, "has 2 initial states for each cell, and 1 were asked for. Ask for at least as many"),
         ({"heldout": 1}, "protocol.heldout = 2, now it is 1"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -940,6 +940,6 @@ def test_curves_are_short_and_without_duplicates(tmp_path: Path) -> None:
 def test_curves_of_heads_go_on_from_pre_training(tmp_path: Path) -> None:
     log = Run(tmp_path)
     append_jsonl(log.train_log, {"step": 5, "seconds": 2.0, "loss": 1.0})
-    log.add_milestones([fakes.milestone(stage="heads/mlp", step=5)])
+    log.add_intermediate([fakes.intermediate(stage="heads/mlp", step=5)])
     assert records.loss_curve(log, 10, (1000, 60.0)) == [[1050, 62.0, 1.0]]
     assert records.success_curve(log, "heads/mlp", 10, log, (1000, 60.0)) == [[1050, 62.0, 1, 2]]

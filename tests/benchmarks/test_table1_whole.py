@@ -79,13 +79,13 @@ def test_a_table_is_whole(whole: tuple[Path, dict[str, Any]]) -> None:
     tries = [(row["method"], row["head"], row["learning_rate"]) for row in results["tuning"]]
     assert tries == [*(("byol", "rep", 1e-3), ("byol", "rep", 2e-3), ("random", "mlp", 1e-4), ("random", "mlp", 1e-3))]
     chosen = [row["learning_rate"] for row in results["tuning"] if row["chosen"]]
-    assert [by["byol", "rep"].learning_rate, by["random", "mlp"].encoder_rate] == chosen
+    assert [by["byol", "rep"].learning_rate, by["random", "mlp"].encoder_lr] == chosen
     assert by["class", "rep"].learning_rate == 2e-3
-    assert (by["class", "mlp"].learning_rate, by["class", "mlp"].encoder_rate) == (1e-3, 1e-4)
+    assert (by["class", "mlp"].learning_rate, by["class", "mlp"].encoder_lr) == (1e-3, 1e-4)
     # Retrieval with a head's encoder has what the head's training cost, and no curves of its own.
     for method in ("class", "random"):
         head, retrieval = by[method, "mlp"], by[method, "mlp-rep"]
-        for key in ("images", "steps", "learning_rate", "encoder_rate", "training_seconds"):
+        for key in ("images", "steps", "learning_rate", "encoder_lr", "training_seconds"):
             assert getattr(retrieval, key) == getattr(head, key)
         assert (head.tau, head.k) == (None, None)
         assert (retrieval.tau, retrieval.k) in ((0.0, 1), (0.01, 8))
@@ -226,9 +226,9 @@ def test_more_starts_are_added_to_what_is_done(
             key: before[key] for key in ("training_seconds", "total_seconds", "probe")
         }
     assert results["protocol"]["episodes"] == results["protocol"]["settings"]["starts"] == 3
-    assert "3 starts" in build_comparison(folder / "results.json", folder / "table1.html").read_text()
+    assert "3 initial states" in build_comparison(folder / "results.json", folder / "table1.html").read_text()
     again: list[str] = []
     assert table1_runner.table(folder, data, again.append, starts=3) == results
     assert not again
-    with pytest.raises(ConfigError, match=r"has 3 starts for each cell, and 2 were asked for\. Ask for"):
+    with pytest.raises(ConfigError, match=r"has 3 initial states for each cell, and 2 were asked for\. Ask for"):
         table1_runner.table(folder, data)

@@ -35,7 +35,7 @@ from classact.run import pretrain as pipeline
 from classact.run import similarity as similarity_analysis
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
-from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_trunk
+from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_backbone
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
 from classact.utils.codec import to_json
@@ -161,7 +161,7 @@ def test_evaluate(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixtur
     assert "(0 of 1)" in printed
     assert len(run.read_summary()) == rows + 2
     message = error(["evaluate", str(run.root), "--k", "9999", "--quiet"], capsys)
-    assert "k = 9999 neighbours asked of a bank of 122 moments" in message
+    assert "k = 9999 neighbours asked of a bank of 122 timesteps" in message
     message = error(["evaluate", str(run.root / "none")], capsys)
     assert "config.json does not exist" in message
     (bank := run.policy / "bank.safetensors").write_bytes((whole := bank.read_bytes())[:-3])
@@ -285,11 +285,11 @@ def test_wrong_usage_is_one_line(words: list[str], message: str, capsys: pytest.
         (("--simulator", "pusth"), "(did you mean 'pusht'?)"),
         (("--shift", "dark"), "unknown shift 'dark': available are 'fixed-color', 'rand-color'"),
         (("--quantile", "1.5"), "expected a quantile K between 0 and 1 (1.5 % is 0.015), got 1.5"),
-        (("--k", "200"), "k = 200 neighbours asked of a bank of 122 moments"),
+        (("--k", "200"), "k = 200 neighbours asked of a bank of 122 timesteps"),
         (("--episodes", "9"), "asked for the first 9 episodes, but tiny"),
         (("--init", "clip"), "unknown init 'clip'"),
         (("--data", "nowhere.zarr"), "nowhere.zarr does not exist"),
-        (("--trunk", "resnet50"), "unknown encoder trunk 'resnet50'"),
+        (("--backbone", "resnet50"), "unknown encoder backbone 'resnet50'"),
         (("--objective", "byol", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
         (("--objective", "none", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
         (("--pairs", "all", "--options", "pairs=all"), "option 'pairs' of objective 'class' is given twice"),
@@ -350,17 +350,17 @@ def test_flags_of_the_objective() -> None:
     assert pretrain("--objective", "byol", "--epochs", "3", "--crop", "batch").augment.crop == "batch"
 
 
-def test_the_trunk_is_a_flag() -> None:
+def test_the_backbone_is_a_flag() -> None:
     def encoder(*flags: str) -> EncoderConfig:
         return settings_of("--preset", "paper-pusht", *flags).pretrain.encoder
 
     plain = PRESETS["paper-pusht"].pretrain.encoder
-    assert encoder() == encoder("--trunk", "resnet18") == plain
-    assert encoder("--trunk", "small") == with_trunk(plain, "small")
-    assert encoder("--trunk", "equivariant", "--objective", "none").mean == (127.5,) * 3
-    # Other flags change what the trunk brings along.
-    other = encoder("--trunk", "small", "--cameras", "wrist", "--encoder.mean", "1", "2", "3")
-    assert other == replace(with_trunk(plain, "small"), cameras=("wrist",), mean=(1.0, 2.0, 3.0))
+    assert encoder() == encoder("--backbone", "resnet18") == plain
+    assert encoder("--backbone", "small") == with_backbone(plain, "small")
+    assert encoder("--backbone", "equivariant", "--objective", "none").mean == (127.5,) * 3
+    # Other flags change what the backbone brings along.
+    other = encoder("--backbone", "small", "--cameras", "wrist", "--encoder.mean", "1", "2", "3")
+    assert other == replace(with_backbone(plain, "small"), cameras=("wrist",), mean=(1.0, 2.0, 3.0))
 
 
 def test_every_setting_is_a_flag_and_the_shift_is_one_for_all() -> None:
@@ -368,14 +368,23 @@ def test_every_setting_is_a_flag_and_the_shift_is_one_for_all() -> None:
     assert settings_of("--preset", "debug", "--shift", "rand-color") == replace(plain, baselines=False)
     found = settings_of(
         *("--preset", "debug", "--shift", "rand-color", "--evaluation.shift", "fixed-color", "--novelty.m", "3"),
-        *("--augment.noise-std", "2", "--optimizer.momentum", "0.5", "--milestone-retrieval.k", "5", "--heldout", "2"),
+        *(
+            "--augment.noise-std",
+            "2",
+            "--optimizer.momentum",
+            "0.5",
+            "--intermediate-retrieval.k",
+            "5",
+            "--heldout",
+            "2",
+        ),
     )
     assert (found.frames.shift, found.evaluation.shift, found.novelty.m, found.heldout) == (
         *("rand-color", "fixed-color", 3, 2),
     )
     assert (found.pretrain.augment.noise_std, found.pretrain.optimizer.momentum) == (2.0, 0.5)
     # Evaluations during training act as the run does, but for what is said of them.
-    assert found.milestone_retrieval == replace(plain.retrieval, k=5)
+    assert found.intermediate_retrieval == replace(plain.retrieval, k=5)
 
 
 def test_a_run_starts_from_the_settings_of_another(
@@ -412,18 +421,18 @@ def test_a_run_starts_from_the_settings_of_another(
         ("byol", ("--encoder", "other/encoder"), False),
     ],
 )
-@pytest.mark.parametrize("trunk", ["small", "resnet18"])
+@pytest.mark.parametrize("backbone", ["small", "resnet18"])
 def test_heads_on_class_are_trained_for_fewer_epochs(
-    objective: str, flags: tuple[str, ...], others: bool, trunk: str, tmp_path: Path
+    objective: str, flags: tuple[str, ...], others: bool, backbone: str, tmp_path: Path
 ) -> None:
     """Table 9."""
 
     def head(*flags: str) -> HeadRunConfig:
         return head_config(parse(Finetune, [str(tmp_path), *flags], "classact finetune"))
 
-    pretrain = PretrainConfig(encoder=EncoderConfig(trunk=trunk), objective=objective_config(objective))
+    pretrain = PretrainConfig(encoder=EncoderConfig(backbone=backbone), objective=objective_config(objective))
     write_json(Run(tmp_path).config, {"title": "a run", "settings": to_json(RunConfig(pretrain=pretrain))})
-    scratch, tuned = HEAD_PRESETS["head-cpu"].epochs if trunk == "small" else TABLE_9["pusht"]
+    scratch, tuned = HEAD_PRESETS["head-cpu"].epochs if backbone == "small" else TABLE_9["pusht"]
     assert scratch > tuned
     found = head(*flags)
     assert found.finetune.epochs == (scratch if others else tuned)

@@ -85,7 +85,8 @@ def test_nothing_but_copies_cannot_be_left_out() -> None:
     ):
         policy(data.subset([1, 1, 1])).calibrate(config=NOVELTY)
     with pytest.raises(
-        ConfigError, match="leaving episode 1 out of the bank leaves 7 moments of others to compare with, expected at "
+        ConfigError,
+        match="leaving episode 1 out of the bank leaves 7 timesteps of others to compare with, expected at ",
     ):
         policy(data.subset([2, 1])).calibrate(config=replace(NOVELTY, m=8))
 

@@ -31,9 +31,9 @@ from classact.evaluation.rollout import evaluate, run_evaluation, summarize, wri
 from classact.evaluation.rows import Alarms
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
-from classact.policies.base import Decision, Moment, as_histories
+from classact.policies.base import Decision, Timestep, as_histories
 from classact.policies.latents import StateLatents
-from classact.policies.watched import WatchedPolicy
+from classact.policies.monitored import MonitoredPolicy
 from classact.sims import Entry, make_simulator, pool
 from classact.sims.worker import run_chunk
 from classact.utils.codec import to_json
@@ -121,7 +121,7 @@ class Constant(fakes.Acts):
     def __init__(self, chunks: Any) -> None:
         self.chunks = chunks
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         return np.asarray([self.chunks] * len(observations), np.float32)
 
 
@@ -204,12 +204,12 @@ class Recorder(fakes.Acts):
 
     def __init__(self, chunk_length: int, history: int) -> None:
         self.chunk_length, self.history = chunk_length, history
-        self.moments: list[list[list[float]]] = []
+        self.timesteps: list[list[list[float]]] = []
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         histories = as_histories(observations, self.history)
         assert all(observation.images for history in histories for observation in history)
-        self.moments.append([[float(o.proprioception[0]) for o in history] for history in histories])
+        self.timesteps.append([[float(o.proprioception[0]) for o in history] for history in histories])
         return np.ones((len(observations), self.chunk_length, 1), np.float32)
 
 
@@ -227,7 +227,7 @@ def test_a_policy_with_history_sees_the_last_observations(execute: int | None, e
     config = EvaluationConfig(episodes=3, first_seed=0, shift="plain", workers=2, execute=execute)
     policy = Recorder(4, 3)
     results = evaluate(policy, "ladder", config)
-    assert policy.moments == [[moment] * 3 for moment in expected]
+    assert policy.timesteps == [[timestep] * 3 for timestep in expected]
     assert [r.steps for r in results] == [7, 7, 7]
     step = execute or 4
     for result in results:
@@ -241,8 +241,8 @@ def test_each_group_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = Recorder(4, 2)
     config = EvaluationConfig(episodes=3, first_seed=0, shift="plain", workers=1, execute=3, ensemble=0.5)
     evaluate(policy, "ladder", config)
-    moments = [[0, 0], [2, 3], [5, 6]]
-    assert policy.moments == [[moment] * 2 for moment in moments] + [[moment] for moment in moments]
+    timesteps = [[0, 0], [2, 3], [5, 6]]
+    assert policy.timesteps == [[timestep] * 2 for timestep in timesteps] + [[timestep] for timestep in timesteps]
 
 
 @pytest.mark.parametrize(("history", "expected"), [(1, [5]), (2, [4, 5]), (5, [1, 2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
@@ -271,7 +271,7 @@ def test_control_that_does_not_fit() -> None:
 class Moody(Constant):
     """Scores only its first decision."""
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         first = as_histories(observations, 1)[0][0].proprioception[0] == 0
         return Decision(self.act(observations), np.zeros(len(observations), np.float32) if first else None)
 
@@ -321,7 +321,7 @@ class Sighted(fakes.Acts):
         self.signals = dict(signals or {})
         self.calls = 0
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         self.calls += 1
         if signal_number := self.signals.get(self.calls):
             victim = multiprocessing.active_children()[0]
@@ -723,5 +723,5 @@ def test_policies_say_which_cameras_they_read() -> None:
     class Acting(Constant):
         cameras = ("wrist", "top")
 
-    assert WatchedPolicy(Acting([[1.0]]), policy).spec.cameras == ("wrist", "top")
-    assert WatchedPolicy(fakes.ChasePolicy(), policy).spec.cameras == ("top",)  # it reads none
+    assert MonitoredPolicy(Acting([[1.0]]), policy).spec.cameras == ("wrist", "top")
+    assert MonitoredPolicy(fakes.ChasePolicy(), policy).spec.cameras == ("top",)  # it reads none

@@ -97,8 +97,8 @@ def test_background_is_zero_and_the_second_moment_the_identity() -> None:
     background = (scene()[0].flatten(1) == 255).all(dim=0)
     assert background.float().mean() > 0.6
     assert (found[:, background] == 0).all()
-    moment = found @ found.T / found.shape[1]
-    values = torch.linalg.eigvalsh(moment)
+    timestep = found @ found.T / found.shape[1]
+    values = torch.linalg.eigvalsh(timestep)
     assert values.max() == pytest.approx(1, abs=0.03)
     assert values.min() > 0.3
 

@@ -101,14 +101,14 @@ def blobs(angle: float, size: int) -> Tensor:
 @pytest.mark.usefixtures("escnn")
 def test_an_eighth_of_a_turn_shifts_every_field_by_one(seed: int) -> None:
     """Nearly exact before the maps are pooled; at the end, where three cells are left, the nearest of eight shifts."""
-    trunk = ImageEncoder(settings(76, 0.25), seed=seed).views[0].trunk
+    backbone = ImageEncoder(settings(76, 0.25), seed=seed).views[0].backbone
     assert_allclose(blobs(np.pi / 2, 76), torch.rot90(blobs(0.0, 76), 1, (2, 3)), atol=1e-6)
 
     def early(images: Tensor) -> Tensor:
-        return trunk.stages[0](torch.relu(trunk.stem(images))).square().sum((2, 3))
+        return backbone.stages[0](torch.relu(backbone.stem(images))).square().sum((2, 3))
 
     def late(images: Tensor) -> Tensor:
-        return trunk(images).flatten(1)
+        return backbone(images).flatten(1)
 
     def varying(of: Callable[[Tensor], Tensor], angle: float) -> Tensor:
         values = fields(of(blobs(angle, 76)))
@@ -189,7 +189,7 @@ def test_a_layer_starts_as_escnn_starts(
 def test_the_network_computes_what_it_computes_in_escnn(escnn: Any) -> None:
     """At 76 pixels, with escnn's convolutions and poolings in the published order."""
     plane, layers = escnn.plane, escnn.layers
-    trunk = ImageEncoder(settings(76), seed=2).views[0].trunk
+    backbone = ImageEncoder(settings(76), seed=2).views[0].backbone
 
     def kind(count: int) -> Any:
         return layers.FieldType(plane, count * [plane.regular_repr])
@@ -202,18 +202,18 @@ def test_the_network_computes_what_it_computes_in_escnn(escnn: Any) -> None:
 
     images = torch.randn((2, 3, 76, 76), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        x = convolve(layers.FieldType(plane, 3 * [plane.trivial_repr])(images), trunk.stem)
+        x = convolve(layers.FieldType(plane, 3 * [plane.trivial_repr])(images), backbone.stem)
         x = layers.ReLU(x.type)(x)
-        for stage, pool in zip(trunk.stages, (2, 2, 2, 3), strict=True):
+        for stage, pool in zip(backbone.stages, (2, 2, 2, 3), strict=True):
             for block in stage:
                 inner = convolve(x, block.conv1)
                 inner = convolve(layers.ReLU(inner.type)(inner), block.conv2)
                 inner += x if x.type == inner.type else convolve(x, block.shortcut)
                 x = layers.ReLU(inner.type)(inner)
             x = layers.PointwiseMaxPool(x.type, pool)(x)
-        x = convolve(x, trunk.last)
+        x = convolve(x, backbone.last)
         expected = layers.ReLU(x.type)(x).tensor
-        assert_allclose(trunk(images), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
+        assert_allclose(backbone(images), expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
 @pytest.mark.usefixtures("escnn")
@@ -231,11 +231,11 @@ def test_sizes_are_those_of_the_publication() -> None:
 )
 @pytest.mark.usefixtures("escnn")
 def test_maps_shrink_as_documented(crop: int, sides: list[int]) -> None:
-    trunk = EquivariantResNet(1 / 16)
+    backbone = EquivariantResNet(1 / 16)
     seen: list[int] = []
-    for layer in (*trunk.stages, trunk.last):
+    for layer in (*backbone.stages, backbone.last):
         layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    assert trunk(torch.zeros(0, 3, crop, crop)).shape == (0, 64, 1, 1)
+    assert backbone(torch.zeros(0, 3, crop, crop)).shape == (0, 64, 1, 1)
     assert seen == sides
 
 
@@ -288,7 +288,7 @@ def test_evaluation_mode_keeps_nothing_of_the_weights() -> None:
         trained = encoder(images)
         encoder.eval()
         assert torch.equal(encoder(images), trained)
-        encoder.views[0].trunk.last.weight.mul_(2)
+        encoder.views[0].backbone.last.weight.mul_(2)
         assert_allclose(encoder(images), 2 * trained, rtol=1e-5)
     assert list(encoder.state_dict()) == names
 
@@ -297,7 +297,7 @@ def test_evaluation_mode_keeps_nothing_of_the_weights() -> None:
 def test_bfloat16_rounds_the_filters_once() -> None:
     encoder = ImageEncoder(settings(28, 0.125))
     images = torch.randn((4, 1, 3, 28, 28), generator=torch.Generator().manual_seed(0))
-    stem = encoder.views[0].trunk.stem
+    stem = encoder.views[0].backbone.stem
     with torch.no_grad():
         exact, rounded = encoder(images), encoder(images, bf16=True)
         with torch.autocast("cpu", torch.bfloat16):
@@ -394,7 +394,7 @@ def test_a_lie_learn_that_works_is_left_alone(tmp_path: Path, monkeypatch: pytes
     assert importlib.import_module(WIGNER).wigner_D_matrix() == "real"
 
 
-def test_other_trunks_keep_their_coordinates() -> None:
+def test_other_backbones_keep_their_coordinates() -> None:
     view = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=32)).views[0]
     assert [name for name, _ in view.pool.named_parameters()] == ["temperature"]
-    assert view.feature_dim == 2 * view.trunk(torch.zeros(1, 3, 32, 32)).shape[1]
+    assert view.feature_dim == 2 * view.backbone(torch.zeros(1, 3, 32, 32)).shape[1]

@@ -21,7 +21,7 @@ from classact.models.weights import load_weights
 from classact.utils.storage import CHECKSUMS, write_folder
 
 SMALL = EncoderConfig(width=0.25, image_size=32, crop_size=28, aspect=4 / 3)
-RESNET = EncoderConfig(trunk="resnet18", width=0.125, image_size=64, crop_size=64, aspect=4 / 3)
+RESNET = EncoderConfig(backbone="resnet18", width=0.125, image_size=64, crop_size=64, aspect=4 / 3)
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 30, 40, 3)).astype(np.uint8)
 
 
@@ -40,7 +40,7 @@ def folder(encoder: ImageEncoder, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("trunk", "width", "crop", "features"),
+    ("backbone", "width", "crop", "features"),
     [
         ("small", 1.0, 56, 256),
         ("small", 0.25, 28, 64),
@@ -50,8 +50,8 @@ def folder(encoder: ImageEncoder, tmp_path: Path) -> Path:
         ("resnet18", 0.01, 40, 128),
     ],
 )
-def test_width(trunk: str, width: float, crop: int, features: int) -> None:
-    encoder = ImageEncoder(EncoderConfig(trunk=trunk, width=width, image_size=crop, crop_size=crop))
+def test_width(backbone: str, width: float, crop: int, features: int) -> None:
+    encoder = ImageEncoder(EncoderConfig(backbone=backbone, width=width, image_size=crop, crop_size=crop))
     assert encoder.feature_dim == features
     assert encoder(torch.zeros(2, 1, 3, crop, crop)).shape == (2, features)
 
@@ -59,7 +59,7 @@ def test_width(trunk: str, width: float, crop: int, features: int) -> None:
 def test_sizes_as_documented() -> None:
     small = ImageEncoder(EncoderConfig())
     assert sum(p.numel() for p in small.parameters()) == pytest.approx(0.6e6, rel=0.1)
-    assert small.views[0].trunk(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 8, 8)
+    assert small.views[0].backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 8, 8)
 
 
 @pytest.mark.parametrize("config", [SMALL, RESNET, EncoderConfig()])
@@ -93,7 +93,7 @@ def test_resnet_starts_as_torchvision_does(width: float) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"trunk": "vit"}, "unknown encoder trunk 'vit': available are 'equivariant', 'resnet18', 'small'"),
+        ({"backbone": "vit"}, "unknown encoder backbone 'vit': available are 'equivariant', 'resnet18', 'small'"),
         ({"init": "clip"}, "unknown init 'clip': available are 'imagenet', 'r3m', 'scratch'"),
         ({"color": "lab"}, "unknown color 'lab': available are 'rgb', 'whiten'"),
         ({"crop_size": 65}, "16 <= crop_size <= 64, got 65"),
@@ -306,7 +306,7 @@ def test_saving_again_replaces(encoder: ImageEncoder, folder: Path) -> None:
     ImageEncoder(SMALL, seed=9).save_pretrained(folder)
     loaded = ImageEncoder.from_pretrained(folder)
     assert not torch.equal(
-        loaded.state_dict()["views.0.trunk.stem.0.weight"], encoder.state_dict()["views.0.trunk.stem.0.weight"]
+        loaded.state_dict()["views.0.backbone.stem.0.weight"], encoder.state_dict()["views.0.backbone.stem.0.weight"]
     )
 
 

@@ -17,7 +17,7 @@ from classact.errors import CheckpointError, ConfigError, MissingDependencyError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.encoders.resnet import R3M_URL, ResNet18
 
-SCRATCH = EncoderConfig(trunk="resnet18", image_size=64, crop_size=64)
+SCRATCH = EncoderConfig(backbone="resnet18", image_size=64, crop_size=64)
 IMAGENET = replace(SCRATCH, init="imagenet")
 R3M = replace(SCRATCH, init="r3m")
 IMAGENET_FILE = "resnet18-f37072fd.pth"
@@ -58,7 +58,7 @@ def check(encoder: ImageEncoder, state: dict[str, Tensor]) -> None:
     assert len(found) == len(convolutions) == 20
     assert all(torch.equal(a, b) for a, b in zip(found, convolutions, strict=True))
     assert all(torch.equal(v, fresh[k]) for k, v in own.items() if v.ndim != 4)
-    assert not torch.equal(fresh["views.0.trunk.stem.0.weight"], own["views.0.trunk.stem.0.weight"])
+    assert not torch.equal(fresh["views.0.backbone.stem.0.weight"], own["views.0.backbone.stem.0.weight"])
 
 
 def test_imagenet(torchvision_state: dict[str, Tensor], tmp_path: Path, downloads: list[str]) -> None:
@@ -151,9 +151,9 @@ def test_r3m_of_another_kind(torchvision_state: dict[str, Tensor], tmp_path: Pat
 
 
 def test_other_networks(torchvision_state: dict[str, Tensor]) -> None:
-    trunk = ResNet18(0.5)
+    backbone = ResNet18(0.5)
     with pytest.raises(CheckpointError, match=r"conv1\.weight has shape \(64, 3, 7, 7\), .* needs \(32, .*width 1\.0"):
-        trunk.load_torchvision(torchvision_state, "file")
+        backbone.load_torchvision(torchvision_state, "file")
     bottleneck = torchvision_state | {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}
     with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight has shape \(64, 64, 1, 1\).* of a ResNet-18"):
         ResNet18().load_torchvision(bottleneck, "file")

@@ -15,8 +15,8 @@ time-contrastive  0.272 +- 0.013       0.65 +- 0.01       21 +- 1
 dynamo            0.330 +- 0.013       0.34 +- 0.05       38 +- 1
 ================  ===================  =================  ==============
 
-So a few seconds suffice those who read actions to retrieve better ones, and all but DynaMo to place moments by what is
-done in them. DynaMo's loss falls to a hundredth, and its features are no better for it; here it has to learn without
+So a few seconds suffice those who read actions to retrieve better ones, and all but DynaMo to place timesteps by what
+is done in them. DynaMo's loss falls to a hundredth, and its features are no better for it; here it has to learn without
 collapsing, no more.
 """
 

@@ -269,7 +269,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 def test_shapes_that_do_not_fit() -> None:
     good, bad = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 3, dtype=torch.bool)
-    with pytest.raises(ConfigError, match=r"\(B, 3, F\): the moments i, j, k; got \(4, 2, 5\)"):
+    with pytest.raises(ConfigError, match=r"\(B, 3, F\): the timesteps i, j, k; got \(4, 2, 5\)"):
         time_contrastive_loss(torch.zeros(4, 2, 5), (good, good))
     with pytest.raises(ConfigError, match=r"negatives of k of shape \(4, 4\) for 4 rows, got \(4, 3\)"):
         time_contrastive_loss(torch.zeros(4, 3, 5), (good, bad))

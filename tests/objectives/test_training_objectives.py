@@ -214,7 +214,7 @@ def test_a_checkpoint_keeps_what_an_objective_remembers(straight: Any) -> None:
     queue = names("class, all settings")
     assert {"model.objective.queue_z", "model.objective.queue_steps", "model.objective.scaled_log_tau"} <= queue
     byol = names("byol")
-    assert {"model.target.views.0.trunk.stem.0.weight", "model.objective.target_projector.0.weight"} <= byol
+    assert {"model.target.views.0.backbone.stem.0.weight", "model.objective.target_projector.0.weight"} <= byol
     assert not any(name.startswith(("model.objective", "model.target")) for name in names("class"))  # as ever
 
 
@@ -245,7 +245,7 @@ def gradients(made: Trainer, step: int = 0) -> dict[str, Tensor]:
     rows = in_order(next(made.batches(step)))
     part = made.ranks.part(len(rows))
     assert made.loader is not None
-    images = made.loader.take(made.moments(rows[part]))
+    images = made.loader.take(made.timesteps(rows[part]))
     made.gradients(rows, part, images, step_generator(made.seed, step, torch.device("cpu")))
     parameters = [*made.encoder.named_parameters(), *made.objective.named_parameters(prefix="objective")]
     return {name: p.grad.clone() for name, p in parameters if p.grad is not None}
@@ -431,7 +431,7 @@ def test_each_camera_of_a_row_is_seen_in_its_own_view(case: str) -> None:
 
 
 def test_every_image_lands_in_its_place() -> None:
-    # Rows, moments and views are folded into one dimension: each is to be found where the loss looks for it.
+    # Rows, timesteps and views are folded into one dimension: each is to be found where the loss looks for it.
     made = viewer("both", PLAIN)
     B, M, R = 6, 1 + made.objective.config.companions, made.objective.config.views
     values = torch.arange(B * M, dtype=torch.uint8)

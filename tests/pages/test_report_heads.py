@@ -52,16 +52,16 @@ ROW = ("retrieval", "class", "pusht", "none", "retrieval-class-none")
 
 def test_later_milestones_win_and_stages_keep_their_order(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.read_milestones() == []
+    assert run.read_intermediate() == []
     rows = [
         MilestoneRow(*ROW, c, 10, 1, 0.1, 0.0, 0.2, stage=stage, step=step, steps=20)
         for stage in ("pretrain", "heads/mlp")
         for step in (20, 10)
         for c in ("b", "a")
     ]
-    run.add_milestones(rows)
-    run.add_milestones([replace(rows[0], success=0.7)])
-    found = run.read_milestones()
+    run.add_intermediate(rows)
+    run.add_intermediate([replace(rows[0], success=0.7)])
+    found = run.read_intermediate()
     assert [(r.stage, r.step, r.criterion) for r in found] == [
         (stage, step, c) for stage in ("pretrain", "heads/mlp") for step in (10, 20) for c in ("b", "a")
     ]
@@ -80,10 +80,10 @@ def test_later_milestones_win_and_stages_keep_their_order(tmp_path: Path) -> Non
 def test_damaged_milestones_are_named(tmp_path: Path, change: Any, found: str) -> None:
     run = Run(tmp_path)
     row = MilestoneRow(*ROW, "c", 10, 1, 0.1, 0.0, 0.2, stage="s", step=1, steps=20)
-    run.add_milestones([row])
-    append_jsonl(run.milestones, to_json(row) | change if isinstance(change, dict) else change)
-    with pytest.raises(DataError, match=rf"milestones\.jsonl, row 2{found}"):
-        run.read_milestones()
+    run.add_intermediate([row])
+    append_jsonl(run.intermediates, to_json(row) | change if isinstance(change, dict) else change)
+    with pytest.raises(DataError, match=rf"intermediate evaluations\.jsonl, row 2{found}"):
+        run.read_intermediate()
 
 
 # Page
@@ -127,11 +127,11 @@ def test_maxima_are_hollow_marks_without_whiskers(whole_run: Run) -> None:
 
 
 def test_success_during_training_is_drawn_as_it_was_measured(whole_run: Run) -> None:
-    rows = read_sources(whole_run.root).milestones
+    rows = read_sources(whole_run.root).intermediates
     assert len(rows) == 2 * 10 * (1 + len(HEADS))
     stages = list(dict.fromkeys(row.stage for row in rows))
     looks = dict.fromkeys(stages, ("#123456", "circle"))
-    figure = learning.milestones_figure(rows, {s: s for s in stages}, looks)
+    figure = learning.intermediate_figure(rows, {s: s for s in stages}, looks)
     lines = [t for t in figure.data if t.mode == "lines+markers"]
     bands = [t for t in figure.data if t.fill == "toself"]
     assert len(lines) == len(bands) == 2 * len(stages)
@@ -147,15 +147,15 @@ def test_success_during_training_is_drawn_as_it_was_measured(whole_run: Run) -> 
 
 
 def test_one_milestone_has_a_whisker(whole_run: Run) -> None:
-    row = read_sources(whole_run.root).milestones[0]
-    whisker, dot = learning.milestones_figure([row], {"pretrain": "x"}, {"pretrain": ("#123456", "circle")}).data
+    row = read_sources(whole_run.root).intermediates[0]
+    whisker, dot = learning.intermediate_figure([row], {"pretrain": "x"}, {"pretrain": ("#123456", "circle")}).data
     assert tuple(whisker.y) == (row.low, row.high)
     assert whisker.fill is None
     assert list(dot.x) == [row.step]
 
 
 def test_panels_of_pretraining_and_heads_say_last_and_largest(page, whole_run: Run) -> None:
-    rows = [r for r in whole_run.read_milestones() if r.stage == "pretrain" and r.criterion == "coverage > 0.95"]
+    rows = [r for r in whole_run.read_intermediate() if r.stage == "pretrain" and r.criterion == "coverage > 0.95"]
     best, last = max(rows, key=lambda r: r.success), rows[-1]
     assert (
         f"Retrieval: {100 * last.success:.1f}% ({last.successes} of 12) at step 4,000, the last; the largest of "
@@ -270,12 +270,12 @@ def test_without_novelty_the_page_says_why(run_copy: Run) -> None:
     for path in run_copy.root.glob("evaluations/*/rollouts.safetensors"):
         write_arrays(path, {k: v for k, v in read_arrays(path).items() if k != "novelty"})
     shutil.rmtree(run_copy.heads)
-    run_copy.milestones.unlink()
+    run_copy.intermediates.unlink()
     page = build(run_copy)
     assert page.sections() == SECTIONS - NEW | {"absent"}
     assert "Novelty : no evaluations/NAME/rollouts.safetensors holds novelty" in page.text
     assert "Heads : no heads/NAME/config.json is there" in page.text
-    assert "Success during training : milestones.jsonl is not there" in page.text
+    assert "Success during training : intermediate.jsonl is not there" in page.text
 
 
 @pytest.mark.parametrize(
@@ -304,9 +304,9 @@ def test_heads_stand_where_other_files_are_absent(run_copy: Run, path: str, gone
         ),
         ("heads/mlp/train.jsonl", '{"loss": 1}', r"mlp/train\.jsonl, row 1: lacks \['step'\]"),
         (
-            "milestones.jsonl",
+            "intermediate.jsonl",
             '{"stage": "pretrain", "step": 1}',
-            r"milestones\.jsonl, row 1: field 'policy' is missing",
+            r"intermediate evaluations\.jsonl, row 1: field 'policy' is missing",
         ),
         ("policy/policy.json", '{"novelty": {"alarm": 2}}', r"policy\.json: novelty: field 'episodes' is missing"),
         ("policy/policy.json", '{"novelty": []}', r"policy\.json: novelty: expected an object with the fields of"),
@@ -319,9 +319,9 @@ def test_damaged_files_are_named(run_copy: Run, path: str, content: str, message
 
 
 def test_more_successes_than_episodes_are_refused_with_the_row(run_copy: Run) -> None:
-    rows = run_copy.read_milestones()
-    write_jsonl(run_copy.milestones, [to_json(rows[0]), to_json(rows[1]) | {"successes": 99}])
-    with pytest.raises(DataError, match=r"milestones\.jsonl, row 2: 99 successes of 12 episodes"):
+    rows = run_copy.read_intermediate()
+    write_jsonl(run_copy.intermediates, [to_json(rows[0]), to_json(rows[1]) | {"successes": 99}])
+    with pytest.raises(DataError, match=r"intermediate evaluations\.jsonl, row 2: 99 successes of 12 episodes"):
         build_report(run_copy.root)
 
 
@@ -357,7 +357,7 @@ def test_hostile_names_of_heads_stay_text(run_copy: Run) -> None:
     rows = run_copy.read_summary()
     changed = {"policy": hostile, "training": hostile, "augmentation": hostile}
     write_json(run_copy.summary, to_json([replace(r, **changed) if r.policy == "mlp" else r for r in rows]))
-    run_copy.add_milestones([replace(run_copy.read_milestones()[0], stage=f"heads/{hostile}")])
+    run_copy.add_intermediate([replace(run_copy.read_intermediate()[0], stage=f"heads/{hostile}")])
     page = build(run_copy)
     assert "alert(1)" not in " ".join(page.scripts)
     assert not any("onerror" in attributes or "onclick" in attributes for _, attributes in page.tags)

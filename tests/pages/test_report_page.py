@@ -13,9 +13,9 @@ from classact.utils.codec import to_json
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import ADDRESSES, Page
 
-SECTIONS = {"success", "milestones", "reasons", "videos", "coverage", "novelty", "latent", "similarity"}
+SECTIONS = {"success", "intermediate", "reasons", "videos", "coverage", "novelty", "latent", "similarity"}
 SECTIONS |= {"training", "times", "settings"}
-NEW = {"milestones", "novelty", "times"}
+NEW = {"intermediate", "novelty", "times"}
 """Sections that only runs with heads have."""
 
 

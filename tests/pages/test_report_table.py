@@ -198,9 +198,9 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     again = [replace(TUNED, successes=1)]
     run.add_summary(again)  # of the same evaluation
     assert run.read_summary() == again
-    milestones = [MilestoneRow(**vars(row), stage="pretrain", step=n, steps=2) for n, row in enumerate(rows, 1)]
-    run.add_milestones(milestones)
-    assert run.read_milestones() == milestones
+    intermediates = [MilestoneRow(**vars(row), stage="pretrain", step=n, steps=2) for n, row in enumerate(rows, 1)]
+    run.add_intermediate(intermediates)
+    assert run.read_intermediate() == intermediates
 
 
 def test_terminal_shows_the_same_in_100_columns(

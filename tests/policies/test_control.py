@@ -14,7 +14,7 @@ import fakes
 from classact.data.actions import ActionSpace
 from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
-from classact.policies.base import Decision, FunctionPolicy, Moment, PolicySpec, as_histories, decide
+from classact.policies.base import Decision, FunctionPolicy, PolicySpec, Timestep, as_histories, decide
 from classact.policies.config import ControlConfig
 from classact.policies.control import Controller, Runner, aligned
 
@@ -31,17 +31,17 @@ def chunk_of(history: Sequence[Observation], length: int, dim: int) -> FloatArra
 
 
 class Fake(fakes.Acts):
-    """Answers from its moments alone, and counts its calls."""
+    """Answers from its timesteps alone, and counts its calls."""
 
     name = "fake"
 
     def __init__(self, length: int, history: int = 1, dim: int = 2) -> None:
         self.chunk_length, self.history, self.dim, self.calls = length, history, dim, 0
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         self.calls += 1
-        for moment in observations:
-            assert isinstance(moment, Observation) == (self.history == 1)
+        for timestep in observations:
+            assert isinstance(timestep, Observation) == (self.history == 1)
         histories = as_histories(observations, self.history)
         return np.stack([chunk_of(history, self.chunk_length, self.dim) for history in histories])
 
@@ -51,7 +51,7 @@ class Scored(Fake):
 
     alarm: float | None = 0.5
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         seen = [o for (o,) in as_histories(observations, 1)]
         novelty = np.asarray([o.proprioception[0] for o in seen], np.float32)
         return Decision(self.act(observations), novelty, "neighbours")  # type: ignore[arg-type]
@@ -342,7 +342,7 @@ def test_observations_of_wrong_number() -> None:
 class Picky(Fake):
     """Refuses to look at anything negative."""
 
-    def act(self, observations: Sequence[Moment]) -> FloatArray:
+    def act(self, observations: Sequence[Timestep]) -> FloatArray:
         for history in as_histories(observations, self.history):
             if any(o.proprioception[0] < 0 for o in history):
                 raise DataError("negative")
@@ -383,11 +383,11 @@ def test_unusable_actions_leave_the_controller_as_it_was() -> None:
 
 def test_moments_of_wrong_length() -> None:
     one = observation(0)
-    with pytest.raises(DataError, match=r"moment 1 of 2 holds 1 observations, expected the last 2 \(T_o\)"):
+    with pytest.raises(DataError, match=r"timestep 1 of 2 holds 1 observations, expected the last 2 \(T_o\)"):
         decide(Fake(4, history=2), [[one, one], [one]])
-    with pytest.raises(DataError, match="moment 0 of 1 holds 1 observations, expected the last 3"):
+    with pytest.raises(DataError, match="timestep 0 of 1 holds 1 observations, expected the last 3"):
         decide(Fake(4, history=3), [one])
-    with pytest.raises(DataError, match="moment 0 of 1 holds 2 observations, expected the last 1"):
+    with pytest.raises(DataError, match="timestep 0 of 1 holds 2 observations, expected the last 1"):
         decide(Fake(4), [[one, one]])
 
 

@@ -90,7 +90,7 @@ def test_two_views_and_an_instruction_end_to_end(tmp_path: Path) -> None:
     policy = RetrievalPolicy.build(latents, data, RetrievalConfig(k=1, chunk_length=4))
     rows = np.array([0, 29, 60, 100])
     chunk = policy.decide([seen[row] for row in rows]).chunk
-    assert_allclose(chunk[:, 0], data.actions[rows], rtol=1e-5)  # what was done at these moments
+    assert_allclose(chunk[:, 0], data.actions[rows], rtol=1e-5)  # what was done at these timesteps
     policy.save(tmp_path / "policy")
     loaded = RetrievalPolicy.load(tmp_path / "policy")
     assert_array_equal(loaded.decide([seen[row] for row in rows]).chunk, chunk)

@@ -132,9 +132,9 @@ def test_what_an_alarm_promises_depends_on_the_kind() -> None:
     held, left = calibrated(np.arange(20)), calibrated(np.arange(20), kind=LEFT_OUT)
     assert held.exact
     assert not left.exact
-    assert held.describe().startswith("The alarm rings in at most 0.1 of episodes")
+    assert held.describe().startswith("The alarm is raised in at most 0.1 of episodes")
     assert "calibrated on 20 held-out demonstrations" in held.describe()
-    assert left.describe().startswith("The alarm rings in about 0.1 of episodes")
+    assert left.describe().startswith("The alarm is raised in about 0.1 of episodes")
     assert "each left out of the bank once" in left.describe()
 
 
@@ -189,7 +189,7 @@ def test_json() -> None:
     novelty = calibrated([0.1 + 0.2, 1 / 3, 1e-9], 0.25, LEFT_OUT)
     again = Novelty.from_json(novelty.to_json(), "here")
     assert again.maxima.tobytes() == novelty.maxima.tobytes()
-    assert (again.config, again.kind, again.moments) == (novelty.config, novelty.kind, novelty.moments)
+    assert (again.config, again.kind, again.timesteps) == (novelty.config, novelty.kind, novelty.timesteps)
 
 
 @pytest.mark.parametrize(

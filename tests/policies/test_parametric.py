@@ -106,10 +106,10 @@ def test_histories() -> None:
     normal = acting.head.sample(torch.from_numpy(features), [acting._generator(pairs[0])])[:, :5].numpy()
     assert_allclose(acting.decide([pairs[0]]).chunk, acting.actions.invert(normal), rtol=1e-4)
     for short in (seen, [[seen[0]]], [seen[:3]]):
-        with pytest.raises(DataError, match=r"moment 0 of \d holds [13] observations, expected the last 2 \(T_o\)"):
+        with pytest.raises(DataError, match=r"timestep 0 of \d holds [13] observations, expected the last 2 \(T_o\)"):
             acting.decide(short)
     assert_array_equal(policy().decide([[o] for o in seen]).chunk, policy().decide(seen).chunk)
-    with pytest.raises(DataError, match=r"moment 0 of 5 holds 2 observations, expected the last 1 "):
+    with pytest.raises(DataError, match=r"timestep 0 of 5 holds 2 observations, expected the last 1 "):
         policy().decide(pairs)
 
 

@@ -180,7 +180,7 @@ def test_chunks_of_short_episodes_repeat_their_last_action() -> None:
 
 def test_k_larger_than_the_bank() -> None:
     data = fakes.demonstrations(lengths=(4, 3))
-    message = r"k = 8 neighbours asked of a bank of 7 moments. Lower k to at most 7, or add demonstrations"
+    message = r"k = 8 neighbours asked of a bank of 7 timesteps. Lower k to at most 7, or add demonstrations"
     with pytest.raises(ConfigError, match=r"walks \(memory\): " + message):
         RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=8))
     RetrievalPolicy.build(state_latents(), data, RetrievalConfig(k=7))
@@ -192,7 +192,7 @@ def test_k_larger_than_the_bank() -> None:
 
 def test_bank_of_other_data() -> None:
     data = fakes.demonstrations(lengths=(4, 3))
-    with pytest.raises(DataError, match=r"a bank of 6 moments, 7 actions and episodes of 7 steps"):
+    with pytest.raises(DataError, match=r"a bank of 6 timesteps, 7 actions and episodes of 7 steps"):
         RetrievalPolicy(
             state_latents(), np.ones((6, 6), np.float32), data.actions, data.episode_ends, RetrievalConfig(2)
         )
@@ -344,7 +344,7 @@ def test_moments_of_one_observation() -> None:
     seen = observations()
     assert made.spec.history == 1
     assert made.decide([[one] for one in seen]).chunk.tobytes() == made.decide(seen).chunk.tobytes()
-    with pytest.raises(DataError, match="moment 0 of 1 holds 2 observations, expected the last 1"):
+    with pytest.raises(DataError, match="timestep 0 of 1 holds 2 observations, expected the last 1"):
         made.decide([seen[:2]])
 
 
@@ -390,7 +390,7 @@ def test_a_far_observation_alarms_and_a_demonstrated_one_does_not(tmp_path: Path
     made = RetrievalPolicy.build(state_latents(), fakes.demonstrations(0, lengths=[40] * 8), CONFIG)
     heldout = fakes.demonstrations(1, lengths=[20] * 12)
     found = made.calibrate(heldout, NoveltyConfig(m=3, alpha=0.2))
-    assert (found.kind, found.episodes, found.moments) == ("held-out", 12, 320)
+    assert (found.kind, found.episodes, found.timesteps) == ("held-out", 12, 320)
     assert made.spec.alarm == found.alarm
     z = made.latents.demonstrations(heldout)
     cosine = np.sort(z.astype(np.float64) @ made.bank.T.astype(np.float64), axis=1)[:, ::-1]
@@ -466,7 +466,7 @@ def test_bad_calibrations() -> None:
     made = policy("state")
     with pytest.raises(ConfigError, match="has no calibrated novelty score: call calibrate first"):
         made.novelty(made.bank)
-    with pytest.raises(ConfigError, match="m = 121 nearest moments asked of a bank of 120"):
+    with pytest.raises(ConfigError, match="m = 121 nearest timesteps asked of a bank of 120"):
         made.calibrate(config=NoveltyConfig(m=121))
     known, unknown = fakes.demonstrations(), fakes.demonstrations(1)
     actions = np.concatenate([unknown.actions[:30], known.actions[known.episode_index() == 3]])
@@ -480,7 +480,7 @@ def test_bad_calibrations() -> None:
         made.calibrate(mixed)
     other = policy("state", replace(CONFIG, min_actions=5))
     found = made.calibrate(config=NoveltyConfig(m=2))
-    with pytest.raises(ConfigError, match="calibrated on a bank of 120 moments, this one has 100"):
+    with pytest.raises(ConfigError, match="calibrated on a bank of 120 timesteps, this one has 100"):
         RetrievalPolicy(made.latents, other.bank, other.actions, other.episode_ends, other.config, calibration=found)
 
 

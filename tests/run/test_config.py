@@ -30,7 +30,7 @@ def through_text(config: Any) -> Any:
 def test_settings_of_a_run_come_back(preset: str) -> None:
     config = from_preset(preset, keys=("a", "b"), layout="layout.json")
     assert through_text(config) == config
-    assert through_text(replace(config, milestone_retrieval=config.retrieval, keys=None)) != config
+    assert through_text(replace(config, intermediate_retrieval=config.retrieval, keys=None)) != config
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "class+0.1*byol"])

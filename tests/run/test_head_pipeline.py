@@ -17,7 +17,7 @@ from classact.cli.main import main
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
-from classact.policies import ParametricPolicy, RetrievalPolicy, WatchedPolicy
+from classact.policies import MonitoredPolicy, ParametricPolicy, RetrievalPolicy
 from classact.run import data as rundata
 from classact.run.config import HeadRunConfig
 from classact.run.evaluate import evaluate_run
@@ -64,7 +64,7 @@ def run(pretrained: Path, tmp_path: Path) -> Run:
 def config(head: str = "mlp", *, start: str = "run", **changes: Any) -> HeadRunConfig:
     made = HEAD_PRESETS["head-debug"].config(head, scratch=start == "scratch", frozen=changes.pop("frozen", False))
     settings = {"evaluations": 2, "batch_size": 16, "precision": "float32", "epochs": 1} | changes
-    return HeadRunConfig(replace(made, **settings), start, milestone_episodes=2)
+    return HeadRunConfig(replace(made, **settings), start, intermediate_episodes=2)
 
 
 def make(run: Run, made: HeadRunConfig, **options: Any) -> HeadPipeline:
@@ -110,8 +110,8 @@ def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> 
     assert {"training", "evaluate during training", "evaluation"} <= card["timings"].keys()
     steps = pipeline.finetune.steps(97 - 25 - 20 + 25)  # six episodes but the last two, which are held out
     assert [step for step, _ in list_checkpoints(folder.checkpoints)][-1] == steps
-    milestones = run.read_milestones()
-    assert [(m.stage, m.step, m.steps) for m in milestones[::2]] == [
+    intermediates = run.read_intermediate()
+    assert [(m.stage, m.step, m.steps) for m in intermediates[::2]] == [
         ("heads/mlp", -(-steps // 2), steps),
         ("heads/mlp", steps, steps),
     ]
@@ -122,7 +122,7 @@ def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> 
     }
     assert {r.criterion for r in rows} == {"coverage>0.90", "iou>0.90"}
     for r in rows:
-        best = max(m.success for m in milestones if m.criterion == r.criterion)
+        best = max(m.success for m in intermediates if m.criterion == r.criterion)
         assert r.success == (best if r.maximum_of else r.successes / r.episodes)
     episodes = read_jsonl(run.evaluation("mlp-class-fixed-color") / "episodes.jsonl")
     # The run's bank watches the head.
@@ -131,7 +131,7 @@ def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> 
 
 def test_the_second_call_trains_nothing_and_gives_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(run, config("diffusion")).evaluate()
-    rows, milestones = run.read_summary(), run.read_milestones()
+    rows, intermediates = run.read_summary(), run.read_intermediate()
 
     def fail(*_: Any) -> None:
         raise AssertionError("trained again")
@@ -141,7 +141,7 @@ def test_the_second_call_trains_nothing_and_gives_the_same(run: Run, monkeypatch
     again = make(run, config("diffusion")).evaluate()
     for one, two in zip(first, again, strict=True):
         assert_array_equal(one.states, two.states)
-    assert run.read_milestones() == milestones
+    assert run.read_intermediate() == intermediates
     assert [replace(row, seconds=0) for row in run.read_summary()] == [replace(row, seconds=0) for row in rows]
 
 
@@ -234,7 +234,7 @@ def test_evaluations_of_a_head(run: Run) -> None:
 
 def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["finetune", str(run.root), "--head", "mlp", "--preset", "head-debug", "--quiet", "--workers", "1"]
-    command += ["--evaluations", "2", "--milestone-episodes", "2", "--epochs", "0.5", "--trackers", "tensorboard"]
+    command += ["--evaluations", "2", "--intermediate-episodes", "2", "--epochs", "0.5", "--trackers", "tensorboard"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "mlp" in out
@@ -269,7 +269,7 @@ def test_errors_are_one_line(run: Run, flags: list[str], expected: str, capsys: 
 
 def test_head_presets_are_the_papers() -> None:
     made = HEAD_PRESETS["paper-pusht"].config("diffusion")
-    assert (made.epochs, made.optimizer.head_rate, made.optimizer.encoder_rate) == (250, 1e-4, 1e-5)
+    assert (made.epochs, made.optimizer.head_lr, made.optimizer.encoder_lr) == (250, 1e-4, 1e-5)
     assert made.head.unet.widths == (256, 512, 1024)
     assert HEAD_PRESETS["paper-three-stack"].config("mlp", scratch=True).epochs == 100
     assert HEAD_PRESETS["head-cpu"].config("mlp", frozen=True).augment is None
@@ -291,7 +291,7 @@ def torchrun(*command: str) -> str:
 def test_two_ranks_make_a_run_with_a_head(tmp_path: Path) -> None:
     """The whole way under torchrun: training together, everything else by the first rank, nobody left waiting."""
     source = fakes.write_zarr(tmp_path / "tiny.zarr", fakes.demonstrations(0, 96, fakes.LENGTHS))
-    common = ["--preset", "debug", "--data", str(source), "--milestone-episodes", "1", "--quiet", "--workers", "1"]
+    common = ["--preset", "debug", "--data", str(source), "--intermediate-episodes", "1", "--quiet", "--workers", "1"]
     common += ["--precision", "float32", "--evaluations", "2"]
     two, one = tmp_path / "two", tmp_path / "one"
     assert torchrun("pretrain", "--out", str(two), *common).count("Encoder:") == 1
@@ -299,17 +299,17 @@ def test_two_ranks_make_a_run_with_a_head(tmp_path: Path) -> None:
     for name, value in ImageEncoder.from_pretrained(Run(one).encoder).state_dict().items():
         assert_allclose(ImageEncoder.from_pretrained(Run(two).encoder).state_dict()[name], value, atol=2e-3)
     head = ["finetune", str(two), "--head", "mlp", "--preset", "head-debug", "--evaluations", "2", "--quiet"]
-    head += ["--milestone-episodes", "1", "--test-episodes", "1", "--workers", "1"]
+    head += ["--intermediate-episodes", "1", "--test-episodes", "1", "--workers", "1"]
     assert torchrun(*head).count("Report:") == 1
-    assert {m.stage for m in Run(two).read_milestones()} == {"pretrain", "heads/mlp"}
+    assert {m.stage for m in Run(two).read_intermediate()} == {"pretrain", "heads/mlp"}
     assert torchrun(*head).count("Report:") == 1  # nothing to train: nobody waits for a rank that has left
     assert Run(two).report.exists()
 
 
 def test_a_head_that_is_trained_anew_is_evaluated_anew(run: Run) -> None:
     def executed() -> list[np.ndarray[Any, Any]]:
-        steps = sorted({m.step for m in run.read_milestones()})
-        return [read_arrays(run.milestone("heads/mlp", s) / "rollouts.safetensors")["actions"] for s in steps]
+        steps = sorted({m.step for m in run.read_intermediate()})
+        return [read_arrays(run.intermediate("heads/mlp", s) / "rollouts.safetensors")["actions"] for s in steps]
 
     make(run, config()).evaluate()
     before = executed()
@@ -384,11 +384,11 @@ def test_a_head_of_another_package_goes_all_the_way(
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
     monkeypatch.setenv("CLASSACT_PLUGINS", "toy_head")
     flags = ["--preset", "head-debug", "--batch-size", "16", "--epochs", "1", "--evaluations", "2"]
-    flags += ["--milestone-episodes", "1", "--workers", "1", "--device", "cpu", "--quiet"]
+    flags += ["--intermediate-episodes", "1", "--workers", "1", "--device", "cpu", "--quiet"]
     assert main(["finetune", str(run.root), "--head", "toy", *flags]) == 0, capsys.readouterr().err
     assert {row.policy for row in run.read_summary()} == {"toy"}
     policy = load_policy(run.head("toy"), scale=0.0)
-    assert isinstance(policy, WatchedPolicy)
+    assert isinstance(policy, MonitoredPolicy)
     assert isinstance(policy.policy, ParametricPolicy)
     assert to_json(policy.policy.head.config) == {"name": "toy", "width": 32, "scale": 0.0}
     page = run.report.read_text(encoding="utf-8")
@@ -408,7 +408,7 @@ def test_any_folder_of_a_run_gives_its_policy(run: Run) -> None:
     assert isinstance(retrieval, RetrievalPolicy)
     assert retrieval.config.k == 3
     head = load_policy(run.head("mlp"), seed=5)
-    assert isinstance(head, WatchedPolicy)
+    assert isinstance(head, MonitoredPolicy)
     assert (head.spec.name, head.spec.alarm) == ("mlp", retrieval.spec.alarm)
     assert isinstance(load_policy(Run(run.head("mlp")).policy), ParametricPolicy)
     with pytest.raises(CheckpointError, match=r"has no trained head 'dp'; there are \['mlp'\]"):

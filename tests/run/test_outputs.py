@@ -55,7 +55,7 @@ def test_rollouts_that_cannot_be_kept_are_not_made(tmp_path: Path) -> None:
     assert not policy.asked
 
 
-@pytest.mark.parametrize("name", ["summary.json", "config.json", "report.html", "milestones.jsonl"])
+@pytest.mark.parametrize("name", ["summary.json", "config.json", "report.html", "intermediate.jsonl"])
 def test_rollouts_whose_rows_cannot_be_kept_are_not_made(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     policy = Still()

@@ -321,7 +321,7 @@ def test_a_run_that_is_moved_with_its_data_finds_them(data: Path, tmp_path: Path
 def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> None:
     run, layout = Run(tmp_path / "run"), tmp_path / "layout.json"
     layout.write_text("{}")
-    first = config(data, milestone_retrieval=replace(config(data).retrieval, k=3))
+    first = config(data, intermediate_retrieval=replace(config(data).retrieval, k=3))
     Pipeline(run, first, quiet=True).read()
     run.policy.mkdir()  # as if it had been built
     card = run.read_config()
@@ -330,7 +330,7 @@ def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> No
     again = Pipeline(run, config(data), quiet=True)
     assert again.config.layout == str(layout)
     assert again.config.similarity is None  # it is not there any more, and was not asked for
-    assert again.config.milestone_retrieval == first.milestone_retrieval
+    assert again.config.intermediate_retrieval == first.intermediate_retrieval
     after = run.read_config()
     assert after["settings"] == card["settings"]
     assert {key: after[key] for key in ("created", "hardware", "timings", "note")} == {
@@ -345,11 +345,11 @@ def test_how_a_run_is_evaluated_stays_where_no_flag_says_it(data: Path, tmp_path
         common = ["--out", str(tmp_path / "run"), "--data", str(data), "--preset", "debug"]
         return run_config(parse(command, [*common, *flags], "classact"))
 
-    first = settings(Demo, "--test-episodes", "7", "--milestone-episodes", "9", "--evaluations", "2")
+    first = settings(Demo, "--test-episodes", "7", "--intermediate-episodes", "9", "--evaluations", "2")
     assert first.baselines
     Pipeline(Run(tmp_path / "run"), first, quiet=True).read()
     fresh = settings(Pretrain)
-    assert (fresh.evaluation.episodes, fresh.baselines, fresh.milestone_episodes) == (50, False, 50)
+    assert (fresh.evaluation.episodes, fresh.baselines, fresh.intermediate_episodes) == (50, False, 50)
     Run(tmp_path / "run").policy.mkdir()  # as if it had been built
     assert settings(Pretrain) == first
     assert settings(Demo, "--test-episodes", "8").evaluation.episodes == 8
@@ -403,7 +403,11 @@ def test_rows_of_an_evaluation_are_replaced_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda c: replace(c, retrieval=replace(c.retrieval, k=999)), ConfigError, r"tiny.*k = 999 .* of 122 moments"),
+        (
+            lambda c: replace(c, retrieval=replace(c.retrieval, k=999)),
+            ConfigError,
+            r"tiny.*k = 999 .* of 122 timesteps",
+        ),
         (lambda c: replace(c, episodes=7), ConfigError, r"asked for the first 7 episodes, but tiny .* has 6"),
         (lambda c: replace(c, data="nowhere.zarr"), DataError, r"nowhere.zarr does not exist"),
         (lambda c: replace(c, frames=replace(c.frames, shift="dark")), ConfigError, r"unknown shift 'dark'"),
@@ -466,9 +470,9 @@ def unprepared(patch: pytest.MonkeyPatch) -> None:
         ({"retrieval": {"search": "faiss:Odd9", "k": 2}, "heldout": 2}, ConfigError, "cannot make the index 'Odd9' of"),
         ({"evaluation": {"execute": 99}}, ConfigError, "execute 99 asked of policy 'retrieval', whose chunks hold T_a"),
         (
-            {"milestone_retrieval": {"k": 999}, "pretrain": {"evaluations": 1}},
+            {"intermediate_retrieval": {"k": 999}, "pretrain": {"evaluations": 1}},
             ConfigError,
-            r"k = 999 neighbours asked of a bank of 122 moments",
+            r"k = 999 neighbours asked of a bank of 122 timesteps",
         ),
         ({"similarity": "nowhere"}, CheckpointError, "nowhere/distribution does not exist"),
         (
@@ -528,7 +532,7 @@ def test_a_copy_of_what_is_learned_cannot_be_held_out(tmp_path: Path, monkeypatc
         ([0, 0], "needs at least 2 episodes, the bank has 1, not counting 1 of the same actions"),
         (
             [0, 2],
-            "leaving episode 0 out of the bank leaves 7 moments of others to compare with, expected at least m = 8",
+            "leaving episode 0 out of the bank leaves 7 timesteps of others to compare with, expected at least m = 8",
         ),
     ],
 )
@@ -589,9 +593,9 @@ def test_another_task_shows_before_training(data: Path, tmp_path: Path, monkeypa
     made = config(data)
     with pytest.raises(ConfigError, match=wanted):
         Pipeline(Run(tmp_path), made, quiet=True).evaluate()
-    milestones = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    intermediates = replace(made, pretrain=replace(made.pretrain, evaluations=2))
     with pytest.raises(ConfigError, match=wanted):
-        Pipeline(Run(tmp_path), milestones, quiet=True).pretrain()
+        Pipeline(Run(tmp_path), intermediates, quiet=True).pretrain()
     monkeypatch.undo()
     monkeypatch.setattr(evaluation, "simulator_spec", elsewhere)
     Pipeline(Run(tmp_path), made, quiet=True).pretrain()  # what has no simulator can be learned from
@@ -603,12 +607,12 @@ def test_evaluations_during_training_may_retrieve_in_their_own_way(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RetrievalPolicy] = []
-    monkeypatch.setattr(stages, "evaluate_milestone", lambda _, policy, *__: seen.append(policy))
+    monkeypatch.setattr(stages, "evaluate_intermediate", lambda _, policy, *__: seen.append(policy))
     made = config(data)
     assert made.retrieval.k > 1
     made = replace(made, pretrain=replace(made.pretrain, evaluations=2))
     Pipeline(Run(tmp_path), made, quiet=True).pretrain()
-    alone = replace(made, milestone_retrieval=replace(made.retrieval, k=1))
+    alone = replace(made, intermediate_retrieval=replace(made.retrieval, k=1))
     Pipeline(Run(tmp_path / "alone"), alone, quiet=True).pretrain()
     assert [policy.config for policy in seen] == [made.retrieval] * 2 + [replace(made.retrieval, k=1)] * 2
     # It decides nothing about the run: the same folder goes on without it, and acts in the usual way.

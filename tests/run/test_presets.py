@@ -12,8 +12,8 @@ from classact.run.presets import (
     IMAGENET_STD,
     PRESETS,
     default_preset,
+    with_backbone,
     with_objective,
-    with_trunk,
 )
 from classact.sims import SIMULATORS, Entry
 
@@ -79,7 +79,7 @@ def test_tables_3_and_4(name: str) -> None:
 def test_encoder_of_the_paper(name: str) -> None:
     """C.1, 5.2: ResNet-18 from ImageNet; 256 -> 224; torchvision's channel statistics, here of 0..255 values."""
     encoder = PRESETS[name].pretrain.encoder
-    shape = (encoder.trunk, encoder.width, encoder.image_size, encoder.crop_size, encoder.init, encoder.color)
+    shape = (encoder.backbone, encoder.width, encoder.image_size, encoder.crop_size, encoder.init, encoder.color)
     assert shape == ("resnet18", 1.0, 256, 224, "imagenet", "rgb")
     assert encoder.mean == pytest.approx([255 * v for v in (0.485, 0.456, 0.406)])
     assert encoder.std == pytest.approx([255 * v for v in (0.229, 0.224, 0.225)])
@@ -218,15 +218,15 @@ def test_on_a_cpu_two_views_are_seen_for_half_the_epochs() -> None:
 @pytest.mark.parametrize("name", ["pusht-cpu", "paper-square"])
 def test_another_network_starts_from_scratch_with_its_own_scaling(name: str) -> None:
     encoder = PRESETS[name].pretrain.encoder
-    assert with_trunk(encoder, encoder.trunk) is encoder
+    assert with_backbone(encoder, encoder.backbone) is encoder
     scaling = {
         "small": (EncoderConfig().mean, EncoderConfig().std),
         "resnet18": (IMAGENET_MEAN, IMAGENET_STD),
         "equivariant": ((127.5,) * 3, (127.5,) * 3),
     }
-    for trunk, (mean, std) in scaling.items():
-        made = with_trunk(encoder, trunk)
-        if trunk != encoder.trunk:
-            assert made == replace(encoder, trunk=trunk, init="scratch", mean=mean, std=std)
-    with pytest.raises(ConfigError, match="unknown encoder trunk 'resnet50'"):
-        with_trunk(encoder, "resnet50")
+    for backbone, (mean, std) in scaling.items():
+        made = with_backbone(encoder, backbone)
+        if backbone != encoder.backbone:
+            assert made == replace(encoder, backbone=backbone, init="scratch", mean=mean, std=std)
+    with pytest.raises(ConfigError, match="unknown encoder backbone 'resnet50'"):
+        with_backbone(encoder, "resnet50")

@@ -143,7 +143,7 @@ def test_what_a_run_lacks_is_said(run: Run, tmp_path: Path) -> None:
     (tmp_path / "policy").symlink_to(run.policy)
     card["settings"]["heldout"] = 1
     write_json(tmp_path / "config.json", card)
-    with pytest.raises(ConfigError, match=r"the bank of .* holds \d+ moments, the data .* have \d+ to learn from"):
+    with pytest.raises(ConfigError, match=r"the bank of .* holds \d+ timesteps, the data .* have \d+ to learn from"):
         probe_run(Run(tmp_path))
     card["settings"]["episodes"] = 5
     write_json(tmp_path / "config.json", card)

@@ -18,8 +18,8 @@ from classact.run.similarity import (
     analyze_similarity,
     current_setting,
     measured_config,
-    moment_frames,
     notes,
+    timestep_frames,
     warnings,
 )
 from classact.similarity import ActionSimilarity
@@ -98,19 +98,19 @@ def test_data_without_anything_to_see(metric: str, tmp_path: Path) -> None:
 
 def test_frames_are_recorded_else_drawn_else_none(caplog: pytest.LogCaptureFixture) -> None:
     rows = np.array([5, 0, 60])
-    recorded = moment_frames(DATA, rows)
+    recorded = timestep_frames(DATA, rows)
     assert recorded is not None
     assert recorded.shape == (3, 160, 160, 3)
-    drawn = moment_frames(replace(DATA, images={}), rows)
+    drawn = timestep_frames(replace(DATA, images={}), rows)
     assert drawn is not None
     assert drawn.shape == (3, 160, 160, 3)
     assert not np.array_equal(drawn, recorded)
     unknown = replace(DATA, images={}, simulator="kitchen")
-    assert moment_frames(unknown, rows) is None
+    assert timestep_frames(unknown, rows) is None
     assert "examples are shown without pictures: unknown simulator 'kitchen'" in caplog.text
-    assert moment_frames(replace(DATA, images={}, states=None), rows) is None
+    assert timestep_frames(replace(DATA, images={}, states=None), rows) is None
     assert DATA.states is not None
-    assert moment_frames(replace(DATA, images={}, states=DATA.states[:, :3]), rows) is None  # of another simulator
+    assert timestep_frames(replace(DATA, images={}, states=DATA.states[:, :3]), rows) is None  # of another simulator
 
 
 def test_constant_dimensions_are_noted() -> None:

@@ -77,7 +77,7 @@ def config(data: Path) -> RunConfig:
     return replace(made, pretrain=small, evaluation=replace(made.evaluation, episodes=2, workers=1))
 
 
-def watched(work: Any, seen: list[str]) -> Any:
+def monitored(work: Any, seen: list[str]) -> Any:
     """Every stage that is done is noted by what it leaves."""
 
     def noting(one: Stage[Any]) -> Callable[[Any], Any]:
@@ -99,7 +99,7 @@ def test_what_is_deleted_is_made_again_and_nothing_else(config: RunConfig, tmp_p
 
     def pretrained() -> list[str]:
         seen.clear()
-        watched(Pipeline(run, config, quiet=True), seen).pretrain()
+        monitored(Pipeline(run, config, quiet=True), seen).pretrain()
         return list(seen)
 
     assert pretrained() == WHOLE
@@ -120,7 +120,7 @@ def test_what_is_deleted_is_made_again_and_nothing_else(config: RunConfig, tmp_p
 
     def tuned() -> list[str]:
         seen.clear()
-        watched(HeadPipeline(run, head, quiet=True, device="cpu"), seen).train()
+        monitored(HeadPipeline(run, head, quiet=True, device="cpu"), seen).train()
         return list(seen)
 
     shutil.rmtree(run.policy)

@@ -79,7 +79,7 @@ def test_processes_that_always_die_are_one_clear_error(states: np.ndarray, monke
 def test_steps_and_camera_reach_the_simulator(states: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
 
-    class Watched:
+    class Monitored:
         def __init__(self, _: str, **options: object) -> None:
             calls.append(options.get("cameras", "probe"))
             self.sim = make_simulator("pusht")
@@ -92,7 +92,7 @@ def test_steps_and_camera_reach_the_simulator(states: np.ndarray, monkeypatch: p
             calls.append(step)
             self.sim.set_state(state)
 
-    monkeypatch.setattr(rendering, "make_simulator", Watched)
+    monkeypatch.setattr(rendering, "make_simulator", Monitored)
     out = np.zeros((12, 96, 96, 3), np.uint8)
     render_states("pusht", states[:12], ENDS[:3], image_size=96, shift="fixed-color", seed=7, out=out)
     seeds = [appearance_seed(7, episode) for episode in range(3)]

@@ -216,7 +216,7 @@ def jobs(folder: Path) -> dict[str, Job]:
             job("mlp-frozen", 3, {"batch_size": ODD, "frozen": True, "augment": None}),
             job("mlp-other", 4, small, others={"seed": 3}),
             job("class-tracked", 4, small, engine=EngineConfig(trackers=("tensorboard",))),
-            job("mlp-evaluated", 4, small | {"evaluations": 4}, events=[(0, 3, "broken milestone")]),
+            job("mlp-evaluated", 4, small | {"evaluations": 4}, events=[(0, 3, "broken intermediate evaluation")]),
         ]
     )
 
@@ -326,7 +326,7 @@ def test_two_ranks_diverge_together(group: Any) -> None:
 
 def test_rank_0_alone_evaluates_and_reports(group: Any) -> None:
     folder, (first, second) = group[0] / "class-evaluated", group[1]["class-evaluated"]
-    assert (first.milestones, second.milestones) == ([4, 6, 8], [])
+    assert (first.intermediates, second.intermediates) == ([4, 6, 8], [])
     assert (first.told, second.told) == (list(range(1, 9)), [])
     assert figures(folder, "step").tolist() == list(range(1, 9))
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -340,7 +340,7 @@ def test_rank_0_alone_evaluates_and_reports(group: Any) -> None:
 def test_an_error_of_an_evaluation_reaches_all_ranks(group: Any) -> None:
     ranks = group[1]["mlp-evaluated"]
     assert [rank.error for rank in ranks] == ["ClassactError: the simulator is gone."] * 2
-    assert [rank.milestones for rank in ranks] == [[1, 2], []]
+    assert [rank.intermediates for rank in ranks] == [[1, 2], []]
     assert saved(group[0] / "mlp-evaluated") == [2, 3]
 
 
@@ -540,7 +540,7 @@ def test_with_a_lag_nothing_unknown_is_logged_saved_or_evaluated(tmp_path: Path)
         hook(made, [(0, step, "nan-weights")])
         seen: list[int] = []
         with pytest.raises(ClassactError, match=rf"norm nan at step {step} of 9"):
-            made.fit(milestone=lambda run: seen.append(run.step))  # noqa: B023
+            made.fit(intermediate=lambda run: seen.append(run.step))  # noqa: B023
         assert (made.step, saved(folder), seen) == (step, [], [])
         assert read_jsonl(folder / "train.jsonl") == []
 
@@ -555,7 +555,7 @@ def test_a_lag_changes_no_bit(lag: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["memory", "processor memory", "array memory", "cublas memory", "driver memory"])
+@pytest.mark.parametrize("what", ["memory", "CPU memory", "array memory", "cublas memory", "driver memory"])
 def test_out_of_memory_says_what_to_lower(kind: str, what: str, tmp_path: Path) -> None:
     made = make(kind, tmp_path, engine=EngineConfig(accumulate=2))
     hook(made, [(0, 3, what)])
@@ -586,7 +586,7 @@ def test_out_of_memory_in_an_evaluation(tmp_path: Path) -> None:
 
     made = make("mlp", tmp_path, evaluations=2)
     with pytest.raises(ClassactError, match=r"out of memory in the evaluation after step 2 of 4\. Raise accumulate"):
-        made.fit(milestone=evaluation)
+        made.fit(intermediate=evaluation)
     assert saved(tmp_path) == [2]
 
 
@@ -606,11 +606,11 @@ def test_other_errors_pass_as_they_are() -> None:
 
 def test_evaluations_are_where_the_paper_has_them() -> None:
     config = make("class", evaluations=10).config
-    assert config.milestones(1000) == list(range(550, 1001, 50))
-    assert config.milestones(7) == [4, 5, 6, 7]
-    assert replace(config, evaluations_from=0.1).milestones(1000) == list(range(100, 1001, 100))
-    assert replace(config, evaluations=1).milestones(9) == [9]
-    assert replace(config, evaluations=0).milestones(9) == []
+    assert config.intermediates(1000) == list(range(550, 1001, 50))
+    assert config.intermediates(7) == [4, 5, 6, 7]
+    assert replace(config, evaluations_from=0.1).intermediates(1000) == list(range(100, 1001, 100))
+    assert replace(config, evaluations=1).intermediates(9) == [9]
+    assert replace(config, evaluations=0).intermediates(9) == []
     for share in (0.0, -0.1, 1.01, float("nan")):
         with pytest.raises(ConfigError, match=f"0 < evaluations_from <= 1, got {share}"):
             replace(config, evaluations_from=share)
@@ -645,7 +645,7 @@ def test_evaluations_are_no_training_time_and_repeated_after_a_resume(
         return made
 
     first = 3
-    assert make(kind, evaluations=2, steps=6).config.milestones(6) == [first, 6]
+    assert make(kind, evaluations=2, steps=6).config.intermediates(6) == [first, 6]
     with pytest.raises(TrainingInterrupted):
         train(stop=first)  # before the evaluation
     assert seen == []
@@ -710,7 +710,7 @@ def assert_computed_alike(kind: str, engine: EngineConfig, folder: Path) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_channels_last_equals_the_plain_run(kind: str, tmp_path: Path) -> None:
     last = EngineConfig(channels_last="yes")
-    kernel = make(kind, engine=last).networks["encoder"].views[0].trunk.stem[0].weight
+    kernel = make(kind, engine=last).networks["encoder"].views[0].backbone.stem[0].weight
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert_computed_alike(kind, last, tmp_path)
 

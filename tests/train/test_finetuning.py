@@ -50,7 +50,7 @@ def config(**changes: Any) -> FinetuneConfig:
     standard: dict[str, Any] = {
         "head": DIFFUSION,
         "encoder": ENCODER,
-        "optimizer": AdamWConfig(head_rate=2e-3, encoder_rate=2e-4, warmup_steps=2),
+        "optimizer": AdamWConfig(head_lr=2e-3, encoder_lr=2e-4, warmup_steps=2),
         "epochs": FOUR,
         "batch_size": 16,
         "precision": "float32",
@@ -95,9 +95,9 @@ def test_the_defaults_are_the_papers() -> None:
     assert paper.head == DiffusionConfig(UNetConfig((256, 512, 1024), 5, 8, 256), "ddim", 16, 16)
     assert paper.augment == AugmentConfig()
     assert (paper.epochs, paper.evaluations) == (TABLE_9["pusht"][1], 10)
-    assert paper.milestones(1000) == list(range(100, 1001, 100))
-    assert paper.milestones(3) == [1, 2, 3]
-    assert config(evaluations=0).milestones(10) == []
+    assert paper.intermediates(1000) == list(range(100, 1001, 100))
+    assert paper.intermediates(3) == [1, 2, 3]
+    assert config(evaluations=0).intermediates(10) == []
     assert paper.steps(25_650) == math.ceil(25_650 * 250 / 64)
 
 
@@ -185,21 +185,21 @@ def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, chan
 def test_milestones_see_the_weights_of_their_step(tmp_path: Path) -> None:
     seen: list[tuple[int, list[int]]] = []
 
-    def milestone(run: FineTuner) -> None:
+    def intermediate(run: FineTuner) -> None:
         saved = [step for step, _ in list_checkpoints(tmp_path / "checkpoints")]
         seen.append((run.step, saved))
         assert run.policy().training["step"] == run.step
 
     options = {"evaluations": 2, "checkpoint_every": 3}
-    tuner(tmp_path, **options).fit(milestone=milestone)
+    tuner(tmp_path, **options).fit(intermediate=intermediate)
     assert seen == [(2, [2]), (4, [3, 4])]  # after the checkpoint
     seen.clear()
-    tuner(tmp_path, **options).fit(milestone=milestone)
+    tuner(tmp_path, **options).fit(intermediate=intermediate)
     assert seen == [(4, [3, 4])]  # it may have been killed in it
     with pytest.raises(TrainingInterrupted):
-        tuner(tmp_path / "b", **options).fit(fakes.stop_after(2), milestone)
+        tuner(tmp_path / "b", **options).fit(fakes.stop_after(2), intermediate)
     seen.clear()
-    tuner(tmp_path / "b", **options).fit(milestone=milestone)
+    tuner(tmp_path / "b", **options).fit(intermediate=intermediate)
     assert [step for step, _ in seen] == [2, 4]
 
 
@@ -284,7 +284,7 @@ def head_input(made: FineTuner, rows: np.ndarray, seed: int = 0) -> torch.Tensor
         seen.append(features)
         return losses(features, *args)
 
-    images = {} if made.loader is None else made.loader.take(made.moments(rows))
+    images = {} if made.loader is None else made.loader.take(made.timesteps(rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made.head, "losses", spy)
         made.gradients(rows, slice(0, len(rows)), images, torch.Generator().manual_seed(seed))
@@ -374,7 +374,7 @@ def chunk_error(policy: ParametricPolicy, data: Demonstrations) -> float:
 @pytest.mark.parametrize("head", [DiffusionConfig(UNetConfig((16, 32), 3, 8, 16)), MLP], ids=lambda head: head.name)
 def test_learns_to_act_and_survives_its_folder(head: HeadConfig, tmp_path: Path) -> None:
     data = fakes.demonstrations(lengths=(40,) * 3)
-    quick = AdamWConfig(head_rate=5e-3, encoder_rate=1e-3, warmup_steps=10)
+    quick = AdamWConfig(head_lr=5e-3, encoder_lr=1e-3, warmup_steps=10)
     epochs = 40 if isinstance(head, MLPConfig) else 100
     options = config(head=head, optimizer=quick, epochs=epochs, batch_size=40, checkpoint_every=1000)
     made = FineTuner(data, options, tmp_path)
@@ -515,7 +515,7 @@ def test_learns_what_the_chosen_keys_tell() -> None:
     """One key is the answer itself: with it the head learns, where it sees no image and nothing else."""
     data = rich()
     dark = data.with_images({camera: np.zeros_like(array) for camera, array in data.images.items()})
-    quick = AdamWConfig(head_rate=1e-2, encoder_rate=1e-4, warmup_steps=5)
+    quick = AdamWConfig(head_lr=1e-2, encoder_lr=1e-4, warmup_steps=5)
     errors = {}
     for keys in (("answer",), ()):
         settings = config(
@@ -563,8 +563,8 @@ def test_impossible_settings(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head_rate": 0.0}, "head_rate > 0"),
-        ({"encoder_rate": 0.0}, "encoder_rate > 0, got 0"),
+        ({"head_lr": 0.0}, "head_lr > 0"),
+        ({"encoder_lr": 0.0}, "encoder_lr > 0, got 0"),
         ({"betas": (0.9, 1.0)}, "two betas"),
         ({"clip_norm": 0.0}, "clip_norm > 0"),
         ({"ema_power": 2.0}, "ema_power <= 1"),

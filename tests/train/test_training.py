@@ -626,7 +626,7 @@ def test_two_views_resume_to_the_same_bits(shared: bool, tmp_path: Path) -> None
 
 def test_learns_from_two_views_what_neither_shows(tmp_path: Path) -> None:
     walks = fakes.demonstrations(lengths=(40,) * 6)
-    # The same moments under other noise, and without proprioception, which would give the place away.
+    # The same timesteps under other noise, and without proprioception, which would give the place away.
     known, again = (
         replace(data, proprioception=np.zeros_like(data.proprioception))
         for data in (fakes.two_views(walks), fakes.two_views(walks, seed=2))

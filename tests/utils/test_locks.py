@@ -101,15 +101,15 @@ def test_what_many_add_to_a_run_is_all_there(tmp_path: Path) -> None:
         for part in range(3):
             run.add_summary([fakes.row(evaluation=f"{name}-{part}")])
             add_time(run, name, 1.0)
-            run.add_milestones([fakes.milestone(stage=f"heads/{name}", step=part)])
-            run.drop_milestones("pretrain")
+            run.add_intermediate([fakes.intermediate(stage=f"heads/{name}", step=part)])
+            run.drop_intermediate("pretrain")
 
     jobs = [threading.Thread(target=finish, args=(f"k{i}",)) for i in range(count)]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join()
-    assert len(run.read_summary()) == len(read_jsonl(run.milestones)) == 3 * count
+    assert len(run.read_summary()) == len(read_jsonl(run.intermediates)) == 3 * count
     assert run.read_config()["timings"] == {f"k{i}": 3.0 for i in range(count)}
 
 

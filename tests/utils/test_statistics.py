@@ -161,7 +161,7 @@ def test_permutations_keep_their_level_with_unequal_numbers_of_seeds() -> None:
 
 
 def test_permutations_refuse_other_starts() -> None:
-    with pytest.raises(ConfigError, match="outcomes on the same starts, got 3 and 2 starts"):
+    with pytest.raises(ConfigError, match="outcomes on the same starts, got 3 and 2 initial states"):
         permutation_p(np.zeros((1, 3)), np.zeros((2, 2)))
 
 
@@ -224,7 +224,7 @@ def test_paired_difference_covers_the_truth() -> None:
 
 
 def test_paired_difference_refuses() -> None:
-    with pytest.raises(ConfigError, match=r"got 3 \+ 4 of 6 starts"):
+    with pytest.raises(ConfigError, match=r"got 3 \+ 4 of 6 initial states"):
         paired_difference(3, 4, 6)
 
 
@@ -301,7 +301,7 @@ def test_difference_over_seeds() -> None:
     assert (several.low, several.high) == pytest.approx((single.low, single.high), abs=0.04)
     mirrored = difference_over_seeds(b, np.concatenate([a, a]), np.random.default_rng(0))
     assert (mirrored.low, mirrored.high) == pytest.approx((-several.high, -several.low))
-    with pytest.raises(ConfigError, match="got 60 and 59 starts"):
+    with pytest.raises(ConfigError, match="got 60 and 59 initial states"):
         difference_over_seeds(a, b[:, 1:], rng)
     with pytest.raises(ConfigError, match="of 0 and 1"):
         success_over_seeds(np.array([[0, 2]]), rng)

@@ -55,7 +55,7 @@ def budgets(results: Results) -> list[Budget]:
                 seconds=_mean(cell.training_seconds for cell in done),
                 total=_mean(cell.total_seconds for cell in done),
                 rate=" / ".join(
-                    filter(None, (_values(cell.learning_rate for cell in done), _values(c.encoder_rate for c in done)))
+                    filter(None, (_values(cell.learning_rate for cell in done), _values(c.encoder_lr for c in done)))
                 ),
                 tau=_values(cell.tau for cell in done),
                 k=_values(cell.k for cell in done),

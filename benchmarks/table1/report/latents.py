@@ -26,7 +26,7 @@ MOST_QUERIES = 2
 
 @dataclass(frozen=True)
 class Seen:
-    """A cell's latent map and the neighbours of some moments; None and empty where absent, with the reason."""
+    """A cell's latent map and the neighbours of some timesteps; None and empty where absent, with the reason."""
 
     map: go.Figure | None
     no_map: str

@@ -55,7 +55,7 @@ class Block:
         title: of the condition.
         plots: of it.
         key: colours of methods in these.
-        strips: names with neighbours of some moments.
+        strips: names with neighbours of some timesteps.
         absent: sentences.
     """
 

@@ -68,7 +68,7 @@ class Cell:
         demonstrations: it learned from.
         status: "done", or why there are no numbers: "missing", "failed", "planned".
         reason: in words.
-        learning_rate, encoder_rate, tau, k: chosen settings, None where a method has none; of heads' trainings, the
+        learning_rate, encoder_lr, tau, k: chosen settings, None where a method has none; of heads' trainings, the
             rates of the head and of the encoder beneath.
         images: seen in training, in all.
         steps: of training.
@@ -92,7 +92,7 @@ class Cell:
     demonstrations: int | None = None
     reason: str = ""
     learning_rate: float | None = None
-    encoder_rate: float | None = None
+    encoder_lr: float | None = None
     tau: float | None = None
     k: int | None = None
     images: int | None = None

@@ -48,7 +48,8 @@ class Presets:
                 name,
                 f"{preset.about}\n"
                 f"{p.objective.describe()}: "
-                f"{p.encoder.trunk} from {p.encoder.init}, images {p.encoder.image_size}, crops {p.encoder.crop_size}\n"
+                f"{p.encoder.backbone} from {p.encoder.init}, images {p.encoder.image_size}, crops "
+                f"{p.encoder.crop_size}\n"
                 f"{p.optimizer.name} {p.optimizer.learning_rate:g}, {p.epochs:g} epochs of batches of {p.batch_size}\n"
                 f"K {100 * p.similarity.quantile:g} %, k_nn {r.k}, tau_nn {r.temperature:g}"
                 f" (shifted {preset.tau_shifted:g})",
@@ -60,8 +61,8 @@ class Presets:
             heads.add_row(
                 name,
                 f"{head.about}\n"
-                f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_rate:g}, encoder "
-                f"{rates.encoder_rate:g}\n"
+                f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_lr:g}, encoder "
+                f"{rates.encoder_lr:g}\n"
                 f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
             )
         console().print(heads)

@@ -211,8 +211,8 @@ def _cache() -> str:
 
 EXTRAS = {
     "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
-    "equivar": ("escnn", "the encoder --trunk equivariant"),
-    "faiss": ("faiss-cpu", "retrieval from more than a million moments"),
+    "equivar": ("escnn", "the encoder --backbone equivariant"),
+    "faiss": ("faiss-cpu", "retrieval from more than a million timesteps"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),
     "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
     "tensorboard": ("tensorboard", "--trackers tensorboard"),

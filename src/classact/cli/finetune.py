@@ -64,8 +64,8 @@ class Finetune:
             hidden=("encoder", "start", "evaluation.workers"),
             short={
                 "augment.color": "color-augmentation",
-                "optimizer.head-rate": "head-rate",
-                "optimizer.encoder-rate": "encoder-rate",
+                "optimizer.head-lr": "head-lr",
+                "optimizer.encoder-lr": "encoder-lr",
                 "head.scheduler": "scheduler",
                 "evaluation.episodes": "test-episodes",
                 "evaluation.execute": "execute",
@@ -151,7 +151,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     known = None if flags.config is not None else head_settings(run, name)
     if known is None:
         return made
-    kept: dict[str, Any] = {"milestone_episodes": known.milestone_episodes}
+    kept: dict[str, Any] = {"intermediate_episodes": known.intermediate_episodes}
     kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in ("chunk_length", "evaluations")}
     if known.finetune.head.name == made.finetune.head.name:
         kept |= {f"finetune.head.{entry}": value for entry, value in known.finetune.head.acting_settings().items()}

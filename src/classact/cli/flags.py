@@ -1,8 +1,8 @@
 """Flags from dataclasses; tyro parses them and draws the help.
 
 A command is a frozen dataclass. Its fields are flags, and :func:`settings` makes flags of every field of a
-configuration: ``--encoder.trunk`` is ``trunk`` of ``encoder``, with the docstring's line as its help and, if it is used
-daily, a short name. What was given is kept by path, so that whatever stands below (a preset, a file, the
+configuration: ``--encoder.backbone`` is ``backbone`` of ``encoder``, with the docstring's line as its help and, if it
+is used daily, a short name. What was given is kept by path, so that whatever stands below (a preset, a file, the
 folder of a run) shows through where nothing was.
 """
 
@@ -44,8 +44,8 @@ class Settings:
     Attributes:
         kind: class of the configuration, or what makes it when it is needed.
         prefix: what the names of all flags begin with.
-        inline: paths of fields whose own name is left out: with "pretrain", ``pretrain.encoder.trunk`` is
-            ``--encoder.trunk``.
+        inline: paths of fields whose own name is left out: with "pretrain", ``pretrain.encoder.backbone`` is
+            ``--encoder.backbone``.
         hidden: what is no flag; with a field, those below it, too.
         short: further names of flags.
         about: help where the docstring's is not for the command line.

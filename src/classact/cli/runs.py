@@ -26,12 +26,12 @@ from classact.cli.flags import (
 )
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
-from classact.models.encoders import TRUNKS
+from classact.models.encoders import BACKBONES
 from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config, split_sum
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import RunConfig
-from classact.run.presets import PRESETS, configure, with_objective, with_trunk
+from classact.run.presets import PRESETS, configure, with_backbone, with_objective
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
 
@@ -40,7 +40,7 @@ RUN = Settings(
     inline=("pretrain",),
     hidden=("objective",),
     short={
-        **{f"encoder.{name}": name for name in ("trunk", "cameras", "color", "init", "init-path")},
+        **{f"encoder.{name}": name for name in ("backbone", "cameras", "color", "init", "init-path")},
         "encoder.shared": "shared-encoder",
         "augment.crop": "crop",
         "augment.color": "color-augmentation",
@@ -61,7 +61,7 @@ RUN = Settings(
         "epochs": "Passes over the data, as anchors; adapted to the objective.",
         "frames.simulator": "What renders and evaluates. Default: what the data declare, else the preset's.",
     },
-    choices={"data": sources, "frames.simulator": lambda: SIMULATORS, "encoder.trunk": lambda: TRUNKS},
+    choices={"data": sources, "frames.simulator": lambda: SIMULATORS, "encoder.backbone": lambda: BACKBONES},
 )
 
 
@@ -108,7 +108,7 @@ class RunFlags:
         else:
             named: dict[str, Any] = {name: word(name) for name in ("preset", "objective", "simulator", "shift")}
             config = configure(word("data") or RunConfig.data, **named)
-        return {"run": replace(config, milestone_retrieval=config.milestone_retrieval or config.retrieval)}
+        return {"run": replace(config, intermediate_retrieval=config.intermediate_retrieval or config.retrieval)}
 
 
 def run_config(flags: RunFlags) -> RunConfig:
@@ -143,7 +143,7 @@ def run_config(flags: RunFlags) -> RunConfig:
             config = replace(
                 config,
                 evaluation=known.evaluation,
-                milestone_episodes=known.milestone_episodes,
+                intermediate_episodes=known.intermediate_episodes,
                 baselines=known.baselines if flags.baselines is None else flags.baselines,
                 retrieval=replace(config.retrieval, search=known.retrieval.search),
                 pretrain=replace(config.pretrain, evaluations=known.pretrain.evaluations),
@@ -153,18 +153,20 @@ def run_config(flags: RunFlags) -> RunConfig:
         reads = "learns from no action similarity" if path.startswith(SIMILARITY) else "trains nothing"
         name = pretrain.objective.written
         raise ConfigError(f"objective {name!r} {reads}, so {name_of(RUN, path)} would change nothing.")
-    if "pretrain.encoder.trunk" in given:
-        pretrain = replace(pretrain, encoder=with_trunk(pretrain.encoder, given["pretrain.encoder.trunk"]))
+    if "pretrain.encoder.backbone" in given:
+        pretrain = replace(pretrain, encoder=with_backbone(pretrain.encoder, given["pretrain.encoder.backbone"]))
     if given.get("similarity") is not None:
         from classact.run.similarity import measured_config
 
         pretrain = replace(pretrain, similarity=measured_config(Path(given["similarity"])))
     # Evaluations during training act as the run does, but for what is said of them.
-    acting = below(given, "milestone_retrieval")
-    others = {path: value for path, value in given.items() if not path.startswith("milestone_retrieval.")}
+    acting = below(given, "intermediate_retrieval")
+    others = {path: value for path, value in given.items() if not path.startswith("intermediate_retrieval.")}
     config = changed(replace(config, pretrain=pretrain), others)
     if acting:
-        config = replace(config, milestone_retrieval=changed(config.milestone_retrieval or config.retrieval, acting))
+        config = replace(
+            config, intermediate_retrieval=changed(config.intermediate_retrieval or config.retrieval, acting)
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""The command similarity: which moments of a data set are alike, and what a choice of K means."""
+"""The command similarity: which timesteps of a data set are alike, and what a choice of K means."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH = 52  # of the histogram in characters
 
 @dataclass(frozen=True)
 class Similarity:
-    """Measure which moments of demonstrations lead to similar actions, and what K means: DIR/similarity.html.
+    """Measure which timesteps of demonstrations lead to similar actions, and what K means: DIR/similarity.html.
 
     Under torchrun all ranks measure; rank 0 writes and prints.
 

@@ -266,7 +266,7 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees at one moment.
+    """What a policy sees at one timestep.
 
     Attributes:
         images: camera name -> (H, W, 3) uint8 RGB.
@@ -321,12 +321,12 @@ class RolloutResult:
     """One evaluated episode.
 
     Attributes:
-        seed: the seed that start state and appearance were drawn from.
+        seed: the seed that initial state and appearance were drawn from.
         steps: control steps executed.
         maxima: metric name -> largest value reached.
         success: criterion name -> reached or not.
         first_success: criterion name -> first step (counted from 1) at which it held, None if never.
-        states: (steps + 1, D_s) float64, from the start state on: enough to re-render the episode.
+        states: (steps + 1, D_s) float64, from the initial state on: enough to re-render the episode.
         actions: (steps, D_a) float32 as executed.
         metrics: metric name -> (steps,) float32 trace.
         decisions: (n,) control steps, counted from 0, before which the policy decided; None where it was not kept.

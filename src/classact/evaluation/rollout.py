@@ -217,7 +217,7 @@ def first_alarm(result: RolloutResult, alarm: float) -> int | None:
 
 
 def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]:
-    """Criterion -> whether an alarm rang at a decision before success, or at any where the episode failed.
+    """Criterion -> whether an alarm was raised at a decision before success, or at any where the episode failed.
 
     Episodes run on to their time limit, and what comes after success was never demonstrated: that it is new to the
     policy says nothing about how it got there.

@@ -1,7 +1,7 @@
 """InfoNCE across time: the time-contrastive term of R3M (Nair et al., arXiv 2203.12601, section 3.1).
 
-Of three moments i < j < k of an episode, j shall be more similar to i than k is, and more similar to k than i is; and
-both more than moments of other episodes are. The defaults are those of facebookresearch/r3m (r3m/trainer.py).
+Of three timesteps i < j < k of an episode, j shall be more similar to i than k is, and more similar to k than i is; and
+both more than timesteps of other episodes are. The defaults are those of facebookresearch/r3m (r3m/trainer.py).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def time_contrastive_loss(
     """
     TimeContrastiveConfig(similarity=similarity, temperature=temperature)
     if z.ndim != 3 or z.shape[1] != 3:
-        raise ConfigError(f"expected z of shape (B, 3, F): the moments i, j, k; got {tuple(z.shape)}.")
+        raise ConfigError(f"expected z of shape (B, 3, F): the timesteps i, j, k; got {tuple(z.shape)}.")
     for which, mask in zip("ik", negatives, strict=True):
         if mask.shape != (len(z), len(z)):
             raise ConfigError(
@@ -102,7 +102,7 @@ def _pairs(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"]) -> Tensor:
 
 
 class TimeContrastive(Objective):
-    """Three moments of an episode, and moments of others.
+    """Three timesteps of an episode, and timesteps of others.
 
     The anchor is i. An episode's last two steps have no two later ones: they are drawn as their own j and k, and their
     rows do not count, though other rows are contrasted with them. Both are seen as j and k, as in R3M.
@@ -117,7 +117,7 @@ class TimeContrastive(Objective):
 
     def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:
         super().__init__()
-        material.check_episodes(3, "a triple of moments")
+        material.check_episodes(3, "a triple of timesteps")
         self.config, self.material = config, material
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
@@ -138,21 +138,21 @@ class TimeContrastive(Objective):
     def loss(
         self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
-        """The two terms; logged are the shares of rows that count, and of those whose three moments are in order."""
-        config, moments = self.config, z[:, :, 0]
+        """The two terms; logged are the shares of rows that count, and of those whose three timesteps are in order."""
+        config, timesteps = self.config, z[:, :, 0]
         episodes = torch.from_numpy(self.material.bounds(rows[:, 0])[0]).to(z.device)
         candidates = episodes[:, None] != episodes[None, :]
         negatives_i = draw_negatives(candidates, config.negatives, generator)
         negatives_k = draw_negatives(candidates, config.negatives, generator)
         valid = torch.from_numpy(rows[:, 1] < rows[:, 2]).to(z.device)
         loss = time_contrastive_loss(
-            moments,
+            timesteps,
             (negatives_i, negatives_k),
             valid=valid,
             similarity=config.similarity,
             temperature=config.temperature,
         )
-        first, middle, last = moments.detach().unbind(dim=1)
+        first, middle, last = timesteps.detach().unbind(dim=1)
         early, late, apart = (
             _pairs(x, y, config.similarity) for x, y in ((first, middle), (middle, last), (first, last))
         )

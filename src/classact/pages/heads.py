@@ -36,7 +36,7 @@ class Head:
 
     @property
     def stage(self) -> str:
-        """Its stage in ``milestones.jsonl``."""
+        """Its stage in ``intermediate.jsonl``."""
         return f"heads/{self.name}"
 
 
@@ -68,7 +68,7 @@ def _head(folder: Run) -> Head:
 
 
 def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:
-    """Names of the stages of ``milestones.jsonl`` for people, no two alike."""
+    """Names of the stages of ``intermediate.jsonl`` for people, no two alike."""
     titles = {head.stage: head.title for head in heads} | {PRETRAIN: "Retrieval"}
     names = {stage: titles.get(stage, stage.removeprefix("heads/")) for stage in stages}
     shown = list(names.values())

@@ -79,7 +79,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     return figure
 
 
-def milestones_figure(
+def intermediate_figure(
     rows: Sequence[MilestoneRow], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
 ) -> go.Figure:
     """Success over training steps, one line per stage with its 95% interval as a band (paper, Figure 10).
@@ -87,7 +87,7 @@ def milestones_figure(
     Several criteria become views, of which the first is shown.
 
     Args:
-        rows: of milestones.jsonl, with success, low and high, in the order of steps.
+        rows: of intermediate.jsonl, with success, low and high, in the order of steps.
         names: stage -> name.
         looks: stage -> colour and marker.
     """

@@ -60,7 +60,7 @@ def read_calibration(run: Run) -> Novelty | None:
 
 
 def alarm_level(calibration: Novelty | None) -> float | None:
-    """The score above which an alarm rings, None where none can."""
+    """The score above which an alarm is raised, None where none can."""
     return None if calibration is None or math.isinf(calibration.alarm) else calibration.alarm
 
 
@@ -123,7 +123,7 @@ def meaning(calibration: Novelty | None) -> str:
     of = "" if calibration is None else f"the {calibration.episodes} "
     held = "held-out " if calibration is None or calibration.exact else ""
     words = (
-        f"The novelty of a decision is the share of {of}{held}demonstrations that, even in their strangest moment, "
+        f"The novelty of a decision is the share of {of}{held}demonstrations that, even in their strangest timestep, "
         f"stayed closer to the policy's memory than this observation: 0 is familiar, 1 is farther away than all of "
         f"them ever were."
     )

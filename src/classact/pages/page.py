@@ -83,7 +83,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "metric": sources.evaluations[0].metric if sources.evaluations else "",
         "with_coverage": any("coverage" in row.metrics for row in rows),
         "curves": _curve_plots(sources),
-        "milestones": _milestone_plots(sources),
+        "intermediate": _milestone_plots(sources),
         "novelty": _novelty(sources),
         "novelty_meaning": novelty.meaning(sources.calibration),
         "training": _training_plots(sources.training),
@@ -259,7 +259,7 @@ def _head_facts(head: Head) -> str:
 
 
 def _milestone_plots(sources: Sources) -> list[Plot]:
-    rows = sources.milestones
+    rows = sources.intermediates
     stages = list(dict.fromkeys(row.stage for row in rows))
     names = stage_names(sources.heads, stages)
     kinds = {stage: series(next(row for row in rows if row.stage == stage)) for stage in stages}
@@ -267,13 +267,13 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
     looks = {stage: look[kind] for stage, kind in kinds.items()}
     plots = []
     for key, title, chosen in (
-        ("milestones-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
-        ("milestones-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
+        ("intermediate evaluations-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
+        ("intermediate evaluations-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
     ):
         part = [row for row in rows if row.stage in chosen]
         if part:
             words = _milestone_words(part, names)
-            figure = learning.milestones_figure(part, names, looks)
+            figure = learning.intermediate_figure(part, names, looks)
             # With several heads the sentence grows too long to read; the table above says the same.
             caption = words if len(chosen) == 1 else ""
             plots.append(make_plot(key, figure, f"Success over training steps. {words}", caption, title))

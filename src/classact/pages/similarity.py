@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Pair:
-    """One moment beside an anchor, ready to draw; ``ratio`` is its distance over the threshold."""
+    """One timestep beside an anchor, ready to draw; ``ratio`` is its distance over the threshold."""
 
     kind: str
     title: str
@@ -61,7 +61,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A moment and those beside it."""
+    """A timestep and those beside it."""
 
     image: str | None
     episode: int

@@ -52,7 +52,7 @@ class Sources:
     videos: list[Row]
     absent: dict[str, str] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
-    milestones: list[MilestoneRow] = field(default_factory=list)
+    intermediates: list[MilestoneRow] = field(default_factory=list)
     calibration: Novelty | None = None
 
 
@@ -84,11 +84,11 @@ def read_sources(root: Path) -> Sources:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
     elif all(e.curves is None for e in evaluations):
         absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
-    heads, milestones = read_heads(run), run.read_milestones()
+    heads, intermediates = read_heads(run), run.read_intermediate()
     absent |= {f"Training of {h.title}": f"{h.stage}/train.jsonl holds no row yet" for h in heads if not h.training}
     for section, there, reason in (
         ("Heads", heads, "no heads/NAME/config.json is there"),
-        ("Success during training", milestones, f"{run.milestones.name} is not there or holds no row"),
+        ("Success during training", intermediates, f"{run.intermediates.name} is not there or holds no row"),
         ("Novelty", any(e.novelty for e in evaluations), "no evaluations/NAME/rollouts.safetensors holds novelty"),
     ):
         if not there:
@@ -109,13 +109,13 @@ def read_sources(root: Path) -> Sources:
         videos=_videos(videos_path) if present("Videos", videos_path) else [],
         absent=absent,
         heads=heads,
-        milestones=milestones,
+        intermediates=intermediates,
         calibration=read_calibration(run),
     )
     if videos_path.exists() and not sources.videos:
         absent["Videos"] = "analysis/videos/videos.json lists no video"
     drawn = (config, training, summary, evaluations, sources.similarity, sources.latent_map, sources.neighbors)
-    if not any(drawn) and not any((sources.videos, heads, milestones)):
+    if not any(drawn) and not any((sources.videos, heads, intermediates)):
         raise DataError(f"{run.root} holds nothing to report: {'; '.join(absent.values())}. Train or evaluate first.")
     return sources
 
@@ -197,7 +197,7 @@ def read_latent_map(path: Path) -> Arrays:
 
 
 def read_neighbors(path: Path) -> Arrays:
-    """Moments of a run's roll-outs, and the demonstrated ones that decisions came from.
+    """Timesteps of a run's rollouts, and the demonstrated ones that decisions came from.
 
     Raises:
         DataError: not there, damaged, or of shapes that do not belong together.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from classact.policies.base import Decision, FunctionPolicy, Moment, Neighbors, Policy, PolicySpec, decide
+from classact.policies.base import Decision, FunctionPolicy, Neighbors, Policy, PolicySpec, Timestep, decide
 from classact.policies.config import ControlConfig, NoveltyConfig, ParametricConfig, RetrievalConfig
 from classact.utils.lazy import attach
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from classact.policies.latents import SceneLatents as SceneLatents
     from classact.policies.latents import StateLatents as StateLatents
     from classact.policies.load import load_policy as load_policy
+    from classact.policies.monitored import MonitoredPolicy as MonitoredPolicy
     from classact.policies.novelty import Novelty as Novelty
     from classact.policies.parametric import ParametricPolicy as ParametricPolicy
     from classact.policies.retrieval import RetrievalPolicy as RetrievalPolicy
     from classact.policies.retrieval import retrievable as retrievable
     from classact.policies.search import make_search as make_search
-    from classact.policies.watched import WatchedPolicy as WatchedPolicy
 
 __getattr__, __dir__ = attach(__name__, __file__)
 
@@ -28,12 +28,12 @@ __all__ = [
     "ControlConfig",
     "Decision",
     "FunctionPolicy",
-    "Moment",
     "Neighbors",
     "NoveltyConfig",
     "ParametricConfig",
     "Policy",
     "PolicySpec",
     "RetrievalConfig",
+    "Timestep",
     "decide",
 ]

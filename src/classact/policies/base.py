@@ -13,7 +13,7 @@ from classact.data.schema import Schema
 from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
 
-Moment: TypeAlias = Observation | Sequence[Observation]
+Timestep: TypeAlias = Observation | Sequence[Observation]
 """What one decision is made from: an observation or, for T_o > 1, the last T_o of them, oldest first."""
 
 
@@ -34,7 +34,7 @@ class Decision:
         chunk: (B, T_a, D) float32 unnormalised actions, to be executed open-loop.
         novelty: (B,) float32 in [0, 1]: how far each observation is from what was demonstrated, calibrated on
             held-out demonstrations; None where the policy has no such score.
-        neighbors: the demonstrated moments it was decided from, where there are any.
+        neighbors: the demonstrated timesteps it was decided from, where there are any.
     """
 
     chunk: FloatArray
@@ -83,8 +83,8 @@ class Policy(Protocol):
     def spec(self) -> PolicySpec:
         """What it needs and gives."""
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
-        """What to do in B environments, whose moments these are."""
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
+        """What to do in B environments, whose timesteps these are."""
 
     def prepare(self, batch: int = 1) -> None:
         """Do now what would slow the first decisions of ``batch`` environments."""
@@ -96,13 +96,13 @@ class FunctionPolicy:
 
     Args:
         spec: what it needs and gives.
-        act: (B moments) -> (B, T_a, D) unnormalised actions.
+        act: (B timesteps) -> (B, T_a, D) unnormalised actions.
     """
 
     spec: PolicySpec
-    act: Callable[[Sequence[Moment]], FloatArray]
+    act: Callable[[Sequence[Timestep]], FloatArray]
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         """The function's chunks."""
         return Decision(self.act(observations))
 
@@ -110,36 +110,36 @@ class FunctionPolicy:
         """There is nothing to prepare: the function is called as it is."""
 
 
-def as_histories(observations: Sequence[Moment], history: int) -> list[list[Observation]]:
-    """Moments as lists of T_o observations each, oldest first.
+def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Observation]]:
+    """Timesteps as lists of T_o observations each, oldest first.
 
     Raises:
-        DataError: a moment that does not hold ``history`` observations.
+        DataError: a timestep that does not hold ``history`` observations.
     """
     histories = []
-    for index, moment in enumerate(observations):
-        found = [moment] if isinstance(moment, Observation) else list(moment)
+    for index, timestep in enumerate(observations):
+        found = [timestep] if isinstance(timestep, Observation) else list(timestep)
         if len(found) != history:
             raise DataError(
-                f"moment {index} of {len(observations)} holds {len(found)} observations, expected the last {history} "
+                f"timestep {index} of {len(observations)} holds {len(found)} observations, expected the last {history} "
                 f"(T_o), oldest first. At the start of an episode, repeat its first observation."
             )
         histories.append(found)
     return histories
 
 
-def decide(policy: Policy, observations: Sequence[Moment]) -> Decision:
+def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
     """Ask a policy, and check what it says.
 
     Args:
         policy: any policy, users' own included.
-        observations: B moments.
+        observations: B timesteps.
 
     Returns:
         The decision, its chunk (B, T_a, D) with T_a >= 1 and finite.
 
     Raises:
-        DataError: a moment of another number of observations than the policy decides from.
+        DataError: a timestep of another number of observations than the policy decides from.
         ConfigError: actions or scores of wrong shape, NaN or infinite.
     """
     count = len(observations)

@@ -23,9 +23,9 @@ class RetrievalConfig:
         temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
         chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
         horizon: T_p, actions in a chunk; at least ``chunk_length``.
-        min_actions: moments with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the paper);
-            more keeps the policy from resting just short of the goal where demonstrations end on arrival, for their
-            last chunks are mostly the repeated last action.
+        min_actions: timesteps with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the
+            paper); more keeps the policy from resting just short of the goal where demonstrations end on arrival, for
+            their last chunks are mostly the repeated last action.
         proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
             length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
             count. Does not touch the encoder, so it can be changed on a saved policy.
@@ -62,9 +62,9 @@ class NoveltyConfig:
     """Settings of the score.
 
     Attributes:
-        m: nearest moments whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
-            fewer moments notice more of what changes in a part of the image only; one alone would trust a single odd
-            moment of the bank, 4 are nearly as sharp.
+        m: nearest timesteps whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
+            fewer timesteps notice more of what changes in a part of the image only; one alone would trust a single odd
+            timestep of the bank, 4 are nearly as sharp.
         alpha: the largest chance that a usual episode raises any alarm.
     """
 
@@ -84,7 +84,7 @@ class ParametricConfig:
         chunk_length: T_a, actions executed open-loop per decision (table 7: 12).
         history: T_o, observations that a decision is made from (table 7: 1).
         seed: of the noise that a diffusion head starts from.
-        bf16: run the encoder's trunk in bfloat16.
+        bf16: run the encoder's backbone in bfloat16.
     """
 
     chunk_length: int = 12

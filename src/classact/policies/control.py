@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace
 from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
-from classact.policies.base import Decision, Moment, Policy, decide
+from classact.policies.base import Decision, Policy, Timestep, decide
 from classact.policies.config import ControlConfig
 
 
@@ -80,8 +80,8 @@ class Controller:
                 repeated with other observations.
         """
         now = self._with(observations)
-        moments: list[Moment] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
-        decision = decide(self.policy, moments)
+        timesteps: list[Timestep] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
+        decision = decide(self.policy, timesteps)
         chunk, execute = decision.chunk, self.config.execute
         if execute is not None:
             spec = self.policy.spec

@@ -109,7 +109,7 @@ class ImageLatents(Latents):
     Args:
         encoder: image encoder with its declared transform.
         lowdim: what is observed beside images, and its normalisation, fitted on the demonstrations.
-        bf16: run the encoder's trunk in bfloat16.
+        bf16: run the encoder's backbone in bfloat16.
     """
 
     kind = "image"

@@ -1,19 +1,19 @@
 """How far an observation is from what was demonstrated, and when that is too far to act on.
 
-The distance of an observation is one minus the mean cosine of its m nearest demonstrated moments. What distances are
+The distance of an observation is one minus the mean cosine of its m nearest demonstrated timesteps. What distances are
 usual is learned by split conformal prediction with the episode as the exchangeable unit: M_1, ..., M_n are the largest
 distances of n demonstrations that are not in the bank, all their steps counted. An observation at distance s scores
 
     score(s) = #{i : M_i < s} / (n + 1),
 
 the share of these demonstrations that never were as far out; 1 - score is the conformal p-value of s as the largest
-distance of an episode. The alarm rings where s exceeds the j-th smallest M, j = ceil((n + 1)(1 - alpha)). At least j
-of them are smaller there, and the score exceeds (j - 1/2) / (n + 1): the level lies between two values that scores
+distance of an episode. The alarm is raised where s exceeds the j-th smallest M, j = ceil((n + 1)(1 - alpha)). At least
+j of them are smaller there, and the score exceeds (j - 1/2) / (n + 1): the level lies between two values that scores
 take, so that no rounding decides. If an episode and the n others are exchangeable (drawn alike and independently, say),
-the chance that the alarm rings at any of its steps is at most alpha.
+the chance that the alarm is raised at any of its steps is at most alpha.
 
-A rollout of a policy is no demonstration: that it rings more often there than alpha says is information, not an error.
-"""
+A rollout of a policy is no demonstration: that it is raised more often there than alpha says is information, not an
+error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def episodes_needed(alpha: float) -> int:
 
 
 def distance(cosine: FloatArray) -> StateArray:
-    """(B, m) cosines of the m nearest moments -> (B,) float64 distances, one minus their mean."""
+    """(B, m) cosines of the m nearest timesteps -> (B,) float64 distances, one minus their mean."""
     return np.asarray(1 - cosine.mean(axis=1, dtype=np.float64))
 
 
@@ -57,7 +57,7 @@ class Novelty:
 
     Args:
         maxima: (n,) largest distance of each calibration episode, in any order; kept sorted.
-        moments: rows of the bank that distances were measured to.
+        timesteps: rows of the bank that distances were measured to.
         config: settings.
         kind: "held-out": of demonstrations that are neither in the bank nor did the encoder train on them; the bound
             alpha holds exactly. "leave-one-out": each episode of the bank against the bank without it; the bound holds
@@ -68,7 +68,7 @@ class Novelty:
     """
 
     maxima: StateArray
-    moments: int
+    timesteps: int
     config: NoveltyConfig
     kind: str
 
@@ -89,17 +89,17 @@ class Novelty:
 
     @property
     def rank(self) -> int:
-        """j: the alarm rings beyond the j-th smallest maximum; n + 1 where there are too few to ring at all."""
+        """j: the alarm is raised beyond the j-th smallest maximum; n + 1 where there are too few to ring at all."""
         return math.ceil((self.episodes + 1) * (1 - _exact(self.config.alpha)))
 
     @property
     def threshold(self) -> float:
-        """The distance beyond which the alarm rings; infinite where there are too few episodes."""
+        """The distance beyond which the alarm is raised; infinite where there are too few episodes."""
         return math.inf if self.rank > self.episodes else float(self.maxima[self.rank - 1])
 
     @property
     def alarm(self) -> float:
-        """The score beyond which the alarm rings; infinite where there are too few episodes."""
+        """The score beyond which the alarm is raised; infinite where there are too few episodes."""
         return math.inf if self.rank > self.episodes else (self.rank - 0.5) / (self.episodes + 1)
 
     @property
@@ -122,14 +122,14 @@ class Novelty:
                 f"needs {episodes_needed(alpha)}."
             )
         bound = "at most" if self.exact else "about"
-        return f"The alarm rings in {bound} {alpha:g} of episodes like those demonstrated (calibrated on {source})."
+        return f"The alarm is raised in {bound} {alpha:g} of episodes like those demonstrated (calibrated on {source})."
 
     def to_json(self) -> dict[str, Any]:
         """As a :class:`NoveltyRecord`."""
         alarm = None if math.isinf(self.alarm) else self.alarm
         how = (self.kind, self.config.m, self.config.alpha)
         return fields_to_json(
-            NoveltyRecord(alarm, self.episodes, self.exact, *how, self.moments, tuple(self.maxima.tolist()))
+            NoveltyRecord(alarm, self.episodes, self.exact, *how, self.timesteps, tuple(self.maxima.tolist()))
         )
 
     @staticmethod
@@ -142,7 +142,7 @@ class Novelty:
         record = fields_from_json(NoveltyRecord, value, where)
         try:
             config = NoveltyConfig(record.m, record.alpha)
-            return Novelty(np.array(record.maxima, np.float64), record.moments, config, record.kind)
+            return Novelty(np.array(record.maxima, np.float64), record.timesteps, config, record.kind)
         except ConfigError as problem:
             raise DataError(f"{where}: {problem} Calibrate again.") from None
 
@@ -157,7 +157,7 @@ class NoveltyRecord:
     kind: str
     m: int
     alpha: float
-    moments: int
+    timesteps: int
     maxima: tuple[float, ...]
 
 
@@ -180,18 +180,18 @@ def left_out_distances(
     m: int,
     progress: Progress | None = None,
 ) -> StateArray:
-    """Distance of every step to the moments of all other episodes. N x N cosines are computed, few held at a time.
+    """Distance of every step to the timesteps of all other episodes. N x N cosines are computed, few held at a time.
 
     Args:
         search: over ``latents[rows]``.
         rows: (R,) steps that may be retrieved, ascending.
         latents: (N, d) of all steps.
         episode_ends: (E,) of the steps.
-        m: nearest moments to average.
+        m: nearest timesteps to average.
         progress: called with (steps done, N).
 
     Raises:
-        ConfigError: one episode only, or an episode without which fewer than m moments are left.
+        ConfigError: one episode only, or an episode without which fewer than m timesteps are left.
     """
     if len(episode_ends) < 2:
         raise ConfigError("leaving an episode out needs at least 2 episodes, the bank has 1. Hold demonstrations out.")

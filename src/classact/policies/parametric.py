@@ -20,7 +20,7 @@ from classact.models.encoders.image import ImageEncoder
 from classact.models.heads.base import Head, make_head
 from classact.models.heads.config import HeadConfig
 from classact.models.weights import load_weights
-from classact.policies.base import Decision, Moment, PolicySpec, as_histories
+from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.policies.config import ParametricConfig
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import stack_images, warm_up
@@ -126,7 +126,7 @@ class ParametricPolicy:
             action_space=self.lowdim.schema.actions,
         )
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         """Chunks (B, T_a, D); 6-D rotations are orthonormal.
 
         Args:
@@ -217,7 +217,7 @@ class ParametricPolicy:
         return self
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to act as one folder, sealed with checksums."""
+        """Write everything needed to act as one folder, with checksums."""
         from safetensors.torch import save_file
 
         head = self.head

@@ -1,4 +1,4 @@
-"""Acting by memory: the k nearest demonstrated moments, their action chunks averaged (paper section 4.4)."""
+"""Acting by memory: the k nearest demonstrated timesteps, their action chunks averaged (paper section 4.4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from classact.data.copies import describe_copies, first_copies, group_copies
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.policies.base import Decision, Moment, Neighbors, PolicySpec, as_histories
+from classact.policies.base import Decision, Neighbors, PolicySpec, Timestep, as_histories
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import ImageLatents, Latents, LatentSettings, load_latents, unit, warm_up
@@ -46,7 +46,7 @@ class RetrievalMetadata:
         format: :data:`FORMAT`.
         config: settings.
         latents: what is compared.
-        bank: N, demonstrated moments, for other readers.
+        bank: N, demonstrated timesteps, for other readers.
         action_space: of actions with rotations.
         novelty: the calibrated score.
     """
@@ -70,7 +70,7 @@ def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> 
     if config.k > len(rows):
         why = "" if config.min_actions == 1 else f" with at least {config.min_actions} actions left"
         raise ConfigError(
-            f"{where}: k = {config.k} neighbours asked of a bank of {len(rows)} moments{why}. Lower k to at most "
+            f"{where}: k = {config.k} neighbours asked of a bank of {len(rows)} timesteps{why}. Lower k to at most "
             f"{len(rows)}, or add demonstrations."
         )
     return np.asarray(rows, np.int64)
@@ -83,10 +83,10 @@ def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: i
         first: of :func:`first_copies`.
         episode_ends: (E,) of the bank.
         rows: (R,) steps that may be retrieved.
-        m: nearest moments that are compared with.
+        m: nearest timesteps that are compared with.
 
     Raises:
-        ConfigError: one episode only, not counting copies, or one without which fewer than m moments are left.
+        ConfigError: one episode only, not counting copies, or one without which fewer than m timesteps are left.
     """
     different = len(np.unique(first))
     if different < 2:
@@ -94,11 +94,11 @@ def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: i
         raise ConfigError(
             f"leaving an episode out needs at least 2 episodes, the bank has 1{copies}. Add demonstrations."
         )
-    moments = np.bincount(first[np.searchsorted(episode_ends, rows, side="right")], minlength=len(first))
-    if (left := len(rows) - int(moments.max())) < m:
+    timesteps = np.bincount(first[np.searchsorted(episode_ends, rows, side="right")], minlength=len(first))
+    if (left := len(rows) - int(timesteps.max())) < m:
         raise ConfigError(
-            f"leaving episode {int(moments.argmax())} out of the bank leaves {left} moments of others to compare with, "
-            f"expected at least m = {m}. Add demonstrations."
+            f"leaving episode {int(timesteps.argmax())} out of the bank leaves {left} timesteps of others to compare "
+            f"with, expected at least m = {m}. Add demonstrations."
         )
 
 
@@ -132,14 +132,14 @@ def no_alarm(data: Demonstrations, heldout: Demonstrations | None, rows: IntArra
         data: what is learned from.
         heldout: what calibrates, the episodes that follow in the file; None: each episode is left out in turn.
         rows: (R,) steps that may be retrieved.
-        m: nearest moments that are compared with.
+        m: nearest timesteps that are compared with.
 
     Raises:
         DataError: a held-out episode is a copy of one that is learned from.
     """
     if heldout is not None:
         check_heldout(data.actions, data.episode_ends, heldout, len(data))
-        return f"{len(rows)} moments to compare with, expected at least m = {m}." if len(rows) < m else ""
+        return f"{len(rows)} timesteps to compare with, expected at least m = {m}." if len(rows) < m else ""
     first = first_copies(data.actions, data.episode_ends)
     if copies := describe_copies(first, f"{data.name} ({data.source})"):
         logger.warning("%s", copies)
@@ -151,7 +151,7 @@ def no_alarm(data: Demonstrations, heldout: Demonstrations | None, rows: IntArra
 
 
 class RetrievalPolicy:
-    """k-NN over a bank of demonstrated moments.
+    """k-NN over a bank of demonstrated timesteps.
 
     Args:
         latents: what is compared.
@@ -183,7 +183,7 @@ class RetrievalPolicy:
     ) -> None:
         if not len(bank) == len(actions) == episode_ends[-1]:
             raise DataError(
-                f"expected one latent and one action per step, got a bank of {len(bank)} moments, {len(actions)} "
+                f"expected one latent and one action per step, got a bank of {len(bank)} timesteps, {len(actions)} "
                 f"actions and episodes of {int(episode_ends[-1])} steps in all. Build the policy from one data set."
             )
         if action_space is not None:
@@ -191,9 +191,9 @@ class RetrievalPolicy:
         self.latents, self.config, self.action_space = latents, config, action_space
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
         self._rows = retrievable(episode_ends, config, "the bank")
-        if calibration is not None and calibration.moments != len(self._rows):
+        if calibration is not None and calibration.timesteps != len(self._rows):
             raise ConfigError(
-                f"the novelty score was calibrated on a bank of {calibration.moments} moments, this one has "
+                f"the novelty score was calibrated on a bank of {calibration.timesteps} timesteps, this one has "
                 f"{len(self._rows)}. Calibrate again."
             )
         self.calibration = calibration
@@ -258,9 +258,9 @@ class RetrievalPolicy:
     def _make_search(self) -> Search:
         # On the CPU ties stay as torch.topk leaves them: results that are published were made so.
         ties = "any" if self.device.type == "cpu" else "row"
-        return make_search(self._moments(), self.config.search, device=self.device, ties=ties)
+        return make_search(self._timesteps(), self.config.search, device=self.device, ties=ties)
 
-    def _moments(self) -> FloatArray:
+    def _timesteps(self) -> FloatArray:
         """(R, d) what may be retrieved, as it is compared; the bank itself where all may."""
         return self._weigh(self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows])
 
@@ -300,18 +300,20 @@ class RetrievalPolicy:
             The calibration, which the policy keeps and saves.
 
         Raises:
-            ConfigError: fewer than m moments to compare with, or an index that misses neighbours and nothing held out.
+            ConfigError: fewer than m timesteps to compare with, or an index that misses neighbours and nothing held
+                out.
             DataError: a held-out episode is in the bank.
         """
         config = config or NoveltyConfig()
         if config.m > len(self._rows):
             raise ConfigError(
-                f"m = {config.m} nearest moments asked of a bank of {len(self._rows)}. Lower m, or add demonstrations."
+                f"m = {config.m} nearest timesteps asked of a bank of {len(self._rows)}. Lower m, or add "
+                f"demonstrations."
             )
         if heldout is None:
             if not is_exact(self.config.search):
                 raise ConfigError(
-                    f"leaving episodes out of the bank takes the exact nearest moments, which search "
+                    f"leaving episodes out of the bank takes the exact nearest timesteps, which search "
                     f"{self.config.search!r} may miss, so that decisions would be scored too novel. Hold "
                     f"demonstrations out and calibrate on them, or use search 'auto'."
                 )
@@ -358,9 +360,9 @@ class RetrievalPolicy:
         """(..., T_a, D) demonstrated actions from the given bank rows on."""
         return self.actions[self._chunks[rows]]
 
-    def decide(self, observations: Sequence[Moment]) -> Decision:
+    def decide(self, observations: Sequence[Timestep]) -> Decision:
         """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores."""
-        z = self.latents.observations([moment for (moment,) in as_histories(observations, 1)])
+        z = self.latents.observations([timestep for (timestep,) in as_histories(observations, 1)])
         k, calibration = self.config.k, self.calibration
         m = 0 if calibration is None else calibration.config.m
         rows, cosine = self._search.search(self._weigh(z), max(k, m))
@@ -375,7 +377,7 @@ class RetrievalPolicy:
         return np.einsum("bk,bktd->btd", weights, chunks).astype(np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to act as one folder, sealed with checksums."""
+        """Write everything needed to act as one folder, with checksums."""
         from safetensors.numpy import save_file
 
         config, latents = self.config, self.latents.settings

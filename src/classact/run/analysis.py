@@ -71,7 +71,8 @@ def write_neighbors(
     rendered: bool,
     queries: int = 6,
 ) -> None:
-    """analysis/neighbors.safetensors: moments of rollouts, and the demonstrated moments each decision came from (J.2).
+    """analysis/neighbors.safetensors: timesteps of rollouts, and the demonstrated timesteps each decision came from
+    (J.2).
 
     Queries are spread over episodes from the best to the worst and over the time before success.
 
@@ -80,12 +81,12 @@ def write_neighbors(
         policy: decides.
         data: what is in its bank, with the images that the encoder saw.
         frames: how images were rendered.
-        results: episodes to take moments from.
+        results: episodes to take timesteps from.
         simulator, evaluation: that they are of.
         rendered: whether the first camera's images of ``data`` were rendered from its states as ``frames`` says: then
             they are drawn again, larger. Recorded ones are shown as they are
             (:func:`classact.run.frames.needs_rendering` of the data as recorded tells).
-        queries: how many moments.
+        queries: how many timesteps.
     """
     sim = make_simulator(
         simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.spec.cameras or None
@@ -136,7 +137,7 @@ def _picture(sim: Any, fallback: ImageArray) -> ImageArray:
 
 
 def _demonstrated(data: Demonstrations, frames: FramesConfig | None, rows: IntArray, episodes: IntArray) -> ImageArray:
-    """(k, PICTURE, PICTURE, 3) frames of demonstrated moments, as the encoder saw them.
+    """(k, PICTURE, PICTURE, 3) frames of demonstrated timesteps, as the encoder saw them.
 
     Args:
         data: with the images that the encoder saw.

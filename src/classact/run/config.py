@@ -18,14 +18,14 @@ RANDOM = "random"
 """How tables name an encoder of random weights that a run is about."""
 
 NON_IDENTITY_FIELDS = (
-    *("data", "evaluation", "baselines", "similarity", "milestone_episodes", "milestone_retrieval", "layout"),
+    *("data", "evaluation", "baselines", "similarity", "intermediate_episodes", "intermediate_retrieval", "layout"),
     *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
 """Settings of a run that do not decide what is learned: how it is evaluated, on how many processes. Where data and
 layout lie decides nothing; what they hold is compared by itself."""
 
-KEPT_FIELDS = ("similarity", "milestone_retrieval", "layout")
+KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout")
 """Those of them that stay as a run was started with them where a later call names none."""
 
 UNTRAINED = {"training": "none", "augmentation": "none"}
@@ -75,8 +75,8 @@ class RunConfig:
         heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
             them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
             each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
-        milestone_episodes: unseen starts per evaluation during training (``pretrain.evaluations`` of them).
-        milestone_retrieval: how these act; None: as the run does.
+        intermediate_episodes: unseen initial states per evaluation during training (``pretrain.evaluations`` of them).
+        intermediate_retrieval: how these act; None: as the run does.
         novelty: of the score that decisions carry.
         layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
     """
@@ -91,15 +91,16 @@ class RunConfig:
     similarity: str | None = None
     keys: tuple[str, ...] | None = None
     heldout: int = 0
-    milestone_episodes: int = 50
-    milestone_retrieval: RetrievalConfig | None = None
+    intermediate_episodes: int = 50
+    intermediate_retrieval: RetrievalConfig | None = None
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     layout: str | None = None
 
     def __post_init__(self) -> None:
-        if self.heldout < 0 or self.milestone_episodes < 1:
+        if self.heldout < 0 or self.intermediate_episodes < 1:
             raise ConfigError(
-                f"expected heldout >= 0 and milestone_episodes >= 1, got {self.heldout} and {self.milestone_episodes}."
+                f"expected heldout >= 0 and intermediate_episodes >= 1, got {self.heldout} and "
+                f"{self.intermediate_episodes}."
             )
         if not self.heldout and not is_exact(self.retrieval.search):
             raise ConfigError(
@@ -130,17 +131,17 @@ class HeadRunConfig:
         start: the encoder to start from: "run" (the run's own), "scratch" (the paper's behaviour cloning baseline: the
             run's architecture with its initial weights), or the folder of another encoder.
         evaluation: rollouts; None: as the head was started with, else as the run is evaluated.
-        milestone_episodes: unseen starts per evaluation during training.
+        intermediate_episodes: unseen initial states per evaluation during training.
     """
 
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     start: str = "run"
     evaluation: EvaluationConfig | None = None
-    milestone_episodes: int = 50
+    intermediate_episodes: int = 50
 
     def __post_init__(self) -> None:
-        if self.milestone_episodes < 1:
-            raise ConfigError(f"expected milestone_episodes >= 1, got {self.milestone_episodes}.")
+        if self.intermediate_episodes < 1:
+            raise ConfigError(f"expected intermediate_episodes >= 1, got {self.intermediate_episodes}.")
         if self.start == "scratch" and (self.finetune.frozen or self.finetune.weights == "last"):
             other = "frozen trains no encoder" if self.finetune.frozen else "weights 'last' are of a pre-training"
             raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")

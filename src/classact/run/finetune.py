@@ -16,12 +16,12 @@ from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
+from classact.policies.monitored import monitored
 from classact.policies.parametric import ParametricPolicy
-from classact.policies.watched import watched
 from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
 from classact.run.folder import Run
-from classact.run.load import run_watcher
+from classact.run.load import run_monitor
 from classact.run.stages import Stage, Work, started
 from classact.train.config import INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
@@ -80,7 +80,7 @@ class HeadPipeline(Work["HeadPipeline"]):
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
-        self.milestone_episodes = config.milestone_episodes
+        self.intermediate_episodes = config.intermediate_episodes
         self.simulator = settings.frames.simulator
         self.encoder_config = encoder_config(run, config, settings)
         keys = settings.keys if config.finetune.keys is None else config.finetune.keys
@@ -180,8 +180,8 @@ def train(work: HeadPipeline) -> ParametricPolicy:
 
 
 def roll_out(work: HeadPipeline) -> list[RolloutResult]:
-    """Rollouts of the trained policy, watched by the run's own where it started from the run's encoder."""
-    policy = watched(work.policy, run_watcher(work.run, work.config.start, work.device))
+    """Rollouts of the trained policy, monitored by the run's own where it started from the run's encoder."""
+    policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))
     return work.roll_out(policy, work.name)
 
 
@@ -261,7 +261,7 @@ def identity(config: HeadRunConfig, digest: str | None, flags: Mapping[str, bool
         flags: what "auto" precision came to.
     """
     free = (f"finetune.{name}" for name in (*INCIDENTAL, *config.finetune.acting))
-    value = without(to_json(config), "evaluation", "milestone_episodes", *free)
+    value = without(to_json(config), "evaluation", "intermediate_episodes", *free)
     # Which other encoder it started from is told by its weights, wherever they lie.
     start = config.start if config.start in OWN_STARTS else "other"
     return value | {"start": start, "finetune": spelled_out(value["finetune"], flags), "started_from": digest}

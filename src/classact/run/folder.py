@@ -2,16 +2,16 @@
 
 DIR/config.json                     what was run: every setting, data, seeds, versions, hardware
 DIR/train.jsonl                     one row per logged training step
-DIR/checkpoints/step-00001200/      complete training state, sealed with checksums (the last two are kept)
+DIR/checkpoints/step-00001200/      complete training state, with checksums (the last two are kept)
 DIR/encoder/                        the trained (EMA) encoder: config.json, model.safetensors
 DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
 DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
                                     (title, settings, timings), train.jsonl, checkpoints/, policy/
 DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
 DIR/summary.json                    one row per evaluation and criterion
-DIR/milestones.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
+DIR/intermediate.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
                                     "heads/NAME"), step and steps
-DIR/milestones/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
+DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       numbers behind the report's pictures
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
@@ -93,9 +93,9 @@ class Run:
         return self.root / "heads"
 
     @property
-    def milestones(self) -> Path:
+    def intermediates(self) -> Path:
         """Success during training (JSONL)."""
-        return self.root / "milestones.jsonl"
+        return self.root / "intermediate.jsonl"
 
     @property
     def summary(self) -> Path:
@@ -116,9 +116,9 @@ class Run:
         """Folder of one evaluation's episodes and trajectories."""
         return self.root / "evaluations" / check_name(name, "an evaluation")
 
-    def milestone(self, stage: str, step: int) -> Path:
+    def intermediate(self, stage: str, step: int) -> Path:
         """Folder of one evaluation during training, laid out like :meth:`evaluation`."""
-        return self.root / "milestones" / stage / f"step-{step:08d}"
+        return self.root / "intermediate" / stage / f"step-{step:08d}"
 
     def head(self, name: str) -> Path:
         """Folder of one head; ``Run(run.head(name))`` has its config, train log, checkpoints and policy."""
@@ -132,7 +132,7 @@ class Run:
         """
         for path in (self.summary, self.config, self.report):
             check_writable(path)
-        for path in (self.milestones, self.train_log):
+        for path in (self.intermediates, self.train_log):
             check_writable(path, appended=True)
 
     def read_config(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class Run:
         new, made = {row.evaluation for row in rows}, to_json(rows)
         update_json(self.summary, lambda old: [row for row in old if row["evaluation"] not in new] + made, [])
 
-    def read_milestones(self) -> list[MilestoneRow]:
+    def read_intermediate(self) -> list[MilestoneRow]:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
 
         Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
@@ -220,24 +220,26 @@ class Run:
             DataError: a row is damaged (its number and field are named).
         """
         rows: dict[tuple[str, int, str], MilestoneRow] = {}
-        for number, value in enumerate(read_jsonl(self.milestones), 1):
-            row = from_json(MilestoneRow, value, f"{self.milestones}, row {number}")
+        for number, value in enumerate(read_jsonl(self.intermediates), 1):
+            row = from_json(MilestoneRow, value, f"{self.intermediates}, row {number}")
             rows[row.stage, row.step, row.criterion] = row
         stages = list(dict.fromkeys(stage for stage, _, _ in rows))
         return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
 
-    def drop_milestones(self, stage: str) -> None:
+    def drop_intermediate(self, stage: str) -> None:
         """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
-        if self.milestones.exists():
-            with locked(lock_of(self.milestones)):
-                write_jsonl(self.milestones, to_json([row for row in self.read_milestones() if row.stage != stage]))
-        shutil.rmtree(self.root / "milestones" / stage, ignore_errors=True)
+        if self.intermediates.exists():
+            with locked(lock_of(self.intermediates)):
+                write_jsonl(
+                    self.intermediates, to_json([row for row in self.read_intermediate() if row.stage != stage])
+                )
+        shutil.rmtree(self.root / "intermediate" / stage, ignore_errors=True)
 
-    def add_milestones(self, rows: Iterable[MilestoneRow]) -> None:
+    def add_intermediate(self, rows: Iterable[MilestoneRow]) -> None:
         """Append the rows of one evaluation during training."""
-        with locked(lock_of(self.milestones)):  # heads of one run may be trained side by side
+        with locked(lock_of(self.intermediates)):  # heads of one run may be trained side by side
             for row in rows:
-                append_jsonl(self.milestones, to_json(row))
+                append_jsonl(self.intermediates, to_json(row))
 
 
 def head_settings(folder: Run) -> HeadRunConfig:

@@ -1,4 +1,4 @@
-"""The policies of a run: retrieval, and heads that are watched by it."""
+"""The policies of a run: retrieval, and heads that are monitored by it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from classact.errors import CheckpointError
 from classact.policies.base import Policy
 from classact.policies.load import load_policy as load_saved
+from classact.policies.monitored import monitored
 from classact.policies.retrieval import RetrievalPolicy
-from classact.policies.watched import watched
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 
@@ -18,8 +18,8 @@ def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) ->
     """The policy that a folder holds.
 
     Args:
-        folder: of a saved policy; of a run: its retrieval policy; or of a head in a run: as evaluations use it, watched
-            by the run's retrieval policy where it started from the run's encoder.
+        folder: of a saved policy; of a run: its retrieval policy; or of a head in a run: as evaluations use it,
+            monitored by the run's retrieval policy where it started from the run's encoder.
         device: where to compute.
         overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
 
@@ -33,7 +33,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) ->
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)
     run = Run(path.parents[1])
     start = trained_head(run, path.name).start
-    return watched(load_saved(Run(path).policy, device=device, **overrides), run_watcher(run, start, device))
+    return monitored(load_saved(Run(path).policy, device=device, **overrides), run_monitor(run, start, device))
 
 
 def trained_head(run: Run, name: str) -> HeadRunConfig:
@@ -49,9 +49,9 @@ def trained_head(run: Run, name: str) -> HeadRunConfig:
     return run.head_settings(name)
 
 
-def run_watcher(run: Run, start: str, device: str) -> RetrievalPolicy | None:
+def run_monitor(run: Run, start: str, device: str) -> RetrievalPolicy | None:
     """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
 
-    Only heads that started from the run's encoder are watched: its latents are what they began with.
+    Only heads that started from the run's encoder are monitored: its latents are what they began with.
     """
     return RetrievalPolicy.load(run.policy, device=device) if start == "run" and run.policy.is_dir() else None

@@ -64,7 +64,7 @@ def _paper(
     render_size: int = 256,
 ) -> Preset:
     encoder = EncoderConfig(
-        trunk="resnet18",
+        backbone="resnet18",
         image_size=256,
         crop_size=224,
         mean=IMAGENET_MEAN,
@@ -181,7 +181,7 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
         pretrain: of a preset, that is, for CLASS.
         objective: settings.
     """
-    made, small = objective.recipe, pretrain.encoder.trunk == "small"
+    made, small = objective.recipe, pretrain.encoder.backbone == "small"
     if small:
         seen = pretrain.objective.images_per_anchor / objective.images_per_anchor
         pretrain = replace(pretrain, epochs=pretrain.epochs * seen)
@@ -195,21 +195,21 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
     return replace(pretrain, optimizer=optimizer, epochs=made.epochs, batch_size=made.batch_size)
 
 
-def with_trunk(encoder: EncoderConfig, trunk: str) -> EncoderConfig:
-    """An encoder with another trunk, from scratch, with the scaling of images that goes with it.
+def with_backbone(encoder: EncoderConfig, backbone: str) -> EncoderConfig:
+    """An encoder with another backbone, from scratch, with the scaling of images that goes with it.
 
     Args:
         encoder: of a preset.
-        trunk: a key of :data:`classact.models.encoders.image.TRUNKS`.
+        backbone: a key of :data:`classact.models.encoders.image.BACKBONES`.
     """
-    if trunk == encoder.trunk:
+    if backbone == encoder.backbone:
         return encoder
     half = (127.5, 127.5, 127.5)  # to [-1, 1], as the released code of the equivariant encoder has it
     mean, std = {
         "resnet18": (IMAGENET_MEAN, IMAGENET_STD),
         "equivariant": (half, half),
-    }.get(trunk, (EncoderConfig().mean, EncoderConfig().std))
-    return replace(encoder, trunk=trunk, init="scratch", init_path=None, mean=mean, std=std)
+    }.get(backbone, (EncoderConfig().mean, EncoderConfig().std))
+    return replace(encoder, backbone=backbone, init="scratch", init_path=None, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
     {
         "head-cpu": HeadPreset(
             "small",
-            AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=100),
+            AdamWConfig(head_lr=1e-3, encoder_lr=1e-4, warmup_steps=100),
             (8, 4),
             "a small head on a small encoder, within minutes on two CPU cores",
         ),
@@ -261,7 +261,7 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
         },
         "head-debug": HeadPreset(
             "debug",
-            AdamWConfig(head_rate=1e-3, encoder_rate=1e-4, warmup_steps=5),
+            AdamWConfig(head_lr=1e-3, encoder_lr=1e-4, warmup_steps=5),
             (0.5, 0.5),
             "seconds, for tests: nothing useful is learned",
         ),
@@ -270,17 +270,17 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
 """Name -> settings."""
 
 
-def default_head_preset(trunk: str, simulator: str) -> str:
+def default_head_preset(backbone: str, simulator: str) -> str:
     """The preset of a head where none is named: small for a small encoder, else the paper's for the task.
 
     Raises:
         ConfigError: table 9 has no such task.
     """
-    if trunk == "small":
+    if backbone == "small":
         return "head-cpu"
     if (paper := f"paper-{SIMULATORS[simulator].paper}") not in HEAD_PRESETS:
         raise ConfigError(
-            f"the paper has no epochs for a head of encoder {trunk!r} on {simulator!r}. Name the preset: "
+            f"the paper has no epochs for a head of encoder {backbone!r} on {simulator!r}. Name the preset: "
             f"{', '.join(HEAD_PRESETS)}."
         )
     return paper
@@ -375,7 +375,7 @@ def configure_head(
     Raises:
         ConfigError: an unknown name, or no preset for the task.
     """
-    name = preset or default_head_preset(run.pretrain.encoder.trunk, run.frames.simulator)
+    name = preset or default_head_preset(run.pretrain.encoder.backbone, run.frames.simulator)
     # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
     learned = "class" in [term.name for term in run.pretrain.objective.terms]
     scratch = start == "scratch" or (start == "run" and not learned)

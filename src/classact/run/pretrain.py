@@ -72,7 +72,7 @@ class Pipeline(Work["Pipeline"]):
         self.config = config = self.ranks.on_first(lambda: resumed(run, config))
         self.label, self.labels = config.label, config.labels
         self.simulator, self.evaluation = config.frames.simulator, config.evaluation
-        self.milestone_episodes = config.milestone_episodes
+        self.intermediate_episodes = config.intermediate_episodes
         self.stages = (*pretraining(config), *rollouts(config), *pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # What is wrong with the settings shall show now, not after an hour of training.
@@ -192,11 +192,11 @@ class Pipeline(Work["Pipeline"]):
         return retrieval(self, encoder, config)
 
     def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:
-        """Neighbours of some moments of rollouts: :func:`classact.run.analysis.write_neighbors`.
+        """Neighbours of some timesteps of rollouts: :func:`classact.run.analysis.write_neighbors`.
 
         Args:
             policy: of this run, with its own settings or others.
-            results: episodes to take moments from.
+            results: episodes to take timesteps from.
         """
         self.make("frames")
         config = self.config
@@ -220,8 +220,8 @@ def read(work: Pipeline) -> Demonstrations:
     """The demonstrations that are learned from, as recorded; the folder is theirs from then on."""
     config, data, states = work.config, work.source.recorded(), work.source.states()
     where = f"{data.name} ({data.source})"
-    if config.pretrain.evaluations and config.milestone_retrieval is not None:
-        retrievable(states.episode_ends, config.milestone_retrieval, where)
+    if config.pretrain.evaluations and config.intermediate_retrieval is not None:
+        retrievable(states.episode_ends, config.intermediate_retrieval, where)
     rows = retrievable(states.episode_ends, config.retrieval, where)
     work.left["no alarm"] = ""
     if not work.run.policy.is_dir():
@@ -248,7 +248,7 @@ def check(work: Pipeline) -> bool:
     width = check_training(data, config, folder) + data.schema.language
     width += len(data.schema.columns(work.config.keys))
     check_engine(work.engine, work.ranks, config.batch_size, data.num_steps)
-    for retrieval in (work.config.retrieval, work.config.milestone_retrieval or work.config.retrieval):
+    for retrieval in (work.config.retrieval, work.config.intermediate_retrieval or work.config.retrieval):
         check_search(retrieval.search, len(retrievable(data.episode_ends, retrieval, data.name)), width)
     return True
 
@@ -286,7 +286,7 @@ def train(work: Pipeline) -> ImageEncoder:
     trainer: Trainer = work.left.pop("training")  # its images and networks are not needed any longer
 
     def policy(at: Trainer) -> RetrievalPolicy:
-        return retrieval(work, at.average, work.config.milestone_retrieval)
+        return retrieval(work, at.average, work.config.intermediate_retrieval)
 
     evaluations = work.config.pretrain.evaluations
     title = "learn the representation"
@@ -378,7 +378,7 @@ def draw_latent_map(work: Pipeline) -> bool:
 
 
 def draw_rollouts(work: Pipeline) -> bool:
-    """Neighbours of some moments, and videos, of the learned policy's rollouts."""
+    """Neighbours of some timesteps, and videos, of the learned policy's rollouts."""
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)
     name, criterion = evaluation_name("retrieval", work.label, work.evaluation.shift), next(iter(results[0].success))
@@ -462,8 +462,8 @@ def training_config(work: Pipeline) -> PretrainConfig:
 def resumed(run: Run, config: RunConfig) -> RunConfig:
     """The settings with whole paths, and with what was named when the run was started and is not named now."""
     known = run.settings() if started(run) else None
-    if config.milestone_retrieval is None and known is not None:
-        config = replace(config, milestone_retrieval=known.milestone_retrieval)
+    if config.intermediate_retrieval is None and known is not None:
+        config = replace(config, intermediate_retrieval=known.intermediate_retrieval)
 
     def place(name: str) -> str | None:
         asked = getattr(config, name)

@@ -109,7 +109,7 @@ def probe_run(
     training = data.states()
     if len(policy.bank) != training.num_steps:
         raise ConfigError(
-            f"the bank of {run.policy} holds {len(policy.bank)} moments, the data that the run was started with have "
+            f"the bank of {run.policy} holds {len(policy.bank)} timesteps, the data that the run was started with have "
             f"{training.num_steps} to learn from. Bring the data back that it was built from, or start another run."
         )
     if copies := describe_copies(first_copies(training.actions, training.episode_ends), training.name):

@@ -66,7 +66,7 @@ def timed_fit(
     Args:
         run: the folder.
         stage: what the training is called there; its evaluations are "evaluate during STAGE".
-        fit: the training; takes a progress callback and what to call with itself at its milestones.
+        fit: the training; takes a progress callback and what to call with itself at its intermediate evaluations.
         evaluate: called there; None: never.
         keep: write the times.
         title: of the progress bar.
@@ -77,7 +77,7 @@ def timed_fit(
     """
     evaluating: list[float] = []
 
-    def milestone(at: Learner) -> None:
+    def intermediate(at: Learner) -> None:
         begin = time.perf_counter()
         if evaluate is not None:
             evaluate(at)
@@ -85,7 +85,7 @@ def timed_fit(
 
     begin = time.perf_counter()
     with progress_bar(title, quiet=quiet) as bar:
-        trained = fit(bar, None if evaluate is None else milestone)
+        trained = fit(bar, None if evaluate is None else intermediate)
     if keep:
         add_time(run, stage, time.perf_counter() - begin - sum(evaluating))
         if evaluating:
@@ -119,7 +119,7 @@ def roll_out(
         encoder: label for tables.
         evaluation: simulator and settings.
         labels: further labels.
-        stage: of milestones.jsonl, whose maximum is added to the table as well; None: none is.
+        stage: of intermediate.jsonl, whose maximum is added to the table as well; None: none is.
         title: of the progress bar.
         quiet: show none.
 
@@ -144,7 +144,7 @@ def roll_out(
     return results, rows
 
 
-def evaluate_milestone(
+def evaluate_intermediate(
     run: Run,
     policy: Policy,
     encoder: str,
@@ -153,11 +153,11 @@ def evaluate_milestone(
     evaluation: tuple[str, EvaluationConfig],
     labels: Mapping[str, str],
 ) -> None:
-    """Roll out a policy in the middle of its training and add the rows to milestones.jsonl, unless they are there.
+    """Roll out a policy in the middle of its training and add the rows to intermediate.jsonl, unless they are there.
 
     Args:
         run: the folder.
-        policy: with the weights of this moment.
+        policy: with the weights of this timestep.
         encoder: label for tables.
         stage: "pretrain" or "heads/NAME".
         at: (step, steps) of the training.
@@ -166,11 +166,11 @@ def evaluate_milestone(
     """
     simulator, config = evaluation
     mark = (stage, *at, config.episodes, config.shift)
-    if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in run.read_milestones()):
+    if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in run.read_intermediate()):
         return
-    folder = run.milestone(stage, at[0])
+    folder = run.intermediate(stage, at[0])
     _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
-    run.add_milestones([MilestoneRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
+    run.add_intermediate([MilestoneRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
 
 
 def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
@@ -180,12 +180,12 @@ def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[Ev
 
     Args:
         run: the folder.
-        stage: of milestones.jsonl.
+        stage: of intermediate.jsonl.
         last: rows of the evaluation with the last weights, whose evaluation's name the rows extend.
     """
     out = []
     for row in last:
-        found = [m for m in run.read_milestones() if m.stage == stage and m.criterion == row.criterion]
+        found = [m for m in run.read_intermediate() if m.stage == stage and m.criterion == row.criterion]
         found = [m for m in found if (m.steps, m.shift) == (found[-1].steps, row.shift)]
         if len(found) > 1:
             best = max(found, key=lambda m: m.success)

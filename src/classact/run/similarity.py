@@ -360,22 +360,22 @@ class _Analysis:
         }
         return tables, positives
 
-    def moment(self, row: int) -> Row:
+    def timestep(self, row: int) -> Row:
         episode = int(self.episode[row])
         return {"row": row, "episode": episode, "step": row - self.data.bounds(episode)[0]}
 
     def example_json(self, example: Example) -> Row:
         pairs = [
-            {"kind": pair.kind, **self.moment(pair.row), "distance": pair.distance, "path": pair.path}
+            {"kind": pair.kind, **self.timestep(pair.row), "distance": pair.distance, "path": pair.path}
             for pair in example.pairs
         ]
-        return self.moment(example.row) | {"pairs": pairs}
+        return self.timestep(example.row) | {"pairs": pairs}
 
     def example_arrays(self, examples: list[Example]) -> dict[str, NDArray[Any]]:
         rows = np.array([[example.row, *(pair.row for pair in example.pairs)] for example in examples])
         windows = self.stream.windows(rows.ravel())
         arrays: dict[str, NDArray[Any]] = {"windows": windows.reshape(*rows.shape, *windows.shape[1:])}
-        frames = moment_frames(self.data, rows.ravel())
+        frames = timestep_frames(self.data, rows.ravel())
         if frames is not None:
             arrays["frames"] = frames.reshape(*rows.shape, *frames.shape[1:])
         return arrays
@@ -390,7 +390,7 @@ def current_setting(config: SimilarityConfig) -> Setting:
     return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band)
 
 
-def moment_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
+def timestep_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
     """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states.
 
     None where there are neither, where the states are of no known simulator, or where that one is not installed.

@@ -16,7 +16,7 @@ from classact.policies import Policy
 from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
-from classact.run.recording import add_time, evaluate_milestone, evaluation_name, new_card, roll_out, timed_fit
+from classact.run.recording import add_time, evaluate_intermediate, evaluation_name, new_card, roll_out, timed_fit
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import EngineConfig
 from classact.utils.locks import Hold, own
@@ -84,7 +84,7 @@ class Work(ABC, Generic[W]):
 
     stages: tuple[Stage[W], ...]
     stage: str
-    """In milestones.jsonl: "pretrain" or "heads/NAME"."""
+    """In intermediate.jsonl: "pretrain" or "heads/NAME"."""
     advice: str
     """What to do about a folder that was started with other settings."""
 
@@ -175,7 +175,7 @@ class Work(ABC, Generic[W]):
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
             card = new_card(title)
             self.folder.train_log.unlink(missing_ok=True)
-            self.run.drop_milestones(self.stage)
+            self.run.drop_intermediate(self.stage)
         self.folder.update_config(lambda now: (card or now) | made)
 
     # -- training and rollouts ---------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Work(ABC, Generic[W]):
     """How tables say what was trained."""
     simulator: str
     evaluation: EvaluationConfig
-    milestone_episodes: int
+    intermediate_episodes: int
 
     def fit(
         self,
@@ -206,12 +206,12 @@ class Work(ABC, Generic[W]):
 
         def evaluate(at: Any) -> None:
             assert policy is not None
-            config = replace(self.evaluation, episodes=self.milestone_episodes)
+            config = replace(self.evaluation, episodes=self.intermediate_episodes)
             simulator, point = (self.simulator, config), (at.step, at.steps)
-            evaluate_milestone(self.run, policy(at), self.label, self.stage, point, simulator, self.labels)
+            evaluate_intermediate(self.run, policy(at), self.label, self.stage, point, simulator, self.labels)
 
-        milestone = None if policy is None else evaluate
-        return timed_fit(self.folder, name, fit, milestone, keep=self.ranks.first, title=title, quiet=self.quiet)
+        intermediate = None if policy is None else evaluate
+        return timed_fit(self.folder, name, fit, intermediate, keep=self.ranks.first, title=title, quiet=self.quiet)
 
     def roll_out(self, policy: Policy, name: str, encoder: str = "") -> list[RolloutResult]:
         """Roll out a policy with its last weights; write episodes, and rows of the run's table.

@@ -157,7 +157,7 @@ def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
 
 
 def write_distribution(folder: Path, distribution: DistanceDistribution, identity: Mapping[str, Any]) -> None:
-    """Keep a distribution in a folder sealed with checksums, with what it is of (similarity_identity)."""
+    """Keep a distribution in a folder with checksums, with what it is of (similarity_identity)."""
 
     def fill(temporary: Path) -> None:
         write_arrays(temporary / _ARRAYS, {name: getattr(distribution, name) for name in _ARRAY_FIELDS})

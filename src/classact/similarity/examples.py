@@ -1,4 +1,5 @@
-"""Pairs of moments to look at: an anchor with a near, a borderline and a far moment, and how their actions align."""
+"""Pairs of timesteps to look at: an anchor with a near, a borderline and a far timestep, and how their actions
+align."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from classact.similarity.stream import WindowStream
 
 KINDS = ("near", "threshold", "far")
 FAR = 0.9
-"""Quantile of the anchor's own distances that the far moment stands at."""
+"""Quantile of the anchor's own distances that the far timestep stands at."""
 
 CANDIDATES = 32  # anchors looked at; all their distances are computed
 MOST_OTHERS = 1 << 19
@@ -24,11 +25,11 @@ _CELLS = 1 << 22  # distances that are computed at once
 
 @dataclass(frozen=True)
 class ExamplePair:
-    """One moment beside the anchor.
+    """One timestep beside the anchor.
 
     Attributes:
         kind: one of :data:`KINDS`.
-        row: window number of the other moment.
+        row: window number of the other timestep.
         distance: from the anchor.
         path: aligned steps (p of the anchor, q of the other).
     """
@@ -57,11 +58,11 @@ def choose_examples(
     band: int | None = None,
     seed: int = 0,
 ) -> list[Example]:
-    """Anchors spread over the course of the episodes, each with its nearest, a borderline and a far moment.
+    """Anchors spread over the course of the episodes, each with its nearest, a borderline and a far timestep.
 
-    The other moments lie in other episodes (a borderline one in the anchor's own, where it has no positive elsewhere);
-    with one episode only, at least a window's length away, or anywhere, where it is shorter than that. Among
-    candidates the ones that move most are taken: a moment in which nothing happens shows little. Of more than
+    The other timesteps lie in other episodes (a borderline one in the anchor's own, where it has no positive
+    elsewhere); with one episode only, at least a window's length away, or anywhere, where it is shorter than that.
+    Among candidates the ones that move most are taken: a timestep in which nothing happens shows little. Of more than
     :data:`MOST_OTHERS` windows a sample is searched.
 
     Args:

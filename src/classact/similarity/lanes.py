@@ -1,7 +1,7 @@
 """DTW of sixteen window pairs at once, written as vector instructions.
 
 Numba's loop vectoriser keeps the row of the dynamic programme in memory. Here it is kept in registers: these functions
-emit LLVM code on vectors of :data:`LANES` float32 values, one pair per lane, unrolled over the row. On a processor with
+emit LLVM code on vectors of :data:`LANES` float32 values, one pair per lane, unrolled over the row. On a CPU with
 narrower registers LLVM splits the vectors. No fast-math flags: sums keep their order, infinities stay infinite.
 
 The recurrence of reference.py, one row p at a time, with the step distances c[p, q] read from a ring of rows:

@@ -67,8 +67,8 @@ class AlohaTransfer(MujocoSimulator):
     State (46,) float64: time, qpos (23), qvel (22). Actions and proprioception (14,), each arm's six joint positions
     (radians) and gripper opening (0 closed to 1 open), the left arm first: gym-aloha's and ACT's order. Actions are
     absolute targets; the actuators clamp them to ``action_limits``, and ``excess`` says how far they were beyond. A
-    start state is gym-aloha's for the seed: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6 m,
-    never turned.
+    initial state is gym-aloha's for the seed: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6
+    m, never turned.
 
     Metrics of a step: ``reward`` 0..4 (1 the right gripper touches the cube, 2 lifted, 3 the left one touches it, 4
     and the table does not) and ``success``, 1 where the reward is 4.

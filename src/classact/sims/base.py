@@ -194,7 +194,7 @@ class Simulator(Protocol):
     def spec(self) -> SimulatorSpec: ...
 
     def reset(self, seed: int) -> None:
-        """Draw start state and appearance from ``seed`` alone: the same seed is the same episode, always."""
+        """Draw initial state and appearance from ``seed`` alone: the same seed is the same episode, always."""
 
     def set_appearance(self, seed: int) -> None:
         """Draw only the appearance (colours, camera) from ``seed``; the physical state stays."""
@@ -214,7 +214,7 @@ class Simulator(Protocol):
         """Advance one control step with an unnormalised (D_a,) action; returns the metrics after it."""
 
     def observe(self, *, render: bool = True) -> Observation:
-        """Images (left out where ``render`` is false), proprioception and state at this moment."""
+        """Images (left out where ``render`` is false), proprioception and state at this timestep."""
 
     def close(self) -> None:
         """Free what the simulator holds. Safe to call twice."""

@@ -3,9 +3,9 @@
 Ten tasks "pick up the ... and place it in the basket". The episode's seed chooses the task, ``seed % 10`` in LIBERO's
 order, so that 200 evaluation seeds in a row test each task 20 times, as the paper does, and the start:
 
-* seeds from 100,000 (evaluation): LIBERO's own start state number ``seed // 10 % 50`` of the task;
+* seeds from 100,000 (evaluation): LIBERO's own initial state number ``seed // 10 % 50`` of the task;
 * seeds below (demonstrations): objects drawn from the regions of the task's file by LIBERO's samplers, the arm's
-  joints with the noise of LIBERO's own start states (0.02 rad).
+  joints with the noise of LIBERO's own initial states (0.02 rad).
 
 Either way, objects then fall onto the floor for half a second while the arm opens its hand, as in LIBERO's evaluation.
 

@@ -1,6 +1,6 @@
 """Where LIBERO's meshes, textures and settings are. Imports neither LIBERO nor robosuite.
 
-LIBERO ships its task files and start states; meshes and textures are a download of their own, and LIBERO's own code
+LIBERO ships its task files and initial states; meshes and textures are a download of their own, and LIBERO's own code
 for it calls huggingface_hub in a way that versions from 1.0 on refuse. Its first import asks a question on standard
 input unless a file of settings exists.
 """

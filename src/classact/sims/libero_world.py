@@ -1,4 +1,4 @@
-"""LIBERO-Object's ten tasks in LIBERO's own code: names, start states, and environments without their renderer.
+"""LIBERO-Object's ten tasks in LIBERO's own code: names, initial states, and environments without their renderer.
 
 Importing this imports LIBERO, and makes sure before that it asks nothing.
 """
@@ -56,7 +56,7 @@ def task_instruction(task: int) -> str:
 
 @cache
 def start_states(task: int) -> StateArray:
-    """(50, 110) LIBERO's own start states of a task: time, qpos, qvel."""
+    """(50, 110) LIBERO's own initial states of a task: time, qpos, qvel."""
     path = PACKAGE / "init_files" / "libero_object" / f"{TASKS[task]}.pruned_init"
     # The file is torch's, but holds a NumPy array alone: read without importing torch into simulator processes.
     with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
@@ -64,7 +64,7 @@ def start_states(task: int) -> StateArray:
         states: StateArray = pickle.loads(archive.read("archive/data.pkl"))
     if states.shape != (START_STATES, 1 + NQ + NV):
         raise SimulatorError(
-            f"libero-object: expected start states {(START_STATES, 1 + NQ + NV)} in {path}, got {states.shape}: "
+            f"libero-object: expected initial states {(START_STATES, 1 + NQ + NV)} in {path}, got {states.shape}: "
             f"another version of LIBERO?"
         )
     return states

@@ -77,7 +77,7 @@ class MujocoSimulator(ABC):
 
     @abstractmethod
     def _start(self, seed: int) -> None:
-        """Draw the start state."""
+        """Draw the initial state."""
 
     @abstractmethod
     def _advance(self, action: StateArray) -> dict[str, float]:
@@ -106,7 +106,7 @@ class MujocoSimulator(ABC):
     # The protocol
 
     def reset(self, seed: int) -> None:
-        """Draw start state and appearance from ``seed`` alone."""
+        """Draw initial state and appearance from ``seed`` alone."""
         if not 0 <= seed < 2**32:
             raise ConfigError(f"{self._spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
         self._start(seed)

@@ -2,7 +2,7 @@
 
 Differences from ``gym_pusht.envs.PushTEnv``, each on purpose:
 
-* start states come from ``numpy.random.RandomState(seed)`` as in Diffusion Policy (gym-pusht >= 0.1.6 draws others);
+* initial states come from ``numpy.random.RandomState(seed)`` as in Diffusion Policy (gym-pusht >= 0.1.6 draws others);
 * ``set_state`` sets the angle before the position, so that the block lands where the state says;
 * no collision handler (pymunk 7 removed it; gym-pusht only counts contacts with it) and no rendering while stepping;
 * an image depends on the state and the colours alone: no action cross, no contact marks.
@@ -53,7 +53,7 @@ def start_state(seed: int) -> StateArray:
     """(5,) agent x, y, block x, y, angle that Diffusion Policy draws for ``seed`` (its ``pusht_env.py``, ``reset``)."""
     if not 0 <= seed < 2**32:
         raise ConfigError(f"pusht: expected a seed in 0..{2**32 - 1}, got {seed}.")
-    rs = np.random.RandomState(seed)  # the legacy generator defines these start states
+    rs = np.random.RandomState(seed)  # the legacy generator defines these initial states
     return np.array(
         [
             rs.randint(50, 450),
@@ -89,7 +89,7 @@ def coverage(x: float, y: float, angle: float) -> float:
 
 
 class _Physics(PushTEnv):  # type: ignore[misc]
-    """gym-pusht's world without its collision handler, start states and observations."""
+    """gym-pusht's world without its collision handler, initial states and observations."""
 
     def _setup(self) -> None:
         self.space = pymunk.Space()

@@ -44,7 +44,7 @@ class Shifted:
         return {**getattr(self._sim, "look", {}), "shift": self.shift.describe()}
 
     def reset(self, seed: int) -> None:
-        """Draw start state and appearance from ``seed`` alone."""
+        """Draw initial state and appearance from ``seed`` alone."""
         self._sim.reset(seed)
         self._step = 0
         self._draw(seed)

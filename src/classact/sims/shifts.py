@@ -1,6 +1,6 @@
 """Visual shifts: what changes between episodes without changing the physics (paper section E).
 
-Every appearance is drawn from a generator that is handed in, never from the one that draws the start state, so that
+Every appearance is drawn from a generator that is handed in, never from the one that draws the initial state, so that
 the same seed starts the same episode under every shift.
 
 A shift is a frozen value that draws an :class:`Appearance` for each episode; simulators ask that one while they draw.
@@ -417,5 +417,5 @@ def is_plain(shift: str) -> bool:
 
 
 def appearance_rng(seed: int) -> np.random.Generator:
-    """The generator that an episode's appearance is drawn from: none that draws its start state."""
+    """The generator that an episode's appearance is drawn from: none that draws its initial state."""
     return np.random.default_rng([seed, _APPEARANCE_STREAM])

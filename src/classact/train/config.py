@@ -136,9 +136,9 @@ class PretrainConfig:
         batch_size: anchors per step, drawn without replacement within an epoch (table 4: 160). Some objectives look at
             several images for each.
         seed: of initial weights, batches and augmentations.
-        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the processor computes
+        precision: of the backbone's convolutions: "float32", "bfloat16", or "auto": bfloat16 where the CPU computes
             in it natively.
-        evaluations: at how many points ``milestone`` of :meth:`Trainer.fit` is called, evenly from one point of the
+        evaluations: at how many points ``intermediate`` of :meth:`Trainer.fit` is called, evenly from one point of the
             training to its end (the paper: 10).
         evaluations_from: share of the training at the first of these (the paper's table: 0.55).
         log_every: steps between rows of train.jsonl.
@@ -171,7 +171,7 @@ class PretrainConfig:
         """Updates for a data set of ``n`` steps."""
         return updates(n, self.epochs, self.batch_size)
 
-    def milestones(self, steps: int) -> list[int]:
+    def intermediates(self, steps: int) -> list[int]:
         """After which updates a training of ``steps`` is to be evaluated: 55 %, 60 %, ... 100 % of it for ten from
         0.55 on."""
         if self.evaluations == 1:
@@ -198,8 +198,8 @@ class AdamWConfig:
     """AdamW with a rate for the head and a lower one for the encoder. The defaults are the paper's (C.2, table 7).
 
     Attributes:
-        head_rate: peak rate of the head.
-        encoder_rate: peak rate of the encoder, lower to preserve what was pre-trained.
+        head_lr: peak rate of the head.
+        encoder_lr: peak rate of the encoder, lower to preserve what was pre-trained.
             To leave it as it is, set frozen.
         betas: table 7: (0.9, 0.99); the released code leaves PyTorch's (0.9, 0.999).
         weight_decay: on tensors of two or more dimensions.
@@ -209,8 +209,8 @@ class AdamWConfig:
         ema_power: weight average decay 1 - (1 + step) ** -power.
     """
 
-    head_rate: float = 1e-4
-    encoder_rate: float = 1e-5
+    head_lr: float = 1e-4
+    encoder_lr: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-6
     warmup_steps: int = 500
@@ -218,7 +218,7 @@ class AdamWConfig:
     ema_power: float = 0.75
 
     def __post_init__(self) -> None:
-        check_range(self, "head_rate", "encoder_rate", above=0)
+        check_range(self, "head_lr", "encoder_lr", above=0)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"expected two betas of at least 0 and below 1, got {self.betas}.")
         # The limits of what is shared are checked where they are used.
@@ -258,10 +258,10 @@ class FinetuneConfig:
         chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         seed: of initial weights, batches, views and noise.
-        precision: of the trunk's convolutions: "float32", "bfloat16", or "auto": bfloat16 where it is native.
+        precision: of the backbone's convolutions: "float32", "bfloat16", or "auto": bfloat16 where it is native.
         head_precision: of the head in training: "float32", "bfloat16" (autocast: its weights, their updates and the
             loss stay float32), or "auto": bfloat16 on GPUs that compute in it natively. Trained heads act in float32.
-        evaluations: at how many points, evenly over training, ``milestone`` is called (the paper: 10).
+        evaluations: at how many points, evenly over training, ``intermediate`` is called (the paper: 10).
         log_every: steps between rows of train.jsonl.
         checkpoint_every: steps between checkpoints.
     """
@@ -311,7 +311,7 @@ class FinetuneConfig:
         """Updates for a data set of ``n`` steps."""
         return updates(n, self.epochs, self.batch_size)
 
-    def milestones(self, steps: int) -> list[int]:
+    def intermediates(self, steps: int) -> list[int]:
         """After which updates a training of ``steps`` is to be evaluated: 10 %, 20 %, ... 100 % of it."""
         return sorted({-(-steps * i // self.evaluations) for i in range(1, self.evaluations + 1)})
 

@@ -13,7 +13,7 @@ Three rules make "the same result on any number of processes" true:
   (``accumulate``) give the gradient of the large batch, too, and not that of several small ones.
 
 Results differ between numbers of ranks or micro-batches by the order in which sums are rounded, and in nothing else;
-so long as the ranks' devices are alike: what a GPU draws from a seed depends on its kind, and is not what a processor
+so long as the ranks' devices are alike: what a GPU draws from a seed depends on its kind, and is not what a CPU
 draws. A checkpoint knows nothing of ranks: a training may go on with another number of them.
 """
 
@@ -62,7 +62,7 @@ PRECISION_FLAGS = {"precision": "bfloat16", "head_precision": "head_bfloat16"}
 
 AGREE_EVERY = 8
 """Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
-processors, whose steps take longer than that, they do after each: ``torchrun`` kills 30 s after it asked."""
+CPUs, whose steps take longer than that, they do after each: ``torchrun`` kills 30 s after it asked."""
 
 EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What errors say where memory ran out, beside those that have a class of their own."""
@@ -75,7 +75,7 @@ Stats = dict[str, Tensor]
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether the trunk runs in bfloat16 on this machine."""
+    """Whether the backbone runs in bfloat16 on this machine."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
@@ -226,7 +226,7 @@ class Training(ABC):
         Args:
             rows: (B,) or (B, M) all rows of the batch, sorted by their first step.
             part: this rank's rows.
-            images: of :meth:`moments` of ``rows[part]``; empty where the loader is not used.
+            images: of :meth:`timesteps` of ``rows[part]``; empty where the loader is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
         Returns:
@@ -249,7 +249,7 @@ class Training(ABC):
     def memory_advice(self) -> str:
         """Which settings to lower where memory runs out, with their values."""
 
-    def moments(self, rows: IntArray) -> IntArray:
+    def timesteps(self, rows: IntArray) -> IntArray:
         """The images that a step needs for ``rows``: these steps' own, row by row, unless a subclass says otherwise."""
         return rows.reshape(-1)
 
@@ -277,7 +277,7 @@ class Training(ABC):
             ClassactError: the loss became NaN or infinite.
         """
         rows = in_order(rows)
-        images = {} if self.loader is None else self.loader.take(self.moments(rows[self.ranks.part(len(rows))]))
+        images = {} if self.loader is None else self.loader.take(self.timesteps(rows[self.ranks.part(len(rows))]))
         self._launch(rows, images)
         return self._settle(0)
 
@@ -345,17 +345,17 @@ class Training(ABC):
     def run(
         self,
         progress: Callable[[int, int, str], None] | None = None,
-        milestones: Sequence[int] = (),
-        milestone: Callable[[], None] | None = None,
+        intermediates: Sequence[int] = (),
+        intermediate: Callable[[], None] | None = None,
     ) -> None:
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
             progress: called on rank 0 with (steps done, steps in all, a short status) after each step.
-            milestones: after which updates ``milestone`` is called, on rank 0, once the checkpoint of that step is
+            intermediate: after which updates ``intermediate`` is called, on rank 0, once the checkpoint of that step is
                 written. A run that goes on from such a step calls it for that step again, with the same weights,
                 because it may have been stopped before or in it.
-            milestone: see ``milestones``.
+            intermediate: see ``intermediate``.
 
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
@@ -373,7 +373,7 @@ class Training(ABC):
         if self.step < self.steps:
             with self._kernels(), self._guard(f"before step {self.step + 1}"), self._connected():
                 self.prepare()
-        due = set(milestones) if milestone is not None else set()
+        due = set(intermediates) if intermediate is not None else set()
         begin, spent = time.perf_counter(), self.seconds
         mark, window = self.step, begin
         trackers = self._trackers()
@@ -382,10 +382,10 @@ class Training(ABC):
                 while True:
                     if self.step in due:
                         paused = time.perf_counter()
-                        assert milestone is not None
+                        assert intermediate is not None
                         with self._connected():
                             # Its errors reach all, which would wait for it forever.
-                            self.ranks.on_first(partial(self._evaluate, milestone))
+                            self.ranks.on_first(partial(self._evaluate, intermediate))
                         paused = time.perf_counter() - paused  # evaluation is no training time
                         begin, window = begin + paused, window + paused
                     if self.step >= self.steps:
@@ -443,9 +443,9 @@ class Training(ABC):
         if self.folder is not None:
             self._hold = own(self.folder / "checkpoints")
 
-    def _evaluate(self, milestone: Callable[[], None]) -> None:
+    def _evaluate(self, intermediate: Callable[[], None]) -> None:
         with self._guard(f"in the evaluation after step {self.step}"):
-            milestone()
+            intermediate()
 
     def _trackers(self) -> Trackers:
         opened: list[Trackers] = []
@@ -493,7 +493,7 @@ class Training(ABC):
         def wanted() -> Iterator[IntArray]:
             for batch in rows:
                 ahead.append(batch)
-                yield self.moments(batch[self.ranks.part(len(batch))])
+                yield self.timesteps(batch[self.ranks.part(len(batch))])
 
         with closing(self.loader.batches(wanted())) as loaded:
             yield ((ahead.pop(0), images) for _, images in loaded)

@@ -129,7 +129,7 @@ class FineTuner(Training):
         # On the device with all that is indexed: a step sends its rows there, and waits for nothing.
         self._windows = torch.from_numpy(window_indices(data.episode_ends, config.horizon)).to(device)
         self._histories = history_indices(data.episode_ends, config.history)
-        self._moments = torch.from_numpy(self._histories).to(device)
+        self._timesteps = torch.from_numpy(self._histories).to(device)
         features = config.history * (self.encoder.feature_dim + self.lowdim.dim)
         self.head = make_head(config.head, features, data.actions.shape[1], config.horizon, seed=config.seed).to(device)
         self.encoder = self.encoder.to(device).requires_grad_(not config.frozen)
@@ -160,7 +160,7 @@ class FineTuner(Training):
     def _optimizer(self) -> torch.optim.AdamW:
         config = self.config.optimizer
         groups: list[dict[str, Any]] = []
-        for network, rate in ((self.encoder, config.encoder_rate), (self.head, config.head_rate)):
+        for network, rate in ((self.encoder, config.encoder_lr), (self.head, config.head_lr)):
             trained = [p for p in network.parameters() if p.requires_grad]
             for group, decay in (
                 ([p for p in trained if p.ndim > 1], config.weight_decay),
@@ -169,7 +169,7 @@ class FineTuner(Training):
                 if group:
                     groups.append({"params": group, "weight_decay": decay, "peak": rate})
         # One kernel for all tensors: a head of 80 million parameters is otherwise limited by memory.
-        return torch.optim.AdamW(groups, lr=config.head_rate, betas=config.betas, fused=True)
+        return torch.optim.AdamW(groups, lr=config.head_lr, betas=config.betas, fused=True)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class FineTuner(Training):
         """Slices of shuffled epochs."""
         return epoch_batches(self.examples, self.config.batch_size, self.config.seed, first_step)
 
-    def moments(self, rows: IntArray) -> IntArray:
+    def timesteps(self, rows: IntArray) -> IntArray:
         """(B T_o,) the steps whose images a decision at each of ``rows`` (B,) is made from, oldest first."""
         return self._histories[rows].ravel()
 
@@ -190,20 +190,20 @@ class FineTuner(Training):
         B, history = len(rows), self.config.history
         device = torch.device(self.device)
         own = upload(rows[part], device)
-        moments = self._moments[own].reshape(-1)
-        of_moments = Part(slice(part.start * history, part.stop * history), B * history)
-        pixels = self._views(images, generator, of_moments)
-        noise = self._feature_noise(generator, of_moments)
+        timesteps = self._timesteps[own].reshape(-1)
+        of_timesteps = Part(slice(part.start * history, part.stop * history), B * history)
+        pixels = self._views(images, generator, of_timesteps)
+        noise = self._feature_noise(generator, of_timesteps)
         drawn = self.head.draw(B, generator, device)
         actions = self._actions[self._windows[own]]
         total = torch.zeros((), dtype=torch.float64, device=device)
         for piece in np.array_split(np.arange(len(own)), self.engine.accumulate):
             first, last = int(piece[0]), int(piece[-1]) + 1
             inside = slice(first * history, last * history)
-            features = self._features(None if pixels is None else pixels[inside], moments[inside])
+            features = self._features(None if pixels is None else pixels[inside], timesteps[inside])
             if noise is not None:
                 features = features + noise[inside]
-            joined = torch.cat([features, self._lowdim[moments[inside]]], dim=1).reshape(last - first, -1)
+            joined = torch.cat([features, self._lowdim[timesteps[inside]]], dim=1).reshape(last - first, -1)
             share = tuple(values[part][first:last] for values in drawn)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.head_bf16):
                 losses = self.head.losses(joined, actions[first:last], share)
@@ -232,9 +232,9 @@ class FineTuner(Training):
         shape = (part.total, self.encoder.feature_dim)
         return augment.feature_noise * part.cut(torch.randn(shape, generator=generator, device=generator.device))
 
-    def _features(self, pixels: Tensor | None, moments: Tensor) -> Tensor:
+    def _features(self, pixels: Tensor | None, timesteps: Tensor) -> Tensor:
         if pixels is None:
-            return self._all_features()[moments]
+            return self._all_features()[timesteps]
         with torch.set_grad_enabled(not self.config.frozen):
             return self._encode(pixels)
 
@@ -257,20 +257,20 @@ class FineTuner(Training):
     def rates(self, rate: float) -> dict[str, float]:
         """The head's and the encoder's."""
         config = self.config
-        encoder = 0.0 if config.frozen else config.optimizer.encoder_rate * rate
-        return {"lr": config.optimizer.head_rate * rate, "encoder_lr": encoder}
+        encoder = 0.0 if config.frozen else config.optimizer.encoder_lr * rate
+        return {"lr": config.optimizer.head_lr * rate, "encoder_lr": encoder}
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
     def fit(
         self,
         progress: Callable[[int, int, str], None] | None = None,
-        milestone: Callable[[FineTuner], None] | None = None,
+        intermediate: Callable[[FineTuner], None] | None = None,
     ) -> ParametricPolicy:
-        """:meth:`Training.run`, with ``milestone`` called at ``config.milestones``: to evaluate :meth:`policy` and
+        """:meth:`Training.run`, with ``intermediate`` called at ``config.intermediate``: to evaluate :meth:`policy` and
         ``average_encoder``. Returns the policy with averaged (EMA) weights."""
-        call = None if milestone is None else lambda: milestone(self)
-        self.run(progress, self.config.milestones(self.steps), call)
+        call = None if intermediate is None else lambda: intermediate(self)
+        self.run(progress, self.config.intermediates(self.steps), call)
         return self.policy()
 
     def policy(self) -> ParametricPolicy:

@@ -93,7 +93,7 @@ class EncoderPass:
     Args:
         encoder: what is run; its parameters stay where they are.
         engine: how.
-        bf16: the trunk in bfloat16.
+        bf16: the backbone in bfloat16.
         average: its averaged weights, which are laid out alike, so that averaging walks both in memory's order.
 
     What goes wrong in the first compiled call is taken for a failure to compile: under "auto" the encoder then runs as
@@ -357,12 +357,12 @@ class Trainer(Training):
     def fit(
         self,
         progress: Callable[[int, int, str], None] | None = None,
-        milestone: Callable[[Trainer], None] | None = None,
+        intermediate: Callable[[Trainer], None] | None = None,
     ) -> ImageEncoder:
-        """:meth:`Training.run`, with ``milestone`` called at ``config.milestones``: to evaluate ``average``.
+        """:meth:`Training.run`, with ``intermediate`` called at ``config.intermediate``: to evaluate ``average``.
         Returns the encoder with averaged (EMA) weights."""
-        call = None if milestone is None else lambda: milestone(self)
-        self.run(progress, self.config.milestones(self.steps), call)
+        call = None if intermediate is None else lambda: intermediate(self)
+        self.run(progress, self.config.intermediates(self.steps), call)
         return self.average
 
     @cached_property

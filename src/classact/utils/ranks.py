@@ -1,7 +1,7 @@
 """Processes that do one job together, as ``torchrun`` or ``accelerate launch`` start them.
 
 A sweep's ranks exchange file names, its data go through files; a training's ranks exchange features and gradients.
-They are connected by Hugging Face Accelerate, which is imported only where there are several. (On processors start them
+They are connected by Hugging Face Accelerate, which is imported only where there are several. (On CPUs start them
 with ``torchrun``: ``accelerate launch`` starts several processes on GPUs only.)
 """
 
@@ -51,7 +51,7 @@ class Ranks:
         """The rank that the launcher gave to this process; a single one where there is no launcher.
 
         Args:
-            backend: "gloo" for processors, and for sweeps on GPUs as well, whose ranks tell each other nothing but
+            backend: "gloo" for CPUs, and for sweeps on GPUs as well, whose ranks tell each other nothing but
                 names; "nccl" for training on GPUs: one GPU per rank, number LOCAL_RANK of its machine, which becomes
                 the current one.
             environment: variables RANK, WORLD_SIZE and LOCAL_RANK; None reads the process's own.
@@ -269,7 +269,7 @@ def _connect(backend: str, rank: int, world: int, local: int) -> None:
     if backend == "nccl" and local >= torch.cuda.device_count():
         raise ConfigError(
             f"rank {rank} needs GPU {local} of its machine, which has {torch.cuda.device_count()}. Start at most one "
-            f"rank per GPU (torchrun --nproc-per-node), or train on the processor."
+            f"rank per GPU (torchrun --nproc-per-node), or train on the CPU."
         )
     with _launched(local):
         if backend == "gloo":

@@ -342,7 +342,7 @@ CHECKSUMS = "checksums.json"
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write files into a new folder; seal it with checksums; put it at ``path`` in one step."""
+    """Let ``fill`` write files into a new folder; add checksums; put it at ``path`` in one step."""
     with atomic_path(path) as temporary:
         temporary.mkdir()
         fill(temporary)

@@ -265,7 +265,7 @@ def test_actions_with_rotations() -> None:
         (
             lambda: probe_latents(TRAINING, config=replace(CONFIG, min_actions=32)),
             ConfigError,
-            "no moment of another episode has at least 32 actions left",
+            "no timestep of another episode has at least 32 actions left",
         ),
         (lambda: ProbeConfig(ks=(0, 1)), ConfigError, r"expected ks >= 1 and temperature > 0, got ks \(0, 1\)"),
         (lambda: ProbeConfig(queries=0), ConfigError, "at least 1 query and state, .* got queries 0"),

@@ -10,7 +10,7 @@ Since robosuite 1.5 differences may be meant in the axes of the robot's base (``
 the world's: robosuite's single arms stand unrotated.
 
 Before robosuite 1.5 a delta whose three rotations are exactly 0 leaves the goal's rotation where it was: the last goal,
-not the site's rotation of the moment. That too is what the controller was told, and so it is here.
+not the site's rotation of the timestep. That too is what the controller was told, and so it is here.
 
 ``robot0_eef_quat`` is no rotation of the site. It is that of the hand's body, which the Panda's gripper is mounted on
 by a quarter turn (:data:`HAND_TO_SITE`), although ``robot0_eef_pos`` is the site's (robosuite issue 298).

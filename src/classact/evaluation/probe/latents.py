@@ -63,7 +63,7 @@ class ProbeConfig:
     Attributes:
         ks: k_nn, numbers of neighbours whose chunks are averaged; those beyond the bank are lowered to it.
         temperature: tau_nn of the softmax over their cosines.
-        min_actions: moments with fewer demonstrated actions left than this are not retrieved.
+        min_actions: timesteps with fewer demonstrated actions left than this are not retrieved.
         similarity: what action distance and positives are: T_p, metric, K.
         queries: steps of held-out episodes that are retrieved for, a sample; all where there are fewer.
         pairs: pairs of a query and a training step, of which distances are correlated.
@@ -220,7 +220,7 @@ def choose_queries(
     queries = Queries(LEFT_OUT if heldout_ends is None else HELD_OUT, steps, episode[steps], without, bank)
     if queries.available < 1:
         raise ConfigError(
-            f"no moment of another episode has at least {config.min_actions} actions left. Lower min_actions, or add "
+            f"no timestep of another episode has at least {config.min_actions} actions left. Lower min_actions, or add "
             f"demonstrations."
         )
     return queries

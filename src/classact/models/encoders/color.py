@@ -38,8 +38,8 @@ def whiten(pixels: Tensor) -> Tensor:
     """
     flat = pixels.flatten(2)
     flat = flat - _median(flat)
-    moment = flat @ flat.transpose(1, 2) / flat.shape[-1]
-    values, vectors = torch.linalg.eigh(moment)
+    timestep = flat @ flat.transpose(1, 2) / flat.shape[-1]
+    values, vectors = torch.linalg.eigh(timestep)
     values = values.clamp_min(0)
     scale = torch.rsqrt(values + RIDGE * values[:, -1:] + FLOOR)
     matrix = (vectors * scale[:, None, :]) @ vectors.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Settings of image encoders, and their trunks by name; nothing here imports torch."""
+"""Settings of image encoders, and their backbones by name; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from classact.utils.limits import check_names, check_range
 
 
 @dataclass(frozen=True)
-class Trunk:
+class Backbone:
     """A network that makes maps of an image, and how its maps become features.
 
     Attributes:
@@ -23,10 +23,10 @@ class Trunk:
     pool: str
 
 
-TRUNKS: Mapping[str, Trunk] = {
-    "small": Trunk("classact.models.encoders.small:SmallResNet", "classact.models.encoders.layers:coordinates"),
-    "resnet18": Trunk("classact.models.encoders.resnet:ResNet18", "classact.models.encoders.layers:coordinates"),
-    "equivariant": Trunk(
+BACKBONES: Mapping[str, Backbone] = {
+    "small": Backbone("classact.models.encoders.small:SmallResNet", "classact.models.encoders.layers:coordinates"),
+    "resnet18": Backbone("classact.models.encoders.resnet:ResNet18", "classact.models.encoders.layers:coordinates"),
+    "equivariant": Backbone(
         "classact.models.encoders.equivariant:EquivariantResNet", "classact.models.encoders.layers:values"
     ),
 }
@@ -37,9 +37,9 @@ class EncoderConfig:
     """An encoder of one camera or several, and its image transform, which travels with the weights.
 
     Attributes:
-        trunk: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with mean
-            and std 127.5, and the extra equivar).
-        width: factor on the trunk's channels.
+        backbone: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with
+            mean and std 127.5, and the extra equivar).
+        width: factor on the backbone's channels.
         cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
         shared: one network for all views, instead of one each (the released code).
         image_size: images are resized to this side first (paper: 256).
@@ -51,7 +51,7 @@ class EncoderConfig:
         init_path: local R3M checkpoint.
     """
 
-    trunk: str = "small"
+    backbone: str = "small"
     width: float = 1.0
     cameras: tuple[str, ...] = ("top",)
     shared: bool = False
@@ -67,8 +67,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
-        if self.trunk not in TRUNKS:
-            raise UnknownNameError(choose("encoder trunk", self.trunk, TRUNKS))
+        if self.backbone not in BACKBONES:
+            raise UnknownNameError(choose("encoder backbone", self.backbone, BACKBONES))
         check_names(self)
         check_range(self, "width", "aspect", above=0)
         if not min(self.std) > 0:

@@ -1,4 +1,4 @@
-"""The image encoder f_theta: declared image transform, trunk, pooling of its maps; saved as one small folder."""
+"""The image encoder f_theta: declared image transform, backbone, pooling of its maps; saved as one small folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from classact.data.images import Images, resize_images
 from classact.data.schema import check_images
 from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
-from classact.models.encoders.config import TRUNKS, EncoderConfig
+from classact.models.encoders.config import BACKBONES, EncoderConfig
 from classact.models.weights import load_weights
 from classact.utils.codec import from_json, to_json
 from classact.utils.lazy import resolve
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class View(nn.Module):
-    """What one view passes through: trunk, then what makes features of its maps.
+    """What one view passes through: backbone, then what makes features of its maps.
 
     Attributes:
         feature_dim: F; of a spatial softmax twice the number of feature maps.
@@ -39,23 +39,24 @@ class View(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        kind = TRUNKS[config.trunk]
-        self.trunk: nn.Module = resolve(kind.make)(config.width)
+        kind = BACKBONES[config.backbone]
+        self.backbone: nn.Module = resolve(kind.make)(config.width)
         with torch.no_grad():
-            maps = self.trunk(torch.zeros(0, 3, config.crop_size, config.crop_size))
+            maps = self.backbone(torch.zeros(0, 3, config.crop_size, config.crop_size))
             self.pool: nn.Module = resolve(kind.pool)(config, maps.shape[2], maps.shape[3])
             self.feature_dim = int(self.pool(maps).shape[1])
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
         """(B, 3, crop, crop) -> (B, F) float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
-            maps = self.trunk(inputs)
+            maps = self.backbone(inputs)
         features: Tensor = self.pool(maps)
         return features.float()
 
 
 class ImageEncoder(nn.Module):
-    """Maps the images of one moment to features: of each view trunk and pooling, mostly a spatial softmax (4.2, C.1).
+    """Maps the images of one timestep to features: of each view backbone and pooling, mostly a spatial softmax (4.2,
+    C.1).
 
     Attributes:
         config: architecture and image transform.
@@ -78,7 +79,7 @@ class ImageEncoder(nn.Module):
             from classact.models.encoders.resnet import initialize
 
             for view in views:
-                initialize(view.trunk, config.init, config.init_path)
+                initialize(view.backbone, config.init, config.init_path)
         self.feature_dim = len(config.cameras) * views[0].feature_dim
         self._warned = False
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
@@ -95,7 +96,7 @@ class ImageEncoder(nn.Module):
 
         Args:
             inputs: (B, V, 3, crop, crop), one image for each camera.
-            bf16: run the trunk's convolutions in bfloat16.
+            bf16: run the backbone's convolutions in bfloat16.
 
         Returns:
             (B, V F) float32, camera by camera.
@@ -139,7 +140,7 @@ class ImageEncoder(nn.Module):
             if len(array) != len(chosen[0]):
                 raise ConfigError(
                     f"camera {camera!r} has {len(array)} images, {cameras[0]!r} has {len(chosen[0])}; expected one "
-                    f"for each moment."
+                    f"for each timestep."
                 )
         return chosen
 
@@ -196,7 +197,7 @@ class ImageEncoder(nn.Module):
         return np.concatenate(parts) if parts else np.zeros((0, self.feature_dim), np.float32)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, sealed with checksums, in one step."""
+        """Write config.json and model.safetensors, with checksums, in one step."""
         from safetensors.torch import save_file
 
         def fill(path: Path) -> None:
@@ -221,7 +222,7 @@ class ImageEncoder(nn.Module):
 
     def extra_repr(self) -> str:
         """What the encoder is, for error messages."""
-        return f"{self.config.trunk!r} of width {self.config.width}"
+        return f"{self.config.backbone!r} of width {self.config.width}"
 
 
 def pretrained_config(folder: str | Path) -> EncoderConfig:

@@ -63,7 +63,7 @@ def _one_thread_is_as_two(*shapes: torch.Size) -> bool:
 class SpatialSoftmax(nn.Module):
     """Expected image coordinates of each feature map: (B, C, H, W) -> (B, 2 C), x then y of each map, in [-1, 1].
 
-    The temperature is learned, from 1. Computed in float32 whatever the trunk ran in.
+    The temperature is learned, from 1. Computed in float32 whatever the backbone ran in.
     """
 
     grid: Tensor
@@ -89,7 +89,7 @@ def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
     """
     if min(height, width) < 2:
         raise ConfigError(
-            f"encoder {config.trunk!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
+            f"encoder {config.backbone!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
             f"every coordinate is the same; choose a larger crop_size (and image_size)."
         )
     return SpatialSoftmax(height, width)

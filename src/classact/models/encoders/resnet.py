@@ -136,12 +136,12 @@ def r3m_weights(path: str | None) -> tuple[dict[str, Tensor], str]:
     return {k.removeprefix(prefix): v for k, v in content["r3m"].items() if k.startswith(prefix)}, str(file)
 
 
-def initialize(trunk: nn.Module, init: str, init_path: str | None) -> None:
-    """Load initial weights into a trunk: "scratch", "imagenet" or "r3m" (paper 5.2)."""
+def initialize(backbone: nn.Module, init: str, init_path: str | None) -> None:
+    """Load initial weights into a backbone: "scratch", "imagenet" or "r3m" (paper 5.2)."""
     if init == "scratch":
         return
-    if not isinstance(trunk, ResNet18):
+    if not isinstance(backbone, ResNet18):
         raise ConfigError(f"init {init!r} exists for the encoder 'resnet18' only; use init 'scratch' here.")
     state, source = imagenet_weights() if init == "imagenet" else r3m_weights(init_path)
     with torch.no_grad():
-        trunk.load_torchvision(state, source)
+        backbone.load_torchvision(state, source)

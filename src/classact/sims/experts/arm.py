@@ -62,7 +62,7 @@ class Style:
         rotation_noise: of yaw and tilt, radians.
         curvature: how far paths bow sideways, as a part of their length; negative: to the other side.
         arch: factor on how far paths bow upwards.
-        pause: chance that the arm rests for a moment where a script lets it (:meth:`Arm.pause`).
+        pause: chance that the arm rests for a timestep where a script lets it (:meth:`Arm.pause`).
     """
 
     speed: float = 1.0
@@ -232,7 +232,7 @@ class Arm:
         yield from self.hold(steps, OPEN)
 
     def pause(self) -> Steps:
-        """Sometimes rest a moment, as the style has it."""
+        """Sometimes rest a timestep, as the style has it."""
         if self.rng.random() < self.style.pause:
             yield from self.hold(int(self.rng.integers(2, 9)), precise=False)
 

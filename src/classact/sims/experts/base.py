@@ -16,7 +16,7 @@ Script = Callable[[Any, np.random.Generator], Iterator[FloatArray]]
 """(simulator at its start, the attempt's generator) -> actions (D_a,), one per control step. The simulator may be read
 between them. The generator draws what makes one demonstration differ from another: speed, path, grasp, noise."""
 
-_STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the start state drawn from the same seed
+_STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the initial state drawn from the same seed
 
 
 class GiveUpError(Exception):

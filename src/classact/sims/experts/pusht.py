@@ -276,7 +276,7 @@ class Solution:
     """One attempt.
 
     Attributes:
-        seed: start state.
+        seed: initial state.
         states: (L, 5) float64 state before each action.
         actions: (L, 2) float64 multiples of QUANTUM, as executed.
         coverage: (L,) after each action.

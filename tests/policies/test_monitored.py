@@ -13,13 +13,13 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.policies import ImageLatents, NoveltyConfig, RetrievalConfig, RetrievalPolicy, WatchedPolicy
+from classact.policies import ImageLatents, MonitoredPolicy, NoveltyConfig, RetrievalConfig, RetrievalPolicy
 from classact.policies.base import PolicySpec, decide
 from classact.policies.control import Runner
-from classact.policies.watched import watched
+from classact.policies.monitored import monitored
 
 
-def watcher(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:
+def monitor(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:
     data = data or fakes.demonstrations()
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28))
     made = RetrievalPolicy.build(ImageLatents(encoder, LowDim.fit(data)), data, RetrievalConfig(k=6))
@@ -42,13 +42,13 @@ class Acting(fakes.WatchfulPolicy):
 
 
 def test_the_policy_acts_and_the_newest_observation_is_scored() -> None:
-    data, bank = fakes.demonstrations(), watcher()
+    data, bank = fakes.demonstrations(), monitor()
     assert data.states is not None
     seen = [
         replace(one, state=data.states[row])
         for row, one in zip([3, 9, 60], fakes.observations(data, [3, 9, 60]), strict=True)
     ]
-    policy = WatchedPolicy(Acting(data.schema), bank)
+    policy = MonitoredPolicy(Acting(data.schema), bank)
     decision = policy.decide([seen[:2], seen[1:]])
     assert_array_equal(decision.chunk, Acting(None).decide([seen[:2], seen[1:]]).chunk)
     assert_array_equal(decision.novelty, decide(bank, seen[1:]).novelty)
@@ -58,41 +58,41 @@ def test_the_policy_acts_and_the_newest_observation_is_scored() -> None:
 
 
 def test_watched_where_the_watcher_is_calibrated() -> None:
-    policy, bank = Acting(None), watcher()
-    assert watched(policy, None) is policy
-    assert watched(policy, watcher(calibrated=False)) is policy
-    made = watched(policy, bank)
-    assert isinstance(made, WatchedPolicy)
-    assert (made.policy, made.watcher) == (policy, bank)
-    with pytest.raises(ConfigError, match="the watching policy has no calibrated novelty score: call its calibrate"):
-        WatchedPolicy(policy, watcher(calibrated=False))
+    policy, bank = Acting(None), monitor()
+    assert monitored(policy, None) is policy
+    assert monitored(policy, monitor(calibrated=False)) is policy
+    made = monitored(policy, bank)
+    assert isinstance(made, MonitoredPolicy)
+    assert (made.policy, made.monitor) == (policy, bank)
+    with pytest.raises(ConfigError, match="the monitoring policy has no calibrated novelty score: call its calibrate"):
+        MonitoredPolicy(policy, monitor(calibrated=False))
 
 
 def test_a_bank_of_another_task_is_refused() -> None:
-    data, bank = fakes.demonstrations(), watcher()
+    data, bank = fakes.demonstrations(), monitor()
     other = replace(data, schema=Schema(("top",), (("arm", 1), ("gripper", 1)), actions=data.schema.actions))
     with pytest.raises(
         ConfigError, match=r"policy 'acting' was trained on other .* than the bank .*: language embedding"
     ):
-        WatchedPolicy(Acting(replace(data.schema, language=4)), bank)
+        MonitoredPolicy(Acting(replace(data.schema, language=4)), bank)
     with pytest.raises(
         ConfigError, match=r"'acting' was trained on other .*: proprioception .*'agent', 2.*'gripper', 1"
     ):
-        WatchedPolicy(Acting(Schema(("top",), (("agent", 2),))), watcher(other))
-    WatchedPolicy(Acting(other.schema), bank)  # one that declares no keys has as many dimensions
+        MonitoredPolicy(Acting(Schema(("top",), (("agent", 2),))), monitor(other))
+    MonitoredPolicy(Acting(other.schema), bank)  # one that declares no keys has as many dimensions
 
 
 def test_both_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, bank = Acting(None), watcher()
+    policy, bank = Acting(None), monitor()
     asked: list[Any] = []
     monkeypatch.setattr(bank, "prepare", asked.append)
-    Runner(WatchedPolicy(policy, bank))
-    WatchedPolicy(fakes.WatchfulPolicy(), bank).prepare(3)  # has nothing to prepare
+    Runner(MonitoredPolicy(policy, bank))
+    MonitoredPolicy(fakes.WatchfulPolicy(), bank).prepare(3)  # has nothing to prepare
     assert (policy.prepared, asked) == ([1], [1, 3])
 
 
 def test_preparing_retrieval_changes_nothing() -> None:
-    data, bank = fakes.demonstrations(), watcher()
+    data, bank = fakes.demonstrations(), monitor()
     seen = fakes.observations(data, [3, 9])
     before = bank.decide(seen)
     passes: list[np.ndarray] = []
