@@ -82,7 +82,7 @@ def test_damaged_milestones_are_named(tmp_path: Path, change: Any, found: str) -
     row = MilestoneRow(*ROW, "c", 10, 1, 0.1, 0.0, 0.2, stage="s", step=1, steps=20)
     run.add_intermediate([row])
     append_jsonl(run.intermediates, to_json(row) | change if isinstance(change, dict) else change)
-    with pytest.raises(DataError, match=rf"intermediate evaluations\.jsonl, row 2{found}"):
+    with pytest.raises(DataError, match=rf"intermediate\.jsonl, row 2{found}"):
         run.read_intermediate()
 
 
@@ -306,7 +306,7 @@ def test_heads_stand_where_other_files_are_absent(run_copy: Run, path: str, gone
         (
             "intermediate.jsonl",
             '{"stage": "pretrain", "step": 1}',
-            r"intermediate evaluations\.jsonl, row 1: field 'policy' is missing",
+            r"intermediate\.jsonl, row 1: field 'policy' is missing",
         ),
         ("policy/policy.json", '{"novelty": {"alarm": 2}}', r"policy\.json: novelty: field 'episodes' is missing"),
         ("policy/policy.json", '{"novelty": []}', r"policy\.json: novelty: expected an object with the fields of"),
@@ -321,7 +321,7 @@ def test_damaged_files_are_named(run_copy: Run, path: str, content: str, message
 def test_more_successes_than_episodes_are_refused_with_the_row(run_copy: Run) -> None:
     rows = run_copy.read_intermediate()
     write_jsonl(run_copy.intermediates, [to_json(rows[0]), to_json(rows[1]) | {"successes": 99}])
-    with pytest.raises(DataError, match=r"intermediate evaluations\.jsonl, row 2: 99 successes of 12 episodes"):
+    with pytest.raises(DataError, match=r"intermediate\.jsonl, row 2: 99 successes of 12 episodes"):
         build_report(run_copy.root)
 
 

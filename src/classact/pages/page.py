@@ -267,8 +267,8 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
     looks = {stage: look[kind] for stage, kind in kinds.items()}
     plots = []
     for key, title, chosen in (
-        ("intermediate evaluations-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
-        ("intermediate evaluations-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
+        ("intermediates-pretrain", "Retrieval during pre-training", [s for s in stages if s == PRETRAIN]),
+        ("intermediates-heads", "Heads during their training", [s for s in stages if s != PRETRAIN]),
     ):
         part = [row for row in rows if row.stage in chosen]
         if part:
