@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from classact.data.video import write_mp4
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.policies.config import NoveltyConfig
 from classact.policies.novelty import HELD_OUT, Novelty
 from classact.run.config import HeadRunConfig
@@ -135,7 +135,7 @@ def head_rows(training: str, rng: np.random.Generator) -> list[dict]:
 
 def stage_rows(
     stage: str, last: list[EvaluationRow], steps: np.ndarray, rng: np.random.Generator
-) -> list[MilestoneRow]:
+) -> list[IntermediateRow]:
     """Ten evaluations by each criterion, the last of which is the last checkpoint's."""
     rows = []
     for i, step in enumerate(steps.astype(int)):
@@ -145,11 +145,11 @@ def stage_rows(
                 k = int(rng.binomial(n, min(0.98, k / n * (0.3 + 0.7 * ((i + 1) / len(steps)) ** 0.5))))
             low, high = wilson_interval(k, n)
             found = {"successes": k, "success": k / n, "low": low, "high": high}
-            rows.append(MilestoneRow(**vars(end) | found, stage=stage, step=int(step), steps=int(steps[-1])))
+            rows.append(IntermediateRow(**vars(end) | found, stage=stage, step=int(step), steps=int(steps[-1])))
     return rows
 
 
-def maxima(last: list[EvaluationRow], intermediates: list[MilestoneRow]) -> list[EvaluationRow]:
+def maxima(last: list[EvaluationRow], intermediates: list[IntermediateRow]) -> list[EvaluationRow]:
     """The largest row of a stage by criterion, labelled like the last checkpoint's."""
     found = []
     for end in last:

@@ -16,7 +16,7 @@ import torch
 from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import Criterion, Demonstrations, FloatArray, Observation, StateArray
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.similarity import SimilarityConfig
@@ -278,7 +278,7 @@ def row(**changes: Any) -> EvaluationRow:
     return EvaluationRow(**made | {"success": 0.5, "low": 0.1, "high": 0.9} | changes)
 
 
-def intermediate(**changes: Any) -> MilestoneRow:
+def intermediate(**changes: Any) -> IntermediateRow:
     """The same, in the middle of a training."""
     at = {name: changes.pop(name, value) for name, value in (("stage", "pretrain"), ("step", 1), ("steps", 2))}
-    return MilestoneRow(**vars(row(**changes)), **at)
+    return IntermediateRow(**vars(row(**changes)), **at)

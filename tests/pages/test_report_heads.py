@@ -14,7 +14,7 @@ import pytest
 from test_report_page import NEW, SECTIONS, build
 
 from classact.errors import DataError
-from classact.evaluation.rows import MilestoneRow
+from classact.evaluation.rows import IntermediateRow
 from classact.models.heads import MLPConfig
 from classact.pages import build_report, figures, learning
 from classact.pages.heads import Head, read_heads, stage_names
@@ -50,11 +50,11 @@ ROW = ("retrieval", "class", "pusht", "none", "retrieval-class-none")
 # Run
 
 
-def test_later_milestones_win_and_stages_keep_their_order(tmp_path: Path) -> None:
+def test_later_intermediates_win_and_stages_keep_their_order(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.read_intermediate() == []
     rows = [
-        MilestoneRow(*ROW, c, 10, 1, 0.1, 0.0, 0.2, stage=stage, step=step, steps=20)
+        IntermediateRow(*ROW, c, 10, 1, 0.1, 0.0, 0.2, stage=stage, step=step, steps=20)
         for stage in ("pretrain", "heads/mlp")
         for step in (20, 10)
         for c in ("b", "a")
@@ -74,12 +74,12 @@ def test_later_milestones_win_and_stages_keep_their_order(tmp_path: Path) -> Non
     [
         ({"policy": None}, r"\.policy: expected text, got None"),
         ({"step": "x"}, r"\.step: expected a whole number, got 'x'"),
-        ([1], r": expected an object with the fields of MilestoneRow, got \[1\]"),
+        ([1], r": expected an object with the fields of IntermediateRow, got \[1\]"),
     ],
 )
-def test_damaged_milestones_are_named(tmp_path: Path, change: Any, found: str) -> None:
+def test_damaged_intermediates_are_named(tmp_path: Path, change: Any, found: str) -> None:
     run = Run(tmp_path)
-    row = MilestoneRow(*ROW, "c", 10, 1, 0.1, 0.0, 0.2, stage="s", step=1, steps=20)
+    row = IntermediateRow(*ROW, "c", 10, 1, 0.1, 0.0, 0.2, stage="s", step=1, steps=20)
     run.add_intermediate([row])
     append_jsonl(run.intermediates, to_json(row) | change if isinstance(change, dict) else change)
     with pytest.raises(DataError, match=rf"intermediate\.jsonl, row 2{found}"):
@@ -146,7 +146,7 @@ def test_success_during_training_is_drawn_as_it_was_measured(whole_run: Run) -> 
     assert [a != b for a, b in zip(*views.values(), strict=True)] == [True] * len(figure.data)
 
 
-def test_one_milestone_has_a_whisker(whole_run: Run) -> None:
+def test_one_intermediate_has_a_whisker(whole_run: Run) -> None:
     row = read_sources(whole_run.root).intermediates[0]
     whisker, dot = learning.intermediate_figure([row], {"pretrain": "x"}, {"pretrain": ("#123456", "circle")}).data
     assert tuple(whisker.y) == (row.low, row.high)

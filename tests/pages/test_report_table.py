@@ -9,7 +9,7 @@ import pytest
 
 from classact.cli.console import print_summary
 from classact.errors import DataError
-from classact.evaluation.rows import Alarms, EvaluationRow, MilestoneRow
+from classact.evaluation.rows import Alarms, EvaluationRow, IntermediateRow
 from classact.objectives import objective_config
 from classact.pages import headline
 from classact.pages.novelty import meaning
@@ -198,7 +198,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     again = [replace(TUNED, successes=1)]
     run.add_summary(again)  # of the same evaluation
     assert run.read_summary() == again
-    intermediates = [MilestoneRow(**vars(row), stage="pretrain", step=n, steps=2) for n, row in enumerate(rows, 1)]
+    intermediates = [IntermediateRow(**vars(row), stage="pretrain", step=n, steps=2) for n, row in enumerate(rows, 1)]
     run.add_intermediate(intermediates)
     assert run.read_intermediate() == intermediates
 

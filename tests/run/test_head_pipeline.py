@@ -101,7 +101,7 @@ def test_more_actions_than_a_chunk_holds_are_refused_at_once(run: Run) -> None:
         make(run, replace(config(), evaluation=replace(run.settings().evaluation, execute=99)))
 
 
-def test_a_head_leaves_policy_milestones_and_rows_beside_retrieval(run: Run) -> None:
+def test_a_head_leaves_policy_intermediates_and_rows_beside_retrieval(run: Run) -> None:
     pipeline = make(run, config())
     pipeline.evaluate()
     folder = Run(run.head("mlp"))

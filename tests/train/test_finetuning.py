@@ -182,7 +182,7 @@ def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, chan
     assert calls == []
 
 
-def test_milestones_see_the_weights_of_their_step(tmp_path: Path) -> None:
+def test_intermediates_see_the_weights_of_their_step(tmp_path: Path) -> None:
     seen: list[tuple[int, list[int]]] = []
 
     def intermediate(run: FineTuner) -> None:

@@ -64,7 +64,7 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True)
-class MilestoneRow(EvaluationRow):
+class IntermediateRow(EvaluationRow):
     """What an evaluation during a training reached.
 
     Attributes:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.evaluation.rows import MilestoneRow
+from classact.evaluation.rows import IntermediateRow
 from classact.pages.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
@@ -80,7 +80,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def intermediate_figure(
-    rows: Sequence[MilestoneRow], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
+    rows: Sequence[IntermediateRow], names: Mapping[str, str], looks: Mapping[str, tuple[str, str]]
 ) -> go.Figure:
     """Success over training steps, one line per stage with its 95% interval as a band (paper, Figure 10).
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.pages import figures, headline, learning, novelty
 from classact.pages.heads import PRETRAIN, Head, stage_names
 from classact.pages.plots import Plot, duration, environment, make_plot
@@ -83,7 +83,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "metric": sources.evaluations[0].metric if sources.evaluations else "",
         "with_coverage": any("coverage" in row.metrics for row in rows),
         "curves": _curve_plots(sources),
-        "intermediate": _milestone_plots(sources),
+        "intermediate": _intermediate_plots(sources),
         "novelty": _novelty(sources),
         "novelty_meaning": novelty.meaning(sources.calibration),
         "training": _training_plots(sources.training),
@@ -258,7 +258,7 @@ def _head_facts(head: Head) -> str:
     return ", ".join(filter(None, facts))
 
 
-def _milestone_plots(sources: Sources) -> list[Plot]:
+def _intermediate_plots(sources: Sources) -> list[Plot]:
     rows = sources.intermediates
     stages = list(dict.fromkeys(row.stage for row in rows))
     names = stage_names(sources.heads, stages)
@@ -272,7 +272,7 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
     ):
         part = [row for row in rows if row.stage in chosen]
         if part:
-            words = _milestone_words(part, names)
+            words = _intermediate_words(part, names)
             figure = learning.intermediate_figure(part, names, looks)
             # With several heads the sentence grows too long to read; the table above says the same.
             caption = words if len(chosen) == 1 else ""
@@ -280,7 +280,7 @@ def _milestone_plots(sources: Sources) -> list[Plot]:
     return plots
 
 
-def _milestone_words(rows: list[MilestoneRow], names: Mapping[str, str]) -> str:
+def _intermediate_words(rows: list[IntermediateRow], names: Mapping[str, str]) -> str:
     criterion = rows[0].criterion
     words = []
     for stage in dict.fromkeys(row.stage for row in rows):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.heads import Head, read_heads, read_log
 from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
@@ -52,7 +52,7 @@ class Sources:
     videos: list[Row]
     absent: dict[str, str] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
-    intermediates: list[MilestoneRow] = field(default_factory=list)
+    intermediates: list[IntermediateRow] = field(default_factory=list)
     calibration: Novelty | None = None
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from classact.data.readers import EMBEDDED
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.run.config import HeadRunConfig, RunConfig, whole_path
 from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import reading
@@ -211,7 +211,7 @@ class Run:
         new, made = {row.evaluation for row in rows}, to_json(rows)
         update_json(self.summary, lambda old: [row for row in old if row["evaluation"] not in new] + made, [])
 
-    def read_intermediate(self) -> list[MilestoneRow]:
+    def read_intermediate(self) -> list[IntermediateRow]:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
 
         Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
@@ -219,9 +219,9 @@ class Run:
         Raises:
             DataError: a row is damaged (its number and field are named).
         """
-        rows: dict[tuple[str, int, str], MilestoneRow] = {}
+        rows: dict[tuple[str, int, str], IntermediateRow] = {}
         for number, value in enumerate(read_jsonl(self.intermediates), 1):
-            row = from_json(MilestoneRow, value, f"{self.intermediates}, row {number}")
+            row = from_json(IntermediateRow, value, f"{self.intermediates}, row {number}")
             rows[row.stage, row.step, row.criterion] = row
         stages = list(dict.fromkeys(stage for stage, _, _ in rows))
         return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
@@ -235,7 +235,7 @@ class Run:
                 )
         shutil.rmtree(self.root / "intermediate" / stage, ignore_errors=True)
 
-    def add_intermediate(self, rows: Iterable[MilestoneRow]) -> None:
+    def add_intermediate(self, rows: Iterable[IntermediateRow]) -> None:
         """Append the rows of one evaluation during training."""
         with locked(lock_of(self.intermediates)):  # heads of one run may be trained side by side
             for row in rows:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from classact.data.types import RolloutResult
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import run_evaluation
-from classact.evaluation.rows import EvaluationRow, MilestoneRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.policies import Policy
 from classact.run.folder import Run, RunInfo
 from classact.utils.codec import to_json
@@ -170,7 +170,7 @@ def evaluate_intermediate(
         return
     folder = run.intermediate(stage, at[0])
     _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
-    run.add_intermediate([MilestoneRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
+    run.add_intermediate([IntermediateRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
 
 
 def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
