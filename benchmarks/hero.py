@@ -166,7 +166,7 @@ def _draw_reason(canvas: Canvas, arrays: Arrays, top: float) -> None:
     q = len(arrays["query_images"]) // 2
     part = shares(arrays["weights"][q])
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
-    planar = "query_chunk" in arrays and arrays["query_chunk"].shape[-1] == 2
+    planar = arrays["query_chunk"].shape[-1] == 2
     x, y, world = float(EDGE), top + HEAD, world_size(arrays)
     canvas.bold(x, top + 18, "What the policy sees and plans", 24)
     canvas.picture(arrays["query_images"][q], x, y, QUERY)

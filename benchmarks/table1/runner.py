@@ -111,8 +111,8 @@ class Table:
             settings = results["protocol"]["settings"]
             if starts < settings["starts"]:
                 raise ConfigError(
-                    f"{self.path} has {settings['starts']} starts for each cell, and {starts} were asked for. Ask for "
-                    f"at least as many: further ones are added to cells that are done."
+                    f"{self.path} has {settings['starts']} initial states for each cell, and {starts} were asked for. "
+                    f"Ask for at least as many: further ones are added to cells that are done."
                 )
             results["protocol"]["episodes"] = settings["starts"] = starts
 

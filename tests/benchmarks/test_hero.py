@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from classact.errors import DataError
-from classact.utils.storage import read_arrays, write_arrays, write_json
+from classact.utils.storage import write_json
 from hero import hero_image
 
 
@@ -33,10 +33,7 @@ def test_each_part_may_be_absent_but_not_all(run_copy, tmp_path):
         hero_image(run_copy.root, tmp_path / "hero.png")
 
 
-def test_without_chunks_and_with_an_unevaluated_run(run_copy, tmp_path):
-    path = run_copy.analysis / "neighbors.safetensors"
-    arrays = read_arrays(path)
-    write_arrays(path, {name: arrays[name] for name in ("query_images", "neighbor_images", "weights")})
+def test_with_an_unevaluated_run(run_copy, tmp_path):
     run_copy.summary.unlink()
     shutil.rmtree(run_copy.root / "evaluations")
     write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])

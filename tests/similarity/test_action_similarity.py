@@ -83,7 +83,7 @@ def test_exact_threshold_and_weights_are_those_of_all_pairs(change: dict[str, An
 def test_auto_is_exact_until_there_are_too_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = replace(CONFIG, estimate="auto")
     assert ActionSimilarity(walks(), auto).distribution.exact
-    monkeypatch.setattr("classact.similarity.model.AUTO_EXACT_PAIRS", 10)
+    monkeypatch.setattr("classact.similarity.config.AUTO_EXACT_PAIRS", 10)
     assert not ActionSimilarity(walks(), auto).distribution.exact
 
 

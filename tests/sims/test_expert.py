@@ -53,7 +53,7 @@ def test_planning_model_follows_pymunk() -> None:
 
 def test_model_constants_are_pymunks() -> None:
     block = PushT()._world.block
-    assert pytest.approx(1 / block.timestep) == model.INV_moment
+    assert pytest.approx(1 / block.moment) == model.INV_moment
     assert pytest.approx(1 / block.mass) == model.INV_MASS
     assert block.center_of_gravity.y == model.COG
 

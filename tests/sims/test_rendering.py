@@ -96,7 +96,7 @@ def test_steps_and_camera_reach_the_simulator(states: np.ndarray, monkeypatch: p
     out = np.zeros((12, 96, 96, 3), np.uint8)
     render_states("pusht", states[:12], ENDS[:3], image_size=96, shift="fixed-color", seed=7, out=out)
     seeds = [appearance_seed(7, episode) for episode in range(3)]
-    assert calls == ["probe", ("top",), seeds[0], *range(3), seeds[1], *range(7), seeds[2], *range(2)]
+    assert calls == [("top",), seeds[0], *range(3), seeds[1], *range(7), seeds[2], *range(2)]
 
 
 def test_unusable_settings(states: np.ndarray) -> None:

@@ -17,15 +17,15 @@ from classact.data.types import StateArray
 from classact.sims import make_simulator
 from classact.sims.experts.base import Attempt, GiveUpError, attempt
 from classact.sims.experts.three_stack import HALF, HAND, SHOULDER, STRETCH, WRIST, _room, _tilt, script
-from classact.sims.robosuite_tasks import ThreeStack
+from classact.sims.robosuite_tasks import ThreeStackD0
 
 
 @pytest.fixture(scope="module")
-def sims() -> Iterator[dict[str, ThreeStack]]:
+def sims() -> Iterator[dict[str, ThreeStackD0]]:
     made = {}
     for name in ("three-stack-d0", "three-stack-d1"):
         sim = make_simulator(name)
-        assert isinstance(sim, ThreeStack)
+        assert isinstance(sim, ThreeStackD0)
         made[name] = sim
     yield made
     for sim in made.values():
@@ -33,19 +33,19 @@ def sims() -> Iterator[dict[str, ThreeStack]]:
 
 
 @pytest.fixture(scope="module")
-def solved(sims: dict[str, ThreeStack]) -> Attempt:
+def solved(sims: dict[str, ThreeStackD0]) -> Attempt:
     return attempt(sims["three-stack-d0"], script, 0)
 
 
 @pytest.mark.parametrize("seed", [1, 5])
-def test_it_stacks_over_the_wide_range(sims: dict[str, ThreeStack], seed: int) -> None:
+def test_it_stacks_over_the_wide_range(sims: dict[str, ThreeStackD0], seed: int) -> None:
     """Seed 5 has a cube so far away that the elbow would straighten."""
     tried = attempt(sims["three-stack-d1"], script, seed)
     assert tried.success, tried.reason
     assert len(tried) < 450
 
 
-def test_it_stacks_and_ends_at_rest(sims: dict[str, ThreeStack], solved: Attempt) -> None:
+def test_it_stacks_and_ends_at_rest(sims: dict[str, ThreeStackD0], solved: Attempt) -> None:
     assert solved.success, solved.reason
     assert 150 < len(solved) < 400
     sim = sims["three-stack-d0"]
@@ -54,18 +54,18 @@ def test_it_stacks_and_ends_at_rest(sims: dict[str, ThreeStack], solved: Attempt
     assert max(sim.spec.excess(action.astype(np.float64)) for action in solved.actions) == 0.0
 
 
-def start(sim: ThreeStack, seed: int) -> StateArray:
+def start(sim: ThreeStackD0, seed: int) -> StateArray:
     sim.reset(seed)
     return sim.get_state()
 
 
-def test_the_same_seed_is_the_same_demonstration(sims: dict[str, ThreeStack], solved: Attempt) -> None:
+def test_the_same_seed_is_the_same_demonstration(sims: dict[str, ThreeStackD0], solved: Attempt) -> None:
     again = attempt(sims["three-stack-d0"], script, 0)
     assert_array_equal(again.actions, solved.actions)
     assert_array_equal(again.states, solved.states)
 
 
-def test_one_start_has_many_demonstrations(sims: dict[str, ThreeStack]) -> None:
+def test_one_start_has_many_demonstrations(sims: dict[str, ThreeStackD0]) -> None:
     sim = sims["three-stack-d0"]
     middles, ends = [], []
     for style in range(4):
@@ -83,7 +83,7 @@ def test_one_start_has_many_demonstrations(sims: dict[str, ThreeStack]) -> None:
     assert np.ptp(ends) >= 5  # some are slower
 
 
-def test_a_cube_that_is_knocked_away_is_taken_again(sims: dict[str, ThreeStack]) -> None:
+def test_a_cube_that_is_knocked_away_is_taken_again(sims: dict[str, ThreeStackD0]) -> None:
     sim = sims["three-stack-d0"]
     sim.reset(2)
     disturbed = False
@@ -102,7 +102,7 @@ def test_a_cube_that_is_knocked_away_is_taken_again(sims: dict[str, ThreeStack])
     assert success == 1.0
 
 
-def test_it_gives_up_on_a_cube_that_fell(sims: dict[str, ThreeStack]) -> None:
+def test_it_gives_up_on_a_cube_that_fell(sims: dict[str, ThreeStackD0]) -> None:
     sim = sims["three-stack-d0"]
     sim.reset(0)
     state = sim.get_state()

@@ -564,7 +564,7 @@ def test_out_of_memory_says_what_to_lower(kind: str, what: str, tmp_path: Path) 
     advice = "Raise accumulate (--accumulate, now 2; it changes no result), or lower batch_size (--batch-size, now 32)"
     assert advice in str(caught.value)
     assert "--loader" not in str(caught.value)
-    assert ("widths (now (8, 16))" in str(caught.value)) == (kind != "class")
+    assert ("size (now U-Net of widths 8, 16)" in str(caught.value)) == (kind != "class")
     assert "crop_size (now 28)" in str(caught.value)
     assert saved(tmp_path) == [2]
 

@@ -614,7 +614,9 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, error
         r"out of memory at step 1 of \d\. Raise accumulate \(--accumulate, now 1; .*\), or lower batch_size "
         r"\(--batch-size, now 16\)"
     )
-    with pytest.raises(ClassactError, match=lower + r".* \(now \(8, 16\)\) or the encoder's crop_size \(now 28\)"):
+    with pytest.raises(
+        ClassactError, match=lower + r".* \(now U-Net of widths 8, 16\) or the encoder's crop_size \(now 28\)"
+    ):
         tuner().fit()
     with pytest.raises(ClassactError, match=lower + r" or the encoder's crop_size \(now 28\)"):
         Trainer(fakes.demonstrations(), fakes.pretrain_config()).fit()

@@ -161,7 +161,7 @@ def test_permutations_keep_their_level_with_unequal_numbers_of_seeds() -> None:
 
 
 def test_permutations_refuse_other_starts() -> None:
-    with pytest.raises(ConfigError, match="outcomes on the same starts, got 3 and 2 initial states"):
+    with pytest.raises(ConfigError, match="outcomes of the same initial states, got 3 and 2 initial states"):
         permutation_p(np.zeros((1, 3)), np.zeros((2, 2)))
 
 

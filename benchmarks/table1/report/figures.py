@@ -176,7 +176,7 @@ def scaling_figure(series: Sequence[Scaling], look: Mapping[str, tuple[str, str]
             name=label(who_name(who)),
             customdata=[
                 f"{count:,} demonstrations: <b>{percent(e.value)}</b> (95% interval {percent(e.low)} to "
-                f"{percent(e.high)}, {starts} starts, {seeds_text(seeds)})"
+                f"{percent(e.high)}, {starts} initial states, {seeds_text(seeds)})"
                 for count, e, starts, seeds in points
             ],
             hovertemplate=f"%{{customdata}}<extra>{label(who_name(who))}</extra>",

@@ -50,9 +50,7 @@ def read_seen(results: Results, cell: Cell) -> Seen:
         no_map = _short(error, folder)
     try:
         arrays = read_neighbors(_there(analysis / "neighbors.safetensors"))
-        # Chunks are drawn on a run's own page; here there is no room for them.
-        kept = {name: value for name, value in arrays.items() if not name.endswith(("chunk", "chunks"))}
-        found = reasons({key: value[_some(arrays)] if key != "world" else value for key, value in kept.items()})
+        found = reasons({key: value[_some(arrays)] if key != "world" else value for key, value in arrays.items()})
     except DataError as error:
         no_neighbors = _short(error, folder)
     return Seen(figure, no_map, found, no_neighbors)

@@ -227,7 +227,7 @@ def _cell(path: Path, name: str, value: Any, criterion: str) -> Cell:
     cell = _read(Cell, {"name": name, **value, **_finite(value)}, f"{path}, {where}")
     if len(cell.score) not in (0, len(cell.starts)):
         raise DataError(
-            f"{path}, {where}: {len(cell.score)} scores for {len(cell.starts)} starts. Evaluate the cell again."
+            f"{path}, {where}: {len(cell.score)} scores for {len(cell.starts)} initial states. Evaluate the cell again."
         )
     for _, _, k, n in cell.curve:
         if not 0 <= k <= n or n < 1:
@@ -265,8 +265,8 @@ def _check_success(path: Path, where: str, value: Row, criterion: str) -> None:
     for name, outcomes in success.items():
         if len(outcomes) != len(starts):
             raise DataError(
-                f"{path}, {where}: {len(outcomes)} outcomes by {name!r} for {len(starts)} starts. Evaluate the cell "
-                f"again."
+                f"{path}, {where}: {len(outcomes)} outcomes by {name!r} for {len(starts)} initial states. Evaluate the "
+                f"cell again."
             )
         if other := [outcome for outcome in outcomes if outcome not in (0, 1)]:
             raise DataError(f"{path}, {where}: expected outcomes 0 or 1 by {name!r}, got {other[0]!r}.")
@@ -277,5 +277,5 @@ def _tuning(path: Path, row: Any, number: int) -> Tried:
     need(path, row, ("method", "learning_rate", "successes", "starts"), where)
     tried = _read(Tried, row, f"{path}, {where}")
     if not 0 <= tried.successes <= tried.starts or tried.starts < 1:
-        raise DataError(f"{path}, {where}: {tried.successes} successes of {tried.starts} starts. Tune again.")
+        raise DataError(f"{path}, {where}: {tried.successes} successes of {tried.starts} initial states. Tune again.")
     return tried

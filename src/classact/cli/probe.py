@@ -71,7 +71,9 @@ def print_probe(result: Mapping[str, Any]) -> None:
 
     queries = result["queries"]
     out = console()
-    table = Table(title=f"{result['data']['name']}, encoder {result['encoder']}", title_justify="left")
+    # Without padding between the borders and what they hold, two representations fit into 80 columns.
+    title = f"{result['data']['name']}, encoder {result['encoder']}"
+    table = Table(title=title, title_justify="left", pad_edge=False, collapse_padding=True)
     names = list(result["representations"])
     for _ in range(2):
         table.add_column("", no_wrap=True)

@@ -383,7 +383,7 @@ class Trainer(Training):
         """See :meth:`Training.settle`."""
         if self.config.precision == "auto":
             self.bf16 = self._encode.bf16 = bool(flags["bfloat16"])
-            if self.objective.target_decay is not None:
+            if self.config.objective.target_decay is not None:
                 self._encode_target.bf16 = self.bf16
 
     @property

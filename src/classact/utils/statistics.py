@@ -121,7 +121,8 @@ def paired_difference(won: int, lost: int, starts: int, confidence: float = 0.95
     """
     if starts < 1 or won < 0 or lost < 0 or won + lost > starts:
         raise ConfigError(
-            f"expected won + lost <= starts, all >= 0, and a start, got {won} + {lost} of {starts} starts."
+            f"expected won + lost <= initial states, all >= 0, and one at least, got {won} + {lost} of {starts} "
+            f"initial states."
         )
     z = _normal_quantile(confidence)
     low, high = -_tango_upper(lost, won, starts, z), _tango_upper(won, lost, starts, z)
@@ -210,7 +211,9 @@ def difference_over_seeds(first: NDArray[Any], second: NDArray[Any], rng: np.ran
 def _on_the_same_starts(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     a, b = _outcomes(first), _outcomes(second)
     if a.shape[1] != b.shape[1]:
-        raise ConfigError(f"expected outcomes on the same starts, got {a.shape[1]} and {b.shape[1]} starts.")
+        raise ConfigError(
+            f"expected outcomes of the same initial states, got {a.shape[1]} and {b.shape[1]} initial states."
+        )
     return a, b
 
 
