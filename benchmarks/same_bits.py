@@ -175,10 +175,10 @@ def _arrays(named: Iterable[tuple[str, Any]]) -> Iterator[bytes]:
 @item("distribution", "similarity/distribution/distribution.safetensors")
 @item("positives per anchor", "similarity/positives.safetensors")
 def tensors(path: Path) -> Iterator[bytes]:
-    """Names, dtypes, shapes and bytes, by name."""
+    """Names, dtypes, shapes and bytes, by name; the backbone has the name that it had when the file was written."""
     from safetensors.numpy import load_file
 
-    return _arrays(load_file(path).items())
+    return _arrays({name.replace("backbone", "trunk"): array for name, array in load_file(path).items()}.items())
 
 
 @item("demonstrations", "data.npz")
