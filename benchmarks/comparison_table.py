@@ -25,7 +25,10 @@ README_ROWS = {
         "DynaMo": "DynaMo",
         "CLASS": "CLASS",
         "CLASS, queue=1280": "CLASS with a queue (`pusht-plus`)",
-        "CLASS, color=whiten color_augmentation=rotate queue=1280": "CLASS, queue, whitened (`pusht-rand-plus`)",
+        "Random, color=whiten": "untrained encoder, whitened colours",
+        "VINN (BYOL), color=whiten color_augmentation=rotate": "BYOL, whitened colours",
+        "CLASS, color=whiten color_augmentation=rotate": "CLASS, whitened colours",
+        "CLASS, color=whiten color_augmentation=rotate queue=1280": "the same with a queue (`pusht-rand-plus`)",
     },
     "MLP": {"Random": "behaviour cloning from scratch (MLP head)"},
 }
