@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeGuard
 
-from classact.errors import ClassactError, DataError
+from classact.errors import ClassactError, DataError, MissingDataError
 
 _PERMISSIONS = " Change its permissions, or those of the folders above it."
 _ADVICE = {
@@ -82,7 +82,7 @@ def input_path(
 
     Args:
         text: as a user writes it, see :func:`user_path`.
-        error: what to raise.
+        error: what to raise; in the place of DataError, MissingDataError where nothing is there.
         missing: says what to add to "PATH does not exist."
 
     Raises:
@@ -95,7 +95,8 @@ def input_path(
         except FileNotFoundError:
             if path.is_symlink():
                 raise
-            raise error(f"{path} does not exist. {missing()}".rstrip()) from None
+            absent = MissingDataError if error is DataError else error
+            raise absent(f"{path} does not exist. {missing()}".rstrip()) from None
         if stat.S_ISDIR(mode):
             with os.scandir(path):
                 os.stat(f"{path}/.")  # noqa: PTH116 (Path drops the dot; entering is another permission than listing)
