@@ -246,7 +246,7 @@ def gradients(made: Trainer, step: int = 0) -> dict[str, Tensor]:
     part = made.ranks.part(len(rows))
     assert made.loader is not None
     images = made.loader.take(made.timesteps(rows[part]))
-    made.gradients(rows, part, images, step_generator(made.seed, step, torch.device("cpu")))
+    made.gradients(rows, part, images, step_generator(made.config.seed, step, torch.device("cpu")))
     parameters = [*made.encoder.named_parameters(), *made.objective.named_parameters(prefix="objective")]
     return {name: p.grad.clone() for name, p in parameters if p.grad is not None}
 

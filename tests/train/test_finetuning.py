@@ -61,7 +61,7 @@ def config(**changes: Any) -> FinetuneConfig:
 
 
 def tuner(folder: Path | None = None, start: Path | None = None, **changes: Any) -> FineTuner:
-    return FineTuner(fakes.demonstrations(), config(**changes), folder, start)
+    return FineTuner(fakes.demonstrations(), config(**changes), folder, encoder_folder=start)
 
 
 def same(one: FineTuner, two: FineTuner) -> bool:
@@ -224,7 +224,7 @@ def test_another_encoder_and_other_data_are_refused(tmp_path: Path, pretrained: 
     with pytest.raises(CheckpointError, match=r"was made with encoder_weights = "):
         tuner(tmp_path, pretrained / "checkpoints", weights="last").fit()
     with pytest.raises(CheckpointError, match=r"was made with data = "):
-        FineTuner(fakes.demonstrations(seed=1), config(), tmp_path, pretrained / "encoder").fit()
+        FineTuner(fakes.demonstrations(seed=1), config(), tmp_path, encoder_folder=pretrained / "encoder").fit()
     fitted(tmp_path, pretrained / "encoder", log_every=2, checkpoint_every=1, evaluations=3, chunk_length=4)
 
 
@@ -535,7 +535,7 @@ def test_unusable_data_and_settings(pretrained: Path) -> None:
     with pytest.raises(DataError, match=r"unknown camera 'wrist': available are 'top' in walks"):
         FineTuner(data, config(encoder=replace(ENCODER, cameras=("wrist",))))
     with pytest.raises(DataError, match=r"walks: expected images of 32 x 32 pixels for this encoder, got 48 x 48"):
-        FineTuner(fakes.demonstrations(size=48), config(), None, pretrained / "encoder")
+        FineTuner(fakes.demonstrations(size=48), config(), encoder_folder=pretrained / "encoder")
     with pytest.raises(ConfigError, match=r"multiple of 2, got 15"):
         tuner(horizon=15)
 

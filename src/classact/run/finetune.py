@@ -165,11 +165,11 @@ def train(work: HeadPipeline) -> ParametricPolicy:
         work["frames"],
         config,
         work.folder.root,
-        starts_from(work),
         work.device,
-        engine=work.engine,
-        ranks=work.ranks,
-        say=teller(quiet=work.quiet),
+        work.engine,
+        work.ranks,
+        teller(quiet=work.quiet),
+        encoder_folder=starts_from(work),
     )
     trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
     if work.ranks.first:

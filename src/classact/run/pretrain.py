@@ -270,11 +270,11 @@ def prepare_training(work: Pipeline) -> Trainer:
             training_config(work),
             work.run.root,
             work.device,
-            None if folder is None else Path(folder),
-            bar,
-            engine=work.engine,
-            ranks=work.ranks,
-            say=teller(quiet=work.quiet),
+            work.engine,
+            work.ranks,
+            teller(quiet=work.quiet),
+            similarity_folder=None if folder is None else Path(folder),
+            progress=bar,
         )
         if work.ranks.first and trainer.similarity is not None:
             analysis.write_similarity(work.run, trainer.similarity)

@@ -22,10 +22,10 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classact.data.types import ImageArray, IntArray
+from classact.data.images import frames_digest
+from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.weights import load_weights
@@ -87,9 +88,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 def spelled_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a training in which "auto" is the precision that it came to, on whatever machine it began.
 
-    Args:
-        settings: "precision", "head_precision" and others.
-        flags: which of :data:`PRECISION_FLAGS` are bfloat16; what is not there stays "auto".
+    ``flags`` says which of :data:`PRECISION_FLAGS` are bfloat16; what is not there stays "auto".
     """
     came_to = {
         name: "bfloat16" if flags[flag] else "float32" for name, flag in PRECISION_FLAGS.items() if flag in flags
@@ -126,12 +125,7 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: int) -> None:
-    """Refuse what cannot be computed so.
-
-    Args:
-        engine, ranks: how it is computed.
-        batch_size: of all ranks together.
-        examples: N, steps of the data; min(batch_size, N) make a batch.
+    """Refuse what cannot be computed so, with ``batch_size`` of all ranks together and N ``examples``.
 
     Raises:
         ConfigError: fewer rows in a batch than there are ranks and micro-batches.
@@ -146,25 +140,34 @@ def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: 
         )
 
 
+@dataclass(eq=False)
 class Training(ABC):
     """A training that can be stopped anywhere and shared by processes. Subclasses are dataclasses that call
     :func:`check_engine` before anything that takes long, and :meth:`start` once their networks are made.
 
-    Attributes:
+    Args:
+        demonstrations: actions, and images (N, S, S, 3) of the encoder's cameras and image size.
+        config: settings.
         folder: where checkpoints, train.jsonl and what trackers write go; None keeps nothing.
         device: "cpu" or "cuda".
         engine: how it is computed.
         ranks: this process among those that share the training.
+        say: told where the images are kept, and what takes long.
+
+    Attributes:
         networks: what is trained or kept, by name; frozen parameters are neither changed nor averaged.
         averages: those of them that act later, with averaged (EMA) weights.
         step, steps: updates done and in all.
         seconds: time spent in training, over all interruptions.
     """
 
-    folder: Path | None
-    device: str
-    engine: EngineConfig
-    ranks: Ranks
+    demonstrations: Demonstrations
+    config: Any
+    folder: Path | None = None
+    device: str = "cpu"
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ranks: Ranks = field(default_factory=Ranks)
+    say: Callable[[str], None] | None = None
 
     def start(
         self,
@@ -173,46 +176,33 @@ class Training(ABC):
         averages: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         schedule: OptimizerConfig,
-        images: Mapping[str, ImageArray] | None,
-        examples: int,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        log_every: int,
-        checkpoint_every: int,
-        say: Callable[[str], None] | None = None,
+        images: Mapping[str, ImageArray],
+        loads: bool = True,
     ) -> None:
         """Set up what the loop needs.
 
         Args:
-            networks, averages, optimizer: groups of the optimizer may hold their "peak" rate, else that of
-                ``schedule``.
+            networks, averages: see :class:`Training`.
+            optimizer: its groups may hold their "peak" rate, else that of ``schedule``.
             schedule: warm-up, peak rate, clipping, averaging.
-            images: camera -> (N, S, S, 3) uint8 that batches are taken from; None where steps need none.
-            examples: N, steps of the data; min(batch_size, N) make a batch.
-            batch_size: of all ranks together.
-            steps: updates in all.
-            seed: of batches, views and noise.
-            log_every, checkpoint_every: in steps.
-            say: told what is done with the images.
+            images: camera -> (N, S, S, 3) uint8 that batches are taken from.
+            loads: whether steps need them.
 
         Raises:
             ConfigError: images that do not fit where they are to be kept.
         """
         self.networks, self.averages = dict(networks), dict(averages)
-        self.optimizer, self.schedule = optimizer, schedule
-        self.examples, self.batch_size, self.steps, self.seed = examples, min(batch_size, examples), steps, seed
-        self.log_every, self.checkpoint_every = log_every, checkpoint_every
-        self.step, self.seconds = 0, 0.0
+        self.optimizer, self.schedule, self.images = optimizer, schedule, dict(images)
+        self.examples = self.demonstrations.num_steps
+        self.batch_size = min(self.config.batch_size, self.examples)
+        self.step, self.steps, self.seconds = 0, self.config.steps(self.examples), 0.0
         self._hold: Hold | None = None
         self.loader: ImageLoader | None = None
-        if images is not None:
-            said = say if self.ranks.first else None
-            self.loader = make_loader(images, self.device, self.engine.loader, say=said)
+        if loads:
+            said = self.say if self.ranks.first else None
+            self.loader = make_loader(self.images, self.device, self.engine.loader, say=said)
         self.lag = 1 if torch.device(self.device).type == "cuda" else 0
         self._pending: list[tuple[int, float, IntArray, Stats]] = []
-
-    # -- what subclasses say ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def batches(self, first_step: int) -> Iterator[IntArray]:
@@ -233,17 +223,24 @@ class Training(ABC):
             What is logged, "loss" among it: the same on every rank.
         """
 
-    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
+        return {
+            "data": self.demonstrations.fingerprint(),
+            "schema": to_json(self.demonstrations.schema),
+            "images": self._images_digest,
+        }
+
+    @cached_property
+    def _images_digest(self) -> str | dict[str, str]:
+        """Which images these are; of one camera its digest alone."""
+        digests = {camera: frames_digest(array) for camera, array in self.images.items()}
+        return next(iter(digests.values())) if len(digests) == 1 else digests
 
     @abstractmethod
     def settle(self, flags: Mapping[str, Any]) -> None:
-        """Compute what is "auto" as another machine did, which began this training or is its rank 0.
-
-        Args:
-            flags: its identity, which has the :data:`PRECISION_FLAGS`.
-        """
+        """Compute what is "auto" as another machine did, which began this training or is its rank 0: ``flags`` is its
+        identity, which has the :data:`PRECISION_FLAGS`."""
 
     @abstractmethod
     def memory_advice(self) -> str:
@@ -288,7 +285,7 @@ class Training(ABC):
             group["lr"] = rate * group.get("peak", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         part = self.ranks.part(len(rows))
-        stats = self.gradients(rows, part, images, step_generator(self.seed, self.step, device))
+        stats = self.gradients(rows, part, images, step_generator(self.config.seed, self.step, device))
         trained = self.trained
         if self.ranks.world > 1:
             self.ranks.sum_([p.grad for p in trained if p.grad is not None])
@@ -345,17 +342,15 @@ class Training(ABC):
     def run(
         self,
         progress: Callable[[int, int, str], None] | None = None,
-        intermediates: Sequence[int] = (),
-        intermediate: Callable[[], None] | None = None,
+        intermediate: Callable[[Any], None] | None = None,
     ) -> None:
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
             progress: called on rank 0 with (steps done, steps in all, a short status) after each step.
-            intermediate: after which updates ``intermediate`` is called, on rank 0, once the checkpoint of that step is
-                written. A run that goes on from such a step calls it for that step again, with the same weights,
-                because it may have been stopped before or in it.
-            intermediate: see ``intermediate``.
+            intermediate: called on rank 0 with this training after each of ``config.intermediates``, to evaluate its
+                averages, once the checkpoint of that step is written. A run that goes on from such a step calls it for
+                that step again, with the same weights, because it may have been stopped before or in it.
 
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
@@ -373,7 +368,7 @@ class Training(ABC):
         if self.step < self.steps:
             with self._kernels(), self._guard(f"before step {self.step + 1}"), self._connected():
                 self.prepare()
-        due = set(intermediates) if intermediate is not None else set()
+        due = set() if intermediate is None else set(self.config.intermediates(self.steps))
         begin, spent = time.perf_counter(), self.seconds
         mark, window = self.step, begin
         trackers = self._trackers()
@@ -393,8 +388,8 @@ class Training(ABC):
                     with self._guard(f"at step {self.step + 1}"), self._connected():
                         self._launch(*next(batches))
                         last = self.step == self.steps
-                        logs = self.step % self.log_every == 0 or last
-                        saves = self.step % self.checkpoint_every == 0 or last or self.step in due
+                        logs = self.step % self.config.log_every == 0 or last
+                        saves = self.step % self.config.checkpoint_every == 0 or last or self.step in due
                         # Beyond a log or a checkpoint nothing may be unknown; else the device need not wait for the
                         # host.
                         stats = self._settle(0 if logs or saves else self.lag)
@@ -443,9 +438,9 @@ class Training(ABC):
         if self.folder is not None:
             self._hold = own(self.folder / "checkpoints")
 
-    def _evaluate(self, intermediate: Callable[[], None]) -> None:
+    def _evaluate(self, intermediate: Callable[[Any], None]) -> None:
         with self._guard(f"in the evaluation after step {self.step}"):
-            intermediate()
+            intermediate(self)
 
     def _trackers(self) -> Trackers:
         opened: list[Trackers] = []

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.lowdim import LowDim
-from classact.data.types import Demonstrations, IntArray
+from classact.data.types import IntArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError
 from classact.models.encoders import EncoderConfig
@@ -31,16 +30,11 @@ from classact.policies.parametric import ParametricPolicy
 from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
-from classact.train.config import (
-    INCIDENTAL,
-    EngineConfig,
-    FinetuneConfig,
-)
+from classact.train.config import INCIDENTAL, FinetuneConfig
 from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
 from classact.train.loader import upload
-from classact.train.representation import EncoderPass, encoder_images, images_digest, random_views
+from classact.train.representation import EncoderPass, encoder_images, random_views
 from classact.utils.codec import from_json, to_json, without
-from classact.utils.ranks import Ranks
 
 
 def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
@@ -85,30 +79,16 @@ class FineTuner(Training):
     """One fine-tuning, or one training from scratch.
 
     Args:
-        demonstrations: actions, proprioception, and images (N, S, S, 3) of the encoder's cameras and image size.
-        config: settings.
-        folder: where checkpoints and train.jsonl go; None keeps nothing.
         encoder_folder: pre-trained encoder to start from, see :func:`load_encoder`; None starts from scratch, with
             ``config.encoder`` and the initial weights that it names.
-        device: "cpu" or "cuda".
-        engine: how it is computed.
-        ranks: this process among those that share the training.
-        say: told where the images are kept, and that features are computed before the first step.
 
     Attributes:
         encoder, head: the networks that are trained.
         average_encoder, average_head: their averaged (EMA) weights, which act.
-        step, steps: updates done and in all.
     """
 
-    demonstrations: Demonstrations
     config: FinetuneConfig
-    folder: Path | None = None
     encoder_folder: Path | None = None
-    device: str = "cpu"
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    ranks: Ranks = field(default_factory=Ranks)
-    say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         data, config = self.demonstrations, self.config
@@ -118,7 +98,7 @@ class FineTuner(Training):
         else:
             self.encoder = load_encoder(self.encoder_folder, config.weights)
         self._started_from = _digest(self.encoder)
-        self.images = encoder_images(data, self.encoder.config)
+        images = encoder_images(data, self.encoder.config)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)
         native = device.type == "cuda" or config.head_precision != "auto"
@@ -142,14 +122,8 @@ class FineTuner(Training):
             averages={"encoder": self.average_encoder, "head": self.average_head},
             optimizer=self._optimizer(),
             schedule=config.optimizer.schedule(),
-            images=None if self.features_are_fixed else self.images,
-            examples=data.num_steps,
-            batch_size=config.batch_size,
-            steps=config.steps(data.num_steps),
-            seed=config.seed,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            say=self.say,
+            images=images,
+            loads=not self.features_are_fixed,
         )
 
     @property
@@ -267,10 +241,8 @@ class FineTuner(Training):
         progress: Callable[[int, int, str], None] | None = None,
         intermediate: Callable[[FineTuner], None] | None = None,
     ) -> ParametricPolicy:
-        """:meth:`Training.run`, with ``intermediate`` called at ``config.intermediate``: to evaluate :meth:`policy` and
-        ``average_encoder``. Returns the policy with averaged (EMA) weights."""
-        call = None if intermediate is None else lambda: intermediate(self)
-        self.run(progress, self.config.intermediates(self.steps), call)
+        """:meth:`Training.run`; returns the policy with averaged (EMA) weights."""
+        self.run(progress, intermediate)
         return self.policy()
 
     def policy(self) -> ParametricPolicy:
@@ -287,20 +259,13 @@ class FineTuner(Training):
             {"step": self.step, "steps": self.steps, **labels, "data": self.demonstrations.fingerprint()},
         )
 
-    @cached_property
-    def _images_digest(self) -> str | dict[str, str]:
-        return images_digest(self.images)
-
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         config = replace(self.config, encoder=self.encoder.config)
         flags = {"bfloat16": self.bf16, "head_bfloat16": self.head_bf16}
-        return {
+        return super().identity() | {
             "config": spelled_out(without(to_json(config), *INCIDENTAL, *config.acting, "weights"), flags),
             "encoder_weights": self._started_from,
-            "data": self.demonstrations.fingerprint(),
-            "schema": to_json(self.demonstrations.schema),
-            "images": self._images_digest,
             **flags,
         }
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from classact.data.images import ImageSource, frames_digest
+from classact.data.images import ImageSource
 from classact.data.types import Demonstrations, ImageArray, IntArray
 from classact.errors import ClassactError, DataError, choose
 from classact.models.average import update_ema
@@ -33,7 +32,6 @@ from classact.train.config import INCIDENTAL, AugmentConfig, EngineConfig, Pretr
 from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
 from classact.train.optim import make_optimizer
 from classact.utils.codec import to_json, without
-from classact.utils.ranks import Ranks
 
 _COMPANIONS = 2
 """Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views."""
@@ -60,12 +58,6 @@ def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dic
             )
         chosen[camera] = images
     return chosen
-
-
-def images_digest(images: Mapping[str, ImageArray]) -> str | dict[str, str]:
-    """Which images these are; of one camera its digest alone."""
-    digests = {camera: frames_digest(array) for camera, array in images.items()}
-    return next(iter(digests.values())) if len(digests) == 1 else digests
 
 
 def random_views(
@@ -186,32 +178,19 @@ class Trainer(Training):
     """One training of a representation.
 
     Args:
-        demonstrations: actions, and images (N, S, S, 3) of ``config.encoder.cameras`` at ``config.encoder.image_size``.
-        config: settings.
-        folder: where checkpoints and train.jsonl go; None keeps nothing.
-        device: "cpu" or "cuda".
         similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF
             are used, not measured again.
         progress: called with (pairs done, pairs in all, status) while the similarity is measured.
-        engine: how it is computed.
-        ranks: this process among those that share the training.
-        say: told where the images are kept.
     """
 
-    demonstrations: Demonstrations
     config: PretrainConfig
-    folder: Path | None = None
-    device: str = "cpu"
     similarity_folder: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    ranks: Ranks = field(default_factory=Ranks)
-    say: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         config, data = self.config, self.demonstrations
         check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
-        self.images = encoder_images(data, config.encoder)
+        images = encoder_images(data, config.encoder)
         device = torch.device(self.device)
         self.bf16 = use_bfloat16(config.precision, device)
         self.similarity: ActionSimilarity | None = None
@@ -246,14 +225,7 @@ class Trainer(Training):
             averages={"encoder": self.average},
             optimizer=make_optimizer(self.trained, config.optimizer),
             schedule=config.optimizer,
-            images=self.images,
-            examples=data.num_steps,
-            batch_size=config.batch_size,
-            steps=config.steps(data.num_steps),
-            seed=config.seed,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            say=self.say,
+            images=images,
         )
 
     def _measure_similarity(self) -> None:
@@ -359,25 +331,14 @@ class Trainer(Training):
         progress: Callable[[int, int, str], None] | None = None,
         intermediate: Callable[[Trainer], None] | None = None,
     ) -> ImageEncoder:
-        """:meth:`Training.run`, with ``intermediate`` called at ``config.intermediate``: to evaluate ``average``.
-        Returns the encoder with averaged (EMA) weights."""
-        call = None if intermediate is None else lambda: intermediate(self)
-        self.run(progress, self.config.intermediates(self.steps), call)
+        """:meth:`Training.run`; returns the encoder with averaged (EMA) weights."""
+        self.run(progress, intermediate)
         return self.average
-
-    @cached_property
-    def _images_digest(self) -> str | dict[str, str]:
-        return images_digest(self.images)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
-        return {
-            "config": spelled_out(without(to_json(self.config), *INCIDENTAL), {"bfloat16": self.bf16}),
-            "data": self.demonstrations.fingerprint(),
-            "schema": to_json(self.demonstrations.schema),
-            "images": self._images_digest,
-            "bfloat16": self.bf16,
-        }
+        config = spelled_out(without(to_json(self.config), *INCIDENTAL), {"bfloat16": self.bf16})
+        return super().identity() | {"config": config, "bfloat16": self.bf16}
 
     def settle(self, flags: Mapping[str, Any]) -> None:
         """See :meth:`Training.settle`."""

@@ -14,13 +14,11 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from classact.errors import ClassactError, ConfigError, MissingDependencyError
+from classact.errors import ConfigError, MissingDependencyError
 from classact.utils.codec import to_json
 from classact.utils.storage import append_jsonl, read_json, write_json
 
@@ -43,31 +41,12 @@ class Trackers:
     """
 
     def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
-        self.path, self._trackers = path, list(trackers)
-
-    def open(self, name: str, folder: Path, config: dict[str, Any], start: int) -> None:
-        """Add a tracker: one of :data:`TRACKERS`, which has the arguments.
-
-        Raises:
-            ConfigError: it cannot start.
-            MissingDependencyError: its package is not installed.
-        """
-        try:
-            self._trackers.append(TRACKERS[name](folder, config, start))
-        except ClassactError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"the tracker {name!r} could not start ({type(error).__name__}: {error}). Repair that, or leave it "
-                f"out: {self.path} has every row anyway."
-            ) from error
+        self.path, self.trackers = path, list(trackers)
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Log a row; trackers other than the JSONL file get its numbers only.
+        """Log a row of JSON values; trackers other than the JSONL file get its numbers only.
 
-        Args:
-            step: updates done so far. May have been logged before: a run that is continued repeats some.
-            row: JSON values.
+        A run that is continued logs some steps again.
 
         Raises:
             StorageError: ``train.jsonl`` cannot be written.
@@ -75,16 +54,16 @@ class Trackers:
         if self.path is not None:
             append_jsonl(self.path, {"step": step, **row})
         numbers = numbers_of(row)
-        for tracker in list(self._trackers):
+        for tracker in list(self.trackers):
             with self._kept(tracker):
                 tracker.log(step, numbers)
 
     def close(self) -> None:
         """Finish all trackers."""
-        for tracker in list(self._trackers):
+        for tracker in list(self.trackers):
             with self._kept(tracker):
                 tracker.close()
-        self._trackers.clear()
+        self.trackers.clear()
 
     @contextmanager
     def _kept(self, tracker: Tracker) -> Iterator[None]:
@@ -98,7 +77,7 @@ class Trackers:
                 error,
                 self.path or "the caller",
             )
-            self._trackers.remove(tracker)
+            self.trackers.remove(tracker)
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -116,9 +95,10 @@ class _TensorBoard:
     name = "tensorboard"
 
     def __init__(self, folder: Path, config: dict[str, Any], start: int) -> None:
-        writer = _package("torch.utils.tensorboard", self.name).SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
+
         # What an interrupted process logged after its last checkpoint is logged again: the page shows the new rows.
-        self.writer = writer(str(folder / self.name), purge_step=start + 1)
+        self.writer: Any = SummaryWriter(str(folder / self.name), purge_step=start + 1)
         if start == 0:
             self.writer.add_text("config", "    " + json.dumps(config, indent=2).replace("\n", "\n    "), 0)
 
@@ -135,7 +115,8 @@ class _Wandb:
     name = "wandb"
 
     def __init__(self, folder: Path, config: dict[str, Any], start: int) -> None:  # noqa: ARG002 (rows have their steps)
-        wandb = _package("wandb", self.name)
+        import wandb
+
         mode = os.environ.get("WANDB_MODE") or "offline"
         path = folder / IDENTITY
         if not path.exists():
@@ -201,22 +182,27 @@ def make_trackers(names: Sequence[str], folder: Path | None, *, config: Mapping[
     found = Trackers(folder / ROWS)
     try:
         for name in dict.fromkeys(names):
-            found.open(name, folder, to_json(config), start)
+            found.trackers.append(_open(name, folder, to_json(config), start))
     except BaseException:
         found.close()
         raise
     return found
 
 
-def _package(module: str, extra: str) -> ModuleType:
+def _open(name: str, folder: Path, config: dict[str, Any], start: int) -> Tracker:
     try:
-        return import_module(module)
+        return TRACKERS[name](folder, config, start)
     except ImportError as error:
-        raise _missing(extra, str(error)) from error
+        raise _missing(name, str(error)) from error
+    except Exception as error:
+        raise ConfigError(
+            f"the tracker {name!r} could not start ({type(error).__name__}: {error}). Repair that, or leave it out: "
+            f"{folder / ROWS} has every row anyway."
+        ) from error
 
 
-def _missing(extra: str, problem: str) -> MissingDependencyError:
+def _missing(name: str, problem: str) -> MissingDependencyError:
     return MissingDependencyError(
-        f"the tracker {extra!r} needs a package that is not here ({problem}): pip install 'classact[{extra}]', or "
-        f"leave it out."
+        f"the tracker {name!r} needs a package that is not here ({problem}): pip install 'classact[{name}]', or leave "
+        f"it out."
     )
