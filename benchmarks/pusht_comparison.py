@@ -169,11 +169,11 @@ def try_retrievals(folder: Path, made: Protocol, workers: int) -> None:
                     run,
                     episodes=made.starts,
                     first_seed=made.first_seed,
-                    overrides=settings | change.get("overrides", {}),
                     execute=change.get("execute"),
                     name="try",
                     workers=workers,
                     quiet=True,
+                    **settings | change.get("overrides", {}),
                 )
                 keep(cell.name, way, episodes_of(run.evaluation("try")))
 

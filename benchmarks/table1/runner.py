@@ -175,7 +175,7 @@ def run_table(
     data = _data(protocol, quiet=quiet)
     table = Table(path, _new(protocol, data.card(), data.encoder))
     _check_same(table, protocol, data.card())
-    steps = _steps(data.recorded(), protocol.heldout, {None, *(cell.demonstrations for cell in cells)})
+    steps = _steps(data.recorded, protocol.heldout, {None, *(cell.demonstrations for cell in cells)})
     _check_cells(cells, protocol, steps)
     bench = Bench(folder, protocol, steps, path.parent, choose_device(device), engine, workers, quiet)
     table.ask(protocol.starts)
@@ -250,16 +250,15 @@ def _record(bench: Bench, cell: Cell, table: Table, say: Callable[[str], None]) 
 
 def _data(protocol: Protocol, *, quiet: bool) -> RunData:
     """The demonstrations, as the preset's encoder sees them in the column without a shift."""
-    made = from_preset(protocol.preset, shift=shift_of(protocol.task, "fixed"), simulator=protocol.task)
-    return RunData(
-        protocol.data,
-        None,
-        protocol.heldout,
-        made.frames,
-        made.pretrain.encoder,
+    made = from_preset(
+        protocol.preset,
+        shift=shift_of(protocol.task, "fixed"),
+        simulator=protocol.task,
+        data=protocol.data,
+        heldout=protocol.heldout,
         layout=protocol.layout,
-        quiet=quiet,
     )
+    return RunData(made, quiet=quiet)
 
 
 EXPLORED = 100_000

@@ -73,7 +73,7 @@ def test_pictures_of_a_task_with_moving_views(demonstrations: Demonstrations, tm
     config = EvaluationConfig(episodes=2, shift="rotation", image_size=64, max_steps=8, workers=1)
     results = evaluate(policy, "aloha-transfer", config)
     run = Run(tmp_path / "run")
-    analysis.write_neighbors(run, policy, data, frames, results, "aloha-transfer", config, rendered=True, queries=2)
+    analysis.write_neighbors(run, policy, data, frames, results, "aloha-transfer", config, queries=2)
     arrays = read_arrays(run.analysis / "neighbors.safetensors")
     assert "world" not in arrays
     assert arrays["query_chunk"].shape == (2, 2, 14)
@@ -130,8 +130,8 @@ def test_recorded_pictures_are_shown_as_the_encoder_saw_them(tmp_path: Path) -> 
     config = EvaluationConfig(episodes=1, shift="rand-color", max_steps=4, workers=1)
     results = evaluate(policy, "pusht", config)
     run = Run(tmp_path / "run")
-    rendered = needs_rendering(recorded, "top", frames)
-    analysis.write_neighbors(run, policy, data, frames, results, "pusht", config, rendered=rendered, queries=1)
+    assert not needs_rendering(recorded, "top", frames)
+    analysis.write_neighbors(run, policy, data, None, results, "pusht", config, queries=1)
     arrays = read_arrays(run.analysis / "neighbors.safetensors")
     for k in range(3):
         row = (0, 5)[int(arrays["episode"][0, k])] + int(arrays["step"][0, k])

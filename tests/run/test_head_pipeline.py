@@ -221,7 +221,7 @@ def test_a_damaged_encoder_shows_before_anything_is_done(run: Run) -> None:
 
 def test_evaluations_of_a_head(run: Run) -> None:
     make(run, config("diffusion", evaluations=0)).train()
-    rows = evaluate_run(run, head="diffusion", episodes=1, workers=1, quiet=True, overrides={"inference_steps": 4})
+    rows = evaluate_run(run, head="diffusion", episodes=1, workers=1, quiet=True, inference_steps=4)
     assert {r.evaluation for r in rows} == {"diffusion-class-fixed-color-episodes1-inference_steps4"}
     assert {(r.policy, r.training) for r in rows} == {("diffusion", "fine-tuned")}
     evaluate_run(run, head="diffusion", execute=4, ensemble=0.1, workers=1, quiet=True)
@@ -229,7 +229,7 @@ def test_evaluations_of_a_head(run: Run) -> None:
     with pytest.raises(CheckpointError, match=r"no trained head 'mlp'; there are \['diffusion'\]"):
         evaluate_run(run, head="mlp", quiet=True)
     with pytest.raises(ConfigError, match="unknown policy setting 'k'"):
-        evaluate_run(run, head="diffusion", quiet=True, overrides={"k": 3})
+        evaluate_run(run, head="diffusion", quiet=True, k=3)
 
 
 def test_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

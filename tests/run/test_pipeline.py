@@ -370,7 +370,7 @@ def test_evaluations_of_a_run(finished: tuple[Run, list[EvaluationRow]], data: P
     same = evaluate_run(run, workers=1, quiet=True)
     assert {row.evaluation for row in same} == {"retrieval-class-fixed-color"}
     count = len(run.read_summary())
-    rows = evaluate_run(run, workers=1, episodes=1, first_seed=7, overrides={"k": 2, "temperature": 0.01}, quiet=True)
+    rows = evaluate_run(run, workers=1, episodes=1, first_seed=7, k=2, temperature=0.01, quiet=True)
     name = "retrieval-class-fixed-color-episodes1-first_seed7-k2-temperature0.01"
     assert {(row.evaluation, row.encoder, row.episodes) for row in rows} == {
         (name, "class-episodes1-first_seed7-k2-temperature0.01", 1)

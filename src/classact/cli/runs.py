@@ -314,9 +314,9 @@ class Evaluate:
             head=self.head,
             device=self.device,
             name=self.name,
-            overrides=dict(self.acting),
             quiet=self.quiet,
             **self.evaluation,
+            **self.acting,
         )
         print_summary(rows)
 

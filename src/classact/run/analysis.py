@@ -63,12 +63,10 @@ def write_neighbors(
     run: Run,
     policy: RetrievalPolicy,
     data: Demonstrations,
-    frames: FramesConfig,
+    frames: FramesConfig | None,
     results: Sequence[RolloutResult],
     simulator: str,
     evaluation: EvaluationConfig,
-    *,
-    rendered: bool,
     queries: int = 6,
 ) -> None:
     """analysis/neighbors.safetensors: timesteps of rollouts, and the demonstrated timesteps each decision came from
@@ -80,12 +78,11 @@ def write_neighbors(
         run: where it is written.
         policy: decides.
         data: what is in its bank, with the images that the encoder saw.
-        frames: how images were rendered.
+        frames: how the first camera's images of ``data`` were rendered from its states
+            (:func:`classact.run.frames.needs_rendering`): they are drawn again, larger. None: they were recorded, and
+            are shown as they are.
         results: episodes to take timesteps from.
         simulator, evaluation: that they are of.
-        rendered: whether the first camera's images of ``data`` were rendered from its states as ``frames`` says: then
-            they are drawn again, larger. Recorded ones are shown as they are
-            (:func:`classact.run.frames.needs_rendering` of the data as recorded tells).
         queries: how many timesteps.
     """
     sim = make_simulator(
@@ -111,7 +108,7 @@ def write_neighbors(
         first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
         row = {
             "query_images": _picture(sim, next(iter(observation.images.values()))),
-            "neighbor_images": _demonstrated(data, frames if rendered else None, rows, episodes),
+            "neighbor_images": _demonstrated(data, frames, rows, episodes),
             "weights": neighbors.weights[0],
             "cosine": neighbors.cosine[0],
             "episode": episodes.astype(np.int64),
@@ -137,14 +134,7 @@ def _picture(sim: Any, fallback: ImageArray) -> ImageArray:
 
 
 def _demonstrated(data: Demonstrations, frames: FramesConfig | None, rows: IntArray, episodes: IntArray) -> ImageArray:
-    """(k, PICTURE, PICTURE, 3) frames of demonstrated timesteps, as the encoder saw them.
-
-    Args:
-        data: with the images that the encoder saw.
-        frames: how they were rendered, to draw them larger; None: they were recorded.
-        rows: (k,) steps.
-        episodes: (k,) that they belong to.
-    """
+    """(k, PICTURE, PICTURE, 3) frames of demonstrated timesteps ``rows`` (k,), as the encoder saw them."""
     camera = next(iter(data.images))
     if frames is None or data.states is None:
         return resize_images(np.asarray(data.images[camera][rows]), PICTURE)

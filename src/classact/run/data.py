@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.policies import RetrievalConfig, SceneLatents, StateLatents
-from classact.run.config import FramesConfig, RunConfig
+from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
 from classact.utils.codec import first_difference, to_json, without
 from classact.utils.progress import progress_bar, teller
+from classact.utils.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -47,57 +49,25 @@ class RunData:
     """The demonstrations of a run and the images that its encoder sees, read once.
 
     Args:
-        source: a path in a known format, or an embedded name.
-        episodes: only the first so many.
-        heldout: the last so many of these are kept apart.
-        frames: which images.
-        encoder: whose cameras and image size are prepared.
-        layout: see :class:`classact.run.config.RunConfig`.
+        settings: of the run.
+        encoder: whose cameras and image size are prepared; None: the run's.
         quiet: no progress bars.
     """
 
-    def __init__(
-        self,
-        source: str,
-        episodes: int | None,
-        heldout: int,
-        frames: FramesConfig,
-        encoder: EncoderConfig,
-        *,
-        layout: str | None = None,
-        quiet: bool = False,
-    ) -> None:
-        self.layout = layout
-        self.source, self.episodes, self.held, self.config = source, episodes, heldout, frames
-        self.encoder, self.quiet = encoder, quiet
-        self._recorded: Demonstrations | None = None
-        self._seen: Demonstrations | None = None
-
-    @staticmethod
-    def of_run(settings: RunConfig, encoder: EncoderConfig | None = None, *, quiet: bool = False) -> RunData:
-        """Those of a run with these settings, for an encoder; None: for its own."""
-        return RunData(
-            settings.data,
-            settings.episodes,
-            settings.heldout,
-            settings.frames,
-            encoder or settings.pretrain.encoder,
-            layout=settings.layout,
-            quiet=quiet,
-        )
+    def __init__(self, settings: RunConfig, encoder: EncoderConfig | None = None, *, quiet: bool = False) -> None:
+        self.settings, self.quiet = settings, quiet
+        self.encoder = encoder or settings.pretrain.encoder
+        self.held, self.config = settings.heldout, settings.frames
 
     def check_unchanged(self, run: Run) -> None:
-        """Refuse data that are others than those that a run's encoder was learned on.
-
-        Raises:
-            ConfigError: naming the first difference.
-        """
+        """Refuse data that are others than those that a run's encoder was learned on, naming the first difference."""
         if difference := other_data(run.read_config().get("data") or {}, self.card()):
             raise ConfigError(
                 f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
                 f"them back, or start another run."
             )
 
+    @cached_property
     def recorded(self) -> Demonstrations:
         """All of them as recorded.
 
@@ -105,15 +75,14 @@ class RunData:
             ConfigError: nothing would be left to learn from, the simulator cannot render the states, or embeds
                 instructions otherwise.
         """
-        if self._recorded is None:
-            self._recorded = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
-            if self.held >= len(self._recorded):
-                raise ConfigError(
-                    f"{self.held} of {len(self._recorded)} demonstrations are to be held out; hold out at most "
-                    f"{len(self._recorded) - 1}."
-                )
-            self._check(self._recorded)
-        return self._recorded
+        settings = self.settings
+        data = read_demonstrations(settings.data, episodes=settings.episodes, layout=settings.layout)
+        if self.held >= len(data):
+            raise ConfigError(
+                f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
+            )
+        self._check(data)
+        return data
 
     def _check(self, data: Demonstrations) -> None:
         """Whether there are images for the encoder, and the simulator can draw those that it is to draw."""
@@ -133,7 +102,7 @@ class RunData:
 
     def card(self) -> dict[str, Any]:
         """What a run's folder remembers of its data. The images are those recorded ones that the encoder sees."""
-        data = self.recorded()
+        data = self.recorded
         used = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
         return {
             "name": data.name,
@@ -151,37 +120,30 @@ class RunData:
 
     def encoder_config(self) -> EncoderConfig:
         """The encoder's settings, with the shape of the images that it learns from."""
-        seen = aspect(self.recorded(), self.encoder.cameras, self.config)
-        return replace(self.encoder, aspect=seen)
+        return replace(self.encoder, aspect=aspect(self.recorded, self.encoder.cameras, self.config))
 
-    def prepare(self) -> None:
-        """Make the images that are not in the store yet."""
-        self._all_frames()
-
-    def _all_frames(self) -> Demonstrations:
-        if self._seen is None:
-            data, encoder = self.recorded(), self.encoder
-            with progress_bar("prepare images", quiet=self.quiet) as bar:
-                self._seen = prepare_frames(
-                    data, encoder.cameras, encoder.image_size, self.config, bar, say=teller(quiet=self.quiet)
-                )
-        return self._seen
+    @cached_property
+    def _prepared(self) -> Demonstrations:
+        encoder = self.encoder
+        with progress_bar("prepare images", quiet=self.quiet) as bar:
+            return prepare_frames(
+                self.recorded, encoder.cameras, encoder.image_size, self.config, bar, say=teller(quiet=self.quiet)
+            )
 
     def states(self) -> Demonstrations:
         """Those that are learned from, as recorded."""
-        data = self.recorded()
-        return first_episodes(data, len(data) - self.held)
+        return first_episodes(self.recorded, len(self.recorded) - self.held)
 
-    def frames(self) -> Demonstrations:
+    def frames(self, ranks: Ranks | None = None) -> Demonstrations:
         """Those that are learned from, with the images that the encoder trains on."""
-        data = self._all_frames()
-        return first_episodes(data, len(data) - self.held)
+        if ranks is not None:
+            # One rank makes what is not in the store yet; the others find it there.
+            ranks.on_first(lambda: len(self._prepared))
+        return first_episodes(self._prepared, len(self._prepared) - self.held)
 
     def heldout(self) -> Demonstrations | None:
         """Those that are kept apart, with images; None where there are none."""
-        if self.held == 0:
-            return None
-        return last_episodes(self._all_frames(), self.held)
+        return last_episodes(self._prepared, self.held) if self.held else None
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from classact.data.schema import Schema
@@ -21,47 +24,52 @@ from classact.utils.storage import check_name, slug
 
 
 def evaluate_run(
-    run: Run,
+    run: Run | str | Path,
     *,
-    simulator: str | None = None,
-    shift: str | None = None,
+    head: str | None = None,
     episodes: int | None = None,
+    shift: str | None = None,
+    simulator: str | None = None,
     first_seed: int | None = None,
     max_steps: int | None = None,
-    workers: int = 0,
     execute: int | None = None,
     ensemble: float | None = None,
-    head: str | None = None,
+    workers: int = 0,
     device: str = "auto",
     name: str | None = None,
-    overrides: dict[str, Any] | None = None,
     quiet: bool = False,
+    **overrides: Any,
 ) -> list[EvaluationRow]:
-    """Roll out a saved policy of a run and add the result to its table.
+    """Roll out a saved policy of a run and add the result to its table. Rollouts start worker processes.
 
     Args:
         run: a folder with a policy.
-        simulator: registry name; None, here and below: as in the run's settings.
-        shift: visual shift.
-        episodes, first_seed, max_steps, workers: see :class:`classact.evaluation.config.EvaluationConfig`.
-        execute, ensemble: see :class:`classact.policies.ControlConfig`.
         head: of the run's heads, by the name of its folder; None: retrieval.
-        device: where the policy computes.
-        name: of the evaluation's folder. By default made of policy, encoder, shift and whatever differs from the run's
-            settings, so that no evaluation replaces another one.
-        overrides: fields of :class:`classact.policies.RetrievalConfig` to change, or of a head what
-            :meth:`classact.policies.ParametricPolicy.load` takes.
+        episodes: evaluation episodes; None, here and below: as in the settings of run or head.
+        shift: visual shift.
+        simulator: registry name.
+        first_seed: of the initial states.
+        max_steps: time limit.
+        execute, ensemble: see :class:`classact.policies.ControlConfig`.
+        workers: simulator processes; 0: one per core. Changes no result.
+        device: where the policy computes: "auto", "cpu" or "cuda".
+        name: of the evaluation's folder; None: made of policy, encoder, shift and whatever differs from the settings,
+            so that no evaluation replaces another one.
         quiet: no progress bar.
+        overrides: settings of the policy to change, such as ``k=16``.
 
     Returns:
-        The new rows of the summary.
+        One row per criterion: success with its interval.
 
     Raises:
         CheckpointError: no policy there, or a damaged one.
         DataError: the folder is none of a run.
-        ConfigError: as :func:`check_rollouts`, or a name that is no name of a folder.
+        ConfigError: as :func:`check_rollouts`, a script without a ``__main__`` guard, or a name that is none of a
+            folder.
         StorageError: the results could not be written.
     """
+    check_guard("evaluate")
+    run = run if isinstance(run, Run) else Run(Path(run))
     if name is not None:
         check_name(name, "an evaluation")
     settings = run.settings()
@@ -75,13 +83,13 @@ def evaluate_run(
     simulator = simulator or standard
     check_rollouts(run, simulator)
     run.check_writable()
-    policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides or {})
+    policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
     encoder = settings.label if isinstance(own, RunConfig) else own.label(settings.label)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
         if getattr(config, key) != getattr(usual, key):
             differing[key] = getattr(config, key)
-    changed = "".join(f"-{key}{value}" for key, value in sorted((differing | (overrides or {})).items()))
+    changed = "".join(f"-{key}{value}" for key, value in sorted((differing | overrides).items()))
     label = f"{encoder}{changed}"
     _, rows = roll_out(
         run,
@@ -120,3 +128,27 @@ def check_rollouts(run: Run, simulator: str) -> None:
                 f"{own_simulator(data.get('simulator', ''), simulator)}"
             )
     check_language(data.get("versions", {}), spec, what)
+
+
+def check_guard(function: str) -> None:
+    """Refuse to start worker processes from a script that they would run again.
+
+    Raises:
+        ConfigError: the main script does nothing under ``if __name__ == "__main__"``.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None or Path(file).suffix != ".py":
+        return
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return  # no script that a worker could run again
+    guarded = any(
+        isinstance(node, ast.If) and any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(node.test))
+        for node in tree.body
+    )
+    if not guarded:
+        raise ConfigError(
+            f"classact.{function}() starts worker processes, each of which imports {file} and would run all of it "
+            f"again: put what it does under 'if __name__ == \"__main__\":'."
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class HeadPipeline(Work["HeadPipeline"]):
         self.finetune = replace(config.finetune, encoder=self.encoder_config, keys=keys)
         self.config = replace(config, finetune=self.finetune, evaluation=self.evaluation)
         self.label, self.labels = config.label(settings.label), config.labels
-        self.source = RunData.of_run(settings, self.encoder_config, quiet=self.quiet)
+        self.source = RunData(settings, self.encoder_config, quiet=self.quiet)
         self.ranks.on_first(self._claim_folder)
 
     def _claim_folder(self) -> None:
@@ -151,9 +152,7 @@ def read(work: HeadPipeline) -> Demonstrations:
 
 def images(work: HeadPipeline) -> Demonstrations:
     """The same, with the images that the encoder sees."""
-    # One rank makes what is not in the store yet; the others find it there.
-    work.ranks.on_first(work.source.prepare)
-    return work.source.frames()
+    return work.source.frames(work.ranks)
 
 
 def train(work: HeadPipeline) -> ParametricPolicy:
@@ -185,11 +184,6 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
     return work.roll_out(policy, work.name)
 
 
-def policy_folder(work: HeadPipeline) -> Path:
-    """Where the policy stays."""
-    return work.folder.policy
-
-
 def load_policy(work: HeadPipeline) -> ParametricPolicy:
     """The policy, acting as it is asked to now, not as when training began."""
     config = work.finetune
@@ -200,7 +194,7 @@ def load_policy(work: HeadPipeline) -> ParametricPolicy:
 FINETUNING: tuple[Stage[HeadPipeline], ...] = (
     Stage("read demonstrations", (), "demonstrations", read, time="own"),
     Stage("images", ("demonstrations",), "frames", images, time="own"),
-    Stage("training", ("frames",), "policy", train, policy_folder, load_policy, time="own"),
+    Stage("training", ("frames",), "policy", train, attrgetter("policy"), load_policy, time="own"),
     Stage("evaluation", ("policy",), "rollouts", roll_out, time="repeated", together=False),
 )
 """The stages of a head, in their order."""

@@ -14,12 +14,12 @@ from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
 
 
-def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> Policy:
-    """The policy that a folder holds.
+def load_policy(folder: Run | str | Path, *, device: str = "cpu", **overrides: Any) -> Policy:
+    """The policy that a folder holds: of a run, of a head, or one that was saved by itself.
 
     Args:
-        folder: of a saved policy; of a run: its retrieval policy; or of a head in a run: as evaluations use it,
-            monitored by the run's retrieval policy where it started from the run's encoder.
+        folder: of a run: its retrieval policy. Of a head in a run: as evaluations use it, monitored by the run's
+            retrieval policy where it started from the run's encoder.
         device: where to compute.
         overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
 
@@ -27,7 +27,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) ->
         CheckpointError: none of these, a damaged policy, or one of another version.
         ConfigError: unknown overrides, values out of range, or a device that is not there.
     """
-    path = Path(folder)
+    path = folder.root if isinstance(folder, Run) else Path(folder)
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
         policy = Run(path).policy
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from classact.data.readers import EMBEDDED, declared_simulator
+from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
@@ -324,7 +326,7 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
 
 
 def configure(
-    data: str = RunConfig.data,
+    data: str | Path | Demonstrations = RunConfig.data,
     *,
     preset: str | None = None,
     objective: str | None = None,
@@ -333,11 +335,11 @@ def configure(
     shift: str | None = None,
     **changes: Any,
 ) -> RunConfig:
-    """The settings of a run on given data.
+    """The settings of a run, to be looked at or changed (:func:`dataclasses.replace`) before it is trained.
 
     Args:
-        data: a path, or an embedded name.
-        preset: named settings; None: what is made for data, simulator and shift.
+        data: a path, an embedded name, or demonstrations that were read.
+        preset: named settings, see ``classact presets``; None: what is made for data, simulator and shift.
         objective: what is learned, such as "class" or "class+0.1*byol"; None: the preset's.
         options: settings of the objective, such as "queue=1280".
         simulator: task that renders and evaluates; None: what the data declare, else the preset's.
@@ -347,6 +349,9 @@ def configure(
     Raises:
         ConfigError: an unknown name, or settings that do not fit each other.
     """
+    if isinstance(data, Demonstrations):
+        data, changes = data.source, {"episodes": len(data)} | changes
+    data = str(data)
     simulator = simulator or declared_simulator(data)
     if not simulator:
         simulator = "pusht" if preset is None else PRESETS[preset].simulator

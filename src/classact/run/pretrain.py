@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,14 @@ class Pipeline(Work["Pipeline"]):
             (config.evaluation.shift, config.evaluation.image_size),
         ):
             make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
-        self.source = RunData.of_run(config, quiet=self.quiet)
+        self.source = RunData(config, quiet=self.quiet)
         self.data_card: dict[str, Any] = {}
         """What the data are; empty before they are read."""
         self.ranks.on_first(self._check_folder)
 
     def _check_folder(self) -> None:
         self.run.check_writable()
-        if self.started():
+        if started(self.run):
             self.check_same()
             # Data of another place are looked at: the place decides nothing, what they are does.
             if self._known().data != self.config.data:
@@ -104,18 +105,14 @@ class Pipeline(Work["Pipeline"]):
         card, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
         return (
             other_objective(known, self.config)
-            or first_difference(
-                identity(known, flags),
-                identity(self.config, flags),
-                "settings",
-            )
+            or first_difference(identity(known, flags), identity(self.config, flags), "settings")
             or other_data(card["data"], self.data_card)
         )
 
     def claim_folder(self) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
         settings, data = self.config, self.data_card
-        if self.started():
+        if started(self.run):
             known, data = self._known(), data or self.run.read_config()["data"]
             kept = {name: getattr(known, name) for name in KEPT_FIELDS if getattr(settings, name) is None}
             settings = replace(settings, **kept)
@@ -151,19 +148,20 @@ class Pipeline(Work["Pipeline"]):
             ConfigError: as :meth:`check_rollouts`, before anything is learned.
         """
         self.check_rollouts()
-        names = [stage.leaves for stage in rollouts(self.config)]
-        for name in names:
-            self.left.pop(name, None)
-        self.make(*names)
-        found = {name.removeprefix("rollouts of "): self.left.get(name) for name in names}
+        found = {name.removeprefix("rollouts of "): self.left.get(name) for name in self._again(rollouts(self.config))}
         return {name: results for name, results in found.items() if results is not None}
 
     def analyze(self) -> None:
         """Latent map, neighbours and videos of the learned policy."""
-        names = [stage.leaves for stage in pictures(self.config)]
+        self._again(pictures(self.config))
+
+    def _again(self, stages: Sequence[Stage[Pipeline]]) -> list[str]:
+        """Do stages whether they are done or not; returns the names of what they leave."""
+        names = [stage.leaves for stage in stages]
         for name in names:
             self.left.pop(name, None)
         self.make(*names)
+        return names
 
     def check_rollouts(self) -> None:
         """Refuse now what could not be rolled out after the training.
@@ -177,40 +175,21 @@ class Pipeline(Work["Pipeline"]):
             if camera not in spec.cameras:
                 where = f" in simulator {self.simulator!r}."
                 raise UnknownNameError(choose("camera", camera, spec.cameras) + where)
-        if not self.started():
+        if not started(self.run):
             self.make("demonstrations")  # the folder then knows what they are
         super().check_rollouts()
 
     def retrieval_with(self, encoder: ImageEncoder, config: RetrievalConfig | None = None) -> RetrievalPolicy:
-        """Retrieval with an encoder; nothing is saved, and novelty not calibrated.
-
-        Args:
-            encoder: which.
-            config: settings; None: the run's.
-        """
+        """Retrieval with an encoder, by the run's settings or others; nothing is saved, and novelty not calibrated."""
         self.make("frames")
         return retrieval(self, encoder, config)
 
     def draw_neighbors(self, policy: RetrievalPolicy, results: Sequence[RolloutResult]) -> None:
-        """Neighbours of some timesteps of rollouts: :func:`classact.run.analysis.write_neighbors`.
-
-        Args:
-            policy: of this run, with its own settings or others.
-            results: episodes to take timesteps from.
-        """
+        """Neighbours of some timesteps of a policy's rollouts: :func:`classact.run.analysis.write_neighbors`."""
         self.make("frames")
-        config = self.config
-        rendered = needs_rendering(self.source.recorded(), config.pretrain.encoder.cameras[0], config.frames)
-        analysis.write_neighbors(
-            self.run,
-            policy,
-            self["frames"],
-            config.frames,
-            results,
-            self.simulator,
-            self.evaluation,
-            rendered=rendered,
-        )
+        frames, camera = self.config.frames, self.config.pretrain.encoder.cameras[0]
+        drawn = frames if needs_rendering(self.source.recorded, camera, frames) else None
+        analysis.write_neighbors(self.run, policy, self["frames"], drawn, results, self.simulator, self.evaluation)
 
 
 # -- stages ----------------------------------------------------------------------------------------
@@ -218,7 +197,7 @@ class Pipeline(Work["Pipeline"]):
 
 def read(work: Pipeline) -> Demonstrations:
     """The demonstrations that are learned from, as recorded; the folder is theirs from then on."""
-    config, data, states = work.config, work.source.recorded(), work.source.states()
+    config, data, states = work.config, work.source.recorded, work.source.states()
     where = f"{data.name} ({data.source})"
     if config.pretrain.evaluations and config.intermediate_retrieval is not None:
         retrievable(states.episode_ends, config.intermediate_retrieval, where)
@@ -255,15 +234,14 @@ def check(work: Pipeline) -> bool:
 
 def images(work: Pipeline) -> Demonstrations:
     """The demonstrations that are learned from, with the images that the encoder trains on."""
-    # One rank makes what is not in the store yet; the others find it there.
-    work.ranks.on_first(work.source.prepare)
-    return work.source.frames()
+    return work.source.frames(work.ranks)
 
 
 def prepare_training(work: Pipeline) -> Trainer:
     """The training, with the similarity of actions measured where the objective learns from it."""
     measured = work.config.pretrain.objective.needs_similarity
     folder = work.config.similarity
+    similarity = None if folder is None else Path(folder)
     with progress_bar("action similarity", quiet=work.quiet or not measured) as bar:
         trainer = Trainer(
             work["frames"],
@@ -273,7 +251,7 @@ def prepare_training(work: Pipeline) -> Trainer:
             work.engine,
             work.ranks,
             teller(quiet=work.quiet),
-            similarity_folder=None if folder is None else Path(folder),
+            similarity_folder=similarity,
             progress=bar,
         )
         if work.ranks.first and trainer.similarity is not None:
@@ -322,18 +300,22 @@ def pretraining(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
             *("action similarity", ("frames", "checked"), "training", prepare_training),
             time="added" if objective.needs_similarity else "own",
         ),
-        Stage("pre-training", ("training", "frames"), "encoder", train, encoder_folder, load_encoder, time="own"),
+        Stage(
+            "pre-training", ("training", "frames"), "encoder", train, attrgetter("encoder"), load_encoder, time="own"
+        ),
     ]
     if objective.written == "none":
         needs = ("frames", "checked")
-        learn = [Stage("initial weights", needs, "encoder", initial_weights, encoder_folder, load_encoder, time="own")]
+        learn = [
+            Stage("initial weights", needs, "encoder", initial_weights, attrgetter("encoder"), load_encoder, time="own")
+        ]
     return (
         Stage("read demonstrations", (), "demonstrations", read, time="own"),
         Stage("check", ("demonstrations",), "checked", check, time="own"),
         Stage("images", ("demonstrations",), "frames", images),
         *learn,
         Stage("encode demonstrations", ("encoder", "frames"), "bank", encode, together=False),
-        Stage("calibrate novelty", ("bank",), "policy", calibrate, policy_folder, load_policy, together=False),
+        Stage("calibrate novelty", ("bank",), "policy", calibrate, attrgetter("policy"), load_policy, together=False),
     )
 
 
@@ -439,16 +421,6 @@ def load_encoder(work: Pipeline) -> ImageEncoder:
 def load_policy(work: Pipeline) -> RetrievalPolicy:
     """The run's policy."""
     return RetrievalPolicy.load(work.run.policy).to(work.device)
-
-
-def encoder_folder(work: Pipeline) -> Path:
-    """Where the encoder stays."""
-    return work.run.encoder
-
-
-def policy_folder(work: Pipeline) -> Path:
-    """Where the policy stays."""
-    return work.run.policy
 
 
 def training_config(work: Pipeline) -> PretrainConfig:

@@ -104,7 +104,7 @@ def probe_run(
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
     policy = RetrievalPolicy.load(run.policy, device=choose_device(device))
     assert isinstance(policy.latents, ImageLatents), "a run's own policy compares images"
-    data = RunData.of_run(settings, policy.latents.encoder.config, quiet=quiet)
+    data = RunData(settings, policy.latents.encoder.config, quiet=quiet)
     data.check_unchanged(run)
     training = data.states()
     if len(policy.bank) != training.num_steps:
@@ -115,7 +115,7 @@ def probe_run(
     if copies := describe_copies(first_copies(training.actions, training.episode_ends), training.name):
         logger.warning("probe: %s", copies)
     if data.held:
-        check_heldout(training.actions, training.episode_ends, last_episodes(data.recorded(), data.held), len(training))
+        check_heldout(training.actions, training.episode_ends, last_episodes(data.recorded, data.held), len(training))
     probed = _encode(encoder, policy, data, settings)
     config = ProbeConfig(
         ks=tuple(sorted({*ProbeConfig.ks, *(() if k is None else (k,))})),
@@ -126,7 +126,7 @@ def probe_run(
         pairs=pairs,
         seed=seed,
     )
-    heldout = data.recorded() if data.held else None
+    heldout = data.recorded if data.held else None
     bank = Encoded(representations(probed.latents, probed.bank), training.actions, training.episode_ends)
     asked = None
     if heldout is not None:
@@ -142,7 +142,7 @@ def probe_run(
     return {
         "run": str(run.root),
         "encoder": encoder,
-        "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded().fingerprint()},
+        "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded.fingerprint()},
         "notes": _notes(encoder == "learned" and _trained(settings), result),
         **to_json(result),
         "views": views,
@@ -187,7 +187,7 @@ def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: RunC
     latents: ImageLatents | StateLatents | SceneLatents
     if encoder == "state":
         latents = _state_latents(data.states(), settings.frames.simulator)
-        parts = np.split(latents.demonstrations(data.recorded()), [data.states().num_steps])
+        parts = np.split(latents.demonstrations(data.recorded), [data.states().num_steps])
         # The run's own bank, so that encoders are compared on the same one.
         return _Probed(latents, parts[0], parts[1], STATE_RETRIEVAL.temperature, policy.config.min_actions)
     assert isinstance(policy.latents, ImageLatents)
@@ -218,7 +218,7 @@ def _views(
     shift: str | None,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    everything, training = data.recorded(), data.states()
+    everything, training = data.recorded, data.states()
     frames = settings.frames
     shown = shift or frames.shift
     draws = {"simulator": frames.simulator, "shift": shown, "render_size": frames.render_size}

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from classact.data.types import RolloutResult
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import run_evaluation
-from classact.evaluation.rows import EvaluationRow, IntermediateRow
+from classact.evaluation.rows import EvaluationRow
 from classact.policies import Policy
 from classact.run.folder import Run, RunInfo
 from classact.utils.codec import to_json
 from classact.utils.machine import hardware, versions
-from classact.utils.progress import Callback, progress_bar
+from classact.utils.progress import progress_bar
 from classact.utils.storage import slug
-
-Learner = TypeVar("Learner")
-Learned = TypeVar("Learned")
 
 
 def new_card(title: str) -> dict[str, Any]:
@@ -40,57 +35,6 @@ def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> No
         return card
 
     run.update_config(change)
-
-
-@contextmanager
-def timed(run: Run, stage: str, *, again: bool = False, keep: bool = True) -> Iterator[None]:
-    """Measure a stage and write it into the run's settings, see :func:`add_time`."""
-    begin = time.perf_counter()
-    yield
-    if keep:
-        add_time(run, stage, time.perf_counter() - begin, again=again)
-
-
-def timed_fit(
-    run: Run,
-    stage: str,
-    fit: Callable[[Callback, Callable[[Learner], None] | None], Learned],
-    evaluate: Callable[[Learner], None] | None,
-    *,
-    keep: bool,
-    title: str,
-    quiet: bool,
-) -> Learned:
-    """Train, and write into the run's settings how long the training took, and how long its evaluations did.
-
-    Args:
-        run: the folder.
-        stage: what the training is called there; its evaluations are "evaluate during STAGE".
-        fit: the training; takes a progress callback and what to call with itself at its intermediate evaluations.
-        evaluate: called there; None: never.
-        keep: write the times.
-        title: of the progress bar.
-        quiet: show none.
-
-    Returns:
-        What ``fit`` returns.
-    """
-    evaluating: list[float] = []
-
-    def intermediate(at: Learner) -> None:
-        begin = time.perf_counter()
-        if evaluate is not None:
-            evaluate(at)
-        evaluating.append(time.perf_counter() - begin)
-
-    begin = time.perf_counter()
-    with progress_bar(title, quiet=quiet) as bar:
-        trained = fit(bar, None if evaluate is None else intermediate)
-    if keep:
-        add_time(run, stage, time.perf_counter() - begin - sum(evaluating))
-        if evaluating:
-            add_time(run, f"evaluate during {stage}", sum(evaluating))
-    return trained
 
 
 def evaluation_name(policy: str, encoder: str, shift: str) -> str:
@@ -116,72 +60,29 @@ def roll_out(
         run: the folder.
         name: of the evaluation.
         policy: what acts.
-        encoder: label for tables.
+        encoder: label for tables, as ``labels`` are.
         evaluation: simulator and settings.
-        labels: further labels.
+        labels: further ones.
         stage: of intermediate.jsonl, whose maximum is added to the table as well; None: none is.
         title: of the progress bar.
         quiet: show none.
-
-    Returns:
-        Results, and the new rows.
     """
     simulator, config = evaluation
     run.check_writable()
     with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
-        results, rows = run_evaluation(
-            policy,
-            simulator,
-            config,
-            run.evaluation(name),
-            encoder=encoder,
-            labels=labels,
-            progress=bar,
-        )
+        folder = run.evaluation(name)
+        results, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels, progress=bar)
     if stage is not None:
         rows = rows + maximum_rows(run, stage, rows)
     run.add_summary(rows)
     return results, rows
 
 
-def evaluate_intermediate(
-    run: Run,
-    policy: Policy,
-    encoder: str,
-    stage: str,
-    at: tuple[int, int],
-    evaluation: tuple[str, EvaluationConfig],
-    labels: Mapping[str, str],
-) -> None:
-    """Roll out a policy in the middle of its training and add the rows to intermediate.jsonl, unless they are there.
-
-    Args:
-        run: the folder.
-        policy: with the weights of this timestep.
-        encoder: label for tables.
-        stage: "pretrain" or "heads/NAME".
-        at: (step, steps) of the training.
-        evaluation: simulator and settings.
-        labels: further labels.
-    """
-    simulator, config = evaluation
-    mark = (stage, *at, config.episodes, config.shift)
-    if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in run.read_intermediate()):
-        return
-    folder = run.intermediate(stage, at[0])
-    _, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels)
-    run.add_intermediate([IntermediateRow(**vars(row), stage=stage, step=at[0], steps=at[1]) for row in rows])
-
-
 def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
     """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
 
-    It is biased upwards, the more so the more evaluations there are; the rows say how many.
-
-    Args:
-        run: the folder.
-        stage: of intermediate.jsonl.
-        last: rows of the evaluation with the last weights, whose evaluation's name the rows extend.
+    It is biased upwards, the more so the more evaluations there are; the rows say how many, and are named as those of
+    the evaluation with the last weights.
     """
     out = []
     for row in last:
@@ -189,7 +90,6 @@ def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[Ev
         found = [m for m in found if (m.steps, m.shift) == (found[-1].steps, row.shift)]
         if len(found) > 1:
             best = max(found, key=lambda m: m.success)
-            kept = {f.name: getattr(best, f.name) for f in fields(EvaluationRow)}
-            changed = {"evaluation": row.evaluation, "maximum_of": len(found)}
-            out.append(EvaluationRow(**kept | changed))
+            kept = {entry.name: getattr(best, entry.name) for entry in fields(EvaluationRow)}
+            out.append(EvaluationRow(**kept | {"evaluation": row.evaluation, "maximum_of": len(found)}))
     return out

@@ -12,16 +12,18 @@ from typing import Any, Generic, Literal, TypeVar
 from classact.data.types import RolloutResult
 from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import run_evaluation
+from classact.evaluation.rows import IntermediateRow
 from classact.policies import Policy
 from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
-from classact.run.recording import add_time, evaluate_intermediate, evaluation_name, new_card, roll_out, timed_fit
+from classact.run.recording import add_time, evaluation_name, new_card, roll_out
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import EngineConfig
 from classact.utils.locks import Hold, own
 from classact.utils.machine import choose_device
-from classact.utils.progress import Callback
+from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
 
 W = TypeVar("W")
@@ -34,9 +36,9 @@ class Stage(Generic[W]):
     Attributes:
         name: of its time in the folder's settings.
         needs: what must be there before.
-        leaves: what is there afterwards: one name.
+        leaves: name of what is there afterwards.
         do: makes it; None, and no time is noted, where there is nothing to do.
-        kept: the folder where what it leaves stays; None: in memory only.
+        kept: folder of the run where what it leaves stays; None: in memory only.
         load: reads it from there.
         time: "added" to that of earlier calls, or in the place of it where the stage is "repeated" on request; "own":
             the stage notes its time itself.
@@ -47,20 +49,14 @@ class Stage(Generic[W]):
     needs: tuple[str, ...]
     leaves: str
     do: Callable[[W], Any]
-    kept: Callable[[W], Path] | None = None
+    kept: Callable[[Run], Path] | None = None
     load: Callable[[W], Any] | None = None
     time: Literal["added", "repeated", "own"] = "added"
     together: bool = True
 
 
 def due(stages: Sequence[Stage[W]], wanted: Sequence[str], there: Callable[[str], bool]) -> list[Stage[W]]:
-    """Those stages, in their order, that must be done for what is wanted.
-
-    Args:
-        stages: in their order: what a stage needs, an earlier one leaves.
-        wanted: names of what stages leave.
-        there: whether something is there already.
-    """
+    """Those stages, in their order, that must be done for what is wanted and what those need that is not there yet."""
     missing = {name for name in wanted if not there(name)}
     found = []
     for stage in reversed(stages):
@@ -130,7 +126,7 @@ class Work(ABC, Generic[W]):
         return name in self.left or any(stage.leaves == name and self._is_kept(stage) for stage in self.stages)
 
     def _is_kept(self, stage: Stage[W]) -> bool:
-        return stage.kept is not None and stage.kept(self).is_dir()  # type: ignore[arg-type]
+        return stage.kept is not None and stage.kept(self.folder).is_dir()
 
     def part(self) -> None:
         """Ranks have nothing more to do together."""
@@ -138,21 +134,13 @@ class Work(ABC, Generic[W]):
 
     # -- the folder --------------------------------------------------------------------------------
 
-    def started(self) -> bool:
-        """Whether the folder holds anything that was learned under the settings it was started with."""
-        return started(self.folder)
-
     @abstractmethod
     def difference(self) -> str | None:
         """What of the settings is not as the folder was started with; None where nothing is."""
 
     def check_same(self) -> None:
-        """Refuse settings that the folder was not started with.
-
-        Raises:
-            ConfigError: naming the first difference.
-        """
-        if self.started() and (difference := self.difference()):
+        """Refuse settings that the folder was not started with: the ConfigError names the first difference."""
+        if started(self.folder) and (difference := self.difference()):
             raise ConfigError(f"{self.folder.root} was started with {difference}. {self.advice}")
 
     def claim(self, title: str, made: dict[str, Any]) -> None:
@@ -171,7 +159,7 @@ class Work(ABC, Generic[W]):
             self.hold = own(self.folder.root)
         self.check_same()
         card: dict[str, Any] = {}
-        if not self.started():
+        if not started(self.folder):
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
             card = new_card(title)
             self.folder.train_log.unlink(missing_ok=True)
@@ -195,30 +183,50 @@ class Work(ABC, Generic[W]):
         fit: Callable[[Callback, Callable[[Any], None] | None], Any],
         policy: Callable[[Any], Policy] | None,
     ) -> Any:
-        """Train, with evaluations on the way; both times are noted.
+        """Train, with evaluations on the way; notes how long both took.
 
         Args:
             name: of the time.
             title: of the progress bar.
-            fit: see :func:`classact.run.recording.timed_fit`.
+            fit: the training; takes a progress callback and what to call with itself at its intermediate evaluations.
             policy: what acts at a point of the training; None: there are no evaluations.
         """
+        evaluating: list[float] = []
 
         def evaluate(at: Any) -> None:
             assert policy is not None
-            config = replace(self.evaluation, episodes=self.intermediate_episodes)
-            simulator, point = (self.simulator, config), (at.step, at.steps)
-            evaluate_intermediate(self.run, policy(at), self.label, self.stage, point, simulator, self.labels)
+            begin = time.perf_counter()
+            self._evaluate_intermediate(policy(at), at.step, at.steps)
+            evaluating.append(time.perf_counter() - begin)
 
-        intermediate = None if policy is None else evaluate
-        return timed_fit(self.folder, name, fit, intermediate, keep=self.ranks.first, title=title, quiet=self.quiet)
+        begin = time.perf_counter()
+        with progress_bar(title, quiet=self.quiet) as bar:
+            trained = fit(bar, None if policy is None else evaluate)
+        if self.ranks.first:
+            add_time(self.folder, name, time.perf_counter() - begin - sum(evaluating))
+            if evaluating:
+                add_time(self.folder, f"evaluate during {name}", sum(evaluating))
+        return trained
+
+    def _evaluate_intermediate(self, policy: Policy, step: int, steps: int) -> None:
+        """Roll out in the middle of the training, unless the rows are in intermediate.jsonl already."""
+        config = replace(self.evaluation, episodes=self.intermediate_episodes)
+        mark = (self.stage, step, steps, config.episodes, config.shift)
+        known = self.run.read_intermediate()
+        if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in known):
+            return
+        folder = self.run.intermediate(self.stage, step)
+        _, rows = run_evaluation(policy, self.simulator, config, folder, encoder=self.label, labels=self.labels)
+        self.run.add_intermediate(
+            [IntermediateRow(**vars(row), stage=self.stage, step=step, steps=steps) for row in rows]
+        )
 
     def roll_out(self, policy: Policy, name: str, encoder: str = "") -> list[RolloutResult]:
         """Roll out a policy with its last weights; write episodes, and rows of the run's table.
 
         Args:
             policy: what acts.
-            name: of it in the evaluation's name, and of the progress bar.
+            name: of it in the evaluation's name.
             encoder: of a baseline; empty: what was trained.
         """
         results, _ = roll_out(
