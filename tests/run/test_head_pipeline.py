@@ -380,25 +380,25 @@ def test_a_head_of_another_package_goes_all_the_way(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The toy of CONTRIBUTING: one file outside of classact, named by an environment variable."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "models"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "toys"))
     monkeypatch.setenv("CLASSACT_PLUGINS", "toy_head")
     flags = ["--preset", "head-debug", "--batch-size", "16", "--epochs", "1", "--evaluations", "2"]
     flags += ["--intermediate-episodes", "1", "--workers", "1", "--device", "cpu", "--quiet"]
-    assert main(["finetune", str(run.root), "--head", "toy", *flags]) == 0, capsys.readouterr().err
-    assert {row.policy for row in run.read_summary()} == {"toy"}
-    policy = load_policy(run.head("toy"), scale=0.0)
+    assert main(["finetune", str(run.root), "--head", "plain", *flags]) == 0, capsys.readouterr().err
+    assert {row.policy for row in run.read_summary()} == {"plain"}
+    policy = load_policy(run.head("plain"), scale=0.0)
     assert isinstance(policy, MonitoredPolicy)
     assert isinstance(policy.policy, ParametricPolicy)
-    assert to_json(policy.policy.head.config) == {"name": "toy", "width": 32, "scale": 0.0}
+    assert to_json(policy.policy.head.config) == {"name": "plain", "hidden": 256, "scale": 0.0}
     page = run.report.read_text(encoding="utf-8")
-    assert "toy" in page
-    assert main(["evaluate", str(run.root), "--head", "toy", "--episodes", "1", "--workers", "1", "--quiet"]) == 0
-    assert main(["finetune", str(run.root), "--head", "toy", *flags, "--scheduler", "ddim"]) == 2
+    assert "plain" in page
+    assert main(["evaluate", str(run.root), "--head", "plain", "--episodes", "1", "--workers", "1", "--quiet"]) == 0
+    assert main(["finetune", str(run.root), "--head", "plain", *flags, "--scheduler", "ddim"]) == 2
     assert "unknown flag --scheduler" in capsys.readouterr().err
     assert main(["presets"]) == 0
-    assert main(["finetune", str(run.root), "--head", "tyo", *flags]) == 1
+    assert main(["finetune", str(run.root), "--head", "plian", *flags]) == 1
     message = capsys.readouterr().err
-    assert "unknown head 'tyo': available are 'diffusion', 'mlp', 'toy' (did you mean 'toy'?)" in message
+    assert "unknown head 'plian': available are 'diffusion', 'mlp', 'plain' (did you mean 'plain'?)" in message
 
 
 def test_any_folder_of_a_run_gives_its_policy(run: Run) -> None:

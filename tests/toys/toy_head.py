@@ -10,12 +10,14 @@ from classact.models.heads.base import Head
 
 @dataclass(frozen=True)
 class PlainConfig(HeadConfig):
-    """Settings; ``hidden`` is the width of the hidden layer."""
+    """Settings: width of the hidden layer, and a factor on the actions, which training does not see."""
 
     name = "plain"
     about = "regression of chunks by an MLP"
+    acting = ("scale",)  # what may be changed where the policy is loaded
 
     hidden: int = 256
+    scale: float = 1.0
 
 
 class Plain(Head):
@@ -28,14 +30,18 @@ class Plain(Head):
             nn.Linear(feature_dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, horizon * action_dim), nn.Tanh()
         )
 
+    def chunks(self, features):
+        """(B, T_p, D) in [-1, 1]."""
+        return self.layers(features).unflatten(1, (self.horizon, self.action_dim))
+
     def losses(self, features, actions, drawn):
         """(B,) squared errors."""
         self.check(features, actions)
-        return (self.generate(features, ()) - actions).square().mean(dim=(1, 2))
+        return (self.chunks(features) - actions).square().mean(dim=(1, 2))
 
     def generate(self, features, noise):
-        """(B, T_p, D) chunks in [-1, 1]."""
-        return self.layers(features).unflatten(1, (self.horizon, self.action_dim))
+        """(B, T_p, D)."""
+        return self.config.scale * self.chunks(features)
 
 
 HEADS.register("plain", HeadEntry(PlainConfig, Plain))

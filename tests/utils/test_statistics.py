@@ -56,10 +56,6 @@ def test_wilson_published_values() -> None:
         assert wilson_interval(*count) == pytest.approx(expected, abs=5e-5)
 
 
-def test_wilson_confidence() -> None:
-    assert wilson_interval(5, 10, 0.99)[0] < wilson_interval(5, 10, 0.95)[0]
-
-
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 5)])
 def test_wilson_refuses(successes: int, trials: int) -> None:
     with pytest.raises(ConfigError, match=f"got {successes} of {trials}"):
@@ -80,12 +76,6 @@ def test_dkw_bounds_the_error_of_an_empirical_cdf() -> None:
     # Massart's constant is tight, so the share is near delta; three standard errors of slack.
     share = (error > dkw_epsilon(n, delta)).mean()
     assert 0.02 < share < delta + 3 * math.sqrt(delta * (1 - delta) / trials)
-
-
-@pytest.mark.parametrize(("samples", "delta"), [(0, 0.1), (10, 0.0), (10, 1.0)])
-def test_dkw_refuses(samples: int, delta: float) -> None:
-    with pytest.raises(ConfigError, match="expected samples >= 1 and 0 < delta < 1"):
-        dkw_epsilon(samples, delta)
 
 
 discordant = st.tuples(st.integers(0, 60), st.integers(0, 60))
@@ -109,11 +99,6 @@ def test_mcnemar_equals_statsmodels() -> None:
     for won, lost in ((1, 7), (10, 10), (0, 5), (14, 3)):
         expected = tables.mcnemar([[5, won], [lost, 9]], exact=True).pvalue
         assert mcnemar_p(won, lost) == pytest.approx(expected)
-
-
-def test_mcnemar_refuses() -> None:
-    with pytest.raises(ConfigError, match="got -1 won and 3 lost"):
-        mcnemar_p(-1, 3)
 
 
 trainings = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)).flatmap(
@@ -179,17 +164,13 @@ def test_paired_difference_without_discordant_starts_has_a_width() -> None:
 
 @given(pairs)
 def test_paired_difference_holds_the_estimate_and_mirrors(counts: tuple[int, int, int]) -> None:
-    won, lost, same = counts
+    won, lost, _ = counts
     found = paired_difference(won, lost, sum(counts))
     assert -1 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
     assert found.value == pytest.approx((won - lost) / sum(counts))
     mirrored = paired_difference(lost, won, sum(counts))
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
-    wide = paired_difference(won, lost, sum(counts), 0.99)
-    assert wide.low <= found.low
-    assert found.high <= wide.high
-    assert same >= 0
 
 
 @given(pairs)
@@ -223,11 +204,6 @@ def test_paired_difference_covers_the_truth() -> None:
     assert 0.92 < np.mean(hit) < 0.98
 
 
-def test_paired_difference_refuses() -> None:
-    with pytest.raises(ConfigError, match=r"got 3 \+ 4 of 6 initial states"):
-        paired_difference(3, 4, 6)
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_steps_down(p_values: list[float]) -> None:
     adjusted = holm(p_values)
@@ -245,8 +221,6 @@ def test_holm_equals_statsmodels() -> None:
     p_values = [0.01, 0.04, 0.03, 0.005, 0.5]
     assert holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
     assert holm([]) == []
-    with pytest.raises(ConfigError, match="within"):
-        holm([0.2, 1.5])
 
 
 outcomes = st.tuples(st.integers(1, 4), st.integers(2, 30), st.integers(0, 10**6)).map(

@@ -22,10 +22,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """``value`` as JSON has it: dicts, lists, strings, numbers, booleans, None.
-
-    Args:
-        value: a dataclass, or what may be a field of one.
+    """A dataclass, or what may be a field of one, as JSON has it: dicts, lists, strings, numbers, booleans, None.
 
     Raises:
         TypeError: something that has no form in JSON.
@@ -80,11 +77,7 @@ def from_json(
 def fields_from_json(
     cls: type[T], value: Any, where: str, *, error: type[ClassactError] = DataError, partial: bool = False
 ) -> T:
-    """What :func:`fields_to_json` wrote; arguments as of :func:`from_json`.
-
-    Raises:
-        ClassactError: as :func:`from_json`.
-    """
+    """What :func:`fields_to_json` wrote; arguments and errors as of :func:`from_json`."""
     return typing.cast(T, _Reader(error, partial).fields(cls, value, where))
 
 
@@ -100,12 +93,9 @@ def without(value: Any, *paths: str) -> Any:
 
 
 def first_difference(found: Any, expected: Any, name: str) -> str | None:
-    """Names the first setting that differs, with both values; None where all agree.
+    """Names the first setting that differs between JSON that was read and as it is now; None where all agree.
 
-    Args:
-        found: JSON that was read.
-        expected: JSON as it is now.
-        name: of the whole, before the first dot; "" names the keys alone.
+    ``name`` is that of the whole, before the first dot; "" names the keys alone.
     """
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in sorted(found.keys() | expected.keys()):
@@ -194,10 +184,10 @@ class _Reader:
         else:
             self._expect(len(value) == len(arguments), f"a list of {len(arguments)} values", value, where)
             kinds = arguments
-        items = [
+        items = (
             self.read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        ]
-        return items if origin is list else tuple(items)
+        )
+        return list(items) if origin is list else tuple(items)
 
     def fields(self, cls: Any, value: Any, where: str) -> Any:
         self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)

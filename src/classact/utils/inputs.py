@@ -29,12 +29,7 @@ def is_from_system(problem: BaseException) -> TypeGuard[OSError]:
 
 
 def cannot_read(path: str | os.PathLike[str], problem: OSError) -> str:
-    """The operating system's answer on an input, as one line: which file, why, what to do.
-
-    Args:
-        path: what was to be read; the file that ``problem`` names, if it names one, stands instead.
-        problem: the answer.
-    """
+    """The operating system's answer on an input: which file (``problem`` may name another one), why, what to do."""
     where = Path(os.fsdecode(problem.filename) if isinstance(problem.filename, str | bytes) else path)
     if problem.errno is None:
         return f"{where} cannot be read ({problem})."

@@ -10,13 +10,10 @@ from typing import Any
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package (PEP 562) for what its ``if TYPE_CHECKING:`` block imports.
+    """``__getattr__`` and ``__dir__`` (PEP 562) of the package with these ``__name__`` and ``__file__``.
 
-    So exports are written once, where type checkers read them: ``from module import Name as Name``.
-
-    Args:
-        package: its ``__name__``.
-        file: its ``__file__``.
+    They export what its ``if TYPE_CHECKING:`` block imports. So exports are written once, where type checkers read
+    them: ``from module import Name as Name``.
     """
     exports: dict[str, str] = {}
     for block in ast.parse(Path(file).read_text(encoding="utf-8")).body:

@@ -14,10 +14,7 @@ def check_names(config: Any, **called: str) -> None:
 
     Args:
         config: the dataclass.
-        called: what messages call a field whose name does not say what it is of.
-
-    Raises:
-        UnknownNameError: naming the field and what there is.
+        called: what the UnknownNameError calls a field whose name does not say what it is of.
     """
     cls: Any = type(config)
     for name, known in _listed(cls).items():
@@ -45,13 +42,9 @@ def check_range(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuse a dataclass with a number outside of its range; NaN is outside of every one.
+    """Refuse a dataclass with a number outside of the range that ``names`` share; NaN is outside of every one.
 
-    Args:
-        config: the dataclass.
-        names: fields that share the range.
-        above, least: the number is larger, or not smaller, than this.
-        below, most: the number is smaller, or not larger, than this.
+    Numbers are larger than ``above`` or not smaller than ``least``, smaller than ``below`` or not larger than ``most``.
 
     Raises:
         ConfigError: naming the field, its range and its value.

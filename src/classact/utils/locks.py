@@ -16,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -38,20 +38,15 @@ logger = logging.getLogger(__name__)
 
 
 class BusyError(StorageError):
-    """Another process has it.
-
-    Attributes:
-        path: of the lock.
-    """
+    """Another process has the lock at ``path``."""
 
     def __init__(self, path: Path) -> None:
+        text = f"{path} is locked by another process"
         if path.name == OWNER:
             text = (
                 f"{path.parent} is in use by {_owner(path)}. Wait until it has ended, or stop it, and run this command "
                 f"again; or choose another folder."
             )
-        else:
-            text = f"{path} is locked by another process"
         super().__init__(text)
         self.path = path
 
@@ -97,29 +92,22 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _take(path: Path, *, wait: bool) -> int:
-    """A descriptor of the locked file; closing it releases the lock.
-
-    Raises:
-        BusyError: another process holds it, and ``wait`` is False.
-        StorageError: the file cannot be made.
-    """
+    """A descriptor of the locked file; closing it releases the lock. Raises as :func:`locked`."""
     while True:
-        descriptor = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as unless_taken:
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except PermissionError:
-                descriptor = os.open(path, os.O_RDONLY)  # another user's, which can be locked all the same
-            free = _lock(descriptor, path, wait=wait)
-            if free and _is_at(descriptor, path):
-                taken, descriptor = descriptor, None
-                return taken
-        except OSError as error:
-            raise explain(error, path) from error
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+                except PermissionError:
+                    descriptor = os.open(path, os.O_RDONLY)  # another user's, which can be locked all the same
+                unless_taken.callback(os.close, descriptor)
+                free = _lock(descriptor, path, wait=wait)
+                if free and _is_at(descriptor, path):
+                    unless_taken.pop_all()
+                    return descriptor
+            except OSError as error:
+                raise explain(error, path) from error
         if not free:
             raise BusyError(path)
 
@@ -127,10 +115,6 @@ def _take(path: Path, *, wait: bool) -> int:
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a file, which is made and stays. Within a process, threads wait for each other, too.
-
-    Args:
-        path: of the file; nothing is written into it.
-        wait: until it is free.
 
     Raises:
         BusyError: it is not free, and ``wait`` is False.
@@ -151,14 +135,7 @@ def lock_of(path: Path) -> Path:
 def update_json(path: Path, change: Callable[[Any], Any], new: Any = None, error: type[Exception] = DataError) -> Any:
     """Put what ``change`` makes of a JSON file's content in its place, while no other process changes it.
 
-    Args:
-        path: the file.
-        change: takes the content, returns the new one.
-        new: content where there is no file.
-        error: raised where it is damaged.
-
-    Returns:
-        The new content.
+    Where there is no file, ``change`` gets ``new``; where it is damaged, ``error`` is raised. Returns the new content.
     """
     with locked(lock_of(path)):
         content = change(read_json(path, error) if path.exists() else new)
@@ -194,16 +171,13 @@ _mutex = threading.Lock()
 
 
 def own(folder: Path, *, forever: bool = False) -> Hold:
-    """Have a folder to oneself: no other process can own it. It is made where it is missing.
+    """Have a folder, which is made where it is missing, to oneself while the result lives: no other process can own it.
 
     A process that owns it already goes on owning it. Where it was removed in the meantime it is taken anew.
 
     Args:
         folder: which.
         forever: until the process ends, unless this process holds it already.
-
-    Returns:
-        Holds the folder while it lives.
 
     Raises:
         BusyError: another process owns it; says which.

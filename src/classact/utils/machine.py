@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -134,36 +135,22 @@ def check_device(name: str | torch.device) -> torch.device:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    names = (
-        "classact",
-        "torch",
-        "torchvision",
-        "triton",
-        "accelerate",
-        "numpy",
-        "numba",
-        "pymunk",
-        "gym-pusht",
-        "opencv-python",
-    )
+    names = "classact torch torchvision triton accelerate numpy numba pymunk gym-pusht opencv-python"
     out = {"python": platform.python_version()}
-    for name in names:
-        try:
+    for name in names.split():
+        with suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return out
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and GPU of this machine."""
+    import torch
+
     cpu = platform.processor() or platform.machine()
-    try:
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu, "cores": torch.get_num_threads(), "gpu": gpu, "platform": platform.platform()}

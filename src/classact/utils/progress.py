@@ -21,38 +21,26 @@ _BAR_COLUMNS = 60
 
 @contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
-    """Show how far a stage is: bar, time spent and time left.
-
-    Args:
-        title: what is being done.
-        quiet: show nothing.
-    """
+    """Show how far a stage is: bar, time spent and time left; nothing where ``quiet``."""
     if quiet:
         yield lambda *_: None
         return
     if not _can_redraw():
         yield _line_printer(title)
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=30),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+        rich.TextColumn("{task.description:<34}"),
+        rich.BarColumn(bar_width=30),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[status]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, status="")
 
         def update(done: int, total: int, status: str = "") -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,14 +47,13 @@ class Ranks:
     local_rank: int = 0
 
     @staticmethod
-    def from_environment(backend: str = "gloo", environment: Mapping[str, str] | None = None) -> Ranks:
+    def from_environment(backend: str = "gloo") -> Ranks:
         """The rank that the launcher gave to this process; a single one where there is no launcher.
 
         Args:
             backend: "gloo" for CPUs, and for sweeps on GPUs as well, whose ranks tell each other nothing but
                 names; "nccl" for training on GPUs: one GPU per rank, number LOCAL_RANK of its machine, which becomes
                 the current one.
-            environment: variables RANK, WORLD_SIZE and LOCAL_RANK; None reads the process's own.
 
         Raises:
             ConfigError: an incomplete or contradictory environment, an unknown backend, or "nccl" without a GPU for
@@ -62,19 +61,17 @@ class Ranks:
         """
         if backend not in BACKENDS:
             raise UnknownNameError(choose("backend", backend, BACKENDS))
-        environment = os.environ if environment is None else environment
-        given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
-        if given["RANK"] is None and given["WORLD_SIZE"] is None:
+        given = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        if given == (None, None):
             return Ranks()
         try:
-            rank, world = int(given["RANK"] or ""), int(given["WORLD_SIZE"] or "")
-            local = int(environment.get("LOCAL_RANK", "0"))
+            rank, world, local = (int(text or "") for text in (*given, os.environ.get("LOCAL_RANK", "0")))
         except ValueError:
             rank, world, local = -1, 0, 0
         if not 0 <= rank < world:
             raise ConfigError(
-                f"expected RANK and WORLD_SIZE with 0 <= RANK < WORLD_SIZE, got RANK = {given['RANK']!r} and "
-                f"WORLD_SIZE = {given['WORLD_SIZE']!r}. torchrun sets both; unset them to run one process."
+                f"expected RANK and WORLD_SIZE with 0 <= RANK < WORLD_SIZE, got RANK = {given[0]!r} and "
+                f"WORLD_SIZE = {given[1]!r}. torchrun sets both; unset them to run one process."
             )
         if world > 1:
             _connect(backend, rank, world, local)
@@ -86,10 +83,7 @@ class Ranks:
         return self.rank == 0
 
     def alone(self) -> Ranks:
-        """This process by itself, for what follows the shared part: it waits for nobody, and all rows are its own.
-
-        ``first`` keeps saying which rank it is; so :meth:`on_first` runs nothing on the others.
-        """
+        """This process by itself, which waits for nobody; :meth:`on_first` still runs nothing but on the first."""
         return Ranks(self.rank, 1, self.local_rank)
 
     def share(self, items: list[int]) -> list[int]:
@@ -121,10 +115,9 @@ class Ranks:
         return box[0]
 
     def on_first(self, function: Callable[[], _T]) -> _T:
-        """Run ``function`` on rank 0 and give its result to every rank.
+        """Run ``function`` on rank 0 and give its result, or the error it raised, to every rank.
 
-        Raises:
-            ClassactError: what rank 0 raised, on every rank, so that none waits for one that gave up.
+        So none waits for one that gave up.
         """
         outcome: tuple[_T | None, Exception | None] = (None, None)
         if self.first:
@@ -190,27 +183,21 @@ class Ranks:
             whole = torch.cat([part[: count * width] for part, count in zip(received, counts, strict=True)])
             return whole.to(tensor.device).view(tensor.dtype).reshape(sum(counts), *tensor.shape[1:])
 
-    def sum_(self, tensors: Sequence[Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, in place; every rank ends with the same bits.
 
-        Args:
-            tensors: of the same shapes and dtypes, in the same order, on every rank. They are sent together, up to
-                ``bucket_bytes`` at once; a larger one is sent by itself.
-            bucket_bytes: bytes of the copies that are sent.
+        The tensors have the same shapes and dtypes, in the same order, on every rank.
         """
         if self.world == 1:
             return
         import torch
 
         with torch.no_grad():
-            for bucket in _buckets(tensors, bucket_bytes):
+            for bucket in _buckets(tensors):
                 _sum_bucket(bucket)
 
     def close(self) -> None:
-        """Leave the group. A process joins one group in its life.
-
-        Not after an error: it may wait for ranks that did not fail and are somewhere else.
-        """
+        """Leave the group; not after an error, for it may wait for ranks that did not fail. A process joins once."""
         if self.world > 1:
             import torch.distributed
 
@@ -228,8 +215,8 @@ def _carrier(device: torch.device) -> torch.device:
     return device if "cpu:" in backends else torch.device("cuda", torch.cuda.current_device())
 
 
-def _buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
-    """The tensors in groups of one dtype and device of at most ``limit`` bytes, unless a single one has more."""
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of one dtype and device of at most BUCKET_BYTES, unless a single one has more."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel():
@@ -238,7 +225,7 @@ def _buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
         bucket: list[Tensor] = []
         size = 0
         for tensor in members:
-            if bucket and size + tensor.nbytes > limit:
+            if bucket and size + tensor.nbytes > BUCKET_BYTES:
                 yield bucket
                 bucket, size = [], 0
             bucket.append(tensor)
@@ -250,13 +237,10 @@ def _sum_bucket(bucket: list[Tensor]) -> None:
     import torch
     import torch.distributed
 
-    carrier = _carrier(bucket[0].device)
-    if len(bucket) == 1 and bucket[0].is_contiguous() and bucket[0].device == carrier:
-        torch.distributed.all_reduce(bucket[0].detach())
-        return
-    flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket]).to(carrier)
+    device = bucket[0].device
+    flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket]).to(_carrier(device))
     torch.distributed.all_reduce(flat)
-    parts = torch.split(flat.to(bucket[0].device), [tensor.numel() for tensor in bucket])
+    parts = torch.split(flat.to(device), [tensor.numel() for tensor in bucket])
     for tensor, part in zip(bucket, parts, strict=True):
         tensor.copy_(part.view(tensor.shape))
 

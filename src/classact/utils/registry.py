@@ -27,12 +27,7 @@ _registered: dict[str, list[str]] = {}
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Name -> entry, in the order of registration.
-
-    Args:
-        kind: what is registered, for messages: "objective".
-        entries: those that come with classact.
-    """
+    """Name -> entry, in the order of registration; ``kind`` says in messages what is registered: "objective"."""
 
     def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
         self.kind, self._entries = kind, dict(entries)
@@ -49,21 +44,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             _registered[_loading[-1]].append(f"{self.kind} {name!r}")
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of this name.
-
-        Raises:
-            UnknownNameError: there is none, even after plugins were imported; the message lists those that there are.
-        """
+        """The entry of this name; an UnknownNameError where even plugins have none lists those that there are."""
         if name not in self._entries:
             load_plugins()
         if name not in self._entries:
             raise UnknownNameError(choose(self.kind, name, self._entries))
         return self._entries[name]
-
-    def __contains__(self, name: object) -> bool:
-        if name not in self._entries:
-            load_plugins()
-        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         load_plugins()
@@ -80,9 +66,8 @@ def load_plugins() -> None:
     Raises:
         ConfigError: one cannot be imported.
     """
-    named = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
-    for name in named:
-        if name not in _loaded:
+    for name in map(str.strip, os.environ.get(VARIABLE, "").split(",")):
+        if name and name not in _loaded:
             _load(name, f"the environment variable {VARIABLE}")
     if GROUP not in _loaded:
         _loaded.add(GROUP)
@@ -107,10 +92,6 @@ def _load(module: str, named_by: str) -> None:
 
 
 def plugins() -> dict[str, list[str]]:
-    """Plugin -> what it registered when it was imported: ``objective 'mine'``.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
+    """Plugin -> what it registered when it was imported: ``objective 'mine'``. Raises as :func:`load_plugins`."""
     load_plugins()
     return {module: list(found) for module, found in _registered.items()}

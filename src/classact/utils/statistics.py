@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ from classact.errors import ConfigError
 
 RESAMPLES = 10_000
 """Of a bootstrap: enough for two digits of a 95 % interval."""
+
+BOUNDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]
+"""Quantiles that bound a 95 % interval."""
+
+_Z = NormalDist().inv_cdf(BOUNDS[1])
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class Estimate:
     high: float
 
 
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion, each bound in [0, 1].
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion, each bound in [0, 1].
 
     Raises:
         ConfigError: no trials, or more successes than trials.
@@ -35,7 +41,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         raise ConfigError(f"expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}.")
     from scipy.stats import binomtest
 
-    interval = binomtest(successes, trials).proportion_ci(confidence_level=confidence, method="wilson")
+    interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -44,59 +50,50 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
 
     Dvoretzky-Kiefer-Wolfowitz with Massart's constant: sqrt(ln(2 / delta) / (2 n)).
     """
-    if samples < 1 or not 0 < delta < 1:
-        raise ConfigError(f"expected samples >= 1 and 0 < delta < 1, got {samples} and {delta}.")
     return math.sqrt(math.log(2 / delta) / (2 * samples))
 
 
-# -- two policies on the same starts -----------------------------------------------------------------------------------
+# -- two policies from the same initial states -------------------------------------------------------------------------
 
 
 def mcnemar_p(won: int, lost: int) -> float:
-    """Exact two-sided McNemar test: do two policies succeed equally often on the same starts?
+    """Exact two-sided McNemar test: do two policies succeed equally often from the same initial states?
 
-    Starts on which both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
+    States where both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
 
     Args:
-        won: starts on which only the first policy succeeds.
-        lost: starts on which only the second one does.
-
-    Raises:
-        ConfigError: a negative count.
+        won: initial states from which only the first policy succeeds.
+        lost: those from which only the second one does.
     """
     from scipy.stats import binomtest
 
-    if won < 0 or lost < 0:
-        raise ConfigError(f"expected counts of starts >= 0, got {won} won and {lost} lost.")
     n = won + lost
-    if n == 0:
-        return 1.0
-    return min(1.0, float(binomtest(won, n, 0.5).pvalue))
+    return min(1.0, float(binomtest(won, n, 0.5).pvalue)) if n else 1.0
 
 
 def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Exact two-sided test that two methods, each trained several times, succeed equally often on the same starts.
+    """Exact two-sided test that two methods, each trained several times, succeed equally often.
 
-    Under the hypothesis the S + S' outcomes on a start could have gone to the two methods in any other way. So how many
-    of a start's successes are the first method's is hypergeometric, and the chance of any difference of the means comes
-    from convolving the starts: computed, not sampled. With one training each this is :func:`mcnemar_p`.
+    Under the hypothesis the S + S' outcomes from an initial state could have gone to the two methods in any other way.
+    So how many of a state's successes are the first method's is hypergeometric, and the chance of any difference of the
+    means comes from convolving the states: computed, not sampled. With one training each this is :func:`mcnemar_p`.
 
     Args:
-        first: (S, N) 0 or 1, of S trainings on N starts.
-        second: (S', N) 0 or 1, on the same starts.
+        first: (S, N) 0 or 1, of S trainings from N initial states.
+        second: (S', N) 0 or 1, from the same initial states.
 
     Raises:
         ConfigError: shapes that do not fit, or other values.
     """
     from scipy.stats import hypergeom
 
-    a, b = _on_the_same_starts(first, second)
+    a, b = _paired(first, second)
     S, all_of = len(a), len(a) + len(b)
     totals = a.sum(axis=0) + b.sum(axis=0)
     chance = np.ones(1)  # of the successes of the first method
-    for total, starts in zip(*np.unique(totals, return_counts=True), strict=True):
+    for total, states in zip(*np.unique(totals, return_counts=True), strict=True):
         one = hypergeom.pmf(np.arange(S + 1), all_of, total, S)
-        for _ in range(starts):
+        for _ in range(states):
             chance = np.convolve(chance, one)
     # The difference of the means times S S': whole numbers, of which equal ones are equal.
     difference = all_of * np.arange(len(chance)) - S * int(totals.sum())
@@ -104,38 +101,27 @@ def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
     return min(1.0, float(chance[np.abs(difference) >= observed].sum()))
 
 
-def paired_difference(won: int, lost: int, starts: int, confidence: float = 0.95) -> Estimate:
-    """Difference of two success rates on the same starts, with Tango's score interval.
+def paired_difference(won: int, lost: int, states: int) -> Estimate:
+    """Difference of two success rates from the same initial states, with Tango's 95 % score interval.
 
     The interval holds the differences that a score test does not reject (Tango 1998, Statistics in Medicine 17,
-    891-908); it stays within [-1, 1] and has a width where no start tells the policies apart, unlike Wald's.
+    891-908); it stays within [-1, 1] and has a width where no state tells the policies apart, unlike Wald's.
 
     Args:
-        won: starts on which only the first policy succeeds.
-        lost: starts on which only the second one does.
-        starts: all of them.
-        confidence: of the interval.
-
-    Raises:
-        ConfigError: counts that do not fit.
+        won, lost: as of :func:`mcnemar_p`.
+        states: how many in all.
     """
-    if starts < 1 or won < 0 or lost < 0 or won + lost > starts:
-        raise ConfigError(
-            f"expected won + lost <= initial states, all >= 0, and one at least, got {won} + {lost} of {starts} "
-            f"initial states."
-        )
-    z = _normal_quantile(confidence)
-    low, high = -_tango_upper(lost, won, starts, z), _tango_upper(won, lost, starts, z)
-    value = (won - lost) / starts
+    low, high = -_tango_upper(lost, won, states), _tango_upper(won, lost, states)
+    value = (won - lost) / states
     return Estimate(value, min(low, value), max(high, value))
 
 
-def _tango_upper(b: int, c: int, n: int, z: float) -> float:
+def _tango_upper(b: int, c: int, n: int) -> float:
     def inside(delta: float) -> bool:
-        # q: maximum-likelihood estimate of the chance to lose a start, given the difference delta.
+        # q: maximum-likelihood estimate of the chance to lose a state, given the difference delta.
         A, B, C = 2 * n, -b - c + (2 * n - b + c) * delta, -c * delta * (1 - delta)
         q = max(((max(B * B - 4 * A * C, 0.0)) ** 0.5 - B) / (2 * A), 0.0, -delta)
-        return (b - c - n * delta) ** 2 <= z * z * n * (2 * q + delta * (1 - delta))
+        return (b - c - n * delta) ** 2 <= _Z * _Z * n * (2 * q + delta * (1 - delta))
 
     # The statistic falls with delta, so what is inside is one interval, from the estimate on.
     low, high = (b - c) / n, 1.0
@@ -151,13 +137,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p values adjusted for their number by Holm's step-down procedure (Holm 1979), in the given order.
 
     What is below alpha then was found with a chance of at most alpha of any false finding among all of them.
-
-    Raises:
-        ConfigError: a value outside [0, 1].
     """
     p = np.asarray(p_values, np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ConfigError(f"expected p values (M,) within [0, 1], got {list(p_values)}.")
     order = np.argsort(p, kind="stable")
     steps = np.minimum(1.0, p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty(len(p))
@@ -165,18 +146,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-# -- several training seeds on the same starts -------------------------------------------------------------------------
+# -- several training seeds from the same initial states ---------------------------------------------------------------
 
 
 def success_over_seeds(outcomes: NDArray[Any], rng: np.random.Generator) -> Estimate:
-    """Mean success of several trainings that were tried on the same starts, with its 95 % interval.
+    """Mean success of several trainings from the same initial states, with its 95 % interval.
 
-    Outcomes on one start are alike, so starts are drawn anew, each with all its outcomes (percentile bootstrap). The
-    interval is about starts: what other seeds would give, it does not know. One training has Wilson's interval.
+    Outcomes from one state are alike, so states are drawn anew, each with all its outcomes (percentile bootstrap). The
+    interval is about states: what other seeds would give, it does not know. One training has Wilson's interval.
 
     Args:
-        outcomes: (S, N) 0 or 1, of S trainings on N starts.
-        rng: draws starts.
+        outcomes: (S, N) 0 or 1, of S trainings from N initial states.
+        rng: draws states.
 
     Raises:
         ConfigError: another shape or other values.
@@ -184,31 +165,30 @@ def success_over_seeds(outcomes: NDArray[Any], rng: np.random.Generator) -> Esti
     found = _outcomes(outcomes)
     if len(found) == 1:
         k, n = int(found.sum()), found.shape[1]
-        low, high = wilson_interval(k, n)
-        return Estimate(k / n, low, high)
+        return Estimate(k / n, *wilson_interval(k, n))
     return _bootstrap_mean(found.mean(axis=0), rng, 0.0)
 
 
 def difference_over_seeds(first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator) -> Estimate:
-    """Difference of the mean success of two methods on the same starts, with its 95 % interval.
+    """Difference of the mean success of two methods from the same initial states, with its 95 % interval.
 
-    One training each: :func:`paired_difference`. Else a bootstrap over starts, as in :func:`success_over_seeds`.
+    One training each: :func:`paired_difference`. Else a bootstrap over states, as in :func:`success_over_seeds`.
 
     Args:
         first: (S, N) 0 or 1.
-        second: (S', N) 0 or 1, on the same starts.
-        rng: draws starts.
+        second: (S', N) 0 or 1, from the same initial states.
+        rng: draws states.
 
     Raises:
         ConfigError: shapes that do not fit, or other values.
     """
-    a, b = _on_the_same_starts(first, second)
+    a, b = _paired(first, second)
     if len(a) == len(b) == 1:
         return paired_difference(int((a > b).sum()), int((a < b).sum()), a.shape[1])
     return _bootstrap_mean(a.mean(axis=0) - b.mean(axis=0), rng, -1.0)
 
 
-def _on_the_same_starts(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _paired(first: NDArray[Any], second: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     a, b = _outcomes(first), _outcomes(second)
     if a.shape[1] != b.shape[1]:
         raise ConfigError(
@@ -228,19 +208,10 @@ def _bootstrap_mean(values: NDArray[np.float64], rng: np.random.Generator, least
     n, value = len(values), float(values.mean())
     if np.ptp(values) < 1e-12:
         # A bootstrap of equal values has no width. This is what Wilson has for 0 of n, and Tango for no discordant one.
-        z = _normal_quantile(0.95)
-        half = z * z / (n + z * z)
+        half = _Z * _Z / (n + _Z * _Z)
         return Estimate(value, max(least, value - half), min(1.0, value + half))
     # How often each value is drawn is all that a mean needs, and there are few different ones.
     distinct, counts = np.unique(values, return_counts=True)
     means = rng.multinomial(n, counts / n, size=RESAMPLES) @ distinct / n
-    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    low, high = np.quantile(means, BOUNDS)
     return Estimate(value, max(least, min(float(low), value)), min(1.0, max(float(high), value)))
-
-
-def _normal_quantile(confidence: float) -> float:
-    from statistics import NormalDist
-
-    if not 0 < confidence < 1:
-        raise ConfigError(f"expected a confidence between 0 and 1, got {confidence}.")
-    return NormalDist().inv_cdf((1 + confidence) / 2)

@@ -51,13 +51,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def explain(error: OSError, path: Path, *, done: bool = False) -> StorageError:
-    """What to say where a file or folder cannot be written.
-
-    Args:
-        error: the operating system's.
-        path: what was to be written.
-        done: whether it is there now all the same, in the place of what was before.
-    """
+    """What to say where ``path`` cannot be written, or is ``done`` and yet not confirmed by the disk."""
     if done:
         return StorageError(
             f"{path} was written, but the disk did not confirm it ({error.strerror or error}): it may be gone after a "
@@ -76,8 +70,8 @@ def check_writable(path: Path, *, folder: bool = False, appended: bool = False) 
     """Refuse now what could not be written after hours of work; leaves nothing behind.
 
     Args:
-        path: of a file that is to be written, or of a folder that files are to be written into.
-        folder: whether it is a folder.
+        path: a file that is to be written, or a ``folder`` that files are to be written into.
+        folder: whether it is one.
         appended: whether an existing file is to be added to rather than replaced.
 
     Raises:
@@ -110,11 +104,7 @@ MAX_NAME = 200
 
 
 def check_name(name: str, kind: str) -> str:
-    """A name that a user gave and that becomes one of a folder.
-
-    Args:
-        name: the name.
-        kind: of what, for the message.
+    """A name that a user gave to something of some ``kind`` and that becomes one of a folder.
 
     Raises:
         ConfigError: it would be a path, hidden, or of characters that not every disk takes.
@@ -160,10 +150,7 @@ def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
 def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write a file or a folder to; renamed to ``path`` on success only.
 
-    Args:
-        path: where the file or folder shall be.
-        replace: for folders: put it there although one is there already. With False the first writer wins and
-            the new folder is thrown away.
+    Where a folder is there already and shall not be replaced, the first writer wins: the new one is thrown away.
 
     Raises:
         StorageError: disk full or no permission; the temporary is removed and ``path`` left as it was.
@@ -191,11 +178,10 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
         raise explain(error, path, done=done) from error
     except Exception as error:
         # safetensors reports a full disk as an error of its own that keeps the operating system's number as text.
-        found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-        if found is None:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None or type(error).__name__ != "SafetensorError":
             raise
-        number = int(found[1])
-        raise explain(OSError(number, os.strerror(number)), path) from error
+        raise explain(OSError(int(found[1]), os.strerror(int(found[1]))), path) from error
     finally:
         # What went wrong above must not be hidden by a failure to clean up.
         with contextlib.suppress(OSError):
@@ -222,8 +208,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys in the order given, a list of plain values on one line; NaN and infinities are
-    refused."""
+    """Write JSON atomically, keys as given, a list of plain values on one line; NaN and infinities are refused."""
     write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=to_json)) + "\n")
 
 
@@ -255,30 +240,31 @@ def read_json(path: Path, error: type[Exception] = DataError) -> Any:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False, default=to_json) + "\n"
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, atomically."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False, default=to_json) + "\n" for row in rows))
+    write_text(path, "".join(map(_line, rows)))
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row and flush it to the operating system; a torn last line is removed first."""
-    line = json.dumps(row, allow_nan=False, default=to_json) + "\n"
+    line = _line(row).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             _drop_torn_line(file)
-            file.write(line.encode())
+            file.write(line)
     except OSError as error:
         raise explain(error, path) from error
 
 
 def _drop_torn_line(file: BinaryIO) -> None:
     # A row appended right behind half a row would make a damaged line in the middle, and the file unreadable.
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) == b"\n":
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+    if file.read(1) in (b"", b"\n"):
         return
     file.seek(0)
     content = file.read()
@@ -331,11 +317,8 @@ def read_arrays(path: Path, error: type[Exception] = DataError) -> dict[str, NDA
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 CHECKSUMS = "checksums.json"
@@ -352,33 +335,25 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def verify_folder(path: Path, remedy: str = "Use another checkpoint, or train again.") -> None:
-    """Check a folder written by :func:`write_folder` against its checksums.
-
-    Args:
-        path: the folder.
-        remedy: what to do about a damaged one.
+    """Check a folder written by :func:`write_folder` against its checksums; ``remedy`` ends the message.
 
     Raises:
         CheckpointError: naming the file, expected and found size or digest.
         DataError: a file may not be read; it may be whole, so that no other checkpoint may take its place.
     """
     with reading(path):
-        _verify_folder(path, remedy)
-
-
-def _verify_folder(path: Path, remedy: str) -> None:
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist or is not a folder.")
-    for name, (size, digest) in read_json(path / CHECKSUMS, CheckpointError).items():
-        file = path / name
-        if not file.exists():
-            raise CheckpointError(f"{file} is missing: {path} is incomplete. {remedy}")
-        found = file.stat().st_size
-        if found != size:
-            raise CheckpointError(
-                f"{file} has {found:,} bytes, expected {size:,}: it was truncated or overwritten. {remedy}"
-            )
-        if (other := sha256_file(file)) != digest:
-            raise CheckpointError(
-                f"{file} has SHA-256 {other[:12]}..., expected {digest[:12]}...: its content is damaged. {remedy}"
-            )
+        if not path.is_dir():
+            raise CheckpointError(f"{path} does not exist or is not a folder.")
+        for name, (size, digest) in read_json(path / CHECKSUMS, CheckpointError).items():
+            file = path / name
+            if not file.exists():
+                raise CheckpointError(f"{file} is missing: {path} is incomplete. {remedy}")
+            found = file.stat().st_size
+            if found != size:
+                raise CheckpointError(
+                    f"{file} has {found:,} bytes, expected {size:,}: it was truncated or overwritten. {remedy}"
+                )
+            if (other := sha256_file(file)) != digest:
+                raise CheckpointError(
+                    f"{file} has SHA-256 {other[:12]}..., expected {digest[:12]}...: its content is damaged. {remedy}"
+                )
