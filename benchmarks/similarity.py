@@ -323,7 +323,7 @@ def _on_the_gpu(stream: WindowStream) -> Row:
     """What only a GPU has: its physical limit, its memory, and how far its distances are from the CPU's."""
     import torch
 
-    from classact.similarity.gpu import peak_pairs_per_second
+    from similarity_table import peak_pairs_per_second
 
     properties = torch.cuda.get_device_properties(0)
     clock = 1e3 * float(getattr(properties, "clock_rate", 1_980_000))

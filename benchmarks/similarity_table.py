@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
-from classact.similarity.gpu import peak_pairs_per_second
 from common import RESULTS
 
 H200 = {"sm_count": 132, "clock_hz": 1.98e9}
 GPU_AIM = 5e9  # pairs per second
+
+
+def peak_pairs_per_second(
+    sm_count: int, clock_hz: float, T: int, lanes_add: int = 128, lanes_min: int = 64, *, minima: int = 1
+) -> float:
+    """Window pairs per second that no kernel with this recurrence can exceed: the time of its additions and minima.
+
+    A pair has T^2 cells, each with one addition, except the first, and each with the minimum of three, except the
+    2 T - 1 of the first row and column. Additions and minima are issued to different units but by the same scheduler,
+    of ``lanes_add`` lanes per multiprocessor and cycle; minima run at half rate. A multiprocessor so needs at least
+
+        max((T^2 - 1 + minima (T - 1)^2) / lanes_add, minima (T - 1)^2 / lanes_min) cycles per pair.
+
+    Loads of costs, their computation and the selection of pairs are not in it.
+
+    Args:
+        sm_count: multiprocessors (an H200 has 132).
+        clock_hz: cycles per second.
+        T: steps of both windows.
+        lanes_add, lanes_min: additions and minima per multiprocessor and cycle (CUDA C++ programming guide,
+            throughput of native arithmetic instructions, compute capability 9.0; it lists no rate for the minimum of
+            three, which is taken to be that of two).
+        minima: instructions for the minimum of three: 1 from compute capability 9.0 on, over integer bit patterns,
+            2 before.
+    """
+    smallest = minima * (T - 1) ** 2
+    cycles = max((T * T - 1 + smallest) / lanes_add, smallest / lanes_min)
+    return sm_count * clock_hz / cycles if cycles else math.inf
 
 
 def results() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from classact.errors import ConfigError
 from classact.similarity import dtw_pairwise
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.reference import dtw
-from classact.similarity.stream import Pairs, WindowStream
+from classact.similarity.stream import Pairs, Sweep, WindowStream
 
 N = 150
 EPISODE = np.arange(N) // 50
@@ -29,7 +29,7 @@ QUANTILE = 0.1
 IDENTITY = {"data": "walk", "settings": {"horizon": 8, "cost": "sqeuclidean", "rotation": (0.5, 1)}}
 
 
-class MatrixSweep:
+class MatrixSweep(Sweep):
     """Hands out a matrix in blocks of ``block`` pairs whose order is shuffled, but the same every time."""
 
     device = "cpu"

@@ -25,11 +25,11 @@ from classact.similarity.diagnostics import (
     quantile_row,
     quantile_threshold,
     same_episode_share,
-    sample_pairs,
     setting_distances,
 )
 from classact.similarity.examples import choose_examples
 from classact.similarity.job import cut_units
+from classact.similarity.pairwise import sample_pairs
 from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import WindowStream
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from classact.errors import ConfigError
-from classact.similarity.gpu import GpuSweep, dtw_pairwise_torch, launch_options, peak_pairs_per_second
+from classact.similarity.gpu import GpuSweep, dtw_pairwise_torch, launch_options
 from classact.similarity.stream import WindowStream
+from similarity_table import peak_pairs_per_second
 
 CASES = Path(__file__).with_name("gpu_cases.py")
 HERE = Path(__file__).resolve().parents[2]

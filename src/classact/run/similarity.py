@@ -38,6 +38,7 @@ from classact.similarity.distribution import DistanceDistribution, read_distribu
 from classact.similarity.examples import Example, choose_examples
 from classact.similarity.job import count_pairs
 from classact.similarity.model import fit_distribution, naming, similarity_identity, window_stream
+from classact.similarity.pairwise import sample_pairs
 from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
@@ -315,7 +316,7 @@ class _Analysis:
         """Tables of K, horizon and metric; and the positives of sampled anchors at each K of the first."""
         config, setting, n = self.config.similarity, self.setting, len(self.episode)
         actions = self.stream.points[self.stream.starts]
-        left, right = diagnostics.sample_pairs(n, min(_SAMPLE, 20 * n * (n - 1)), config.seed)
+        left, right = sample_pairs(n, min(_SAMPLE, 20 * n * (n - 1)), config.seed)
         same = self.episode[left] == self.episode[right]
         longest = int(self.data.lengths.max())
         known = [t for t in diagnostics.HORIZONS if t <= longest]

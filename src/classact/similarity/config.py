@@ -6,16 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from classact.errors import ConfigError, UnknownNameError, choose
-from classact.similarity.reference import check_band, check_cost
+from classact.similarity.reference import check_alignment
 
 Metric = Literal["dtw", "l2"]
 Cost = Literal["sqeuclidean", "euclidean"]
 Estimate = Literal["auto", "exact", "sampled"]
-METRICS: tuple[str, ...] = get_args(Metric)
-
-
-ESTIMATES: tuple[str, ...] = get_args(Estimate)
-
 
 AUTO_EXACT_PAIRS = 5_000_000_000
 """Up to so many pairs (100,000 steps) "auto" measures them all; on two CPU cores that takes about a minute."""
@@ -50,12 +45,10 @@ class SimilarityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_cost(self.cost)
-        check_band(self.band)
-        if self.metric not in METRICS:
-            raise UnknownNameError(choose("metric", self.metric, METRICS))
-        if self.estimate not in ESTIMATES:
-            raise UnknownNameError(choose("estimate", self.estimate, ESTIMATES))
+        check_alignment(self.cost, self.band)
+        for name, known in (("metric", Metric), ("estimate", Estimate)):
+            if getattr(self, name) not in get_args(known):
+                raise UnknownNameError(choose(name, getattr(self, name), get_args(known)))
         if self.metric == "l2" and (self.band is not None or self.cost != "sqeuclidean"):
             raise ConfigError(
                 f"metric 'l2' compares equal steps by their squared distance; it has no band and no other step cost, "

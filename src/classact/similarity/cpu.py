@@ -16,11 +16,10 @@ import numpy as np
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.similarity.counts import DistanceCounts
 from classact.similarity.lanes import LANES, align, bounded, kernel, lowest, step_distances, unrolled
 from classact.similarity.pairwise import dtw_pairwise
-from classact.similarity.reference import float32_limit, rounding_margin
-from classact.similarity.stream import Pairs, WindowStream, check_sweep
+from classact.similarity.reference import check_alignment, float32_limit, rounding_margin
+from classact.similarity.stream import Pairs, Sweep, WindowStream
 
 ANCHORS = 256
 COLUMNS = 256
@@ -127,19 +126,13 @@ def _gather(
             at += 1
 
 
-class CpuSweep:
-    """All pairs of a stream's windows, see :class:`classact.similarity.stream.Sweep`.
-
-    Args:
-        stream: the windows.
-        cost: step cost, one of :data:`classact.similarity.COSTS`.
-        band: Sakoe-Chiba band in steps; None for none.
-    """
+class CpuSweep(Sweep):
+    """All pairs of a stream's windows under a step cost of :data:`classact.similarity.COSTS` and Sakoe-Chiba band."""
 
     device = "cpu"
 
     def __init__(self, stream: WindowStream, *, cost: str = "sqeuclidean", band: int | None = None) -> None:
-        check_sweep(cost, band)
+        check_alignment(cost, band)
         self.stream = stream
         self._squared = cost == "sqeuclidean"
         self._given_band = band
@@ -242,21 +235,3 @@ class CpuSweep:
                     waiting = []
         if waiting:
             yield np.array(waiting, np.int64)
-
-    def count(
-        self,
-        first: int,
-        last: int,
-        limit: float,
-        counts: DistanceCounts,
-        *,
-        prune: bool = True,
-        defer: bool = False,
-    ) -> None:
-        """See :meth:`classact.similarity.stream.Sweep.count`; nothing is ever deferred."""
-        del defer
-        for block in self.pairs(first, last, limit=limit, prune=prune):
-            counts.add(block.distances)
-
-    def settle(self) -> None:
-        """See :meth:`classact.similarity.stream.Sweep.settle`."""

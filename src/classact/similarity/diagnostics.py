@@ -125,20 +125,6 @@ def same_episode_share(episode_ends: IntArray) -> float:
     return float((lengths * (lengths - 1)).sum() / (n * (n - 1))) if n > 1 else 0.0
 
 
-def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
-    """(P,), (P,) random pairs of distinct windows out of ``n``; every unordered pair is equally likely.
-
-    Raises:
-        ConfigError: fewer than two windows.
-    """
-    if n < 2:
-        raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
-    rng = np.random.default_rng(seed)
-    left = rng.integers(0, n, pairs)
-    # The second index skips the first.
-    return left, (left + rng.integers(1, n, pairs)) % n
-
-
 def quantile_threshold(distances: FloatArray, quantile: float) -> float:
     """Largest distance of a positive: the K-quantile of (P,) measured distances, at least the smallest of them."""
     rank = max(quantile_rank(quantile, len(distances)), 1)
@@ -156,8 +142,7 @@ class QuantileRow:
     """One K: what its positives would be.
 
     Attributes:
-        quantile: K.
-        threshold: of the sampled pairs.
+        quantile, threshold: K, and its threshold of the sampled pairs.
         least, median: positives per sampled anchor, among all windows.
         none: share of sampled anchors without any.
         same_episode: share of their positives in the anchor's own episode.
@@ -215,13 +200,10 @@ def anchor_positives(
     Args:
         stream: N windows.
         episode: (N,) episode of each window.
-        thresholds: largest distances of a positive pair.
+        thresholds: largest distances of a positive pair; for each of them Positives come back.
         anchors: (M,) window numbers.
         cost, band: as in :func:`classact.similarity.dtw_pairwise`.
         progress: called with (anchors done, in all).
-
-    Returns:
-        for each threshold, of M anchors.
     """
     n, limits = len(stream), np.array(thresholds, np.float32)
     total = np.zeros((len(limits), len(anchors)), np.int64)
@@ -250,14 +232,8 @@ def anchor_positives(
 def quantile_row(quantile: float, threshold: float, positives: Positives) -> QuantileRow:
     """The line of one K, from the positives of sampled anchors at its threshold."""
     d = positives.total
-    return QuantileRow(
-        quantile=quantile,
-        threshold=threshold,
-        least=int(d.min()),
-        median=float(np.median(d)),
-        none=float((d == 0).mean()),
-        same_episode=int(positives.same_episode.sum()) / max(int(d.sum()), 1),
-    )
+    own = int(positives.same_episode.sum()) / max(int(d.sum()), 1)
+    return QuantileRow(quantile, threshold, int(d.min()), float(np.median(d)), float((d == 0).mean()), own)
 
 
 def setting_distances(
@@ -287,8 +263,7 @@ def agreement(
     """How much the positives under each setting are those under the current one.
 
     Args:
-        settings: to compare.
-        current: the setting in use.
+        settings, current: those to compare, and the one in use.
         distances: (P,) of one and the same sample of pairs, under a setting.
         quantile: K; each setting has its own threshold at this quantile of the sample.
         same_episode: (P,) whether the two windows of a pair lie in one episode.

@@ -23,7 +23,7 @@ from classact.utils.statistics import dkw_epsilon
 from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder, write_json
 
 HISTOGRAM_BINS = 120
-_CARD, _ARRAYS = "distribution.json", "distribution.safetensors"
+_METADATA, _ARRAYS = "distribution.json", "distribution.safetensors"
 _ARRAY_FIELDS = ("values", "weight", "edges", "counts")
 _NUMBER_FIELDS = ("quantile", "threshold", "kept", "pairs", "exact", "epsilon")
 _BRACKET_DELTA = 1e-9
@@ -93,17 +93,8 @@ class DistanceDistribution:
     ) -> DistanceDistribution:
         """The exact threshold and CDF of all ``pairs`` pairs, in one pass.
 
-        A sample brackets the threshold from above; all pairs up to that bracket are counted, and the threshold is
-        found among them by its rank.
-
-        Args:
-            sample: (P,) distances of random pairs.
-            quantile: K.
-            pairs: how many pairs i < j there are.
-            count: counts all of them up to a limit.
-
-        Raises:
-            ConfigError: as :meth:`fit`.
+        A sample (P,) of distances brackets the threshold from above; all pairs up to that bracket are counted by
+        ``count``, and the threshold is found among them by its rank. Errors are those of :meth:`fit`.
         """
         ordered = _ordered(sample, quantile)
         rank = quantile_rank(quantile, pairs)
@@ -133,15 +124,8 @@ class DistanceDistribution:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers for the report; the weight function is saved as arrays elsewhere."""
-        return {
-            "quantile": self.quantile,
-            "threshold": self.threshold,
-            "kept": self.kept,
-            "pairs": self.pairs,
-            "exact": self.exact,
-            "epsilon": self.epsilon,
-            "histogram": {"edges": self.edges.tolist(), "counts": self.counts.tolist()},
-        }
+        histogram = {"edges": self.edges.tolist(), "counts": self.counts.tolist()}
+        return {**{name: getattr(self, name) for name in _NUMBER_FIELDS}, "histogram": histogram}
 
 
 def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
@@ -162,7 +146,7 @@ def write_distribution(folder: Path, distribution: DistanceDistribution, identit
     def fill(temporary: Path) -> None:
         write_arrays(temporary / _ARRAYS, {name: getattr(distribution, name) for name in _ARRAY_FIELDS})
         numbers = {name: getattr(distribution, name) for name in _NUMBER_FIELDS}
-        write_json(temporary / _CARD, {"identity": identity} | numbers)
+        write_json(temporary / _METADATA, {"identity": identity} | numbers)
 
     write_folder(folder, fill)
 
@@ -177,14 +161,14 @@ def read_distribution(folder: Path, identity: Mapping[str, Any]) -> DistanceDist
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; 'classact similarity' writes it.")
     verify_folder(folder, "Run 'classact similarity' again: it measures what is damaged.")
-    card = read_json(folder / _CARD, CheckpointError)
-    if difference := first_difference(card["identity"], to_json(identity), ""):
+    metadata = read_json(folder / _METADATA, CheckpointError)
+    if difference := first_difference(metadata["identity"], to_json(identity), ""):
         raise ConfigError(
             f"{folder} was made with {difference}. Use the data and settings that it was made with, or run "
             f"'classact similarity' for the new ones with another --out."
         )
-    fields: dict[str, Any] = {name: card[name] for name in _NUMBER_FIELDS}
     arrays = read_arrays(folder / _ARRAYS, CheckpointError)
+    fields: dict[str, Any] = {name: metadata[name] for name in _NUMBER_FIELDS}
     return DistanceDistribution(**fields | {name: arrays[name] for name in _ARRAY_FIELDS})
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.reference import check_band, check_cost, check_finite, float32_limit
-from classact.similarity.stream import Pairs, WindowStream, check_sweep
+from classact.similarity.reference import check_alignment, check_finite, float32_limit
+from classact.similarity.stream import Pairs, Sweep, WindowStream
 
 if TYPE_CHECKING:
     import torch
@@ -54,34 +54,6 @@ WIDEST = 128
 _READ = 1 << 22  # counters that are read out at once
 _GRID = 1 << 15  # rows of a batch at once: a grid has at most 65,535 programs in its second dimension
 _BATCH_CELLS = 1 << 26  # costs of a batch that are in memory at once: 256 MiB
-
-
-def peak_pairs_per_second(
-    sm_count: int, clock_hz: float, T: int, lanes_add: int = 128, lanes_min: int = 64, *, minima: int = 1
-) -> float:
-    """Window pairs per second that no kernel with this recurrence can exceed: the time of its additions and minima.
-
-    A pair has T^2 cells, each with one addition, except the first, and each with the minimum of three, except the
-    2 T - 1 of the first row and column. Additions and minima are issued to different units but by the same scheduler,
-    of ``lanes_add`` lanes per multiprocessor and cycle; minima run at half rate. A multiprocessor so needs at least
-
-        max((T^2 - 1 + minima (T - 1)^2) / lanes_add, minima (T - 1)^2 / lanes_min) cycles per pair.
-
-    Loads of costs, their computation and the selection of pairs are not in it.
-
-    Args:
-        sm_count: multiprocessors (an H200 has 132).
-        clock_hz: cycles per second.
-        T: steps of both windows.
-        lanes_add, lanes_min: additions and minima per multiprocessor and cycle (CUDA C++ programming guide,
-            throughput of native arithmetic instructions, compute capability 9.0; it lists no rate for the minimum of
-            three, which is taken to be that of two).
-        minima: instructions for the minimum of three: 1 from compute capability 9.0 on, over integer bit patterns,
-            2 before.
-    """
-    smallest = minima * (T - 1) ** 2
-    cycles = max((T * T - 1 + smallest) / lanes_add, smallest / lanes_min)
-    return sm_count * clock_hz / cycles if cycles else math.inf
 
 
 def _kernels(device: torch.device) -> Any:
@@ -116,24 +88,18 @@ def _kernels(device: torch.device) -> Any:
 
 
 def _width(steps: int, band: int | None) -> int:
-    """Accumulated costs in the row of one window."""
-    return steps if band is None else 2 * band + 1
+    """Accumulated costs in the row of one window.
 
-
-def _check_width(steps: int, band: int | None) -> None:
-    if _width(steps, band) > WIDEST:
+    Raises:
+        ConfigError: more than :data:`WIDEST`.
+    """
+    width = steps if band is None else 2 * band + 1
+    if width > WIDEST:
         raise ConfigError(
-            f"windows of {steps} steps with a band of {band} need {_width(steps, band)} registers for a row of "
+            f"windows of {steps} steps with a band of {band} need {width} registers for a row of "
             f"accumulated costs; the GPU's kernel has {WIDEST}. Use shorter windows or a narrower band, or the CPU."
         )
-
-
-def _neighbours(horizon: int, band: int | None) -> int:
-    """Windows of a thread: as many as have their row of accumulated costs in its registers."""
-    width = _width(horizon, band)
-    if width <= 16 and band is None:
-        return 4
-    return 2 if width <= 40 else 1
+    return width
 
 
 def launch_options(width: int, neighbours: int) -> dict[str, Any]:
@@ -216,15 +182,11 @@ class _Tile:
     width: int  # columns of each plane
 
 
-class GpuSweep:
-    """Distances of all pairs of a stream's windows, on one GPU; implements :class:`~classact.similarity.stream.Sweep`.
-
-    Its results have the same bits for every split into anchors.
+class GpuSweep(Sweep):
+    """All pairs of a stream's windows, on one GPU; results have the same bits for every split into anchors.
 
     Args:
-        stream: the windows.
-        cost: step cost, one of :data:`classact.similarity.COSTS`.
-        band: Sakoe-Chiba band; None for none.
+        stream, cost, band: as for :func:`classact.similarity.make_sweep`.
         device: a CUDA device.
         memory: bytes of device memory to use beside the stream; None for :data:`MEMORY`, or half of what is free.
 
@@ -242,7 +204,7 @@ class GpuSweep:
         device: str = "cuda",
         memory: int | None = None,
     ) -> None:
-        check_sweep(cost, band)
+        check_alignment(cost, band)
         import torch
 
         self._device = torch.device(device)
@@ -251,8 +213,9 @@ class GpuSweep:
         self._stream = stream
         self._squared = cost == "sqeuclidean"
         self._band = _narrowed(band, stream.horizon, stream.horizon)
-        _check_width(stream.horizon, self._band)
-        self._V = _neighbours(stream.horizon, self._band)
+        self._width = _width(stream.horizon, self._band)
+        # Windows of a thread: as many as have their row of accumulated costs in its registers.
+        self._V = 4 if self._width <= 16 and self._band is None else 2 if self._width <= 40 else 1
         self._layout = _Layout.build(stream, self._V)
         self._open: _Counters | None = None
         self._planes = len(self._layout.source) // self._V
@@ -374,7 +337,7 @@ class GpuSweep:
                 LATER=True,
                 COUNT=counting,
                 PRUNE=prune and bool(np.isfinite(limit)),
-                **launch_options(_width(T, self._band), V),
+                **launch_options(self._width, V),
             )
 
     def _start(self, tile: _Tile, limit: np.float32, *, prune: bool) -> torch.Tensor:
@@ -399,21 +362,10 @@ class GpuSweep:
             yield Pairs(_unsigned(left), _unsigned(right), out[kept].cpu().numpy())
 
     def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
-        """Pairs i < j of the anchors first <= i < last with a distance of at most ``limit``.
+        """See :meth:`classact.similarity.stream.Sweep.pairs`: blocks of at most :data:`BLOCK` pairs.
 
-        The GPU works on the next block while the caller has this one.
-
-        Args:
-            first, last: anchors.
-            limit: pairs farther apart are left out.
-            prune: skip the alignment of 32 threads' windows if the first and last steps alone are farther apart than
-                ``limit``. Changes no result.
-
-        Yields:
-            blocks of at most :data:`BLOCK` pairs.
-
-        Raises:
-            ConfigError: anchors out of range, or a limit of NaN.
+        The GPU works on the next block while the caller has this one. ``prune`` skips the alignment of 32 threads'
+        windows if the first and last steps alone are farther apart than ``limit``.
         """
         largest = float32_limit(limit)
         waiting: Iterator[Pairs] = iter(())
@@ -436,22 +388,15 @@ class GpuSweep:
         prune: bool = True,
         defer: bool = False,
     ) -> None:
-        """Add the distances of the pairs i < j of :meth:`pairs` to ``counts``.
+        """See :meth:`classact.similarity.stream.Sweep.count`.
 
         Counters on the GPU, one for each float32 value of the 48 octaves (fewer with less memory) below the largest
         possible distance, are raised first. Reading them out takes longer the more different distances there are, up
-        to seconds. Tiles with distances below those octaves are computed twice.
-
-        Args:
-            first, last: anchors.
-            limit: larger distances are left out.
-            counts: what is added to.
-            prune: as for :meth:`pairs`.
-            defer: leave the distances on the GPU for now: :meth:`settle`, or a call for other ``counts``, another limit
-                or without ``defer`` adds them.
+        to seconds; a call for other ``counts``, another limit or without ``defer`` does it, too. Tiles with distances
+        below those octaves are computed twice.
 
         Raises:
-            ConfigError: anchors out of range, a limit of NaN, or distances above the limit of ``counts``.
+            ConfigError: as :meth:`pairs`, or distances above the limit of ``counts``.
         """
         import torch
 
@@ -480,7 +425,7 @@ class GpuSweep:
             self.settle()
 
     def settle(self) -> None:
-        """Add what :meth:`count` left on the GPU to the counts that it belongs to."""
+        """See :meth:`classact.similarity.stream.Sweep.settle`."""
         if self._open is not None:
             self._read(self._open)
             self._open = None
@@ -568,29 +513,17 @@ def dtw_pairwise_torch(
     limit: float = math.inf,
     check: bool = True,
 ) -> torch.Tensor:
-    """DTW distances between all windows of two sets on a GPU, as :func:`classact.similarity.dtw_pairwise`.
+    """DTW distances between all windows of two sets on a CUDA device, as :func:`classact.similarity.dtw_pairwise`.
 
-    Args:
-        x: (N, T, D), on a CUDA device.
-        y: (M, T', D) on the same; None compares x with itself.
-        cost: step cost, one of :data:`classact.similarity.COSTS`.
-        band: Sakoe-Chiba band; None for none.
-        limit: pairs farther apart come back as infinity.
-        check: refuse NaN and infinite values, for which the caller waits until the GPU has come so far.
-
-    Returns:
-        (N, M) float32 on the device, where [i, j] is the distance of x[i] and y[j]; infinity where the band leaves no
-        alignment.
+    ``check`` refuses NaN and infinite values, for which the caller waits until the GPU has come so far.
 
     Raises:
-        ConfigError: unknown cost, negative band, shapes or devices that do not fit, windows of y wider than
-            :data:`WIDEST`, no triton.
+        ConfigError: as there; devices that do not fit, windows of y wider than :data:`WIDEST`, no triton.
         DataError: NaN or infinite values.
     """
     import torch
 
-    check_cost(cost)
-    check_band(band)
+    check_alignment(cost, band)
     kernels = _kernels(x.device)
     largest = float32_limit(limit)
     same = y is None or y is x
@@ -612,7 +545,7 @@ def dtw_pairwise_torch(
     if band is not None and abs(T - U) > band:
         return out
     band = _narrowed(band, T, U)
-    _check_width(U, band)
+    width = _width(U, band)
     points = x.reshape(n * T, D).T.contiguous()
     # Step q of 32 neighbouring windows lies side by side, so that a warp reads it at once and the next is 32 on.
     lanes = -(-m // LANES)
@@ -628,7 +561,7 @@ def dtw_pairwise_torch(
     )
     wide = min(lanes, max(_BATCH_CELLS // (T * U * LANES), 1))
     tall = min(n, max(_BATCH_CELLS // (T * U * LANES * wide), 1), _GRID // T)
-    margin = (_width(U, band) + 1) * LANES
+    margin = (width + 1) * LANES
     costs = torch.zeros(tall * T * wide * U * LANES + 2 * margin, device=x.device)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         for i in range(0, n, tall):
@@ -660,6 +593,6 @@ def dtw_pairwise_torch(
                     LATER=False,
                     COUNT=False,
                     PRUNE=bool(np.isfinite(largest)),
-                    **launch_options(_width(U, band), 1),
+                    **launch_options(width, 1),
                 )
     return out.triu() + out.triu(1).T if same else out

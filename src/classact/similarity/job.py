@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.types import IntArray
 from classact.errors import CheckpointError, ConfigError, StorageError, TrainingInterrupted
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.stream import Sweep
@@ -27,7 +28,7 @@ from classact.utils.interruptions import interruptible
 from classact.utils.ranks import Ranks
 from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder, write_json
 
-CARD, ARRAYS = "part.json", "part.safetensors"
+METADATA, ARRAYS = "part.json", "part.safetensors"
 """Files of a part: what it is of and its units, and what was counted."""
 
 SAVE_SECONDS = 20.0
@@ -44,10 +45,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 
-# -- units ------------------------------------------------------------------------------------------------------------
-
-
-def cut_units(n: int) -> NDArray[np.int64]:
+def cut_units(n: int) -> IntArray:
     """Boundaries (U + 1,) of units of anchors with about equally many pairs i < j; a function of ``n`` alone.
 
     Unit u holds the anchors ``cut[u] <= i < cut[u + 1]``.
@@ -67,26 +65,22 @@ def cut_units(n: int) -> NDArray[np.int64]:
     return np.unique(np.array([*cuts, n], np.int64))
 
 
-def unit_pairs(cut: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def unit_pairs(cut: IntArray, n: int) -> IntArray:
     """(U,) pairs i < j of each unit."""
-    before = cut * (2 * n - 1 - cut) // 2
-    return np.diff(before)
+    return np.diff(cut * (2 * n - 1 - cut) // 2)
 
 
-def check_ranks(ranks: Ranks, card: Mapping[str, Any]) -> None:
-    """Refuse ranks that were started on different data or with different settings.
+def check_ranks(ranks: Ranks, metadata: Mapping[str, Any]) -> None:
+    """Refuse ranks that were started on other data or with other settings: whose ``metadata`` are not rank 0's.
 
     Raises:
-        ConfigError: on a rank whose ``card`` is not that of rank 0.
+        ConfigError: naming the first difference.
     """
-    if difference := first_difference(ranks.broadcast_object(dict(card)), dict(card), ""):
+    if difference := first_difference(ranks.broadcast_object(dict(metadata)), dict(metadata), ""):
         raise ConfigError(
             f"rank {ranks.rank} was started with other data or settings than rank 0: {difference}. Start all ranks "
             f"with the same command on the same data."
         )
-
-
-# -- counting ---------------------------------------------------------------------------------------------------------
 
 
 class Tally(Protocol):
@@ -95,19 +89,15 @@ class Tally(Protocol):
     @property
     def kept(self) -> int:
         """Pairs counted so far."""
-        ...
 
     def count(self, first: int, last: int) -> None:
         """Count the pairs i < j of the anchors first <= i < last."""
-        ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that was counted."""
-        ...
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Add what :meth:`arrays` of another tally gave."""
-        ...
 
 
 T = TypeVar("T", bound=Tally)
@@ -116,7 +106,7 @@ T = TypeVar("T", bound=Tally)
 def tally_pairs(
     new: Callable[[], T],
     n: int,
-    card: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     folder: Path | None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
@@ -128,7 +118,7 @@ def tally_pairs(
     Args:
         new: makes an empty tally.
         n: number of windows.
-        card: JSON that says of which data and settings the counts are; parts of another one are refused.
+        metadata: JSON that says of which data and settings the counts are; parts of other ones are refused.
         folder: where the parts are kept, on a disk that all ranks share, for the caller to delete; None keeps nothing.
         ranks: the processes that share the work; None is this one alone.
         progress: called with (pairs done, pairs to do, status); with several ranks, of this rank's share.
@@ -151,9 +141,9 @@ def tally_pairs(
         for _ in _count(tally, cut, pairs, list(range(len(pairs))), 0, progress):
             pass
         return tally
-    card = to_json(card)
-    check_ranks(ranks, card)
-    parts = _Parts(Path(folder), card, new, len(pairs))
+    metadata = to_json(metadata)
+    check_ranks(ranks, metadata)
+    parts = _Parts(Path(folder), metadata, new, len(pairs))
     left = ranks.on_first(parts.adopt)
     if left:
         done = int(pairs.sum() - pairs[left].sum()) if ranks.world == 1 else 0
@@ -178,12 +168,7 @@ def tally_pairs(
 
 
 def _count(
-    tally: Tally,
-    cut: NDArray[np.int64],
-    pairs: NDArray[np.int64],
-    units: list[int],
-    done: int,
-    progress: Progress | None,
+    tally: Tally, cut: IntArray, pairs: IntArray, units: list[int], done: int, progress: Progress | None
 ) -> Iterator[int]:
     """Count units; gives each when it is counted."""
     total = done + int(pairs[units].sum())
@@ -200,8 +185,8 @@ def _count(
 class _Parts(Generic[T]):
     """What one rank has counted, and the parts of all."""
 
-    def __init__(self, folder: Path, card: Mapping[str, Any], new: Callable[[], T], total: int) -> None:
-        self.folder, self.card, self.new, self.total = folder, card, new, total
+    def __init__(self, folder: Path, metadata: Mapping[str, Any], new: Callable[[], T], total: int) -> None:
+        self.folder, self.metadata, self.new, self.total = folder, metadata, new, total
         self.tally = new()
         self.units: list[int] = []
         self.old: list[Path] = []
@@ -221,9 +206,9 @@ class _Parts(Generic[T]):
             except CheckpointError as error:
                 logger.warning("%s", error)
                 continue
-            card = read_json(path / CARD)
-            units = card.pop("units")
-            if difference := first_difference(card, self.card, ""):
+            metadata = read_json(path / METADATA)
+            units = metadata.pop("units")
+            if difference := first_difference(metadata, self.metadata, ""):
                 raise ConfigError(
                     f"{path} was made with {difference}. Choose another folder for the new settings or data, or remove "
                     f"{self.folder} to start over."
@@ -244,7 +229,7 @@ class _Parts(Generic[T]):
 
         def fill(folder: Path) -> None:
             write_arrays(folder / ARRAYS, self.tally.arrays())
-            write_json(folder / CARD, {**self.card, "units": sorted(self.units)})
+            write_json(folder / METADATA, {**self.metadata, "units": sorted(self.units)})
 
         path = self.folder / f"part-{uuid.uuid4().hex}"
         write_folder(path, fill)
@@ -267,9 +252,6 @@ class _Parts(Generic[T]):
         """On rank 0: put one part in the place of all."""
         self.gather()
         self.save(now=True)
-
-
-# -- distances --------------------------------------------------------------------------------------------------------
 
 
 class _Distances:
@@ -303,16 +285,12 @@ def count_pairs(
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> DistanceCounts:
-    """How often each distance up to ``limit`` occurs among the pairs i < j of ``n`` windows.
+    """How often each distance up to ``limit`` occurs among the pairs i < j of the ``n`` windows of ``sweep``.
 
-    Args:
-        sweep: distances of the windows.
-        limit: larger distances are not counted.
-        identity: JSON that says of which data and settings the distances are.
-        folder, n, ranks, progress: see :func:`tally_pairs`, as for what is raised.
+    ``identity`` says of which data and settings the distances are; the rest is as for :func:`tally_pairs`.
     """
     top = float(limit) if np.isfinite(limit) else "infinite"
-    card = {"identity": identity, "n": n, "limit": top}
-    found = tally_pairs(lambda: _Distances(sweep, limit), n, card, folder, ranks, progress)
+    metadata = {"identity": identity, "n": n, "limit": top}
+    found = tally_pairs(lambda: _Distances(sweep, limit), n, metadata, folder, ranks, progress)
     sweep.settle()
     return found.counts

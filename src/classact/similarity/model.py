@@ -19,7 +19,7 @@ from classact.similarity.config import SimilarityConfig
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.distribution import DistanceDistribution, mark_duplicates
 from classact.similarity.job import Progress, count_pairs
-from classact.similarity.pairwise import Windows, dtw_pairwise, stream_pairs
+from classact.similarity.pairwise import Windows, dtw_pairwise, sample_pairs, stream_pairs
 from classact.similarity.stream import Sweep, WindowStream
 from classact.similarity.sweep import make_sweep
 
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 
 def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float) -> FloatArray:
-    """Scale the 6-D rotations of pose actions (of one arm or two); actions without any pass unchanged.
+    """(N, D) normalised actions with their 6-D rotations scaled (appendix B: by 0.5); without any they pass unchanged.
 
-    Args:
-        actions: (N, D) normalised.
-        space: what the D dimensions mean; None where that is not known: nothing is scaled.
-        scale: factor on rotation dimensions (appendix B: 0.5).
+    Where ``space``, what the D dimensions mean, is not known, nothing is scaled.
     """
     if space is None or not space.has_rotations:
         return actions
@@ -82,11 +79,7 @@ def similarity_identity(stream: WindowStream, config: SimilarityConfig) -> dict[
 
 def sample_distances(stream: WindowStream, config: SimilarityConfig) -> FloatArray:
     """(``config.pairs``,) float32: distances of random pairs i != j, every unordered pair equally likely."""
-    n = len(stream)
-    rng = np.random.default_rng(config.seed)
-    left = rng.integers(0, n, config.pairs)
-    skipped = rng.integers(1, n, config.pairs)
-    right = (left + skipped) % n  # never the left one
+    left, right = sample_pairs(len(stream), config.pairs, config.seed)
     return stream_pairs(stream, left, right, cost=config.cost, band=config.alignment_band)
 
 
@@ -103,8 +96,8 @@ def fit_distribution(
         stream: the windows.
         sweep: over all its pairs.
         config: settings.
-        count: counts all pairs up to a limit, where that shall be resumable or shared among machines (job.py). By
-            default it is done here in one go.
+        count: counts all pairs up to a limit, where that shall be resumable or shared among machines
+            (:mod:`classact.similarity.job`); by default it is done here in one go.
         progress: called with (pairs done, pairs in all, status) meanwhile.
     """
     n = len(stream)
@@ -164,10 +157,7 @@ class ActionSimilarity:
     def distances(self, rows: IntArray, anchors: int | None = None, *, limit: float = np.inf) -> FloatArray:
         """(B, C) distances of the windows that start at the first B of the steps ``rows`` (C,) to all of these.
 
-        Args:
-            rows: steps.
-            anchors: B; None: all C.
-            limit: what lies above may be infinite.
+        B is ``anchors``, by default C. What lies above ``limit`` may be infinite.
 
         Raises:
             ConfigError: no such step.
@@ -181,11 +171,8 @@ class ActionSimilarity:
     def weights(self, rows: IntArray, anchors: int | None = None) -> FloatArray:
         """(B, C) soft positive weights w_ij of the first B of a batch's C steps; the diagonal is zero (section 4.2).
 
-        A step that occurs twice in the batch is the best positive of itself (weight 1), never its negative.
-
-        Args:
-            rows: (C,) steps.
-            anchors: B; None: all C.
+        A step that occurs twice in the batch ``rows`` (C,) is the best positive of itself (weight 1), never its
+        negative. B is ``anchors``, by default C.
         """
         d = self.distances(rows, anchors, limit=self.distribution.threshold)
         return mark_duplicates(self.distribution.weights(d, out=d), rows)

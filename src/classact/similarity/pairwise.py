@@ -10,8 +10,8 @@ import numpy as np
 from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.lanes import LANES, advance, align, kernel, step_distances, unrolled
-from classact.similarity.reference import check_finite, float32_limit, rounding_margin
-from classact.similarity.stream import WindowStream, check_sweep
+from classact.similarity.reference import check_alignment, check_finite, float32_limit, rounding_margin
+from classact.similarity.stream import WindowStream
 from classact.similarity.threads import parallel
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def dtw_pairwise(
         limit: pairs farther apart than this may come back as infinity, which saves time.
 
     Returns:
-        (N, M) float32 of the same kind, where [i, j] is the distance of x[i] and y[j]; infinity where the band leaves
-        no alignment.
+        (N, M) float32 of the same kind; infinity where the band leaves no alignment.
 
     Raises:
         ConfigError: unknown cost, or shapes that do not fit.
@@ -147,7 +146,7 @@ def dtw_pairwise(
 
     Squares of differences below 1e-23 vanish in float32 and those above 1e19 become infinite; normalise first.
     """
-    check_sweep(cost, band)
+    check_alignment(cost, band)
     if y is not None and isinstance(x, np.ndarray) != isinstance(y, np.ndarray):
         raise ConfigError(f"expected both sets as NumPy arrays or both as tensors, got {type(x)} and {type(y)}.")
     if not hasattr(x, "ndim"):
@@ -222,8 +221,7 @@ def dtw_pairs(
         actions: (N, D) float32, normalised.
         windows: (N, T) step indices, from :func:`classact.data.windows.window_indices`.
         left, right: (P,) window numbers; pair k is (left[k], right[k]).
-        cost: step cost.
-        band: Sakoe-Chiba band in steps; None for none.
+        cost, band: as for :func:`dtw_pairwise`.
 
     Returns:
         (P,) float32.
@@ -232,19 +230,8 @@ def dtw_pairs(
         ConfigError: unknown cost, a negative band, or indices out of range.
         DataError: NaN or infinite values.
     """
-    check_sweep(cost, band)
     actions = np.ascontiguousarray(actions, np.float32)
     check_finite("actions", actions)
-    if len(left) != len(right):
-        raise ConfigError(f"expected as many left as right windows, got {len(left)} and {len(right)}.")
-    # The compiled loops check no bounds: a wrong index would read foreign memory.
-    for name, index, size in (
-        ("windows", windows, len(actions)),
-        ("left", left, len(windows)),
-        ("right", right, len(windows)),
-    ):
-        if index.size and not 0 <= index.min() <= index.max() < size:
-            raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
     return _some(actions, windows, windows.shape[1], left, right, cost, band)
 
 
@@ -256,16 +243,37 @@ def stream_pairs(
     Raises:
         ConfigError: unknown cost, a negative band, or no such window.
     """
-    check_sweep(cost, band)
-    for name, index in (("left", left), ("right", right)):
-        if index.size and not 0 <= index.min() <= index.max() < len(stream):
-            raise ConfigError(f"expected {name} within 0..{len(stream) - 1}, got {index.min()}..{index.max()}.")
     return _some(stream.points, stream.starts[:, None], stream.horizon, left, right, cost, band)
+
+
+def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
+    """(P,), (P,) random pairs of distinct windows out of ``n``; every unordered pair is equally likely.
+
+    Raises:
+        ConfigError: fewer than two windows.
+    """
+    if n < 2:
+        raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
+    rng = np.random.default_rng(seed)
+    left = rng.integers(0, n, pairs)
+    # The second index skips the first.
+    return left, (left + rng.integers(1, n, pairs)) % n
 
 
 def _some(
     points: FloatArray, windows: IntArray, T: int, left: IntArray, right: IntArray, cost: str, band: int | None
 ) -> FloatArray:
+    check_alignment(cost, band)
+    if len(left) != len(right):
+        raise ConfigError(f"expected as many left as right windows, got {len(left)} and {len(right)}.")
+    # The compiled loops check no bounds: a wrong index would read foreign memory.
+    for name, index, size in (
+        ("windows", windows, len(points)),
+        ("left", left, len(windows)),
+        ("right", right, len(windows)),
+    ):
+        if index.size and not 0 <= index.min() <= index.max() < size:
+            raise ConfigError(f"expected {name} within 0..{size - 1}, got {index.min()}..{index.max()}.")
     width, skew = unrolled(T, band)
     out = np.empty(len(left), np.float32)
     reach = 2 * T if band is None else min(band, 2 * T)

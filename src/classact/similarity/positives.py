@@ -87,6 +87,6 @@ def count_positives(
         identity: JSON that says of which data and settings the distances are.
         folder, ranks, progress: see :func:`classact.similarity.job.tally_pairs`, as for what is raised.
     """
-    card = {"identity": identity or {}, "n": len(episode), "threshold": float(threshold)}
-    found = tally_pairs(lambda: _Tally(sweep, threshold, episode), len(episode), card, folder, ranks, progress)
-    return found.positives
+    n = len(episode)
+    metadata = {"identity": identity or {}, "n": n, "threshold": float(threshold)}
+    return tally_pairs(lambda: _Tally(sweep, threshold, episode), n, metadata, folder, ranks, progress).positives

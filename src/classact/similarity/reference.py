@@ -14,14 +14,10 @@ COSTS = ("sqeuclidean", "euclidean")
 4.1 writes. They rank pairs differently."""
 
 
-def check_cost(cost: str) -> None:
-    """Refuse an unknown step cost, listing the known ones."""
+def check_alignment(cost: str, band: int | None) -> None:
+    """Refuse an unknown step cost or a negative Sakoe-Chiba band; None is no band."""
     if cost not in COSTS:
         raise UnknownNameError(choose("step cost", cost, COSTS))
-
-
-def check_band(band: int | None) -> None:
-    """Refuse a negative Sakoe-Chiba band; None is no band."""
     if band is not None and (band < 0 or band != int(band)):
         raise ConfigError(f"expected a Sakoe-Chiba band of at least 0 whole steps, or none, got {band}.")
 
@@ -62,18 +58,13 @@ def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int |
     or its square; steps (1, 0), (0, 1), (1, 1); no root at the end.
 
     Args:
-        a: (T, D).
-        b: (T', D).
+        a, b: (T, D) and (T', D).
         cost: one of :data:`COSTS`.
         band: Sakoe-Chiba band: only steps with abs(p - q) <= band may be aligned; None for no band, 0 for none but
             equal steps (with the squared cost: the squared L2 distance, figure 4c).
 
     Returns:
         The distance; infinity where the band leaves no alignment (lengths that differ by more than it).
-
-    Raises:
-        ConfigError: unknown cost, a negative band, or shapes that do not fit.
-        DataError: NaN or infinite values.
     """
     return float(accumulated(a, b, cost, band)[-1, -1])
 
@@ -81,9 +72,13 @@ def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int |
 def accumulated(
     a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None
 ) -> NDArray[np.float64]:
-    """(T + 1, T' + 1) accumulated costs of :func:`dtw`: [p + 1, q + 1] is the cheapest way to align up to a_p, b_q."""
-    check_cost(cost)
-    check_band(band)
+    """(T + 1, T' + 1) accumulated costs of :func:`dtw`: [p + 1, q + 1] is the cheapest way to align up to a_p, b_q.
+
+    Raises:
+        ConfigError: unknown cost, a negative band, or shapes that do not fit.
+        DataError: NaN or infinite values.
+    """
+    check_alignment(cost, band)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or 0 in a.shape or 0 in b.shape:
         raise ConfigError(f"expected sequences of shapes (T, D) and (T', D) with equal D, got {a.shape} and {b.shape}.")
@@ -107,10 +102,7 @@ def alignment(
 ) -> list[tuple[int, int]]:
     """The warping path of :func:`dtw`: aligned steps (p, q) from (0, 0) to (T - 1, T' - 1).
 
-    Among equally cheap ways it prefers the diagonal.
-
-    Raises:
-        ConfigError: as :func:`dtw`, or a band that leaves no alignment.
+    Among equally cheap ways it prefers the diagonal. A band that leaves no alignment is a ConfigError.
     """
     G = accumulated(a, b, cost, band)
     if not np.isfinite(G[-1, -1]):

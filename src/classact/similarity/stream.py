@@ -7,10 +7,10 @@ window pairs that contain it, and nothing depends on how long the episodes are.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from classact.data.types import FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
-from classact.similarity.reference import check_band, check_cost, check_finite
+from classact.similarity.reference import check_finite
 
 SLACK = 64
 """Zeros on either side of the stream, and T more, so that vectors of neighbouring windows may be read past its ends."""
@@ -99,12 +99,16 @@ class Pairs:
         return len(self.left)
 
 
-class Sweep(Protocol):
-    """Distances of all pairs of a stream's windows, handed out in blocks; nothing of size N x N ever exists."""
+class Sweep(ABC):
+    """Distances of all pairs of a stream's windows, handed out in blocks; nothing of size N x N ever exists.
+
+    Attributes:
+        device: "cpu" or "cuda".
+    """
 
     device: str
-    """"cpu" or "cuda"."""
 
+    @abstractmethod
     def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
         """Pairs i < j of the anchors first <= i < last with a distance of at most ``limit``.
 
@@ -116,8 +120,10 @@ class Sweep(Protocol):
 
         Yields:
             blocks of bounded size. The set of pairs is exact, their order is the backend's own.
+
+        Raises:
+            ConfigError: anchors out of range, or a limit of NaN.
         """
-        ...
 
     def count(
         self,
@@ -134,16 +140,11 @@ class Sweep(Protocol):
         Args:
             first, last, limit, prune: as for :meth:`pairs`.
             counts: what is added to.
-            defer: the device may keep the distances until :meth:`settle`; reading them out once saves time.
+            defer: a GPU may keep the distances until :meth:`settle`; reading them out once saves time.
         """
-        ...
+        del defer
+        for block in self.pairs(first, last, limit=limit, prune=prune):
+            counts.add(block.distances)
 
-    def settle(self) -> None:
-        """Add what :meth:`count` left on the device."""
-        ...
-
-
-def check_sweep(cost: str, band: int | None) -> None:
-    """Refuse settings that no backend knows."""
-    check_cost(cost)
-    check_band(band)
+    def settle(self) -> None:  # noqa: B027
+        """Add what :meth:`count` left on the device to the counts that it belongs to."""

@@ -14,13 +14,7 @@ DEVICES = ("auto", "cpu", "cuda")
 def make_sweep(
     stream: WindowStream, *, cost: str = "sqeuclidean", band: int | None = None, device: str = "auto"
 ) -> Sweep:
-    """A sweep over all pairs of a stream's windows.
-
-    Args:
-        stream: the windows.
-        cost: step cost.
-        band: Sakoe-Chiba band in steps; None for none.
-        device: "cpu", "cuda", or "auto": a GPU if there is one that can be used.
+    """A sweep over all pairs of a stream's windows on "cpu", "cuda", or "auto": a GPU if one is there and can be used.
 
     Raises:
         ConfigError: an unknown device, "cuda" where there is none, or settings that no backend knows.
