@@ -13,7 +13,7 @@ import fakes
 from classact.cli.probe import Probe, probe_rows
 from classact.data.lowdim import LowDim
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.evaluation.probe.views import draw_rows, reason_against, representations
+from classact.evaluation.probe.views import Drawing, draw_rows, reason_against, representations
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy
 from classact.run.folder import Run
@@ -157,13 +157,13 @@ def test_what_a_run_lacks_is_said(run: Run, tmp_path: Path) -> None:
 def test_states_are_drawn_as_the_data_are() -> None:
     data = fakes.demonstrations(lengths=(5, 4))
     rows = np.array([1, 4, 6])
-    options: dict[str, Any] = {"simulator": "pusht", "shift": "rand-color", "render_size": 96}
-    found = draw_rows(data, rows, ("top",), 48, seed=7, **options)["top"]
+    drawing = Drawing("pusht", "rand-color", 96)
+    found = draw_rows(data, rows, ("top",), 48, drawing, seed=7)["top"]
     expected = np.empty((9, 48, 48, 3), np.uint8)
     assert data.states is not None
     render_states("pusht", data.states, data.episode_ends, image_size=96, shift="rand-color", seed=7, out=expected)
     np.testing.assert_array_equal(found, expected[rows])
-    other = draw_rows(data, rows, ("top",), 48, seed=8, **options)["top"]
+    other = draw_rows(data, rows, ("top",), 48, drawing, seed=8)["top"]
     assert not np.array_equal(found, other)
 
 
@@ -181,7 +181,7 @@ def test_why_states_cannot_be_drawn() -> None:
 
     def why(data: Any = data, simulator: str = "pusht", shift: str = "rand-color", **changes: Any) -> str | None:
         config = EncoderConfig(width=0.25, image_size=32, crop_size=28, **changes)
-        return reason_against(data, ImageLatents(ImageEncoder(config), LowDim.fit(data)), simulator, shift, 96)
+        return reason_against(data, ImageLatents(ImageEncoder(config), LowDim.fit(data)), Drawing(simulator, shift, 96))
 
     assert why() is None
     assert "holds no simulator states" in str(why(replace(data, states=None)))

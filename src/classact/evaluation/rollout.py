@@ -53,7 +53,7 @@ def evaluate(
         faults: what went wrong with worker processes and was put right is appended, a line each.
 
     Returns:
-        One result per episode, in the order of seeds; with novelty scores where the policy gives them.
+        One result per episode, in the order of seeds.
 
     Raises:
         SimulatorError: a worker process died or hung again and again, or the simulator failed twice.
@@ -232,15 +232,12 @@ def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]
 def summarize(
     results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, faults: int = 0, **labels: str
 ) -> list[EvaluationRow]:
-    """One row per criterion with a 95 % Wilson interval.
+    """One row per criterion; with an alarm level and novelty scores it counts alarms (:func:`alarm_before_success`).
 
     Args:
         results: episodes.
-        seconds: wall-clock time of the evaluation.
-        alarm: the policy's alarm level. With it, and where there are novelty scores, rows also count the episodes with
-            an alarm before success (:func:`alarm_before_success`).
-        faults: how often worker processes were restarted.
-        labels: policy, encoder, simulator, shift, evaluation; training and augmentation where something was trained.
+        seconds, faults, labels: fields of :class:`EvaluationRow`, which ``results`` do not tell.
+        alarm: the policy's alarm level.
     """
     alarms = None
     if alarm is not None and all(result.novelty is not None for result in results):
@@ -274,10 +271,9 @@ def summarize(
 def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: float | None = None) -> None:
     """episodes.jsonl (one row per episode) and rollouts.safetensors (states, actions, metrics of all steps).
 
-    Where there are novelty scores, rows also hold "max_novelty" and the arrays "decisions", "novelty" and
-    "decision_ends" (all decisions of all episodes one after another, and the cumulative number of them per episode).
-    Where there is an alarm level, too, rows hold "first_alarm" (:func:`first_alarm`, null where there was none) and
-    "alarm_before_success" (:func:`alarm_before_success`).
+    With novelty scores rows also hold "max_novelty", and the arrays "decisions", "novelty" and "decision_ends" all
+    decisions of all episodes one after another and their cumulative number per episode; with an alarm level as well,
+    rows hold "first_alarm" and "alarm_before_success" (functions of these names).
     """
     rows: list[dict[str, Any]] = [
         {
@@ -322,13 +318,12 @@ def run_evaluation(
     progress: Callable[[int, int, str], None] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> tuple[list[RolloutResult], list[EvaluationRow]]:
-    """Evaluate, write the episodes into ``folder`` and return (results, summary rows).
+    """Evaluate, write the episodes into ``folder``, whose name is the evaluation's, and return (results, rows).
 
     Args:
         policy, simulator, config, progress: as for :func:`evaluate`.
-        folder: its name names the evaluation.
-        encoder: label for tables.
-        labels: of the rows: training and augmentation.
+        folder: is made.
+        encoder, labels: of the rows; ``labels`` are training and augmentation.
 
     Raises:
         StorageError: nothing can be written there, or another process evaluates under that name; before the first step.

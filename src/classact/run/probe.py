@@ -17,7 +17,7 @@ from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations
 from classact.errors import CheckpointError, ConfigError, UnknownNameError, choose
 from classact.evaluation.probe.latents import Encoded, ProbeConfig, Progress, choose_queries, probe_latents
-from classact.evaluation.probe.views import probe_views, reason_against, representations
+from classact.evaluation.probe.views import Drawing, probe_views, reason_against, representations
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, StateLatents
 from classact.policies.novelty import LEFT_OUT
@@ -221,8 +221,8 @@ def _views(
     everything, training = data.recorded, data.states()
     frames = settings.frames
     shown = shift or frames.shift
-    draws = {"simulator": frames.simulator, "shift": shown, "render_size": frames.render_size}
-    if reason := reason_against(everything, probed.latents, **draws):  # type: ignore[arg-type]
+    drawing = Drawing(frames.simulator, shown, frames.render_size)
+    if reason := reason_against(everything, probed.latents, drawing):
         return {"skipped": reason, "shift": shown}
     if data.held:
         candidates = np.arange(training.num_steps, everything.num_steps)
@@ -233,7 +233,7 @@ def _views(
     original = first_copies(everything.actions, everything.episode_ends) == np.arange(len(everything))
     some = candidates[original[everything.episode_index()[candidates]]]
     candidates = some if len(some) else candidates
-    return to_json(probe_views(everything, candidates, probed.latents, config, progress=progress, **draws))  # type: ignore[arg-type]
+    return to_json(probe_views(everything, candidates, probed.latents, config, drawing, progress))
 
 
 def _trained(settings: RunConfig) -> bool:

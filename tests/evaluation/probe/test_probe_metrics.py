@@ -12,7 +12,6 @@ from scipy.spatial.distance import pdist
 from scipy.stats import entropy, spearmanr
 
 from classact.data.actions import ACTION_SPACES
-from classact.errors import ConfigError
 from classact.evaluation.probe import metrics
 from classact.evaluation.probe.metrics import (
     Metric,
@@ -150,8 +149,6 @@ def test_errors_of_chunks(cost: str, band: int | None) -> None:
         steps = [math.dist(a, b) for a, b in zip(predicted[q].tolist(), true[q].tolist(), strict=True)]
         assert straight[q] == pytest.approx(sum(steps) / 5, rel=1e-5)
     assert not np.any(chunk_errors(true, true, cost=cost, band=band))
-    with pytest.raises(ConfigError, match=r"expected predicted chunks of shape \(7, 5, 3\) as the true ones, got \(6,"):
-        chunk_errors(predicted[:6], true)
 
 
 @given(seeds)
@@ -173,8 +170,6 @@ def test_ndcg_of_perfect_worst_and_undefined_rankings() -> None:
     gains = np.array([[3.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
     ideal = np.array([[3.0, 2.0], [1.0, 0.0], [0.0, 0.0]])
     np.testing.assert_array_equal(ndcg(gains, ideal), [1.0, 0.0, np.nan])
-    with pytest.raises(ConfigError, match=r"as many gains as ideal ones, got \(3, 2\) and \(3, 1\)"):
-        ndcg(gains, ideal[:, :1])
 
 
 # Correlation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,7 @@ from classact.policies.search import ExactSearch
 from classact.similarity import DistanceDistribution, SimilarityConfig, WindowStream, dtw_pairwise
 from classact.similarity.model import sample_distances, scale_rotation
 from classact.similarity.pairwise import stream_pairs
+from classact.utils.limits import check_range
 
 Progress = Callable[..., None]
 """Called with (done, total, what is being done)."""
@@ -84,15 +85,12 @@ class ProbeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.ks or min(self.ks) < 1 or not self.temperature > 0:
-            raise ConfigError(f"expected ks >= 1 and temperature > 0, got ks {self.ks} and {self.temperature}.")
-        if min(self.queries, self.states) < 1 or min(self.pairs, self.steps) < 2 or self.seed < 0:
-            raise ConfigError(
-                f"expected at least 1 query and state, 2 pairs and steps, and a seed of at least 0, got queries "
-                f"{self.queries}, states {self.states}, pairs {self.pairs}, steps {self.steps}, seed {self.seed}."
-            )
-        if self.min_actions < 1:
-            raise ConfigError(f"expected min_actions of at least 1, got {self.min_actions}.")
+        if not self.ks or min(self.ks) < 1:
+            raise ConfigError(f"expected ks >= 1, got {self.ks}.")
+        check_range(self, "temperature", above=0)
+        check_range(self, "min_actions", "queries", "states", least=1)
+        check_range(self, "pairs", "steps", least=2)
+        check_range(self, "seed", least=0)
 
     def rng(self, stream: int) -> np.random.Generator:
         """Random numbers for one part of the measurement."""
@@ -188,7 +186,7 @@ def choose_queries(
     Args:
         training_ends: (E,) of the bank's episodes.
         heldout_ends: (H,) of the held-out episodes; None: a sample of the bank's episodes is left out in turn.
-        config: settings.
+        config: how many, and which seed.
         groups: (E,) or (H,) number of each of the episodes asked for, copies sharing one and side by side: what counts
             as an episode. None: there are no copies.
 
@@ -234,16 +232,15 @@ class _Actions:
     ) -> None:
         self.config, self.queries, self.space = config, queries, space
         self.similarity = config.similarity
+        self.how: dict[str, Any] = {"cost": self.similarity.cost, "band": self.similarity.alignment_band}
         self.range = MinMax.fit(training.actions, 0.0 if space is None else space.magnitude())
         self.actions = training.actions
         self.bank = self.stream(training)
         self.asked = self.bank if asked is training else self.stream(asked)
         self.truth = self.asked.windows(queries.steps)  # (Q, T, D)
         self.chunks = window_indices(training.episode_ends, self.similarity.horizon)  # (N, T)
-        some = min(self.similarity.pairs, 1_000_000)
-        self.distribution = DistanceDistribution.fit(
-            sample_distances(self.bank, _sampled(self.similarity, some)), self.similarity.quantile
-        )
+        sampled = replace(self.similarity, estimate="sampled", pairs=min(self.similarity.pairs, 1_000_000))
+        self.distribution = DistanceDistribution.fit(sample_distances(self.bank, sampled), sampled.quantile)
 
     def scale(self, actions: FloatArray) -> FloatArray:
         return scale_rotation(self.range.apply(actions), self.space, self.similarity.rotation_scale)
@@ -257,8 +254,7 @@ class _Actions:
 
     def errors(self, predicted: FloatArray) -> tuple[FloatArray, FloatArray]:
         """DTW and L2 of (Q, T, D) unnormalised chunks."""
-        cost, band = self.similarity.cost, self.similarity.alignment_band
-        return chunk_errors(self.scale(predicted), self.truth, cost=cost, band=band)
+        return chunk_errors(self.scale(predicted), self.truth, **self.how)
 
     def random_rows(self) -> IntArray:
         """(Q, RANDOM_CHUNKS) retrievable rows, never of the own episode."""
@@ -274,12 +270,8 @@ class _Actions:
     ) -> tuple[dict[str, FloatArray], FloatArray, IntArray]:
         """Gains of what was found, the largest gains there are, and the nearest row by DTW.
 
-        Args:
-            found: name -> (Q, k) retrievable rows.
-            progress: called with the queries done.
-
         Returns:
-            name -> (Q, k), (Q, k) largest first, and (Q,) retrievable rows.
+            name -> (Q, k) gains of the ``found`` retrievable rows, (Q, k) largest first, and (Q,) retrievable rows.
         """
         k = next(iter(found.values())).shape[1]
         bank = self.bank.windows(self.queries.bank)
@@ -287,10 +279,9 @@ class _Actions:
         gains = {name: np.empty((Q, k), np.float32) for name in found}
         ideal, nearest = np.empty((Q, k), np.float32), np.empty(Q, np.int64)
         at_once = max(1, _BYTES // (4 * len(bank)))
-        cost, band = self.similarity.cost, self.similarity.alignment_band
         for start in range(0, Q, at_once):
             part = slice(start, min(start + at_once, Q))
-            d = dtw_pairwise(self.truth[part], bank, cost=cost, band=band)
+            d = dtw_pairwise(self.truth[part], bank, **self.how)
             for row, (low, high) in zip(d, self.queries.without[part], strict=True):
                 row[low:high] = np.inf
             nearest[part] = d.argmin(axis=1)
@@ -309,10 +300,8 @@ class _Actions:
         own = last - first
         right = rng.integers(0, len(self.queries.bank) - own)
         right += np.where(right >= first, own, 0)
-        cost, band = self.similarity.cost, self.similarity.alignment_band
         if self.asked is self.bank:
-            d = stream_pairs(self.bank, self.queries.steps[left], self.queries.bank[right], cost=cost, band=band)
-            return left, right, d
+            return left, right, stream_pairs(self.bank, self.queries.steps[left], self.queries.bank[right], **self.how)
         # Actions alone: of latents such a copy would be large.
         both = WindowStream(
             np.concatenate([self.bank.values, self.asked.values], axis=1),
@@ -320,11 +309,7 @@ class _Actions:
             self.bank.horizon,
         )
         asked = self.queries.steps[left] + len(self.bank)
-        return left, right, stream_pairs(both, asked, self.queries.bank[right], cost=cost, band=band)
-
-
-def _sampled(config: SimilarityConfig, pairs: int) -> SimilarityConfig:
-    return SimilarityConfig(**(asdict(config) | {"estimate": "sampled", "pairs": pairs}))
+        return left, right, stream_pairs(both, asked, self.queries.bank[right], **self.how)
 
 
 def probe_latents(
@@ -343,7 +328,7 @@ def probe_latents(
         heldout: steps of other episodes, with the same representations, that are retrieved for. None: a sample of
             the training episodes is, each without itself in the bank; where the encoder was trained on them, it has
             seen what it is asked.
-        config: settings.
+        config: None takes the defaults.
         action_space: whose rotations are averaged, and scaled, as rotations; None: there are none.
         device: where cosines are computed.
         progress: called with (done, total, what is being done).
@@ -488,12 +473,10 @@ class _Sample:
 
 
 def _training_sample(training: Encoded, actions: _Actions, config: ProbeConfig) -> _Sample:
-    """A sample of training steps with their positives."""
     rng = config.rng(_STEPS)
     N = len(training.actions)
     rows = np.sort(rng.choice(N, min(config.steps, N), replace=False))
-    similarity, threshold = config.similarity, actions.distribution.threshold
-    d = dtw_pairwise(actions.bank.windows(rows), cost=similarity.cost, band=similarity.alignment_band, limit=threshold)
+    d = dtw_pairwise(actions.bank.windows(rows), limit=actions.distribution.threshold, **actions.how)
     left, right = np.nonzero(np.triu(actions.distribution.weights(d), k=1))
     return _Sample(rows, training.episodes()[rows], left, right)
 

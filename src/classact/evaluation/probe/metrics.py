@@ -1,7 +1,7 @@
 """Metrics of a representation: pure functions of arrays.
 
 Steps of one episode are not independent, episodes are. So intervals (95 %) come from a bootstrap over episodes: whole
-episodes are drawn with replacement, and what was measured in them is averaged again.
+episodes are drawn with replacement by ``rng``, ``resamples`` times, and what was measured in them is averaged again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.data.types import FloatArray, IntArray, StateArray
-from classact.errors import ConfigError
 from classact.similarity import dtw_pairs
+from classact.utils.statistics import BOUNDS
 
 RESAMPLES = 1000
-CONFIDENCE = 0.95
 JACKKNIFE_GROUPS = 20
 _PAIRS = 1 << 22  # differences of latents that are held at a time, in numbers
 
@@ -48,21 +47,14 @@ def _interval(values: StateArray) -> tuple[float | None, float | None]:
     known = values[np.isfinite(values)]
     if len(known) == 0:
         return None, None
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(known, BOUNDS)
     return float(low), float(high)
 
 
 def episode_mean(
     values: NDArray[Any], episodes: IntArray, rng: np.random.Generator, *, resamples: int = RESAMPLES
 ) -> Metric:
-    """Mean over steps, with an interval from a bootstrap over episodes.
-
-    Args:
-        values: (Q,) one number per step; NaN where a step has none, which is then left out.
-        episodes: (Q,) episode of each step.
-        rng: draws the episodes.
-        resamples: how often.
-    """
+    """Mean over steps of (Q,) values, NaN where a step has none and is left out; ``episodes`` (Q,) are the steps'."""
     known = np.isfinite(values)
     if not known.any():
         return Metric(math.nan)
@@ -90,7 +82,7 @@ def pair_mean(
     transform: Callable[[Any], Any] = lambda mean: mean,
     resamples: int = RESAMPLES,
 ) -> Metric:
-    """A function of the mean over pairs of steps, with an interval from a bootstrap over episodes.
+    """``transform`` of the mean over pairs of steps.
 
     A pair of episodes that were drawn m and n times counts m n times, one within an episode drawn m times, m times:
     copies of an episode are not compared with each other.
@@ -98,9 +90,6 @@ def pair_mean(
     Args:
         values: (P,) one number per pair.
         left, right: (P,) episodes of its two steps.
-        rng: draws the episodes.
-        transform: applied to each mean.
-        resamples: how often.
     """
     if len(values) == 0:
         return Metric(math.nan)
@@ -128,16 +117,13 @@ def pair_mean(
 def average_chunks(
     chunks: FloatArray, cosine: FloatArray, temperature: float, space: ActionSpace | None = None
 ) -> FloatArray:
-    """What retrieval acts: neighbours' chunks averaged with softmax(cosine / tau) (paper section 4.4).
+    """What retrieval acts: neighbours' chunks averaged with softmax(cosine / tau_nn) (paper section 4.4).
 
     Args:
         chunks: (Q, k, T, D) unnormalised actions.
         cosine: (Q, k) of the neighbours.
         temperature: tau_nn.
         space: whose rotations are averaged as rotations; None: every dimension is averaged by itself.
-
-    Returns:
-        (Q, T, D).
     """
     c = cosine.astype(np.float64) / temperature
     weights = np.exp(c - c.max(axis=1, keepdims=True))
@@ -150,19 +136,13 @@ def average_chunks(
 def chunk_errors(
     predicted: FloatArray, true: FloatArray, *, cost: str = "sqeuclidean", band: int | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """How far chunks of actions are from the true ones.
-
-    Args:
-        predicted, true: (Q, T, D), actions scaled to [-1, 1].
-        cost, band: of the DTW distance, see :func:`classact.similarity.dtw`.
+    """How far (Q, T, D) chunks of actions are from the true ones, both scaled to [-1, 1].
 
     Returns:
-        (Q,) DTW distances (summed along the alignment, as in the similarity), and (Q,) L2 distances (Euclidean, mean
-        over the T steps).
+        (Q,) DTW distances (:func:`classact.similarity.dtw` by ``cost`` and ``band``, summed along the alignment), and
+        (Q,) L2 distances (Euclidean, mean over the T steps).
     """
     Q, T, D = true.shape
-    if predicted.shape != true.shape:
-        raise ConfigError(f"expected predicted chunks of shape {true.shape} as the true ones, got {predicted.shape}.")
     steps = np.concatenate([predicted.reshape(-1, D), true.reshape(-1, D)])
     windows = np.arange(2 * Q * T).reshape(2 * Q, T)
     at = np.arange(Q)
@@ -184,8 +164,6 @@ def ndcg(gains: NDArray[Any], ideal: NDArray[Any]) -> StateArray:
     Returns:
         (Q,) in [0, 1]; NaN where nothing has any gain.
     """
-    if gains.shape != ideal.shape:
-        raise ConfigError(f"expected as many gains as ideal ones, got {gains.shape} and {ideal.shape}.")
     discount = 1 / np.log2(np.arange(2, gains.shape[1] + 2))
     best = ideal.astype(np.float64) @ discount
     found = gains.astype(np.float64) @ discount
@@ -204,21 +182,21 @@ def spearman(
 ) -> Metric:
     """Spearman's rank correlation of two numbers of each pair of steps; ties have their mean rank.
 
+    A pair counts as often as its two episodes were drawn, multiplied.
+
     Args:
         x, y: (P,) two numbers of each pair.
         left, right: (P,) episodes of the pairs' two steps, in 0 .. sum of ``sizes`` - 1; never the same.
         sizes: how many episodes there are in each set that is drawn from by itself: (held-out, training).
-        rng: draws the episodes; a pair counts as often as its two episodes were drawn, multiplied.
-        resamples: how often.
     """
     if len(x) < 2:
         return Metric(math.nan)
-    groups = [np.unique(part, return_inverse=True)[1] for part in (x, y)]
-    value = _rank_correlation(groups[0], groups[1], np.ones(len(x)))
+    a, b = (np.unique(part, return_inverse=True)[1] for part in (x, y))
+    value = _rank_correlation(a, b, np.ones(len(x)))
     if min(sizes) < 2:
         return Metric(value)
     drawn = draw_episodes(sizes, rng, resamples)
-    values = [_rank_correlation(groups[0], groups[1], (m[left] * m[right]).astype(np.float64)) for m in drawn]
+    values = [_rank_correlation(a, b, (m[left] * m[right]).astype(np.float64)) for m in drawn]
     return Metric(value, *_interval(np.array(values)))
 
 
@@ -263,7 +241,7 @@ def view_matches(
     Args:
         first, second: (M, d) unit latents of the same states, drawn in two ways.
         episodes, steps: (M,) where the states are from.
-        tolerance: steps; neighbouring states are nearly the same.
+        tolerance: steps between states that are nearly the same.
     """
     cosine = first.astype(np.float64) @ second.T.astype(np.float64)
     other = episodes[:, None] != episodes[None, :]
@@ -291,13 +269,9 @@ def squared_distances(z: FloatArray, left: IntArray, right: IntArray, other: Flo
 
 
 def alignment(z: FloatArray, left: IntArray, right: IntArray, episodes: IntArray, rng: np.random.Generator) -> Metric:
-    """Mean squared distance of positive pairs on the unit sphere (Wang and Isola, arXiv 2005.10242, alpha = 2).
+    """Mean squared distance of positive pairs (P,) of unit latents (N, d) of ``episodes`` (N,).
 
-    Args:
-        z: (N, d) unit latents.
-        left, right: (P,) rows of positive pairs.
-        episodes: (N,) of the rows.
-        rng: of the bootstrap.
+    Wang and Isola, arXiv 2005.10242, alpha = 2.
     """
     return pair_mean(squared_distances(z, left, right), episodes[left], episodes[right], rng)
 
@@ -311,14 +285,10 @@ def all_squared_distances(z: FloatArray) -> StateArray:
 
 
 def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator) -> Metric:
-    """log of the mean of exp(-2 |z_i - z_j|^2) over all pairs i < j of unit latents (arXiv 2005.10242).
+    """log of the mean of exp(-2 |z_i - z_j|^2) over all pairs i < j of unit latents (N, d) (arXiv 2005.10242).
 
-    The lower, the more evenly the latents fill the sphere; 0 where they are all one point, not below -8.
-
-    Args:
-        z: (N, d) unit latents; N^2 numbers are held.
-        episodes: (N,) of the rows.
-        rng: of the bootstrap.
+    The lower, the more evenly the latents fill the sphere; 0 where they are all one point, not below -8. N^2 numbers
+    are held.
     """
     left, right = np.triu_indices(len(z), k=1)
     kernel = np.exp(-2.0 * all_squared_distances(z))
@@ -329,20 +299,15 @@ def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JAC
     """exp of the entropy of the normalised singular values of centred latents (Roy and Vetterli, EUSIPCO 2007).
 
     Between 1, where one direction holds everything (and, by convention, where all rows are equal), and d. The interval
-    is from a jackknife that leaves groups of episodes out in turn: a bootstrap would repeat episodes, and repeated rows
-    lower a rank.
-
-    Args:
-        z: (N, d).
-        episodes: (N,) of the rows.
-        groups: at most so many; episodes are dealt out to them in turn.
+    is from a jackknife that leaves groups of episodes out in turn (at most ``groups``, to which they are dealt): a
+    bootstrap would repeat episodes, and repeated rows lower a rank.
     """
     labels, inverse = np.unique(episodes, return_inverse=True)
     G = min(groups, len(labels))
     parts = [z[inverse % G == g] for g in range(G)]
     sizes = np.array([len(part) for part in parts])
     sums = np.stack([part.sum(axis=0, dtype=np.float64) for part in parts])
-    grams = np.stack([_gram(part) for part in parts])
+    grams = np.stack([wide.T @ wide for wide in (part.astype(np.float64) for part in parts)])
     total, all_sums, all_grams = int(sizes.sum()), sums.sum(axis=0), grams.sum(axis=0)
     value = _rank_of(total, all_sums, all_grams)
     if G < 2:
@@ -351,13 +316,8 @@ def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JAC
 
     left_out = np.array([_rank_of(total - sizes[g], all_sums - sums[g], all_grams - grams[g]) for g in range(G)])
     deviation = math.sqrt((G - 1) / G * float(((left_out - left_out.mean()) ** 2).sum()))
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, G - 1)) * deviation
+    reach = float(student.ppf(BOUNDS[1], G - 1)) * deviation
     return Metric(value, max(value - reach, 1.0), min(value + reach, float(z.shape[1])))
-
-
-def _gram(z: FloatArray) -> StateArray:
-    wide = z.astype(np.float64)
-    return np.asarray(wide.T @ wide)
 
 
 def _rank_of(n: int, total: StateArray, gram: StateArray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from classact.evaluation.probe.latents import ProbeConfig, Progress
 from classact.evaluation.probe.metrics import episode_mean, view_matches
 from classact.policies import ImageLatents
 from classact.policies.latents import unit
-from classact.sims import make_simulator
+from classact.sims import Simulator, make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.sims.shifts import is_plain
 
@@ -27,48 +27,45 @@ _FIRST, _SECOND = 0x70726F62, 0x70726F63
 """Seeds of the two drawings' appearances. Trainings use small ones, so what they showed is not shown again."""
 
 
-def reason_against(data: Demonstrations, latents: Any, simulator: str, shift: str, render_size: int) -> str | None:
-    """Why states cannot be drawn in two ways for an encoder; None where they can.
+@dataclass(frozen=True)
+class Drawing:
+    """What draws states: a simulator (registry name), the visual shift of appearances, and the images' side."""
 
-    Args:
-        data: whose states are drawn.
-        latents: of the policy.
-        simulator: registry name.
-        shift: visual shift that appearances are drawn from.
-        render_size: side of the drawn images.
-    """
+    simulator: str
+    shift: str
+    render_size: int
+
+    def start(self, cameras: Sequence[str]) -> Simulator:
+        """The simulator, with these views."""
+        return make_simulator(self.simulator, image_size=self.render_size, shift=self.shift, cameras=cameras)
+
+
+def reason_against(data: Demonstrations, latents: Any, drawing: Drawing) -> str | None:
+    """Why states cannot be drawn in two ways for the encoder of a policy's latents; None where they can."""
     if not isinstance(latents, ImageLatents):
         return "these latents read no images"
     if data.states is None:
         return f"{data.name} holds no simulator states that could be drawn again"
-    if is_plain(shift):
-        return f"shift {shift!r} draws every state alike; name one that changes it with --shift"
+    if is_plain(drawing.shift):
+        return f"shift {drawing.shift!r} draws every state alike; name one that changes it with --shift"
     encoder = latents.encoder.config
     if abs(encoder.aspect - 1) > 0.02:
         return f"the encoder reads images of width / height {encoder.aspect:.2f}, and simulators draw squares"
     try:
-        made = make_simulator(simulator, image_size=render_size, shift=shift, cameras=encoder.cameras)
+        made = drawing.start(encoder.cameras)
     except ClassactError as error:
         return str(error)
     made.close()
     if data.states.shape[1] != made.spec.state_dim:
         return (
-            f"the states of {data.name} have {data.states.shape[1]} dimensions, those of simulator {simulator!r} "
-            f"{made.spec.state_dim}"
+            f"the states of {data.name} have {data.states.shape[1]} dimensions, those of simulator "
+            f"{drawing.simulator!r} {made.spec.state_dim}"
         )
     return None
 
 
 def draw_rows(
-    data: Demonstrations,
-    rows: IntArray,
-    cameras: Sequence[str],
-    size: int,
-    *,
-    simulator: str,
-    shift: str,
-    render_size: int,
-    seed: int,
+    data: Demonstrations, rows: IntArray, cameras: Sequence[str], size: int, drawing: Drawing, seed: int
 ) -> dict[str, ImageArray]:
     """Images of some steps, drawn from their states.
 
@@ -77,7 +74,7 @@ def draw_rows(
         rows: (M,) steps, ascending.
         cameras: which views.
         size: of the images, made of what is drawn as in :func:`classact.run.frames.prepare_frames`.
-        simulator, shift, render_size: what draws.
+        drawing: what draws.
         seed: of the appearances; each episode has its own.
 
     Returns:
@@ -86,7 +83,7 @@ def draw_rows(
     assert data.states is not None
     out = {camera: np.empty((len(rows), size, size, 3), np.uint8) for camera in cameras}
     episodes = data.episode_index()
-    sim = make_simulator(simulator, image_size=render_size, shift=shift, cameras=cameras)
+    sim = drawing.start(cameras)
     try:
         shown = -1
         for number, row in enumerate(rows):
@@ -114,10 +111,7 @@ def probe_views(
     candidates: IntArray,
     latents: ImageLatents,
     config: ProbeConfig,
-    *,
-    simulator: str,
-    shift: str,
-    render_size: int,
+    drawing: Drawing,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """How alike the latents of the same states are, drawn in two ways.
@@ -127,7 +121,7 @@ def probe_views(
         candidates: steps to take states from.
         latents: encoder and proprioception, which is the same in both drawings.
         config: ``states`` and ``seed``.
-        simulator, shift, render_size: what draws.
+        drawing: what draws.
         progress: called with (done, total, what is being done).
 
     Returns:
@@ -140,16 +134,7 @@ def probe_views(
     for number, seed in enumerate((_FIRST + 2 * config.seed, _SECOND + 2 * config.seed)):
         if progress is not None:
             progress(number, 2, "draw states")
-        images = draw_rows(
-            data,
-            rows,
-            encoder.cameras,
-            encoder.image_size,
-            simulator=simulator,
-            shift=shift,
-            render_size=render_size,
-            seed=seed,
-        )
+        images = draw_rows(data, rows, encoder.cameras, encoder.image_size, drawing, seed)
         drawn.append(representations(latents, latents.demonstrations(some_steps(data, rows, images))))
     if progress is not None:
         progress(2, 2, "draw states")
@@ -158,7 +143,7 @@ def probe_views(
     # By chance: any of the states is the nearest.
     near = (episodes[:, None] == episodes) & (np.abs(steps[:, None] - steps) <= TOLERANCE)
     out: dict[str, Any] = {
-        "shift": shift,
+        "shift": drawing.shift,
         "states": len(rows),
         "tolerance": TOLERANCE,
         "chance": {"same_state": 1 / len(rows), "nearly_same_state": float(near.mean())},
