@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from classact.models.encoders import EncoderConfig
 from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.similarity import SimilarityConfig
 from classact.sims import SimulatorSpec, make_simulator
-from classact.sims.worker import run_chunk
+from classact.sims.pool import Simulators
 from classact.train.config import AugmentConfig, OptimizerConfig, PretrainConfig
 
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
@@ -143,29 +142,18 @@ class Short:
 class Here:
     """A simulator worker without a process of its own: starting one takes longer than these episodes."""
 
-    def __init__(self, _: Any, arguments: tuple[Any, ...], __: list[str]) -> None:
-        name, size, shift, cameras = arguments
-        self.make = partial(make_simulator, name, image_size=size, shift=shift, cameras=cameras)
-        self.sims: list[Any] = []
-        self.answers: list[Any] = []
+    def __init__(self, arguments: tuple[Any, ...], _: list[str]) -> None:
+        self.sims = Simulators(*arguments)
+        self.close = self.sims.close
 
-    def reset(self, seeds: Sequence[int], render: bool) -> None:
-        self.close()
-        self.sims = [self.make() for _ in seeds]
-        for sim, seed in zip(self.sims, seeds, strict=True):
-            sim.reset(int(seed))
-        self.answers = [sim.observe(render=render) for sim in self.sims]
+    def reset(self, *request: Any) -> None:
+        self.answers = self.sims.reset(*request)
 
-    def step(self, chunks: FloatArray, *how: Any) -> None:
-        self.answers = [run_chunk(sim, chunk, *how) for sim, chunk in zip(self.sims, chunks, strict=True)]
+    def step(self, *request: Any) -> None:
+        self.answers = self.sims.step(*request)
 
     def answer(self) -> list[Any]:
-        return self.answers
-
-    def close(self) -> None:
-        for sim in self.sims:
-            sim.close()
-        self.sims = []
+        return list(self.answers)
 
 
 class Acts:

@@ -114,7 +114,7 @@ def loaded(code: str) -> list[str]:
         "import classact.cli.main; assert classact.cli.main.main(['--help']) == 0",
         "import classact.cli.main; assert classact.cli.main.main(['--version']) == 0",
         "from classact import objectives, policies, similarity; from classact.models import encoders, heads",
-        "import classact.sims.worker, classact.run.frames, classact.run.folder, classact.data.readers",
+        "import classact.sims.pool, classact.run.frames, classact.run.folder, classact.data.readers",
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
@@ -123,7 +123,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
 
 def test_a_simulator_process_loads_its_simulator_and_nothing_else() -> None:
     # Each rollout process runs this before its first step.
-    code = "import classact.__main__, classact.sims.worker, classact.sims; classact.sims.make_simulator('pusht')"
+    code = "import classact.__main__, classact.sims.pool, classact.sims; classact.sims.make_simulator('pusht')"
     found = loaded(code + "; assert 'classact.cli' not in sys.modules and 'tyro' not in sys.modules")
     assert set(found) <= {"gym_pusht", "pygame"}
 

@@ -51,7 +51,7 @@ def test_push_t_says_how_fast_it_is() -> None:
 def test_a_crash_is_one_failed_check_and_the_others_are_tried() -> None:
     checks = try_simulators(["pusht", "square", "aloha-transfer", "libero-object"], crash)
     assert [check.works for check in checks] == [True, False, True, True]
-    assert checks[1].detail == "its process crashed"
+    assert checks[1].detail == "its process died (exit code 1)"
     assert "MUJOCO_GL" in checks[1].remedy
     assert checks[2].detail == checks[3].detail != checks[0].detail  # one process until it is gone
     assert str(os.getpid()) not in [check.detail for check in checks]
@@ -65,7 +65,11 @@ def test_a_simulator_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         yield "aloha-transfer"
 
     one, two = try_simulators(names(), hang)
-    assert (one.works, one.detail, one.required) == (False, "no answer within 1 s", False)
+    assert (one.works, one.detail, one.required) == (
+        False,
+        "its process gave no sign of life for 1 s and was ended",
+        False,
+    )
     assert (two.works, two.detail) == (True, "well")
 
 

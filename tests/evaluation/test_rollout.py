@@ -5,11 +5,10 @@ import math
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,8 @@ from classact.policies.base import Decision, Timestep, as_histories
 from classact.policies.latents import StateLatents
 from classact.policies.monitored import MonitoredPolicy
 from classact.sims import Entry, make_simulator, pool
-from classact.sims.worker import run_chunk
+from classact.sims.pool import run_chunk
+from classact.sims.processes import FaultError
 from classact.utils.codec import to_json
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_arrays, read_jsonl
@@ -68,27 +68,28 @@ def assert_same(one: Sequence[RolloutResult], two: Sequence[RolloutResult]) -> N
             assert a.novelty.tobytes() == b.novelty.tobytes()
 
 
-class Threads:
-    """Stands for a multiprocessing context: workers are threads here, so that they see simulators made in a test."""
+class Direct:
+    """Stands for a process: its job is done here, so that it sees simulators made in a test."""
 
-    Pipe = staticmethod(multiprocessing.Pipe)
+    def __init__(self, job: Callable[..., Any], _: float) -> None:
+        self.job = job
 
-    class Process:
-        exitcode = 0
+    def ask(self, *request: Any) -> None:
+        self.request = request
 
-        def __init__(self, target: Any, args: Any, daemon: bool) -> None:
-            # The evaluator closes its copy of the worker's end, which a process would have of its own.
-            pipe = Connection(os.dup(args[0].fileno()))
-            self.thread = threading.Thread(target=target, args=(pipe, *args[1:]), daemon=daemon)
-            self.start, self.join, self.is_alive = self.thread.start, self.thread.join, self.thread.is_alive
+    def receive(self) -> list[Any]:
+        try:
+            return list(self.job(*self.request))
+        except Exception as error:
+            raise FaultError(traceback.format_exc(), error) from None
 
-        def kill(self) -> None:
-            """It ends by itself once its pipe is closed."""
+    def end(self, patience: float = 0.0) -> None:
+        pass
 
 
 @pytest.fixture
 def ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout.mp, "get_context", lambda _: Threads)
+    monkeypatch.setattr(pool, "Process", Direct)
     monkeypatch.setattr(sims, "SIMULATORS", {"ladder": Entry("test_rollout:make_ladder", "Ladder", None, "plain")})
 
 
@@ -415,7 +416,7 @@ def test_a_hung_worker_is_ended_and_changes_nothing(
 
 def go_wrong(kind: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAW", str(folder / "gone-wrong"))
-    monkeypatch.setattr(pool, "serve", partial(flawed_worker.flawed, kind, steps))
+    monkeypatch.setattr(pool, "Simulators", partial(flawed_worker.Flawed, kind, steps))
 
 
 @pytest.mark.parametrize(
@@ -433,7 +434,7 @@ def test_a_fault_in_the_middle_of_a_chunk_changes_nothing(
 
 
 def test_a_worker_that_dies_again_and_again_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "serve", flawed_worker.die)
+    monkeypatch.setattr(pool, "Simulators", flawed_worker.Dying)
     with pytest.raises(
         SimulatorError,
         match=r"process of 1 episodes \(seeds 100000 to 100000\) at step 0 died \(exit code 3\)\. So did 3 others .*"
@@ -464,18 +465,15 @@ def test_a_simulator_that_repeats_itself_differently_is_found_out(
 
 
 def test_a_request_that_a_hung_worker_does_not_read() -> None:
-    # More than a pipe holds.
-    faults: list[str] = []
-    worker = pool.Worker(multiprocessing.get_context("spawn"), ("pusht", 96, "fixed-color"), faults)
+    worker = pool.Worker(("pusht", 96, "fixed-color"), [])
     worker.reset([1, 2], False)
     worker.answer()
-    worker._timeout = 2.0
-    os.kill(worker.process.pid or 0, signal.SIGSTOP)
-    chunks = np.full((2, 60_000, 2), 256, np.float32)
-    worker._done.append(chunks[:, :0])
-    with pytest.raises(pool._Fault, match="no sign of life for 2 s"):
-        worker._send("step", (chunks, False, 1))
-    worker._end()
+    worker.process.timeout = 2.0
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    worker.step(np.full((2, 60_000, 2), 256, np.float32), False, 1)  # more than a pipe holds
+    with pytest.raises(FaultError, match="no sign of life for 2 s"):
+        worker.process.receive()
+    assert multiprocessing.active_children() == []
 
 
 # What is rendered

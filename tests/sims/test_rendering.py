@@ -70,8 +70,8 @@ def test_processes_that_always_die_are_one_clear_error(states: np.ndarray, monke
     monkeypatch.setattr(rendering, "_worker", flawed_worker.die)
     with pytest.raises(
         SimulatorError,
-        match=r"pusht: 4 times in a row a rendering process died without a frame in between, after 0 of 40 frames.*"
-        r"fewer workers than 2",
+        match=r"pusht: 3 rendering processes were lost with the same frames, the last one: it died \(exit code 3\); "
+        r"0 of 40 frames are done\..* fewer workers than 2",
     ):
         rendered(states)
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -21,6 +17,7 @@ from classact.data.types import FloatArray
 from classact.errors import ClassactError, ConfigError, SimulatorError
 from classact.sims import SIMULATORS, Simulator, make_simulator
 from classact.sims.base import OPEN, install_advice
+from classact.sims.processes import FaultError, Process
 from classact.utils.lazy import resolve
 from classact.utils.registry import plugins
 from classact.utils.storage import check_writable
@@ -143,27 +140,21 @@ def try_simulator(name: str) -> str:
 
 def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_simulator) -> list[Check]:
     """One check for each simulator, tried in a process of their own: broken GL may take its process with it."""
-    checks = []
-    with ExitStack() as stack:
-        pool: ProcessPoolExecutor | None = None
-        for name in names:
-            if pool is None:
-                pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")))
-            required, title = SIMULATORS[name].extra is None, f"simulator {name}"
-            try:
-                detail = pool.submit(attempt, name).result(PATIENCE)
-            except (BrokenProcessPool, TimeoutError) as error:
-                slow = isinstance(error, TimeoutError)
-                for process in list(pool._processes.values() if slow else ()):  # public from Python 3.14 on
-                    process.kill()
-                pool = None
-                detail = f"no answer within {PATIENCE:g} s" if slow else "its process crashed"
-                remedy = "update the GL driver, or try another MUJOCO_GL (egl, osmesa, glfw)"
-                checks.append(Check(title, False, detail, remedy, required))
-            except Exception as error:
-                checks.append(Check(title, False, *_said(error, SIMULATORS[name].extra), required))
+    checks, process = [], Process(attempt, PATIENCE)
+    for name in names:
+        title, extra = f"simulator {name}", SIMULATORS[name].extra
+        process.timeout = PATIENCE
+        process.ask(name)
+        try:
+            checks.append(Check(title, True, process.receive(), required=extra is None))
+        except FaultError as fault:
+            if fault.error is None:
+                process = Process(attempt, PATIENCE)
+                said = f"its process {fault}", "update the GL driver, or try another MUJOCO_GL (egl, osmesa, glfw)"
             else:
-                checks.append(Check(title, True, detail, required=required))
+                said = _said(fault.error, extra)
+            checks.append(Check(title, False, *said, extra is None))
+    process.end(patience=5)
     return checks
 
 

@@ -10,7 +10,6 @@ checked at every step, not only between chunks.
 from __future__ import annotations
 
 import math
-import multiprocessing as mp
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -70,13 +69,11 @@ def evaluate(
     limit = config.max_steps or spec.max_steps
     seeds = [config.first_seed + i for i in range(config.episodes)]
     workers = min(config.workers or cores(), config.episodes, spec.group)
-    # Not fork: the parent runs threads (OpenMP), and forked threads deadlock.
-    context = mp.get_context("spawn")
     results: list[RolloutResult] = []
     with ExitStack() as stack:
         pool = []
         for _ in range(workers):
-            pool.append(Worker(context, (simulator, config.image_size, config.shift, cameras), faults))
+            pool.append(Worker((simulator, config.image_size, config.shift, cameras), faults))
             stack.callback(pool[-1].close)
         for first in range(0, len(seeds), spec.group):
             group = seeds[first : first + spec.group]

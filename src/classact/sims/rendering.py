@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,14 +13,18 @@ from classact.data.images import resize_images
 from classact.data.types import ImageArray, IntArray, StateArray
 from classact.errors import ConfigError, DataError, SimulatorError, UnknownNameError, choose
 from classact.sims import make_simulator, simulator_spec
+from classact.sims.processes import FaultError, run_tasks
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
 
-RESTARTS = 3
-"""How often lost processes are replaced without a task being done in between."""
+TRIES = 3
+"""Processes that may be lost with one task."""
 
 TIMEOUT = 1200.0
-"""Seconds without a finished task after which the processes count as hung. A task takes a minute or two."""
+"""Seconds after which a task counts as hung. It takes a minute or two."""
+
+Settings = tuple[str, int, str, int, str]
+"""Simulator, image size, shift, seed of appearances, camera."""
 
 Bounds = list[tuple[int, int, int]]
 """Consecutive episodes: (number, first row, row after the last)."""
@@ -98,75 +100,42 @@ def render_states(
     settings = (simulator_name, image_size, shift, seed, camera)
     done = 0
 
+    def rows(bounds: Bounds) -> slice:
+        return slice(bounds[0][1], bounds[-1][2])
+
     def finished(bounds: Bounds, frames: ImageArray | None) -> None:
         nonlocal done
-        begin, end = bounds[0][1], bounds[-1][2]
         if frames is not None:
-            out[begin:end] = frames
-        done += end - begin
+            out[rows(bounds)] = frames
+        done += bounds[-1][2] - bounds[0][1]
         if progress is not None:
             progress(done, total)
 
     if workers == 1:
         for bounds in tasks:
-            rows = slice(bounds[0][1], bounds[-1][2])
-            _render_task(settings, bounds, states[rows], out[rows])
+            _render(settings, bounds, states[rows(bounds)], out[rows(bounds)])
             finished(bounds, None)
         return
-    shape, target = out.shape, _memmap_target(out)
-    broken = 0
-    while tasks:
-        left = len(tasks)
-        tasks, cause = _render_in_pool(
-            min(workers, len(tasks)), tasks, lambda b: (settings, b, _states_of(states, b), target, shape), finished
-        )
-        broken = broken + 1 if len(tasks) == left else 1
-        if cause is not None and broken > RESTARTS:
-            raise SimulatorError(
-                f"{simulator_name}: {broken} times in a row a rendering process {cause} without a frame in between, "
-                f"after {done} of {total} frames. If it was killed for memory, start it again with fewer workers than "
-                f"{workers}; 'classact doctor' tries the simulator."
-            )
-
-
-def _states_of(states: StateArray, bounds: Bounds) -> StateArray:
-    return np.asarray(states[bounds[0][1] : bounds[-1][2]])
-
-
-def _render_in_pool(
-    workers: int,
-    tasks: Sequence[Bounds],
-    arguments: Callable[[Bounds], tuple[Any, ...]],
-    finished: Callable[[Bounds, ImageArray | None], None],
-) -> tuple[list[Bounds], str | None]:
-    """Render in new processes until all is done or one of them is lost: (what is left, what happened to it)."""
-    context = multiprocessing.get_context("spawn")
-    queue = list(reversed(tasks))
-    pending: dict[Future[ImageArray | None], Bounds] = {}
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            while queue or pending:
-                while queue and len(pending) < 2 * workers:  # bounded: neither all states nor all frames in flight
-                    future = pool.submit(_worker, *arguments(queue[-1]))
-                    pending[future] = queue.pop()
-                ended, _ = wait(pending, timeout=TIMEOUT, return_when=FIRST_COMPLETED)
-                if not ended:
-                    for process in list(pool._processes.values()):  # public (kill_workers) from Python 3.14 on
-                        process.kill()
-                    return _left(pending, queue), f"gave no sign of life for {TIMEOUT:g} s"
-                for future in sorted(ended, key=lambda f: f.exception() is not None):  # what is done counts first
-                    frames = future.result()
-                    finished(pending.pop(future), frames)
-        except BrokenProcessPool:
-            return _left(pending, queue), "died"
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [], None
-
-
-def _left(pending: Mapping[Any, Bounds], queue: Sequence[Bounds]) -> list[Bounds]:
-    return sorted([*pending.values(), *queue])
+    todo = dict(enumerate(tasks))
+    rendered = run_tasks(
+        partial(_worker, settings, _memmap_target(out), out.shape),
+        lambda pending: next((task for task in todo if task not in pending), None),
+        workers=workers,
+        timeout=TIMEOUT,
+        request=lambda task: (todo[task], np.asarray(states[rows(todo[task])])),
+    )
+    with closing(rendered):
+        for task, frames in rendered:
+            if not isinstance(frames, FaultError):
+                finished(todo.pop(task), frames)
+            elif frames.error is not None:
+                raise frames.error from frames
+            elif frames.losses == TRIES:
+                raise SimulatorError(
+                    f"{simulator_name}: {TRIES} rendering processes were lost with the same frames, the last one: it "
+                    f"{frames}; {done} of {total} frames are done. If it was killed for memory, start it again with "
+                    f"fewer workers than {workers}; 'classact doctor' tries the simulator."
+                )
 
 
 def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
@@ -182,30 +151,20 @@ def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
 
 
 def _worker(
-    settings: tuple[str, int, str, int, str],
-    bounds: Bounds,
-    states: StateArray,
-    target: tuple[str, int] | None,
-    shape: tuple[int, ...],
+    settings: Settings, target: tuple[str, int] | None, shape: tuple[int, ...], bounds: Bounds, states: StateArray
 ) -> ImageArray | None:
-    begin, end = bounds[0][1], bounds[-1][2]
+    """Render into the file ``target``, where there is one; else return the frames."""
     if target is None:
-        frames = np.empty((end - begin, *shape[1:]), dtype=np.uint8)
-        _render_task(settings, bounds, states, frames)
+        frames = np.empty((len(states), *shape[1:]), dtype=np.uint8)
+        _render(settings, bounds, states, frames)
         return frames
-    path, offset = target
-    mapped = np.memmap(path, dtype=np.uint8, mode="r+", offset=offset, shape=shape)
-    _render_task(settings, bounds, states, mapped[begin:end])
+    mapped = np.memmap(target[0], dtype=np.uint8, mode="r+", offset=target[1], shape=shape)
+    _render(settings, bounds, states, mapped[bounds[0][1] : bounds[-1][2]])
     mapped.flush()
     return None
 
 
-def _render_task(
-    settings: tuple[str, int, str, int, str],
-    bounds: Bounds,
-    states: StateArray,
-    out: ImageArray,
-) -> None:
+def _render(settings: Settings, bounds: Bounds, states: StateArray, out: ImageArray) -> None:
     """Render consecutive episodes; ``states`` and ``out`` start at the first of them."""
     name, image_size, shift, seed, camera = settings
     simulator = make_simulator(name, image_size=image_size, shift=shift, cameras=(camera,))
