@@ -56,61 +56,32 @@ class RunInfo:
     timings: Mapping[str, float]
 
 
+class _Place:
+    """A path in a run's folder; what lies there is said at the top."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run, _: type[Run]) -> Path:
+        return run.root / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """Paths inside a run's folder, and its small tables."""
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        """Settings, data, versions, hardware (JSON)."""
-        return self.root / "config.json"
-
-    @property
-    def train_log(self) -> Path:
-        """One row per logged step (JSONL)."""
-        return self.root / "train.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of training checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def encoder(self) -> Path:
-        """The trained encoder's folder."""
-        return self.root / "encoder"
-
-    @property
-    def policy(self) -> Path:
-        """The retrieval policy's folder."""
-        return self.root / "policy"
-
-    @property
-    def heads(self) -> Path:
-        """Folder of the heads that were trained."""
-        return self.root / "heads"
-
-    @property
-    def intermediates(self) -> Path:
-        """Success during training (JSONL)."""
-        return self.root / "intermediate.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """Success table (JSON list of rows)."""
-        return self.root / "summary.json"
-
-    @property
-    def analysis(self) -> Path:
-        """Numbers behind the report's pictures."""
-        return self.root / "analysis"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.root / "report.html"
+    config = _Place("config.json")
+    train_log = _Place("train.jsonl")
+    checkpoints = _Place("checkpoints")
+    encoder = _Place("encoder")
+    policy = _Place("policy")
+    heads = _Place("heads")
+    summary = _Place("summary.json")
+    intermediates = _Place("intermediate.jsonl")
+    analysis = _Place("analysis")
+    report = _Place("report.html")
 
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's episodes and trajectories."""
@@ -137,8 +108,7 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """The run's settings."""
-        value = read_json(self.config)
-        return dict(value)
+        return dict(read_json(self.config))
 
     def settings(self) -> RunConfig:
         """The settings that the run was started with.
@@ -166,21 +136,13 @@ class Run:
         return replace(settings, **moved)
 
     def info(self) -> RunInfo:
-        """Where and when it was made, and how long its stages took.
-
-        Raises:
-            DataError: the folder is none of a run or a head.
-        """
+        """Where and when it was made, and how long its stages took."""
         card = self.read_config()
         known = {field.name: card[field.name] for field in fields(RunInfo) if field.name in card}
         return from_json(RunInfo, known, str(self.config))
 
     def head_settings(self, name: str) -> HeadRunConfig:
-        """The settings that a head was started with.
-
-        Raises:
-            DataError: there is no such head, or it is of another version.
-        """
+        """The settings that a head was started with; a DataError where there is none, or of another version."""
         return head_settings(Run(self.head(name)))
 
     def update_config(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -188,11 +150,7 @@ class Run:
         update_json(self.config, change, {})
 
     def read_summary(self) -> list[EvaluationRow]:
-        """Rows of the success table, empty before the first evaluation.
-
-        Raises:
-            DataError: a row is damaged (its number and field are named).
-        """
+        """Rows of the success table, empty before the first evaluation; a damaged one is a DataError that names it."""
         rows = read_json(self.summary) if self.summary.exists() else []
         if not isinstance(rows, list):
             raise DataError(f"{self.summary}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
@@ -215,9 +173,6 @@ class Run:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
 
         Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
-
-        Raises:
-            DataError: a row is damaged (its number and field are named).
         """
         rows: dict[tuple[str, int, str], IntermediateRow] = {}
         for number, value in enumerate(read_jsonl(self.intermediates), 1):
@@ -230,9 +185,8 @@ class Run:
         """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
         if self.intermediates.exists():
             with locked(lock_of(self.intermediates)):
-                write_jsonl(
-                    self.intermediates, to_json([row for row in self.read_intermediate() if row.stage != stage])
-                )
+                kept = [row for row in self.read_intermediate() if row.stage != stage]
+                write_jsonl(self.intermediates, to_json(kept))
         shutil.rmtree(self.root / "intermediate" / stage, ignore_errors=True)
 
     def add_intermediate(self, rows: Iterable[IntermediateRow]) -> None:
