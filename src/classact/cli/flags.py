@@ -1,4 +1,4 @@
-"""Flags from dataclasses; tyro parses them and draws the help.
+"""Flags from dataclasses; argparse reads them and prints the help.
 
 A command is a frozen dataclass. Its fields are flags, and :func:`settings` makes flags of every field of a
 configuration: ``--encoder.backbone`` is ``backbone`` of ``encoder``, with the docstring's line as its help and, if it
@@ -8,17 +8,16 @@ folder of a run) shows through where nothing was.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
-
-import tyro
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union
 
 from classact.errors import ClassactError, ConfigError
 from classact.utils.codec import from_json
@@ -148,20 +147,16 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     asks = any(word in ("-h", "--help") for word in words)
     word = _words(words)
     defaults: Any = getattr(command, "shown", None)
-    shown = defaults(word) if asks and defaults is not None else {}
-    found = list(_flags(command, word, shown))
-    if not asks:
-        _check(words, found)
-    parsed, rest = tyro.cli(
-        _tyro_class(found, asks),
-        args=["--help"] if asks else list(words),
-        prog=prog,
-        description=(command.__doc__ or "").strip().partition("\n")[0],
-        return_unknown_args=True,
-    )
+    found = list(_flags(command, word, defaults(word) if asks and defaults is not None else {}))
+    parser = _parser(found, prog, (command.__doc__ or "").strip().partition("\n")[0])
+    if asks:
+        parser.print_help()
+        raise SystemExit(0)
+    _check(words, found)
+    parsed, rest = parser.parse_known_args([_spelled(word) for word in words])
     if rest:
         raise UsageError(f"{rest[0]!r} is neither a flag nor the value of one.")
-    return _made(command, found, parsed, words)
+    return _made(command, found, vars(parsed))
 
 
 def _words(words: Sequence[str]) -> Word:
@@ -271,7 +266,7 @@ def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
         name, equals, _ = text.partition("=")
         if not name.startswith("--"):
             continue
-        one = known.get(name.replace("_", "-"))
+        one = known.get(_dashed(name))
         if one is None:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
             near = near or [form for form in known if _last(form) == _last(name)]  # as its path in a run's file
@@ -282,63 +277,69 @@ def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
             raise UsageError(f"{name} needs a value: {reader.metavar}.")
 
 
-def _tyro_class(found: Sequence[_Flag], asks: bool) -> type[Any]:
-    """The class that tyro reads: ``flag0``, ``flag1``, ... of all that were found, in one nested class per group."""
-    groups: dict[str, list[tuple[str, Any, Any]]] = {"": []}
-    for at, one in enumerate(found):
-        default: Any = _Unset(one) if one.kind is not bool else one.default is True
-        groups.setdefault(one.group, []).append((f"flag{at}", _annotation(one, asks), field(default=default)))
-    for at, (name, entries) in enumerate(groups.items()):
-        if name:
-            made: Any = make_dataclass("Group", entries)
-            made.__doc__ = " "
-            nested = Annotated[made, tyro.conf.arg(name=name)]
-            groups[""].append((f"group{at}", nested, field(default_factory=made)))
-    return make_dataclass("Flags", groups[""])
-
-
 class _Usual(str):
     """A default that is no value but what is said of it."""
 
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class _Unset:
-    """What tyro returns of a flag that was not given."""
+def _spelled(word: str) -> str:
+    """Flags may be written with underscores, too."""
+    name, equals, value = word.partition("=")
+    return f"{_dashed(name)}{equals}{value}" if name.startswith("--") else word
 
-    flag: _Flag
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}.")
 
 
-def _annotation(one: _Flag, asks: bool) -> Any:
-    reader = _reader(one.kind)
-    name = one.name.removeprefix(f"{one.group}.") if one.group else one.name
-    known = f"Known: {', '.join(one.choices())}." if asks and one.choices is not None else ""
-    conf = tyro.conf.arg(
-        name=name,
-        aliases=[f"--{one.short}"] if one.short else None,
-        metavar=(one.called if reader.nargs == 1 else f"[{one.called} ...]") if one.positional else None,
-        help=f"{one.about} {known}".strip(),
-        help_behavior_hint=_hint(one) if asks else "",
+class _Help(argparse.HelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        words: Sequence[str] = action.option_strings
+        if isinstance(action, _Switch):
+            words = words[: len(action.const) + 1]  # that turn it off there are as many, of which one is enough
+        return " ".join([", ".join(words), str(action.metavar or "")]).strip()
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # names stay whole
+
+
+class _Switch(argparse.Action):
+    """``const`` holds the words that turn it on."""
+
+    def __call__(self, _: Any, namespace: Any, __: Any, word: str | None = None) -> None:
+        setattr(namespace, self.dest, word in self.const)
+
+
+def _parser(found: Sequence[_Flag], prog: str, about: str) -> argparse.ArgumentParser:
+    """Reads the words of every flag that is given, under its place among those that were found."""
+    parser: Any = _Parser(
+        prog=prog,
+        usage=" ".join(["%(prog)s", *(_metavar(one) for one in found if one.positional), "[flags]"]),
+        description=about,
+        formatter_class=_Help,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
-    if one.kind is bool:
-        return Annotated[bool, conf]
+    groups = {name: parser.add_argument_group(f"{name} options") for name in dict.fromkeys(one.group for one in found)}
+    groups[""] = parser
+    for at, one in enumerate(found):
+        reader = _reader(one.kind)
+        known = f"Known: {', '.join(one.choices())}." if one.choices is not None else ""
+        text = " ".join(filter(None, (one.about, known, _hint(one)))).replace("%", "%%")
+        add = groups[one.group].add_argument
+        if one.positional:
+            add(str(at), nargs="?" if reader.nargs == 1 else "*", metavar=_metavar(one), help=text)
+        elif one.kind is bool:
+            add(*one.forms, dest=str(at), action=_Switch, nargs=0, const=one.names, help=text)
+        else:
+            add(*one.names, dest=str(at), nargs=reader.nargs, metavar=reader.metavar, help=text)
+    return parser
 
-    def read(words: list[str]) -> Any:
-        try:
-            return reader.read(words)
-        except ValueError:
-            raise UsageError(f"{one.called}: expected {reader.what}, got {' '.join(words)!r}.") from None
 
-    spec = PrimitiveConstructorSpec(
-        nargs=reader.nargs,
-        metavar=reader.metavar,
-        instance_from_str=read,
-        is_instance=lambda _: True,
-        str_from_instance=lambda _: [""],
-    )
-    annotation = Annotated[object, spec, conf]
-    return tyro.conf.Positional[annotation] if one.positional else annotation
+def _metavar(one: _Flag) -> str:
+    return one.called if _reader(one.kind).nargs == 1 else f"[{one.called} ...]"
 
 
 def _hint(one: _Flag) -> str:
@@ -357,21 +358,24 @@ def _written(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _made(command: type[T], found: Sequence[_Flag], parsed: Any, words: Sequence[str]) -> T:
-    values = vars(parsed)
-    for group in [value for name, value in values.items() if name.startswith("group")]:
-        values = values | vars(group)
+def _made(command: type[T], found: Sequence[_Flag], parsed: Mapping[str, Any]) -> T:
     arguments: dict[str, Any] = {one.field: {} for one in found if one.path}
-    spelled = {word.replace("_", "-") for word in words}
     for at, one in enumerate(found):
-        value = values[f"flag{at}"]
-        given = not spelled.isdisjoint(one.forms) if one.kind is bool else not isinstance(value, _Unset)
-        if given and one.path:
+        if str(at) not in parsed:
+            if one.default is MISSING and not one.path:
+                raise UsageError(f"{one.called} is missing: {one.about}")
+            continue
+        value = parsed[str(at)]
+        if one.kind is not bool:
+            words, reader = [value] if isinstance(value, str) else value, _reader(one.kind)
+            try:
+                value = reader.read(words)
+            except ValueError:
+                raise UsageError(f"{one.called}: expected {reader.what}, got {' '.join(words)!r}.") from None
+        if one.path:
             arguments[one.field][one.path] = value
-        elif given:
+        else:
             arguments[one.field] = value
-        elif one.default is MISSING and not one.path:
-            raise UsageError(f"{one.called} is missing: {one.about}")
     return command(**arguments)
 
 
