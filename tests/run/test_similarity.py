@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import fakes
-from classact.errors import ConfigError, DataError
+from classact.cli.flags import from_file
+from classact.errors import ConfigError
 from classact.run.similarity import (
     DISTRIBUTION,
     NUMBERS,
     POSITIVES,
     analyze_similarity,
     current_setting,
-    measured_config,
     notes,
     timestep_frames,
     warnings,
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_similarity_that_training_uses(analyzed: tuple[
     identity = similarity_identity(window_stream(DATA, CONFIG.similarity), CONFIG.similarity)
     kept = read_distribution(folder / DISTRIBUTION, identity)
     assert np.array_equal(kept.weight, similarity.distribution.weight)
-    assert measured_config(folder) == CONFIG.similarity
+    assert from_file(SimilarityConfig, folder / NUMBERS) == CONFIG.similarity
 
 
 def test_line_of_the_k_in_use_agrees_with_the_whole(analyzed: tuple[Path, dict[str, Any]]) -> None:
@@ -148,8 +148,8 @@ def test_unusable_folders_and_settings(analyzed: tuple[Path, dict[str, Any]], tm
     with pytest.raises(ConfigError, match="was made with other data, walks of 120 steps"):
         analyze_similarity(fakes.demonstrations(1), CONFIG, folder, quiet=True)
     write_json(tmp_path / NUMBERS, {"settings": numbers["settings"] | {"colour": 3}})
-    with pytest.raises(DataError, match="holds no settings that classact knows"):
-        measured_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"similarity.json: settings: unknown field 'colour'"):
+        from_file(SimilarityConfig, tmp_path / NUMBERS)
     with pytest.raises(ConfigError, match="batch size of at least 2, got 1"):
         replace(CONFIG, batch_size=1)
 

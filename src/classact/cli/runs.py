@@ -32,6 +32,7 @@ from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config, s
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import RunConfig
 from classact.run.presets import PRESETS, configure, with_backbone, with_objective
+from classact.similarity.config import SimilarityConfig
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
 
@@ -156,9 +157,9 @@ def run_config(flags: RunFlags) -> RunConfig:
     if "pretrain.encoder.backbone" in given:
         pretrain = replace(pretrain, encoder=with_backbone(pretrain.encoder, given["pretrain.encoder.backbone"]))
     if given.get("similarity") is not None:
-        from classact.run.similarity import measured_config
+        from classact.run.similarity import NUMBERS
 
-        pretrain = replace(pretrain, similarity=measured_config(Path(given["similarity"])))
+        pretrain = replace(pretrain, similarity=from_file(SimilarityConfig, Path(given["similarity"]) / NUMBERS))
     # Evaluations during training act as the run does, but for what is said of them.
     acting = below(given, "intermediate_retrieval")
     others = {path: value for path, value in given.items() if not path.startswith("intermediate_retrieval.")}

@@ -11,6 +11,7 @@ from classact.cli.console import console
 from classact.cli.data import sources
 from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
+from classact.utils.codec import from_json
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
@@ -78,14 +79,15 @@ def print_similarity(numbers: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    data, positives, batch, settings = (numbers[key] for key in ("data", "positives", "batch", "settings"))
+    data, positives, batch = (numbers[key] for key in ("data", "positives", "batch"))
     measured = f"{numbers['pairs']:,} of {numbers['all_pairs']:,} pairs"
     within = f"exact: all {numbers['pairs']:,} pairs"
     if not numbers["exact"]:
         within = f"K right to within {100 * numbers['epsilon']:.2g} points: {measured}"
     of_some = "" if numbers["anchors"] == data["steps"] else f" ({numbers['anchors']:,} anchors sampled)"
+    ranks = "" if numbers["ranks"] == 1 else f" x {numbers['ranks']} ranks"
     rows = [
-        ("similarity", _setting(settings)),
+        ("similarity", _setting(from_json(SimilarityConfig, numbers["settings"], "settings"))),
         ("threshold", f"{numbers['threshold']:.6g} ({within})"),
         ("pairs kept", f"{numbers['kept']:,} of {numbers['pairs']:,} ({_percent(numbers['kept'] / numbers['pairs'])})"),
         (
@@ -103,7 +105,7 @@ def print_similarity(numbers: Mapping[str, Any]) -> None:
             f"{batch['positives']:.3g} positives expected per anchor, none for {_percent(batch['none'])}",
         ),
         ("distances", "\n".join(histogram_lines(numbers["histogram"], numbers["threshold"]))),
-        ("time", _speed(numbers)),
+        ("time", f"{sum(numbers['seconds'].values()):.1f} s on {numbers['device']}{ranks}"),
     ]
     title = f"{data['name']}: {data['episodes']:,} episodes, {data['steps']:,} steps"
     table = Table(title=title, show_header=False, title_justify="left")
@@ -121,17 +123,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2g} %" if 0 < share < 0.1 else f"{100 * share:.1f} %" if share else "0 %"
 
 
-def _setting(settings: Mapping[str, Any]) -> str:
-    metric = "L2" if settings["metric"] == "l2" else f"DTW ({settings['cost']})"
-    band = "" if settings["band"] is None else f", band {settings['band']}"
-    return f"{metric}{band}, horizon {settings['horizon']}, K {100 * settings['quantile']:g} %"
-
-
-def _speed(numbers: Mapping[str, Any]) -> str:
-    ranks = "" if numbers["ranks"] == 1 else f" x {numbers['ranks']} ranks"
-    seconds = sum(numbers["seconds"].values())
-    rate = f", {numbers['rate'] / 1e6:,.3g} million pairs/s" if numbers["rate"] else ""
-    return f"{seconds:.1f} s on {numbers['device']}{ranks}{rate}"
+def _setting(config: SimilarityConfig) -> str:
+    metric = "L2" if config.metric == "l2" else f"DTW ({config.cost})"
+    band = "" if config.band is None else f", band {config.band}"
+    return f"{metric}{band}, horizon {config.horizon}, K {100 * config.quantile:g} %"
 
 
 def histogram_lines(histogram: Mapping[str, Sequence[float]], threshold: float, width: int = WIDTH) -> list[str]:

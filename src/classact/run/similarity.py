@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from classact.data.images import resize_images
 from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import CheckpointError, ConfigError, DataError, SimulatorError
+from classact.errors import CheckpointError, ConfigError, SimulatorError
 from classact.similarity import diagnostics
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.similarity.counts import DistanceCounts
@@ -79,12 +79,7 @@ def analyze_similarity(
 ) -> Row:
     """Measure and write everything; what the folder holds already is not measured again.
 
-    Args:
-        data: demonstrations.
-        config: what is measured.
-        folder: where the files go; with several ranks on a disk that all share.
-        ranks: the processes that share the work; None is this one alone.
-        quiet: no progress bars.
+    Several ranks share the work where ``folder`` is on a disk that all of them share.
 
     Returns:
         The content of similarity.json, on every rank.
@@ -96,20 +91,6 @@ def analyze_similarity(
         TrainingInterrupted: Ctrl-C or SIGTERM; what was done is kept.
     """
     return _Analysis(data, config, Path(folder), ranks or Ranks(), quiet).run()
-
-
-def measured_config(folder: Path) -> SimilarityConfig:
-    """The settings that a folder of :func:`analyze_similarity` was made with.
-
-    Raises:
-        DataError: it holds no similarity.json, or a damaged one.
-    """
-    path = Path(folder) / NUMBERS
-    row = read_json(path)
-    try:
-        return SimilarityConfig(**row["settings"])
-    except (KeyError, TypeError):
-        raise DataError(f"{path} holds no settings that classact knows. Run 'classact similarity' again.") from None
 
 
 class _Analysis:
@@ -124,7 +105,6 @@ class _Analysis:
         self.identity = similarity_identity(self.stream, config.similarity)
         self.episode = data.episode_index()
         self.seconds: dict[str, float] = {}
-        self.rate = 0.0
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -147,7 +127,6 @@ class _Analysis:
         self.hold = own(self.folder)
 
     def finished(self) -> bool:
-        """Whether the folder holds the numbers."""
         if not (self.folder / NUMBERS).exists():
             return False
         row: Row = read_json(self.folder / NUMBERS)
@@ -168,23 +147,10 @@ class _Analysis:
         return True
 
     @contextmanager
-    def stage(self, name: str, *, sweep: bool = False) -> Iterator[Callback]:
-        """A bar, and the time; of sweeps over all pairs the rate, too."""
+    def stage(self, name: str) -> Iterator[Callback]:
         begin = time.perf_counter()
-        first: tuple[float, int] | None = None
-
         with progress_bar(name, quiet=self.quiet) as bar:
-
-            def update(done: int, total: int, status: str = "") -> None:
-                nonlocal first
-                now = time.perf_counter()
-                if first is None:
-                    first = now, done  # what was done before took no time now
-                elif sweep and done > first[1]:
-                    self.rate = self.ranks.world * (done - first[1]) / (now - first[0])
-                bar(done, total, status)
-
-            yield update
+            yield bar
         self.seconds[name] = round(time.perf_counter() - begin, 3)
 
     def measure(self) -> None:
@@ -193,16 +159,9 @@ class _Analysis:
         anchors = self.sampled_anchors()
         if distribution.exact:
             anchors = np.arange(len(self.episode))
-            with self.stage("count positives", sweep=not self.rate) as bar:
-                positives = count_positives(
-                    self.sweep,
-                    distribution.threshold,
-                    self.episode,
-                    self.folder / WORK / "positives",
-                    self.identity,
-                    self.ranks,
-                    bar,
-                )
+            limit, work = distribution.threshold, self.folder / WORK / "positives"
+            with self.stage("count positives") as bar:
+                positives = count_positives(self.sweep, limit, self.episode, work, self.identity, self.ranks, bar)
         self.ranks.on_first(lambda: self.write(distribution, anchors, positives))
 
     def distribution(self) -> DistanceDistribution:
@@ -217,11 +176,8 @@ class _Analysis:
             work = self.folder / WORK / f"counts-{next(attempts)}"
             return count_pairs(work, self.sweep, len(self.stream), limit, self.identity, self.ranks, bar)
 
-        with self.stage("measure distances", sweep=True) as bar:
-            begin = time.perf_counter()
+        with self.stage("measure distances") as bar:
             found = fit_distribution(self.stream, self.sweep, config, counted)
-            if not found.exact:
-                self.rate = found.pairs / (time.perf_counter() - begin)
         self.ranks.on_first(lambda: write_distribution(folder, found, self.identity))
         return found
 
@@ -249,14 +205,8 @@ class _Analysis:
         at = [row["quantile"] for row in sensitivity["quantile"]["rows"]].index(config.quantile)
         positives = positives or by_quantile[at]
         with self.stage("draw examples"):
-            examples = choose_examples(
-                self.stream,
-                self.episode,
-                distribution.threshold,
-                cost=setting.cost,
-                band=setting.band,
-                seed=config.seed,
-            )
+            compared: dict[str, Any] = {"cost": setting.cost, "band": setting.band, "seed": config.seed}
+            examples = choose_examples(self.stream, self.episode, distribution.threshold, **compared)
             arrays = self.example_arrays(examples)
         row = {
             "data": {
@@ -280,7 +230,6 @@ class _Analysis:
             "examples": [self.example_json(example) for example in examples],
             "notes": notes(self.data),
             "seconds": self.seconds,
-            "rate": self.rate,
         }
         counted: Mapping[str, NDArray[Any]] = {
             "anchors": anchors,
@@ -383,7 +332,7 @@ class _Analysis:
 
 
 def current_setting(config: SimilarityConfig) -> Setting:
-    """Horizon, cost and band that a configuration stands for, with its name in tables."""
+    """What a configuration stands for, with its name in tables."""
     if config.metric == "l2":
         return Setting("L2, no warping", config.horizon, "sqeuclidean", 0)
     steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[config.cost]
@@ -420,13 +369,10 @@ def timestep_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
 
 def notes(data: Demonstrations) -> list[str]:
     """What is odd about the data, whatever K is."""
-    found = []
     space = data.schema.actions
     constant = np.flatnonzero(constant_dimensions(data.actions, 0.0 if space is None else space.magnitude()))
-    if len(constant):
-        which = ", ".join(str(int(d)) for d in constant)
-        found.append(f"Constant action dimensions ({which}) add nothing to any distance.")
-    return found
+    which = ", ".join(str(int(d)) for d in constant)
+    return [f"Constant action dimensions ({which}) add nothing to any distance."] if which else []
 
 
 def warnings(row: Mapping[str, Any]) -> list[str]:
