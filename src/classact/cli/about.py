@@ -12,7 +12,7 @@ class Doctor:
     """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
 
     def main(self) -> int:
-        """Print the table; 1 where something that the main job needs fails."""
+        """Return 1 where something that the main job needs fails."""
         from rich.table import Table
         from rich.text import Text
 
@@ -34,7 +34,6 @@ class Presets:
     """List the named settings, and the objectives with their options."""
 
     def main(self) -> None:
-        """Print a table."""
         from rich.table import Table
 
         from classact.models.heads import HEADS

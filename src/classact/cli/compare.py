@@ -40,7 +40,6 @@ class Compare(RunFlags):
     options: tuple[str, ...] = flag((), hidden=True)
 
     def main(self) -> None:
-        """Train, evaluate and probe what is not there yet; print and write the table."""
         from classact.pages.compare import build_comparison_page
         from classact.run.compare import compare, read_runs, train_and_evaluate
         from classact.utils.codec import to_json

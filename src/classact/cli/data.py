@@ -35,7 +35,6 @@ class DataInfo:
     layout: Path | None = None
 
     def main(self) -> None:
-        """Print a table."""
         import numpy as np
         from rich.table import Table
 
@@ -133,7 +132,6 @@ class DataGenerate:
     workers: int = 0
 
     def main(self) -> None:
-        """Run the expert; what was tried before is not tried again."""
         from classact.sims.experts.generate import generate_demonstrations
         from classact.utils.machine import cores
         from classact.utils.progress import progress_bar

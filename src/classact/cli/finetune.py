@@ -90,7 +90,6 @@ class Finetune:
         return {"training": configure_head(RunConfig(), word("head") or HEAD, preset=word("preset"))}
 
     def main(self) -> None:
-        """Train, evaluate, draw the run's report again, print the run's table."""
         from classact.pages import build_report
         from classact.run.finetune import HeadPipeline
         from classact.run.folder import Run

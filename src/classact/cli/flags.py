@@ -81,12 +81,7 @@ def flag(
 
 
 def changed(config: T, given: Given) -> T:
-    """A configuration with what was given; its checks see all changes at once.
-
-    Args:
-        config: a dataclass; a nested one that is None starts from its defaults.
-        given: by path.
-    """
+    """A configuration with what was given; its checks see all changes at once. What is None starts from defaults."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for path, value in given.items():
@@ -104,11 +99,7 @@ def changed(config: T, given: Given) -> T:
 
 
 def from_file(kind: type[T], path: Path) -> T:
-    """The configuration that a run wrote.
-
-    Args:
-        kind: its class.
-        path: JSON, of the settings alone or with them under "settings".
+    """The configuration in a JSON file of the settings alone, or that has them under "settings".
 
     Raises:
         ConfigError: an unknown, missing or mistyped field, by its path.
@@ -132,13 +123,9 @@ def below(given: Given, name: str) -> Given:
 
 
 def parse(command: type[T], words: Sequence[str], prog: str) -> T:
-    """A command's flags from the words behind its name.
+    """A command's flags from the words behind its name, which is the last of ``prog``.
 
-    Args:
-        command: dataclass. A static method ``shown(word)`` may say which configurations the help shows as defaults, by
-            field.
-        words: without the command's name.
-        prog: of the help: "classact pretrain".
+    A static method ``shown(word)`` of the command may say which configurations the help shows as defaults, by field.
 
     Raises:
         UsageError: an unknown flag, a flag without a value or with one that cannot be read, or a missing one.
@@ -162,10 +149,10 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
 def _words(words: Sequence[str]) -> Word:
     def word(name: str) -> str | None:
         found = None
-        for at, text in enumerate(words):
+        for text, after in zip(words, [*words[1:], None], strict=True):
             key, equals, value = text.partition("=")
             if key == f"--{name}":
-                found = value if equals else words[at + 1] if at + 1 < len(words) else None
+                found = value if equals else after
         return found
 
     return word
@@ -173,15 +160,9 @@ def _words(words: Sequence[str]) -> Word:
 
 @dataclass(frozen=True)
 class _Flag:
-    """One flag.
+    """One flag: ``path`` is within the configuration in the command's ``field``, empty for the command's own.
 
-    Attributes:
-        field: of the command.
-        path: within that field's configuration; empty for the command's own.
-        name: all of it, without dashes; what stands before the first dot is the group in the help.
-        short: a further name.
-        kind: type of the value.
-        default: what holds without it; MISSING: it must be given.
+    ``name`` is all of it, without dashes; what stands before the first dot is the group in the help.
     """
 
     field: str
@@ -384,14 +365,7 @@ def _made(command: type[T], found: Sequence[_Flag], parsed: Mapping[str, Any]) -
 
 @dataclass(frozen=True)
 class _Reader:
-    """How values of a type are read.
-
-    Attributes:
-        nargs: words that a value has; "*": any number.
-        metavar: of the help.
-        what: of messages.
-        read: words -> value, or a ValueError.
-    """
+    """How values of ``nargs`` words are read, and what the help and messages call them."""
 
     nargs: int | Literal["*"]
     metavar: str
@@ -418,19 +392,13 @@ def _reader(kind: Any) -> _Reader:
         return _Reader(1, f"{{{','.join(names)}}}", "one of them", lambda words: names.get(words[0], words[0]))
     if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
         return _optional(_reader(next(one for one in inner if one is not type(None))))
-    if origin is tuple and inner[1:] == (...,):
-        item = _reader(inner[0])
-        read = item.read
+    if origin is tuple:  # of values of one type, so many or any number
+        item, several = _reader(inner[0]), inner[1:] == (...,)
         return _Reader(
-            "*", f"{item.metavar} ...", f"several of {item.what}", lambda words: tuple(read([word]) for word in words)
-        )
-    if origin is tuple:
-        items = [_reader(one) for one in inner]
-        return _Reader(
-            len(items),
-            " ".join(item.metavar for item in items),
-            f"{len(items)} of {items[0].what}",
-            lambda words: tuple(item.read([word]) for item, word in zip(items, words, strict=True)),
+            "*" if several else len(inner),
+            f"{item.metavar} ..." if several else " ".join([item.metavar] * len(inner)),
+            f"{'several' if several else len(inner)} of {item.what}",
+            lambda words: tuple(item.read([word]) for word in words),
         )
     if kind not in _PLAIN:
         raise TypeError(f"no flag can be made of {kind}: hide the field, or read it here")

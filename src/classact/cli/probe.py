@@ -43,7 +43,6 @@ class Probe:
     quiet: bool = False
 
     def main(self) -> None:
-        """Measure, write, print."""
         from classact.run.folder import Run
         from classact.run.probe import probe_file, probe_run, write_probe
         from classact.utils.storage import check_writable

@@ -229,7 +229,6 @@ class Demo(RunFlags):
     baselines: ClassVar[bool | None] = True
 
     def main(self) -> None:
-        """Run all stages and print the success table."""
         from classact.pages import build_report
 
         with training_ranks(self.device) as ranks:
@@ -251,7 +250,6 @@ class Pretrain(RunFlags):
     """Learn a representation and build the retrieval policy; rollouts with --evaluations only."""
 
     def main(self) -> None:
-        """Train, save encoder and policy."""
         with training_ranks(self.device) as ranks:
             made = pipeline(self, run_config(self), ranks)
             made.pretrain()
@@ -305,7 +303,6 @@ class Evaluate:
     acting: Given = settings(Settings(_acting, usual="as saved"))
 
     def main(self) -> None:
-        """Load, roll out, add to the run's table, print."""
         from classact.run.evaluate import evaluate_run
         from classact.run.folder import Run
 
@@ -333,7 +330,6 @@ class Report:
     run: Path = flag(positional=True)
 
     def main(self) -> None:
-        """Draw."""
         from classact.pages import build_report
 
         say(f"Report: {build_report(self.run)}")

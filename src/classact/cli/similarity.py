@@ -49,7 +49,6 @@ class Similarity:
     )
 
     def main(self) -> None:
-        """Measure, write, print."""
         from classact.data.readers import read_demonstrations
         from classact.run.similarity import analyze_similarity
         from classact.utils.ranks import Ranks
