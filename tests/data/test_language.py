@@ -13,7 +13,6 @@ from classact.data.language import (
     BERT,
     SIZE,
     STAND_IN,
-    bert_at_hand,
     embed_instruction,
     normalize,
     source_at_hand,
@@ -50,7 +49,7 @@ def test_spelling_does_not_matter_words_do() -> None:
 
 @pytest.mark.parametrize("at_hand", [True, False])
 def test_the_source_is_said(monkeypatch: pytest.MonkeyPatch, at_hand: bool) -> None:
-    monkeypatch.setattr(language, "bert_at_hand", lambda: at_hand)
+    monkeypatch.setattr(language, "bert_folder", lambda: Path() if at_hand else None)
     monkeypatch.setattr(language, "_bert_embedding", lambda words: np.full(SIZE, len(words), np.float32))
     values, source = embed_instruction("pick up the milk")
     assert values.shape == (SIZE,)
@@ -63,7 +62,7 @@ def test_which_source_it_is_needs_no_weights(monkeypatch: pytest.MonkeyPatch) ->
     def never(*_: object) -> None:
         raise AssertionError("BERT was run")
 
-    monkeypatch.setattr(language, "bert_at_hand", lambda: True)
+    monkeypatch.setattr(language, "bert_folder", Path)
     monkeypatch.setattr(language, "_bert_embedding", never)
     assert source_at_hand() == BERT
 
@@ -77,7 +76,7 @@ def test_what_is_no_instruction_is_refused() -> None:
 
 def test_bert_without_its_weights_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "bert_folder", lambda: None)
-    assert not bert_at_hand()
+    assert source_at_hand() == STAND_IN
     with pytest.raises(ConfigError, match=r"pip install 'classact\[libero\]', then hf download bert-base-uncased"):
         embed_instruction("a text that nothing was embedded for", BERT)
 

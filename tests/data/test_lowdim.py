@@ -131,16 +131,6 @@ def test_data_of_another_schema_are_refused() -> None:
     assert_array_equal(lowdim.demonstrations(with_camera), lowdim.demonstrations(data))
 
 
-def test_rows_of_other_sizes_are_refused() -> None:
-    data, lowdim = demonstrations(4), LowDim.fit(demonstrations(4))
-    with pytest.raises(DataError, match=r"of 6 dimensions \(arm 3, gripper 1, force 2\), got 3"):
-        lowdim.rows(data.proprioception[:, :3], None)
-    with pytest.raises(DataError, match="expected embeddings of 4 numbers, got 0"):
-        lowdim.rows(data.proprioception, None)
-    with pytest.raises(DataError, match="expected embeddings of 4 numbers, got 6"):
-        lowdim.rows(data.proprioception, data.proprioception)
-
-
 def test_observations_are_checked_by_number() -> None:
     seen = living(demonstrations(4))
     lowdim = LowDim.fit(demonstrations(4))

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 
 import fakes
 from classact.data.actions import ActionSpace
-from classact.data.schema import PROPRIOCEPTION, Schema, check_image, check_images, check_vector
+from classact.data.schema import PROPRIOCEPTION, Schema, check_images
 from classact.data.types import Demonstrations, Observation
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.utils.codec import from_json, to_json
@@ -256,8 +256,6 @@ def test_proprioception_refused(parts: dict[str, Any], message: str) -> None:
 def test_images_refused(image: Any, message: str) -> None:
     with pytest.raises(DataError, match=r"observation: camera 'wrist': expected.*" + message):
         Observation.of(SCHEMA, {"front": IMAGE, "wrist": image}, PARTS, language=WORDS)
-    with pytest.raises(DataError, match=r"here: expected.*" + message):
-        check_image(image, "here")
 
 
 @pytest.mark.parametrize(
@@ -303,8 +301,8 @@ def test_language_refused(language: Any, message: str) -> None:
 
 
 def test_a_vector_without_a_shape() -> None:
-    with pytest.raises(DataError, match=r"here: expected 2 numbers, shape \(2,\), got list"):
-        check_vector([1.0, 2.0], 2, "here")
+    with pytest.raises(DataError, match=r"here: proprioception .*: expected \d+ numbers, shape \(\d+,\), got list"):
+        SCHEMA.check({}, [1.0, 2.0], WORDS, where="here")
 
 
 def test_every_step_of_a_recording_is_an_observation_of_its_schema() -> None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations, Episode
+from classact.data.types import Demonstrations
 from classact.errors import DataError
 
 ENDS = (3, 4, 9)
@@ -139,14 +139,3 @@ def test_what_demonstrations_refuse(changed: dict[str, Any], expected: str) -> N
     with pytest.raises(DataError, match=expected) as caught:
         demonstrations(**changed)
     assert str(caught.value).startswith("tiny (some/file): ")
-
-
-def test_what_an_episode_refuses() -> None:
-    actions = np.zeros((4, 2), np.float32)
-    Episode(index=7, actions=actions, proprioception=actions)
-    with pytest.raises(DataError, match="episode 7: has 0 steps"):
-        Episode(index=7, actions=actions[:0], proprioception=actions[:0])
-    with pytest.raises(DataError, match=r"episode 7: expected proprioception of shape \(4, D\), got \(3, 2\)"):
-        Episode(index=7, actions=actions, proprioception=actions[:3])
-    with pytest.raises(DataError, match=r"episode 7: actions\[0, 0\] is nan; 4 of 4"):
-        Episode(index=7, actions=actions * np.nan, proprioception=actions)

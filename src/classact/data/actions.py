@@ -9,6 +9,7 @@ Actions are absolute throughout, as the paper uses them (section D: position-bas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,8 +89,6 @@ class ActionSpace:
             the intrinsic (Karcher) mean by the square of the rotations' spread, which is nothing for neighbours within
             a few degrees and several times what chordal is off for wide ones (tests/test_actions.py measures both).
 
-    Raises:
-        ConfigError: no parts, a name twice, or two positions or rotations of one arm.
     """
 
     parts: tuple[Part, ...]
@@ -103,19 +102,16 @@ class ActionSpace:
             raise UnknownNameError(choose("mean of rotations", self.rotation_mean, ROTATION_MEANS))
         if not self.parts:
             raise ConfigError("expected at least 1 part of an action, got 0.")
-        names = [part.name for part in self.parts]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"action part {name!r}: the name occurs {names.count(name)} times, expected once.")
-        for kind in ("position", "rotation_6d"):
-            arms = [part.arm for part in self.parts if part.kind == kind]
-            for arm in arms:
-                if arms.count(arm) > 1:
-                    which = "the only arm" if arm is None else f"arm {arm!r}"
-                    raise ConfigError(
-                        f"{which} has {arms.count(arm)} parts of kind {kind}, expected at most 1: a pose is one "
-                        f"position and one rotation. Name the arms."
-                    )
+        for name, count in Counter(part.name for part in self.parts).items():
+            if count > 1:
+                raise ConfigError(f"action part {name!r}: the name occurs {count} times, expected once.")
+        for (arm, kind), count in Counter((part.arm, part.kind) for part in self.parts).items():
+            if count > 1 and kind in ("position", "rotation_6d"):
+                which = "the only arm" if arm is None else f"arm {arm!r}"
+                raise ConfigError(
+                    f"{which} has {count} parts of kind {kind}, expected at most 1: a pose is one position and one "
+                    f"rotation. Name the arms."
+                )
 
     # The field's layouts
 
@@ -125,33 +121,18 @@ class ActionSpace:
     ) -> ActionSpace:
         """End-effector poses: per arm [position 3, 6-D rotation 6, gripper 1] (appendix B: 10-D; two arms: 20-D).
 
-        Args:
-            arms: names of the arms, in order; none for one arm.
-            gripper: dimensions of each gripper; 0 for none.
-            convention: see :class:`ActionSpace`.
-            rotation_mean: see :class:`ActionSpace`.
+        Arms are named in their order, none for one arm; ``gripper`` is the dimensions of each gripper, 0 for none.
         """
-        parts: list[Part] = []
-        for arm in arms or (None,):
-            parts += [Part(_name(arm, "position"), "position", arm=arm)]
-            parts += [Part(_name(arm, "rotation"), "rotation_6d", arm=arm)]
-            parts += _gripper(arm, gripper)
-        return ActionSpace(tuple(parts), convention, rotation_mean)
+        parts = _parts(arms, [("position", "position", 3), ("rotation", "rotation_6d", 6)], gripper)
+        return ActionSpace(parts, convention, rotation_mean)
 
     @staticmethod
     def joints(count: int, *arms: str, gripper: int = 1) -> ActionSpace:
         """Joint positions: per arm [joints, gripper]; (7) is a Franka's 8-D, (6, "left", "right") ALOHA's 14-D.
 
-        Args:
-            count: joints of each arm.
-            arms: names of the arms, in order; none for one arm.
-            gripper: dimensions of each gripper; 0 for none.
+        ``count`` is the joints of each arm; the rest is as for :meth:`pose`.
         """
-        parts: list[Part] = []
-        for arm in arms or (None,):
-            parts += [Part(_name(arm, "joints"), "joint", count, arm)]
-            parts += _gripper(arm, gripper)
-        return ActionSpace(tuple(parts))
+        return ActionSpace(_parts(arms, [("joints", "joint", count)], gripper))
 
     @staticmethod
     def points(count: int = 1) -> ActionSpace:
@@ -160,11 +141,7 @@ class ActionSpace:
 
     @staticmethod
     def named(name: str) -> ActionSpace:
-        """A member of :data:`ACTION_SPACES`.
-
-        Raises:
-            ConfigError: unknown name.
-        """
+        """A member of :data:`ACTION_SPACES`."""
         if name not in ACTION_SPACES:
             raise UnknownNameError(choose("action space", name, ACTION_SPACES))
         return ACTION_SPACES[name]()
@@ -212,11 +189,7 @@ class ActionSpace:
         return [(part, slice(int(end) - part.size, int(end))) for part, end in zip(self.parts, ends, strict=True)]
 
     def dimensions(self, kind: str) -> NDArray[np.bool_]:
-        """(D,) which dimensions are of a kind.
-
-        Raises:
-            ConfigError: unknown kind.
-        """
+        """(D,) which dimensions are of a kind of :data:`KINDS`."""
         if kind not in KINDS:
             raise UnknownNameError(choose("kind", kind, KINDS))
         return np.concatenate([np.full(part.size, part.kind == kind) for part in self.parts])
@@ -356,8 +329,6 @@ class ActionSpace:
                 out[..., columns] = orthogonalize_6d(actions[..., columns])
         return out
 
-    # How it is done
-
     def _rotations(self) -> list[tuple[Part, slice]]:
         return [(part, columns) for part, columns in self.layout() if part.kind == "rotation_6d"]
 
@@ -376,12 +347,14 @@ ACTION_SPACES: dict[str, Callable[[], ActionSpace]] = {
 _UNAMBIGUOUS = ("point", "pose", "two-arm-pose")
 
 
-def _name(arm: str | None, what: str) -> str:
-    return what if arm is None else f"{arm}_{what}"
-
-
-def _gripper(arm: str | None, size: int) -> list[Part]:
-    return [Part(_name(arm, "gripper"), "gripper", size, arm)] if size else []
+def _parts(arms: tuple[str, ...], of_each: list[tuple[str, str, int]], gripper: int) -> tuple[Part, ...]:
+    """(name, kind, size) of each arm's parts, and its gripper."""
+    of_each = [*of_each, ("gripper", "gripper", gripper)][: None if gripper else -1]
+    return tuple(
+        Part(name if arm is None else f"{arm}_{name}", kind, size, arm)
+        for arm in arms or (None,)
+        for name, kind, size in of_each
+    )
 
 
 def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:

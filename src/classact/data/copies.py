@@ -17,11 +17,7 @@ ALIKE = 1e-5
 def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
     """(E,) the first episode that each one is a copy of, itself where there is none before it.
 
-    Copies have the same number of steps, and the same actions but for rounding; images do not count.
-
-    Args:
-        actions: (N, D).
-        episode_ends: (E,), cumulative.
+    Copies have the same number of steps, and the same ``actions`` (N, D) but for rounding; images do not count.
     """
     lengths = np.diff(episode_ends, prepend=0)
     first = np.arange(len(episode_ends), dtype=np.int64)
@@ -55,12 +51,7 @@ def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
 
 
 def group_copies(first: IntArray, episode_ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Steps in an order in which copies lie side by side, (N,), and where each group of them ends, (G,).
-
-    Args:
-        first: of :func:`first_copies`.
-        episode_ends: (E,), cumulative.
-    """
+    """Steps in an order in which copies lie side by side, (N,), and where each group of them ends, (G,)."""
     of = np.repeat(first, np.diff(episode_ends, prepend=0))
     steps = np.argsort(of, kind="stable")
     return steps, np.append(np.flatnonzero(np.diff(of[steps])) + 1, len(steps))

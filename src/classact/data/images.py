@@ -109,12 +109,9 @@ def resize_images(images: ImageArray, size: int | tuple[int, int]) -> ImageArray
     Data sets and live observations must both go through this function; then they are equal bit by bit.
 
     Args:
-        images: (N, H, W, 3) uint8.
-        size: new (height, width) in pixels, or the side of a square.
-
-    Returns:
-        (N, height, width, 3) uint8; the very same array if it has that size already. Area averaging (OpenCV
-        ``INTER_AREA``) unless a side grows, then bilinear interpolation (``INTER_LINEAR``).
+        images: (N, H, W, 3) uint8; the very same array comes back if it has that size already.
+        size: new (height, width) in pixels, or the side of a square. Area averaging (OpenCV ``INTER_AREA``) unless a
+            side grows, then bilinear interpolation (``INTER_LINEAR``).
 
     Raises:
         DataError: not (N, H, W, 3) uint8.
@@ -150,19 +147,21 @@ def _opencv() -> Any:
 
 
 class ImageSource(ABC):
-    """The images of one camera, (N, H, W, 3) uint8 RGB, decoded when they are asked for.
+    """The images of one camera, (N, H, W, 3) uint8 RGB, decoded when they are asked for, by several threads at once.
 
     To those who use it, it is what a memory map is: a shape, rows by number, slices that read nothing, ``np.asarray``
     for all of it. A format's class says what its files hold (``shape``), which images these are (:meth:`digest`), and
-    how they are decoded (:meth:`decode`, and :meth:`spans` where some are compressed together). Several threads ask at
-    once.
+    how they are decoded (:meth:`decode`, and :meth:`spans` where some are compressed together).
 
     Attributes:
         shape: (N, H, W, 3), as recorded.
+        chunk, itemsize: how many images are compressed together, and bytes of the numbers that are stored.
         decoder: what else decides the pixels, such as a library with its version; empty where decoding is exact.
     """
 
     shape: tuple[int, int, int, int]
+    chunk: int = 1
+    itemsize: int = 1
     decoder: str = ""
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -184,16 +183,11 @@ class ImageSource(ABC):
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of images that are decoded together, one after another: a whole number of compressed chunks."""
-        rows = block_rows(self.shape)
+        rows = block_rows(self.shape, self.chunk, self.itemsize)
         return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
     def read(self, rows: NDArray[Any] | Sequence[int], size: int | None = None) -> ImageArray:
-        """Images by number, in any order: (n, H, W, 3), or (n, size, size, 3) as :func:`resize_images` makes them.
-
-        Raises:
-            DataError: see :meth:`decode`.
-            IndexError: no such row.
-        """
+        """Images by number, in any order: (n, H, W, 3), or (n, size, size, 3) as :func:`resize_images` makes them."""
         wanted = np.arange(len(self))[np.asarray(rows, np.int64)]
         out = np.empty((len(wanted), *(self.shape[1:3] if size is None else (size, size)), 3), np.uint8)
         span_of = self.span_of(wanted)
@@ -279,11 +273,9 @@ def block_rows(shape: tuple[int, ...], chunk: int = 1, itemsize: int = 1) -> int
 
 
 def remembered_digest(stamps: Any, compute: Callable[[], str]) -> str:
-    """A digest of what files hold, computed once for as long as they have the same stamps.
+    """A digest of what files hold, computed once for as long as they have the same ``stamps``.
 
-    Args:
-        stamps: of all files, and what of them is meant, as JSON values; see :func:`file_stamp`.
-        compute: reads them.
+    These are those of all files (:func:`file_stamp`), and what of them is meant, as JSON values.
     """
     name = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "digests" / f"{name[:32]}.json"
@@ -318,13 +310,7 @@ class Entry:
 
 
 def resized(images: ImageSource, size: int, progress: Progress | None = None) -> Entry:
-    """The entry of images at ``size`` x ``size``, each decoded once, several at a time.
-
-    Args:
-        images: recorded.
-        size: side in pixels; see :func:`resize_images`.
-        progress: called with (done, total) while it is built.
-    """
+    """The entry of recorded images at ``size`` x ``size`` pixels, each decoded once, several at a time."""
     shape = (len(images), size, size, 3)
     key = {"kind": "recorded", "images": images.digest(), "native": list(images.shape), "decoder": images.decoder}
     if images.shape != shape:
@@ -353,11 +339,9 @@ def resized(images: ImageSource, size: int, progress: Progress | None = None) ->
 
 
 class ImageStore:
-    """A folder of decoded images; see the module's description.
+    """A folder of decoded images, by default ``images`` in :func:`cache_folder`; see the module's description.
 
-    Args:
-        root: the folder; by default ``images`` in :func:`cache_folder`. It may be deleted at any time: whatever is
-            missing is built again when next needed.
+    It may be deleted at any time: whatever is missing is built again when next needed.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -384,10 +368,7 @@ class ImageStore:
             return None
 
     def get_or_create(self, entry: Entry) -> ImageMap:
-        """The images of an entry, built first where they are missing or damaged.
-
-        Returns:
-            (N, H, W, 3) uint8, a read-only memory map.
+        """The images of an entry, a read-only memory map, built first where they are missing or damaged.
 
         Raises:
             StorageError: not enough space (needed and free are printed), no permission.
@@ -467,11 +448,10 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:
 
 
 def frames_digest(images: Images) -> str:
-    """Which (N, H, W, 3) ``images`` these are: SHA-256 over the shape and every pixel.
+    """Which (N, H, W, 3) ``images`` these are: SHA-256 over the shape and every pixel, about 1 GB/s on each core.
 
-    Those that are not decoded yet have a digest of their own, :meth:`ImageSource.digest`.
-
-    About 1 GB/s on each core. A store's entry is not read: its digest was written when it was built.
+    Those that are not decoded yet have a digest of their own, :meth:`ImageSource.digest`; that of a store's entry was
+    written when it was built.
     """
     if isinstance(images, ImageSource):
         return images.digest()

@@ -42,14 +42,9 @@ def normalize(text: str) -> str:
 
 
 def embed_instruction(text: str, source: str | None = None) -> tuple[FloatArray, str]:
-    """The embedding of an instruction, and what made it.
+    """The embedding of an instruction, (768,) float32, and what made it.
 
-    Args:
-        text: the instruction.
-        source: one of :data:`SOURCES`; None: BERT where its weights are at hand, else the stand-in.
-
-    Returns:
-        (768,) float32 and its source.
+    ``source`` is one of :data:`SOURCES`; None: BERT where its weights are at hand, else the stand-in.
 
     Raises:
         ConfigError: unknown source, no words, or BERT is asked for and its weights are not here.
@@ -86,14 +81,9 @@ def bert_folder() -> Path | None:
     return None
 
 
-def bert_at_hand() -> bool:
-    """Whether instructions can be embedded by BERT without a download."""
-    return bert_folder() is not None
-
-
 def source_at_hand() -> str:
     """What embeds instructions on this machine where nothing else is asked for; loads no weights."""
-    return BERT if bert_at_hand() else STAND_IN
+    return STAND_IN if bert_folder() is None else BERT
 
 
 @cache

@@ -45,11 +45,7 @@ class LowDim:
 
     @staticmethod
     def fit(data: Demonstrations, keys: Sequence[str] | None = None) -> LowDim:
-        """Fitted on demonstrations; all declared keys where None.
-
-        Raises:
-            ConfigError: a key that the data do not declare.
-        """
+        """Fitted on demonstrations; all declared keys where None."""
         chosen = data.schema.keys if keys is None else tuple(keys)
         values = data.proprioception[:, data.schema.columns(chosen)]
         sizes = dict(data.schema.proprioception)
@@ -69,59 +65,35 @@ class LowDim:
         """Dimensions of a row."""
         return len(self.range.low) + self.schema.language
 
-    def rows(self, proprioception: FloatArray, language: FloatArray | None) -> FloatArray:
-        """(N, D_p) proprioception and (N, D_l) embeddings -> (N, dim) float32.
-
-        Raises:
-            DataError: sizes that are not those of the schema.
-        """
-        if proprioception.shape[-1] != self.schema.proprioception_dim:
-            raise DataError(
-                f"expected proprioception of {self.schema.proprioception_dim} dimensions "
-                f"({', '.join(f'{key} {size}' for key, size in self.schema.proprioception) or 'none'}), got "
-                f"{proprioception.shape[-1]}."
-            )
-        found = 0 if language is None else language.shape[-1]
-        if found != self.schema.language:
-            raise DataError(f"expected embeddings of {self.schema.language} numbers, got {found}.")
-        scaled = self.range.apply(_one_side(proprioception[:, self._columns()], self.quaternions))
-        return scaled if language is None else np.concatenate([scaled, language], axis=1)
-
     def demonstrations(self, data: Demonstrations, rows: IntArray | None = None) -> FloatArray:
-        """(N, dim) of every step, or of the steps ``rows``.
-
-        Raises:
-            DataError: data of another schema.
-        """
+        """(N, dim) of every step, or of the steps ``rows``; data of another schema are refused."""
         if difference := self.schema.difference(data.schema):
             raise DataError(f"{data.name} ({data.source}) is of another schema: {difference}. Train on these data.")
         language = None
         if data.language is not None:
             episode = data.episode_index() if rows is None else np.searchsorted(data.episode_ends, rows, side="right")
             language = data.language[episode]
-        return self.rows(data.proprioception if rows is None else data.proprioception[rows], language)
+        return self._rows(data.proprioception if rows is None else data.proprioception[rows], language)
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
         """(B, dim) of live observations, which :meth:`check` has passed."""
         language = None
         if self.schema.language:
             language = np.stack([np.asarray(o.language, np.float32) for o in observations])
-        return self.rows(np.stack([o.proprioception for o in observations]), language)
+        return self._rows(np.stack([o.proprioception for o in observations]), language)
 
     def check(self, observations: Sequence[Observation], cameras: Sequence[str]) -> None:
-        """Refuse observations that are not of the schema, or lack one of ``cameras``.
-
-        Raises:
-            DataError: naming what is missing or wrong.
-        """
+        """Refuse observations that are not of the schema, or lack one of ``cameras``, as :meth:`Schema.check`."""
         for number, observation in enumerate(observations):
             where = "observation" if len(observations) == 1 else f"observation {number} of {len(observations)}"
             self.schema.check(
                 observation.images, observation.proprioception, observation.language, cameras=cameras, where=where
             )
 
-    def _columns(self) -> IntArray:
-        return self.schema.columns(self.keys)
+    def _rows(self, proprioception: FloatArray, language: FloatArray | None) -> FloatArray:
+        columns = self.schema.columns(self.keys)
+        scaled = self.range.apply(_one_side(proprioception[:, columns], self.quaternions))
+        return scaled if language is None else np.concatenate([scaled, language], axis=1)
 
 
 def _one_side(values: FloatArray, quaternions: tuple[tuple[int, tuple[float, ...]], ...]) -> FloatArray:

@@ -1,7 +1,8 @@
 """Rotations in the representations that robot data use, batched over leading dimensions.
 
 The hub is the rotation matrix R (..., 3, 3), which maps coordinates in the rotated (tool) frame to coordinates in the
-world frame. Everything is computed in float64 and returned in the input's dtype, float32 or float64.
+world frame. Everything is computed in float64 and returned in the input's dtype, float32 or float64. What is not
+finite, of another shape, no rotation matrix, or a zero vector where a direction is needed is a DataError.
 
 **The 6-D representation** (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks";
 paper section D) is two orthonormal vectors of the matrix, from which Gram-Schmidt restores the third. Zhou et al. take
@@ -44,10 +45,6 @@ def rotation_6d_to_matrix(values: NDArray[F], convention: str = "rows") -> NDArr
     Args:
         values: a1 (first three) and a2 (last three).
         convention: "rows" or "columns": what b1, b2, b3 become.
-
-    Raises:
-        DataError: a zero vector, or two parallel ones; not finite; not (..., 6).
-        ConfigError: unknown convention.
     """
     check_convention(convention)
     v = _checked(values, (6,), "6-D rotations")
@@ -65,12 +62,7 @@ def rotation_6d_to_matrix(values: NDArray[F], convention: str = "rows") -> NDArr
 
 
 def matrix_to_rotation_6d(matrix: NDArray[F], convention: str = "rows") -> NDArray[F]:
-    """(..., 3, 3) -> (..., 6): the first two rows, or columns, one after the other.
-
-    Raises:
-        DataError: not rotation matrices.
-        ConfigError: unknown convention.
-    """
+    """(..., 3, 3) -> (..., 6): the first two rows, or columns, one after the other."""
     check_convention(convention)
     m = _rotation_matrices(matrix)
     if convention == "columns":
@@ -79,11 +71,7 @@ def matrix_to_rotation_6d(matrix: NDArray[F], convention: str = "rows") -> NDArr
 
 
 def orthogonalize_6d(values: NDArray[F]) -> NDArray[F]:
-    """(..., 6) -> (..., 6) with two orthonormal vectors, by Gram-Schmidt; the same in either convention.
-
-    Raises:
-        DataError: as :func:`rotation_6d_to_matrix`.
-    """
+    """(..., 6) -> (..., 6) with two orthonormal vectors, by Gram-Schmidt; the same in either convention."""
     return rotation_6d_to_matrix(values)[..., :2, :].reshape(values.shape)
 
 
@@ -96,13 +84,9 @@ def degenerate_6d(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def quaternion_to_matrix(quaternion: NDArray[F], order: str = "xyzw") -> NDArray[F]:
-    """(..., 4) -> (..., 3, 3); q and -q are one rotation, any length but zero is normalised.
-
-    Raises:
-        DataError: a zero quaternion; not finite; not (..., 4).
-        ConfigError: unknown order.
-    """
-    _check_order(order)
+    """(..., 4) -> (..., 3, 3); q and -q are one rotation, any length but zero is normalised."""
+    if order not in ORDERS:
+        raise UnknownNameError(choose("quaternion order", order, ORDERS))
     q = _checked(quaternion, (4,), "quaternions")
     short = np.linalg.norm(q, axis=-1) < DEGENERATE
     if short.any():
@@ -116,21 +100,13 @@ def quaternion_to_matrix(quaternion: NDArray[F], order: str = "xyzw") -> NDArray
 
 
 def axis_angle_to_matrix(axis_angle: NDArray[F]) -> NDArray[F]:
-    """(..., 3) -> (..., 3, 3); the vector's length is the angle in radians, zero is no rotation.
-
-    Raises:
-        DataError: not finite; not (..., 3).
-    """
+    """(..., 3) -> (..., 3, 3); the vector's length is the angle in radians, zero is no rotation."""
     v = _checked(axis_angle, (3,), "axis-angle vectors")
     return _flat(v, lambda flat: _scipy().from_rotvec(flat).as_matrix(), 1, (3, 3)).astype(axis_angle.dtype)
 
 
 def matrix_to_axis_angle(matrix: NDArray[F]) -> NDArray[F]:
-    """(..., 3, 3) -> (..., 3), of length 0..pi; at pi itself the axis and its negative are both right.
-
-    Raises:
-        DataError: not rotation matrices.
-    """
+    """(..., 3, 3) -> (..., 3), of length 0..pi; at pi itself the axis and its negative are both right."""
     m = _rotation_matrices(matrix)
     return _flat(m, lambda flat: _scipy().from_matrix(flat).as_rotvec(), 2, (3,)).astype(matrix.dtype)
 
@@ -140,9 +116,6 @@ def geodesic_distance(one: NDArray[F], other: NDArray[F]) -> NDArray[F]:
 
     The angle's sine and cosine are both read off, so that it is exact to rounding near 0 (where the usual arccos of
     the trace loses half the digits) and near pi.
-
-    Raises:
-        DataError: not rotation matrices.
     """
     a, b = _rotation_matrices(one), _rotation_matrices(other)
     m = np.swapaxes(a, -1, -2) @ b
@@ -161,9 +134,6 @@ def nearest_rotation(matrix: NDArray[F]) -> tuple[NDArray[F], NDArray[np.bool_]]
 
     Returns:
         The rotations, and (...) whether they are *not* determined (the mean of opposite rotations, a zero matrix).
-
-    Raises:
-        DataError: not finite; not (..., 3, 3).
     """
     m = _checked(matrix, (3, 3), "matrices")
     u, s, vt = np.linalg.svd(m)
@@ -176,11 +146,6 @@ def check_convention(convention: str) -> None:
     """Refuse unknown 6-D conventions."""
     if convention not in CONVENTIONS:
         raise UnknownNameError(choose("6-D rotation convention", convention, CONVENTIONS))
-
-
-def _check_order(order: str) -> None:
-    if order not in ORDERS:
-        raise UnknownNameError(choose("quaternion order", order, ORDERS))
 
 
 def first_true(mask: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -57,12 +57,8 @@ class Schema:
     def assumed(cameras: Sequence[str], proprioception: int, actions: int, *, values: Any = None) -> Schema:
         """The schema of data that declare none: one proprioception key; an action space where D_a alone tells.
 
-        Args:
-            cameras: views.
-            proprioception: D_p.
-            actions: D_a.
-            values: (N, D_a) float32 or float64, the actions. Ten numbers that are no pose, because six of them are no
-                rotation, are not taken for one.
+        ``proprioception`` and ``actions`` are D_p and D_a, ``values`` (N, D_a) the actions, where they are known: ten
+        numbers that are no pose, because six of them are no rotation, are not taken for one.
         """
         keys = ((PROPRIOCEPTION, proprioception),) if proprioception else ()
         space: ActionSpace | None = None
@@ -87,6 +83,10 @@ class Schema:
         """D_p, the sizes of all keys together."""
         return sum(size for _, size in self.proprioception)
 
+    def sizes(self) -> str:
+        """Proprioception keys with their sizes, for messages."""
+        return ", ".join(f"{key} {size}" for key, size in self.proprioception) or "none"
+
     def columns(self, keys: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Dimensions of (D_p,) proprioception that ``keys`` occupy, in their order; all where None.
 
@@ -95,12 +95,12 @@ class Schema:
         """
         ends = np.cumsum([size for _, size in self.proprioception], dtype=np.int64)
         where = {key: np.arange(end - size, end) for (key, size), end in zip(self.proprioception, ends, strict=True)}
-        parts = []
+        parts = [np.zeros(0, np.int64)]
         for key in self.keys if keys is None else keys:
             if key not in where:
                 raise UnknownNameError(choose("proprioception key", key, where))
             parts.append(where[key])
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        return np.concatenate(parts)
 
     def join(self, values: Mapping[str, Any], where: str = "observation") -> NDArray[np.float32]:
         """(D_p,) float32 of values by key.
@@ -118,7 +118,7 @@ class Schema:
                 f"{where}: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it out, "
                 f"or train with it."
             )
-        parts = []
+        parts = [np.zeros(0, np.float32)]
         for key, size in self.proprioception:
             try:
                 value = np.asarray(values[key], np.float32).reshape(-1)
@@ -129,7 +129,7 @@ class Schema:
             if len(value) != size:
                 raise DataError(f"{where}: proprioception {key!r} has {len(value)} numbers, declared are {size}.")
             parts.append(value)
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return np.concatenate(parts)
 
     def check(
         self,
@@ -140,14 +140,7 @@ class Schema:
         cameras: Sequence[str] = (),
         where: str = "observation",
     ) -> None:
-        """Refuse an observation that is not of this schema.
-
-        Args:
-            images: camera -> (H, W, 3) uint8.
-            proprioception: (D_p,) float.
-            language: (D_l,) float, or None.
-            cameras: which views are needed.
-            where: for messages.
+        """Refuse an observation that is not of this schema or lacks one of ``cameras``.
 
         Raises:
             DataError: a missing camera or language; a wrong shape, dtype or channel order; NaN or infinite numbers.
@@ -158,8 +151,8 @@ class Schema:
                     f"{where}: lacks camera {camera!r}; there are {sorted(images) or 'no images'}, needed are "
                     f"{list(cameras)}. Observe with rendering, in a simulator or on a robot that has this camera."
                 )
-            check_image(images[camera], f"{where}: camera {camera!r}")
-        check_vector(proprioception, self.proprioception_dim, f"{where}: proprioception {list(self.keys)}")
+            _check_pixels(images[camera], (), f"{where}: camera {camera!r}")
+        _check_vector(proprioception, self.proprioception_dim, f"{where}: proprioception {list(self.keys)}")
         if language is not None and not self.language:
             raise DataError(
                 f"{where}: holds an instruction's embedding, but the schema declares none. Leave it out, or train with "
@@ -171,7 +164,7 @@ class Schema:
                     f"{where}: lacks the instruction's embedding ({self.language} numbers), which this data's schema "
                     f"declares. Pass the embedding of the task's instruction as language."
                 )
-            check_vector(language, self.language, f"{where}: language")
+            _check_vector(language, self.language, f"{where}: language")
 
     def difference(self, other: Schema) -> str:
         """What ``other`` declares otherwise, in words; empty where both accept the same observations and actions.
@@ -191,20 +184,11 @@ class Schema:
         return next((f"{what} {own} here, {found} there" for what, own, found in pairs if own != found), "")
 
 
-def check_image(image: Any, where: str) -> None:
-    """Refuse what is no (H, W, 3) uint8 RGB image of at least one pixel.
-
-    Raises:
-        DataError: with shape or dtype, and, for channels first, how to turn it.
-    """
-    _check_pixels(image, (), where)
-
-
 def check_images(images: Any, where: str, count: int | None = None) -> None:
     """Refuse what are no (N, H, W, 3) uint8 RGB images of at least one pixel each; N is ``count`` where it is given.
 
     Raises:
-        DataError: as :func:`check_image`.
+        DataError: with shape or dtype, and, for channels first, how to turn them.
     """
     _check_pixels(images, ("N" if count is None else count,), where)
 
@@ -213,16 +197,16 @@ def _check_pixels(images: Any, lead: tuple[str | int, ...], where: str) -> None:
     shape = getattr(images, "shape", None)
     expected = f"({', '.join(map(str, (*lead, 'H', 'W', 3)))})"
     what = f"images of shape {expected}, one RGB frame per step" if lead else f"an image of shape {expected}"
-    if shape is None or len(shape) != len(lead) + 3 or shape[-1] != 3:
+    if shape is None:
+        raise DataError(f"{where}: expected {what}, got {type(images).__name__}.")
+    right = len(shape) == len(lead) + 3
+    if not right or shape[-1] != 3 or (lead not in ((), ("N",)) and shape[:1] != lead):
         turn = ""
-        if shape is not None and len(shape) == len(lead) + 3 and shape[-3] == 3:
+        if right and shape[-1] != 3 and shape[-3] == 3:
             turn = f" Channels are first: transpose to {expected}."
-        elif shape is not None and len(shape) == len(lead) + 3 and shape[-1] in (1, 4):
+        elif right and shape[-1] in (1, 4):
             turn = f" It has {shape[-1]} channels: convert to RGB."
-        found = type(images).__name__ if shape is None else tuple(shape)
-        raise DataError(f"{where}: expected {what}, got {found}.{turn}")
-    if lead and lead != ("N",) and shape[:1] != lead:
-        raise DataError(f"{where}: expected {what}, got {tuple(shape)}.")
+        raise DataError(f"{where}: expected {what}, got {tuple(shape)}.{turn}")
     if 0 in shape[-3:]:
         raise DataError(f"{where}: expected {what} with H >= 1 and W >= 1, got {tuple(shape)}, which has no pixels.")
     if images.dtype != np.uint8:
@@ -232,12 +216,7 @@ def _check_pixels(images: Any, lead: tuple[str | int, ...], where: str) -> None:
         )
 
 
-def check_vector(value: Any, size: int, where: str) -> None:
-    """Refuse what is not (size,) finite numbers.
-
-    Raises:
-        DataError: with both sizes, or the first number that is not finite.
-    """
+def _check_vector(value: Any, size: int, where: str) -> None:
     shape = getattr(value, "shape", None)
     if shape != (size,):
         found = type(value).__name__ if shape is None else tuple(shape)

@@ -42,11 +42,6 @@ def _check_matrix(name: str, array: Any, length: int, dtype: type, where: str) -
         )
 
 
-def _check_images(images: Mapping[str, Any], length: int, where: str) -> None:
-    for camera, array in images.items():
-        check_images(array, f"{where}: camera {camera!r}", length)
-
-
 @dataclass(frozen=True)
 class Episode:
     """One demonstration of L steps.
@@ -64,17 +59,6 @@ class Episode:
     proprioception: FloatArray
     states: StateArray | None = None
     images: Mapping[str, Images] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        where = f"episode {self.index}"
-        length = len(self.actions)
-        if length == 0:
-            raise DataError(f"{where}: has 0 steps, expected at least 1. Remove the episode from the data.")
-        _check_matrix("actions", self.actions, length, np.float32, where)
-        _check_matrix("proprioception", self.proprioception, length, np.float32, where)
-        if self.states is not None:
-            _check_matrix("states", self.states, length, np.float64, where)
-        _check_images(self.images, length, where)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -144,44 +128,39 @@ class Demonstrations:
         _check_matrix("proprioception", self.proprioception, steps, np.float32, where)
         if self.states is not None:
             _check_matrix("states", self.states, steps, np.float64, where)
-        _check_images(self.images, steps, where)
+        for camera, images in self.images.items():
+            check_images(images, f"{where}: camera {camera!r}", steps)
         if self.language is not None:
             _check_matrix("language", self.language, len(ends), np.float32, where)
-        if self.schema == Schema():
-            sizes = (self.proprioception.shape[1], self.actions.shape[1])
-            assumed = Schema.assumed(tuple(self.images), *sizes, values=self.actions)
-            language = 0 if self.language is None else self.language.shape[1]
-            object.__setattr__(self, "schema", replace(assumed, language=language))
-        self._check_schema(where)
-
-    def _check_schema(self, where: str) -> None:
+        proprioception, actions = self.proprioception.shape[1], self.actions.shape[1]
+        language = 0 if self.language is None else self.language.shape[1]
         schema = self.schema
-        if schema.actions is not None and schema.actions.dim == self.actions.shape[1]:
-            object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
-        if undeclared := [camera for camera in self.images if camera not in schema.cameras]:
-            # Re-rendered views join those that were recorded.
-            schema = replace(schema, cameras=(*schema.cameras, *undeclared))
-            object.__setattr__(self, "schema", schema)
-        found = self.proprioception.shape[1]
-        if schema.proprioception_dim != found:
+        if schema == Schema():
+            assumed = Schema.assumed(tuple(self.images), proprioception, actions, values=self.actions)
+            schema = replace(assumed, language=language)
+        # Re-rendered views join those that were recorded.
+        undeclared = [camera for camera in self.images if camera not in schema.cameras]
+        schema = replace(schema, cameras=(*schema.cameras, *undeclared))
+        object.__setattr__(self, "schema", schema)
+        if schema.proprioception_dim != proprioception:
             raise DataError(
                 f"{where}: the schema declares {schema.proprioception_dim} dimensions of proprioception "
-                f"({', '.join(f'{key} {size}' for key, size in schema.proprioception) or 'none'}), the data have "
-                f"{found}. Declare the keys that are recorded."
+                f"({schema.sizes()}), the data have {proprioception}. Declare the keys that are recorded."
             )
-        language = 0 if self.language is None else self.language.shape[1]
         if schema.language != language:
             raise DataError(
                 f"{where}: the schema declares a language embedding of size {schema.language}, the data have one of "
                 f"{language}."
             )
-        if schema.actions is not None and schema.actions.dim != self.actions.shape[1]:
-            raise DataError(
-                f"{where}: the schema declares actions of {schema.actions.dim} dimensions "
-                f"({schema.actions.describe()}), the data have {self.actions.shape[1]}."
-            )
-        if schema.actions is not None and schema.actions.has_rotations:
-            schema.actions.check_rotations(self.actions, where)
+        if schema.actions is not None:
+            if schema.actions.dim != actions:
+                raise DataError(
+                    f"{where}: the schema declares actions of {schema.actions.dim} dimensions "
+                    f"({schema.actions.describe()}), the data have {actions}."
+                )
+            object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
+            if schema.actions.has_rotations:
+                schema.actions.check_rotations(self.actions, where)
 
     def __len__(self) -> int:
         """Number of episodes E."""
@@ -205,7 +184,7 @@ class Demonstrations:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps N over all episodes."""
+        """N, of all episodes."""
         return len(self.actions)
 
     @property
@@ -293,10 +272,8 @@ class Observation:
 
         Args:
             schema: of the data that a policy was trained on (``policy.spec.schema``).
-            images: camera -> (H, W, 3) uint8 RGB.
+            images, state, language: see the attributes.
             proprioception: key -> numbers, all keys that the schema declares.
-            state: (D_s,) true state, for state policies.
-            language: (D_l,) embedding of the instruction.
 
         Raises:
             DataError: a declared key is missing or of another size, or an image is of another shape or dtype.

@@ -189,7 +189,7 @@ numbers = st.floats(-1.5, 1.5, allow_nan=False, width=64)
 def test_any_delta_against_scipy(command: list[float], place: list[float], turn: list[float]) -> None:
     controller = Controller.from_json(COMPOSITE, "test")
     commands, position, site = np.array([command]), np.array([place]), Rotation.from_rotvec([turn])
-    found = controller.poses(commands, position, site.as_matrix(), "test")
+    found = controller.poses(commands, position, site.as_matrix())
     assert_allclose(found, goals(commands, position, site), atol=1e-12)
     assert_allclose(np.linalg.det(rotation_6d_to_matrix(found[:, 3:9])), 1)
 
@@ -230,10 +230,10 @@ def test_before_1_5_no_rotation_keeps_the_goal() -> None:
     commands[[1, 3], 5] = 1.0, -0.5
     site = Rotation.from_rotvec(np.outer([0.1, 0.2, 0.3, 0.4, 0.5], [0, 0, 1]))
     position = np.zeros((5, 3))
-    held = Controller.from_json(OSC, "test").poses(commands, position, site.as_matrix(), "test")
+    held = Controller.from_json(OSC, "test").poses(commands, position, site.as_matrix())
     angles = Rotation.from_matrix(rotation_6d_to_matrix(held[:, 3:9])).as_euler("xyz")[:, 2]
     assert_allclose(angles, [0.1, 0.7, 0.7, 0.15, 0.15], atol=1e-12)
-    free = Controller.from_json(COMPOSITE, "test").poses(commands, position, site.as_matrix(), "test")
+    free = Controller.from_json(COMPOSITE, "test").poses(commands, position, site.as_matrix())
     angles = Rotation.from_matrix(rotation_6d_to_matrix(free[:, 3:9])).as_euler("xyz")[:, 2]
     assert_allclose(angles, [0.1, 0.7, 0.3, 0.15, 0.5], atol=1e-12)
 
@@ -505,9 +505,7 @@ def test_robosuite_s_own_goals(monkeypatch: pytest.MonkeyPatch, frame: str) -> N
     position, rotation = ArmModel(sim.model.get_xml(), "test").grip_pose(np.stack(states)[:, 1 : 1 + sim.model.nq])
     assert_allclose(position, expected[:, :3], atol=1e-5)
     assert_allclose(rotation, site_rotation(np.stack(hands)), atol=1e-5)
-    found = Controller.from_json(config, "test").poses(
-        commands, expected[:, :3], site_rotation(np.stack(hands)), "test"
-    )
+    found = Controller.from_json(config, "test").poses(commands, expected[:, :3], site_rotation(np.stack(hands)))
     assert_allclose(found[:, :9], expected[:, 3:], atol=1e-5)
     assert Controller.from_json(config, "test").holds == old
     env.close()

@@ -69,7 +69,7 @@ def reader(name: str) -> Reader:
 
 
 def takes_layout(reader: Reader) -> bool:
-    """Whether a layout file can declare what the files of a format hold."""
+    """Whether a layout file can declare what files of this format hold."""
     return "layout" in inspect.signature(reader.read).parameters
 
 
@@ -143,12 +143,7 @@ def declared_simulator(source: str | Path) -> str:
 
 
 def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
-    """A layout that people write: a JSON object of the fields of a dataclass, all optional.
-
-    Args:
-        layout: the dataclass.
-        source: a file, or what is in one.
-        where: names it in messages.
+    """A layout that people write, in a file or what is in one: a JSON object of a dataclass's fields, all optional.
 
     Raises:
         ConfigError: no such file, no JSON, unknown fields, or values of another kind.
@@ -165,20 +160,12 @@ def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
 
 
 def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:
-    """The first ``episodes`` demonstrations as views, nothing copied; all where None.
-
-    Raises:
-        ConfigError: fewer than one, or more than there are.
-    """
+    """The first ``episodes`` demonstrations as views, nothing copied; all where None."""
     return demonstrations if episodes is None else _some(demonstrations, "first", episodes)
 
 
 def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
-    """The last ``count`` demonstrations as views, nothing copied; their episodes and steps count from 0 again.
-
-    Raises:
-        ConfigError: fewer than one, or more than there are.
-    """
+    """The last ``count`` demonstrations as views, nothing copied; their episodes and steps count from 0 again."""
     return _some(demonstrations, "last", count)
 
 

@@ -60,18 +60,8 @@ def declared_simulator(path: Path) -> str:
         return ""  # what is wrong shows when the file is read
 
 
-def read(
-    path: Path,
-    *,
-    episodes: int | None = None,
-    layout: h5.Hdf5Layout | Path | None = None,
-) -> Demonstrations:
-    """Read a folder of episodes, by number, or one episode's file.
-
-    Args:
-        path: folder or file.
-        episodes: only the first so many.
-        layout: ``cameras`` and ``bgr``, or a JSON file that says so.
+def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
+    """Read a folder of episodes, by number, or one episode's file; ``layout`` declares ``cameras`` and ``bgr``.
 
     Returns:
         Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",

@@ -8,7 +8,7 @@ Which array is what, a :class:`ZarrLayout` declares: in Python, in a JSON file, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
-from classact.data.images import ImageSource, block_rows, remembered_digest
+from classact.data.images import ImageSource
 from classact.data.readers import first_episodes, read_layout
 from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
 from classact.data.schema import Schema
@@ -82,10 +82,6 @@ class ZarrLayout:
         A proprioception key has the name of an array, or ``{"array": NAME, "columns": [0, 1]}``; ``action_space`` is a
         name of :data:`classact.data.actions.ACTION_SPACES`, or an :class:`~classact.data.actions.ActionSpace`.
 
-        Args:
-            value: parsed JSON.
-            where: the file, for messages.
-
         Raises:
             ConfigError: unknown fields, or values of another kind.
         """
@@ -117,10 +113,6 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
         episodes: only the first so many demonstrations.
         layout: which array is what, or a JSON file that says so; by default ``classact.json`` in the store, and where
             there is none, Push-T's.
-
-    Returns:
-        Demonstrations with (N, D_a) float32 actions, (N, D_p) float32 proprioception, (N, D_s) float64 states and
-        images at native resolution.
 
     Raises:
         DataError: missing or damaged files, arrays that do not fit together or not to what is declared, values that
@@ -154,7 +146,7 @@ def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Dem
                 f"arrays to the shorter length."
             )
     actions = _cast(_matrix(action), np.float32)
-    parts = {key: _columns(array, _table(array), key, robot[key].columns) for key, array in arrays.items()}
+    parts = {key: _columns(array, key, robot[key].columns) for key, array in arrays.items()}
     schema = Schema((), tuple((key, part.shape[1]) for key, part in parts.items()), actions=layout.action_space)
     if layout.action_space is None:
         assumed = Schema.assumed((), schema.proprioception_dim, actions.shape[1], values=actions)
@@ -242,7 +234,7 @@ def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
             f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (E,) integers: the cumulative "
             f"number of steps after each episode."
         )
-    return _read(array).astype(np.int64)
+    return array.read().astype(np.int64)
 
 
 def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
@@ -270,16 +262,14 @@ def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
     return _cast(values, np.float32)
 
 
-def _matrix(array: Zarr2Array) -> NDArray[Any]:
+def _matrix(array: Zarr2Array, *, flat: bool = False) -> NDArray[Any]:
+    """(N, D) numbers; where ``flat``, also (N,), as a gripper's opening is often stored."""
+    if flat and len(array.shape) == 1 and array.dtype.kind in "fiu":
+        return array.read()[:, None]
     if len(array.shape) != 2 or array.dtype.kind not in "fiu":
         raise DataError(
             f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (N, D) numbers: one row per step."
         )
-    return _read(array)
-
-
-def _read(array: Zarr2Array) -> NDArray[Any]:
-    array.check_files()
     return array.read()
 
 
@@ -289,14 +279,8 @@ def _cast(values: NDArray[Any], dtype: type) -> NDArray[Any]:
         return np.ascontiguousarray(values, dtype=dtype)
 
 
-def _table(array: Zarr2Array) -> NDArray[Any]:
-    # A gripper's opening is often stored as one number per step.
-    if len(array.shape) == 1 and array.dtype.kind in "fiu":
-        return _read(array)[:, None]
-    return _matrix(array)
-
-
-def _columns(array: Zarr2Array, values: NDArray[Any], key: str, columns: tuple[int, ...] | None) -> NDArray[Any]:
+def _columns(array: Zarr2Array, key: str, columns: tuple[int, ...] | None) -> NDArray[Any]:
+    values = _matrix(array, flat=True)
     if columns is None:
         return values
     if not columns or min(columns) < 0 or max(columns) >= values.shape[1]:
@@ -319,6 +303,7 @@ class ZarrImages(ImageSource):
             raise DataError(f"{array.where} has dtype {array.dtype}, expected images of numbers from 0 to 255.")
         array.check_files(steps)
         self._array = array
+        self.chunk, self.itemsize = array.chunks[0], array.dtype.itemsize
         _, height, width, _ = array.shape
         self.shape = (steps, height, width, 3)
         if array.dtype.kind == "f" and self.decode(0, min(steps, array.chunks[0])).max() == 1:
@@ -328,15 +313,8 @@ class ZarrImages(ImageSource):
             )
 
     def digest(self) -> str:
-        """Of the chunk files as they are stored, remembered for as long as their stamps stay."""
-        array, steps = self._array, self.shape[0]
-        stamps = [str(array.store.path.resolve()), array.key, *array.stamps(steps)]
-        return remembered_digest(stamps, lambda: array.digest(steps))
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Blocks of whole Zarr chunks, so that none is decompressed twice."""
-        rows = block_rows(self.shape, self._array.chunks[0], self._array.dtype.itemsize)
-        return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
+        """Of the chunk files as they are stored."""
+        return self._array.digest(len(self))
 
     def decode(self, start: int, stop: int) -> ImageArray:
         """Rows of the array; numbers of other types than uint8 are converted, or refused by name."""

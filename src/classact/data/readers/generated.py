@@ -77,10 +77,9 @@ def write(
     Args:
         out: the file (.npz); the folder where there are images.
         data: with states; their images are not stored, those that ``images`` draws are.
-        seeds: (E,) of the starts.
+        seeds: (E,) that the episodes were started with.
         instructions: (E,) in words; empty where the task has none.
-        facts: further entries of the header: how the demonstrations came about. The header also holds simulator,
-            versions, schema, instructions and what ``images`` show.
+        facts: further entries of the header, beside simulator, versions, schema, instructions and what ``images`` show.
         images: what to store beside the states.
     """
     assert data.states is not None
@@ -145,10 +144,6 @@ def declared_simulator(path: Path) -> str:
 def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
     """Read what :func:`write` wrote. Checksums are verified, which for a folder means reading its images once.
 
-    Args:
-        path: file or folder.
-        episodes: only the first so many demonstrations.
-
     Raises:
         DataError: damaged, incomplete, another file, or another version's format.
         ConfigError: more episodes asked for than there are.
@@ -190,20 +185,12 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
 
 
 def load_embedded() -> Demonstrations:
-    """The demonstrations in the package.
-
-    Raises:
-        DataError: the file is missing from the installation, or damaged.
-    """
+    """The demonstrations in the package."""
     return replace(read(embedded.PATH), name=embedded.NAME)
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """How a file or folder came about: its header and start ``seeds``. Nothing else is decompressed or checked.
-
-    Raises:
-        DataError: no demonstrations by classact, of a newer format, or these two are damaged.
-    """
+    """How a file or folder came about: its header and ``seeds``. Nothing else is decompressed or checked."""
     header, arrays = _load(path / FILE if path.is_dir() else path, ("seeds",))
     return {**header, "seeds": arrays["seeds"].tolist()}
 

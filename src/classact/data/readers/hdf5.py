@@ -56,11 +56,7 @@ class Hdf5Layout:
 
 
 def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hdf5Layout:
-    """The layout that a reader goes by: given, in a file, or the default.
-
-    Raises:
-        ConfigError: see :func:`classact.data.readers.read_layout`; a field that the reader does not take.
-    """
+    """The layout that a reader goes by: given, in a file, or the default. It must not use fields beside ``takes``."""
     where = "layout"
     if isinstance(layout, Path):
         where = f"layout {layout}"
@@ -87,10 +83,8 @@ def is_hdf5_name(path: Path) -> bool:
 def listed(folder: Path, key: Callable[[Path], Any], *, warn: bool = False) -> list[Path]:
     """The files of a folder that ``key`` knows, in its order. Hidden ones (macOS's ``._NAME``) are none.
 
-    Args:
-        folder: where.
-        key: what to sort a file by, of its name; None where it is none of those that are meant.
-        warn: log what is named like HDF5 and not taken, so that no episode is missed in silence.
+    ``key`` is None of a file that is not meant; ``warn`` logs those that are named like HDF5, so that no episode is
+    missed in silence.
 
     Raises:
         DataError: two files of one key, such as episode_1.hdf5 and episode_01.hdf5.
@@ -161,11 +155,7 @@ def where(node: Any) -> str:
 
 
 def group(parent: Any, name: str, meaning: str) -> Any:
-    """A group in another.
-
-    Raises:
-        DataError: missing, naming what is there instead.
-    """
+    """A group in another; where it is missing, the error names what is there instead."""
     import h5py
 
     found = parent.get(name)
@@ -182,11 +172,7 @@ def members(node: Any) -> str:
 
 
 def numbered(parent: Any, prefix: str, meaning: str) -> list[str]:
-    """Members of a group named ``<prefix><number>``, by number: demo_2 comes before demo_10.
-
-    Raises:
-        DataError: none.
-    """
+    """Members of a group named ``<prefix><number>``, at least one, by number: demo_2 comes before demo_10."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)")
     found = sorted((int(match[1]), name) for name in map(str, parent) if (match := pattern.fullmatch(name)))
     if not found:
@@ -195,13 +181,7 @@ def numbered(parent: Any, prefix: str, meaning: str) -> list[str]:
 
 
 def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None = None) -> NDArray[np.float64]:
-    """(L, D) float64 of a dataset of numbers.
-
-    Args:
-        parent: a group.
-        name: path in it.
-        columns: D, where it is known.
-        rows: L, where it is known: the number of actions.
+    """(L, D) float64 of a dataset of numbers in a group; L (the number of actions) and D where they are known.
 
     Raises:
         DataError: missing, of another shape, no numbers, not finite, or larger than anything that a robot measures.
@@ -243,11 +223,7 @@ def text(attributes: Any, name: str) -> str | None:
 
 
 def json_attribute(node: Any, name: str) -> dict[str, Any] | None:
-    """A JSON object in an attribute, None where there is none.
-
-    Raises:
-        DataError: no JSON object.
-    """
+    """A JSON object in an attribute, None where there is none."""
     content = text(node.attrs, name)
     if content is None:
         return None
@@ -281,11 +257,7 @@ class Recording:
 
 
 def joined_states(recordings: Sequence[Recording]) -> StateArray | None:
-    """(N, D_s) float64 of all demonstrations; None where none has states.
-
-    Raises:
-        DataError: some have states and some not, or their sizes differ.
-    """
+    """(N, D_s) float64 of all demonstrations, which all have states of one size, or none: then None."""
     sizes = [None if part.states is None else part.states.shape[1] for part in recordings]
     for part, size in zip(recordings, sizes, strict=True):
         if size != sizes[0]:
@@ -297,11 +269,7 @@ def joined_states(recordings: Sequence[Recording]) -> StateArray | None:
 
 
 def check_episodes(episodes: int | None, found: int, path: Path) -> int:
-    """How many demonstrations to read.
-
-    Raises:
-        ConfigError: fewer than one asked for, or more than there are.
-    """
+    """How many demonstrations to read."""
     if episodes is not None and not 1 <= episodes <= found:
         raise ConfigError(f"asked for the first {episodes} episodes, but {path} has {found}. Ask for 1 to {found}.")
     return found if episodes is None else episodes

@@ -22,8 +22,7 @@ class Frames:
     """The images of one demonstration and camera, in the file.
 
     Attributes:
-        path: the file.
-        dataset: path of the dataset in it.
+        path, dataset: the file, and the dataset's path in it.
         rows: how many of its images count, from the first on.
         shape: (H, W, 3).
         chunk: how many are compressed together.
@@ -76,14 +75,7 @@ def is_images(dataset: Any) -> bool:
 def frames(
     parent: Any, key: str, rows: int, used: int | None = None, *, flip: bool = False, bgr: bool = False
 ) -> Frames:
-    """The (L, H, W, 3) images ``key`` of a group.
-
-    Args:
-        parent: group.
-        key: path in it.
-        rows: L, the number of actions.
-        used: how many count; None for all.
-        flip, bgr: see :class:`Frames`.
+    """The (L, H, W, 3) images ``key`` of a group, where L is ``rows``, the number of actions, and ``used`` count.
 
     Raises:
         DataError: missing, no images, or not one per action.
@@ -144,15 +136,7 @@ def _picture(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any
 
 
 class Hdf5Images(ImageSource):
-    """A camera's images in all demonstrations.
-
-    Args:
-        camera: name, for messages.
-        parts: the demonstrations', in order.
-
-    Raises:
-        DataError: images of different sizes.
-    """
+    """A camera's images in all demonstrations, which must be of one size."""
 
     def __init__(self, camera: str, parts: Sequence[Frames]) -> None:
         shape = parts[0].shape
@@ -207,25 +191,17 @@ def demonstrations(
     schema: Schema,
     **known: Any,
 ) -> Demonstrations:
-    """Recordings, one after another, as demonstrations with the images of each camera.
+    """Recordings, one after another, as demonstrations; ``images`` are those of each camera in each of them.
 
-    Args:
-        name: to which words are joined by underscores.
-        source: file or folder.
-        recordings: of all episodes.
-        images: camera -> those of each episode.
-        schema: see :class:`Demonstrations`.
-        known: its further fields: states and what they are of, language.
+    ``known`` are further fields of :class:`Demonstrations`: states and what they are of, language.
     """
-    data = Demonstrations(
+    return Demonstrations(
         name=name.replace("_", "-"),
         episode_ends=np.cumsum([len(part.actions) for part in recordings], dtype=np.int64),
-        actions=np.concatenate([part.actions for part in recordings], dtype=np.float32, casting="same_kind"),
-        proprioception=np.concatenate(
-            [part.proprioception for part in recordings], dtype=np.float32, casting="same_kind"
-        ),
+        actions=np.concatenate([part.actions for part in recordings]).astype(np.float32),
+        proprioception=np.concatenate([part.proprioception for part in recordings]).astype(np.float32),
+        images={camera: Hdf5Images(camera, parts) for camera, parts in images.items()},
         source=str(source),
         schema=schema,
         **known,
     )
-    return data.with_images({camera: Hdf5Images(camera, parts) for camera, parts in images.items()})

@@ -75,11 +75,7 @@ class ArmModel:
         self.fingers: list[int] = [at for name, at in self._names.items() if name.startswith(GRIPPER_JOINTS)]
 
     def qpos(self, states: F64) -> F64:
-        """(L, nq) of (L, 1 + nq + nv) recorded states.
-
-        Raises:
-            DataError: states of another size.
-        """
+        """(L, nq) of (L, 1 + nq + nv) recorded states."""
         if states.shape[1] != 1 + self.nq + self.nv:
             raise DataError(
                 f"{self.where}: states have {states.shape[1]} dimensions, but the recorded model has 1 + {self.nq} + "

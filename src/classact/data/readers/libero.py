@@ -113,11 +113,8 @@ def read(
 ) -> Demonstrations:
     """Read a file, or all ``*_demo.hdf5`` of a folder: LIBERO-Object's tasks in the benchmark's order, others by name.
 
-    Args:
-        path: file or folder.
-        episodes: only the first so many demonstrations.
-        layout: ``cameras``, ``accept``, or a JSON file that says so.
-        embed: what turns an instruction into numbers; by default :func:`classact.data.language.embed_instruction`.
+    ``layout`` declares ``cameras`` and ``accept``. ``embed`` turns an instruction into numbers, by default
+    :func:`classact.data.language.embed_instruction`.
 
     Returns:
         Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, language, upright

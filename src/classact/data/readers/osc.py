@@ -103,23 +103,13 @@ class Controller:
             raise DataError(f"{where}: the controller's input_min {limits[0]} must lie below input_max {limits[1]}.")
         return Controller(absolute, limits[0], limits[1], limits[2], limits[3], holds=not composite)
 
-    def poses(self, commands: F64, position: F64, rotation: F64, where: str) -> F64:
+    def poses(self, commands: F64, position: F64, rotation: F64) -> F64:
         """(L, 10) absolute poses [position, 6-D rotation in rows, gripper] of (L, 7) commands of one demonstration.
 
         Args:
             commands: as recorded.
-            position: (L, 3) of the grip site when each command came.
-            rotation: (L, 3, 3) likewise.
-            where: file and demonstration, for messages.
-
-        Raises:
-            DataError: commands of another size.
+            position, rotation: (L, 3) and (L, 3, 3) of the grip site when each command came.
         """
-        if commands.shape[1] != COMMAND_DIM:
-            raise DataError(
-                f"{where}: actions have {commands.shape[1]} dimensions, expected {COMMAND_DIM}: position 3, axis-angle "
-                f"3, gripper 1 of one arm."
-            )
         if self.absolute:
             goal, turned = commands[:, :3], axis_angle_to_matrix(commands[:, 3:6])
         else:

@@ -97,18 +97,8 @@ def declared_simulator(path: Path) -> str:
         return ""  # what is wrong shows when the file is read
 
 
-def read(
-    path: Path,
-    *,
-    episodes: int | None = None,
-    layout: h5.Hdf5Layout | Path | None = None,
-) -> Demonstrations:
-    """Read a file. Images, where it has any, are decoded when they are asked for.
-
-    Args:
-        path: the file.
-        episodes: only the first so many demonstrations, by number.
-        layout: ``filter`` (a list in ``mask``), ``cameras``, ``accept``, or a JSON file that says so.
+def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
+    """Read a file; ``layout`` declares ``filter`` (a list in ``mask``), ``cameras`` and ``accept``.
 
     Returns:
         Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states
@@ -138,13 +128,10 @@ def read(
     states = h5.joined_states(recordings)
     simulator = SIMULATORS.get(environment.name, "") if states is not None else ""
     rendered = tuple(CAMERAS.values()) if simulator else ()
-    schema = Schema(
-        tuple(dict.fromkeys((*rendered, *images))), PROPRIOCEPTION, actions=ActionSpace.pose(), assumption=assumption
-    )
-    versions = h5.versions(environment.version, chosen)
-    return demonstrations(
-        path.stem, path, recordings, images, schema, states=states, simulator=simulator, versions=versions
-    )
+    cameras = tuple(dict.fromkeys((*rendered, *images)))
+    schema = Schema(cameras, PROPRIOCEPTION, actions=ActionSpace.pose(), assumption=assumption)
+    known: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
+    return demonstrations(path.stem, path, recordings, images, schema, states=states, **known)
 
 
 def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
@@ -197,7 +184,7 @@ class Raw:
         """With actions as absolute poses, and proprioception as :data:`~classact.data.readers.osc.PROPRIOCEPTION`."""
         return h5.Recording(
             self.where,
-            controller.poses(self.commands, self.position, self.rotation, self.where),
+            controller.poses(self.commands, self.position, self.rotation),
             np.concatenate([self.position, matrix_to_rotation_6d(self.rotation), self.joints, self.fingers], axis=1),
             self.states,
         )
@@ -230,23 +217,14 @@ def _robot(demo: Any, steps: int, states: F64 | None) -> tuple[F64, F64, F64, F6
             f"{h5.where(demo)}: obs lacks {', '.join(missing)}, and there are {lacks} to compute them from. Write "
             f"observations with robomimic's dataset_states_to_obs.py, or use the original file."
         )
-    return arm_from_states(ArmModel(model, h5.where(demo)), states)
-
-
-def arm_from_states(model: ArmModel, states: F64) -> tuple[F64, F64, F64, F64]:
-    """What the robot observes, from (L, D_s) states: as ``_robot``.
-
-    Raises:
-        DataError: states of another model, or an arm without seven joints and two fingers.
-    """
-    if (len(model.arm), len(model.fingers)) != (7, 2):
+    arm = ArmModel(model, h5.where(demo))
+    if (len(arm.arm), len(arm.fingers)) != (7, 2):
         raise DataError(
-            f"{model.where}: the arm has {len(model.arm)} joints and {len(model.fingers)} fingers, expected 7 and 2: a "
+            f"{arm.where}: the arm has {len(arm.arm)} joints and {len(arm.fingers)} fingers, expected 7 and 2: a "
             f"Panda with its gripper."
         )
-    qpos = model.qpos(states)
-    position, rotation = model.grip_pose(qpos)
-    return position, rotation, qpos[:, model.arm], qpos[:, model.fingers]
+    qpos = arm.qpos(states)
+    return *arm.grip_pose(qpos), qpos[:, arm.arm], qpos[:, arm.fingers]
 
 
 def _frames(
@@ -257,7 +235,8 @@ def _frames(
         first = data[names[0]].get("obs", {})
         keys = [key for key in map(str, first) if is_images(first.get(key))]
         found = {CAMERAS.get(key, key.removesuffix("_image")): key for key in sorted(keys)}
-        cameras = {camera: found[camera] for camera in sorted(found, key=_order)}
+        order = {camera: n for n, camera in enumerate(CAMERAS.values())}
+        cameras = dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item)))
     return {
         camera: [
             frames(h5.group(data[name], "obs", "observations"), key, steps)
@@ -265,8 +244,3 @@ def _frames(
         ]
         for camera, key in cameras.items()
     }
-
-
-def _order(camera: str) -> tuple[int, str]:
-    known = list(CAMERAS.values())
-    return (known.index(camera) if camera in known else len(known), camera)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.data.images import file_stamp
+from classact.data.images import file_stamp, remembered_digest
 from classact.errors import DataError
 from classact.utils.inputs import cannot_read, is_from_system
 
@@ -28,10 +28,7 @@ _BLOSC_HEADER = 16
 
 
 class Zarr2Store:
-    """Read access to a store, open for as long as one of its arrays is in use.
-
-    Args:
-        path: the store's folder, or a zip file of it.
+    """Read access to a store's folder or zip file, open for as long as one of its arrays is in use.
 
     Raises:
         DataError: the zip file is truncated or damaged; the store is of another Zarr version.
@@ -121,10 +118,9 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
         raise DataError(cannot_read(problem.filename, problem)) from problem
 
     for base, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        inner = Path(base).relative_to(folder).as_posix()
-        for name in names:
+        for path in (Path(base, name) for name in names):
             try:
-                yield (name if inner == "." else f"{inner}/{name}"), os.stat(os.path.join(base, name)).st_size  # noqa: PTH116, PTH118
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
             except OSError as problem:
                 refuse(problem)
 
@@ -134,19 +130,16 @@ class Zarr2Array:
 
     Attributes:
         store, key: where it is (``data/action``).
+        where: store and array, for messages.
         shape, chunks, dtype: as declared in its ``.zarray``.
     """
 
     def __init__(self, store: Zarr2Store, key: str, array: Any) -> None:
         self.store, self.key, self._array = store, key, array
+        self.where = f"{store.path}: {key}"
         self.shape: tuple[int, ...] = array.shape
         self.chunks: tuple[int, ...] = array.chunks
         self.dtype: np.dtype[Any] = array.dtype
-
-    @property
-    def where(self) -> str:
-        """Store and array, for messages."""
-        return f"{self.store.path}: {self.key}"
 
     def _grid(self, start: int, stop: int | None) -> Iterator[tuple[str, tuple[slice, ...]]]:
         """(file, place) of each chunk that holds some of the rows ``start``:``stop``, and which of them it holds."""
@@ -173,16 +166,14 @@ class Zarr2Array:
         """
         files = self._files(rows)
         sizes = {file: self.store.size(file) for file in files}
-        missing = [file for file, size in sizes.items() if size is None]
-        if missing:
+        if missing := [file for file, size in sizes.items() if size is None]:
             raise DataError(
                 f"{self.where}: chunk file {missing[0]} is missing ({len(missing)} of {len(files)} chunk files are). "
                 f"Zarr would read it as {self._array.fill_value} without a word. Copy or download the data again; "
                 f"if its writer leaves out constant chunks, write it with write_empty_chunks=True."
             )
         for file, size in sizes.items():
-            expected = self._declared_size(file)
-            if expected is not None and size != expected:
+            if (expected := self._declared_size(file)) not in (None, size):
                 raise DataError(
                     f"{self.where}: chunk file {file} has {size:,} bytes, expected {expected:,}: it was truncated or "
                     f"overwritten. Copy or download the data again."
@@ -198,23 +189,30 @@ class Zarr2Array:
         # Blosc 1 header: four single bytes, then nbytes, blocksize and cbytes; the last is the size of the whole chunk.
         return int(struct.unpack("<4B3I", header)[6]) if len(header) == _BLOSC_HEADER else _BLOSC_HEADER
 
-    def stamps(self, rows: int) -> list[Any]:
-        """Of the files that hold the first ``rows`` rows, and of the metadata; call after the check."""
-        return [[name, *self.store.stamp(name)] for name in (f"{self.key}/.zarray", *self._files(rows))]
-
     def digest(self, rows: int) -> str:
-        """SHA-256 of these files' content."""
-        digest = hashlib.sha256(str(rows).encode())
-        for name in (f"{self.key}/.zarray", *self._files(rows)):
-            digest.update(hashlib.sha256(self.store.head(name)).digest())
-        return digest.hexdigest()
+        """SHA-256 of the metadata and the files that hold the first ``rows`` rows, which the check has passed.
+
+        Remembered for as long as their stamps stay.
+        """
+        names = [f"{self.key}/.zarray", *self._files(rows)]
+
+        def compute() -> str:
+            digest = hashlib.sha256(str(rows).encode())
+            for name in names:
+                digest.update(hashlib.sha256(self.store.head(name)).digest())
+            return digest.hexdigest()
+
+        stamps = [[name, *self.store.stamp(name)] for name in names]
+        return remembered_digest([str(self.store.path.resolve()), self.key, *stamps], compute)
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``start``:``stop``, by default all, decoded chunk by chunk; call after the check.
+        """Rows ``start``:``stop``, by default all, decoded chunk by chunk; call after the check, except for all.
 
         Raises:
-            DataError: naming the chunk file that cannot be decoded.
+            DataError: naming the chunk file that is missing or cannot be decoded.
         """
+        if stop is None:
+            self.check_files()
         rows = self.shape[:1] if stop is None else (stop - start,)
         out = np.empty((*rows, *self.shape[1:]), self.dtype)
         for file, place in self._grid(start, stop):
