@@ -102,7 +102,7 @@ class Schema:
             parts.append(where[key])
         return np.concatenate(parts)
 
-    def join(self, values: Mapping[str, Any], where: str = "observation") -> NDArray[np.float32]:
+    def join(self, values: Mapping[str, Any]) -> NDArray[np.float32]:
         """(D_p,) float32 of values by key.
 
         Raises:
@@ -110,12 +110,12 @@ class Schema:
         """
         if missing := [key for key in self.keys if key not in values]:
             raise DataError(
-                f"{where}: lacks proprioception {missing[0]!r}; there are {sorted(values) or 'none'}, declared are "
+                f"observation: lacks proprioception {missing[0]!r}; there are {sorted(values) or 'none'}, declared are "
                 f"{list(self.keys)}. Pass all declared keys."
             )
         if extra := sorted(set(values) - set(self.keys)):
             raise DataError(
-                f"{where}: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it out, "
+                f"observation: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it out, "
                 f"or train with it."
             )
         parts = [np.zeros(0, np.float32)]
@@ -124,10 +124,10 @@ class Schema:
                 value = np.asarray(values[key], np.float32).reshape(-1)
             except (TypeError, ValueError):
                 raise DataError(
-                    f"{where}: proprioception {key!r} is {values[key]!r}, expected {size} numbers."
+                    f"observation: proprioception {key!r} is {values[key]!r}, expected {size} numbers."
                 ) from None
             if len(value) != size:
-                raise DataError(f"{where}: proprioception {key!r} has {len(value)} numbers, declared are {size}.")
+                raise DataError(f"observation: proprioception {key!r} has {len(value)} numbers, declared are {size}.")
             parts.append(value)
         return np.concatenate(parts)
 
