@@ -157,12 +157,12 @@ def test_curves_share_one_scale() -> None:
     windows[:, :, 1] = 5  # never changes
     near, flat = curves(windows, 1, [(0, 0), (1, 0)], [0, 1])
     (far, _) = curves(windows, 2, [(0, 3)], [0, 1])
-    assert near.anchor == near.other == far.anchor
-    assert far.other != far.anchor
-    assert near.links[1][0] > near.links[1][2]
-    assert {point.split(",")[1] for point in flat.anchor.split()} == {"44.0"}
+    assert near["anchor"] == near["other"] == far["anchor"]
+    assert far["other"] != far["anchor"]
+    assert near["links"][1][0] > near["links"][1][2]
+    assert {point.split(",")[1] for point in flat["anchor"].split()} == {"44.0"}
     assert widest(windows, 1) == [0]
-    assert len(curves(windows[:, :1], 1, [(0, 0)], [0])[0].anchor.split()) == 1
+    assert len(curves(windows[:, :1], 1, [(0, 0)], [0])[0]["anchor"].split()) == 1
 
 
 def test_words_for_numbers() -> None:

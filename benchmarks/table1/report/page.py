@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from classact.pages.page import flatten
-from classact.pages.plots import Plot, environment, make_plot
+from classact.pages.plots import Plot, make_plot, write_page
 from classact.pages.reasons import Reason
 from classact.pages.style import percent
 from classact.pages.table import Row
-from classact.utils.storage import write_text
 from table1.report import figures
 from table1.report.costs import Budget, budgets, tuning
 from table1.report.latents import MOST_EPISODES, read_seen
@@ -79,15 +78,8 @@ def build_comparison(results_path: Path, page_path: Path) -> Path:
         DataError: the results file is not there, or damaged.
         StorageError: the page cannot be written; an older page is left as it was.
     """
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    results = read_results(results_path)
-    templates = environment(Path(__file__).parent)
-    templates.filters |= {"seeds_text": seeds_text, "head_name": head_name}
-    template = templates.get_template("comparison.html")
-    write_text(Path(page_path), template.render(context(results), plotly_js=Markup(get_plotlyjs())))
-    return Path(page_path)
+    content, template = context(read_results(results_path)), Path(__file__).parent / "comparison.html"
+    return write_page(Path(page_path), template, content, seeds_text=seeds_text, head_name=head_name)
 
 
 def context(results: Results) -> Row:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from classact.evaluation.rows import EvaluationRow
 from classact.pages import figures
-from classact.pages.plots import environment, make_plot
+from classact.pages.plots import HERE, make_plot, write_page
 from classact.pages.style import percent
-from classact.utils.storage import write_text
 
 if TYPE_CHECKING:
     from classact.run.compare import Comparison
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
 
 def build_comparison_page(comparison: Comparison, path: Path) -> Path:
     """Write a comparison as one self-contained page; returns its path."""
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     first, rows = comparison.runs[0], list[EvaluationRow]()
     episodes = len(first.initial_states)
     for line in comparison.lines:
@@ -41,6 +37,4 @@ def build_comparison_page(comparison: Comparison, path: Path) -> Path:
         )
     words = "; ".join(f"{row.encoder} by {row.criterion}: {percent(row.success)}" for row in rows)
     plot = make_plot("success", figures.success_figure(rows), f"Success with 95% intervals. {words}.") if rows else None
-    template = environment().get_template("compare.html")
-    write_text(path, template.render(c=comparison, plot_=plot, episodes=episodes, plotly_js=Markup(get_plotlyjs())))
-    return path
+    return write_page(path, HERE / "compare.html", {"c": comparison, "plot_": plot, "episodes": episodes})

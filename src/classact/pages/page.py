@@ -12,8 +12,9 @@ from typing import Any
 from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.pages import figures, headline, learning, novelty
 from classact.pages.heads import PRETRAIN, Head, stage_names
-from classact.pages.plots import Plot, duration, environment, make_plot
+from classact.pages.plots import HERE, Plot, duration, make_plot, write_page
 from classact.pages.reasons import reasons, world_size
+from classact.pages.similarity import distance_plots
 from classact.pages.sources import Sources, read_sources
 from classact.pages.style import BLUE, GREEN, GREY, ORANGE, PURPLE, TEAL, percent, styles
 from classact.pages.table import (
@@ -32,33 +33,23 @@ from classact.pages.table import (
 )
 from classact.run.folder import Run
 from classact.utils.codec import to_json
-from classact.utils.storage import check_writable, write_text
+from classact.utils.storage import check_writable
 
 
 def build_report(root: Path) -> Path:
-    """Write ``report.html`` into a run's folder, from that folder's files alone.
+    """Write ``report.html`` into a run's folder, from that folder's files alone, and return its path.
 
-    The page needs no network: plotly.js, images and videos are inside, and a content security policy forbids the
-    browser to load anything. Sections whose files are absent are left out, and the page says which and why.
-
-    Returns:
-        The page's path.
+    Sections whose files are absent are left out, and the page says which and why.
 
     Raises:
         DataError: the folder does not exist, holds nothing to report, or one of its files is damaged (named).
         StorageError: the page cannot be written; an older page is left as it was.
     """
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     sources = read_sources(root)
-    check_writable(Run(sources.root).report)
-    templates = environment()
-    templates.filters |= {"encoder_name": encoder_name, "policy_name": policy_name}
     path = Run(sources.root).report
-    page = templates.get_template("template.html").render(context(sources), plotly_js=Markup(get_plotlyjs()))
-    write_text(path, page)
-    return path
+    check_writable(path)
+    content = context(sources)
+    return write_page(path, HERE / "template.html", content, encoder_name=encoder_name, policy_name=policy_name)
 
 
 def context(sources: Sources) -> dict[str, Any]:
@@ -89,7 +80,9 @@ def context(sources: Sources) -> dict[str, Any]:
         "training": _training_plots(sources.training),
         "heads": [(head, _head_facts(head), _head_plots(head)) for head in sources.heads if head.training],
         "times": times(sources),
-        "similarity": _similarity_plots(sources.similarity),
+        "similarity": distance_plots("similarity", sources.similarity, "DTW distances between action sequences")
+        if sources.similarity
+        else [],
         "similarity_facts": sources.similarity,
         "videos": _videos(sources),
         "latent": _latent_plot(sources),
@@ -319,16 +312,6 @@ def _novelty_plots(key: str, given: novelty.EpisodeNovelty, alarm: float | None)
         alt = f"Novelty over the steps of {name}, one line per episode{words}."
         plots.append(make_plot(f"{key}-{many}", figure, alt, title=name))
     return plots
-
-
-def _similarity_plots(similarity: Row | None) -> list[Plot]:
-    if not similarity:
-        return []
-    alt = f"Distribution of DTW distances between action sequences; threshold at {float(similarity['threshold']):.4g}."
-    return [
-        make_plot(f"similarity-{name}", learning.similarity_figure(similarity, zoom), alt, title=title)
-        for name, zoom, title in (("all", False, "All pairs, logarithmic axis"), ("kept", True, "Around the threshold"))
-    ]
 
 
 def _latent_plot(sources: Sources) -> Plot | None:

@@ -1,18 +1,19 @@
-"""What pages are made of: figures with words, and the environment of their templates."""
+"""What pages are made of: figures with words, and templates."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 
 from classact.pages.style import percent
+from classact.utils.storage import write_text
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,27 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def environment(folder: Path | None = None) -> Environment:
-    """Templates of this package, and of a folder: escaped, and strict about names that are not there."""
-    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+def write_page(path: Path, template: Path, content: Mapping[str, Any], **filters: Callable[[Any], str]) -> Path:
+    """Write what a template makes of ``content``, and return ``path``.
 
-    own = PackageLoader("classact.pages", ".")
+    The page needs no network: plotly.js, images and videos are inside, and a content security policy forbids the
+    browser to load anything. Templates are escaped, strict about names that are not there, and may use those beside
+    this module.
+
+    Raises:
+        StorageError: the page cannot be written; an older page is left as it was.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
     templates = Environment(
-        loader=own if folder is None else ChoiceLoader([FileSystemLoader(folder), own]),
+        loader=FileSystemLoader([template.parent, HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "duration": duration}
-    return templates
+    templates.filters |= {"percent": percent, "duration": duration, **filters}
+    write_text(path, templates.get_template(template.name).render(content, plotly_js=Markup(get_plotlyjs())))
+    return path

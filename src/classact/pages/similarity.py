@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 
 from classact.errors import DataError
 from classact.pages import learning
-from classact.pages.plots import Plot, environment, make_plot
+from classact.pages.plots import HERE, Plot, make_plot, write_page
 from classact.pages.reasons import png_uri
 from classact.pages.style import BLUE, ORANGE, figure_base, percent
-from classact.utils.storage import read_arrays, read_json, write_text
+from classact.utils.storage import read_arrays, read_json
 
 NUMBERS = "similarity.json"
 EXAMPLES = "examples.safetensors"
@@ -27,73 +26,20 @@ WIDTH, HEIGHT, PAD = 260.0, 88.0, 6.0  # of one curve's drawing, in its own unit
 
 Row = dict[str, Any]
 
-KINDS = {
-    "near": "Nearest elsewhere",
-    "threshold": "At the threshold",
-    "far": "Far",
-}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One action dimension of a pair as SVG: both polylines, and a line from each step to those it is aligned with."""
-
-    dimension: int
-    anchor: str
-    other: str
-    links: list[tuple[float, float, float, float]]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One timestep beside an anchor, ready to draw; ``ratio`` is its distance over the threshold."""
-
-    kind: str
-    title: str
-    image: str | None
-    episode: int
-    step: int
-    distance: float
-    ratio: float | None
-    positive: bool
-    curves: list[Curve]
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A timestep and those beside it."""
-
-    image: str | None
-    episode: int
-    step: int
-    pairs: list[Pair]
+KINDS = {"near": "Nearest elsewhere", "threshold": "At the threshold", "far": "Far"}
 
 
 def build_similarity_page(folder: Path) -> Path:
-    """Write ``similarity.html`` into a folder of ``classact similarity``, from that folder's files alone.
-
-    The page needs no network: everything is inside, and a content security policy forbids the browser to load
-    anything.
-
-    Returns:
-        The page's path.
+    """Write ``similarity.html`` into a folder of ``classact similarity``, from its files alone, and return its path.
 
     Raises:
         DataError: the folder holds no similarity.json, or a file is damaged (named).
         StorageError: the page cannot be written; an older page is left as it was.
     """
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     folder = Path(folder)
     numbers = read_numbers(folder)
     arrays = read_arrays(folder / EXAMPLES) if (folder / EXAMPLES).exists() else {}
-    templates = environment()
-    templates.filters |= {"share": share, "amount": amount}
-    content = context(numbers, arrays)
-    page = templates.get_template("similarity.html").render(content, plotly_js=Markup(get_plotlyjs()))
-    write_text(folder / PAGE, page)
-    return folder / PAGE
+    return write_page(folder / PAGE, HERE / "similarity.html", context(numbers, arrays), share=share, amount=amount)
 
 
 def read_numbers(folder: Path) -> Row:
@@ -113,9 +59,7 @@ def read_numbers(folder: Path) -> Row:
 
 def share(value: float) -> str:
     """A fraction as percent, small ones with two digits: ``0.00253`` is ``0.25%``, ``0.5`` is ``50.0%``."""
-    if abs(value) < 0.0095:
-        return f"{100 * value:.2g}%"
-    return percent(value)
+    return f"{100 * value:.2g}%" if abs(value) < 0.0095 else percent(value)
 
 
 def amount(value: float) -> str:
@@ -135,7 +79,7 @@ def context(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> Row:
         "metric": metric_name(numbers["settings"]),
         "width": WIDTH,
         "height": HEIGHT,
-        "distances": _distance_plots(numbers),
+        "distances": distance_plots("distances", numbers, "the distances between action windows", "distance"),
         "anchors": _anchors_plot(numbers),
         "examples": examples(numbers, arrays) if arrays else [],
         "quantiles": sensitivity.get("quantile"),
@@ -157,17 +101,14 @@ def metric_name(settings: Mapping[str, Any]) -> str:
     return f"dynamic time warping, {steps} steps" + ("" if band is None else f", band of {band}")
 
 
-def _distance_plots(numbers: Row) -> list[Plot]:
-    alt = f"Distribution of the distances between action windows; threshold at {float(numbers['threshold']):.4g}."
-    views = (
-        ("all", False, "All pairs, logarithmic axis"),
-        ("kept", True, "Around the threshold"),
-    )
+def distance_plots(key: str, similarity: Row, distances: str, axis: str = "DTW distance") -> list[Plot]:
+    """The distribution of some distances: all of it, and around the threshold."""
+    alt = f"Distribution of {distances}; threshold at {float(similarity['threshold']):.4g}."
     plots = []
-    for name, zoom, title in views:
-        figure = learning.similarity_figure(numbers, zoom)
-        figure.update_xaxes(title="distance")  # of whatever metric
-        plots.append(make_plot(f"distances-{name}", figure, alt, title=title))
+    for name, title in (("all", "All pairs, logarithmic axis"), ("kept", "Around the threshold")):
+        figure = learning.similarity_figure(similarity, zoom=name == "kept")
+        figure.update_xaxes(title=axis)
+        plots.append(make_plot(f"{key}-{name}", figure, alt, title=title))
     return plots
 
 
@@ -227,32 +168,27 @@ def _anchors_plot(numbers: Row) -> Plot:
     return make_plot("anchors", anchors_figure(p), f"Histogram. {words}", words, "Positives per anchor")
 
 
-def examples(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> list[Anchor]:
-    """Anchors with their pairs, ready to draw."""
+def examples(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> list[Row]:
+    """Anchors with their pairs, ready to draw; the ratio of a pair is its distance over the threshold."""
     windows = arrays["windows"]  # (A, 1 + pairs, T, D)
     frames = arrays.get("frames")
     threshold = float(numbers["threshold"])
     drawn = []
     for a, row in enumerate(numbers["examples"]):
+        images = [None if frames is None else png_uri(frames[a, k]) for k in range(len(row["pairs"]) + 1)]
         dimensions = widest(windows[a])
-        pairs = []
-        for k, pair in enumerate(row["pairs"], 1):
-            distance = float(pair["distance"])
-            pairs.append(
-                Pair(
-                    kind=str(pair["kind"]),
-                    title=KINDS.get(str(pair["kind"]), str(pair["kind"])),
-                    image=None if frames is None else png_uri(frames[a, k]),
-                    episode=int(pair["episode"]),
-                    step=int(pair["step"]),
-                    distance=distance,
-                    ratio=distance / threshold if threshold > 0 else None,
-                    positive=distance <= threshold,
-                    curves=curves(windows[a], k, pair["path"], dimensions),
-                )
-            )
-        image = None if frames is None else png_uri(frames[a, 0])
-        drawn.append(Anchor(image, int(row["episode"]), int(row["step"]), pairs))
+        pairs = [
+            pair
+            | {
+                "title": KINDS.get(pair["kind"], pair["kind"]),
+                "image": images[k],
+                "ratio": pair["distance"] / threshold if threshold > 0 else None,
+                "positive": pair["distance"] <= threshold,
+                "curves": curves(windows[a], k, pair["path"], dimensions),
+            }
+            for k, pair in enumerate(row["pairs"], 1)
+        ]
+        drawn.append(row | {"image": images[0], "pairs": pairs})
     return drawn
 
 
@@ -262,8 +198,11 @@ def widest(windows: NDArray[Any], most: int = MOST_DIMENSIONS) -> list[int]:
     return sorted(int(d) for d in np.argsort(-span, kind="stable")[:most])
 
 
-def curves(windows: NDArray[Any], other: int, path: Sequence[Sequence[int]], dimensions: Sequence[int]) -> list[Curve]:
-    """The anchor ``windows[0]`` and ``windows[other]`` per dimension, at one scale for all of (K, T, D) ``windows``."""
+def curves(windows: NDArray[Any], other: int, path: Sequence[Sequence[int]], dimensions: Sequence[int]) -> list[Row]:
+    """The anchor ``windows[0]`` and ``windows[other]`` as SVG, at one scale for all of (K, T, D) ``windows``.
+
+    Per dimension: both polylines, and a line from each step to those it is aligned with.
+    """
     T = windows.shape[1]
     x = PAD + (WIDTH - 2 * PAD) * (np.arange(T) / max(T - 1, 1) if T > 1 else np.array([0.5]))
     drawn = []
@@ -273,5 +212,5 @@ def curves(windows: NDArray[Any], other: int, path: Sequence[Sequence[int]], dim
         y = HEIGHT - PAD - (windows[[0, other], :, d] - low) * scale if scale else np.full((2, T), HEIGHT / 2)
         points = [" ".join(f"{u:.1f},{v:.1f}" for u, v in zip(x, line, strict=True)) for line in y]
         links = [tuple(round(float(v), 1) for v in (x[p], y[0, p], x[q], y[1, q])) for p, q in path]
-        drawn.append(Curve(d, points[0], points[1], links))  # type: ignore[arg-type]
+        drawn.append({"dimension": d, "anchor": points[0], "other": points[1], "links": links})
     return drawn
