@@ -228,7 +228,7 @@ def test_novelty_figure_has_a_line_per_episode_first_alarms_and_the_level() -> N
     assert len(figure.data) == 1  # 0.9 does not exceed the level
     assert figure.layout.shapes[0].y0 == 0.9
     assert "0.90" in figure.layout.annotations[0].text
-    bare = figures.novelty_figure(given, False, "#123456", None)
+    bare = figures.novelty_figure(given, False, "#123456", None, 16)
     assert (len(bare.data), len(bare.layout.shapes)) == (1, 0)
     assert (given.alarms(True), given.alarms(False), novelty(None).alarms(True)) == (0, 1, None)
 

@@ -15,29 +15,24 @@ from classact.pages.sources import Evaluation
 from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
 from classact.pages.table import by_criterion, row_label, series
 
+DASHES = ("solid", "dash", "dot", "dashdot")
+
 
 def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
-    """Success rates as dots with their 95% interval as whiskers, grouped by criterion; maxima as hollow marks.
-
-    Args:
-        rows: of summary.json.
-    """
+    """Success rates as dots with their 95% interval as whiskers, grouped by criterion; maxima as hollow marks."""
     look = styles([series(row) for row in rows])
     positions: list[float] = []
     labels: list[str] = []
     headings: list[tuple[float, str]] = []
     y = 0.0
-    lines: list[tuple[float, str, str, EvaluationRow]] = []
+    lines: list[tuple[float, str, EvaluationRow]] = []
     for criterion, results in by_criterion(rows):
         headings.append((y, criterion))
         for result in results:
             y += 1
             positions.append(y)
             labels.append(label(row_label(result.row, rows)))
-            if result.maximum:
-                lines.append((y, "maximum", labels[-1], result.maximum))
-            if result.last:
-                lines.append((y, "last", labels[-1], result.last))
+            lines += [(y, labels[-1], row) for row in (result.maximum, result.last) if row]
         y += 1.3
     figure = figure_base(
         height=round(24 * y + 60),
@@ -45,23 +40,22 @@ def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
         yaxis=_names_axis(positions, labels, [y - 0.5, -0.7]),
         margin={"l": 8, "r": 16, "t": 6, "b": 44},
     )
-    for position, kind, name, row in lines:
+    for position, name, row in lines:
         colour, symbol = look[series(row)]
-        rate, low, high = row.success, row.low, row.high
-        if kind == "last":
-            figure.add_scatter(
-                x=[low, high], y=[position] * 2, mode="lines", line={"color": colour, "width": 2.5}, hoverinfo="skip"
-            )
-        words = "" if kind == "last" else f"<br>maximum of {row.maximum_of} evaluations, biased upwards"
+        if row.maximum_of is None:
+            line = {"color": colour, "width": 2.5}
+            figure.add_scatter(x=[row.low, row.high], y=[position] * 2, mode="lines", line=line, hoverinfo="skip")
+            marker, words = {"color": colour, "symbol": symbol, "size": 11}, ""
+        else:
+            marker = {"color": colour, "symbol": f"{symbol}-open", "size": 14, "line": {"width": 1.5}}
+            words = f"<br>maximum of {row.maximum_of} evaluations, biased upwards"
         figure.add_scatter(
-            x=[rate],
+            x=[row.success],
             y=[position],
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 11}
-            if kind == "last"
-            else {"color": colour, "symbol": f"{symbol}-open", "size": 14, "line": {"width": 1.5}},
-            hovertext=f"{name}<br>{label(row.criterion)}{words}<br><b>{percent(rate)}</b> "
-            f"({row.successes} of {row.episodes}), 95% interval {percent(low)} to {percent(high)}",
+            marker=marker,
+            hovertext=f"{name}<br>{label(row.criterion)}{words}<br><b>{percent(row.success)}</b> "
+            f"({row.successes} of {row.episodes}), 95% interval {percent(row.low)} to {percent(row.high)}",
             hoverinfo="text",
         )
     for position, criterion in headings:
@@ -89,8 +83,10 @@ def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
         legend={"y": 1.02, "yanchor": "bottom", "x": 0},
         margin={"l": 56, "r": 16, "t": 20 + 19 * len(evaluations), "b": 44},
     )
-    dashes = _dashes(evaluations)
+    seen: dict[str, int] = {}
     for evaluation in evaluations:
+        # Evaluations of one series (shifts) share its colour and differ by dash.
+        count = seen[evaluation.series] = seen.get(evaluation.series, -1) + 1
         values = np.sort(evaluation.maxima[np.isfinite(evaluation.maxima)])
         n = len(values)
         x = np.concatenate([[0.0], values, [max(1.0, float(values[-1]) if n else 1.0)]])
@@ -99,26 +95,11 @@ def reached_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
             x=x.round(4),
             y=share.round(5),
             mode="lines",
-            line={
-                "shape": "vh",
-                "color": look[evaluation.series][0],
-                "width": 2,
-                "dash": dashes[evaluation.name],
-            },
+            line={"shape": "vh", "color": look[evaluation.series][0], "width": 2, "dash": DASHES[count % len(DASHES)]},
             name=label(evaluation.label),
             hovertemplate="%{y:.1%} reach %{x:.3f}<extra>" + label(evaluation.label) + "</extra>",
         )
     return figure
-
-
-def _dashes(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    # Evaluations of one series (shifts) share its colour and differ by dash.
-    seen: dict[str, int] = {}
-    result = {}
-    for evaluation in evaluations:
-        count = seen[evaluation.series] = seen.get(evaluation.series, -1) + 1
-        result[evaluation.name] = ("solid", "dash", "dot", "dashdot")[count % 4]
-    return result
 
 
 def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
@@ -145,13 +126,8 @@ def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
             hovertemplate=f"%{{x:.3f}}<extra>{label(evaluation.label)}</extra>",
         )
         median = float(np.nanmedian(values))
-        figure.add_scatter(
-            x=[median, median],
-            y=[i - 0.38, i + 0.38],
-            mode="lines",
-            line={"color": colour, "width": 3},
-            hovertemplate=f"median {median:.3f}<extra></extra>",
-        )
+        hover, line = f"median {median:.3f}<extra></extra>", {"color": colour, "width": 3}
+        figure.add_scatter(x=[median, median], y=[i - 0.38, i + 0.38], mode="lines", line=line, hovertemplate=hover)
     return figure
 
 
@@ -163,12 +139,7 @@ def held_mean(curves: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
 
 
 def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
-    """Coverage over steps: every episode as a thin line, the mean as a thick one.
-
-    Args:
-        evaluation: with ``curves``.
-        colour: of the encoder, see :func:`styles`.
-    """
+    """Coverage over steps: every episode as a thin line, the mean as a thick one."""
     curves = evaluation.curves or []
     figure = figure_base(
         height=260,
@@ -184,22 +155,15 @@ def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
     if curves:
         mean = held_mean(curves)
         keep = thin(len(mean), 300)
-        figure.add_scatter(
-            x=xs, y=ys, mode="lines", line={"color": colour, "width": 0.8}, opacity=0.3, hoverinfo="skip"
-        )
-        figure.add_scatter(
-            x=keep + 1,
-            y=mean[keep].round(4),
-            mode="lines",
-            line={"color": colour, "width": 3},
-            hovertemplate="step %{x}: mean %{y:.3f}<extra></extra>",
-        )
+        line = {"color": colour, "width": 0.8}
+        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, opacity=0.3, hoverinfo="skip")
+        hover = "step %{x}: mean %{y:.3f}<extra></extra>"
+        line = {"color": colour, "width": 3}
+        figure.add_scatter(x=keep + 1, y=mean[keep].round(4), mode="lines", line=line, hovertemplate=hover)
     return figure
 
 
-def novelty_figure(
-    novelty: EpisodeNovelty, success: bool, colour: str, alarm: float | None, longest: int | None = None
-) -> go.Figure:
+def novelty_figure(novelty: EpisodeNovelty, success: bool, colour: str, alarm: float | None, longest: int) -> go.Figure:
     """Novelty of every decision: one thin line per episode, first alarms as dots, the alarm level dashed.
 
     What comes after success is drawn lighter and has no dots.
@@ -209,11 +173,11 @@ def novelty_figure(
         success: draw the successful episodes, else the failed ones.
         colour: of the lines.
         alarm: level above which a score is an alarm; None draws no level and no dots.
-        longest: last step of the axis, so that two figures can share it.
+        longest: last step of the axis.
     """
     figure = figure_base(
         height=260,
-        xaxis={"title": "step", "zeroline": False, "range": [0, (longest or 1) * 1.02]},
+        xaxis={"title": "step", "zeroline": False, "range": [0, longest * 1.02]},
         yaxis={"title": "novelty", "range": [-0.03, 1.06], "zeroline": False},
         margin={"l": 56, "r": 48, "t": 12, "b": 44},
     )

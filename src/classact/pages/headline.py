@@ -13,11 +13,8 @@ def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
     """The row the headline is about: retrieval with the learned encoder, without shift, by the criterion listed first.
 
     Where there is none, another policy with that encoder, else the first row that is neither a baseline nor the true
-    state, else the first row. Never a maximum over training: that is biased upwards.
-
-    Args:
-        rows: of the table.
-        own: how they name the run's encoder, evaluated with its own settings.
+    state, else the first row. Never a maximum over training: that is biased upwards. ``own`` is how rows name the run's
+    encoder, evaluated with its own settings.
     """
     rows = [row for row in rows if row.maximum_of is None]
     learned = [row for row in rows if row.encoder == own]

@@ -37,24 +37,18 @@ def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, col
     steps, values = _logged(rows, key)
     figure = _steps_figure(title)
     keep = thin(len(steps), MAX_POINTS)
+    mode = "lines" if len(keep) > 1 else "markers"
     smooth = len(steps) >= 60 and key != "lr"
     hover = f"step %{{x}}: %{{y:.4g}}<extra>{label(title)}</extra>"
-    figure.add_scatter(
-        x=steps[keep],
-        y=values[keep],
-        mode="lines" if len(keep) > 1 else "markers",
-        line={"color": colour, "width": 1 if smooth else 2},
-        opacity=0.4 if smooth else 1,
-        hoverinfo="skip" if smooth else None,
-        hovertemplate=None if smooth else hover,
-    )
+    line: dict[str, Any] = {"color": colour, "width": 1 if smooth else 2}
+    shown: dict[str, Any] = {"opacity": 0.4, "hoverinfo": "skip"} if smooth else {"opacity": 1, "hovertemplate": hover}
+    figure.add_scatter(x=steps[keep], y=values[keep], mode=mode, line=line, **shown)
     if smooth:
         from scipy.ndimage import gaussian_filter1d
 
-        line = gaussian_filter1d(values, sigma=len(values) / 80, mode="nearest")
-        figure.add_scatter(
-            x=steps[keep], y=line[keep], mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover
-        )
+        mean = gaussian_filter1d(values, sigma=len(values) / 80, mode="nearest")
+        line = {"color": colour, "width": 2.5}
+        figure.add_scatter(x=steps[keep], y=mean[keep], mode="lines", line=line, hovertemplate=hover)
     return figure
 
 
@@ -87,20 +81,21 @@ def intermediate_figure(
     Several criteria become views, of which the first is shown.
 
     Args:
-        rows: of intermediate.jsonl, with success, low and high, in the order of steps.
+        rows: of intermediate.jsonl, in the order of steps.
         names: stage -> name.
         looks: stage -> colour and marker.
     """
     stages = list(dict.fromkeys(row.stage for row in rows))
     criteria = list(dict.fromkeys(row.criterion for row in rows))
     many = len(stages) > 1
+    legend = 19 * len(stages) + 24 if many else 0  # its height
     figure = figure_base(
-        height=310 + (19 * len(stages) + 24 if many else 0),
+        height=310 + legend,
         xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},
         yaxis={"title": "success rate", "tickformat": ".0%", "range": [-0.02, 1.03], "zeroline": False},
         showlegend=many,
         legend={"y": -0.25, "yanchor": "top", "x": 0},
-        margin={"l": 56, "r": 16, "t": 12, "b": 44 + (19 * len(stages) + 24 if many else 0)},
+        margin={"l": 56, "r": 16, "t": 12, "b": 44 + legend},
     )
     drawn: list[str] = []
     for criterion in criteria:
@@ -147,11 +142,9 @@ def intermediate_figure(
 
 
 def similarity_figure(similarity: Mapping[str, Any], zoom: bool) -> go.Figure:
-    """Distribution of DTW distances; pairs under the threshold, the positives, are coloured.
+    """Distribution of DTW distances of analysis/similarity.json; those under the threshold, positives, are coloured.
 
-    Args:
-        similarity: of analysis/similarity.json.
-        zoom: only the part around what is kept, on a linear axis; else everything, on a logarithmic one.
+    ``zoom``: only the part around what is kept, on a linear axis; else everything, on a logarithmic one.
     """
     edges = np.asarray(similarity["histogram"]["edges"], dtype=np.float64)
     counts = np.asarray(similarity["histogram"]["counts"], dtype=np.float64)
@@ -204,19 +197,16 @@ def _steps(
     return np.stack([left, right], axis=1).ravel().round(6), np.repeat(height, 2).round(8)
 
 
-def latent_figure(
-    xy: NDArray[np.float32], episode: NDArray[Any], progress: NDArray[Any], smooth: float = 1.5
-) -> go.Figure:
+def latent_figure(xy: NDArray[np.float32], episode: NDArray[Any], progress: NDArray[Any]) -> go.Figure:
     """t-SNE of latents: one spline per episode (paper, appendix J.1), or every step coloured by progress.
 
     At most 40 episodes are drawn, evenly spaced over the episode numbers. Splines pass through positions averaged by a
-    Gaussian of ``smooth`` steps; points in the progress view are where t-SNE put them.
+    Gaussian of 1.5 steps; points in the progress view are where t-SNE put them.
 
     Args:
         xy: (n, 2) positions.
         episode: (n,) episode of each point.
         progress: (n,) in 0..1, position within the episode.
-        smooth: standard deviation in points, 0 for none.
     """
     from scipy.ndimage import gaussian_filter1d
 
@@ -235,8 +225,8 @@ def latent_figure(
         rows = np.flatnonzero(episode == number)
         rows = rows[np.argsort(progress[rows], kind="stable")]
         line = xy[rows].astype(np.float64)
-        if smooth > 0 and len(line) > 3:
-            line = gaussian_filter1d(line, sigma=smooth, axis=0, mode="nearest")
+        if len(line) > 3:
+            line = gaussian_filter1d(line, sigma=1.5, axis=0, mode="nearest")
         colour = PALETTE[i % len(PALETTE)]
         ends.append((float(line[-1, 0]), float(line[-1, 1]), colour))
         figure.add_scatter(

@@ -49,11 +49,7 @@ class EpisodeNovelty:
 
 
 def read_calibration(run: Run) -> Novelty | None:
-    """The calibrated score of a run's retrieval policy; None where there is no policy, or it has none.
-
-    Raises:
-        DataError: the policy's card is damaged.
-    """
+    """The calibrated score of a run's retrieval policy; None where there is no policy, or it has none."""
     path = run.policy / METADATA
     card = mapping(path).get("novelty") if path.exists() else None
     return None if card is None else Novelty.from_json(card, f"{path}: novelty")
@@ -65,19 +61,11 @@ def alarm_level(calibration: Novelty | None) -> float | None:
 
 
 def read_novelty(
-    episodes_path: Path,
-    rollouts_path: Path,
-    episodes: Sequence[Row],
-    arrays: Arrays,
-    criterion: str | None,
+    episodes_path: Path, rollouts_path: Path, episodes: Sequence[Row], arrays: Arrays, criterion: str | None
 ) -> EpisodeNovelty | None:
-    """Novelty of one evaluation's decisions, None where its policy gave none.
+    """Novelty of one evaluation's decisions, from its two files; None where its policy gave none.
 
-    Args:
-        episodes_path, rollouts_path: files, for messages.
-        episodes: rows of the first.
-        arrays: of the second.
-        criterion: what success is judged by, where episodes know it; else by their first one.
+    Success is judged by ``criterion``, where episodes know it; else by their first one.
 
     Raises:
         DataError: arrays and episodes do not fit each other, or scores lie outside [0, 1].

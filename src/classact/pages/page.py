@@ -55,11 +55,11 @@ def build_report(root: Path) -> Path:
 def context(sources: Sources) -> dict[str, Any]:
     """Everything the template shows."""
     config, rows = sources.config, sources.summary
-    data = config.get("data") if isinstance(config.get("data"), dict) else {}
+    data: Row = config["data"] if isinstance(config.get("data"), dict) else {}
     main = headline.main_row(rows, sources.own)
     return {
-        "title": str(config.get("title") or (data or {}).get("name") or sources.root.resolve().name),
-        "data": data or {},
+        "title": str(config.get("title") or data.get("name") or sources.root.resolve().name),
+        "data": data,
         "created": _date(plain(config.get("created"))),
         "main": main,
         "main_policy": main.policy if main else "",
@@ -111,10 +111,11 @@ def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 def settings(config: Row, *, timings: bool = True) -> list[tuple[str, list[tuple[str, str]]]]:
     """The configuration as titled tables; timings are written as durations, or left out."""
     names = {"pretrain": "Pre-training", "data": "Data", "versions": "Versions", "hardware": "Hardware"}
-    groups = []
-    for key, title in names.items():
-        if config.get(key):
-            groups.append((title, flatten(config[key], "" if isinstance(config[key], dict) else key)))
+    groups = [
+        (title, flatten(config[key], "" if isinstance(config[key], dict) else key))
+        for key, title in names.items()
+        if config.get(key)
+    ]
     spent = config.get("timings")
     if timings and isinstance(spent, dict) and spent:
         rows = [(str(k), duration(v) if isinstance(v, int | float) else str(v)) for k, v in spent.items()]
@@ -163,11 +164,11 @@ def _success_plot(rows: list[EvaluationRow]) -> Plot | None:
     if not rows:
         return None
     words = "; ".join(
-        f"{row_label(row, rows)} by {row.criterion}{f', {kind}' if kind else ''}: {percent(row.success)}, "
-        f"interval {percent(row.low)} to {percent(row.high)}"
+        f"{row_label(row, rows)} by {row.criterion}{'' if row.maximum_of is None else ', maximum'}: "
+        f"{percent(row.success)}, interval {percent(row.low)} to {percent(row.high)}"
         for _, results in by_criterion(rows)
         for result in results
-        for kind, row in (("", result.last), ("maximum", result.maximum))
+        for row in (result.last, result.maximum)
         if row
     )
     return make_plot("success", figures.success_figure(rows), f"Success rates with 95% intervals. {words}.")
@@ -199,18 +200,14 @@ def _coverage_plots(sources: Sources) -> list[Plot]:
 
 def _curve_plots(sources: Sources) -> list[Plot]:
     look = styles([e.series for e in sources.evaluations])
-    return [
-        make_plot(
-            f"curve-{i}",
-            figures.curves_figure(e, look[e.series][0]),
-            f"{e.metric} over steps for {e.label}: mean of {len(e.curves)} episodes over one thin line per episode; "
-            f"the mean ends at {figures.held_mean(e.curves)[-1]:.3f}.",
-            f"{len(e.curves)} episodes; the mean ends at {figures.held_mean(e.curves)[-1]:.3f}.",
-            e.label,
-        )
-        for i, e in enumerate(sources.evaluations)
-        if e.curves
-    ]
+    plots = []
+    for i, e in enumerate(sources.evaluations):
+        if e.curves:
+            count, end = len(e.curves), f"the mean ends at {figures.held_mean(e.curves)[-1]:.3f}."
+            alt = f"{e.metric} over steps for {e.label}: mean of {count} episodes over one thin line per episode; {end}"
+            figure = figures.curves_figure(e, look[e.series][0])
+            plots.append(make_plot(f"curve-{i}", figure, alt, f"{count} episodes; {end}", e.label))
+    return plots
 
 
 def _training_plots(rows: list[Row]) -> list[Plot]:
@@ -336,19 +333,14 @@ def _videos(sources: Sources) -> list[Row]:
     folder = Run(sources.root).analysis / "videos"
     result = []
     for row in sources.videos:
-        name = str(row["file"])
+        name, evaluation = str(row["file"]), str(row.get("evaluation", ""))
         still = name.endswith(".webp")
         content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-        evaluation = str(row.get("evaluation", ""))
-        result.append(
-            {
-                "still": still,
-                "uri": f"data:{'image/webp' if still else 'video/mp4'};base64,{content}",
-                "label": str(row.get("label", name)),
-                "evaluation": labels.get(evaluation, evaluation),
-                "seed": row.get("seed"),
-                "coverage": row.get("coverage"),
-                "success": row.get("success"),
-            }
-        )
+        video = {
+            "still": still,
+            "uri": f"data:{'image/webp' if still else 'video/mp4'};base64,{content}",
+            "label": str(row.get("label", name)),
+            "evaluation": labels.get(evaluation, evaluation),
+        }
+        result.append(video | {key: row.get(key) for key in ("seed", "coverage", "success")})
     return result

@@ -28,10 +28,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Neighbor:
-    """One retrieved demonstration step.
-
-    ``share`` is its part of the whole weight, ``bar`` that part relative to the heaviest neighbour of the query.
-    """
+    """A retrieved step: ``share`` of the whole weight, ``bar`` relative to the heaviest neighbour of the query."""
 
     image: str
     share: float
@@ -80,7 +77,7 @@ def chunk_path(points: NDArray[Any]) -> Chunk | None:
 
 def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
     """(K,) weights as parts of their sum."""
-    values: NDArray[np.float64] = np.asarray(weights, dtype=np.float64)
+    values = np.asarray(weights, np.float64)
     return np.asarray(values / values.sum())
 
 

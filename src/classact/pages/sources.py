@@ -128,6 +128,7 @@ def _evaluations(run: Run, summary: list[EvaluationRow]) -> list[Evaluation]:
     folder = run.evaluation("x").parent
     found = sorted(path.parent.name for path in folder.glob("[!.]*/episodes.jsonl"))
     order = [name for name in first if name in found] + [name for name in found if name not in first]
+    rows = list(first.values())
     result = []
     for name in order:
         path = run.evaluation(name) / "episodes.jsonl"
@@ -136,21 +137,20 @@ def _evaluations(run: Run, summary: list[EvaluationRow]) -> list[Evaluation]:
             need(path, episode, ("seed", "maxima"), f"row {number}")
         if not episodes or not episodes[0]["maxima"]:
             continue
-        known_metrics = episodes[0]["maxima"]
-        metric = next((m for m in ("coverage", "success") if m in known_metrics), next(iter(known_metrics)))
+        metrics = episodes[0]["maxima"]
+        metric = next(m for m in ("coverage", "success", *metrics) if m in metrics)
         known = first.get(name)
-        judged = None if known is None else known.criterion
         rollouts = run.evaluation(name) / "rollouts.safetensors"
         arrays = read_arrays(rollouts) if rollouts.exists() else {}
         result.append(
             Evaluation(
                 name=name,
                 series=series(known) if known else name,
-                label=_label(known, list(first.values())) if known else name,
+                label=_label(known, rows) if known else name,
                 metric=metric,
                 maxima=np.array([episode["maxima"].get(metric, np.nan) for episode in episodes], dtype=np.float64),
                 curves=_curves(rollouts, arrays, metric),
-                novelty=read_novelty(path, rollouts, episodes, arrays, judged),
+                novelty=read_novelty(path, rollouts, episodes, arrays, known.criterion if known else None),
             )
         )
     return result

@@ -15,21 +15,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-BLUE, ORANGE, GREEN, PURPLE, OLIVE, TEAL, GREY = (
-    "#2B7CBF",
-    "#CC6A11",
-    "#12916B",
-    "#B4589A",
-    "#8C7B14",
-    "#1E8E9E",
-    "#808893",
-)
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, OLIVE, TEAL)
-_ENCODERS = {
-    "class": (BLUE, "circle"),
-    "untrained": (ORANGE, "diamond"),
-    "state": (GREEN, "square"),
-}
+PALETTE = BLUE, ORANGE, GREEN, PURPLE, OLIVE, TEAL = "#2B7CBF", "#CC6A11", "#12916B", "#B4589A", "#8C7B14", "#1E8E9E"
+GREY = "#808893"
+_ENCODERS = {"class": (BLUE, "circle"), "untrained": (ORANGE, "diamond"), "state": (GREEN, "square")}
 _OTHERS = ((PURPLE, "triangle-up"), (OLIVE, "cross"), (TEAL, "star"), (GREY, "hexagon"))
 
 
