@@ -19,7 +19,7 @@ from classact.train.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``rows`` of a batch of ``total``: what one process or one micro-batch computes of it.
+    """Rows of a batch of ``total``: what one process or one micro-batch computes of it.
 
     Random numbers are drawn for the whole batch and then cut, so that a batch gets the same views however it is shared.
     """
@@ -44,17 +44,8 @@ def _whole(images: Tensor, part: Part | None) -> Part:
 def random_crop(
     images: Tensor, size: int, generator: torch.Generator, *, per: str = "image", part: Part | None = None
 ) -> Tensor:
-    """Random crops of a batch.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        size: side of the crop.
-        generator: source of the offsets.
-        per: "image" or "batch", see :class:`AugmentConfig`.
-        part: which rows of a larger batch the images are.
-
-    Returns:
-        (B, size, size, 3) uint8.
+    """(B, H, W, 3) uint8 images -> (B, size, size, 3) random crops of them, or of the rows of a larger batch that they
+    are; ``per`` as ``crop`` of :class:`AugmentConfig`.
 
     Raises:
         ConfigError: the crop is larger than the images.
@@ -137,18 +128,8 @@ def color_range(config: AugmentConfig) -> tuple[float, float]:
 def augment(
     images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator, part: Part | None = None
 ) -> Tensor:
-    """One random view of each image.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        crop_size: side of the crop.
-        config: strengths.
-        generator: source of all randomness; the same state gives the same views.
-        part: which rows of a larger batch the images are; they get the views that they get in that batch.
-
-    Returns:
-        (B, 3, crop_size, crop_size) float32 pixels, within :func:`color_range`.
-    """
+    """One random view of each (B, H, W, 3) uint8 image: (B, 3, crop_size, crop_size) float32 pixels, within
+    :func:`color_range`. Images that are a part of a larger batch get the views that they get in that batch."""
     whole = _whole(images, part)
     cropped = random_crop(images, crop_size, generator, per=config.crop, part=whole)
     pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator, whole)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from classact.errors import CheckpointError
-from classact.utils.codec import first_difference, to_json
 from classact.utils.locks import own
 from classact.utils.storage import read_json, verify_folder, write_folder, write_json
 
@@ -48,22 +47,6 @@ class TrainingState:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with ``prefix``, under the rest of their names."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def check_identity(self, identity: Mapping[str, Any], where: Path) -> None:
-        """Refuse a state of another training.
-
-        Args:
-            identity: what ``meta["identity"]`` must be.
-            where: the checkpoint's folder, for the message.
-
-        Raises:
-            CheckpointError: naming the first difference and both values.
-        """
-        if difference := first_difference(self.meta.get("identity"), to_json(identity), ""):
-            raise CheckpointError(
-                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
-                f"to start over."
-            )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,7 @@ def _cpu_flags() -> str:
 
 
 def in_order(rows: IntArray) -> IntArray:
-    """Rows of a batch by their first step, which is their order in the data: neighbours in the file are read together,
-    and no loss depends on it."""
+    """Rows of a batch by their first step: neighbours in the file are read together, and no loss depends on it."""
     return np.sort(rows) if rows.ndim == 1 else rows[np.argsort(rows[:, 0], kind="stable")]
 
 
@@ -200,7 +199,7 @@ class Training(ABC):
         self.loader: ImageLoader | None = None
         if loads:
             said = self.say if self.ranks.first else None
-            self.loader = make_loader(self.images, self.device, self.engine.loader, say=said)
+            self.loader = make_loader(self.images, self.device, self.engine.loader, said)
         self.lag = 1 if torch.device(self.device).type == "cuda" else 0
         self._pending: list[tuple[int, float, IntArray, Stats]] = []
 
@@ -326,9 +325,8 @@ class Training(ABC):
         where = ""
         if self.folder is not None:
             if self.ranks.first:
-                # JSON knows no NaN.
-                card = {"step": step, **{name: repr(value) for name, value in stats.items()}, "rows": rows}
-                write_json(self.folder / DIVERGED, card)
+                figures = {name: repr(value) for name, value in stats.items()}  # JSON knows no NaN
+                write_json(self.folder / DIVERGED, {"step": step, **figures, "rows": rows})
             where = f" The steps of its batch are in {self.folder / DIVERGED}."
         peaks = {group.get("peak", self.schedule.learning_rate) for group in self.optimizer.param_groups}
         rates = ", ".join(f"{peak:g}" for peak in sorted(peaks))
@@ -400,7 +398,15 @@ class Training(ABC):
                     if logs:
                         speed = (self.step - mark) * self.batch_size / max(now - window, 1e-9)
                         mark, window = self.step, now
-                        trackers.log(self.step, self._log_row(stats, speed))
+                        row = {
+                            "step": self.step,
+                            "steps": self.steps,
+                            "epoch": self.step * self.batch_size / self.examples,
+                            **stats,
+                            "images_per_second": speed * self.images_per_row(),
+                            "seconds": self.seconds,
+                        }
+                        trackers.log(self.step, row)
                     with self._connected():
                         stopped = self._stopped(interrupted(), saves)
                         if stopped:
@@ -419,6 +425,7 @@ class Training(ABC):
             trackers.close()
 
     def _agree(self) -> None:
+        """Refuse ranks of other settings or data than rank 0's."""
         if self.ranks.world == 1:
             return
         first = self.ranks.broadcast_object(to_json(self.identity()))
@@ -454,16 +461,6 @@ class Training(ABC):
             self.ranks.on_first(start)  # its errors reach all, as above
         return opened[0] if opened else Trackers(None)
 
-    def _log_row(self, stats: Mapping[str, float], speed: float) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "steps": self.steps,
-            "epoch": self.step * self.batch_size / self.examples,
-            **stats,
-            "images_per_second": speed * self.images_per_row(),
-            "seconds": self.seconds,
-        }
-
     def _stopped(self, interrupted: bool, saves: bool) -> bool:
         if self.ranks.world == 1:
             return interrupted
@@ -482,7 +479,6 @@ class Training(ABC):
         if self.loader is None:
             yield ((batch, {}) for batch in rows)
             return
-        # Neighbours in the file: fewer page faults, and the loss does not care about the order.
         ahead: list[IntArray] = []
 
         def wanted() -> Iterator[IntArray]:
@@ -585,8 +581,12 @@ class Training(ABC):
         self.settle(began)
         # By the settings' names, which is what can be changed; what they came to says the same.
         named = {**began, "config": spelled_out(began["config"], began)}
-        found, own = (without(value, *PRECISION_FLAGS.values()) for value in (named, self.identity()))
-        replace(state, meta={**state.meta, "identity": found}).check_identity(own, where)
+        made, own = (without(to_json(value), *PRECISION_FLAGS.values()) for value in (named, self.identity()))
+        if difference := first_difference(made, own, ""):
+            raise CheckpointError(
+                f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
+                f"to start over."
+            )
         for kind, networks in (("model", self.networks), ("ema", self.averages)):
             for name, network in networks.items():
                 if self.changes(name):

@@ -61,7 +61,7 @@ def _check_rows(rows: IntArray, count: int) -> IntArray:
 
 
 def upload(rows: IntArray, device: torch.device) -> Tensor:
-    """(B,) rows as an index on ``device``, without waiting for a GPU."""
+    """Rows as an index on ``device``, without waiting for a GPU."""
     index = torch.from_numpy(rows)
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
@@ -79,10 +79,8 @@ def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
 class ResidentLoader:
     """All images at hand: on a GPU as one tensor per camera, on a CPU the arrays themselves.
 
-    Args:
-        images: camera -> (N, S, S, 3) uint8; a memory map is read as a whole, block by block, onto a GPU. On a CPU it
-            stays one: the operating system keeps in memory what is used.
-        device: where the batches go.
+    A memory map is read as a whole, block by block, onto a GPU. On a CPU it stays one: the operating system keeps in
+    memory what is used.
 
     Raises:
         DataError: as :func:`check_images`.
@@ -93,11 +91,10 @@ class ResidentLoader:
         self.count, self.device = check_images(images), torch.device(device)
         self._tensors: dict[str, Tensor] = {}
         self._arrays: dict[str, ImageArray] = {}
-        for camera, array in images.items():
-            if self.device.type == "cpu":
-                self._arrays[camera] = np.asarray(array)
-            else:
-                self._tensors[camera] = _copy(array, self.device)
+        if self.device.type == "cpu":
+            self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
+        else:
+            self._tensors = {camera: _copy(array, self.device) for camera, array in images.items()}
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
         """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice. Does not
@@ -151,13 +148,8 @@ def _copy(array: ImageArray, device: torch.device) -> Tensor:
 
 
 class PrefetchLoader:
-    """Batches gathered ahead by threads, from memory maps or arrays; onto a GPU through pinned memory.
-
-    Args:
-        images: camera -> (N, S, S, 3) uint8, usually memory maps.
-        device: where the batches go.
-        depth: batches that are gathered ahead of the one in use.
-        workers: threads that gather.
+    """Batches gathered by threads, ``depth`` ahead of the one in use, from memory maps or arrays; onto a GPU through
+    pinned memory.
 
     Raises:
         DataError: as :func:`check_images`.
@@ -179,10 +171,8 @@ class PrefetchLoader:
         return self._receive(*self._load(_check_rows(rows, self.count)))
 
     def batches(self, rows: Iterable[IntArray]) -> Generator[LoadedBatch]:
-        """See :meth:`ResidentLoader.batches`. Takes up to ``depth`` elements of ``rows`` in advance, in this thread.
-
-        What goes wrong in advance is raised when its batch is due. Close the iterator where it is not used up.
-        """
+        """See :meth:`ResidentLoader.batches`. Elements of ``rows`` are taken in advance, in this thread; what goes
+        wrong then is raised when its batch is due. Close the iterator where it is not used up."""
         waiting: deque[tuple[IntArray, Future[tuple[dict[str, Tensor], torch.cuda.Event | None]]]] = deque()
         source: Iterator[IntArray] | None = iter(rows)
         problem: Exception | None = None
@@ -241,11 +231,7 @@ def describe(images: Mapping[str, ImageArray]) -> str:
         shape = " x ".join([f"{len(array):,}", *map(str, array.shape[1:])])
         shapes[shape] = shapes.get(shape, 0) + 1
     parts = [shape if n == 1 else f"{n} x ({shape})" for shape, n in shapes.items()]
-    return f"images: {' + '.join(parts)} = {describe_bytes(_bytes(images))}"
-
-
-def _bytes(images: Mapping[str, ImageArray]) -> int:
-    return sum(array.nbytes for array in images.values())
+    return f"images: {' + '.join(parts)} = {describe_bytes(sum(array.nbytes for array in images.values()))}"
 
 
 def describe_bytes(count: float) -> str:
@@ -271,9 +257,7 @@ def make_loader(
     images: Mapping[str, ImageArray],
     device: str | torch.device,
     mode: Loader = "auto",
-    *,
     say: Callable[[str], None] | None = None,
-    free_bytes: int | None = None,
 ) -> ImageLoader:
     """Choose how images get to the device, and say so before anything is copied.
 
@@ -284,7 +268,6 @@ def make_loader(
             then keeps in memory); "prefetch": read as needed, by threads that are ahead; "auto": resident where they
             fit into :data:`IMAGE_SHARE` of what is free, else prefetch.
         say: called with one line: what is needed, what is free, what is done.
-        free_bytes: what is free where the images would be kept; None measures it.
 
     Raises:
         DataError: as :func:`check_images`.
@@ -292,12 +275,13 @@ def make_loader(
     """
     check_images(images)
     device = torch.device(device)
-    free, total = free_memory(device) if free_bytes is None else (free_bytes, None)
+    free, total = free_memory(device)
     place = "main memory" if device.type == "cpu" else str(device)
-    have = f"{describe_bytes(free)} {'' if total is None else f'of {describe_bytes(total)} '}free in {place}"
+    have = f"{describe_bytes(free)} of {describe_bytes(total)} free in {place}"
     mapped = any(_mapped(array) for array in images.values())
     # Arrays that are in main memory already need no more of it.
-    fits = (device.type == "cpu" and not mapped) or _bytes(images) <= IMAGE_SHARE * free
+    needed = sum(array.nbytes for array in images.values())
+    fits = (device.type == "cpu" and not mapped) or needed <= IMAGE_SHARE * free
     if mode == "resident" and not fits:
         raise ConfigError(
             f"{describe(images)} are to be kept in {place} (loader 'resident'), but of the {have} images may take "
