@@ -174,9 +174,6 @@ def test_leaving_one_out_equals_brute_force(m: int, max_bytes: int, monkeypatch:
 
 
 def test_leaving_out_what_leaves_too_little() -> None:
-    latents, ends = walks(4, 1)
-    with pytest.raises(ConfigError, match="leaving an episode out needs at least 2 episodes, the bank has 1"):
-        left_out_distances(ExactSearch(latents), np.arange(len(latents)), latents, ends, 1)
     latents = np.tile(np.array([[1, 0]], np.float32), (10, 1))
     with pytest.raises(ConfigError, match="4 neighbours asked of 3 rows: of 10, 7 may not be found"):
         left_out_distances(ExactSearch(latents), np.arange(10), latents, np.array([7, 10]), 4)

@@ -187,12 +187,9 @@ def test_an_approximate_index_finds_most_and_the_same_every_time() -> None:
     needs_faiss()
     bank, queries = unit_rows(1, 4000, 8), unit_rows(2, 50, 8)
     exact = ExactSearch(bank).search(queries, 10)[0]
-    first, again, other = (
-        FaissSearch(bank, factory="IVF32,Flat", nprobe=8, seed=s).search(queries, 10) for s in (3, 3, 4)
-    )
+    first, again = (FaissSearch(bank, factory="IVF32,Flat", nprobe=8).search(queries, 10) for _ in range(2))
     assert first[0].tobytes() == again[0].tobytes()
     assert first[1].tobytes() == again[1].tobytes()
-    assert first[0].tobytes() != other[0].tobytes()
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(first[0], exact, strict=True)])
     assert 0.6 < recall < 1
 
@@ -227,8 +224,6 @@ def test_errors_of_faiss() -> None:
         FaissSearch(bank, factory="Nonsense")
     with pytest.raises(ConfigError, match=r"faiss cannot make the index 'IVF64,Flat' of 30 rows of 4 \("):
         FaissSearch(bank, factory="IVF64,Flat")
-    with pytest.raises(ConfigError, match="expected nprobe of at least 1 list, got 0"):
-        FaissSearch(bank, nprobe=0)
 
 
 # The choice

@@ -70,22 +70,24 @@ def test_ema_decay_is_the_warm_up_with_a_power() -> None:
 
 
 def test_update_ema() -> None:
-    average = [torch.tensor([1.0, 2.0]), torch.tensor(3.0)]
-    values = [torch.tensor([2.0, 4.0]), torch.tensor(3.0)]
+    average, values = (
+        nn.ParameterList(torch.tensor(v) for v in vs) for vs in ([[1.0, 2.0], [3.0]], [[2.0, 4.0], [9.0]])
+    )
+    values[1].requires_grad_(False)
     first = average[0]
     update_ema(average, values, 0.75)
     assert torch.equal(first, torch.tensor([1.25, 2.5]))
-    assert float(average[1]) == 3
+    assert float(average[1]) == 3  # frozen ones stay as they are
     assert torch.equal(values[0], torch.tensor([2.0, 4.0]))
 
 
 def test_ema_follows_the_recursion_with_changing_decay() -> None:
     values = np.random.default_rng(0).normal(size=30)
-    average, expected = torch.zeros((), dtype=torch.float64), 0.0
+    average, expected = nn.ParameterList([torch.zeros((), dtype=torch.float64)]), 0.0
     for n, value in enumerate(values, 1):
-        update_ema([average], [torch.tensor(value)], ema_decay(n, 0.75))
+        update_ema(average, nn.ParameterList([torch.tensor(value)]), ema_decay(n, 0.75))
         expected = (1 - (1 + n) ** -0.75) * expected + (1 + n) ** -0.75 * value
-    assert float(average) == pytest.approx(expected, rel=1e-12)
+    assert average[0].item() == pytest.approx(expected, rel=1e-12)
 
 
 # Optimisers

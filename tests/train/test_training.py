@@ -132,7 +132,7 @@ def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
         norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), config.optimizer.clip_norm)
         optimizer.step()
         decay = ema_decay(step + 1, config.optimizer.ema_power)
-        update_ema(list(average.parameters()), list(encoder.parameters()), decay)
+        update_ema(average, encoder, decay)
         assert (stats["loss"], stats["grad_norm"]) == (loss.item(), norm.item())
     assert fakes.equal(made.encoder, encoder)
     assert fakes.equal(made.average, average)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import nn
 
 
 def ema_decay(step: int, power: float) -> float:
@@ -16,6 +16,9 @@ def ema_decay(step: int, power: float) -> float:
 
 
 @torch.no_grad()
-def update_ema(average: list[Tensor], values: list[Tensor], decay: float) -> None:
-    """In place: average = decay * average + (1 - decay) * values."""
-    torch._foreach_lerp_(average, values, 1.0 - decay)
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """In place, for all parameters that are trained: average = decay * average + (1 - decay) * network."""
+    pairs = zip(average.parameters(), network.parameters(), strict=True)
+    trained = [(kept, value) for kept, value in pairs if value.requires_grad]
+    if trained:
+        torch._foreach_lerp_([kept for kept, _ in trained], [value for _, value in trained], 1.0 - decay)

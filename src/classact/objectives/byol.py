@@ -90,11 +90,6 @@ class BYOL(Objective):
         directions = torch.nn.functional.normalize(targets, dim=1)
         return loss, {"spread": 1 - directions.mean(dim=0).square().sum()}
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """The target projector follows."""
-        update_ema(
-            list(self.target_projector.parameters()),
-            [p.detach() for p in self.projector.parameters()],
-            self.config.decay,
-        )
+        update_ema(self.target_projector, self.projector, self.config.decay)

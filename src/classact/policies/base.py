@@ -107,7 +107,7 @@ class FunctionPolicy:
         return Decision(self.act(observations))
 
     def prepare(self, batch: int = 1) -> None:
-        """There is nothing to prepare: the function is called as it is."""
+        """There is nothing to prepare."""
 
 
 def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Observation]]:
@@ -129,21 +129,13 @@ def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Ob
 
 
 def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
-    """Ask a policy, and check what it says.
-
-    Args:
-        policy: any policy, users' own included.
-        observations: B timesteps.
-
-    Returns:
-        The decision, its chunk (B, T_a, D) with T_a >= 1 and finite.
+    """Ask a policy, users' own included, for its decision at B timesteps: a chunk (B, T_a, D), T_a >= 1 and finite.
 
     Raises:
         DataError: a timestep of another number of observations than the policy decides from.
         ConfigError: actions or scores of wrong shape, NaN or infinite.
     """
-    count = len(observations)
-    name = policy.spec.name
+    count, name = len(observations), policy.spec.name
     as_histories(observations, policy.spec.history)
     given: object = policy.decide(observations)
     if not isinstance(given, Decision):

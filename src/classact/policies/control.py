@@ -30,8 +30,8 @@ class Controller:
     Args:
         policy: any policy.
         config: receding horizon and ensembling; the default executes whole chunks.
-        action_space: what the D dimensions mean, so that rotations are averaged as rotations; None takes the policy's.
-            Only used for ensembling.
+        action_space: for ensembling: what the D dimensions mean, so that rotations are averaged as rotations; None
+            takes the policy's.
 
     Raises:
         ConfigError: settings that do not fit the policy's T_a.
@@ -63,15 +63,12 @@ class Controller:
         self._given = 0
 
     def act(self, observations: Sequence[Sequence[Observation]]) -> Decision:
-        """What to execute now.
+        """What to execute now: the policy's decision with, as its chunk, the (B, n, D) actions until the next call.
 
         Args:
             observations: per environment what was observed since the last call, oldest first. At the first call of an
                 episode that is one observation, which also stands for those before it; at later ones that after each of
                 the n actions given last, of which all but the last T_o may be left out.
-
-        Returns:
-            The policy's decision with, as its chunk, the (B, n, D) actions to execute before the next call.
 
         Raises:
             DataError: observations of another number of environments, of another number of steps, or that the policy
@@ -137,16 +134,11 @@ class Controller:
 
 
 def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDArray[np.float64]]:
-    """What chunks that were decided ``execute`` steps apart propose for the next ``execute`` steps, and its weights.
+    """What (K, B, T, D) chunks, the oldest first, that were decided n = ``execute`` steps apart propose for the next n
+    steps: (K, n, B, D), and its weights: (K, n) float64 that sum to 1 over K.
 
-    Args:
-        chunks: (K, B, T, D), the oldest first; the last was decided now.
-        execute: n, steps between decisions.
-        m: decay; the i-th oldest of the proposals for a step weighs exp(-m i).
-
-    Returns:
-        (K, n, B, D) and (K, n) float64 that sum to 1 over K. A chunk that does not reach a step weighs 0 there, and
-        stands with its last action.
+    The i-th oldest of the proposals for a step weighs exp(-m i). A chunk that does not reach a step weighs 0 there, and
+    stands with its last action.
     """
     count, length = len(chunks), chunks.shape[2]
     place = execute * np.arange(count - 1, -1, -1)[:, None] + np.arange(execute)  # (K, n) in each chunk

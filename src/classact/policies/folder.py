@@ -19,13 +19,8 @@ Config = TypeVar("Config", bound=Any)
 
 
 def write_policy(folder: Path, metadata: Any, fill: Callable[[Path], None]) -> None:
-    """Write a policy's folder in one step.
-
-    Args:
-        folder: where.
-        metadata: a dataclass with a field ``format``.
-        fill: writes all other files into the folder that it is given.
-    """
+    """Write a policy's folder in one step: the metadata, a dataclass with a field ``format``, and all other files by
+    ``fill``, which is given the folder."""
     text = json.dumps(to_json(metadata), indent=2) + "\n"
 
     def all_files(path: Path) -> None:
@@ -36,25 +31,16 @@ def write_policy(folder: Path, metadata: Any, fill: Callable[[Path], None]) -> N
 
 
 def read_format(folder: Path) -> str:
-    """The format of the policy in a folder.
-
-    Raises:
-        CheckpointError: there is none, or its metadata are damaged.
-    """
+    """The format of the policy in a folder; CheckpointError where its metadata are damaged."""
     value = read_json(folder / METADATA, CheckpointError)
     return str(value.get("format") if isinstance(value, dict) else value)
 
 
 def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
-    """What :func:`write_policy` wrote, after all files were checked.
-
-    Args:
-        cls: class of the metadata.
-        folder: where.
-        expected: the format.
+    """The metadata of class ``cls`` that :func:`write_policy` wrote, after all files were checked.
 
     Raises:
-        CheckpointError: damaged or incomplete, or of another format.
+        CheckpointError: damaged or incomplete, or of another format than ``expected``.
     """
     verify_folder(folder)
     where = folder / METADATA
@@ -64,13 +50,7 @@ def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], kind: str, further: Iterable[str] = ()) -> Config:
-    """Settings with some of them changed.
-
-    Args:
-        config: a dataclass.
-        overrides: field -> value.
-        kind: what the fields are called in messages.
-        further: names that could have been given as well.
+    """Settings, called ``kind`` in messages, with some of them changed; ``further`` names could be given as well.
 
     Raises:
         ConfigError: an unknown name, or a value out of range.

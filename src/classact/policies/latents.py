@@ -104,20 +104,13 @@ class ImageSettings(LatentSettings):
 
 class ImageLatents(Latents):
     """Image features of all views concatenated with normalised proprioception (and the instruction's embedding where
-    there is one), jointly L2-normalised (paper section 4.4).
-
-    Args:
-        encoder: image encoder with its declared transform.
-        lowdim: what is observed beside images, and its normalisation, fitted on the demonstrations.
-        bf16: run the encoder's backbone in bfloat16.
-    """
+    there is one), jointly L2-normalised (paper section 4.4)."""
 
     kind = "image"
 
     def __init__(self, encoder: ImageEncoder, lowdim: LowDim, *, bf16: bool = False) -> None:
         self.encoder: ImageEncoder = encoder.eval()
-        self.lowdim, self.schema = lowdim, lowdim.schema
-        self.bf16 = bf16
+        self.lowdim, self.schema, self.bf16 = lowdim, lowdim.schema, bf16
 
     def _join(self, images: Mapping[str, Images], lowdim: FloatArray) -> FloatArray:
         return unit(np.concatenate([self.encoder.encode(images, bf16=self.bf16), lowdim], axis=1))
@@ -128,8 +121,8 @@ class ImageLatents(Latents):
             if camera not in data.images:
                 raise DataError(
                     f"{data.name} ({data.source}): the encoder reads camera {camera!r}, available are "
-                    f"{sorted(data.images) or 'no cameras'}. Prepare images with "
-                    f"classact.run.frames, or train an encoder for a camera that is there."
+                    f"{sorted(data.images) or 'no cameras'}. Prepare images with classact.run.frames, or train an "
+                    f"encoder for a camera that is there."
                 )
         return self._join(data.images, self.lowdim.demonstrations(data))
 
@@ -190,12 +183,8 @@ class StateLatents(LatentSettings, Latents):
     def _embed(self, states: np.ndarray[Any, Any]) -> FloatArray:
         position = np.delete(states, self.angles, axis=1)
         angle = states[:, self.angles]
-        parts = [
-            (position - self.center) / self.half,
-            self.angle_scale * np.cos(angle),
-            self.angle_scale * np.sin(angle),
-            np.ones((len(states), 1)),
-        ]
+        turned = [self.angle_scale * np.cos(angle), self.angle_scale * np.sin(angle)]
+        parts = [(position - self.center) / self.half, *turned, np.ones((len(states), 1))]
         return unit(np.concatenate(parts, axis=1).astype(np.float32))
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
@@ -285,11 +274,7 @@ SETTINGS: dict[str, type[LatentSettings]] = {kind.kind: kind for kind in (ImageS
 
 
 def load_latents(settings: LatentSettings, folder: Path) -> Latents:
-    """Inverse of :attr:`Latents.settings`; an image encoder is read from ``folder/encoder``.
-
-    Raises:
-        CheckpointError: the encoder is damaged.
-    """
+    """Inverse of :attr:`Latents.settings`; an image encoder is read from ``folder/encoder``."""
     if isinstance(settings, ImageSettings):
         encoder = ImageEncoder.from_pretrained(folder / "encoder")
         return ImageLatents(encoder, settings.lowdim, bf16=settings.bfloat16)

@@ -137,7 +137,7 @@ class Novelty:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            DataError: missing or wrong entries; ``where`` names the file.
+            DataError: missing or wrong entries.
         """
         record = fields_from_json(NoveltyRecord, value, where)
         try:
@@ -180,21 +180,18 @@ def left_out_distances(
     m: int,
     progress: Progress | None = None,
 ) -> StateArray:
-    """Distance of every step to the timesteps of all other episodes. N x N cosines are computed, few held at a time.
+    """Distance of every step to the m nearest timesteps of all other episodes. N x N cosines are computed, few held at
+    a time.
 
     Args:
         search: over ``latents[rows]``.
         rows: (R,) steps that may be retrieved, ascending.
         latents: (N, d) of all steps.
-        episode_ends: (E,) of the steps.
-        m: nearest timesteps to average.
         progress: called with (steps done, N).
 
     Raises:
-        ConfigError: one episode only, or an episode without which fewer than m timesteps are left.
+        ConfigError: an episode without which fewer than m timesteps are left.
     """
-    if len(episode_ends) < 2:
-        raise ConfigError("leaving an episode out needs at least 2 episodes, the bank has 1. Hold demonstrations out.")
     starts = np.concatenate([[0], episode_ends[:-1]])
     bounds = np.searchsorted(rows, np.stack([starts, episode_ends], axis=1))
     without = np.repeat(bounds, np.diff(episode_ends, prepend=0), axis=0)

@@ -40,16 +40,7 @@ FORMAT = "classact-retrieval-2"
 
 @dataclass(frozen=True)
 class RetrievalMetadata:
-    """What policy.json of a retrieval policy holds.
-
-    Attributes:
-        format: :data:`FORMAT`.
-        config: settings.
-        latents: what is compared.
-        bank: N, demonstrated timesteps, for other readers.
-        action_space: of actions with rotations.
-        novelty: the calibrated score.
-    """
+    """What policy.json of a retrieval policy holds; ``bank``: N, demonstrated timesteps, for other readers."""
 
     format: str
     config: RetrievalConfig
@@ -77,13 +68,7 @@ def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> 
 
 
 def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: int) -> None:
-    """Refuse to leave episodes out of a bank that is too small for it.
-
-    Args:
-        first: of :func:`first_copies`.
-        episode_ends: (E,) of the bank.
-        rows: (R,) steps that may be retrieved.
-        m: nearest timesteps that are compared with.
+    """Refuse to leave episodes out of a bank, whose ``rows`` may be retrieved and ``first_copies`` are ``first``.
 
     Raises:
         ConfigError: one episode only, not counting copies, or one without which fewer than m timesteps are left.
@@ -103,13 +88,7 @@ def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: i
 
 
 def check_heldout(actions: FloatArray, episode_ends: IntArray, heldout: Demonstrations, number: int = 0) -> None:
-    """Refuse to hold out what is learned from.
-
-    Args:
-        actions: (N, D) that are learned from.
-        episode_ends: (E,) of these.
-        heldout: episodes that shall not be among them.
-        number: of the first of these, where they are the last of a file.
+    """Refuse to hold out what is learned from: (N, D) actions. ``number`` is that of the first held-out episode.
 
     Raises:
         DataError: naming an episode and its copy.
@@ -197,15 +176,11 @@ class RetrievalPolicy:
                 f"{len(self._rows)}. Calibrate again."
             )
         self.calibration = calibration
-        self._weighted = slice(0)  # columns of a latent: proprioception, behind which an instruction may follow
-        if config.proprioception_weight != 1:
-            if not isinstance(latents, ImageLatents):
-                raise ConfigError(
-                    f"proprioception_weight {config.proprioception_weight:g} weighs proprioception against image "
-                    f"features, but these latents are of kind {latents.kind!r}. Leave it at 1."
-                )
-            first = latents.encoder.feature_dim
-            self._weighted = slice(first, first + len(latents.lowdim.range.low))
+        if config.proprioception_weight != 1 and not isinstance(latents, ImageLatents):
+            raise ConfigError(
+                f"proprioception_weight {config.proprioception_weight:g} weighs proprioception against image features, "
+                f"but these latents are of kind {latents.kind!r}. Leave it at 1."
+            )
         self.device = torch.device("cpu")
         self._search = self._make_search()
         self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
@@ -256,20 +231,19 @@ class RetrievalPolicy:
         self._search.search(np.repeat(self.bank[:1], batch, axis=0), max(self.config.k, m))
 
     def _make_search(self) -> Search:
+        timesteps = self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows]
         # On the CPU ties stay as torch.topk leaves them: results that are published were made so.
         ties = "any" if self.device.type == "cpu" else "row"
-        return make_search(self._timesteps(), self.config.search, device=self.device, ties=ties)
-
-    def _timesteps(self) -> FloatArray:
-        """(R, d) what may be retrieved, as it is compared; the bank itself where all may."""
-        return self._weigh(self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows])
+        return make_search(self._weigh(timesteps), self.config.search, device=self.device, ties=ties)
 
     def _weigh(self, z: FloatArray) -> FloatArray:
         """(B, d) unit latents -> those that are compared: proprioception weighted, length 1 again."""
         if self.config.proprioception_weight == 1:
             return z
+        assert isinstance(self.latents, ImageLatents)
+        first = self.latents.encoder.feature_dim  # an instruction may follow
         z = z.copy()
-        z[:, self._weighted] *= self.config.proprioception_weight
+        z[:, first : first + len(self.latents.lowdim.range.low)] *= self.config.proprioception_weight
         return unit(z)
 
     def search(self, z: FloatArray) -> Neighbors:
@@ -295,9 +269,6 @@ class RetrievalPolicy:
                 cosines are computed, on the policy's device.
             config: settings.
             progress: called with (steps done, in all).
-
-        Returns:
-            The calibration, which the policy keeps and saves.
 
         Raises:
             ConfigError: fewer than m timesteps to compare with, or an index that misses neighbours and nothing held
@@ -329,8 +300,7 @@ class RetrievalPolicy:
         return self.calibration
 
     def _left_out(self, m: int, progress: Progress | None) -> tuple[StateArray, IntArray]:
-        """Distances of all steps to the rest of the bank, and where the episodes end that they are in the order of:
-        copies of an episode are one."""
+        """Distances of all steps to the rest of the bank, copies of an episode as one, and where these episodes end."""
         first = first_copies(self.actions, self.episode_ends)
         check_left_out(first, self.episode_ends, self._rows, m)
         search, rows, bank = self._search, self._rows, self._weigh(self.bank)
@@ -398,9 +368,9 @@ class RetrievalPolicy:
         Args:
             folder: the policy's folder.
             device: where to compute.
-            overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``. With another ``min_actions`` the
-                bank is another one, with another ``proprioception_weight`` or approximate ``search`` others are the
-                nearest: the novelty score must then be calibrated again.
+            overrides: fields of :class:`RetrievalConfig` to change, such as ``k=16``. With another ``min_actions``,
+                ``proprioception_weight`` or approximate ``search`` the nearest timesteps are others: the novelty score
+                must then be calibrated again.
 
         Raises:
             CheckpointError: damaged or incomplete, or not a retrieval policy.

@@ -58,12 +58,7 @@ class ExactSearch:
 
     @torch.inference_mode()
     def search(self, queries: FloatArray, k: int, without: IntArray | None = None) -> tuple[IntArray, FloatArray]:
-        """As :data:`Search`.
-
-        Args:
-            queries: (B, d) float32 unit rows.
-            k: how many.
-            without: (B, 2) bank rows [from, to) that a query must not find: its own episode. None: all may be found.
+        """As :data:`Search`, without bank rows [from, to) of (B, 2) ``without``: a query's own episode.
 
         Raises:
             ConfigError: fewer than k rows are left.
@@ -146,9 +141,6 @@ def _hide(cosine: Tensor, start: int, without: IntArray) -> None:
 def _full_precision() -> Iterator[None]:
     # Training may have allowed TF32 or bfloat16 products, whose error is larger than the temperature of retrieval.
     before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -167,7 +159,6 @@ class FaissSearch:
         bank: (N, d) float32 unit rows.
         factory: index as faiss names it: "Flat" is exact, "IVF1024,Flat" looks at ``nprobe`` of 1,024 lists.
         nprobe: lists looked at by an IVF index.
-        seed: of the clustering that an IVF index is trained with.
 
     Raises:
         MissingDependencyError: faiss is not installed.
@@ -175,11 +166,9 @@ class FaissSearch:
         DataError: a bank that is no matrix, is empty, or is not finite.
     """
 
-    def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = NPROBE, seed: int = 0) -> None:
+    def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = NPROBE) -> None:
         faiss = _faiss()
         _check_bank(bank)
-        if nprobe < 1:
-            raise ConfigError(f"expected nprobe of at least 1 list, got {nprobe}.")
         self.rows, self.width = bank.shape
         self.nprobe = nprobe
         contiguous = np.ascontiguousarray(bank, np.float32)
@@ -187,7 +176,7 @@ class FaissSearch:
         try:
             self._lists = faiss.try_extract_index_ivf(self.index)
             if self._lists is not None:
-                self._lists.cp.seed = seed
+                self._lists.cp.seed = 0  # of the clustering that it is trained with
             if not self.index.is_trained:
                 self.index.train(contiguous)
             self.index.add(contiguous)
@@ -203,7 +192,9 @@ class FaissSearch:
         todo = [(np.arange(len(z)), min(k + 1, self.rows), self.nprobe)] if len(z) else []
         while todo:
             group, asked, lists = todo.pop()
-            value, row = self._ask(z[group], asked, lists)
+            if self._lists is not None:
+                self._lists.nprobe = min(lists, self._lists.nlist)
+            value, row = self.index.search(z[group], asked)
             all_lists = self._lists is None or lists >= self._lists.nlist
             short = (row[:, :k] < 0).any(axis=1) & (not all_lists)
             # Which of the rows that tie for the last place come first is known once a smaller cosine was seen.
@@ -224,12 +215,6 @@ class FaissSearch:
                 f"the index found fewer than k = {k} of {self.rows} rows. Use 'Flat' or an IVF index, or lower k."
             )
         return rows, cosine
-
-    def _ask(self, z: FloatArray, k: int, lists: int) -> tuple[FloatArray, IntArray]:
-        if self._lists is not None:
-            self._lists.nprobe = min(lists, self._lists.nlist)
-        value, row = self.index.search(z, k)
-        return value, row
 
 
 Search = ExactSearch | FaissSearch

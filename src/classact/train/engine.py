@@ -27,7 +27,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -218,8 +218,7 @@ class Training(ABC):
             images: of :meth:`timesteps` of ``rows[part]``; empty where the loader is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
-        Returns:
-            What is logged, "loss" among it: the same on every rank.
+        Returns what is logged, "loss" among it: the same on every rank.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -267,11 +266,7 @@ class Training(ABC):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train_step(self, rows: IntArray) -> dict[str, float]:
-        """One update on ``rows`` (B,) or (B, M), steps of the data. Returns what is logged.
-
-        Raises:
-            ClassactError: the loss became NaN or infinite.
-        """
+        """One update on ``rows`` (B,) or (B, M), steps of the data; returns what :meth:`run` would log."""
         rows = in_order(rows)
         images = {} if self.loader is None else self.loader.take(self.timesteps(rows[self.ranks.part(len(rows))]))
         self._launch(rows, images)
@@ -293,13 +288,7 @@ class Training(ABC):
         self.step += 1
         decay = ema_decay(self.step, self.schedule.ema_power)
         for name, averaged in self.averages.items():
-            pairs = [
-                (average, value)
-                for average, value in zip(averaged.parameters(), self.networks[name].parameters(), strict=True)
-                if value.requires_grad
-            ]
-            if pairs:
-                update_ema([average for average, _ in pairs], [value for _, value in pairs], decay)
+            update_ema(averaged, self.networks[name], decay)
         self.after_step()
         self._pending.append((self.step, rate, rows, stats | {"grad_norm": norm}))
 
@@ -311,7 +300,8 @@ class Training(ABC):
             # One transfer for all: each makes the host wait for the device.
             values = torch.stack([value.detach().double().reshape(()) for value in stats.values()]).tolist()
             logged = dict(zip(stats, values, strict=True))
-            self._check_finite(step, rows, logged)
+            if not np.isfinite([logged["loss"], logged["grad_norm"]]).all():
+                self._diverged(step, rows, logged)
             logged = {"loss": logged.pop("loss"), **self.rates(rate), **logged}
         return logged
 
@@ -319,9 +309,7 @@ class Training(ABC):
         """Learning rates as they are logged, from the schedule's."""
         return {"lr": rate}
 
-    def _check_finite(self, step: int, rows: IntArray, stats: Mapping[str, float]) -> None:
-        if np.isfinite([stats["loss"], stats["grad_norm"]]).all():
-            return
+    def _diverged(self, step: int, rows: IntArray, stats: Mapping[str, float]) -> NoReturn:
         where = ""
         if self.folder is not None:
             if self.ranks.first:
@@ -345,7 +333,7 @@ class Training(ABC):
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
-            progress: called on rank 0 with (steps done, steps in all, a short status) after each step.
+            progress: called on rank 0 with (steps done, in all, a short status) after each step.
             intermediate: called on rank 0 with this training after each of ``config.intermediates``, to evaluate its
                 averages, once the checkpoint of that step is written. A run that goes on from such a step calls it for
                 that step again, with the same weights, because it may have been stopped before or in it.
@@ -431,14 +419,13 @@ class Training(ABC):
         first = self.ranks.broadcast_object(to_json(self.identity()))
         self.settle(first)
         difference = first_difference(first, to_json(self.identity()), "")
-        if not self.ranks.any(difference is not None):
-            return
-        who = f"rank {self.ranks.rank}" if difference else "another rank"
-        what = f": {difference}" if difference else ", and says which"
-        raise ConfigError(
-            f"{who} was started with other data or settings than rank 0{what}. Start all {self.ranks.world} ranks with "
-            f"the same command, on the same data."
-        )
+        if self.ranks.any(difference is not None):
+            who = f"rank {self.ranks.rank}" if difference else "another rank"
+            what = f": {difference}" if difference else ", and says which"
+            raise ConfigError(
+                f"{who} was started with other data or settings than rank 0{what}. Start all {self.ranks.world} ranks "
+                f"with the same command, on the same data."
+            )
 
     def _own(self) -> None:
         # Two trainings would delete each other's checkpoints.
@@ -520,8 +507,7 @@ class Training(ABC):
             ) from error
 
     def _image_advice(self) -> str:
-        held = self.loader.device_bytes if isinstance(self.loader, ResidentLoader) else 0
-        if not held:
+        if not isinstance(self.loader, ResidentLoader) or not (held := self.loader.device_bytes):
             return ""
         total = free_memory(torch.device(self.device))[1]
         return (
@@ -549,16 +535,18 @@ class Training(ABC):
         if self.folder is None or not self.ranks.first:
             return
         tensors = optimizer_tensors(self.optimizer)
-        for kind, networks in (("model", self.networks), ("ema", self.averages)):
-            for name, network in networks.items():
-                if self.changes(name):
-                    tensors |= {f"{kind}.{name}.{key}": value for key, value in network.state_dict().items()}
+        for prefix, network in self._saved():
+            tensors |= {f"{prefix}{key}": value for key, value in network.state_dict().items()}
         meta = {"identity": self.identity(), "seconds": self.seconds}
         save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
 
     def changes(self, name: str) -> bool:
         """Whether a network is trained: a frozen one is as it was, and no part of a checkpoint."""
         return any(p.requires_grad for p in self.networks[name].parameters())
+
+    def _saved(self) -> Iterator[tuple[str, nn.Module]]:
+        for kind, networks in (("model", self.networks), ("ema", self.averages)):
+            yield from ((f"{kind}.{name}.", network) for name, network in networks.items() if self.changes(name))
 
     def resume(self) -> bool:
         """Load the newest intact checkpoint of ``folder``; False where there is none.
@@ -587,10 +575,8 @@ class Training(ABC):
                 f"{where} was made with {difference}. Give another --out for the new settings, or remove that folder "
                 f"to start over."
             )
-        for kind, networks in (("model", self.networks), ("ema", self.averages)):
-            for name, network in networks.items():
-                if self.changes(name):
-                    load_weights(network, state.part(f"{kind}.{name}."), where)
+        for prefix, network in self._saved():
+            load_weights(network, state.part(prefix), where)
         load_optimizer_tensors(self.optimizer, state.tensors)
         for parameter, kept in self.optimizer.state.items():
             for name, value in kept.items():

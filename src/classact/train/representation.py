@@ -319,7 +319,7 @@ class Trainer(Training):
     def after_step(self) -> None:
         """The target network, and what the objective keeps beside it, follow."""
         if (decay := self.config.objective.target_decay) is not None:
-            update_ema(list(self.target.parameters()), list(self.encoder.parameters()), decay)
+            update_ema(self.target, self.encoder, decay)
         self.objective.after_step()
 
     def changes(self, name: str) -> bool:
