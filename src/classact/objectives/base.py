@@ -57,11 +57,7 @@ class Material:
         return starts[episode], np.asarray(self.episode_ends)[episode]
 
     def check_episodes(self, least: int, what: str) -> None:
-        """Refuse data in which every row would be masked out of a loss.
-
-        Raises:
-            ConfigError: no episode has ``least`` steps, as many as ``what`` needs.
-        """
+        """Refuse data in which no episode has the steps that ``what`` needs: a loss would mask every row."""
         longest = int(np.diff(self.episode_ends, prepend=0).max())
         if longest < least:
             raise ConfigError(
@@ -99,8 +95,7 @@ class Objective(nn.Module, ABC):
             target: (B, M, R, F) features of the target network, without gradient; None where there is none.
             generator: of random draws in the loss; seeded by (seed, step).
 
-        Returns:
-            Scalar with a gradient to ``z`` and to this module's parameters, and further scalars.
+        Returns a scalar with a gradient to ``z`` and to this module's parameters, and further scalars.
         """
 
     def after_step(self) -> None:

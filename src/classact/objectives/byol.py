@@ -19,17 +19,11 @@ from classact.objectives.config import BYOLConfig
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the images of 2 - 2 cos(q_1, t_2) + 2 - 2 cos(q_2, t_1).
+    """Mean over the images of 2 - 2 cos(q_1, t_2) + 2 - 2 cos(q_2, t_1), within 0..8.
 
     Args:
         predictions: (B, 2, P) q of the two views. Computed in float32, or in float64 if they are.
         targets: (B, 2, P) t of the two views by the target network; no gradient goes there.
-
-    Returns:
-        Scalar within 0..8.
-
-    Raises:
-        ConfigError: other shapes.
     """
     if predictions.ndim != 3 or predictions.shape[1] != 2 or predictions.shape != targets.shape:
         raise ConfigError(
@@ -53,10 +47,6 @@ class BYOL(Objective):
     Both views go through the networks as one batch, so BatchNorm's statistics are of both (the repository, since
     2023). The target projector runs in the same mode, so in training with statistics of its batch, not with running
     ones; only its parameters follow.
-
-    Args:
-        config: settings.
-        material: feature size, seed and device of the projector and the predictor.
     """
 
     def __init__(self, config: BYOLConfig, material: Material) -> None:
@@ -71,11 +61,7 @@ class BYOL(Objective):
     def loss(
         self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
-        """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1.
-
-        Raises:
-            ConfigError: no features of the target network, or not two views.
-        """
+        """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1."""
         if target is None or target.shape != z.shape or z.shape[1:3] != (1, 2):
             got = "none" if target is None else f"{tuple(target.shape)}"
             raise ConfigError(

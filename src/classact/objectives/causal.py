@@ -12,13 +12,8 @@ STD = 0.02
 
 
 class CausalBlock(nn.Module):
-    """Attention to the frames so far, then an MLP; both normalised before (pre-LN) and added to what came in.
-
-    Args:
-        width: of the residual stream; the MLP is four times as wide.
-        heads: of attention; ``width`` is a multiple of it.
-        length: T at most.
-    """
+    """Attention to the frames so far, ``length`` at most, then an MLP of four times the width; both normalised before
+    (pre-LN) and added to what came in."""
 
     future: Tensor
 
@@ -52,13 +47,8 @@ class CausalBlock(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Sequence to sequence: output t is a function of inputs 1..t. No dropout.
-
-    Args:
-        input_dim, output_dim: of each frame.
-        length: frames at most (each position has a learned vector).
-        layers, heads, width: of the transformer.
-    """
+    """Sequence to sequence: output t is a function of inputs 1..t. No dropout. Each of the ``length`` positions has a
+    learned vector."""
 
     def __init__(self, input_dim: int, output_dim: int, *, length: int, layers: int, heads: int, width: int) -> None:
         super().__init__()

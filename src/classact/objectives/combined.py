@@ -18,12 +18,7 @@ from classact.objectives.config import CombinedConfig
 
 
 class Combined(Objective):
-    """The weighted sum of objectives.
-
-    Args:
-        config: settings.
-        parts: made of ``config.parts``, in their order.
-    """
+    """The weighted sum of objectives, made of ``config.parts`` in their order."""
 
     def __init__(self, config: CombinedConfig, parts: Sequence[Objective]) -> None:
         super().__init__()
@@ -45,12 +40,11 @@ class Combined(Objective):
         for part, weight in zip(self._parts, self.config.weights, strict=True):
             columns = [0, *range(column, column + part.config.companions)]
             column += part.config.companions
-            own = (
-                None if target is None or part.config.target_decay is None else target[:, columns, : part.config.views]
-            )
-            loss, found = part.loss(
-                z[:, columns, : part.config.views], rows[:, columns], target=own, generator=generator
-            )
+            seen = z[:, columns, : part.config.views]
+            own = None
+            if target is not None and part.config.target_decay is not None:
+                own = target[:, columns, : part.config.views]
+            loss, found = part.loss(seen, rows[:, columns], target=own, generator=generator)
             total = total + weight * loss
             prefix = part.config.name.replace("-", "_")
             stats |= {f"{prefix}_{key}" if key in stats else key: value for key, value in found.items()}

@@ -87,11 +87,7 @@ class ObjectiveConfig:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ObjectiveConfig:
-        """What :meth:`to_json` wrote, of whichever objective.
-
-        Raises:
-            DataError: no objective of this name, or other settings than it has.
-        """
+        """What :meth:`to_json` wrote, of whichever objective."""
         from classact.objectives import OBJECTIVES
 
         name = str(value.get("name")) if isinstance(value, dict) else ""
@@ -224,7 +220,6 @@ class DynaMoConfig(ObjectiveConfig):
     name = "dynamo"
     label = "DynaMo"
     about = "inverse and forward dynamics of features in short contexts (2409.12192)"
-    recipe = Recipe(64, 40, 1e-4)
     together = True
 
     context: int = 5
@@ -272,7 +267,6 @@ class InverseDynamicsConfig(ObjectiveConfig):
     name = "inverse-dynamics"
     label = "Inverse dynamics"
     about = "predict the actions between two images"
-    recipe = Recipe(64, 40, 1e-4)
     companions = 1
     together = True
 
@@ -297,7 +291,6 @@ class TimeContrastiveConfig(ObjectiveConfig):
     name = "time-contrastive"
     label = "Time-contrastive"
     about = "InfoNCE across time within and between episodes (R3M's core term, 2203.12601)"
-    recipe = Recipe(64, 40, 1e-4)
     companions = 2
 
     similarity: Literal["l2", "cosine"] = "l2"
@@ -352,6 +345,15 @@ class CombinedConfig(ObjectiveConfig):
             raise ConfigError(
                 f"objectives that are combined share one target network, but these ask for decays of {decays}."
             )
+        facts = {
+            "recipe": self.parts[0].recipe,
+            "companions": sum(part.companions for part in self.parts),  # side by side
+            "views": max(part.views for part in self.parts),
+            "together": any(part.together for part in self.parts),
+            "needs_similarity": any(part.needs_similarity for part in self.parts),
+        }
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
 
     @property
     def written(self) -> str:
@@ -367,31 +369,6 @@ class CombinedConfig(ObjectiveConfig):
     def terms(self) -> tuple[ObjectiveConfig, ...]:
         """The parts."""
         return self.parts
-
-    @property
-    def recipe(self) -> Recipe:  # type: ignore[override]
-        """That of the first part."""
-        return self.parts[0].recipe
-
-    @property
-    def companions(self) -> int:  # type: ignore[override]
-        """Those of all parts, side by side."""
-        return sum(part.companions for part in self.parts)
-
-    @property
-    def views(self) -> int:  # type: ignore[override]
-        """As many as the part with most needs."""
-        return max(part.views for part in self.parts)
-
-    @property
-    def together(self) -> bool:  # type: ignore[override]
-        """Whether any part asks for it."""
-        return any(part.together for part in self.parts)
-
-    @property
-    def needs_similarity(self) -> bool:  # type: ignore[override]
-        """Whether any part does."""
-        return any(part.needs_similarity for part in self.parts)
 
     @property
     def target_decay(self) -> float | None:

@@ -33,18 +33,12 @@ from classact.objectives.config import DynaMoConfig
 
 
 def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """1 - cos(predicted, target), the mean over valid transitions.
+    """1 - cos(predicted, target), the mean over valid transitions; zero (with zero gradient) where none is.
 
     Args:
         predicted: (B, T - 1, F) predictions of the next frame's features.
         target: (B, T - 1, F) what is predicted; gets no gradient.
         valid: (B, T - 1) bool, transitions that exist.
-
-    Returns:
-        Scalar; zero (with zero gradient) where no transition is valid.
-
-    Raises:
-        ConfigError: shapes that do not fit.
     """
     if target.shape != predicted.shape or valid.shape != predicted.shape[:-1]:
         raise ConfigError(
@@ -58,16 +52,12 @@ def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def covariance_penalty(s: Tensor, valid: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
     """Squared off-diagonal entries of the features' covariance (as in VICReg, arXiv 2105.04906), against collapse.
 
+    Zero of fewer than two valid rows, or one dimension.
+
     Args:
         s: (n, F) features.
         valid: (n,) bool, rows that count.
-        reduction: see :class:`DynaMoConfig`.
-
-    Returns:
-        Scalar; zero of fewer than two valid rows, or one dimension.
-
-    Raises:
-        ConfigError: shapes that do not fit.
+        reduction: see ``covariance`` of :class:`DynaMoConfig`.
     """
     if s.ndim != 2 or valid.shape != s.shape[:1]:
         raise ConfigError(
@@ -84,15 +74,7 @@ def covariance_penalty(s: Tensor, valid: Tensor, reduction: Literal["mean", "sum
 
 
 class DynaMo(Objective):
-    """Contexts of consecutive steps; each next frame's features are predicted from those before and a latent.
-
-    Args:
-        config: settings.
-        material: what it is made from.
-
-    Raises:
-        ConfigError: every episode has a single step, so that there is no transition.
-    """
+    """Contexts of consecutive steps; each next frame's features are predicted from those before and a latent."""
 
     def __init__(self, config: DynaMoConfig, material: Material) -> None:
         super().__init__()
@@ -115,11 +97,7 @@ class DynaMo(Objective):
     def loss(
         self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Stats]:
-        """1 - cos over the transitions that exist, and the covariance penalty over all frames that are not repeated.
-
-        Raises:
-            ConfigError: with ``target`` "ema", there are no features of the averaged encoder.
-        """
+        """1 - cos over the transitions that exist, and the covariance penalty over all frames that are not repeated."""
         if target is None and self.config.target == "ema":
             raise ConfigError("target 'ema' needs the features of an averaged encoder, got none.")
         s = z[:, :, 0]

@@ -17,19 +17,8 @@ from classact.objectives.config import InverseDynamicsConfig
 
 
 def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of the actions of valid rows.
-
-    Args:
-        predicted: (B, h, A) predictions.
-        actions: (B, h, A) actions a_t .. a_{t+h-1}.
-        valid: (B,) bool, rows whose step t + h exists.
-
-    Returns:
-        Scalar; zero (with zero gradient) where no row is valid.
-
-    Raises:
-        ConfigError: shapes that do not fit.
-    """
+    """Mean squared error of (B, h, A) predicted and demonstrated actions a_t .. a_{t+h-1}, of rows whose step t + h
+    exists, by (B,) bool ``valid``; zero (with zero gradient) where none does."""
     if actions.shape != predicted.shape or predicted.ndim != 3 or valid.shape != predicted.shape[:1]:
         raise ConfigError(
             f"expected predictions and actions of shape (B, h, A) and a mask of shape (B,), got "
@@ -39,15 +28,7 @@ def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> 
 
 
 class InverseDynamics(Objective):
-    """An MLP predicts the h actions between steps t and t + h from the features of the two.
-
-    Args:
-        config: settings.
-        material: what it is made from.
-
-    Raises:
-        ConfigError: no episode has a step t + h.
-    """
+    """An MLP predicts the h actions between steps t and t + h from the features of the two."""
 
     def __init__(self, config: InverseDynamicsConfig, material: Material) -> None:
         super().__init__()
@@ -58,13 +39,8 @@ class InverseDynamics(Objective):
 
     def _mlp(self) -> nn.Module:
         hidden, outputs = self.config.hidden, self.config.horizon * self.material.actions.shape[1]
-        return nn.Sequential(
-            nn.Linear(2 * self.material.feature_dim, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, outputs),
-        )
+        first = nn.Linear(2 * self.material.feature_dim, hidden)
+        return nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
         """Step t + h of each anchor t, or the last one of its episode."""

@@ -39,11 +39,7 @@ def soft_infonce(
         ignore: (B, C) bool, pairs left out of numerator and denominator.
         keys: (C, F) what the anchors are compared with; its first B rows are z. None: z alone, C = B.
 
-    Returns:
-        Scalar; zero (with zero gradient) where no anchor has a positive.
-
-    Raises:
-        ConfigError: unknown reduction, temperature not above 0, or shapes that do not fit.
+    Returns a scalar; zero (with zero gradient) where no anchor has a positive.
     """
     SoftInfoNCEConfig(temperature=0.05 if isinstance(temperature, Tensor) else temperature, reduction=reduction)
     count = len(z) if keys is None else len(keys)
@@ -73,15 +69,7 @@ def soft_infonce(
 
 
 class SoftInfoNCE(Objective):
-    """CLASS, with its ablations and extensions as settings.
-
-    Args:
-        config: settings.
-        material: ``weights`` are needed.
-
-    Raises:
-        ConfigError: no action similarity was measured.
-    """
+    """CLASS, with its ablations and extensions as settings."""
 
     queue_z: Tensor
     queue_steps: Tensor
@@ -141,18 +129,12 @@ class SoftInfoNCE(Objective):
             weights, ignore = self._spread(weights, ignore, len(anchors))
         if filled:
             keys = torch.cat([features, self.queue_z[:filled]])
-        loss = soft_infonce(
-            features,
-            weights,
-            temperature=self.temperature(),
-            reduction=config.reduction,
-            ignore=ignore,
-            keys=keys,
-        )
+        tau = self.temperature()
+        loss = soft_infonce(features, weights, temperature=tau, reduction=config.reduction, ignore=ignore, keys=keys)
         if config.queue:
             self._push(z[:, 0, 0].detach(), anchors, generator)
         if config.learned_temperature:
-            stats["tau"] = torch.as_tensor(self.temperature()).detach()
+            stats["tau"] = torch.as_tensor(tau).detach()
         return loss, stats
 
     def _weigh(self, steps: IntArray, anchors: int) -> Tensor:

@@ -16,15 +16,11 @@ from classact.objectives.config import TCNConfig
 
 
 def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
-    """Squared L2 distances d+ and d- of embeddings of length ``scale``.
+    """Squared L2 distances d+ and d-, (B,) each, of embeddings of length ``scale``.
 
     Args:
         z: (B, 3, F) features of anchor, positive, negative; L2-normalised here. Computed in float32, or in float64 if
             z is.
-        scale: length of the embeddings.
-
-    Returns:
-        d+ and d-, (B,) each.
     """
     if z.ndim != 3 or z.shape[1] != 3:
         raise ConfigError(f"expected z of shape (B, 3, F): anchor, positive, negative; got {tuple(z.shape)}.")
@@ -37,13 +33,6 @@ class TCN(Objective):
     """Triplets of anchor, positive and negative in time.
 
     An anchor whose episode has no other step has no positive: it is drawn as its own, and the row does not count.
-
-    Args:
-        config: settings.
-        material: the episodes.
-
-    Raises:
-        ConfigError: no episode has two steps.
     """
 
     def __init__(self, config: TCNConfig, material: Material) -> None:

@@ -27,16 +27,8 @@ def time_similarity(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"] = 
 
 
 def draw_negatives(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of the candidates of each row, uniformly and without repetition; all where there are fewer.
-
-    Args:
-        candidates: (B, B) bool.
-        count: 0: all candidates.
-        generator: drawn from on its own device.
-
-    Returns:
-        (B, B) bool.
-    """
+    """``count`` of the (B, B) bool candidates of each row, uniformly and without repetition; all where there are fewer,
+    or ``count`` is 0. Drawn on the generator's device."""
     if count == 0:
         return candidates
     keys = torch.rand(candidates.shape, generator=generator, device=generator.device).to(candidates.device)
@@ -66,15 +58,9 @@ def time_contrastive_loss(
     Args:
         z: (B, 3, F) features at i, j, k. Computed in float32, or in float64 if z is.
         negatives: two (B, B) bool: rows whose i is contrasted with the row's i, rows whose k with its k.
-        valid: (B,) bool, rows that count; None: all. Rows that do not may be negatives of others.
-        similarity: see :class:`TimeContrastiveConfig`.
-        temperature: see :class:`TimeContrastiveConfig`.
-
-    Returns:
-        Scalar; zero (with zero gradient) where no row counts.
-
-    Raises:
-        ConfigError: a setting out of range, or shapes that do not fit.
+        valid: (B,) bool, rows that count; None: all. Rows that do not may be negatives of others. Where none does, the
+            loss and its gradient are zero.
+        similarity, temperature: see :class:`TimeContrastiveConfig`.
     """
     TimeContrastiveConfig(similarity=similarity, temperature=temperature)
     if z.ndim != 3 or z.shape[1] != 3:
@@ -106,13 +92,6 @@ class TimeContrastive(Objective):
 
     The anchor is i. An episode's last two steps have no two later ones: they are drawn as their own j and k, and their
     rows do not count, though other rows are contrasted with them. Both are seen as j and k, as in R3M.
-
-    Args:
-        config: settings.
-        material: the episodes.
-
-    Raises:
-        ConfigError: no episode has three steps.
     """
 
     def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:

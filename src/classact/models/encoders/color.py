@@ -30,16 +30,12 @@ def whiten(pixels: Tensor) -> Tensor:
     its colours (tint, contrast, another palette of up to four colours) leaves the result unchanged up to a rotation of
     colour space and the regularisation; in others the median may be another colour after the change.
 
-    Args:
-        pixels: (B, 3, H, W) float, 0..255.
-
-    Returns:
-        (B, 3, H, W) float.
+    Pixels are (B, 3, H, W) float, 0..255.
     """
     flat = pixels.flatten(2)
     flat = flat - _median(flat)
-    timestep = flat @ flat.transpose(1, 2) / flat.shape[-1]
-    values, vectors = torch.linalg.eigh(timestep)
+    moment = flat @ flat.transpose(1, 2) / flat.shape[-1]
+    values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(0)
     scale = torch.rsqrt(values + RIDGE * values[:, -1:] + FLOOR)
     matrix = (vectors * scale[:, None, :]) @ vectors.transpose(1, 2)

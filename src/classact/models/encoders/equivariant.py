@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -42,14 +42,6 @@ def _wigner_d_matrix(*_: Any, **__: Any) -> Any:
     )
 
 
-def _lie_learn_works() -> bool:
-    try:
-        importlib.import_module(WIGNER)
-    except Exception:  # a binary for another NumPy fails with whatever it meets first
-        return False
-    return True
-
-
 @contextmanager
 def _without_lie_learn() -> Iterator[None]:
     """Let escnn be imported where lie_learn is absent or broken (its binaries end with NumPy 1).
@@ -57,7 +49,10 @@ def _without_lie_learn() -> Iterator[None]:
     escnn imports one function of it for rotations in space, and calls it for these only. A lie_learn that works is
     never replaced, and what is put into its place is gone again after the import.
     """
-    if _lie_learn_works():
+    works = None
+    with suppress(Exception):  # a binary for another NumPy fails with whatever it meets first
+        works = importlib.import_module(WIGNER)
+    if works:
         yield
         return
     stand_in: Any = ModuleType(WIGNER)
@@ -71,11 +66,7 @@ def _without_lie_learn() -> Iterator[None]:
 
 @cache
 def _escnn() -> tuple[Any, Any]:
-    """escnn's modules ``gspaces`` and ``nn``.
-
-    Raises:
-        MissingDependencyError: escnn is not here, or cannot be imported.
-    """
+    """escnn's modules ``gspaces`` and ``nn``."""
     try:
         with warnings.catch_warnings(), _without_lie_learn():
             warnings.filterwarnings("ignore", "`py3nj` package not found", UserWarning)
@@ -97,12 +88,8 @@ def steerable_basis(kernel_size: int, regular: bool) -> tuple[Tensor, Tensor]:
         kernel_size: k, side of the filters.
         regular: whether the input is a regular field (c = 8 channels), or a trivial one (c = 1, a colour).
 
-    Returns:
-        (D, 8, c, k, k) float32 basis of D filters, and (D,) the standard deviation that He initialisation, generalised
-        to steerable filters (arXiv 1711.07289), gives to each coefficient where there is one input field.
-
-    Raises:
-        MissingDependencyError: escnn is not here.
+    Returns a (D, 8, c, k, k) float32 basis of D filters, and (D,) the standard deviation that He initialisation,
+    generalised to steerable filters (arXiv 1711.07289), gives to each coefficient where there is one input field.
     """
     gspaces, layers = _escnn()
     with torch.random.fork_rng(devices=[]):
@@ -123,15 +110,8 @@ def steerable_basis(kernel_size: int, regular: bool) -> tuple[Tensor, Tensor]:
 class SteerableConv(nn.Module):
     """A convolution between fields of C8, as escnn's R2Conv computes it: (B, c I, H, W) -> (B, 8 O, H', W').
 
-    The bias is one number per field, the coefficient of the constant vector of length 1.
-
-    Args:
-        fields_in: I, regular fields (c = 8), or colours (c = 1).
-        fields: O, regular fields.
-        kernel_size: k.
-        padding: zeros at each side.
-        regular: whether the inputs are regular fields.
-        bias: whether there is one.
+    The I input fields are regular ones (c = 8) or colours (c = 1). The bias is one number per field, the coefficient of
+    the constant vector of length 1.
     """
 
     basis: Tensor
@@ -213,11 +193,7 @@ class EquivariantResNet(nn.Module):
         self.last = SteerableConv(fields[-1], fields[-1], LAST_MAPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fields of a batch of images, one cell each.
-
-        Raises:
-            ConfigError: images too small for the poolings.
-        """
+        """Fields of a batch of images, one cell each."""
         if x.shape[-1] < SMALLEST_CROP:
             raise ConfigError(
                 f"the encoder 'equivariant' needs crops of at least {SMALLEST_CROP} pixels, got {x.shape[-1]}; choose "

@@ -31,11 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class View(nn.Module):
-    """What one view passes through: backbone, then what makes features of its maps.
-
-    Attributes:
-        feature_dim: F; of a spatial softmax twice the number of feature maps.
-    """
+    """What one view passes through: backbone, then what makes F features (``feature_dim``) of its maps."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -59,7 +55,6 @@ class ImageEncoder(nn.Module):
     C.1).
 
     Attributes:
-        config: architecture and image transform.
         views: one network for each camera, or the one that all share.
         feature_dim: F V, the features of all V views.
     """
@@ -92,18 +87,8 @@ class ImageEncoder(nn.Module):
         return (pixels - self.mean) / self.std
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
-        """Normalised inputs -> features, not yet L2-normalised.
-
-        Args:
-            inputs: (B, V, 3, crop, crop), one image for each camera.
-            bf16: run the backbone's convolutions in bfloat16.
-
-        Returns:
-            (B, V F) float32, camera by camera.
-
-        Raises:
-            ConfigError: another number of views.
-        """
+        """(B, V, 3, crop, crop) normalised inputs, one image for each camera -> (B, V F) float32 features, not yet
+        L2-normalised; ``bf16`` runs the backbone's convolutions in bfloat16."""
         B, count = inputs.shape[0], len(self.config.cameras)
         if inputs.ndim != 5 or inputs.shape[1] != count:
             raise ConfigError(
@@ -117,9 +102,6 @@ class ImageEncoder(nn.Module):
 
     def images(self, images: Mapping[str, Images] | Images) -> list[Images]:
         """The (N, H, W, 3) uint8 arrays of the encoder's cameras, in its order.
-
-        Args:
-            images: by camera; or one array for an encoder of one camera.
 
         Raises:
             ConfigError: a camera is missing, or views differ in length or in shape from those trained on.
@@ -172,15 +154,12 @@ class ImageEncoder(nn.Module):
     def encode(
         self, images: Mapping[str, Images] | Images, *, batch_size: int = 512, bf16: bool = False
     ) -> np.ndarray[Any, Any]:
-        """Features of images as they are at run time: resize, centre crop, normalise, encode.
+        """(N, V F) float32 features of images as they are at run time: resize, centre crop, normalise, encode.
 
         Args:
             images: camera -> (N, H, W, 3) uint8; or one array for an encoder of one camera.
             batch_size: images per pass and camera.
             bf16: as in :meth:`forward`.
-
-        Returns:
-            (N, V F) float32.
         """
         views = self.images(images)
         size, crop = self.config.image_size, self.config.crop_size
@@ -236,13 +215,7 @@ def pretrained_config(folder: str | Path) -> EncoderConfig:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What config.json of a saved encoder holds.
-
-    Attributes:
-        format: version of the folder's format.
-        feature_dim: features of all views, for other readers.
-        encoder: architecture and image transform.
-    """
+    """What config.json of a saved encoder holds; ``feature_dim``: of all views, for other readers."""
 
     format: str
     feature_dim: int

@@ -82,11 +82,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
-    """Where in the image each map is high (paper C.1).
-
-    Raises:
-        ConfigError: maps of a single row or column.
-    """
+    """Where in the image each map is high (paper C.1)."""
     if min(height, width) < 2:
         raise ConfigError(
             f"encoder {config.backbone!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
@@ -95,7 +91,7 @@ def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
     return SpatialSoftmax(height, width)
 
 
-def values(_: EncoderConfig, __: int, ___: int) -> nn.Module:
+def values(*_: object) -> nn.Module:
     """The maps' cells themselves."""
     return nn.Flatten()
 
