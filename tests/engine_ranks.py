@@ -20,7 +20,7 @@ from classact.data.types import Demonstrations
 from classact.errors import ClassactError
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, MLPConfig, UNetConfig
-from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
+from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.similarity import SimilarityConfig
 from classact.train import checkpoints
 from classact.train.config import AdamWConfig, AugmentConfig, EngineConfig, FinetuneConfig, OptimizerConfig
@@ -28,18 +28,16 @@ from classact.train.engine import Training
 from classact.train.head import FineTuner
 from classact.train.representation import Trainer
 from classact.utils.ranks import Ranks
+from small_objectives import small
 
 KINDS = ("class", "mlp", "diffusion")
 OBJECTIVES: Mapping[str, ObjectiveConfig] = {
     "class": SoftInfoNCEConfig(pairs="cross-episode"),
-    "byol": objective_config("byol", ["hidden=16", "projection=8"]),
-    "dynamo": objective_config("dynamo", ["context=3", "layers=1", "heads=2", "width=16", "latent_dim=4"]),
-    "sum": objective_config(
+    "byol": small("byol"),
+    "dynamo": small("dynamo"),
+    "sum": small(
         "class+0.5*inverse-dynamics+0.5*byol",
-        [
-            *("class.queue=40", "class.learned_temperature=true", "class.temperature=0.2"),
-            *("inverse-dynamics.hidden=16", "byol.hidden=16", "byol.projection=8"),
-        ],
+        *("class.queue=40", "class.learned_temperature=true", "class.temperature=0.2"),
     ),
 }
 """Of the representations that are trained by ranks: in one of them everything that an objective may have of its own."""

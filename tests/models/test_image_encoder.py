@@ -302,34 +302,11 @@ def test_loading_looks_for_no_initial_weights(tmp_path: Path) -> None:
     assert ImageEncoder.from_pretrained(tmp_path / "encoder").config == config
 
 
-def test_saving_again_replaces(encoder: ImageEncoder, folder: Path) -> None:
-    ImageEncoder(SMALL, seed=9).save_pretrained(folder)
-    loaded = ImageEncoder.from_pretrained(folder)
-    assert not torch.equal(
-        loaded.state_dict()["views.0.backbone.stem.0.weight"], encoder.state_dict()["views.0.backbone.stem.0.weight"]
-    )
-
-
 def test_truncated(folder: Path) -> None:
     size = (folder / WEIGHTS).stat().st_size
     with (folder / WEIGHTS).open("r+b") as file:
         file.truncate(size // 2)
     with pytest.raises(CheckpointError, match=rf"{WEIGHTS} has {size // 2:,} bytes, expected {size:,}: it was truncat"):
-        ImageEncoder.from_pretrained(folder)
-
-
-def test_one_flipped_bit(folder: Path) -> None:
-    content = bytearray((folder / WEIGHTS).read_bytes())
-    content[-10] ^= 1
-    (folder / WEIGHTS).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{WEIGHTS} has SHA-256 .* its content is damaged"):
-        ImageEncoder.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, CHECKSUMS])
-def test_missing_file(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=rf"{name} (is missing: .*incomplete|does not exist)"):
         ImageEncoder.from_pretrained(folder)
 
 
@@ -389,11 +366,6 @@ def test_weights_of_another_architecture(encoder: ImageEncoder, folder: Path) ->
     ):
         load_weights(encoder, state | {"head.weight": torch.zeros(1)}, Path("x"))
     assert all(torch.equal(v, kept[k]) for k, v in encoder.state_dict().items())
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="absent does not exist or is not a folder"):
-        ImageEncoder.from_pretrained(tmp_path / "absent")
 
 
 def test_hub_id(encoder: ImageEncoder, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,18 +11,12 @@ import torch
 from torch import Tensor
 
 from classact.errors import ConfigError
-from classact.objectives import OBJECTIVES, CombinedConfig, make_objective, objective_config, split_sum
+from classact.objectives import CombinedConfig, make_objective, objective_config, split_sum
 from classact.objectives.base import Material, Objective
 from classact.objectives.combined import Combined
+from small_objectives import TRAINED, small
 
 F, ENDS = 6, np.array([20, 26, 60], np.int64)
-TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
-SMALL = {
-    "byol": ("hidden=8", "projection=4"),
-    "dynamo": ("context=3", "layers=1", "heads=1", "width=8", "latent_dim=2"),
-    "inverse-dynamics": ("hidden=8",),
-    "class": ("temperature=0.5",),
-}
 SUMS = [f"{one}+0.3*{two}" for one, two in permutations(TRAINED, 2)] + ["0.5*class+tcn+3*dynamo+0.1*byol"]
 
 
@@ -33,12 +27,6 @@ def material() -> Material:
     return Material(
         F, ENDS, actions, seed=3, weights=lambda steps, anchors: W[steps[:anchors]][:, steps].fill_diagonal_(0)
     )
-
-
-def parse(text: str) -> Any:
-    names = [name for _, name in split_sum(text)]
-    prefix = (lambda name: f"{name}.") if len(names) > 1 else (lambda _: "")
-    return objective_config(text, [f"{prefix(name)}{option}" for name in names for option in SMALL.get(name, ())])
 
 
 def generator() -> torch.Generator:
@@ -56,7 +44,7 @@ def alone(objective: Objective, z: Tensor, rows: Any, target: Tensor | None, dra
 
 @pytest.mark.parametrize("name", SUMS)
 def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> None:
-    config = parse(name)
+    config = small(name)
     made = make_objective(config, material())
     parts = [make_objective(part, material()) for part in config.parts]
     anchors = np.arange(0, 60, 4)
@@ -110,7 +98,7 @@ def test_loss_and_gradients_are_the_weighted_sums_of_the_parts(name: str) -> Non
 def test_figures_keep_their_names_unless_an_earlier_part_has_them() -> None:
     names = {}
     for text in ("class+time-contrastive", "time-contrastive+class", "class+tcn"):
-        made = make_objective(parse(text), material())
+        made = make_objective(small(text), material())
         anchors = np.arange(0, 60, 4)
         rows = np.concatenate([anchors[:, None], made.draw(anchors, np.random.default_rng(1))], axis=1)
         z = torch.from_numpy(np.random.default_rng(2).normal(size=(len(rows), rows.shape[1], 1, F)).astype(np.float32))
@@ -132,10 +120,10 @@ def test_figures_keep_their_names_unless_an_earlier_part_has_them() -> None:
 
 
 def test_each_part_sees_its_own_companions_only() -> None:
-    made = make_objective(parse("tcn+inverse-dynamics"), material())
+    made = make_objective(small("tcn+inverse-dynamics"), material())
     rows = np.concatenate([np.arange(0, 40, 5)[:, None], np.zeros((8, 3), np.int64)], axis=1)
     rows[:, 1:3] = rows[:, :1] + [[1, 50]]
-    rows[:, 3] = rows[:, 0] + 1
+    rows[:, 3] = rows[:, 0] + 2
     z = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 4, 1, F)).astype(np.float32))
     _, first = made.loss(z, rows, target=None, generator=generator())
     z[:, 3] += 1
@@ -145,7 +133,7 @@ def test_each_part_sees_its_own_companions_only() -> None:
 
 
 def test_after_a_step_every_part_follows() -> None:
-    made = make_objective(parse("tcn+byol"), material())
+    made = make_objective(small("tcn+byol"), material())
     assert isinstance(made, Combined)
     byol: Any = made.parts[1]
     with torch.no_grad():
@@ -156,7 +144,7 @@ def test_after_a_step_every_part_follows() -> None:
 
 
 def test_parts_with_own_networks_have_names_of_their_own() -> None:
-    made = make_objective(parse("inverse-dynamics+byol"), material())
+    made = make_objective(small("inverse-dynamics+byol"), material())
     assert {name.split(".")[1] for name in made.state_dict()} == {"0", "1"}
 
 

@@ -14,8 +14,6 @@ from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.config import InverseDynamicsConfig
 from classact.objectives.inverse_dynamics import InverseDynamics, inverse_dynamics_loss
-from classact.utils.codec import to_json
-from objective_learning import losses_of_learning
 
 LENGTHS = (9, 1, 3, 12, 5)
 ENDS = np.cumsum(LENGTHS, dtype=np.int64)
@@ -194,63 +192,6 @@ def test_gradient_reaches_features_and_mlp() -> None:
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).any(), name
     assert not objective.material.actions.requires_grad
-
-
-def test_contract() -> None:
-    objective = make()
-    assert (objective.config.companions, objective.config.views, objective.config.together) == (1, 1, True)
-    assert objective.config.target_decay is None
-    assert not objective.config.needs_similarity
-    z, rows = batch(objective, [0, 9, 17])
-    loss, stats = objective.loss(z, rows, target=None, generator=torch.Generator())
-    assert loss.shape == ()
-    assert loss.dtype == torch.float32
-    assert loss.requires_grad
-    assert stats.keys() == {"valid"}
-    assert all(value.shape == () and not value.requires_grad for value in stats.values())
-    assert to_json(InverseDynamicsConfig()) == {"name": "inverse-dynamics", "horizon": 1, "hidden": 256}
-
-
-def test_seeds() -> None:
-    torch.manual_seed(3)
-    before = torch.random.get_rng_state()
-    one, same, other = (make(seed=seed).state_dict() for seed in (0, 0, 1))
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not any(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_learning() -> None:
-    """Positions seen through a linear map; actions are the way from one to the next."""
-    rng = np.random.default_rng(0)
-    moves = rng.uniform(-1, 1, (8, 30, A))
-    places = np.concatenate([np.zeros((8, 1, A)), moves.cumsum(axis=1)[:, :-1]], axis=1)
-    seen = torch.from_numpy(places.reshape(-1, A) @ rng.normal(size=(A, 10))).float()
-    data = Material(F, np.arange(30, 241, 30), torch.from_numpy(moves.reshape(-1, A)).float())
-    objective = InverseDynamics(replace(SMALL, hidden=64), data)
-    losses = losses_of_learning(objective, seen, F, rng, rate=5e-3, steps=80)
-    assert losses[0] > 0.25
-    assert np.mean(losses[-5:]) < 0.3 * losses[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"horizon": 0}, "expected horizon >= 1, got 0"),
-        ({"hidden": -2}, "expected hidden >= 1, got -2"),
-    ],
-)
-def test_settings_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        InverseDynamicsConfig(**change)
-
-
-def test_a_horizon_beyond_every_episode_is_refused() -> None:
-    assert make(11).config.horizon == 11
-    with pytest.raises(
-        ConfigError, match="a horizon of 12 needs an episode of at least 13 steps, but the longest of 5 has 12"
-    ):
-        make(12)
 
 
 def test_shapes_refused() -> None:

@@ -25,8 +25,8 @@ from classact.objectives import (
 )
 from classact.objectives.base import Material, Objective
 from classact.utils.codec import from_json, to_json
+from small_objectives import TRAINED, small
 
-TRAINED = [name for name, entry in OBJECTIVES.items() if entry.make is not None]
 NAMES = pytest.mark.parametrize("name", OBJECTIVES)
 SUMS = [f"{one}+0.5*{two}" for one, two in combinations(TRAINED, 2)]
 MANY = pytest.mark.parametrize("name", [*TRAINED, *SUMS, "+".join(TRAINED)])
@@ -47,12 +47,6 @@ def changed(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     return value * 1.5 if isinstance(value, float) else 2 * value + 2
-
-
-def small_networks(name: str) -> list[str]:
-    """Options that make the default BYOL quick to build."""
-    prefix = "byol." if "+" in name else ""
-    return [f"{prefix}hidden=8"] if "byol" in name else []
 
 
 # -- each --------------------------------------------------------------------------------------------------------------
@@ -92,7 +86,7 @@ def test_none_is_the_only_one_that_is_not_trained() -> None:
 
 @MANY
 def test_what_is_said_of_it_is_what_is_made(name: str) -> None:
-    config = objective_config(name, small_networks(name))
+    config = small(name)
     made = make_objective(config, material())
     assert isinstance(made, Objective)
     assert config.images_per_anchor == (1 + made.config.companions) * made.config.views
@@ -124,7 +118,7 @@ def test_images_per_anchor(name: str, options: Sequence[str], images: int) -> No
 
 @MANY
 def test_settings_travel_through_json_by_name(name: str) -> None:
-    config = objective_config(name, small_networks(name))
+    config = small(name)
     written = json.loads(json.dumps(to_json(config)))
     assert written["name"] == (name if name in OBJECTIVES else "combined")
     assert from_json(ObjectiveConfig, written, "settings") == config
@@ -222,19 +216,9 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
         ("class", ["queue=1.5"], r"expected a value like 0 for option 'queue' of objective 'class', got '1\.5'"),
         ("class", ["learned_temperature=yes"], r"expected true or false for option 'learned_temperature' of .* 'yes'"),
         ("class", ["queue=-1"], r"expected queue >= 0, got -1"),
-        ("class", ["weighting=soft-ish"], r"unknown weighting 'soft-ish': available are 'hard', 'soft'"),
         ("byol", ["decay=often"], r"expected a value like 0\.99 for option 'decay' of objective 'byol', got 'often'"),
-        (
-            "class",
-            ["queue=1", "views=2", "queue=1"],
-            r"option 'queue' of objective 'class' is given twice",
-        ),
+        ("class", ["queue=1", "views=2", "queue=1"], r"option 'queue' of objective 'class' is given twice"),
         ("class+byol", ["byol.decay=0.9", "byol.decay=0.8"], r"option 'decay' of objective 'byol' is given twice"),
-        ("class", ["temperature=inf"], r"expected 0 < temperature < inf, got inf"),
-        ("class", ["temperature=nan"], r"expected 0 < temperature < inf, got nan"),
-        ("time-contrastive", ["temperature=inf"], r"expected 0 < temperature < inf, got inf"),
-        ("tcn", ["margin=inf"], r"expected 0 <= margin < inf, got inf"),
-        ("tcn", ["scale=inf"], r"expected 0 < scale < inf, got inf"),
         ("none", ["decay=0.9"], r"objective 'none' has no options, got 'decay=0\.9'"),
         ("none", ["decay"], r"objective 'none' has no options, got 'decay'"),
         ("class+byol", ["decay=0.9"], r"expected options of 'class\+byol' like 'class\.key=value', got 'decay=0\.9'"),
@@ -245,6 +229,79 @@ def test_options_of_a_sum_go_to_their_parts() -> None:
 def test_what_cannot_be_read(name: str, options: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objective_config(name, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("class", "temperature=inf", r"expected 0 < temperature < inf, got inf"),
+        ("class", "temperature=nan", r"expected 0 < temperature < inf, got nan"),
+        ("class", "weighting=soft-ish", r"unknown weighting 'soft-ish': available are 'hard', 'soft'"),
+        ("class", "pairs=some", "unknown pairs 'some': available are 'all', 'cross-episode'"),
+        ("class", "views=0", "expected views >= 1, got 0"),
+        ("tcn", "margin=-1.0", r"0 <= margin < inf, got -1\.0"),
+        ("tcn", "margin=nan", r"margin < inf, got nan"),
+        ("tcn", "margin=inf", r"margin < inf, got inf"),
+        ("tcn", "scale=0", r"0 < scale < inf, got 0\.0"),
+        ("tcn", "scale=inf", r"0 < scale < inf, got inf"),
+        ("tcn", "positive_margin=0", r"1 <= positive_margin < negative_margin, got positive_margin 0"),
+        ("tcn", "positive_margin=30", r"positive_margin 30 and negative_margin 30: a negative must be farther"),
+        ("byol", "hidden=0", r"hidden >= 1, got 0"),
+        ("byol", "projection=-1", r"projection >= 1, got -1"),
+        ("byol", "decay=1.0", r"0 <= decay < 1, got 1\.0"),
+        ("byol", "decay=nan", r"got nan"),
+        ("time-contrastive", "similarity=dot", r"unknown similarity 'dot': available are 'cosine', 'l2'"),
+        ("time-contrastive", "temperature=inf", r"0 < temperature < inf, got inf"),
+        ("time-contrastive", "temperature=0", r"0 < temperature < inf, got 0\.0"),
+        ("time-contrastive", "negatives=-1", r"negatives >= 0, got -1"),
+        ("time-contrastive", "window=1", r"at least 2, for i < j < k, got 1"),
+        ("time-contrastive", "window=-3", r"got -3"),
+        ("dynamo", "context=1", "expected context >= 2, got 1"),
+        ("dynamo", "latent_dim=0", "expected latent_dim >= 1, got 0"),
+        ("dynamo", "layers=-1", "expected layers >= 1, got -1"),
+        ("dynamo", "width=100", "a width of 100 and 6 heads do not allow; choose a multiple of 6"),
+        ("dynamo", "covariance_weight=-0.1", r"0 <= covariance_weight < inf, got -0\.1"),
+        ("dynamo", "covariance_weight=nan", "got nan"),
+        ("dynamo", "covariance=all", "unknown covariance 'all': available are 'mean', 'sum'"),
+        ("dynamo", "target=momentum", "unknown target 'momentum': available are 'ema', 'stop-gradient'"),
+        ("dynamo", "decay=1.0", r"0 <= decay < 1, got 1\.0"),
+        ("inverse-dynamics", "horizon=0", "expected horizon >= 1, got 0"),
+        ("inverse-dynamics", "hidden=-2", "expected hidden >= 1, got -2"),
+    ],
+)
+def test_settings_out_of_range(name: str, option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        objective_config(name, [option])
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.001])
+def test_a_learned_temperature_starts_within_its_range(temperature: float) -> None:
+    with pytest.raises(ConfigError, match=rf"held within 0\.01\.\.1\.0; it cannot start from {temperature}"):
+        SoftInfoNCEConfig(learned_temperature=True, temperature=temperature)
+
+
+def test_defaults_are_those_of_the_papers_and_repositories() -> None:
+    assert {name: to_json(objective_config(name)) for name in OBJECTIVES if name != "class"} == {
+        name: {"name": name, **settings}
+        for name, settings in {
+            "tcn": {"margin": 2.0, "scale": 10.0, "positive_margin": 10, "negative_margin": 30},
+            "byol": {"hidden": 4096, "projection": 256, "decay": 0.99},
+            "dynamo": {
+                "context": 5,
+                "latent_dim": 32,
+                "layers": 6,
+                "heads": 6,
+                "width": 120,
+                "covariance_weight": 0.04,
+                "covariance": "mean",
+                "target": "stop-gradient",
+                "decay": 0.99,
+            },
+            "inverse-dynamics": {"horizon": 1, "hidden": 256},
+            "time-contrastive": {"similarity": "l2", "temperature": 1.0, "negatives": 3, "window": 0},
+            "none": {},
+        }.items()
+    }
 
 
 def test_options_change_what_a_preset_has() -> None:

@@ -207,11 +207,6 @@ def test_settings_refused(change: dict[str, object], message: str) -> None:
         soft_infonce(*draw(), **change)  # type: ignore[arg-type]
 
 
-def test_unknown_pairs() -> None:
-    with pytest.raises(ConfigError, match="unknown pairs 'some': available are 'all', 'cross-episode'"):
-        SoftInfoNCEConfig(pairs="some")
-
-
 def test_shapes() -> None:
     z, w = draw()
     with pytest.raises(ConfigError, match=r"expected w of shape \(9, 9\) for 9 features, got \(9, 1\)"):
@@ -696,18 +691,3 @@ def test_a_learned_temperature_is_one_setting_of_many() -> None:
 
 def _but(config: SoftInfoNCEConfig, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in to_json(config).items() if key != "name"} | changes
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weighting": "some"}, "unknown weighting 'some': available are 'hard', 'soft'"),
-        ({"views": 0}, "expected views >= 1, got 0"),
-        ({"queue": -1}, "expected queue >= 0, got -1"),
-        ({"learned_temperature": True, "temperature": 2.0}, r"held within 0\.01\.\.1\.0; it cannot start from 2\.0"),
-        ({"learned_temperature": True, "temperature": 0.001}, r"cannot start from 0\.001"),
-    ],
-)
-def test_settings_of_the_objective_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        SoftInfoNCEConfig(**change)

@@ -15,7 +15,6 @@ from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.config import TCNConfig
 from classact.objectives.tcn import TCN, tcn_distances
-from classact.utils.codec import to_json
 
 LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 1)
 
@@ -157,51 +156,9 @@ def test_draws_are_uniform_over_what_is_allowed(lengths: list[int], margins: tup
         assert len(steps) == 1 or chi2.sf(statistic, len(steps) - 1) > 1e-7
 
 
-@pytest.mark.parametrize("lengths", [[1], [1, 1, 1]])
-def test_data_without_any_positive_are_refused(lengths: list[int]) -> None:
-    wanted = rf"needs an episode of at least 2 steps, but the longest of {len(lengths)} has 1\. Learn from longer"
-    with pytest.raises(ConfigError, match=wanted):
-        make(lengths)
-    make([*lengths, 2])
-
-
 def test_an_episode_alone_and_too_short_gives_its_farthest_step() -> None:
     negatives = make([6]).draw(np.arange(6), np.random.default_rng(0))[:, 1]
     assert negatives.tolist() == [5, 5, 5, 0, 0, 0]
-
-
-def test_draws_are_decided_by_the_generator() -> None:
-    objective, anchors = make([80, 50, 3]), np.arange(133)
-    one, again, other = (objective.draw(anchors, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert (one == again).all()
-    assert (one != other).any()
-
-
-def test_settings_carry_the_name() -> None:
-    assert to_json(TCNConfig()) == {
-        "name": "tcn",
-        "margin": 2.0,
-        "scale": 10.0,
-        "positive_margin": 10,
-        "negative_margin": 30,
-    }
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"margin": -1.0}, r"0 <= margin < inf, got -1.0"),
-        ({"margin": math.nan}, r"margin < inf, got nan"),
-        ({"margin": math.inf}, r"margin < inf, got inf"),
-        ({"scale": 0.0}, r"0 < scale < inf, got 0.0"),
-        ({"scale": math.inf}, r"0 < scale < inf, got inf"),
-        ({"positive_margin": 0}, r"1 <= positive_margin < negative_margin, got positive_margin 0"),
-        ({"positive_margin": 30}, r"got positive_margin 30 and negative_margin 30: a negative must be farther"),
-    ],
-)
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TCNConfig(**settings)
 
 
 def test_shapes_that_do_not_fit() -> None:

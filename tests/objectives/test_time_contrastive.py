@@ -17,7 +17,6 @@ from classact.errors import ConfigError
 from classact.objectives.base import Material
 from classact.objectives.config import TimeContrastiveConfig
 from classact.objectives.time_contrastive import TimeContrastive, draw_negatives, time_contrastive_loss, time_similarity
-from classact.utils.codec import to_json
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=4).filter(lambda lengths: max(lengths) > 2)
 
@@ -210,13 +209,6 @@ def test_the_drawn_negatives_are_decided_by_the_generator_and_differ_between_the
     assert one == pytest.approx(definition(z, drawn, "l2", 1.0, list(range(12))), rel=1e-12)
 
 
-def test_draws_are_decided_by_the_generator() -> None:
-    objective, anchors = make([80, 50, 3]), np.arange(133)
-    one, again, other = (objective.draw(anchors, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert (one == again).all()
-    assert (one != other).any()
-
-
 def test_a_batch_of_ends_gives_zero_and_no_gradient() -> None:
     objective = make([2, 1, 2, 3])
     anchors = np.arange(5)
@@ -229,14 +221,6 @@ def test_a_batch_of_ends_gives_zero_and_no_gradient() -> None:
     assert not z.grad.any()
 
 
-@pytest.mark.parametrize("lengths", [[2], [1, 2, 1]])
-def test_data_without_three_moments_are_refused(lengths: list[int]) -> None:
-    wanted = rf"needs an episode of at least 3 steps, but the longest of {len(lengths)} has 2\. Learn from longer"
-    with pytest.raises(ConfigError, match=wanted):
-        make(lengths)
-    make([*lengths, 3])
-
-
 def test_one_episode_alone_has_no_negatives() -> None:
     objective = make([9])
     rows = np.array([[0, 3, 8], [1, 2, 4]])
@@ -244,27 +228,6 @@ def test_one_episode_alone_has_no_negatives() -> None:
     none = torch.zeros(2, 2, dtype=torch.bool)
     loss, _ = objective.loss(z[:, :, None], rows, target=None, generator=torch.Generator())
     assert float(loss) == pytest.approx(definition(z, (none, none), "l2", 1.0, [0, 1]), rel=1e-12)
-
-
-def test_settings_carry_the_name() -> None:
-    expected = {"name": "time-contrastive", "similarity": "l2", "temperature": 1.0, "negatives": 3, "window": 0}
-    assert to_json(TimeContrastiveConfig()) == expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"similarity": "dot"}, r"unknown similarity 'dot': available are 'cosine', 'l2'"),
-        ({"temperature": math.inf}, r"0 < temperature < inf, got inf"),
-        ({"temperature": 0.0}, r"0 < temperature < inf, got 0.0"),
-        ({"negatives": -1}, r"negatives >= 0, got -1"),
-        ({"window": 1}, r"at least 2, for i < j < k, got 1"),
-        ({"window": -3}, r"got -3"),
-    ],
-)
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TimeContrastiveConfig(**settings)
 
 
 def test_shapes_that_do_not_fit() -> None:

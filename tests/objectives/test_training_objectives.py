@@ -18,7 +18,7 @@ from torch import Tensor
 import fakes
 from classact.errors import CheckpointError, ConfigError, TrainingInterrupted
 from classact.models.encoders import EncoderConfig
-from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
+from classact.objectives import ObjectiveConfig, objective_config
 from classact.similarity import SimilarityConfig
 from classact.train import representation as training
 from classact.train.augment import Part
@@ -28,29 +28,12 @@ from classact.train.config import AugmentConfig, EngineConfig
 from classact.train.engine import in_order, step_generator
 from classact.train.representation import Trainer, random_views
 from classact.utils.storage import read_jsonl
+from small_objectives import TRAINED, small
 
 STEPS, BATCH = 4, 16
-SMALL: Mapping[str, tuple[str, ...]] = {
-    "byol": ("hidden=16", "projection=8"),
-    "dynamo": ("context=3", "layers=1", "heads=2", "width=16", "latent_dim=4"),
-    "inverse-dynamics": ("horizon=2", "hidden=16"),
-}
-"""What makes an objective's own networks small; those that are not named are tried as they are."""
-
 QUEUE = ("queue=24", "views=2", "learned_temperature=true", "pairs=cross-episode", "temperature=0.2")
-
-
-def small(name: str, *options: str) -> ObjectiveConfig:
-    """An objective or a sum, with small networks."""
-    if "+" not in name:
-        return objective_config(name, [*SMALL.get(name, ()), *options])
-    terms = [term.rpartition("*")[2] for term in name.split("+")]
-    return objective_config(name, [f"{term}.{option}" for term in terms for option in SMALL.get(term, ())])
-
-
 CASES: Mapping[str, ObjectiveConfig] = {
-    **{name: small(name) for name, entry in OBJECTIVES.items() if entry.make is not None},
-    **{name: small(name) for name in ("class+0.1*inverse-dynamics", "class+byol")},
+    **{name: small(name) for name in (*TRAINED, "class+0.1*inverse-dynamics", "class+byol")},
     "class, all settings": small("class", *QUEUE),
     "dynamo, ema": small("dynamo", "target=ema"),
 }
@@ -305,16 +288,6 @@ def test_settings_that_do_not_fit_show_before_the_similarity_is_measured(monkeyp
     objective = objective_config("class+time-contrastive")
     with pytest.raises(ConfigError, match="needs an episode of at least 3 steps, but the longest of 30 "):
         Trainer(fakes.demonstrations(lengths=(2,) * 30), fakes.pretrain_config(objective=objective))
-
-
-def test_sums_share_one_target_network() -> None:
-    with pytest.raises(ConfigError, match=r"share one target network, but these ask for decays of \[0\.9, 0\.99\]"):
-        objective_config("class+byol+dynamo", ["dynamo.target=ema", "dynamo.decay=0.9"])
-
-
-def test_a_training_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="objective 'none' leaves the encoder's initial weights: there is nothing to"):
-        make(objective_config("none"))
 
 
 @CASE

@@ -328,11 +328,7 @@ def test_bad_banks(name: str) -> None:
         SEARCHES[name](bank)
 
 
-def test_bad_settings_of_the_exact_search() -> None:
+def test_more_neighbours_than_may_be_found() -> None:
     bank = unit_rows(0, 30, 4)
-    with pytest.raises(ConfigError, match=r"expected max_bytes of at least 4 \(one cosine\), got 3"):
-        ExactSearch(bank, max_bytes=3)
-    with pytest.raises(ConfigError, match="unknown order of ties 'none': available are 'any', 'row'"):
-        ExactSearch(bank, ties="none")
     with pytest.raises(ConfigError, match="5 neighbours asked of 4 rows: of 30, 26 may not be found"):
         ExactSearch(bank).search(bank[:2], 5, np.array([[0, 3], [1, 27]]))

@@ -160,13 +160,6 @@ def test_parts_of_a_batch_have_the_views_of_the_whole(
     assert torch.allclose(torch.cat(found), whole, rtol=0, atol=1e-3 if color != "none" else 0)
 
 
-def test_a_part_that_is_everything_changes_nothing() -> None:
-    for color in get_args(ColorAugmentation):
-        config, images = AugmentConfig(color=color), positions(9, 20)
-        plain = augment(images, 16, config, rng())
-        assert torch.equal(augment(images, 16, config, rng(), Part(slice(0, 9), 9)), plain)
-
-
 def test_a_part_is_no_batch_of_its_own() -> None:
     images = positions(8, 20)
     later = augment(images[4:], 16, PLAIN, rng(), Part(slice(4, 8), 8))

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 import logging
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,19 +21,16 @@ from numpy.testing import assert_array_equal
 import fakes
 import kill_runner
 from classact.data.lowdim import LowDim
-from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations
 from classact.data.windows import window_indices
-from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, StorageError, TrainingInterrupted
+from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.weights import load_weights
 from classact.objectives import SoftInfoNCEConfig, objective_config
 from classact.objectives.soft_infonce import soft_infonce
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
-from classact.run.config import FramesConfig
 from classact.run.folder import Run
-from classact.run.frames import prepare_frames
 from classact.similarity import ActionSimilarity, SimilarityConfig, similarity_identity
 from classact.similarity.distribution import write_distribution
 from classact.train import checkpoints, engine
@@ -43,8 +38,8 @@ from classact.train import representation as training
 from classact.train.augment import Part, augment
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_latest
-from classact.train.config import AugmentConfig, EngineConfig, OptimizerConfig, PretrainConfig
-from classact.train.engine import DIVERGED, step_generator, use_bfloat16
+from classact.train.config import AugmentConfig, EngineConfig
+from classact.train.engine import step_generator
 from classact.train.optim import learning_rate, make_optimizer
 from classact.train.representation import Trainer, encoder_images, random_views
 from classact.utils.storage import read_jsonl
@@ -103,13 +98,6 @@ def test_augmentations_are_a_function_of_seed_and_step() -> None:
     assert torch.rand(4, generator=step_generator(1, 1, cpu)).tolist() == draws[1, 1]
 
 
-def test_training_leaves_the_global_generators_alone() -> None:
-    before, legacy = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    trainer().fit()
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert_array_equal(np.random.get_state()[1], legacy)  # noqa: NPY002
-
-
 @pytest.mark.parametrize("color", ["none", "hsv"])
 def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
     """What a step computes, written down plainly for one process and one camera: results that are published were made
@@ -136,12 +124,6 @@ def test_steps_word_by_word_to_the_last_bit(color: str) -> None:
         assert (stats["loss"], stats["grad_norm"]) == (loss.item(), norm.item())
     assert fakes.equal(made.encoder, encoder)
     assert fakes.equal(made.average, average)
-
-
-def test_same_seed_same_bits_other_seed_other_bits() -> None:
-    first, again, other = trainer().fit(), trainer().fit(), trainer(seed=1).fit()
-    assert fakes.equal(first, again)
-    assert not fakes.equal(first, other)
 
 
 # Compiling
@@ -213,22 +195,6 @@ def test_what_is_no_failure_to_compile_passes(monkeypatch: pytest.MonkeyPatch, c
 
 
 # Resuming
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "lars"])
-def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, optimizer: str) -> None:
-    options = {"optimizer": OptimizerConfig(name=optimizer, learning_rate=0.01, warmup_steps=2)}
-    straight = trainer(tmp_path / "a", **options)
-    straight.fit()
-    with pytest.raises(TrainingInterrupted, match=r"stopped at step 2 of 4; the state is saved in .*b"):
-        trainer(tmp_path / "b", **options).fit(fakes.stop_after(2))
-    resumed = trainer(tmp_path / "b", **options)
-    resumed.fit()
-    assert resumed.step == straight.step == 4
-    assert fakes.equal(resumed.encoder, straight.encoder)
-    assert fakes.equal(resumed.average, straight.average)
-    files = [tmp_path / run / "checkpoints" / "step-00000004" / checkpoints.STATE for run in ("a", "b")]
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
@@ -354,36 +320,6 @@ def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
 # What a folder refuses
 
 
-def test_disk_full_while_training_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, calls = checkpoints.save_file, []
-
-    def full(tensors: Any, path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 2:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(StorageError, match=r"disk full while writing .*step-00000004.*free some space"):
-        trainer(tmp_path).fit()
-    assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
-    resumed = trainer(tmp_path)
-    assert resumed.resume()
-    assert resumed.step == 2
-    assert fakes.equal(resumed.fit(), trainer().fit())
-
-
-def test_a_damaged_newest_checkpoint_costs_only_its_steps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    straight = trainer(tmp_path).fit()
-    (newest := tmp_path / "checkpoints" / "step-00000004" / checkpoints.STATE).write_bytes(b"zeros")
-    with caplog.at_level(logging.WARNING):
-        again = trainer(tmp_path)
-        assert fakes.equal(again.fit(), straight)
-    assert f"{newest} has 5 bytes, expected" in caplog.text
-    assert load_latest(tmp_path / "checkpoints").step == 4  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -477,36 +413,6 @@ def test_a_horizon_longer_than_every_episode() -> None:
         Trainer(data, fakes.pretrain_config(batch_size=8))
 
 
-@pytest.mark.parametrize("what", ["loss", "grad_norm"])
-def test_a_diverged_training_stops_before_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    calls = []
-
-    def diverging(features: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        calls.append(features)
-        loss = soft_infonce(features, *args, **options)
-        if len(calls) < 4:
-            return loss
-        # The root of zero is zero, and has no slope there.
-        return loss * math.nan if what == "loss" else loss + torch.sqrt(0 * features.sum())
-
-    # The package has a function of that name where the module would be.
-    monkeypatch.setattr(sys.modules["classact.objectives.soft_infonce"], "soft_infonce", diverging)
-    made = trainer(tmp_path)
-    message = (
-        r"nan.* at step 4 of 4\. The steps of its batch are in .*diverged.json\. Lower the learning rate \(now 0.002\)"
-    )
-    with pytest.raises(ClassactError, match=message):
-        made.fit()
-    kept = json.loads((tmp_path / DIVERGED).read_text())
-    assert kept["step"] == 4
-    assert (kept["grad_norm"], kept["loss"] == "nan") == ("nan", what == "loss")
-    assert kept["rows"] == sorted(next(islice(made.batches(3), 1)).tolist())
-    assert [s for s, _ in list_checkpoints(tmp_path / "checkpoints")] == [2]
-    assert [row["step"] for row in read_jsonl(tmp_path / "train.jsonl")] == [1, 2, 3]
-
-
 def test_cross_episode_pairs_ignore_what_is_of_one_episode() -> None:
     config = {"objective": SoftInfoNCEConfig(pairs="cross-episode")}
     one = Trainer(fakes.demonstrations(lengths=(60,)), fakes.pretrain_config(**config))
@@ -514,13 +420,6 @@ def test_cross_episode_pairs_ignore_what_is_of_one_episode() -> None:
     assert (stats["loss"], stats["positives"], stats["anchors"]) == (0.0, 0.0, 0.0)
     several = trainer(**config)
     assert several.train_step(np.arange(120))["anchors"] > 0
-
-
-def test_precision() -> None:
-    cpu = torch.device("cpu")
-    assert use_bfloat16("bfloat16", cpu)
-    assert not use_bfloat16("float32", cpu)
-    assert use_bfloat16("auto", cpu) in (True, False)
 
 
 # Learning
@@ -534,47 +433,6 @@ def chunk_error(encoder: ImageEncoder, known: Demonstrations, new: Demonstration
     chunk = np.einsum("bk,bktd->btd", neighbors.weights, policy.chunks(neighbors.rows))
     wanted = new.actions[window_indices(new.episode_ends, 16)]
     return float(np.linalg.norm(chunk - wanted, axis=-1).mean())
-
-
-def human_config(seed: int) -> PretrainConfig:
-    return PretrainConfig(
-        encoder=EncoderConfig(width=0.25, image_size=48, crop_size=42),
-        similarity=SimilarityConfig(quantile=0.02, pairs=200_000),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=20),
-        epochs=4,
-        batch_size=128,
-        seed=seed,
-        precision="float32",
-        log_every=1,
-    )
-
-
-@pytest.mark.slow
-def test_learns_on_human_demonstrations(human_zarr: Path, tmp_path: Path) -> None:
-    data = read_demonstrations(human_zarr, episodes=60)
-    frames = prepare_frames(data, ("top",), 48, FramesConfig(source="recorded"))
-    # Without proprioception, which finds good neighbours by itself: what the encoder sees must do it.
-    frames = replace(frames, proprioception=np.zeros_like(frames.proprioception))
-    known, new = frames.subset(range(50)), frames.subset(range(50, 60))
-    config = human_config(0)
-    untrained = [chunk_error(ImageEncoder(config.encoder, seed=seed), known, new) for seed in range(3)]
-    learned = chunk_error(Trainer(known, config, tmp_path).fit(), known, new)
-    losses = np.array([row["loss"] for row in read_jsonl(tmp_path / "train.jsonl")])
-    first, last = losses[:20], losses[-20:]
-    # The last steps hardly fall any more: what they scatter is noise.
-    assert first.mean() - last.mean() > 5 * last.std(), losses
-    assert learned < 0.85 * min(untrained), (learned, untrained)  # 49 and 62 pixels when this was written
-
-
-def test_learns_where_the_agent_is() -> None:
-    data = fakes.demonstrations(lengths=(40,) * 6)
-    config = replace(fakes.pretrain_config(epochs=4), batch_size=40)
-    known, new = data.subset(range(5)), data.subset([5])
-    # Proprioception would give the place away.
-    blind = [replace(d, proprioception=np.zeros_like(d.proprioception)) for d in (known, new)]
-    untrained = min(chunk_error(ImageEncoder(config.encoder, seed=seed), *blind) for seed in range(3))
-    learned = chunk_error(Trainer(blind[0], config).fit(), *blind)
-    assert learned < 0.8 * untrained, (learned, untrained)
 
 
 # Several views

@@ -11,11 +11,7 @@ from classact.errors import CheckpointError
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Copy weights in; names and shapes must match exactly.
-
-    Raises:
-        CheckpointError: naming the first difference, and the network.
-    """
+    """Copy weights in; names and shapes must match exactly."""
     own = network.state_dict()
     what = f"this {type(network).__name__} ({network.extra_repr()})".replace(" ()", "")
     other = "The checkpoint is of another architecture."

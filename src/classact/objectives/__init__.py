@@ -125,11 +125,7 @@ def _parse(text: str, present: Any, what: str) -> Any:
 
 
 def make_objective(config: ObjectiveConfig, material: Material) -> Objective:
-    """The objective with its own networks, if it has any.
-
-    Raises:
-        ConfigError: settings that do not fit together, or there is nothing to train.
-    """
+    """The objective with its own networks, if it has any."""
     if isinstance(config, CombinedConfig):
         from classact.objectives.combined import Combined
 

@@ -127,11 +127,7 @@ class ControlConfig:
             )
 
     def check(self, length: int, name: str) -> None:
-        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``.
-
-        Raises:
-            ConfigError: more actions are to be executed than a chunk holds, or no two chunks overlap.
-        """
+        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``."""
         if self.execute is not None and self.execute > length:
             raise ConfigError(
                 f"execute {self.execute} asked of policy {name!r}, whose chunks hold T_a = {length} actions. Execute "

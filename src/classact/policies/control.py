@@ -51,11 +51,7 @@ class Controller:
         self._given = 0
 
     def reset(self, count: int = 1) -> None:
-        """Start ``count`` episodes: forget all observations and proposals.
-
-        Raises:
-            ConfigError: count is less than 1.
-        """
+        """Start ``count`` episodes: forget all observations and proposals."""
         if count < 1:
             raise ConfigError(f"expected at least 1 environment, got {count}.")
         self._seen = [deque(maxlen=self.history) for _ in range(count)]

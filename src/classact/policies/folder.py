@@ -37,11 +37,7 @@ def read_format(folder: Path) -> str:
 
 
 def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
-    """The metadata of class ``cls`` that :func:`write_policy` wrote, after all files were checked.
-
-    Raises:
-        CheckpointError: damaged or incomplete, or of another format than ``expected``.
-    """
+    """The metadata of class ``cls`` that :func:`write_policy` wrote, after all files were checked."""
     verify_folder(folder)
     where = folder / METADATA
     if (found := read_format(folder)) != expected:

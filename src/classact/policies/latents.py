@@ -81,11 +81,7 @@ class LatentSettings:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> LatentSettings:
-        """What :meth:`to_json` wrote, of whichever kind.
-
-        Raises:
-            DataError: no such kind, or missing statistics of a normalisation, which are never taken as the identity.
-        """
+        """What :meth:`to_json` wrote, of whichever kind."""
         kind = str(value.get("kind") if isinstance(value, dict) else value)
         if kind not in SETTINGS:
             raise DataError(f"{where}: {choose('kind of latents', kind, SETTINGS)}.")
@@ -139,11 +135,7 @@ class ImageLatents(Latents):
 
 
 def stack_images(observations: Sequence[Observation], cameras: Sequence[str]) -> dict[str, ImageArray]:
-    """camera -> (B, H, W, 3) of B observations, all of one size.
-
-    Raises:
-        DataError: images of several sizes.
-    """
+    """camera -> (B, H, W, 3) of B observations, all of one size."""
     stacked = {}
     for camera in cameras:
         sizes = {observation.images[camera].shape for observation in observations}
@@ -220,11 +212,7 @@ class SceneLatents(LatentSettings, Latents):
 
     @staticmethod
     def fit(data: Demonstrations, objects: Sequence[tuple[str, int]]) -> SceneLatents:
-        """Fitted on demonstrations of a simulator with these ``SimulatorSpec.objects``.
-
-        Raises:
-            DataError: demonstrations without states.
-        """
+        """Fitted on demonstrations of a simulator with these ``SimulatorSpec.objects``."""
         indices = tuple(index for _, index in objects)
         each = MinMax.fit(_positions(_states(data), indices))
         center, half = (each.high + each.low) / 2, (each.high - each.low).max() / 2

@@ -11,11 +11,7 @@ from classact.policies.retrieval import RetrievalPolicy
 
 
 def monitored(policy: Policy, monitor: RetrievalPolicy | None) -> Policy:
-    """The policy, monitored where there is a calibrated monitor.
-
-    Raises:
-        ConfigError: as :class:`MonitoredPolicy`.
-    """
+    """The policy, monitored where there is a calibrated monitor."""
     return policy if monitor is None or monitor.calibration is None else MonitoredPolicy(policy, monitor)
 
 

@@ -134,11 +134,7 @@ class Novelty:
 
     @staticmethod
     def from_json(value: Any, where: str) -> Novelty:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            DataError: missing or wrong entries.
-        """
+        """Inverse of :meth:`to_json`."""
         record = fields_from_json(NoveltyRecord, value, where)
         try:
             config = NoveltyConfig(record.m, record.alpha)
@@ -162,11 +158,7 @@ class NoveltyRecord:
 
 
 def episode_maxima(distances: StateArray, episode_ends: IntArray) -> StateArray:
-    """(N,) distances of all steps -> (E,) the largest of each episode.
-
-    Raises:
-        DataError: another number of steps than the episodes have.
-    """
+    """(N,) distances of all steps -> (E,) the largest of each episode."""
     if len(distances) != episode_ends[-1]:
         raise DataError(f"expected one distance per step, got {len(distances)} for {int(episode_ends[-1])} steps.")
     return np.asarray(np.maximum.reduceat(distances, np.concatenate([[0], episode_ends[:-1]])))

@@ -29,7 +29,7 @@ from classact.policies.novelty import (
     episode_maxima,
     left_out_distances,
 )
-from classact.policies.search import ExactSearch, Search, make_search
+from classact.policies.search import ExactSearch, Search, Ties, make_search
 from classact.utils.machine import check_device
 from classact.utils.storage import read_arrays
 
@@ -68,11 +68,7 @@ def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> 
 
 
 def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: int) -> None:
-    """Refuse to leave episodes out of a bank, whose ``rows`` may be retrieved and ``first_copies`` are ``first``.
-
-    Raises:
-        ConfigError: one episode only, not counting copies, or one without which fewer than m timesteps are left.
-    """
+    """Refuse to leave episodes out of a bank, whose ``rows`` may be retrieved and ``first_copies`` are ``first``."""
     different = len(np.unique(first))
     if different < 2:
         copies = f", not counting {len(first) - 1} of the same actions" if len(first) > 1 else ""
@@ -88,11 +84,7 @@ def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: i
 
 
 def check_heldout(actions: FloatArray, episode_ends: IntArray, heldout: Demonstrations, number: int = 0) -> None:
-    """Refuse to hold out what is learned from: (N, D) actions. ``number`` is that of the first held-out episode.
-
-    Raises:
-        DataError: naming an episode and its copy.
-    """
+    """Refuse to hold out what is learned from: (N, D) actions. ``number`` is that of the first held-out episode."""
     E, N = len(episode_ends), len(actions)
     first = first_copies(np.concatenate([actions, heldout.actions]), np.append(episode_ends, N + heldout.episode_ends))
     if (first[E:] < E).any():
@@ -144,9 +136,8 @@ class RetrievalPolicy:
 
     Raises:
         ConfigError: k is larger than the bank, or the calibration is of another bank.
+        DataError: parts of different numbers of steps, or actions that are none of the action space.
         MissingDependencyError: ``config.search`` asks for a package that is not installed.
-        DataError: bank, actions and episode_ends disagree about the number of steps, or the actions are none of the
-            action space.
     """
 
     def __init__(
@@ -233,7 +224,7 @@ class RetrievalPolicy:
     def _make_search(self) -> Search:
         timesteps = self.bank if len(self._rows) == len(self.bank) else self.bank[self._rows]
         # On the CPU ties stay as torch.topk leaves them: results that are published were made so.
-        ties = "any" if self.device.type == "cpu" else "row"
+        ties: Ties = "any" if self.device.type == "cpu" else "row"
         return make_search(self._weigh(timesteps), self.config.search, device=self.device, ties=ties)
 
     def _weigh(self, z: FloatArray) -> FloatArray:

@@ -6,14 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from classact.data.types import FloatArray, IntArray
-from classact.errors import ConfigError, DataError, MissingDependencyError, UnknownNameError, choose
+from classact.errors import ConfigError, DataError, MissingDependencyError
 from classact.policies.config import NPROBE, parse_backend
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ AUTO_ROWS = 1_000_000
 
 MAX_BYTES = 256 * 2**20
 """Bytes of cosines that an exact search holds at a time."""
+
+Ties = Literal["row", "any"]
 
 _COLUMNS = 8192
 """Bank rows that a block shall have at least: fewer queries are taken at a time where they would not fit."""
@@ -41,17 +43,12 @@ class ExactSearch:
 
     Raises:
         DataError: a bank that is no matrix, is empty, or is not finite.
-        ConfigError: less than one cosine in ``max_bytes``, or unknown ``ties``.
     """
 
     def __init__(
-        self, bank: FloatArray, *, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES, ties: str = "row"
+        self, bank: FloatArray, *, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES, ties: Ties = "row"
     ) -> None:
         _check_bank(bank)
-        if max_bytes < 4:
-            raise ConfigError(f"expected max_bytes of at least 4 (one cosine), got {max_bytes}.")
-        if ties not in ("row", "any"):
-            raise UnknownNameError(choose("order of ties", ties, ("row", "any")))
         # A copy, for the last bits of a product depend on how its operands are aligned in memory.
         self.bank = torch.tensor(bank, dtype=torch.float32, device=device)
         self.max_bytes, self.ties = max_bytes, ties
@@ -108,7 +105,7 @@ def _products(z: Tensor, bank: Tensor) -> Tensor:
     return torch.mv(bank, z[0])[None] if len(z) == 1 else z @ bank.T
 
 
-def _largest(cosine: Tensor, k: int, ties: str) -> tuple[Tensor, Tensor]:
+def _largest(cosine: Tensor, k: int, ties: Ties) -> tuple[Tensor, Tensor]:
     """The k largest of each row of (B, n) and where they are, ties as asked."""
     columns = cosine.shape[1]
     if ties == "any":
@@ -226,7 +223,7 @@ for k < 1 or k > N."""
 
 
 def make_search(
-    bank: FloatArray, backend: str = "auto", *, device: str | torch.device = "cpu", ties: str = "row"
+    bank: FloatArray, backend: str = "auto", *, device: str | torch.device = "cpu", ties: Ties = "row"
 ) -> Search:
     """A search over a bank.
 
@@ -259,12 +256,7 @@ def make_search(
 
 
 def check_search(backend: str, rows: int, width: int) -> None:
-    """Refuse now what :func:`make_search` would refuse of a bank of (``rows``, ``width``).
-
-    Raises:
-        ConfigError: a backend that is unknown, or an index that such a bank is too small or too narrow for.
-        MissingDependencyError: faiss was asked for and is not installed.
-    """
+    """Refuse now what :func:`make_search` would refuse of a bank of (``rows``, ``width``)."""
     name, factory, _ = parse_backend(backend)
     if name == "faiss":
         lists = _faiss().try_extract_index_ivf(_make_index(factory, rows, width))

@@ -108,11 +108,7 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
 
 
 def load_checkpoint(path: Path) -> TrainingState:
-    """Read and verify one checkpoint.
-
-    Raises:
-        CheckpointError: missing, truncated, damaged.
-    """
+    """Read and verify one checkpoint."""
     verify_folder(path)
     meta = read_json(path / META, CheckpointError)
     try:

@@ -403,8 +403,8 @@ class Training(ABC):
                         self.save()
                     if stopped:
                         self._together()
-                        what = f"saved in {self.folder}; training goes on from there"
-                        what = what if self.folder else "lost: no folder"
+                        kept = f"saved in {self.folder}; training goes on from there"
+                        what = kept if self.folder else "lost: no folder"
                         raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
                 self._together()
         finally:
@@ -428,8 +428,7 @@ class Training(ABC):
             )
 
     def _own(self) -> None:
-        # Two trainings would delete each other's checkpoints.
-        if self.folder is not None:
+        if self.folder is not None:  # two trainings would delete each other's checkpoints
             self._hold = own(self.folder / "checkpoints")
 
     def _evaluate(self, intermediate: Callable[[Any], None]) -> None:
@@ -440,9 +439,8 @@ class Training(ABC):
         opened: list[Trackers] = []
 
         def start() -> None:
-            names = self.engine.trackers
-            settings = self.identity() if names else {}
-            opened.append(make_trackers(names, self.folder, config=settings, start=self.step))
+            settings = self.identity() if self.engine.trackers else {}
+            opened.append(make_trackers(self.engine.trackers, self.folder, config=settings, start=self.step))
 
         with self._connected():
             self.ranks.on_first(start)  # its errors reach all, as above
@@ -552,8 +550,7 @@ class Training(ABC):
         """Load the newest intact checkpoint of ``folder``; False where there is none.
 
         Raises:
-            CheckpointError: it belongs to other settings, data or another architecture, or the ranks do not see the
-                same one.
+            CheckpointError: it belongs to another training, or the ranks do not see the same one.
         """
         state = load_latest(self.folder / "checkpoints") if self.folder else None
         found = 0 if state is None else state.step

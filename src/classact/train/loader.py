@@ -31,11 +31,7 @@ THREAD_NAME = "classact-images"
 
 
 def check_images(images: Mapping[str, ImageArray]) -> int:
-    """The number of rows N that all cameras share.
-
-    Raises:
-        DataError: no camera, images that are not (N, S, S', 3) uint8, or cameras with different N.
-    """
+    """The number of rows N that all cameras share."""
     if not images:
         raise DataError("expected images of at least one camera, got none. Render or prepare them first.")
     for camera, array in images.items():
@@ -98,11 +94,7 @@ class ResidentLoader:
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
         """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice. Does not
-        wait for a GPU.
-
-        Raises:
-            DataError: rows that are not int64 of shape (B,), or outside the data.
-        """
+        wait for a GPU."""
         _check_rows(rows, self.count)
         if self.device.type == "cpu":
             return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
@@ -149,11 +141,7 @@ def _copy(array: ImageArray, device: torch.device) -> Tensor:
 
 class PrefetchLoader:
     """Batches gathered by threads, ``depth`` ahead of the one in use, from memory maps or arrays; onto a GPU through
-    pinned memory.
-
-    Raises:
-        DataError: as :func:`check_images`.
-    """
+    pinned memory."""
 
     def __init__(
         self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2

@@ -40,11 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, ImageArray]:
-    """Camera -> (N, S, S, 3) uint8: the images that an encoder is trained on, in its order of cameras.
-
-    Raises:
-        DataError: the data have no such camera, or images of another size.
-    """
+    """Camera -> (N, S, S, 3) uint8: the images that an encoder is trained on, in its order of cameras."""
     size, chosen = config.image_size, {}
     for camera in config.cameras:
         if camera not in demonstrations.images:
@@ -80,13 +76,8 @@ def memory_format(engine: EngineConfig, device: torch.device) -> torch.memory_fo
 
 
 class EncoderPass:
-    """An encoder as training runs it: compiled and channels-last where the engine says so.
-
-    Args:
-        encoder: what is run; its parameters stay where they are.
-        engine: how.
-        bf16: the backbone in bfloat16.
-        average: its averaged weights, which are laid out alike, so that averaging walks both in memory's order.
+    """An encoder as training runs it: compiled and channels-last where the engine says so. Its averaged weights are
+    laid out alike, so that averaging walks both in memory's order.
 
     What goes wrong in the first compiled call is taken for a failure to compile: under "auto" the encoder then runs as
     it is, with a warning.
@@ -102,22 +93,12 @@ class EncoderPass:
         self.compile, self._untried = engine.compile, is_compiled(engine, device)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F).
-
-        Raises:
-            ClassactError: in the first call, with compile "yes": torch.compile failed.
-        """
-        inputs = self.inputs(pixels)
-        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
-
-    def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised, and laid out as the network likes it."""
+        """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F)."""
         inputs = self.encoder.normalize(pixels)
         if self.format == torch.channels_last:
-            B, V = inputs.shape[:2]
             flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            inputs = flat.reshape(B, V, *flat.shape[1:])
-        return inputs
+            inputs = flat.reshape(*inputs.shape[:2], *flat.shape[1:])
+        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
 
     def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
@@ -147,19 +128,8 @@ def _measured(data: Demonstrations, config: PretrainConfig, folder: Path | None)
 
 
 def check_training(data: Demonstrations, config: PretrainConfig, similarity_folder: Path | None = None) -> int:
-    """Refuse now what :class:`Trainer` would refuse once the images are there.
-
-    Args:
-        data: without images.
-        config, similarity_folder: as for the trainer.
-
-    Returns:
-        Features of the encoder.
-
-    Raises:
-        ConfigError, CheckpointError: settings that do not fit the data, or a similarity of other ones.
-        MissingDependencyError: a package or initial weights that are not here.
-    """
+    """Refuse now, of data without images, what :class:`Trainer` would refuse: settings that do not fit, a similarity of
+    other ones, missing packages or initial weights. Returns the number of the encoder's features."""
     features = ImageEncoder(config.encoder, seed=config.seed).feature_dim
     if isinstance(config.objective, NoneConfig):
         return features
@@ -211,7 +181,11 @@ class Trainer(Training):
         ).to(device)
         # Now that the settings are known to fit: this may take a while.
         if self.config.objective.needs_similarity:
-            self._measure_similarity()
+            with naming(data):
+                distribution = _measured(data, config, self.similarity_folder)
+                self.similarity = ActionSimilarity(
+                    data, config.similarity, device=self.device, distribution=distribution, progress=self.progress
+                )
         networks: dict[str, torch.nn.Module] = {"encoder": self.encoder}
         if self.objective.state_dict():
             networks["objective"] = self.objective
@@ -228,23 +202,15 @@ class Trainer(Training):
             images=images,
         )
 
-    def _measure_similarity(self) -> None:
-        config = self.config.similarity
-        with naming(self.demonstrations):
-            distribution = _measured(self.demonstrations, self.config, self.similarity_folder)
-            self.similarity = ActionSimilarity(
-                self.demonstrations, config, device=self.device, distribution=distribution, progress=self.progress
-            )
-
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Anchors, and the steps that the objective draws to go with them."""
         every = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, first_step)
         for step, anchors in enumerate(every, first_step):
-            if not self.config.objective.companions:
+            if self.config.objective.companions:
+                drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
+                yield np.concatenate([anchors[:, None], drawn], axis=1)
+            else:
                 yield anchors
-                continue
-            drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
-            yield np.concatenate([anchors[:, None], drawn], axis=1)
 
     def _weights(self, steps: IntArray, anchors: int) -> torch.Tensor:
         """(B, C) soft positive weights of the first B of ``steps`` (C,), on the training device."""

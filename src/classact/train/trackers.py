@@ -150,11 +150,7 @@ TRACKERS: Mapping[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tenso
 
 
 def require(names: Sequence[str]) -> None:
-    """Look for the trackers' packages without importing them: before anything that takes long.
-
-    Raises:
-        MissingDependencyError: a tracker's package is not installed.
-    """
+    """Look for the trackers' packages without importing them: before anything that takes long."""
     for name in names:
         if not (sys.modules[name] if name in sys.modules else find_spec(name)):
             raise _missing(name, f"no module named {name!r}")
