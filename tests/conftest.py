@@ -46,6 +46,19 @@ def one_core_each() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """For modules that train: one thread, for sums depend on how they are split, and no waiting for the disk."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+    torch.set_num_threads(threads)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None:
         import torch

@@ -22,8 +22,7 @@ collapsing, no more.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,17 +81,8 @@ TRAININGS: Mapping[str, Training] = {
     "time-contrastive": Training(150, 32, loss=0.9, rank=10, options=("negatives=0",)),
     "dynamo": Training(150, 16, loss=0.1, rank=18, orders=False, options=("layers=2",)),
 }
+pytestmark = pytest.mark.usefixtures("quick")
 NAMES = pytest.mark.parametrize("name", TRAININGS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

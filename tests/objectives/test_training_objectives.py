@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -37,17 +36,8 @@ CASES: Mapping[str, ObjectiveConfig] = {
     "class, all settings": small("class", *QUEUE),
     "dynamo, ema": small("dynamo", "target=ema"),
 }
+pytestmark = pytest.mark.usefixtures("quick")
 CASE = pytest.mark.parametrize("case", CASES)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums depend on how they are split among threads; what is written need not survive a power cut."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(objective: ObjectiveConfig, folder: Path | None = None, accumulate: int = 1, **changes: Any) -> Trainer:

@@ -53,15 +53,11 @@ ODD = 33
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_machine() -> Iterator[None]:
-    """As in the processes of :func:`together`: one thread, no waiting for the disk, smooth networks."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def small_machine(quick: None) -> Iterator[None]:  # noqa: ARG001
+    """As in the processes of :func:`together`, with smooth networks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(torch, "relu", engine_ranks.smooth())
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import forkserver
@@ -48,13 +48,7 @@ FOUR = 4 * 16 / sum(fakes.STEPS)
 """Epochs of four steps."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    # The subprocesses compute on one thread, and sums depend on how they are split.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("quick")  # the subprocesses compute on one thread as well
 
 
 def trainer(folder: Path | None = None, **changes: Any) -> Trainer:
