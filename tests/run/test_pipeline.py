@@ -269,25 +269,25 @@ def test_the_precision_that_auto_came_to_is_the_same_setting(
 def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
     path, root = tmp_path / "tiny.zarr", tmp_path / "run"
     fakes.write_zarr(path, fakes.demonstrations(0, 96, fakes.LENGTHS))
-    make(root, path).read()
+    make(root, path).make("demonstrations")
     Run(root).policy.mkdir()  # as if it had been built
-    make(root, path).read()
+    make(root, path).make("demonstrations")
     shutil.rmtree(path)
     fakes.write_zarr(path, fakes.demonstrations(1, 96, fakes.LENGTHS))
     with pytest.raises(ConfigError, match=r"was started with data.fingerprint = '\w+', now it is '\w+'"):
-        make(root, path).read()
+        make(root, path).make("demonstrations")
 
 
 def test_other_images_of_the_same_data_are_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a layout makes them that exchanges red and blue, or gives a camera another key: nothing else tells."""
-    make(tmp_path, data).read()
+    make(tmp_path, data).make("demonstrations")
     Run(tmp_path).policy.mkdir()  # as if it had been built
     before = read_demonstrations(data)
     exchanged = before.with_images({"top": np.asarray(before.images["top"])[..., ::-1]})
     assert exchanged.fingerprint() == before.fingerprint()
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: exchanged)
     with pytest.raises(ConfigError, match=r"was started with data.images.top = '\w+', now it is '\w+'"):
-        make(tmp_path, data).read()
+        make(tmp_path, data).make("demonstrations")
 
 
 def test_the_same_data_under_another_spelling_go_on(
@@ -312,7 +312,7 @@ def test_the_same_data_under_another_spelling_go_on(
 def test_a_run_that_is_moved_with_its_data_finds_them(data: Path, tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     moving = Path(shutil.copytree(data, before / "data" / data.name))
-    make(before / "runs" / "one", moving).read()
+    make(before / "runs" / "one", moving).make("demonstrations")
     before.rename(after)
     run = Run(after / "runs" / "one")
     assert run.settings().data == str(after / "data" / data.name)
@@ -322,7 +322,7 @@ def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> No
     run, layout = Run(tmp_path / "run"), tmp_path / "layout.json"
     layout.write_text("{}")
     first = config(data, intermediate_retrieval=replace(config(data).retrieval, k=3))
-    Pipeline(run, first, quiet=True).read()
+    Pipeline(run, first, quiet=True).make("demonstrations")
     run.policy.mkdir()  # as if it had been built
     card = run.read_config()
     card["settings"] |= {"layout": str(layout), "similarity": "gone"}
@@ -347,7 +347,7 @@ def test_how_a_run_is_evaluated_stays_where_no_flag_says_it(data: Path, tmp_path
 
     first = settings(Demo, "--test-episodes", "7", "--intermediate-episodes", "9", "--evaluations", "2")
     assert first.baselines
-    Pipeline(Run(tmp_path / "run"), first, quiet=True).read()
+    Pipeline(Run(tmp_path / "run"), first, quiet=True).make("demonstrations")
     fresh = settings(Pretrain)
     assert (fresh.evaluation.episodes, fresh.baselines, fresh.intermediate_episodes) == (50, False, 50)
     Run(tmp_path / "run").policy.mkdir()  # as if it had been built
@@ -428,7 +428,7 @@ def test_bad_settings_leave_no_folder_that_looks_started(
     assert not run.encoder.exists()
     assert not run.checkpoints.exists()
     # And the right settings may use the folder.
-    Pipeline(run, config(data), quiet=True).read()
+    Pipeline(run, config(data), quiet=True).make("demonstrations")
 
 
 def test_an_approximate_search_needs_held_out_demonstrations(data: Path) -> None:
@@ -449,7 +449,7 @@ def test_held_out_demonstrations_calibrate_and_are_not_learned(data: Path, tmp_p
     assert policy.calibration is not None
     assert (policy.calibration.episodes, policy.calibration.kind) == (2, "held-out")
     with pytest.raises(ConfigError, match="6 of 6 demonstrations are to be held out; hold out at most 5"):
-        make(tmp_path / "none", data, heldout=6).read()
+        make(tmp_path / "none", data, heldout=6).make("demonstrations")
 
 
 def unprepared(patch: pytest.MonkeyPatch) -> None:
@@ -565,7 +565,7 @@ def test_settings_that_learned_nothing_may_be_changed(data: Path, tmp_path: Path
     )
     with pytest.raises(ConfigError, match=r"tiny \(.*tiny.zarr\): K = 0.05 of 2 pairs selects no pair"):
         Pipeline(Run(tmp_path), wrong, quiet=True).pretrain()
-    Pipeline(Run(tmp_path), config(data), quiet=True).read()
+    Pipeline(Run(tmp_path), config(data), quiet=True).make("demonstrations")
     assert Run(tmp_path).read_config()["settings"]["pretrain"]["similarity"]["pairs"] == 5000
 
 
@@ -629,13 +629,13 @@ def test_states_of_another_simulator_are_not_rendered(tmp_path: Path, monkeypatc
         r"has states of 5\. Leave --simulator out, or name that one: --simulator aloha-transfer"
     )
     with pytest.raises(ConfigError, match=wanted):
-        make(tmp_path, tmp_path).read()
+        make(tmp_path, tmp_path).make("demonstrations")
 
 
 def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"language": "bert-base-uncased"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: spoken)
-    make(tmp_path, data).read()
+    make(tmp_path, data).make("demonstrations")
     Run(tmp_path).policy.mkdir()  # as if it had been built
     wanted = "embedded by 'bert-base-uncased', but simulator 'pusht' now embeds them by 'stand-in'"
     for module in (rundata, evaluation):
@@ -645,7 +645,7 @@ def test_embeddings_of_instructions_are_not_mixed(data: Path, tmp_path: Path, mo
     with pytest.raises(ConfigError, match=wanted):
         make(tmp_path, data).evaluate()
     with pytest.raises(ConfigError, match=wanted):
-        make(tmp_path / "new", data).read()
+        make(tmp_path / "new", data).make("demonstrations")
 
 
 def test_other_scenes_are_refused_where_states_are_rendered(
@@ -654,12 +654,12 @@ def test_other_scenes_are_refused_where_states_are_rendered(
     old = replace(fakes.demonstrations(0, 96, fakes.LENGTHS), versions={"robosuite": "0.1"})
     monkeypatch.setattr(rundata, "read_demonstrations", lambda *_, **__: old)
     monkeypatch.setattr(rundata, "simulator_spec", lambda _: replace(PUSHT, packages=("robosuite",)))
-    make(tmp_path, data).read()
+    make(tmp_path, data).make("demonstrations")
     assert "recorded with robosuite 0.1" in caplog.text
     made = config(data)
     rendered = replace(made, frames=replace(made.frames, source="rendered"))
     with pytest.raises(ConfigError, match=r"its states cannot be rendered.*or use the images that were recorded"):
-        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).read()
+        Pipeline(Run(tmp_path / "new"), rendered, quiet=True).make("demonstrations")
 
 
 def test_retrieval_by_state_needs_an_extent_of_the_world(
@@ -684,7 +684,7 @@ def test_shift_needs_states(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_folder_cannot_be_a_file(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"cannot write .*file.summary.json"):
-        make(tmp_path / "file", data).read()
+        make(tmp_path / "file", data).make("demonstrations")
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from classact.utils.registry import Registry
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+SMALL_ADAMW = OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class Preset:
     """Settings that belong together.
 
     Attributes:
-        pretrain: of pre-training.
         retrieval: of acting on data recorded under one appearance.
         tau_shifted: tau_nn on heterogeneous data (second value of table 5).
         about: one line.
@@ -65,21 +65,19 @@ def _paper(
     camera: str = "top",
     render_size: int = 256,
 ) -> Preset:
-    encoder = EncoderConfig(
-        backbone="resnet18",
-        image_size=256,
-        crop_size=224,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        init="imagenet",
-        cameras=(camera,),
-    )
     pretrain = PretrainConfig(
-        encoder=encoder,
-        similarity=SimilarityConfig(horizon=16, quantile=top_k),
+        encoder=EncoderConfig(
+            backbone="resnet18",
+            image_size=256,
+            crop_size=224,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            init="imagenet",
+            cameras=(camera,),
+        ),
+        similarity=SimilarityConfig(quantile=top_k),
         optimizer=OptimizerConfig(),  # LARS 0.5, momentum 0.9, decay 1e-6, warm-up 500, clip 0.5, EMA power 0.75
         epochs=epochs,
-        batch_size=160,
     )
     retrieval = RetrievalConfig(k=64, temperature=tau)
     return Preset(pretrain, retrieval, tau_shifted, f"the paper's settings for {task}", simulator, render_size)
@@ -99,7 +97,7 @@ def _cpu(
         augment=AugmentConfig(color=augmentation),
         # Sampled: the committed results were made with it. On the human data exact weights differ by less than 0.01.
         similarity=SimilarityConfig(quantile=0.015, estimate="sampled"),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
+        optimizer=SMALL_ADAMW,
         epochs=epochs,
     )
     return Preset(pretrain, RetrievalConfig(k=32, temperature=0.004, min_actions=8), 0.004, about)
@@ -109,7 +107,7 @@ def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht"
     pretrain = PretrainConfig(
         encoder=EncoderConfig(cameras=(camera,), image_size=96, crop_size=84),
         similarity=SimilarityConfig(quantile=quantile),
-        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100),
+        optimizer=SMALL_ADAMW,
         epochs=8,
     )
     about = f"{task} on two CPU cores: small network, 96-pixel images, AdamW"
@@ -153,7 +151,7 @@ PRESETS: Registry[Preset] = Registry(
             PretrainConfig(
                 encoder=EncoderConfig(width=0.25, image_size=32, crop_size=28),
                 similarity=SimilarityConfig(quantile=0.05, pairs=20_000),
-                optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=10),
+                optimizer=replace(SMALL_ADAMW, warmup_steps=10),
                 epochs=1,
                 batch_size=32,
                 precision="float32",
@@ -178,10 +176,6 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
     What belongs to CLASS gives way: with the paper's network the objective's own batch size, epochs and rate (C.1),
     with AdamW and the shared rest of table 3; with the small network its batch size, :data:`CPU_RATE`, and as many
     images as the preset sees. A sum is trained as its first part is; CLASS with other options as CLASS is.
-
-    Args:
-        pretrain: of a preset, that is, for CLASS.
-        objective: settings.
     """
     made, small = objective.recipe, pretrain.encoder.backbone == "small"
     if small:
@@ -198,19 +192,12 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
 
 
 def with_backbone(encoder: EncoderConfig, backbone: str) -> EncoderConfig:
-    """An encoder with another backbone, from scratch, with the scaling of images that goes with it.
-
-    Args:
-        encoder: of a preset.
-        backbone: a key of :data:`classact.models.encoders.image.BACKBONES`.
-    """
+    """An encoder with another backbone, from scratch, with the scaling of images that goes with it."""
     if backbone == encoder.backbone:
         return encoder
     half = (127.5, 127.5, 127.5)  # to [-1, 1], as the released code of the equivariant encoder has it
-    mean, std = {
-        "resnet18": (IMAGENET_MEAN, IMAGENET_STD),
-        "equivariant": (half, half),
-    }.get(backbone, (EncoderConfig().mean, EncoderConfig().std))
+    scalings = {"resnet18": (IMAGENET_MEAN, IMAGENET_STD), "equivariant": (half, half)}
+    mean, std = scalings.get(backbone, (EncoderConfig.mean, EncoderConfig.std))
     return replace(encoder, backbone=backbone, init="scratch", init_path=None, mean=mean, std=std)
 
 
@@ -220,7 +207,6 @@ class HeadPreset:
 
     Attributes:
         size: of the network: "paper", "small" or "debug", see :meth:`classact.models.heads.HeadConfig.preset`.
-        optimizer: rates, schedule, averaging.
         epochs: (trained from scratch, fine-tuned after pre-training), as in table 9.
         about: one line.
     """
@@ -231,20 +217,13 @@ class HeadPreset:
     about: str
 
     def config(self, head: str, *, scratch: bool = False, frozen: bool = False) -> FinetuneConfig:
-        """Settings of a training.
-
-        Args:
-            head: a key of :data:`classact.models.heads.HEADS`.
-            scratch: for as many epochs as the paper trains all heads but those on CLASS (table 9).
-            frozen: train the head only, on features that are computed once.
-        """
-        augment = None if frozen else AugmentConfig()
+        """Settings of a training; ``scratch``: for as many epochs as all heads but those on CLASS (table 9)."""
         return FinetuneConfig(
             head=HEADS[head].config.preset(self.size),
             optimizer=self.optimizer,
             epochs=self.epochs[0 if scratch else 1],
             frozen=frozen,
-            augment=augment,
+            augment=None if frozen else AugmentConfig(),
         )
 
 
@@ -301,11 +280,7 @@ def default_preset(data: str, simulator: str, shift: str) -> str:
 def from_preset(name: str, *, shift: str | None = None, simulator: str | None = None, **changes: Any) -> RunConfig:
     """A run with the settings of a preset; the shift applies to demonstrations and to evaluation.
 
-    Args:
-        name: a key of :data:`classact.run.presets.PRESETS`.
-        shift: visual shift, see :func:`classact.sims.shifts.parse_shift`; None: none.
-        simulator: registry name; None: the preset's. Where it lacks one of the preset's cameras, its first is seen.
-        changes: other fields of :class:`RunConfig`.
+    Where a simulator is named that lacks one of the preset's cameras, its first is seen.
     """
     preset: Preset = PRESETS[name]
     simulator = simulator or preset.simulator
@@ -368,14 +343,7 @@ def configure(
 def configure_head(
     run: RunConfig, head: str = "diffusion", *, preset: str | None = None, start: str = "run", frozen: bool = False
 ) -> HeadRunConfig:
-    """The settings of a head of a run.
-
-    Args:
-        run: the run's settings.
-        head: a key of :data:`classact.models.heads.HEADS`.
-        preset: named settings of heads; None: small for a small encoder, else the paper's for the task.
-        start: see :class:`HeadRunConfig`.
-        frozen: train the head only.
+    """The settings of a head of a run; ``start`` as in :class:`HeadRunConfig`.
 
     Raises:
         ConfigError: an unknown name, or no preset for the task.

@@ -42,14 +42,6 @@ logger = logging.getLogger(__name__)
 class Pipeline(Work["Pipeline"]):
     """The stages of one run.
 
-    Args:
-        run: the folder.
-        config: settings; must be those that the folder was started with.
-        quiet: no progress bars.
-        device: where the encoder is trained: "cpu", "cuda", or "auto" for a GPU if there is one.
-        engine: how training is computed.
-        ranks: this process among those that share the training; all but the first only train.
-
     Raises:
         ConfigError: the folder belongs to other settings, or the simulator does not know the shift.
         BusyError: another process trains into the folder.
@@ -77,11 +69,9 @@ class Pipeline(Work["Pipeline"]):
         self.stages = (*pretraining(config), *rollouts(config), *pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # What is wrong with the settings shall show now, not after an hour of training.
-        for shift, size in (
-            (config.frames.shift, config.frames.render_size),
-            (config.evaluation.shift, config.evaluation.image_size),
-        ):
-            make_simulator(config.frames.simulator, image_size=size, shift=shift).close()
+        frames, evaluation = config.frames, config.evaluation
+        for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
+            make_simulator(self.simulator, image_size=size, shift=shift).close()
         self.source = RunData(config, quiet=self.quiet)
         self.data_card: dict[str, Any] = {}
         """What the data are; empty before they are read."""
@@ -121,12 +111,6 @@ class Pipeline(Work["Pipeline"]):
 
     # -- what is called ----------------------------------------------------------------------------
 
-    def read(self) -> Demonstrations:
-        """The demonstrations that are learned from, as recorded."""
-        self.make("demonstrations")
-        data: Demonstrations = self["demonstrations"]
-        return data
-
     def pretrain(self) -> None:
         """Learn the encoder, and build the policy, where they are not there.
 
@@ -142,11 +126,7 @@ class Pipeline(Work["Pipeline"]):
         return policy
 
     def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
-
-        Raises:
-            ConfigError: as :meth:`check_rollouts`, before anything is learned.
-        """
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first."""
         self.check_rollouts()
         found = {name.removeprefix("rollouts of "): self.left.get(name) for name in self._again(rollouts(self.config))}
         return {name: results for name, results in found.items() if results is not None}
@@ -164,17 +144,11 @@ class Pipeline(Work["Pipeline"]):
         return names
 
     def check_rollouts(self) -> None:
-        """Refuse now what could not be rolled out after the training.
-
-        Raises:
-            ConfigError: the simulator has no camera that the encoder reads, is of another task than the data, or
-                embeds instructions otherwise.
-        """
-        spec = simulator_spec(self.simulator)
+        """Refuse now what could not be rolled out: also a simulator that lacks a camera that the encoder reads."""
+        known = simulator_spec(self.simulator).cameras
         for camera in self.config.pretrain.encoder.cameras:
-            if camera not in spec.cameras:
-                where = f" in simulator {self.simulator!r}."
-                raise UnknownNameError(choose("camera", camera, spec.cameras) + where)
+            if camera not in known:
+                raise UnknownNameError(f"{choose('camera', camera, known)} in simulator {self.simulator!r}.")
         if not started(self.run):
             self.make("demonstrations")  # the folder then knows what they are
         super().check_rollouts()
@@ -393,11 +367,7 @@ def retrieval(work: Pipeline, encoder: ImageEncoder, config: RetrievalConfig | N
 
 
 def state_policy(data: Demonstrations, simulator: str) -> RetrievalPolicy:
-    """Retrieval with the true simulator state as latent.
-
-    Raises:
-        ConfigError: the simulator says neither where objects are nor how far its world extends.
-    """
+    """Retrieval with the true simulator state as latent: :func:`classact.run.data.state_latents`."""
     config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
     latents = state_latents(data, simulator_spec(simulator))
     # Where only the world's extent is known, actions are points.
@@ -448,12 +418,7 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
 
 
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
-    """What two calls that continue each other agree in.
-
-    Args:
-        config: settings.
-        flags: what "auto" precision came to.
-    """
+    """What two calls that continue each other agree in; ``flags`` say what "auto" precision came to."""
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
     return value | {"pretrain": spelled_out(value["pretrain"], flags)}
 

@@ -74,7 +74,7 @@ class Work(ABC, Generic[W]):
         folder: where settings, checkpoints and policy go: the run's, or that of a head.
         ranks: this process among those that share the training; all but the first only train.
         quiet: no progress bars.
-        device: "cpu", "cuda" or "auto".
+        device: "cpu", "cuda" or "auto": a GPU if there is one.
         engine: how training is computed.
     """
 
@@ -149,10 +149,6 @@ class Work(ABC, Generic[W]):
         Args:
             title: of what is trained, for people.
             made: what is written; all else in the file stays.
-
-        Raises:
-            ConfigError: as :meth:`check_same`.
-            BusyError: another process trains there.
         """
         if not self.folder.policy.is_dir():
             # Until all is learned, or this object is gone: another training would write into the same files.

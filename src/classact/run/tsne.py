@@ -16,19 +16,11 @@ def clipped_perplexity(n: int, perplexity: float) -> float:
     return min(float(perplexity), (n - 1) / 3)
 
 
-def latent_map(
-    latents: NDArray[np.float32], seed: int, perplexity: float = 100, n_jobs: int = 1
-) -> NDArray[np.float32]:
-    """t-SNE of latents under cosine distance, the distance that retrieval uses.
+def latent_map(latents: NDArray[np.float32], seed: int, perplexity: float = 100) -> NDArray[np.float32]:
+    """t-SNE of latents (n, d), finite, under cosine distance, the distance that retrieval uses.
 
     The same latents and seed give the same map on the same machine. The perplexity is clipped by
     :func:`clipped_perplexity`; fewer than 8 points are placed by their two principal components.
-
-    Args:
-        latents: (n, d) float32, finite.
-        seed: seed of the optimiser.
-        perplexity: effective number of neighbours; the paper uses 100.
-        n_jobs: threads; 1 leaves the other cores to training.
 
     Returns:
         (n, 2) float32, centred at the origin.
@@ -63,7 +55,7 @@ def latent_map(
         metric="cosine",
         neighbors="exact",
         random_state=seed,
-        n_jobs=n_jobs,
+        n_jobs=1,  # leaves the other cores to training
     ).fit(latents.astype(np.float64))
     xy = np.asarray(embedding, dtype=np.float64)
     centred: NDArray[np.float32] = (xy - xy.mean(axis=0)).astype(np.float32)
