@@ -75,15 +75,12 @@ def write_neighbors(
     Queries are spread over episodes from the best to the worst and over the time before success.
 
     Args:
-        run: where it is written.
-        policy: decides.
-        data: what is in its bank, with the images that the encoder saw.
+        data: what is in the policy's bank, with the images that the encoder saw.
         frames: how the first camera's images of ``data`` were rendered from its states
             (:func:`classact.run.frames.needs_rendering`): they are drawn again, larger. None: they were recorded, and
             are shown as they are.
         results: episodes to take timesteps from.
         simulator, evaluation: that they are of.
-        queries: how many timesteps.
     """
     sim = make_simulator(
         simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.spec.cameras or None
@@ -172,16 +169,8 @@ def write_videos(
             image = next(iter(sim.observe().images.values()))
             pictures.append(sim.render(VIDEO) if hasattr(sim, "render") else image)
         path = write_mp4(folder / f"{name}-{label}.mp4", np.stack(pictures), round(sim.spec.control_hz))
-        rows.append(
-            {
-                "file": path.name,
-                "label": label,
-                "evaluation": name,
-                "seed": result.seed,
-                "coverage": result.maxima.get("coverage"),
-                "success": result.success[criterion],
-            }
-        )
+        row = {"file": path.name, "label": label, "evaluation": name, "seed": result.seed}
+        rows.append(row | {"coverage": result.maxima.get("coverage"), "success": result.success[criterion]})
     sim.close()
     write_json(folder / "videos.json", rows)
 

@@ -105,18 +105,22 @@ def train_and_evaluate(
 def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Outcomes:
     run, evaluation = pipeline.run, pipeline.config.evaluation
     asked = tuple(range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes))
-    if rollouts and _known(run, evaluation_name("retrieval", pipeline.label, evaluation.shift))[1] != asked:
+    done = _known(run, evaluation_name("retrieval", pipeline.label, evaluation.shift))[1]
+    if rollouts and _states(done) != asked:
         pipeline.evaluate()
     if not probe_file(run).exists():
         write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))
     return read_outcomes(run.root, name, rollouts=rollouts)
 
 
-def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], tuple[int, ...]]:
-    """Rows of an evaluation, and the seeds of its initial states; both empty where it is not done."""
+def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], list[dict[str, Any]]]:
+    """Rows of an evaluation, and its episodes; both empty where it is not done."""
     rows = [row for row in run.read_summary() if row.evaluation == evaluation]
-    episodes = read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
-    return rows, tuple(int(row["seed"]) for row in episodes)
+    return rows, read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
+
+
+def _states(episodes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    return tuple(int(row["seed"]) for row in episodes)
 
 
 def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outcomes:
@@ -125,10 +129,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     Args:
         path: folder of a run, or of one of its evaluations (RUN/evaluations/NAME).
         name: of what is compared; empty: the run's title, with the evaluation's name where one is given.
-        rollouts: whether an evaluation must be there.
-
-    Raises:
-        DataError: no run, or no such evaluation.
+        rollouts: whether an evaluation must be there: a DataError where it is not.
     """
     named = path.parent.name == "evaluations"
     run = Run(path.parent.parent if named else path)
@@ -139,21 +140,20 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     if not rollouts:
         return made
     evaluation = path.name if named else evaluation_name("retrieval", settings.label, usual.shift)
-    rows, states = _known(run, evaluation)
+    rows, episodes = _known(run, evaluation)
     if not rows:
         there = ", ".join(sorted({row.evaluation for row in run.read_summary()})) or "none"
         raise DataError(
             f"{run.root} has no evaluation {evaluation!r}; there are: {there}. Make it with 'classact evaluate "
             f"{run.root}', or name another one: {run.root}/evaluations/NAME."
         )
-    episodes = read_jsonl(run.evaluation(evaluation) / "episodes.jsonl")
     return replace(
         made,
         name=name or (f"{title}, {evaluation}" if named else title),
         simulator=rows[0].simulator,
         shift=rows[0].shift,
         max_steps=usual.max_steps,
-        initial_states=states,
+        initial_states=_states(episodes),
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
     )
 
@@ -163,7 +163,6 @@ def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
 
     Raises:
         ConfigError: two runs of the same settings and training seed.
-        DataError: as :func:`read_outcomes`.
     """
     found: list[tuple[Outcomes, Any]] = []
     for path in paths:
@@ -186,11 +185,6 @@ def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
 
 def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) -> Comparison:
     """Success of each objective, and how it differs from the first one's, on the same initial states.
-
-    Args:
-        runs: of all objectives; the first one's is what the others are compared with.
-        notes: what a reader must know.
-        seed: of the bootstrap.
 
     Raises:
         ConfigError: one objective alone, or evaluations under other conditions (both runs and values are named).

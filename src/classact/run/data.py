@@ -147,11 +147,7 @@ class RunData:
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:
-    """The true simulator state as latent.
-
-    Raises:
-        ConfigError: the simulator says neither where objects are nor how far its world extends.
-    """
+    """The true simulator state as latent: where objects are, or what the world's extent makes of it."""
     if spec.objects:
         return SceneLatents.fit(data, spec.objects)
     if spec.world is None:

@@ -86,9 +86,8 @@ def evaluate_run(
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
     encoder = settings.label if isinstance(own, RunConfig) else own.label(settings.label)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
-    for key in ("episodes", "first_seed", "max_steps", "execute", "ensemble"):
-        if getattr(config, key) != getattr(usual, key):
-            differing[key] = getattr(config, key)
+    found = {key: getattr(config, key) for key in asked if key != "shift"}
+    differing |= {key: value for key, value in found.items() if value != getattr(usual, key)}
     changed = "".join(f"-{key}{value}" for key, value in sorted((differing | overrides).items()))
     label = f"{encoder}{changed}"
     _, rows = roll_out(
@@ -107,10 +106,6 @@ def evaluate_run(
 
 def check_rollouts(run: Run, simulator: str) -> None:
     """Refuse to roll out what was learned from a run's data in a simulator of another task.
-
-    Args:
-        run: its card says what the data are; nothing is compared where it does not.
-        simulator: registry name.
 
     Raises:
         ConfigError: proprioception, language or actions differ, or the simulator embeds instructions otherwise.

@@ -70,12 +70,7 @@ def prepare_frames(
     """The demonstrations with the images of some cameras at ``size`` x ``size``, from the image store or made now.
 
     Args:
-        data: demonstrations.
-        cameras: which views.
-        size: the encoder's image_size.
-        config: recorded or rendered, and how.
         progress: called with (steps done, in all) over all cameras; not called where the store has the images.
-        store: where images are kept.
         say: told what the images that are made will take on disk, before the first of them is.
 
     Raises:
@@ -92,12 +87,12 @@ def prepare_frames(
                 progress(before + done, len(cameras) * data.num_steps)
 
         entry = _entry(data, camera, size, config, report)
-        found = store.get(entry) if isinstance(entry, Entry) else entry
-        if found is None:
-            assert isinstance(entry, Entry)
-            missing[camera] = entry
-        else:
+        if not isinstance(entry, Entry):
+            images[camera] = entry
+        elif (found := store.get(entry)) is not None:
             images[camera] = found
+        else:
+            missing[camera] = entry
     if missing:
         needed = sum(entry.nbytes for entry in missing.values())
         free = store.free_space(needed)
@@ -106,8 +101,8 @@ def prepare_frames(
                 f"images to prepare: {len(missing)} x ({data.num_steps:,} x {size} x {size} x 3) = "
                 f"{needed / 2**20:,.0f} MiB in {store.root}, where {free / 2**20:,.0f} MiB are free"
             )
-    made = {camera: store.get_or_create(entry) for camera, entry in missing.items()}
-    return data.with_images({camera: {**images, **made}[camera] for camera in cameras}, shift=config.shift)
+    images |= {camera: store.get_or_create(entry) for camera, entry in missing.items()}
+    return data.with_images({camera: images[camera] for camera in cameras}, shift=config.shift)
 
 
 def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
@@ -116,11 +111,9 @@ def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -
     Raises:
         DataError: cameras of several shapes, for which one encoder transform does not do.
     """
-    found = {}
+    found = dict.fromkeys(cameras, 1.0)
     for camera in cameras:
-        if needs_rendering(data, camera, config):
-            found[camera] = 1.0
-        else:
+        if not needs_rendering(data, camera, config):
             height, width = data.images[camera].shape[1:3]
             found[camera] = width / height
     if max(found.values()) > 1.02 * min(found.values()):
@@ -141,14 +134,9 @@ def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, p
         return recorded if recorded.shape[1:3] == (size, size) else resized(ArrayImages(recorded), size, progress)
     assert data.states is not None
     states, ends = data.states, data.episode_ends
-    key: dict[str, Any] = {
-        "kind": "rendered",
-        "data": data.fingerprint(),
-        "simulator": config.simulator,
-        "shift": config.shift,
-        "render_size": config.render_size,
-        "seed": config.seed,
-    }
+    decides = ("simulator", "shift", "render_size", "seed")
+    key: dict[str, Any] = {"kind": "rendered", "data": data.fingerprint()}
+    key |= {name: getattr(config, name) for name in decides}
     if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
         key["camera"] = camera
     simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)

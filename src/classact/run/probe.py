@@ -67,7 +67,6 @@ def probe_run(
     temperature: float | None = None,
     device: str = "auto",
     quiet: bool = True,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run's representation, without rollouts; nothing is written.
 
@@ -81,9 +80,6 @@ def probe_run(
             are compared under one.
         k: a number of neighbours that is probed besides those of :class:`ProbeConfig`, such as what the run acts with.
         temperature: of the softmax over neighbours' cosines; None: the policy's.
-        device: "cpu", "cuda" or "auto".
-        quiet: no progress bars.
-        progress: called with (done, total, what is being done) once images are there, in the place of a bar.
 
     Returns:
         What :func:`probe_latents` returns, with "views" (:func:`probe_views`, or why it was skipped), "run",
@@ -134,16 +130,15 @@ def probe_run(
         ends = heldout.episode_ends[len(training) :] - first
         asked = Encoded(representations(probed.latents, probed.heldout), heldout.actions[first:], ends)
     space = training.schema.actions
-    with progress_bar("probe", quiet=quiet or progress is not None) as bar:
-        told = progress or bar
-        device_name = str(policy.device)
-        result = probe_latents(bank, asked, config=config, action_space=space, device=device_name, progress=told)
-        views = _views(data, probed, config, settings, shift, told)
+    with progress_bar("probe", quiet=quiet) as bar:
+        on = str(policy.device)
+        result = probe_latents(bank, asked, config=config, action_space=space, device=on, progress=bar)
+        views = _views(data, probed, config, settings, shift, bar)
     return {
         "run": str(run.root),
         "encoder": encoder,
         "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded.fingerprint()},
-        "notes": _notes(encoder == "learned" and _trained(settings), result),
+        "notes": _notes(encoder == "learned" and settings.pretrain.objective.written != "none", result),
         **to_json(result),
         "views": views,
         "device": str(policy.device),
@@ -162,15 +157,7 @@ def write_probe(run: Run, result: Mapping[str, Any], path: Path | None = None) -
 
 
 def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> dict[str, dict[str, float | None]]:
-    """Metric name -> value, low and high of one representation, for tables over many runs; anchors are left out.
-
-    Args:
-        result: what :func:`probe_run` or :func:`probe_latents` returned.
-        representation: which, by name.
-
-    Raises:
-        ConfigError: it was not probed.
-    """
+    """Metric name -> value, low and high of one representation, for tables over many runs; anchors are left out."""
     probed = result["representations"]
     if representation not in probed:
         raise UnknownNameError(choose("representation", representation, probed))
@@ -216,7 +203,7 @@ def _views(
     config: ProbeConfig,
     settings: RunConfig,
     shift: str | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     everything, training = data.recorded, data.states()
     frames = settings.frames
@@ -234,11 +221,6 @@ def _views(
     some = candidates[original[everything.episode_index()[candidates]]]
     candidates = some if len(some) else candidates
     return to_json(probe_views(everything, candidates, probed.latents, config, drawing, progress))
-
-
-def _trained(settings: RunConfig) -> bool:
-    """Whether the run's encoder saw any demonstration."""
-    return settings.pretrain.objective.written != "none"
 
 
 def _notes(seen: bool, result: Mapping[str, Any]) -> list[str]:
