@@ -607,7 +607,7 @@ def test_evaluations_during_training_may_retrieve_in_their_own_way(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[RetrievalPolicy] = []
-    monkeypatch.setattr(stages, "evaluate_intermediate", lambda _, policy, *__: seen.append(policy))
+    monkeypatch.setattr(stages.Work, "_evaluate_intermediate", lambda _, policy, *__: seen.append(policy))
     made = config(data)
     assert made.retrieval.k > 1
     made = replace(made, pretrain=replace(made.pretrain, evaluations=2))
