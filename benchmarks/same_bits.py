@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
     # objectives
     "class": Case((_pretrain(""), "evaluate {run} --name first")),
     "class-queue": Case((_pretrain(f"{OBJECTIVE} queue=96"),)),
-    "class-hard": Case((_pretrain(f"--metric l2 --horizon 8 --pairs cross-episode {OBJECTIVE} weighting=hard"),)),
+    "class-hard": Case((_pretrain(f"--metric l2 --horizon 8 {OBJECTIVE} pairs=cross-episode weighting=hard"),)),
     "class-views": Case((_pretrain(f"--cost euclidean --band 4 --crop batch {OBJECTIVE} views=2 reduction=batch"),)),
     "class-learned-temperature": Case((_pretrain(f"--estimate sampled {OBJECTIVE} learned_temperature=true"),)),
     "class-bfloat16": Case((_pretrain("--precision bfloat16"),)),

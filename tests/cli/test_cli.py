@@ -290,9 +290,8 @@ def test_wrong_usage_is_one_line(words: list[str], message: str, capsys: pytest.
         (("--init", "clip"), "unknown init 'clip'"),
         (("--data", "nowhere.zarr"), "nowhere.zarr does not exist"),
         (("--backbone", "resnet50"), "unknown encoder backbone 'resnet50'"),
-        (("--objective", "byol", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
-        (("--objective", "none", "--pairs", "all"), "--pairs is a setting of objective 'class', but --objective is"),
-        (("--pairs", "all", "--options", "pairs=all"), "option 'pairs' of objective 'class' is given twice"),
+        (("--objective", "byol", "--options", "pairs=all"), "unknown option of objective 'byol' 'pairs'"),
+        (("--options", "pairs=all", "pairs=all"), "option 'pairs' of objective 'class' is given twice"),
         (("--objective", "0.5*class"), "a factor needs a sum"),
         (("--objective", "none", "--options", "views=2"), "objective 'none' has no options, got 'views=2'"),
         *(
@@ -337,11 +336,10 @@ def test_flags_of_the_objective() -> None:
     plain = PRESETS["pusht-cpu"].pretrain
     assert pretrain().objective == plain.objective
     crossed = objective_config("class", ["pairs=cross-episode"])
-    assert pretrain("--pairs", "cross-episode") == replace(plain, objective=crossed)
-    options = ("--options", "class.queue=8", "byol.decay=0.9")
-    both = pretrain("--objective", "byol+0.1 * class", "--pairs", "cross-episode", *options)
-    expected = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
-    assert both.objective == objective_config("byol+0.1*class", expected)
+    assert pretrain("--options", "pairs=cross-episode") == replace(plain, objective=crossed)
+    options = ["class.pairs=cross-episode", "class.queue=8", "byol.decay=0.9"]
+    both = pretrain("--objective", "byol+0.1 * class", "--options", *options)
+    assert both.objective == objective_config("byol+0.1*class", options)
     # What an objective reads stays a flag of it.
     flags = ("--quantile", "0.03", "--horizon", "9", "--epochs", "3", "--batch-size", "40", "--learning-rate", "0.1")
     found = pretrain("--objective", "tcn+class", *flags)

@@ -28,7 +28,7 @@ from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import BACKBONES
 from classact.models.heads import HEADS
-from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config, split_sum
+from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import RunConfig
 from classact.run.presets import PRESETS, configure, with_backbone, with_objective
@@ -77,9 +77,8 @@ class RunFlags:
         config: Settings to start from instead of a preset, which other flags change: DIR/config.json of a run.
         shift: Visual shift of demonstrations and evaluation, as in 'dynamic(radius=1.2)'. Default: none.
         objective: What is learned, or a sum such as class+0.1*inverse-dynamics. Default: class, which is the paper's.
-        options: Settings of the objective, as in weighting=hard views=2; see 'classact presets'. In a sum with its
-            name: byol.decay=0.99.
-        pairs: Of objective class: all (the paper), or cross-episode: contrast only between episodes.
+        options: Settings of the objective, as in weighting=hard pairs=cross-episode; see 'classact presets'. In a sum
+            with its name: byol.decay=0.99.
         workers: Simulator processes; 0: one per core. Changes no result.
         device: Where the encoder is trained; auto: on a GPU if there is one.
         quiet: No progress bars.
@@ -91,7 +90,6 @@ class RunFlags:
     shift: str | None = flag(None, choices=lambda: SHIFTS)
     objective: str | None = flag(None, choices=lambda: OBJECTIVES)
     options: tuple[str, ...] = ()
-    pairs: str | None = None
     workers: int = 0
     device: Device = "auto"
     quiet: bool = False
@@ -116,9 +114,6 @@ def run_config(flags: RunFlags) -> RunConfig:
     """The run's settings: the preset or the file, changed by the flags that were given.
 
     How it is evaluated stays as the folder says it, where no flag says it now: later commands read it there.
-
-    Raises:
-        ConfigError: settings that are unknown or contradict each other, or a flag that the objective does not read.
     """
     from classact.run.folder import Run
     from classact.run.stages import started
@@ -133,7 +128,7 @@ def run_config(flags: RunFlags) -> RunConfig:
             given.get("data", RunConfig.data),
             preset=flags.preset,
             objective=flags.objective,
-            options=_options(flags, flags.objective or "class"),
+            options=flags.options,
             simulator=given.get("frames.simulator"),
             shift=flags.shift,
             baselines=bool(flags.baselines),
@@ -164,11 +159,8 @@ def run_config(flags: RunFlags) -> RunConfig:
     acting = below(given, "intermediate_retrieval")
     others = {path: value for path, value in given.items() if not path.startswith("intermediate_retrieval.")}
     config = changed(replace(config, pretrain=pretrain), others)
-    if acting:
-        config = replace(
-            config, intermediate_retrieval=changed(config.intermediate_retrieval or config.retrieval, acting)
-        )
-    return config
+    during = config.intermediate_retrieval or config.retrieval
+    return replace(config, intermediate_retrieval=changed(during, acting)) if acting else config
 
 
 def _from_file(flags: RunFlags) -> RunConfig:
@@ -178,19 +170,10 @@ def _from_file(flags: RunFlags) -> RunConfig:
     config = from_file(RunConfig, Path(str(flags.config)))
     pretrain, known = config.pretrain, config.pretrain.objective
     name = flags.objective or known.written
-    objective = objective_config(name, _options(flags, name), known)
+    objective = objective_config(name, flags.options, known)
     if objective.written != known.written:
         pretrain = with_objective(pretrain, objective)
     return replace(config, pretrain=replace(pretrain, objective=objective))
-
-
-def _options(flags: RunFlags, objective: str) -> tuple[str, ...]:
-    if flags.pairs is None:
-        return flags.options
-    terms = [term for _, term in split_sum(objective)]
-    if "class" not in terms:
-        raise ConfigError(f"--pairs is a setting of objective 'class', but --objective is {objective!r}. Leave it out.")
-    return (*flags.options, f"{'class.' if len(terms) > 1 else ''}pairs={flags.pairs}")
 
 
 SIMILARITY = ("similarity", "pretrain.similarity.")
