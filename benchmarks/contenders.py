@@ -95,5 +95,5 @@ def available(cores: int) -> tuple[list[Contender], list[str]]:
         try:
             found.append(make(cores))
         except ImportError as error:
-            missing.append(f"{name} is left out ({error}); 'pip install classact[bench]' brings it.")
+            missing.append(f"{name} is left out ({error}); 'uv sync' brings it.")
     return found, missing

@@ -3,8 +3,8 @@
 Kill it anywhere and start it again: finished heads are kept, the one under way continues from its checkpoint. Run it
 alone on the machine: its times are kept as well.
 
-    uv run --extra diffusion python benchmarks/pusht_heads.py              everything (about an hour and a half)
-    uv run --extra diffusion python benchmarks/pusht_heads.py --only mlp   one head, and what it needs
+    uv run python benchmarks/pusht_heads.py              everything (about an hour and a half)
+    uv run python benchmarks/pusht_heads.py --only mlp   one head, and what it needs
 """
 
 from __future__ import annotations
