@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from classact.data.video import write_mp4
 from classact.evaluation.rows import EvaluationRow, IntermediateRow
@@ -24,34 +23,24 @@ CRITERIA = {"coverage > 0.95": 0.95, "coverage > 0.90": 0.90}
 SKILL = {"class": 6.0, "untrained": 0.9, "state": 11.0}
 
 
-def tee(x: float, y: float, angle: float) -> list[tuple[float, float]]:
-    """Corners of the letter T in world coordinates."""
-    corners = np.array([(-60, -20), (60, -20), (60, 10), (15, 10), (15, 90), (-15, 90), (-15, 10), (-60, 10)], float)
-    c, s = np.cos(angle), np.sin(angle)
-    return [tuple(point) for point in corners @ np.array([[c, s], [-s, c]]) + (x, y)]
-
-
-def frame(agent: np.ndarray, x: float, y: float, angle: float, size: int = 96) -> np.ndarray:
-    """(size, size, 3) uint8 view of the task."""
-    scale = 4
-    image = Image.new("RGB", (size * scale, size * scale), "white")
-    draw = ImageDraw.Draw(image)
-    unit = size * scale / WORLD
-    draw.polygon([(px * unit, py * unit) for px, py in tee(256, 236, np.pi / 4)], fill=(144, 238, 144))
-    draw.polygon([(px * unit, py * unit) for px, py in tee(x, y, angle)], fill=(119, 136, 153))
-    draw.ellipse([*((agent - 15) * unit), *((agent + 15) * unit)], fill=(65, 105, 225))
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+def frame(agent: np.ndarray, x: float, y: float, size: int = 96) -> np.ndarray:
+    """(size, size, 3) uint8 view of the task: a block and the agent that pushes it, as squares."""
+    image = np.full((size, size, 3), 255, np.uint8)
+    for centre, half, colour in (((x, y), 60, (119, 136, 153)), (tuple(agent), 15, (65, 105, 225))):
+        left, top = ((np.clip(np.array(centre) - half, 0, WORLD)) * size / WORLD).astype(int)
+        right, bottom = ((np.clip(np.array(centre) + half, 0, WORLD)) * size / WORLD).astype(int)
+        image[top:bottom, left:right] = colour
+    return image
 
 
 def scene(progress: float, rng: np.random.Generator, size: int = 96) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A frame and the chunk that follows: image, (8, 2) chunk, agent."""
     x, y = 256 + (1 - progress) * 90 + rng.normal(0, 8), 236 + (1 - progress) * 70 + rng.normal(0, 8)
-    angle = np.pi / 4 + (1 - progress) * 1.3 + rng.normal(0, 0.08)
     agent = np.array([x + 75, y + 60]) + rng.normal(0, 8, 2)
     times = np.linspace(0, 1, 8)[:, None]
     goal = np.array([300.0, 270.0]) + rng.normal(0, 6, 2)
     bend = np.array([25.0, -35.0]) * np.sin(np.pi * times) * (1 + rng.normal(0, 0.3))
-    return frame(agent, x, y, angle, size), (agent + times * (goal - agent) + bend).astype(np.float32), agent
+    return frame(agent, x, y, size), (agent + times * (goal - agent) + bend).astype(np.float32), agent
 
 
 def write_fake_run(
@@ -86,16 +75,14 @@ HEADS = {
 
 def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random.Generator) -> None:
     """Trained heads, evaluations during training with their maxima, and novelty."""
-    intermediates = []
-    intermediates += stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
+    intermediates = stage_rows("pretrain", rows[:2], np.linspace(2200, 4000, 10), rng)
     rows += maxima(rows[:2], intermediates)
     for name, (head, training, augmentation, encoder, skill) in HEADS.items():
         folder = run.head(name)
         title = f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}"
         scratch, frozen = training == "from scratch", training == "frozen"
-        settings = HeadRunConfig(
-            HEAD_PRESETS["paper-pusht"].config(head, scratch=scratch, frozen=frozen), "scratch" if scratch else "run"
-        )
+        made = HEAD_PRESETS["paper-pusht"].config(head, scratch=scratch, frozen=frozen)
+        settings = HeadRunConfig(made, "scratch" if scratch else "run")
         timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "intermediate": 900.0}
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})
         write_jsonl(Run(folder).train_log, head_rows(training, rng))
@@ -104,14 +91,11 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
         steps = stage_rows(f"heads/{name}", own, np.linspace(300, 3000, 10), rng)
         intermediates += steps
         rows += own + maxima(own, steps)
-    run.add_intermediate(
-        [replace(intermediates[0], successes=0, success=0.0)]
-    )  # written again below: the later row counts
-    run.add_intermediate(intermediates)
+    again = replace(intermediates[0], successes=0, success=0.0)  # of one row, the later counts
+    run.add_intermediate([again, *intermediates])
     write_json(run.summary, to_json(rows))
-    write_json(
-        run.policy / "policy.json", {"novelty": to_json(Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT))}
-    )
+    novelty = Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT)
+    write_json(run.policy / "policy.json", {"novelty": to_json(novelty)})
     for shift in ("none", "camera"):
         add_novelty(run, f"retrieval-class-{shift}", 0.35 if shift == "none" else 0.6, rng)
 
@@ -258,23 +242,20 @@ def evaluation(
     for criterion in CRITERIA:
         successes = sum(row["success"][criterion] for row in rows)
         low, high = wilson_interval(successes, episodes)
+        where = {"policy": policy, "encoder": encoder, "simulator": "pusht", "shift": shift, "evaluation": name}
+        counts = {"episodes": episodes, "successes": successes, "success": successes / episodes}
+        trained = encoder == "class"
         result.append(
             EvaluationRow(
-                policy=policy,
-                encoder=encoder,
-                simulator="pusht",
-                shift=shift,
-                evaluation=name,
+                **where,
+                **counts,
                 criterion=criterion,
-                episodes=episodes,
-                successes=successes,
-                success=successes / episodes,
                 low=low,
                 high=high,
                 seconds=152.3,
                 metrics={"coverage": float(np.mean([row["maxima"]["coverage"] for row in rows]))},
-                training="representation only" if encoder == "class" else "none",
-                augmentation="crop, noise" if encoder == "class" else "none",
+                training="representation only" if trained else "none",
+                augmentation="crop, noise" if trained else "none",
             )
         )
     return result
@@ -338,24 +319,10 @@ def videos(run: Run, rng: np.random.Generator, size: int = 192, steps: int = 40)
         noise = rng.normal(0, 15, 2)
         frames = []
         for t in np.linspace(0, coverage, steps):
-            x, y, angle = 256 + (1 - t) * 90, 236 + (1 - t) * 70, np.pi / 4 + (1 - t) * 1.3
-            frames.append(frame(np.array([x + 75, y + 60]) + noise * (1 - t), x, y, angle, size))
+            x, y = 256 + (1 - t) * 90, 236 + (1 - t) * 70
+            frames.append(frame(np.array([x + 75, y + 60]) + noise * (1 - t), x, y, size))
         name = "retrieval-class-none"
         file = write_mp4(folder / f"{name}-{label}.mp4", np.stack(frames), fps=10)
-        rows.append(
-            {
-                "file": file.name,
-                "label": label,
-                "evaluation": name,
-                "seed": 10_000 + len(rows),
-                "coverage": coverage,
-                "success": coverage > 0.95,
-            }
-        )
+        row = {"file": file.name, "label": label, "evaluation": name, "seed": 10_000 + len(rows)}
+        rows.append(row | {"coverage": coverage, "success": coverage > 0.95})
     write_json(folder / "videos.json", rows)
-
-
-if __name__ == "__main__":
-    import sys
-
-    write_fake_run(Path(sys.argv[1]), heads="--old" not in sys.argv)
