@@ -167,7 +167,7 @@ def test_panels_of_pretraining_and_heads_say_last_and_largest(page, whole_run: R
 def test_heads_have_curves_in_boxes_times_and_settings(page, whole_run: Run) -> None:
     drawn = {a["id"] for a in page.of("div") if a.get("role") == "img"}
     for name in HEADS:
-        assert {f"plot-{name}-loss", f"plot-{name}-rates", f"plot-{name}-norm"} <= drawn
+        assert {f"plot-{name}-loss", f"plot-{name}-lr", f"plot-{name}-grad_norm"} <= drawn
     assert "3,000 of 3,000 steps, loss" in page.text
     assert "Head: MLP, frozen" in page.text
     groups = times(read_sources(whole_run.root))

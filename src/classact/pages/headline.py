@@ -24,24 +24,18 @@ def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
     return next((candidates[0] for candidates in (*choices, others, rows) if candidates), None)
 
 
-def beside(row: EvaluationRow, rows: Sequence[EvaluationRow], encoder: str) -> EvaluationRow | None:
-    """The row that differs from ``row`` by its encoder alone."""
-    same = [other for other in rows if other.maximum_of is None and other.policy == row.policy and _where(other, row)]
-    return next((other for other in same if other.encoder == encoder and other is not row), None)
-
-
 def _where(row: EvaluationRow, other: EvaluationRow) -> bool:
     return all(getattr(row, key) == getattr(other, key) for key in ("simulator", "shift", "criterion"))
 
 
 def comparisons(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
     """The main row's baseline and true-state reference, one phrase each."""
-    result = []
-    for encoder, name in (("untrained", "an untrained encoder"), ("state", "the true state as latent")):
-        other = beside(row, rows, encoder) if row else None
-        if other:
-            result.append(f"{name} reaches {percent(other.success)} ({other.successes} of {other.episodes})")
-    return result
+    if row is None:
+        return []
+    beside = [r for r in rows if r is not row and r.maximum_of is None and r.policy == row.policy and _where(r, row)]
+    names = (("untrained", "an untrained encoder"), ("state", "the true state as latent"))
+    found = [(name, next((r for r in beside if r.encoder == encoder), None)) for encoder, name in names]
+    return [f"{name} reaches {percent(r.success)} ({r.successes} of {r.episodes})" for name, r in found if r]
 
 
 def heads(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:

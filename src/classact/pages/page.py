@@ -77,8 +77,12 @@ def context(sources: Sources) -> dict[str, Any]:
         "intermediate": _intermediate_plots(sources),
         "novelty": _novelty(sources),
         "novelty_meaning": novelty.meaning(sources.calibration),
-        "training": _training_plots(sources.training),
-        "heads": [(head, _head_facts(head), _head_plots(head)) for head in sources.heads if head.training],
+        "training": _training_plots("training", sources.training),
+        "heads": [
+            (head, _head_facts(head), _training_plots(head.name, head.training))
+            for head in sources.heads
+            if head.training
+        ],
         "times": times(sources),
         "similarity": distance_plots("similarity", sources.similarity, "DTW distances between action sequences")
         if sources.similarity
@@ -210,31 +214,25 @@ def _curve_plots(sources: Sources) -> list[Plot]:
     return plots
 
 
-def _training_plots(rows: list[Row]) -> list[Plot]:
-    wanted = (
+def _training_plots(name: str, rows: list[Row]) -> list[Plot]:
+    plots = []
+    for key, axis, title, colour in (
         ("loss", "loss", "Loss", BLUE),
         ("lr", "learning rate", "Learning rate", GREY),
         ("positives", "positives per anchor", "Positives per anchor, mean over the batch", TEAL),
         ("grad_norm", "gradient norm", "Gradient norm", PURPLE),
-    )
-    return [plot for key, *words in wanted if (plot := _training_plot(f"training-{key}", rows, key, *words))]
-
-
-def _training_plot(name: str, rows: list[Row], key: str, axis: str, title: str, colour: str) -> Plot | None:
-    values = [float(row[key]) for row in rows if row.get(key) is not None]
-    if not values:
-        return None
-    alt = f"{title} over training steps, from {values[0]:.4g} to {values[-1]:.4g}."
-    return make_plot(name, learning.training_figure(rows, key, axis, colour), alt, title=title)
-
-
-def _head_plots(head: Head) -> list[Plot]:
-    loss = _training_plot(f"{head.name}-loss", head.training, "loss", "loss", "Loss", BLUE)
-    norm = _training_plot(f"{head.name}-norm", head.training, "grad_norm", "gradient norm", "Gradient norm", PURPLE)
-    rates = learning.rates_figure(head.training)
-    alt = f"Learning rate over training steps of {' and '.join(trace.name for trace in rates.data)}."
-    drawn = make_plot(f"{head.name}-rates", rates, alt, title="Learning rate") if rates.data else None
-    return [plot for plot in (loss, drawn, norm) if plot]
+    ):
+        values = [float(row[key]) for row in rows if row.get(key) is not None]
+        if not values:
+            continue
+        if key == "lr" and "encoder_lr" in rows[-1]:  # of a head
+            figure = learning.rates_figure(rows)
+            alt = f"Learning rate over training steps of {' and '.join(trace.name for trace in figure.data)}."
+        else:
+            figure = learning.training_figure(rows, key, axis, colour)
+            alt = f"{title} over training steps, from {values[0]:.4g} to {values[-1]:.4g}."
+        plots.append(make_plot(f"{name}-{key}", figure, alt, title=title))
+    return plots
 
 
 def _head_facts(head: Head) -> str:

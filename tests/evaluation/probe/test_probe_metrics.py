@@ -222,25 +222,25 @@ def test_states_are_recognised_as_a_loop_says(seed: int, tolerance: int) -> None
         cosines = [float(np.dot(first[i].astype(float), second[j].astype(float))) for j in range(20)]
         others = [c for j, c in enumerate(cosines) if episodes[j] != episodes[i]]
         nearest = int(np.argmax(cosines))
-        assert found.same[i] == pytest.approx(cosines[i])
-        assert found.different[i] == pytest.approx(np.mean(others) if others else np.nan, nan_ok=True)
-        assert found.exact[i] == (nearest == i)
+        assert found["cosine_same"][i] == pytest.approx(cosines[i])
+        assert found["cosine_different"][i] == pytest.approx(np.mean(others) if others else np.nan, nan_ok=True)
+        assert found["same_state"][i] == (nearest == i)
         near = episodes[nearest] == episodes[i] and abs(steps[nearest] - steps[i]) <= tolerance
-        assert found.near[i] == near
+        assert found["nearly_same_state"][i] == near
 
 
 def test_views_of_an_encoder_that_sees_no_shift_and_of_one_that_sees_nothing_else() -> None:
     z, episodes = latents(rng()), np.repeat(np.arange(4), 10)
     steps = np.tile(np.arange(10), 4)
     perfect = view_matches(z, z, episodes, steps)
-    assert perfect.exact.all()
-    assert perfect.near.all()
-    np.testing.assert_allclose(perfect.same, 1, atol=1e-6)
+    assert perfect["same_state"].all()
+    assert perfect["nearly_same_state"].all()
+    np.testing.assert_allclose(perfect["cosine_same"], 1, atol=1e-6)
     turned = rotation(rng(1), 6)
     again = view_matches(z @ turned, z @ turned, episodes, steps)
-    np.testing.assert_allclose(again.different, perfect.different, atol=1e-6)
+    np.testing.assert_allclose(again["cosine_different"], perfect["cosine_different"], atol=1e-6)
     blind = view_matches(z, latents(rng(2)), episodes, steps)
-    assert blind.exact.mean() < 0.2
+    assert blind["same_state"].mean() < 0.2
 
 
 def test_share_of_neighbours_from_other_episodes() -> None:

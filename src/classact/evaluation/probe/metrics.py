@@ -215,33 +215,20 @@ def _rank_correlation(x: IntArray, y: IntArray, weights: StateArray) -> float:
     return float(weights @ (a * b)) / scale if scale > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class ViewMatches:
-    """What :func:`view_matches` found for each state.
-
-    Attributes:
-        same: (M,) cosine of its two drawings.
-        different: (M,) mean cosine of its first drawing with second drawings of other episodes' states; NaN where
-            there are none.
-        exact: (M,) whether the nearest second drawing is of the same state.
-        near: (M,) whether it is of the same episode, at most ``tolerance`` steps away.
-    """
-
-    same: StateArray
-    different: StateArray
-    exact: NDArray[np.bool_]
-    near: NDArray[np.bool_]
-
-
 def view_matches(
     first: FloatArray, second: FloatArray, episodes: IntArray, steps: IntArray, tolerance: int = 2
-) -> ViewMatches:
+) -> dict[str, StateArray]:
     """Whether the same states are recognised when they look different.
 
     Args:
         first, second: (M, d) unit latents of the same states, drawn in two ways.
         episodes, steps: (M,) where the states are from.
-        tolerance: steps between states that are nearly the same.
+        tolerance: steps between states of one episode that are nearly the same.
+
+    Returns:
+        Name -> (M,) of each state: the cosine of its two drawings, the mean cosine of the first one with second
+        drawings of other episodes' states (NaN where there are none), their difference, and whether the nearest second
+        drawing is of the same state, and of nearly the same one.
     """
     cosine = first.astype(np.float64) @ second.T.astype(np.float64)
     other = episodes[:, None] != episodes[None, :]
@@ -249,7 +236,14 @@ def view_matches(
     different = np.divide((cosine * other).sum(axis=1), count, out=np.full(len(cosine), np.nan), where=count > 0)
     found = cosine.argmax(axis=1)
     near = (episodes[found] == episodes) & (np.abs(steps[found] - steps) <= tolerance)
-    return ViewMatches(np.diagonal(cosine).copy(), different, found == np.arange(len(found)), near)
+    same = np.diagonal(cosine).copy()
+    return {
+        "cosine_same": same,
+        "cosine_different": different,
+        "margin": same - different,
+        "same_state": (found == np.arange(len(found))).astype(np.float64),
+        "nearly_same_state": near.astype(np.float64),
+    }
 
 
 def other_episode_share(rows: IntArray, episodes: IntArray, own: IntArray) -> StateArray:

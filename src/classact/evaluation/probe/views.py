@@ -150,14 +150,7 @@ def probe_views(
         "representations": {},
     }
     for name in drawn[0]:
-        found = view_matches(drawn[0][name], drawn[1][name], episodes, steps, TOLERANCE)
-        metrics = {
-            "cosine_same": found.same,
-            "cosine_different": found.different,
-            "margin": found.same - found.different,
-            "same_state": found.exact.astype(np.float64),
-            "nearly_same_state": found.near.astype(np.float64),
-        }
+        metrics = view_matches(drawn[0][name], drawn[1][name], episodes, steps, TOLERANCE)
         out["representations"][name] = {
             key: episode_mean(values, episodes, config.rng(_STREAM)).to_json() for key, values in metrics.items()
         }
