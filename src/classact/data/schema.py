@@ -115,8 +115,8 @@ class Schema:
             )
         if extra := sorted(set(values) - set(self.keys)):
             raise DataError(
-                f"observation: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it out, "
-                f"or train with it."
+                f"observation: proprioception {extra[0]!r} is not declared; declared are {list(self.keys)}. Leave it "
+                f"out, or train with it."
             )
         parts = [np.zeros(0, np.float32)]
         for key, size in self.proprioception:

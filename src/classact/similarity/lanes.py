@@ -11,7 +11,8 @@ row[q] = c[p, q] + min(row[q] of p - 1, row[q - 1] of p - 1, row[q - 1]).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,26 @@ def _next_row(b: Any, row: Any, rows: Any) -> Any:
     return b.select(b.icmp_signed("==", following, rows), _i64(0), following)
 
 
+@contextmanager
+def _loop(b: Any, name: str, end: Any, *values: Any) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """Emit a loop over 0 <= p < ``end``, run at least once: the body gets p, and ``values`` as they are in this turn.
+
+    To the list that it gets as well it appends what they are in the next turn.
+    """
+    entry, loop, done = b.block, b.append_basic_block(name), b.append_basic_block(f"{name}.end")
+    b.branch(loop)
+    b.position_at_end(loop)
+    p, state = b.phi(_I64), [b.phi(value.type) for value in values]
+    following: list[Any] = []
+    yield p, state, following
+    turned, more = b.block, b.add(p, _i64(1))
+    for phi, first, then in zip([p, *state], [_i64(0), *values], [more, *following], strict=True):
+        phi.add_incoming(first, entry)
+        phi.add_incoming(then, turned)
+    b.cbranch(b.icmp_signed("<", more, end), loop, done)
+    b.position_at_end(done)
+
+
 def _rows_in_registers(
     b: Any, n: int, skewed: bool, read: Any, first: Any, rows: Any, T: Any, start: Any = None
 ) -> Any:
@@ -114,38 +135,21 @@ def _rows_in_registers(
 
     ``start``: the row before them and the value left above their first cell; None where they are the first.
     """
-    entry, loop = b.block, b.append_basic_block("row")
-    done = b.append_basic_block("aligned")
-    b.branch(loop)
-    b.position_at_end(loop)
-    p, ring = b.phi(_I64), b.phi(_I64)
-    p.add_incoming(_i64(0), entry)
-    ring.add_incoming(first, entry)
-    row = [b.phi(_VECTOR) for _ in range(n)]
-    origin = b.phi(_VECTOR)  # left above the first cell of all: 0 for the first row, infinite later
     inf = _constant(float("inf"))
     before, corner = start or ([inf] * n, _constant(0.0))
-    for cell, value in zip(row, before, strict=True):
-        cell.add_incoming(value, entry)
-    origin.add_incoming(corner, entry)
-    new: list[Any] = []
-    for q in range(n):
-        if skewed:  # index q - p + band: the cell above is one to the right, the one left above in place
-            candidates = [row[q], *row[q + 1 : q + 2], *([origin] if q == n // 2 else [])]
-        else:
-            candidates = [row[q - 1] if q else origin, row[q]]
-        best = candidates[0]
-        for other in [*candidates[1:], *new[-1:]]:
-            best = _minimum(b, best, other)
-        new.append(b.fadd(read(b, ring, p, q), best))
-    following = b.add(p, _i64(1))
-    p.add_incoming(following, loop)
-    ring.add_incoming(_next_row(b, ring, rows), loop)
-    origin.add_incoming(inf, loop)
-    for cell, value in zip(row, new, strict=True):
-        cell.add_incoming(value, loop)
-    b.cbranch(b.icmp_signed("<", following, T), loop, done)
-    b.position_at_end(done)
+    # The origin is left above the first cell of all: 0 for the first row, infinite later.
+    with _loop(b, "row", T, first, *before, corner) as (p, (ring, *row, origin), following):
+        new: list[Any] = []
+        for q in range(n):
+            if skewed:  # index q - p + band: the cell above is one to the right, the one left above in place
+                candidates = [row[q], *row[q + 1 : q + 2], *([origin] if q == n // 2 else [])]
+            else:
+                candidates = [row[q - 1] if q else origin, row[q]]
+            best = candidates[0]
+            for other in [*candidates[1:], *new[-1:]]:
+                best = _minimum(b, best, other)
+            new.append(b.fadd(read(b, ring, p, q), best))
+        following += [_next_row(b, ring, rows), *new, inf]
     return new
 
 
@@ -156,54 +160,32 @@ def _row_in_memory(b: Any, read: Any, first: Any, rows: Any, T: Any, columns: An
     def cell(q: Any) -> Any:
         return b.gep(scratch, [b.mul(q, _i64(LANES))])
 
-    entry = b.block
-    fill, fill_done = b.append_basic_block("fill"), b.append_basic_block("filled")
-    b.branch(fill)
-    b.position_at_end(fill)
-    q = b.phi(_I64)
-    q.add_incoming(_i64(0), entry)
-    _store(b, inf, cell(q))
-    following = b.add(q, _i64(1))
-    q.add_incoming(following, fill)
-    b.cbranch(b.icmp_signed("<", following, columns), fill, fill_done)
-    b.position_at_end(fill_done)
-
-    row_block, cell_block, row_end = (b.append_basic_block(name) for name in ("row", "cell", "row.end"))
-    done = b.append_basic_block("aligned")
-    b.branch(row_block)
-    b.position_at_end(row_block)
-    p, ring = b.phi(_I64), b.phi(_I64)
-    p.add_incoming(_i64(0), fill_done)
-    ring.add_incoming(first, fill_done)
-    low = b.sub(p, band)
-    starts_left = b.icmp_signed("<=", low, _i64(0))
-    low = b.select(starts_left, _i64(0), low)
-    high = b.add(b.add(p, band), _i64(1))
-    high = b.select(b.icmp_signed("<", high, columns), high, columns)
-    # Left above the first cell of a row: the origin for p = 0, nothing at the border, else a cell of the last row.
-    before = _load(b, cell(b.select(starts_left, _i64(0), b.sub(low, _i64(1)))))
-    before = b.select(starts_left, inf, before)
-    before = b.select(b.icmp_signed("==", p, _i64(0)), _constant(0.0), before)
-    b.cbranch(b.icmp_signed("<", low, high), cell_block, row_end)
-    b.position_at_end(cell_block)
-    q, left, diagonal = b.phi(_I64), b.phi(_VECTOR), b.phi(_VECTOR)
-    q.add_incoming(low, row_block)
-    left.add_incoming(inf, row_block)
-    diagonal.add_incoming(before, row_block)
-    above = _load(b, cell(q))
-    value = b.fadd(read(b, ring, p, q), _minimum(b, _minimum(b, diagonal, above), left))
-    _store(b, value, cell(q))
-    following = b.add(q, _i64(1))
-    q.add_incoming(following, cell_block)
-    left.add_incoming(value, cell_block)
-    diagonal.add_incoming(above, cell_block)
-    b.cbranch(b.icmp_signed("<", following, high), cell_block, row_end)
-    b.position_at_end(row_end)
-    following = b.add(p, _i64(1))
-    p.add_incoming(following, row_end)
-    ring.add_incoming(_next_row(b, ring, rows), row_end)
-    b.cbranch(b.icmp_signed("<", following, T), row_block, done)
-    b.position_at_end(done)
+    with _loop(b, "fill", columns) as (q, _, _):
+        _store(b, inf, cell(q))
+    with _loop(b, "row", T, first) as (p, (ring,), following):
+        row_block, cell_block, row_end = b.block, b.append_basic_block("cell"), b.append_basic_block("cells.end")
+        low = b.sub(p, band)
+        starts_left = b.icmp_signed("<=", low, _i64(0))
+        low = b.select(starts_left, _i64(0), low)
+        high = b.add(b.add(p, band), _i64(1))
+        high = b.select(b.icmp_signed("<", high, columns), high, columns)
+        # Left above the first cell of a row: the origin for p = 0, nothing at the border, else a cell of the last row.
+        before = _load(b, cell(b.select(starts_left, _i64(0), b.sub(low, _i64(1)))))
+        before = b.select(starts_left, inf, before)
+        before = b.select(b.icmp_signed("==", p, _i64(0)), _constant(0.0), before)
+        b.cbranch(b.icmp_signed("<", low, high), cell_block, row_end)  # a narrow band leaves some rows empty
+        b.position_at_end(cell_block)
+        q, left, diagonal = b.phi(_I64), b.phi(_VECTOR), b.phi(_VECTOR)
+        above = _load(b, cell(q))
+        value = b.fadd(read(b, ring, p, q), _minimum(b, _minimum(b, diagonal, above), left))
+        _store(b, value, cell(q))
+        more = b.add(q, _i64(1))
+        for phi, start, then in ((q, low, more), (left, inf, value), (diagonal, before, above)):
+            phi.add_incoming(start, row_block)
+            phi.add_incoming(then, cell_block)
+        b.cbranch(b.icmp_signed("<", more, high), cell_block, row_end)
+        b.position_at_end(row_end)
+        following.append(_next_row(b, ring, rows))
     return _load(b, cell(b.sub(columns, _i64(1))))
 
 
@@ -240,9 +222,8 @@ def step_distances(
 
         def measure(begin: Any, end: Any, unroll: int) -> Any:
             """Loop over points in steps of ``unroll`` vectors while they fit; returns where it ended."""
-            entry, test, block = b.block, b.append_basic_block("test"), b.append_basic_block("points")
-            inner, summed = b.append_basic_block("dimension"), b.append_basic_block("summed")
-            rooted, stored, done = (b.append_basic_block(name) for name in ("rooted", "stored", "measured"))
+            entry, names = b.block, ("test", "points", "rooted", "stored", "measured")
+            test, block, rooted, stored, done = (b.append_basic_block(name) for name in names)
             b.branch(test)
             b.position_at_end(test)
             v = b.phi(_I64)
@@ -251,24 +232,13 @@ def step_distances(
             b.cbranch(b.icmp_signed("<=", reached, end), block, done)
             b.position_at_end(block)
             here = b.gep(source, [v])
-            b.branch(inner)
-            b.position_at_end(inner)
-            d = b.phi(_I64)
-            d.add_incoming(_i64(0), block)
-            totals = [b.phi(_VECTOR) for _ in range(unroll)]
-            coordinate = _spread(b, b.load(b.gep(mine, [d])))
-            line = b.gep(here, [b.mul(d, stride)])
-            added = []
-            for k, total in enumerate(totals):
-                e = b.fsub(coordinate, _load(b, b.gep(line, [_i64(k * LANES)])))
-                added.append(b.fadd(total, b.fmul(e, e)))
-            following = b.add(d, _i64(1))
-            d.add_incoming(following, inner)
-            for total, value in zip(totals, added, strict=True):
-                total.add_incoming(_constant(0.0), block)
-                total.add_incoming(value, inner)
-            b.cbranch(b.icmp_signed("<", following, dim), inner, summed)
-            b.position_at_end(summed)
+            with _loop(b, "dimension", dim, *[_constant(0.0)] * unroll) as (d, totals, added):
+                coordinate = _spread(b, b.load(b.gep(mine, [d])))
+                line = b.gep(here, [b.mul(d, stride)])
+                for k, total in enumerate(totals):
+                    e = b.fsub(coordinate, _load(b, b.gep(line, [_i64(k * LANES)])))
+                    added.append(b.fadd(total, b.fmul(e, e)))
+            summed = b.block
             b.cbranch(squared, stored, rooted)
             b.position_at_end(rooted)
             roots = [b.call(square_root, [value]) for value in added]
@@ -378,21 +348,9 @@ def bounded(typing: Any, minima: Any, first: Any, column: Any, T: Any, limit: An
         rows = context.make_array(signature.args[0])(context, b, ring)
         count, stride = b.extract_value(rows.shape, 0), b.extract_value(rows.shape, 1)
         base = b.gep(rows.data, [column])
-        entry, loop, done = b.block, b.append_basic_block("add"), b.append_basic_block("bounded")
-        b.branch(loop)
-        b.position_at_end(loop)
-        p, row = b.phi(_I64), b.phi(_I64)
-        p.add_incoming(_i64(0), entry)
-        row.add_incoming(first, entry)
-        total = b.phi(_VECTOR)
-        total.add_incoming(_constant(0.0), entry)
-        added = b.fadd(total, _load(b, b.gep(base, [b.mul(row, stride)])))
-        following = b.add(p, _i64(1))
-        p.add_incoming(following, loop)
-        row.add_incoming(_next_row(b, row, count), loop)
-        total.add_incoming(added, loop)
-        b.cbranch(b.icmp_signed("<", following, T), loop, done)
-        b.position_at_end(done)
+        with _loop(b, "add", T, first, _constant(0.0)) as (_, (row, total), following):
+            added = b.fadd(total, _load(b, b.gep(base, [b.mul(row, stride)])))
+            following += [_next_row(b, row, count), added]
         return _at_most(b, added, limit)
 
     return signature, codegen
