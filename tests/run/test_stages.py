@@ -49,7 +49,7 @@ def all_stages() -> list[tuple[Stage[Any], ...]]:
     objectives = [
         replace(config, pretrain=with_objective(config.pretrain, objective_config(name))) for name in OBJECTIVES
     ]
-    return [FINETUNING, *((*pretraining(c), *rollouts(c), *pictures(c)) for c in objectives)]
+    return [FINETUNING, *((*pretraining(c), *rollouts(c), pictures(c)) for c in objectives)]
 
 
 def test_what_a_stage_needs_an_earlier_one_leaves() -> None:
@@ -91,7 +91,7 @@ def monitored(work: Any, seen: list[str]) -> Any:
     return work
 
 
-WHOLE = ["demonstrations", "checked", "frames", "training", "encoder", "bank", "policy"]
+WHOLE = ["demonstrations", "checked", "frames", "training", "encoder", "policy"]
 
 
 def test_what_is_deleted_is_made_again_and_nothing_else(config: RunConfig, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_is_deleted_is_made_again_and_nothing_else(config: RunConfig, tmp_p
     before = (run.policy / "bank.safetensors").read_bytes()
     assert pretrained() == []
     shutil.rmtree(run.policy)
-    assert pretrained() == ["demonstrations", "frames", "bank", "policy"]
+    assert pretrained() == ["demonstrations", "frames", "policy"]
     assert (run.policy / "bank.safetensors").read_bytes() == before
     shutil.rmtree(run.encoder)
     assert pretrained() == []  # the policy has its own

@@ -150,11 +150,6 @@ def read(work: HeadPipeline) -> Demonstrations:
     return work.source.states()
 
 
-def images(work: HeadPipeline) -> Demonstrations:
-    """The same, with the images that the encoder sees."""
-    return work.source.frames(work.ranks)
-
-
 def train(work: HeadPipeline) -> ParametricPolicy:
     """The trained policy, saved, as its folder gives it; with rollouts on the way where they are asked for."""
     config = work.finetune
@@ -193,7 +188,7 @@ def load_policy(work: HeadPipeline) -> ParametricPolicy:
 
 FINETUNING: tuple[Stage[HeadPipeline], ...] = (
     Stage("read demonstrations", (), "demonstrations", read, time="own"),
-    Stage("images", ("demonstrations",), "frames", images, time="own"),
+    Stage("images", ("demonstrations",), "frames", lambda work: work.source.frames(work.ranks), time="own"),
     Stage("training", ("frames",), "policy", train, attrgetter("policy"), load_policy, time="own"),
     Stage("evaluation", ("policy",), "rollouts", roll_out, time="repeated", together=False),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from classact.data.lowdim import LowDim
 from classact.data.readers import last_episodes
@@ -66,7 +66,7 @@ class Pipeline(Work["Pipeline"]):
         self.label, self.labels = config.label, config.labels
         self.simulator, self.evaluation = config.frames.simulator, config.evaluation
         self.intermediate_episodes = config.intermediate_episodes
-        self.stages = (*pretraining(config), *rollouts(config), *pictures(config))
+        self.stages = (*pretraining(config), *rollouts(config), pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # What is wrong with the settings shall show now, not after an hour of training.
         frames, evaluation = config.frames, config.evaluation
@@ -133,7 +133,7 @@ class Pipeline(Work["Pipeline"]):
 
     def analyze(self) -> None:
         """Latent map, neighbours and videos of the learned policy."""
-        self._again(pictures(self.config))
+        self._again([pictures(self.config)])
 
     def _again(self, stages: Sequence[Stage[Pipeline]]) -> list[str]:
         """Do stages whether they are done or not; returns the names of what they leave."""
@@ -206,11 +206,6 @@ def check(work: Pipeline) -> bool:
     return True
 
 
-def images(work: Pipeline) -> Demonstrations:
-    """The demonstrations that are learned from, with the images that the encoder trains on."""
-    return work.source.frames(work.ranks)
-
-
 def prepare_training(work: Pipeline) -> Trainer:
     """The training, with the similarity of actions measured where the objective learns from it."""
     measured = work.config.pretrain.objective.needs_similarity
@@ -245,19 +240,9 @@ def train(work: Pipeline) -> ImageEncoder:
     return saved(work, work.fit("pre-training", title, trainer.fit, policy if evaluations else None))
 
 
-def initial_weights(work: Pipeline) -> ImageEncoder:
-    """An encoder that nothing is taught."""
-    return saved(work, ImageEncoder(work.source.encoder_config(), seed=work.config.pretrain.seed))
-
-
-def encode(work: Pipeline) -> RetrievalPolicy:
-    """Retrieval with the learned encoder, not calibrated yet."""
-    return retrieval(work, work["encoder"])
-
-
-def calibrate(work: Pipeline) -> RetrievalPolicy:
-    """The policy with its novelty alarm, saved: N^2 cosines where nothing was held out."""
-    policy: RetrievalPolicy = work.left.pop("bank")
+def build(work: Pipeline) -> RetrievalPolicy:
+    """Retrieval with the learned encoder and its novelty alarm, saved: N^2 cosines where nothing was held out."""
+    policy = retrieval(work, work["encoder"])
     with progress_bar("calibrate novelty", quiet=work.quiet) as bar:
         if not work.left["no alarm"]:
             policy.calibrate(work.source.heldout(), work.config.novelty, progress=bar)
@@ -268,28 +253,24 @@ def calibrate(work: Pipeline) -> RetrievalPolicy:
 
 def pretraining(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
     """The stages of a pre-training, in their order."""
-    objective = config.pretrain.objective
+    objective, kept = config.pretrain.objective, (attrgetter("encoder"), load_encoder)
+    timed: Literal["added", "own"] = "added" if objective.needs_similarity else "own"
+
+    def initial(work: Pipeline) -> ImageEncoder:
+        return saved(work, ImageEncoder(work.source.encoder_config(), seed=work.config.pretrain.seed))
+
     learn = [
-        Stage(
-            *("action similarity", ("frames", "checked"), "training", prepare_training),
-            time="added" if objective.needs_similarity else "own",
-        ),
-        Stage(
-            "pre-training", ("training", "frames"), "encoder", train, attrgetter("encoder"), load_encoder, time="own"
-        ),
+        Stage("action similarity", ("frames", "checked"), "training", prepare_training, time=timed),
+        Stage("pre-training", ("training", "frames"), "encoder", train, *kept, time="own"),
     ]
     if objective.written == "none":
-        needs = ("frames", "checked")
-        learn = [
-            Stage("initial weights", needs, "encoder", initial_weights, attrgetter("encoder"), load_encoder, time="own")
-        ]
+        learn = [Stage("initial weights", ("frames", "checked"), "encoder", initial, *kept, time="own")]
     return (
         Stage("read demonstrations", (), "demonstrations", read, time="own"),
         Stage("check", ("demonstrations",), "checked", check, time="own"),
-        Stage("images", ("demonstrations",), "frames", images),
+        Stage("images", ("demonstrations",), "frames", lambda work: work.source.frames(work.ranks)),
         *learn,
-        Stage("encode demonstrations", ("encoder", "frames"), "bank", encode, together=False),
-        Stage("calibrate novelty", ("bank",), "policy", calibrate, attrgetter("policy"), load_policy, together=False),
+        Stage("policy", ("encoder", "frames"), "policy", build, attrgetter("policy"), load_policy, together=False),
     )
 
 
@@ -299,17 +280,12 @@ def rollouts(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
     def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage[Pipeline]:
         return Stage(f"evaluate {encoder}", needs, f"rollouts of {encoder}", do, time="repeated", together=False)
 
-    stages = [stage(config.label, ("policy",), roll_out_learned)]
+    stages = [stage(config.label, ("policy",), lambda work: work.roll_out(work.policy, "retrieval"))]
     if config.baselines and config.label != RANDOM:  # else it is the same
         stages.append(stage("untrained", ("encoder", "frames"), roll_out_untrained))
     if config.baselines:
         stages.append(stage("state", ("demonstrations",), roll_out_state))
     return tuple(stages)
-
-
-def roll_out_learned(work: Pipeline) -> list[RolloutResult]:
-    """Rollouts of the run's own policy."""
-    return work.roll_out(work.policy, "retrieval")
 
 
 def roll_out_untrained(work: Pipeline) -> list[RolloutResult]:
@@ -327,32 +303,20 @@ def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
     return work.roll_out(state_policy(data, work.simulator), "retrieval", "state")
 
 
-def draw_latent_map(work: Pipeline) -> bool:
-    """The latent map of the bank."""
+def pictures(config: RunConfig) -> Stage[Pipeline]:
+    """The stage that shows what a run has learned."""
+    needs = ("policy", "frames", f"rollouts of {config.label}")
+    return Stage("pictures and videos", needs, "pictures", draw, time="repeated", together=False)
+
+
+def draw(work: Pipeline) -> bool:
+    """The latent map of the bank; neighbours of some timesteps, and videos, of the learned policy's rollouts."""
     analysis.write_latent_map(work.run, work.policy, work.config.pretrain.seed)
-    return True
-
-
-def draw_rollouts(work: Pipeline) -> bool:
-    """Neighbours of some timesteps, and videos, of the learned policy's rollouts."""
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)
     name, criterion = evaluation_name("retrieval", work.label, work.evaluation.shift), next(iter(results[0].success))
     analysis.write_videos(work.run, results, name, criterion, work.simulator, work.evaluation)
     return True
-
-
-def pictures(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
-    """The stages that show what a run has learned."""
-    own = f"rollouts of {config.label}"
-    return (
-        Stage("latent map", ("policy",), "latent map", draw_latent_map, time="repeated", together=False),
-        Stage(
-            *("pictures and videos", ("policy", "frames", own), "pictures", draw_rollouts),
-            time="repeated",
-            together=False,
-        ),
-    )
 
 
 # -- what stages share -----------------------------------------------------------------------------
