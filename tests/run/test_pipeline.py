@@ -601,8 +601,8 @@ def test_retrieval_by_state_needs_an_extent_of_the_world(
 ) -> None:
     monkeypatch.setattr(pipeline, "simulator_spec", lambda _: replace(PUSHT, world=None))
     made = make(Path(shutil.copytree(finished[0].root, tmp_path / "run")), data)
+    made.make("demonstrations")
     with pytest.raises(ConfigError, match=r"simulator 'pusht' names neither objects nor an extent of its world"):
-        made.make("demonstrations")
         state_policy(made["demonstrations"], "pusht")
     assert list(made.evaluate()) == ["class", "untrained"]
 
