@@ -364,22 +364,11 @@ def test_the_backbone_is_a_flag() -> None:
 def test_every_setting_is_a_flag_and_the_shift_is_one_for_all() -> None:
     plain = from_preset("debug", shift="rand-color")
     assert settings_of("--preset", "debug", "--shift", "rand-color") == replace(plain, baselines=False)
-    found = settings_of(
-        *("--preset", "debug", "--shift", "rand-color", "--evaluation.shift", "fixed-color", "--novelty.m", "3"),
-        *(
-            "--augment.noise-std",
-            "2",
-            "--optimizer.momentum",
-            "0.5",
-            "--intermediate-retrieval.k",
-            "5",
-            "--heldout",
-            "2",
-        ),
-    )
-    assert (found.frames.shift, found.evaluation.shift, found.novelty.m, found.heldout) == (
-        *("rand-color", "fixed-color", 3, 2),
-    )
+    flags = "--shift rand-color --evaluation.shift fixed-color --novelty.m 3 --heldout 2 --intermediate-retrieval.k 5"
+    flags += " --augment.noise-std 2 --optimizer.momentum 0.5"
+    found = settings_of("--preset", "debug", *flags.split())
+    shown = (found.frames.shift, found.evaluation.shift, found.novelty.m, found.heldout)
+    assert shown == ("rand-color", "fixed-color", 3, 2)
     assert (found.pretrain.augment.noise_std, found.pretrain.optimizer.momentum) == (2.0, 0.5)
     # Evaluations during training act as the run does, but for what is said of them.
     assert found.intermediate_retrieval == replace(plain.retrieval, k=5)
