@@ -166,8 +166,6 @@ def test_sums_of_less_than_two_or_of_sums() -> None:
         CombinedConfig((CombinedConfig((one, two), (1.0, 1.0)), objective_config("class")), (1.0, 1.0))
     with pytest.raises(ConfigError, match=r"expected 2 weights above 0 for \['tcn', 'byol'\], got \[1\.0\]"):
         CombinedConfig((one, two), (1.0,))
-    with pytest.raises(ConfigError, match=r"'none' learns nothing, so it cannot be part of a sum, got \['tcn', 'none'"):
-        CombinedConfig((one, objective_config("none")), (1.0, 1.0))
 
 
 def test_sums_are_read_with_their_factors() -> None:

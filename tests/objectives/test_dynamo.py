@@ -99,21 +99,6 @@ def test_covariance_penalty_equals_its_definition(reduction: str) -> None:
     assert float(covariance_penalty(s.float(), valid, reduction)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_covariance_penalty_equals_numpy() -> None:
-    s = drawn((30, F), 2)
-    C = np.cov(s.numpy(), rowvar=False)
-    off = C[~np.eye(F, dtype=bool)]
-    everything = torch.ones(30, dtype=torch.bool)
-    assert float(covariance_penalty(s, everything)) == pytest.approx((off**2).mean(), rel=1e-12)
-    assert float(covariance_penalty(s, everything, "sum")) == pytest.approx((off**2).sum() / F, rel=1e-12)
-
-
-def test_the_paper_s_penalty_is_larger() -> None:
-    s, valid = drawn((20, F), 0), mask((20,))
-    mean, total = (float(covariance_penalty(s, valid, reduction)) for reduction in ("mean", "sum"))
-    assert total == pytest.approx((F - 1) * mean, rel=1e-12)
-
-
 @pytest.mark.parametrize(("factor", "expected"), [(1.0, 0.0), (0.01, 0.0), (500.0, 0.0), (-2.0, 2.0)])
 def test_predictions_along_their_target(factor: float, expected: float) -> None:
     target = drawn((3, 4, F), 0)

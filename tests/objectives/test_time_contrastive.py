@@ -81,13 +81,6 @@ def test_equals_r3m_with_its_epsilon_where_that_does_not_matter() -> None:
     assert float(time_contrastive_loss(z, negatives)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_that_do_not_count_are_contrasted_with_only() -> None:
-    z, negatives = features(), masks()
-    valid = torch.tensor([True, False, True, True, False, False, True])
-    expected = definition(z, negatives, "l2", 1.0, [0, 2, 3, 6])
-    assert float(time_contrastive_loss(z, negatives, valid=valid)) == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize("similarity", ["l2", "cosine"])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_equal_features_give_the_log_of_the_candidates_and_a_finite_gradient(n: int, similarity: str) -> None:
