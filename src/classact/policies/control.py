@@ -43,9 +43,9 @@ class Controller:
         self.policy, self.config = policy, config or ControlConfig()
         spec, execute = policy.spec, self.config.execute
         self.action_space = spec.action_space if action_space is None else action_space
-        self.history, length = spec.history, spec.chunk_length
-        self.config.check(length, spec.name)
-        kept = 1 if self.config.ensemble is None or execute is None else math.ceil(length / execute)
+        self.history = spec.history
+        self.config.check(spec.chunk_length, spec.name)
+        kept = 1 if self.config.ensemble is None or execute is None else math.ceil(spec.chunk_length / execute)
         self._chunks: deque[FloatArray] = deque(maxlen=kept)
         self._seen: list[deque[Observation]] = []
         self._given = 0

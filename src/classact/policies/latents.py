@@ -156,13 +156,9 @@ def warm_up(encoder: ImageEncoder, batch: int, *, bf16: bool = False) -> None:
 class StateLatents(LatentSettings, Latents):
     """The true simulator state as latent: a reference that no camera is needed for.
 
-    Positions are divided by half the world's size about its centre, angles become scaled cosine and sine, and a
-    constant 1 is appended, so that directions (which is all that cosine similarity sees) determine the state.
-
-    Args:
-        center, half: of the position dimensions.
-        angles: which state dimensions are angles (radians).
-        angle_scale: weight of an angle's cosine and sine against positions.
+    Positions are divided by half the world's size about its centre; ``angles``, the state dimensions in radians, become
+    scaled cosine and sine. A constant 1 is appended, so that directions, all that cosine similarity sees, determine the
+    state.
     """
 
     kind = "state"
@@ -196,11 +192,7 @@ class SceneLatents(LatentSettings, Latents):
     what never leaves the table would else count as much as where it is. Rotations are the first two rows of their
     matrix, weighted; a constant 1 is appended as in :class:`StateLatents`.
 
-    Args:
-        lowdim: proprioception, instruction and their normalisation.
-        objects: first index in the state of each object's x y z and quaternion w x y z.
-        range: normalisation of all objects' positions.
-        rotation_scale: weight of rotations against positions.
+    ``objects``: first index in the state of each object's x y z and quaternion w x y z; ``range``: of their positions.
     """
 
     kind = "scene"
@@ -249,13 +241,13 @@ def _states(data: Demonstrations) -> StateArray:
 
 
 def _observed_states(observations: Sequence[Observation]) -> StateArray:
-    states = [observation.state for observation in observations]
-    if any(state is None for state in states):
+    states = [observation.state for observation in observations if observation.state is not None]
+    if len(states) < len(observations):
         raise DataError(
             "an observation has no simulator state, which state latents compare (on a real robot there is none). Use "
             "image latents there."
         )
-    return np.stack([state for state in states if state is not None])
+    return np.stack(states)
 
 
 SETTINGS: dict[str, type[LatentSettings]] = {kind.kind: kind for kind in (ImageSettings, StateLatents, SceneLatents)}

@@ -42,8 +42,7 @@ _QUERIES = 1024
 
 def episodes_needed(alpha: float) -> int:
     """The smallest number of calibration episodes with which an alarm of level alpha can ring: (1 - alpha) / alpha."""
-    level = _exact(alpha)
-    return math.ceil((1 - level) / level)
+    return math.ceil(1 / _exact(alpha) - 1)
 
 
 def distance(cosine: FloatArray) -> StateArray:
@@ -127,10 +126,8 @@ class Novelty:
     def to_json(self) -> dict[str, Any]:
         """As a :class:`NoveltyRecord`."""
         alarm = None if math.isinf(self.alarm) else self.alarm
-        how = (self.kind, self.config.m, self.config.alpha)
-        return fields_to_json(
-            NoveltyRecord(alarm, self.episodes, self.exact, *how, self.timesteps, tuple(self.maxima.tolist()))
-        )
+        how = (self.exact, self.kind, self.config.m, self.config.alpha, self.timesteps)
+        return fields_to_json(NoveltyRecord(alarm, self.episodes, *how, tuple(self.maxima.tolist())))
 
     @staticmethod
     def from_json(value: Any, where: str) -> Novelty:

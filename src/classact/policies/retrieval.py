@@ -192,9 +192,9 @@ class RetrievalPolicy:
     def spec(self) -> PolicySpec:
         """Decides from one observation; its alarm level is that of the latest calibration."""
         return PolicySpec(
-            name="retrieval",
-            chunk_length=self.config.chunk_length,
-            cameras=self.latents.cameras,
+            "retrieval",
+            self.config.chunk_length,
+            self.latents.cameras,
             schema=self.latents.schema,
             action_space=self.action_space,
             alarm=None if self.calibration is None else self.calibration.alarm,
@@ -374,13 +374,9 @@ class RetrievalPolicy:
         arrays = read_arrays(path / "bank.safetensors", CheckpointError)
         changed = [] if metadata.novelty is None else _changed(metadata.config, config)
         for key in changed:
-            logger.warning(
-                "%s: its novelty score was calibrated with %s %s and is left out, for now it is %s",
-                path,
-                key,
-                getattr(metadata.config, key),
-                getattr(config, key),
-            )
+            before, now = getattr(metadata.config, key), getattr(config, key)
+            message = "%s: its novelty score was calibrated with %s %s and is left out, for now it is %s"
+            logger.warning(message, path, key, before, now)
         return RetrievalPolicy(
             load_latents(metadata.latents, path),
             arrays["bank"],

@@ -46,10 +46,9 @@ def check_images(images: Mapping[str, ImageArray]) -> int:
 
 
 def _check_rows(rows: IntArray, count: int) -> IntArray:
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise DataError(f"expected rows of shape (B,) and dtype int64, got {rows.shape} {rows.dtype}.")
     # A row that is not there would be answered by numpy with another one, by a GPU with an abort.
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
-        found = f"{rows.shape} {rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise DataError(f"expected rows of shape (B,) and dtype int64, got {found}.")
     for row in (int(rows.min()), int(rows.max())) if len(rows) else ():
         if not 0 <= row < count:
             raise DataError(f"row {row} was asked of {count} images: expected 0 <= row < {count}.")
@@ -189,8 +188,7 @@ class PrefetchLoader:
     def _load(self, rows: IntArray) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
         """In a worker: the images, and when they will have arrived."""
         if self._stream is None:
-            out = {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
-            return {camera: tensor.to(self.device) for camera, tensor in out.items()}, None
+            return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}, None
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             # Torch keeps the pinned memory from being used again until its copy is done.
             out = {

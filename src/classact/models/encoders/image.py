@@ -117,8 +117,7 @@ class ImageEncoder(nn.Module):
         chosen = [images[camera] for camera in cameras]
         for camera, array in zip(cameras, chosen, strict=True):
             check_images(array, f"camera {camera!r}")
-            self._check_aspect(camera, array.shape[1], array.shape[2])
-            self._check_detail(camera, array.shape[1], array.shape[2])
+            self._check_size(camera, array.shape[1], array.shape[2])
             if len(array) != len(chosen[0]):
                 raise ConfigError(
                     f"camera {camera!r} has {len(array)} images, {cameras[0]!r} has {len(chosen[0])}; expected one "
@@ -126,28 +125,21 @@ class ImageEncoder(nn.Module):
                 )
         return chosen
 
-    def _check_aspect(self, camera: str, height: int, width: int) -> None:
-        aspect = self.config.aspect
-        prepared = height == width == self.config.image_size
+    def _check_size(self, camera: str, height: int, width: int) -> None:
+        size, aspect = self.config.image_size, self.config.aspect
+        prepared = height == width == size
         if not prepared and abs(width / height / aspect - 1) > ASPECT_TOLERANCE:
             raise ConfigError(
                 f"camera {camera!r}: images are {height} x {width} pixels (width / height {width / height:.2f}), those "
-                f"that this encoder was trained on had {aspect:.2f}. Crop them to that shape; resizing "
-                f"would distort what it sees."
+                f"that this encoder was trained on had {aspect:.2f}. Crop them to that shape; resizing would distort "
+                f"what it sees."
             )
-
-    def _check_detail(self, camera: str, height: int, width: int) -> None:
-        size = self.config.image_size
         if 2 * min(height, width) < size and not self._warned:
             self._warned = True  # once: a robot would say it at every step
             logger.warning(
                 "camera %r: images are %d x %d pixels, upscaled to %d x %d: they hold less than half of the detail "
                 "that this encoder has room for. Unless it was trained on images as small, pass larger ones.",
-                camera,
-                height,
-                width,
-                size,
-                size,
+                *(camera, height, width, size, size),
             )
 
     @torch.inference_mode()
