@@ -77,3 +77,18 @@ def seconds(function: Callable[[], Any]) -> float:
 def peak_mebibytes() -> float:
     """Largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def mcnemar_p(won: int, lost: int) -> float:
+    """Exact two-sided McNemar test: do two policies succeed equally often from the same initial states?
+
+    States where both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
+
+    Args:
+        won: initial states from which only the first policy succeeds.
+        lost: those from which only the second one does.
+    """
+    from scipy.stats import binomtest
+
+    n = won + lost
+    return min(1.0, float(binomtest(won, n, 0.5).pvalue)) if n else 1.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from classact.utils.statistics import mcnemar_p, wilson_interval
-from common import RESULTS
+from classact.utils.statistics import wilson_interval
+from common import RESULTS, mcnemar_p
 from table1.report import Results, comparison_markdown, read_results
 from table1.report.markdown import plain
 from table1.report.pairs import p_text

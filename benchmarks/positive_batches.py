@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from classact.utils.statistics import difference_over_seeds, mcnemar_p, permutation_p, success_over_seeds
+from classact.utils.statistics import difference_over_seeds, permutation_p, success_over_seeds
 from classact.utils.storage import read_json, write_json
-from common import RESULTS
+from common import RESULTS, mcnemar_p
 from pusht_comparison import BOTH, QUEUE, WHITENING
 from pusht_comparison import FILE as COMPARISON
 from table1 import Cell

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from scipy.stats import spearmanr
 from classact.errors import DataError
 from classact.run.folder import Run
 from classact.utils.storage import read_arrays, write_arrays, write_json
-from html_pages import ADDRESSES, Page
+from html_pages import Page, check_alone, check_words
 from table1.report import Results, build_comparison, read_results
 from table1.report.page import headline
 from table1.report.probes import correlations
@@ -54,24 +53,9 @@ def figure_of(page: Page, key: str) -> dict[str, Any]:
     return page.figures[names.index(f"plot-{key}")]
 
 
-def test_page_is_one_file_that_needs_no_network(page: Page) -> None:
-    addresses = [(tag, a[name]) for tag, a in page.tags for name in ADDRESSES if a.get(name)]
-    assert {str(address).split(":")[0] if ":" in str(address) else str(address)[0] for _, address in addresses} == {
-        "data",
-        "#",
-    }
-    assert not re.search(r"@import|url\s*\(", " ".join(page.styles))
-    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in str(policy)
-
-
-def test_sections_are_there_linked_and_have_words(page: Page) -> None:
-    assert page.sections() == SECTIONS
-    assert {a["href"] for a in page.of("a")} == {f"#{name}" for name in SECTIONS}
-    assert all(image.get("alt") for image in page.of("img"))
-    charts = [a for a in page.of("div") if a.get("role") == "img"]
-    assert len(charts) == len(page.figures)
-    assert all(chart["aria-label"] for chart in charts)
+def test_page_is_one_file_whose_sections_are_linked_and_have_words(page: Page) -> None:
+    check_alone(page)
+    check_words(page, SECTIONS)
 
 
 def test_table_holds_the_estimates_and_the_papers(page: Page, found: Results) -> None:

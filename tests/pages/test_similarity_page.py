@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from classact.pages.similarity import amount, anchors_figure, curves, share, wid
 from classact.run.similarity import EXAMPLES, NUMBERS, analyze_similarity
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
-from html_pages import ADDRESSES, Page
+from html_pages import Page, check_alone, check_words
 
 SECTIONS = {"distances", "positives", "examples", "k", "agreement", "settings"}
 CONFIG = SimilarityAnalysisConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
@@ -51,26 +50,11 @@ def rebuilt(folder: Path) -> Page:
     return Page(build_similarity_page(folder).read_text(encoding="utf-8"))
 
 
-def test_page_is_one_file_that_needs_no_network(page: Page) -> None:
-    addresses = [(tag, a[name]) for tag, a in page.tags for name in ADDRESSES if a.get(name)]
-    assert {str(address).split(":")[0] if ":" in str(address) else str(address)[0] for _, address in addresses} == {
-        "data",
-        "#",
-    }
-    assert not re.search(r"@import|url\s*\(", " ".join(page.styles))
-    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in str(policy)
-    assert "http" not in str(policy)
-
-
-def test_sections_are_there_linked_and_have_words(page: Page) -> None:
-    assert page.sections() == SECTIONS
-    assert {a["href"] for a in page.of("a")} == {f"#{name}" for name in SECTIONS}
-    assert all(image.get("alt") for image in page.of("img"))
+def test_page_is_one_file_whose_sections_are_linked_and_have_words(page: Page) -> None:
+    check_alone(page)
+    check_words(page, SECTIONS)
     assert all(drawing.get("aria-label") for drawing in page.of("svg"))
-    charts = [a for a in page.of("div") if a.get("role") == "img"]
-    assert len(charts) == len(page.figures) == 3
-    assert all(chart["aria-label"] for chart in charts)
+    assert len(page.figures) == 3
 
 
 def test_numbers_are_those_of_the_file(page: Page, numbers: dict[str, Any]) -> None:

@@ -13,12 +13,12 @@ from classact.utils.statistics import (
     difference_over_seeds,
     dkw_epsilon,
     holm,
-    mcnemar_p,
     paired_difference,
     permutation_p,
     success_over_seeds,
     wilson_interval,
 )
+from common import mcnemar_p
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

@@ -8,7 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from classact.utils.statistics import Estimate, difference_over_seeds, holm, mcnemar_p, permutation_p
+from classact.utils.statistics import Estimate, difference_over_seeds, holm, permutation_p
+from common import mcnemar_p
 from table1.report.results import Cell, Results
 from table1.report.table import (
     SEED,

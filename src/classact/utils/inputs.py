@@ -41,14 +41,14 @@ def cannot_read(path: str | os.PathLike[str], problem: OSError) -> str:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str], error: type[Exception] = DataError) -> Iterator[None]:
-    """Turns what the operating system says of an input into one clear ``error``."""
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the operating system says of an input into one clear DataError."""
     try:
         yield
     except ClassactError:
         raise
     except OSError as problem:
-        raise error(cannot_read(path, problem)) from problem
+        raise DataError(cannot_read(path, problem)) from problem
 
 
 def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataError) -> Path:
@@ -70,28 +70,21 @@ def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataErr
         raise error(f"{name} cannot be looked up: {whose} has no home folder on this machine. Write it out.") from None
 
 
-def input_path(
-    text: str | os.PathLike[str], error: type[ClassactError] = DataError, missing: Callable[[], str] = str
-) -> Path:
-    """A file or folder that exists and may be read.
-
-    Args:
-        text: as a user writes it, see :func:`user_path`.
-        error: what to raise; in the place of DataError, MissingDataError where nothing is there.
-        missing: says what to add to "PATH does not exist."
+def input_path(text: str | os.PathLike[str], missing: Callable[[], str] = str) -> Path:
+    """A file or folder, as a user writes it (:func:`user_path`), that exists and may be read.
 
     Raises:
-        ClassactError: of type ``error``, saying what is wrong.
+        MissingDataError: it does not exist; ends with what ``missing`` says.
+        DataError: it cannot be read.
     """
-    path = user_path(text, error)
-    with reading(path, error):
+    path = user_path(text)
+    with reading(path):
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
             if path.is_symlink():
                 raise
-            absent = MissingDataError if error is DataError else error
-            raise absent(f"{path} does not exist. {missing()}".rstrip()) from None
+            raise MissingDataError(f"{path} does not exist. {missing()}".rstrip()) from None
         if stat.S_ISDIR(mode):
             with os.scandir(path):
                 os.stat(f"{path}/.")  # noqa: PTH116 (Path drops the dot; entering is another permission than listing)
@@ -99,5 +92,5 @@ def input_path(
             with path.open("rb"):
                 pass
         else:
-            raise error(f"{path} is neither a file nor a folder, but a device, pipe or socket.")
+            raise DataError(f"{path} is neither a file nor a folder, but a device, pipe or socket.")
     return path

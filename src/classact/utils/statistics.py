@@ -56,27 +56,12 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
 # -- two policies from the same initial states -------------------------------------------------------------------------
 
 
-def mcnemar_p(won: int, lost: int) -> float:
-    """Exact two-sided McNemar test: do two policies succeed equally often from the same initial states?
-
-    States where both succeed or both fail say nothing; of the others, half should be won. Without any, p is 1.
-
-    Args:
-        won: initial states from which only the first policy succeeds.
-        lost: those from which only the second one does.
-    """
-    from scipy.stats import binomtest
-
-    n = won + lost
-    return min(1.0, float(binomtest(won, n, 0.5).pvalue)) if n else 1.0
-
-
 def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Exact two-sided test that two methods, each trained several times, succeed equally often.
 
     Under the hypothesis the S + S' outcomes from an initial state could have gone to the two methods in any other way.
     So how many of a state's successes are the first method's is hypergeometric, and the chance of any difference of the
-    means comes from convolving the states: computed, not sampled. With one training each this is :func:`mcnemar_p`.
+    means comes from convolving the states: computed, not sampled. With one training each this is McNemar's exact test.
 
     Args:
         first: (S, N) 0 or 1, of S trainings from N initial states.
@@ -108,7 +93,8 @@ def paired_difference(won: int, lost: int, states: int) -> Estimate:
     891-908); it stays within [-1, 1] and has a width where no state tells the policies apart, unlike Wald's.
 
     Args:
-        won, lost: as of :func:`mcnemar_p`.
+        won: initial states from which only the first policy succeeds.
+        lost: those from which only the second one does.
         states: how many in all.
     """
     low, high = -_tango_upper(lost, won, states), _tango_upper(won, lost, states)
