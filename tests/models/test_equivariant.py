@@ -387,9 +387,3 @@ def test_a_lie_learn_that_works_is_left_alone(tmp_path: Path, monkeypatch: pytes
     with equivariant._without_lie_learn():
         assert importlib.import_module(WIGNER).wigner_D_matrix() == "real"
     assert importlib.import_module(WIGNER).wigner_D_matrix() == "real"
-
-
-def test_other_backbones_keep_their_coordinates() -> None:
-    view = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=32)).views[0]
-    assert [name for name, _ in view.pool.named_parameters()] == ["temperature"]
-    assert view.feature_dim == 2 * view.backbone(torch.zeros(1, 3, 32, 32)).shape[1]

@@ -541,13 +541,12 @@ def test_with_a_lag_nothing_unknown_is_logged_saved_or_evaluated(tmp_path: Path)
         assert read_jsonl(folder / "train.jsonl") == []
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_a_lag_changes_no_bit(lag: int, tmp_path: Path) -> None:
+def test_a_lag_changes_no_bit(tmp_path: Path) -> None:
     every = {"log_every": 3, "checkpoint_every": 5}
-    ends = [alone(Job("mlp", str(tmp_path / str(n)), 7, every, lag=n)) for n in (0, lag)]
+    ends = [alone(Job("mlp", str(tmp_path / str(lag)), 7, every, lag=lag)) for lag in (0, 1)]
     assert ends[0].digest == ends[1].digest
-    assert figures(tmp_path / str(lag), "step").tolist() == [3, 6, 7]
-    assert figures(tmp_path / str(lag), "loss").tolist() == figures(tmp_path / "0", "loss").tolist()
+    assert figures(tmp_path / "1", "step").tolist() == [3, 6, 7]
+    assert figures(tmp_path / "1", "loss").tolist() == figures(tmp_path / "0", "loss").tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,6 +23,8 @@ from classact.errors import ConfigError
 Stats = dict[str, Tensor]
 """Scalars that are logged, still on the device."""
 
+Loss = tuple[Tensor, Stats]
+
 
 @dataclass(frozen=True, eq=False)
 class Material:
@@ -84,9 +86,7 @@ class Objective(nn.Module, ABC):
         return np.empty((len(anchors), 0), np.int64)
 
     @abstractmethod
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """The loss of a whole batch, and what is logged beside it.
 
         Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.models.average import update_ema
-from classact.objectives.base import Material, Objective, Stats, seeded
+from classact.objectives.base import Loss, Material, Objective, seeded
 from classact.objectives.config import BYOLConfig
 
 
@@ -58,9 +58,7 @@ class BYOL(Objective):
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.to(material.device)
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1."""
         if target is None or target.shape != z.shape or z.shape[1:3] != (1, 2):
             got = "none" if target is None else f"{tuple(target.shape)}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import IntArray
-from classact.objectives.base import Objective, Stats
+from classact.objectives.base import Loss, Objective, Stats
 from classact.objectives.config import CombinedConfig
 
 
@@ -30,9 +30,7 @@ class Combined(Objective):
         """The companions of all parts, side by side."""
         return np.concatenate([part.draw(anchors, rng) for part in self._parts], axis=1)
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """Each part's loss on its own columns and views; it is logged as NAME_loss, other figures by their names, or as
         NAME_FIGURE where a part before has that name, too."""
         total, column = z.new_zeros(()), 1

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
+from classact.objectives.base import Loss, Material, Objective, masked_mean, seeded
 from classact.objectives.causal import CausalTransformer
 from classact.objectives.config import DynaMoConfig
 
@@ -94,9 +94,7 @@ class DynaMo(Objective):
         _, ends = self.material.bounds(anchors)
         return np.minimum(anchors[:, None] + np.arange(1, self.config.context), ends[:, None] - 1)
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """1 - cos over the transitions that exist, and the covariance penalty over all frames that are not repeated."""
         if target is None and self.config.target == "ema":
             raise ConfigError("target 'ema' needs the features of an averaged encoder, got none.")

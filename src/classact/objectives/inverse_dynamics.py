@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats, masked_mean, seeded
+from classact.objectives.base import Loss, Material, Objective, masked_mean, seeded
 from classact.objectives.config import InverseDynamicsConfig
 
 
@@ -47,9 +47,7 @@ class InverseDynamics(Objective):
         _, ends = self.material.bounds(anchors)
         return np.minimum(anchors + self.config.horizon, ends - 1)[:, None]
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """Squared error of scaled actions, the mean over the rows whose step t + h exists."""
         h, device = self.config.horizon, z.device
         valid = torch.from_numpy(rows[:, 1] - rows[:, 0] == h).to(device)

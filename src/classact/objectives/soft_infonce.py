@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from classact.data.copies import first_copies
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats
+from classact.objectives.base import Loss, Material, Objective
 from classact.objectives.config import TAU_RANGE, SoftInfoNCEConfig
 
 TAU_SCALE = 0.3
@@ -105,9 +105,7 @@ class SoftInfoNCE(Objective):
             return self.config.temperature
         return (TAU_SCALE * self.scaled_log_tau).exp()
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """Soft InfoNCE over all views of the anchors' images, and over what is in the queue.
 
         Logs positives per anchor and the share of anchors with any, both within the batch, and a learned tau.
@@ -117,13 +115,16 @@ class SoftInfoNCE(Objective):
         features = z[:, 0].flatten(0, 1)  # (B R, F), the views of an image side by side
         filled = len(self._queued) if config.queue else 0
         steps = np.concatenate([anchors, self._queued]) if filled else anchors
-        weights = self._weigh(steps, len(anchors))
+        weights = self.weights(steps, len(anchors))
+        if config.weighting == "hard":
+            weights = (weights > 0).to(weights.dtype)
         ignore = None
         if config.pairs == "cross-episode":
             episodes = self._episodes[torch.from_numpy(steps).to(z.device)]
             ignore = episodes[: len(anchors), None] == episodes[None, :]
             weights = weights.masked_fill(ignore, 0.0)
-        stats = _count(weights[:, : len(anchors)])
+        positives = (weights[:, : len(anchors)] > 0).sum(dim=1).double()
+        stats = {"positives": positives.mean(), "anchors": (positives > 0).double().mean()}
         keys = None
         if views > 1:
             weights, ignore = self._spread(weights, ignore, len(anchors))
@@ -136,11 +137,6 @@ class SoftInfoNCE(Objective):
         if config.learned_temperature:
             stats["tau"] = torch.as_tensor(tau).detach()
         return loss, stats
-
-    def _weigh(self, steps: IntArray, anchors: int) -> Tensor:
-        """(B, C) weights of the first B of ``steps`` (C,) and all of them."""
-        weights = self.weights(steps, anchors)
-        return weights if self.config.weighting == "soft" else (weights > 0).to(weights.dtype)
 
     def _spread(self, weights: Tensor, ignore: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
         """Weights of images -> weights of their views: (B, C) -> (B R, B R + queue)."""
@@ -174,8 +170,3 @@ class SoftInfoNCE(Objective):
         steps = torch.from_numpy(anchors).to(z.device)[order]
         self.queue_steps = torch.cat([steps, self.queue_steps])[:size]
         self._queued = np.concatenate([anchors[order.cpu().numpy()], self._queued])[:size]
-
-
-def _count(weights: Tensor) -> Stats:
-    positives = (weights > 0).sum(dim=1).double()
-    return {"positives": positives.mean(), "anchors": (positives > 0).double().mean()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats, masked_mean
+from classact.objectives.base import Loss, Material, Objective, masked_mean
 from classact.objectives.config import TCNConfig
 
 
@@ -70,9 +70,7 @@ class TCN(Objective):
         farthest = np.where(anchors - start > end - 1 - anchors, start, end - 1)
         return np.where(before + after > 0, within, np.where(others > 0, elsewhere, farthest))
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """The triplet loss; logged are mean distances and the share of triplets in the right order."""
         near, far = tcn_distances(z[:, :, 0], scale=self.config.scale)
         valid = torch.from_numpy(rows[:, 1] != rows[:, 0]).to(z.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Material, Objective, Stats, masked_mean
+from classact.objectives.base import Loss, Material, Objective, masked_mean
 from classact.objectives.config import TimeContrastiveConfig
 
 
@@ -114,9 +114,7 @@ class TimeContrastive(Objective):
         pairs = anchors[:, None] + 1 + np.sort(np.stack([one, other], axis=1), axis=1)
         return np.where(later[:, None] >= 2, pairs, anchors[:, None])
 
-    def loss(
-        self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Stats]:
+    def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """The two terms; logged are the shares of rows that count, and of those whose three timesteps are in order."""
         config, timesteps = self.config, z[:, :, 0]
         episodes = torch.from_numpy(self.material.bounds(rows[:, 0])[0]).to(z.device)

@@ -7,6 +7,7 @@ that was not, and there is no generator state to save.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -165,8 +166,7 @@ class Trainer(Training):
         self.bf16 = use_bfloat16(config.precision, device)
         self.similarity: ActionSimilarity | None = None
         self.encoder = ImageEncoder(config.encoder, seed=config.seed).to(device)
-        self.average = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
-        self.average.load_state_dict(self.encoder.state_dict())
+        self.average = copy.deepcopy(self.encoder).requires_grad_(False)
         self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average)
         self.objective = make_objective(
             config.objective,
@@ -190,8 +190,7 @@ class Trainer(Training):
         if self.objective.state_dict():
             networks["objective"] = self.objective
         if self.config.objective.target_decay is not None:
-            self.target = ImageEncoder(config.encoder, load_init=False).to(device).requires_grad_(False)
-            self.target.load_state_dict(self.encoder.state_dict())
+            self.target = copy.deepcopy(self.encoder).requires_grad_(False)
             self._encode_target = EncoderPass(self.target, self.engine, bf16=self.bf16, average=self.target)
             networks["target"] = self.target
         self.start(
@@ -228,21 +227,19 @@ class Trainer(Training):
         B, M, R = *rows.shape, objective.config.views
         pixels = self._views(images, part, (B, M, R), generator)
         own = slice(part.start * M * R, part.stop * M * R)
-        pieces = [pixels] if self.engine.accumulate == 1 else list(pixels.tensor_split(self.engine.accumulate))
-        live: list[torch.Tensor] = []
+        pieces = pixels.tensor_split(self.engine.accumulate)
         with torch.set_grad_enabled(len(pieces) == 1):
             live = [self._encode(piece) for piece in pieces]
-        local = torch.cat([z.detach() for z in live]) if len(live) > 1 else live[0].detach()
         # The loss needs the features of all ranks; the gradient of its own part goes back through each rank's network.
-        z = self._gather(local).requires_grad_()
-        features = z
+        z = features = self.ranks.gather(torch.cat(live)).requires_grad_()
         if config.augment.feature_noise:
             noise = torch.randn(features.shape, generator=generator, device=z.device)
             features = features + config.augment.feature_noise * noise
         target = None
         if objective.config.target_decay is not None:
             with torch.no_grad():
-                target = self._gather(torch.cat([self._encode_target(piece) for piece in pieces])).view(B, M, R, -1)
+                local = torch.cat([self._encode_target(piece) for piece in pieces])
+            target = self.ranks.gather(local).view(B, M, R, -1)
         loss, stats = objective.loss(features.view(B, M, R, -1), rows, target=target, generator=generator)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in objective.parameters():
@@ -257,9 +254,6 @@ class Trainer(Training):
             for piece, part_of_it in zip(pieces, gradient.tensor_split(len(pieces)), strict=True):
                 self._encode(piece).backward(part_of_it)  # type: ignore[no-untyped-call]
         return {"loss": loss.detach(), **stats}
-
-    def _gather(self, local: torch.Tensor) -> torch.Tensor:
-        return self.ranks.gather(local) if self.ranks.world > 1 else local
 
     def _views(
         self, images: Batch, part: slice, shape: tuple[int, int, int], generator: torch.Generator
