@@ -95,7 +95,8 @@ def test_a_run_with_only_a_config_still_makes_a_page(tmp_path):
 
 def test_metrics_and_traces_may_be_absent(run_copy):
     write_json(run_copy.summary, to_json([replace(row, metrics={}) for row in run_copy.read_summary()[:1]]))
-    write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
+    videos = run_copy.analysis / "videos" / "videos.json"
+    write_json(videos, [row | {"coverage": None} for row in read_json(videos)[:1]])
     for folder in (run_copy.root / "evaluations").iterdir():
         (folder / "rollouts.safetensors").unlink()
     page = build(run_copy)
@@ -149,7 +150,7 @@ def test_hostile_names_stay_text(run_copy):
         ("analysis/similarity.json", b'{"threshold": 1, "histogram": {"edges": [0], "counts": [1]}}'),
         ("analysis/latent_map.safetensors", b"damaged"),
         ("analysis/neighbors.safetensors", b"damaged"),
-        ("analysis/videos/videos.json", b'[{"file": "../../config.json"}]'),
+        ("analysis/videos/videos.json", b'[{"label": "best"}]'),
     ],
 )
 def test_damaged_files_are_named_and_an_older_page_stays(run_copy, path, content):
@@ -178,7 +179,13 @@ def test_arrays_of_wrong_shape_or_value_are_named(run_copy):
 
 
 def test_missing_video_file_is_named(run_copy):
-    (run_copy.analysis / "videos" / "retrieval-class-none-worst.mp4").unlink()
+    videos = run_copy.analysis / "videos"
+    rows = read_json(videos / "videos.json")
+    write_json(videos / "videos.json", [rows[0] | {"file": "../../config.json"}])
+    with pytest.raises(DataError, match=r"expected names of \.mp4 or \.webp files, got '\.\./\.\./config\.json'"):
+        build_report(run_copy.root)
+    write_json(videos / "videos.json", rows)
+    (videos / "retrieval-class-none-worst.mp4").unlink()
     with pytest.raises(DataError, match=r"worst\.mp4 is not there but videos\.json lists it"):
         build_report(run_copy.root)
 

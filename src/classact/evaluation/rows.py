@@ -75,3 +75,21 @@ class IntermediateRow(EvaluationRow):
     stage: str = field(kw_only=True)
     step: int = field(kw_only=True)
     steps: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """A rollout that a run's analysis/videos shows: the "best", "median" or "worst" of an evaluation.
+
+    Attributes:
+        file: .mp4, beside the table.
+        coverage: the largest, of simulators that measure it.
+        success: by the first criterion.
+    """
+
+    file: str
+    label: str
+    evaluation: str
+    seed: int
+    coverage: float | None
+    success: bool

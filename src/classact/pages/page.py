@@ -331,14 +331,10 @@ def _videos(sources: Sources) -> list[Row]:
     folder = Run(sources.root).analysis / "videos"
     result = []
     for row in sources.videos:
-        name, evaluation = str(row["file"]), str(row.get("evaluation", ""))
-        still = name.endswith(".webp")
-        content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-        video = {
-            "still": still,
-            "uri": f"data:{'image/webp' if still else 'video/mp4'};base64,{content}",
-            "label": str(row.get("label", name)),
-            "evaluation": labels.get(evaluation, evaluation),
-        }
-        result.append(video | {key: row.get(key) for key in ("seed", "coverage", "success")})
+        still = row.file.endswith(".webp")
+        content = base64.b64encode((folder / row.file).read_bytes()).decode("ascii")
+        uri = f"data:{'image/webp' if still else 'video/mp4'};base64,{content}"
+        result.append(
+            vars(row) | {"still": still, "uri": uri, "evaluation": labels.get(row.evaluation, row.evaluation)}
+        )
     return result

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow, IntermediateRow
+from classact.evaluation.rows import EvaluationRow, IntermediateRow, VideoRow
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.heads import Head, read_heads, read_log
 from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
 from classact.pages.table import Row, row_label, series
 from classact.policies.novelty import Novelty
 from classact.run.folder import Run
+from classact.utils.codec import from_json
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
 
@@ -49,7 +50,7 @@ class Sources:
     similarity: Row | None
     latent_map: Arrays | None
     neighbors: Arrays | None
-    videos: list[Row]
+    videos: list[VideoRow]
     absent: dict[str, str] = field(default_factory=dict)
     heads: list[Head] = field(default_factory=list)
     intermediates: list[IntermediateRow] = field(default_factory=list)
@@ -220,15 +221,14 @@ def read_neighbors(path: Path) -> Arrays:
     return arrays
 
 
-def _videos(path: Path) -> list[Row]:
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a JSON list, got {type(rows).__name__}. Regenerate the file.")
-    for number, row in enumerate(rows, 1):
-        need(path, row, ("file",), f"row {number}")
-        name = str(row["file"])
+def _videos(path: Path) -> list[VideoRow]:
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a JSON list, got {type(value).__name__}. Regenerate the file.")
+    rows = [from_json(VideoRow, row, f"{path}, row {number}") for number, row in enumerate(value, 1)]
+    for name in (row.file for row in rows):
         if Path(name).name != name or Path(name).suffix not in (".mp4", ".webp"):
-            raise DataError(f"{path}, row {number}: expected the name of an .mp4 or .webp file, got {name!r}.")
+            raise DataError(f"{path}: expected names of .mp4 or .webp files, got {name!r}.")
         if not (path.parent / name).is_file():
             raise DataError(f"{path.parent / name} is not there but {path.name} lists it. Regenerate the videos.")
     return rows

@@ -15,6 +15,7 @@ from classact.data.images import resize_images
 from classact.data.types import Demonstrations, ImageArray, IntArray, RolloutResult
 from classact.data.video import write_mp4
 from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rows import VideoRow
 from classact.policies import RetrievalPolicy
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
@@ -22,6 +23,7 @@ from classact.run.tsne import latent_map
 from classact.similarity import ActionSimilarity
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
+from classact.utils.codec import to_json
 from classact.utils.storage import write_arrays, write_json
 
 MAP_EPISODES = 20
@@ -169,10 +171,10 @@ def write_videos(
             image = next(iter(sim.observe().images.values()))
             pictures.append(sim.render(VIDEO) if hasattr(sim, "render") else image)
         path = write_mp4(folder / f"{name}-{label}.mp4", np.stack(pictures), round(sim.spec.control_hz))
-        row = {"file": path.name, "label": label, "evaluation": name, "seed": result.seed}
-        rows.append(row | {"coverage": result.maxima.get("coverage"), "success": result.success[criterion]})
+        coverage, success = result.maxima.get("coverage"), result.success[criterion]
+        rows.append(VideoRow(path.name, label, name, result.seed, coverage, success))
     sim.close()
-    write_json(folder / "videos.json", rows)
+    write_json(folder / "videos.json", to_json(rows))
 
 
 def remove_leftovers(run: Run) -> None:
