@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from classact.cli.console import console
+from classact.cli.console import console, print_notes, say
 from classact.cli.engine import training_ranks
 from classact.cli.flags import flag
 from classact.cli.runs import RunFlags, idle, pipeline, run_config
@@ -60,7 +60,7 @@ class Compare(RunFlags):
         write_json(self.out / "comparison.json", to_json(comparison))
         print_comparison(comparison)
         page = build_comparison_page(comparison, self.out / "comparison.html")
-        console().print(f"Page: {page}", soft_wrap=True)
+        say(f"Page: {page}")
 
 
 def objective_runs(flags: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:
@@ -127,8 +127,7 @@ def print_comparison(comparison: Any) -> None:
         table.add_row(run.name, str(run.seed), *("" if value is None else f"{value:.3g}" for value in values))
     if shown:
         out.print(table)
-    for note in comparison.notes:
-        out.print(f"Note: {note}", soft_wrap=True)
+    print_notes(comparison.notes)
 
 
 def _interval(e: Any) -> str:

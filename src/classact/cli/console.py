@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,27 @@ def console() -> Any:
 
     _make_lenient()
     return Printer(highlight=False, markup=False)
+
+
+def print_facts(title: str, facts: Iterable[tuple[str, str] | None]) -> None:
+    """A table of names and what they are; None stands between groups."""
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for fact in facts:
+        if fact is None:
+            table.add_section()
+        else:
+            table.add_row(*fact)
+    console().print(table)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """A line for each, however long."""
+    for note in notes:
+        console().print(f"Note: {note}", soft_wrap=True)
 
 
 def print_summary(rows: Sequence[EvaluationRow]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classact.cli.console import console, say
+from classact.cli.console import print_facts, say
 from classact.cli.flags import flag
 from classact.data.readers import EMBEDDED, READERS
 from classact.sims import SIMULATORS
@@ -36,32 +36,28 @@ class DataInfo:
 
     def main(self) -> None:
         import numpy as np
-        from rich.table import Table
 
         from classact.data.readers import generated, read_demonstrations
 
         data = read_demonstrations(self.source, layout=self.layout)
-        table = Table(title=f"{data.name} ({data.source})", show_header=False, title_justify="left")
-        lengths = data.lengths
-        table.add_row("episodes", f"{len(data):,}")
-        table.add_row(
-            "steps", f"{data.num_steps:,} ({lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f})"
-        )
-        for label, array in (
-            ("actions", data.actions),
-            ("proprioception", data.proprioception),
-            ("states", data.states),
-        ):
+        lengths, schema = data.lengths, data.schema
+        span = f"{lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f}"
+        facts: list[tuple[str, str] | None] = [
+            ("episodes", f"{len(data):,}"),
+            ("steps", f"{data.num_steps:,} ({span})"),
+        ]
+        for label in ("actions", "proprioception", "states"):
+            array = getattr(data, label)
             if array is None:
-                table.add_row(label, "none")
+                facts.append((label, "none"))
                 continue
             low, high = array.min(0), array.max(0)
             if len(low) > MAX_RANGES:
                 low, high = low.min(keepdims=True), high.max(keepdims=True)
             ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
-            table.add_row(label, f"{array.shape[1]} dimensions: {ranges}")
+            facts.append((label, f"{array.shape[1]} dimensions: {ranges}"))
         for camera, images in data.images.items():
-            table.add_row(f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels")
+            facts.append((f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels"))
         if not data.images:
             if data.states is None:
                 instead = "no states to render from"
@@ -69,32 +65,27 @@ class DataInfo:
                 instead = f"rendered on demand from states, by simulator {data.simulator}"
             else:
                 instead = "states of an unknown simulator; --simulator names one that can render them"
-            table.add_row("cameras", f"none recorded; {instead}")
-        schema = data.schema
+            facts.append(("cameras", f"none recorded; {instead}"))
         if data.images_shift:
-            table.add_row("shift", f"{data.images_shift}, which the images show")
-        table.add_section()
-        keys = ", ".join(f"{key} {size}" for key, size in schema.proprioception)
-        table.add_row("proprioception keys", keys or "none")
+            facts.append(("shift", f"{data.images_shift}, which the images show"))
         words = "none"
         if data.language is not None:
             different = len(np.unique(data.language, axis=0))
             words = f"{schema.language} numbers for each episode, {different} different instructions"
-        table.add_row("language", words)
         space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
-        table.add_row("action space", space)
-        table.add_row("assumed", schema.assumption or "nothing: all of this is declared")
+        facts += [
+            None,
+            ("proprioception keys", ", ".join(f"{key} {size}" for key, size in schema.proprioception) or "none"),
+            ("language", words),
+            ("action space", space),
+            ("assumed", schema.assumption or "nothing: all of this is declared"),
+        ]
         if data.simulator:
-            table.add_section()
             versions = ", ".join(f"{package} {version}" for package, version in data.versions.items())
-            table.add_row("simulator", data.simulator)
-            table.add_row("recorded with", versions or "unknown versions")
+            facts += [None, ("simulator", data.simulator), ("recorded with", versions or "unknown versions")]
         if generated.matches(Path(data.source)):
-            header = generated.read_header(Path(data.source))
-            table.add_row("expert's attempts", _attempts(header))
-        table.add_section()
-        table.add_row("fingerprint", data.fingerprint()[:16])
-        console().print(table)
+            facts.append(("expert's attempts", _attempts(generated.read_header(Path(data.source)))))
+        print_facts(f"{data.name} ({data.source})", [*facts, None, ("fingerprint", data.fingerprint()[:16])])
 
 
 def _attempts(header: dict[str, Any]) -> str:

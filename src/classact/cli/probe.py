@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from classact.cli.console import console
+from classact.cli.console import console, print_notes, say
 from classact.cli.flags import Device, flag
 from classact.sims.shifts import SHIFTS
 
@@ -61,7 +61,7 @@ class Probe:
         )
         file = write_probe(run, result, self.json)
         print_probe(result)
-        console().print(f"Probe: {file}", soft_wrap=True)
+        say(f"Probe: {file}")
 
 
 def print_probe(result: Mapping[str, Any]) -> None:
@@ -90,8 +90,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     out.print(table)
-    for note in result["notes"]:
-        out.print(f"Note: {note}", soft_wrap=True)
+    print_notes(result["notes"])
     if "skipped" in result["views"]:
         out.print(f"View invariance was not measured: {result['views']['skipped']}.", soft_wrap=True)
 

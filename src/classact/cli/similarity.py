@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classact.cli.console import console
+from classact.cli.console import print_facts, print_notes, say
 from classact.cli.data import sources
 from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
@@ -68,16 +68,13 @@ class Similarity:
                 if self.html:
                     from classact.pages import build_similarity_page
 
-                    console().print(f"Page: {build_similarity_page(self.out)}", soft_wrap=True)
+                    say(f"Page: {build_similarity_page(self.out)}")
         finally:
             ranks.close()
 
 
 def print_similarity(numbers: Mapping[str, Any]) -> None:
     """The table, the histogram and the warnings."""
-    from rich.table import Table
-    from rich.text import Text
-
     data, positives, batch = (numbers[key] for key in ("data", "positives", "batch"))
     measured = f"{numbers['pairs']:,} of {numbers['all_pairs']:,} pairs"
     within = f"exact: all {numbers['pairs']:,} pairs"
@@ -85,37 +82,23 @@ def print_similarity(numbers: Mapping[str, Any]) -> None:
         within = f"K right to within {100 * numbers['epsilon']:.2g} points: {measured}"
     of_some = "" if numbers["anchors"] == data["steps"] else f" ({numbers['anchors']:,} anchors sampled)"
     ranks = "" if numbers["ranks"] == 1 else f" x {numbers['ranks']} ranks"
-    rows = [
-        ("similarity", _setting(from_json(SimilarityConfig, numbers["settings"], "settings"))),
-        ("threshold", f"{numbers['threshold']:.6g} ({within})"),
-        ("pairs kept", f"{numbers['kept']:,} of {numbers['pairs']:,} ({_percent(numbers['kept'] / numbers['pairs'])})"),
-        (
-            "positives per anchor",
-            f"median {positives['median']:,.0f}, from {positives['least']:,} to {positives['most']:,}{of_some}",
-        ),
-        ("anchors with none", _percent(positives["none"])),
-        (
-            "in the same episode",
-            f"{_percent(positives['same_episode'])} of positive pairs, {_percent(numbers['same_episode_chance'])} of "
-            f"all",
-        ),
-        (
-            f"in a batch of {batch['batch_size']:,}",
-            f"{batch['positives']:.3g} positives expected per anchor, none for {_percent(batch['none'])}",
-        ),
-        ("distances", "\n".join(histogram_lines(numbers["histogram"], numbers["threshold"]))),
-        ("time", f"{sum(numbers['seconds'].values()):.1f} s on {numbers['device']}{ranks}"),
-    ]
-    title = f"{data['name']}: {data['episodes']:,} episodes, {data['steps']:,} steps"
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for row in rows:
-        table.add_row(*row)
-    printer = console()
-    printer.print(table)
-    for warning in numbers["warnings"]:
-        printer.print(Text.assemble(("Note: ", "yellow"), warning))
+    histogram = histogram_lines(numbers["histogram"], numbers["threshold"])
+    shares = (positives["same_episode"], numbers["same_episode_chance"])
+    facts = {
+        "similarity": _setting(from_json(SimilarityConfig, numbers["settings"], "settings")),
+        "threshold": f"{numbers['threshold']:.6g} ({within})",
+        "pairs kept": f"{numbers['kept']:,} of {numbers['pairs']:,} ({_percent(numbers['kept'] / numbers['pairs'])})",
+        "positives per anchor": f"median {positives['median']:,.0f}, from {positives['least']:,} to "
+        f"{positives['most']:,}{of_some}",
+        "anchors with none": _percent(positives["none"]),
+        "in the same episode": "{} of positive pairs, {} of all".format(*map(_percent, shares)),
+        f"in a batch of {batch['batch_size']:,}": f"{batch['positives']:.3g} positives expected per anchor, none for "
+        f"{_percent(batch['none'])}",
+        "distances": "\n".join(histogram),
+        "time": f"{sum(numbers['seconds'].values()):.1f} s on {numbers['device']}{ranks}",
+    }
+    print_facts(f"{data['name']}: {data['episodes']:,} episodes, {data['steps']:,} steps", facts.items())
+    print_notes(numbers["warnings"])
 
 
 def _percent(share: float) -> str:
