@@ -13,7 +13,7 @@ COMMANDS: dict[str, str] = {
     "similarity": "classact.cli.similarity:Similarity",
     "data info": "classact.cli.data:DataInfo",
     "data generate": "classact.cli.data:DataGenerate",
-    "presets": "classact.cli.about:Presets",
-    "doctor": "classact.cli.about:Doctor",
+    "presets": "classact.cli.presets:Presets",
+    "doctor": "classact.cli.doctor:Doctor",
 }
 """Name, of one word or two -> "module:class" of its flags. ``main()`` returns the exit status (None: 0)."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from classact.cli.console import console
 from classact.data.images import cache_folder
 from classact.data.types import FloatArray
 from classact.errors import ClassactError, ConfigError, SimulatorError
@@ -25,14 +26,9 @@ from classact.utils.storage import check_writable
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table.
+    """One line of the table: what was tried, its version, speed or what is wrong, and what to do about that.
 
-    Attributes:
-        name: what was tried.
-        works: whether it does.
-        detail: version, speed or what is wrong.
-        remedy: what to do where it does not work; empty where it does.
-        required: whether the main job needs it.
+    ``required``: whether the main job needs it.
     """
 
     name: str
@@ -219,44 +215,59 @@ def _extra(extra: str, package: str) -> str:
     return f"{package} {version}"
 
 
+NEEDED: tuple[tuple[str, Callable[[], str], str], ...] = (
+    ("torch", _torch, "reinstall the project's environment: uv sync"),
+    ("DTW kernel", _kernel, "reinstall numba: uv sync --reinstall-package numba"),
+    ("image cache", _cache, "set CLASSACT_CACHE to a folder that can be written"),
+    ("Zarr reader", _zarr, "uv sync"),
+    ("video encoder", _video, "uv sync --reinstall-package av"),
+)
+IMAGENET = "download.pytorch.org/models/resnet18-f37072fd.pth"
+OPTIONAL: tuple[tuple[str, Callable[[], str], str], ...] = (
+    ("GPU", _gpu, "none is needed for Push-T; others: install a CUDA build of torch"),
+    (
+        "ImageNet weights",
+        partial(_weights, "resnet18-f37072fd.pth"),
+        f"needed for init 'imagenet' only: downloaded at first use, or fetch {IMAGENET} by hand",
+    ),
+    (
+        "R3M weights",
+        partial(_weights, "r3m_resnet18.pt"),
+        "needed for init 'r3m' only: downloaded at first use, or give init_path",
+    ),
+    *(
+        (f"extra {extra}", partial(_extra, extra, package), f"needed for {use} only. {install_advice(extra)}")
+        for extra, (package, use) in EXTRAS.items()
+    ),
+)
+
+
 def examine() -> list[Check]:
     """Try everything; nothing is downloaded."""
-    checks = [
-        _try("torch", _torch, "reinstall the project's environment: uv sync"),
-        _try("DTW kernel", _kernel, "reinstall numba: uv sync --reinstall-package numba"),
-        _try("image cache", _cache, "set CLASSACT_CACHE to a folder that can be written"),
-        _try("Zarr reader", _zarr, "uv sync"),
-        _try(
-            "video encoder", _video, "uv sync --reinstall-package av; reports then hold animated WebP", required=False
-        ),
+    found = {name: ", ".join(registered) for name, registered in plugins().items()}
+    return [
+        *(_try(*one) for one in NEEDED),
+        *(Check(f"plugin {name}", True, registered or "registers nothing") for name, registered in found.items()),
+        *try_simulators(SIMULATORS),
+        *(_try(*one, required=False) for one in OPTIONAL),
     ]
-    checks += [
-        Check(f"plugin {name}", True, ", ".join(found) or "registers nothing") for name, found in plugins().items()
-    ]
-    checks += try_simulators(SIMULATORS)
-    imagenet = "download.pytorch.org/models/resnet18-f37072fd.pth"
-    checks += [
-        _try("GPU", _gpu, "none is needed for Push-T; others: install a CUDA build of torch", required=False),
-        _try(
-            "ImageNet weights",
-            lambda: _weights("resnet18-f37072fd.pth"),
-            f"needed for init 'imagenet' only: downloaded at first use, or fetch {imagenet} by hand",
-            required=False,
-        ),
-        _try(
-            "R3M weights",
-            lambda: _weights("r3m_resnet18.pt"),
-            "needed for init 'r3m' only: downloaded at first use, or give init_path",
-            required=False,
-        ),
-    ]
-    checks += [
-        _try(
-            f"extra {extra}",
-            partial(_extra, extra, package),
-            f"needed for {use} only. {install_advice(extra)}",
-            required=False,
-        )
-        for extra, (package, use) in EXTRAS.items()
-    ]
-    return checks
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
+
+    def main(self) -> int:
+        """Return 1 where something that the main job needs fails."""
+        from rich.table import Table
+        from rich.text import Text
+
+        checks = examine()
+        table = Table("", "what")
+        for title in ("found", "remedy"):
+            table.add_column(title, overflow="fold")  # a path or address is of use only whole
+        for check in checks:
+            mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
+            table.add_row(Text(*mark), check.name, check.detail, check.remedy)
+        console().print(table)
+        return int(any(check.required and not check.works for check in checks))

@@ -1,32 +1,10 @@
-"""Commands on classact itself: doctor, presets."""
+"""The command presets: named settings, and the objectives with their options."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from classact.cli.console import console
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
-
-    def main(self) -> int:
-        """Return 1 where something that the main job needs fails."""
-        from rich.table import Table
-        from rich.text import Text
-
-        from classact.cli.doctor import examine
-
-        checks = examine()
-        table = Table("", "what")
-        for title in ("found", "remedy"):
-            table.add_column(title, overflow="fold")  # a path or address is of use only whole
-        for check in checks:
-            mark = ("ok", "green") if check.works else ("FAIL", "red") if check.required else ("no", "yellow")
-            table.add_row(Text(*mark), check.name, check.detail, check.remedy)
-        console().print(table)
-        return int(any(check.required and not check.works for check in checks))
 
 
 @dataclass(frozen=True)
