@@ -20,13 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 from classact.data.types import ImageArray
 from classact.data.video import read_video
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow
+from classact.evaluation.rows import EvaluationRow, VideoRow
 from classact.pages.checks import Arrays
 from classact.pages.headline import main_row
 from classact.pages.reasons import MOST_NEIGHBORS, shares, world_size
 from classact.pages.sources import Sources, read_sources
 from classact.pages.style import percent, styles
-from classact.pages.table import Row, row_label, series
+from classact.pages.table import row_label, series
 from classact.run.folder import Run
 from classact.utils.storage import atomic_path
 from common import command
@@ -197,15 +197,15 @@ def _draw_reason(canvas: Canvas, arrays: Arrays, top: float) -> None:
             canvas.text(cx + SMALL, cy + height + 39, words, 15, SOFT, "rs")
 
 
-def _film(sources: Sources) -> tuple[Row, ImageArray] | None:
+def _film(sources: Sources) -> tuple[VideoRow, ImageArray] | None:
     """The median rollout where there is one (neither the best nor the worst), else the first; evenly spaced frames."""
     if not sources.videos:
         return None
     main = main_row(sources.summary, sources.own)
-    own = [row for row in sources.videos if main and row.get("evaluation") == main.evaluation]
+    own = [row for row in sources.videos if main and row.evaluation == main.evaluation]
     candidates = own or sources.videos
-    row = next((row for row in candidates if row.get("label") == "median"), candidates[0])
-    frames = read_video(Run(sources.root).analysis / "videos" / str(row["file"]))
+    row = next((row for row in candidates if row.label == "median"), candidates[0])
+    frames = read_video(Run(sources.root).analysis / "videos" / row.file)
     return row, frames[np.linspace(0, len(frames) - 1, FILM).round().astype(int)]
 
 
@@ -217,12 +217,11 @@ def _film_width() -> float:
     return (WIDTH - 2 * EDGE - (FILM - 1) * 10) / FILM
 
 
-def _draw_film(canvas: Canvas, row: Row, frames: ImageArray, top: float) -> None:
+def _draw_film(canvas: Canvas, row: VideoRow, frames: ImageArray, top: float) -> None:
     width = canvas.bold(EDGE, top + 18, "What it does", 24)
-    words = [f"{row.get('label', '')} rollout".strip()]
-    words += [f"seed {row['seed']}"] if row.get("seed") is not None else []
-    words += [f"largest coverage {float(row['coverage']):.3f}"] if row.get("coverage") is not None else []
-    words += ["success" if row["success"] else "failure"] if row.get("success") is not None else []
+    words = [f"{row.label} rollout", f"seed {row.seed}"]
+    words += [f"largest coverage {row.coverage:.3f}"] if row.coverage is not None else []
+    words.append("success" if row.success else "failure")
     canvas.text(EDGE + width + 18, top + 18, ", ".join(words), 17, SOFT)
     for i, frame in enumerate(frames):
         canvas.picture(frame, EDGE + i * (_film_width() + 10), top + HEAD, _film_width())

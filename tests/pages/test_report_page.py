@@ -182,7 +182,7 @@ def test_missing_video_file_is_named(run_copy):
     videos = run_copy.analysis / "videos"
     rows = read_json(videos / "videos.json")
     write_json(videos / "videos.json", [rows[0] | {"file": "../../config.json"}])
-    with pytest.raises(DataError, match=r"expected names of \.mp4 or \.webp files, got '\.\./\.\./config\.json'"):
+    with pytest.raises(DataError, match=r"expected names of \.mp4 files, got '\.\./\.\./config\.json'"):
         build_report(run_copy.root)
     write_json(videos / "videos.json", rows)
     (videos / "retrieval-class-none-worst.mp4").unlink()

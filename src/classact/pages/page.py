@@ -331,10 +331,7 @@ def _videos(sources: Sources) -> list[Row]:
     folder = Run(sources.root).analysis / "videos"
     result = []
     for row in sources.videos:
-        still = row.file.endswith(".webp")
         content = base64.b64encode((folder / row.file).read_bytes()).decode("ascii")
-        uri = f"data:{'image/webp' if still else 'video/mp4'};base64,{content}"
-        result.append(
-            vars(row) | {"still": still, "uri": uri, "evaluation": labels.get(row.evaluation, row.evaluation)}
-        )
+        shown = {"uri": f"data:video/mp4;base64,{content}", "evaluation": labels.get(row.evaluation, row.evaluation)}
+        result.append(vars(row) | shown)
     return result

@@ -227,8 +227,8 @@ def _videos(path: Path) -> list[VideoRow]:
         raise DataError(f"{path}: expected a JSON list, got {type(value).__name__}. Regenerate the file.")
     rows = [from_json(VideoRow, row, f"{path}, row {number}") for number, row in enumerate(value, 1)]
     for name in (row.file for row in rows):
-        if Path(name).name != name or Path(name).suffix not in (".mp4", ".webp"):
-            raise DataError(f"{path}: expected names of .mp4 or .webp files, got {name!r}.")
+        if Path(name).name != name or Path(name).suffix != ".mp4":
+            raise DataError(f"{path}: expected names of .mp4 files, got {name!r}.")
         if not (path.parent / name).is_file():
             raise DataError(f"{path.parent / name} is not there but {path.name} lists it. Regenerate the videos.")
     return rows
