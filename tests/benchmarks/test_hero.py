@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from classact.errors import DataError
-from classact.utils.storage import write_json
+from classact.utils.storage import read_json, write_json
 from hero import hero_image
 
 
@@ -36,7 +36,8 @@ def test_each_part_may_be_absent_but_not_all(run_copy, tmp_path):
 def test_with_an_unevaluated_run(run_copy, tmp_path):
     run_copy.summary.unlink()
     shutil.rmtree(run_copy.root / "evaluations")
-    write_json(run_copy.analysis / "videos" / "videos.json", [{"file": "retrieval-class-none-best.mp4"}])
+    videos = run_copy.analysis / "videos" / "videos.json"
+    write_json(videos, [row | {"coverage": None} for row in read_json(videos)[:1]])
     assert hero_image(run_copy.root, tmp_path / "hero.png").stat().st_size > 1000
 
 

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 from classact.errors import ClassactError, ConfigError
 from classact.utils.codec import from_json
@@ -50,7 +50,7 @@ class Settings:
         about: help where the docstring's is not for the command line.
         choices: names to choose from, listed in the help.
         kinds: class of a field that has several, chosen by another flag.
-        usual: what the help says instead of defaults.
+        defaults: whether the help shows them.
     """
 
     kind: type[Any] | Callable[[], type[Any]]
@@ -61,7 +61,7 @@ class Settings:
     about: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, Callable[[], Iterable[str]]] = field(default_factory=dict)
     kinds: Mapping[str, Callable[[Word], type[Any]]] = field(default_factory=dict)
-    usual: str = ""
+    defaults: bool = True
 
 
 def settings(of: Settings) -> Any:
@@ -139,11 +139,25 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     if asks:
         parser.print_help()
         raise SystemExit(0)
-    _check(words, found)
-    parsed, rest = parser.parse_known_args([_spelled(word) for word in words])
+    known = {form: one for one in found for form in one.forms}
+    try:
+        parsed, rest = parser.parse_known_args([_spelled(word) for word in words])
+    except argparse.ArgumentError as problem:  # of how many words its value has
+        name = str(problem.argument_name).partition("/")[0]
+        what = _reader(known[name].kind).metavar
+        raise UsageError(f"{name} needs a value: {what}." if what else f"{name} takes no value.") from None
     if rest:
-        raise UsageError(f"{rest[0]!r} is neither a flag nor the value of one.")
+        raise UsageError(_unknown(rest[0], known))
     return _made(command, found, vars(parsed))
+
+
+def _unknown(word: str, known: Iterable[str]) -> str:
+    if not word.startswith("--"):
+        return f"{word!r} is neither a flag nor the value of one."
+    name = word.partition("=")[0]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = near or [form for form in known if _last(form) == _last(name)]  # as its path in a run's file
+    return f"unknown flag {name}{f' (did you mean {near[0]}?)' if near else ''}."
 
 
 def _words(words: Sequence[str]) -> Word:
@@ -230,8 +244,7 @@ def _of_configuration(
         if nested is None:
             text = of.about.get(called, texts.get(entry.name, ""))
             short, choices = of.short.get(called, ""), of.choices.get(called)
-            value = _Usual(of.usual) if of.usual else value
-            yield _Flag(home, inner, called, short, hints[entry.name], value, text, choices)
+            yield _Flag(home, inner, called, short, hints[entry.name], value if of.defaults else ..., text, choices)
         else:
             # Where another kind was chosen than the default's, its own defaults are shown.
             yield from _of_configuration(
@@ -239,40 +252,10 @@ def _of_configuration(
             )
 
 
-def _check(words: Sequence[str], found: Sequence[_Flag]) -> None:
-    known = {form: one for one in found for form in one.forms}
-    for at, text in enumerate(words):
-        if text == "--":
-            return
-        name, equals, _ = text.partition("=")
-        if not name.startswith("--"):
-            continue
-        one = known.get(_dashed(name))
-        if one is None:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-            near = near or [form for form in known if _last(form) == _last(name)]  # as its path in a run's file
-            raise UsageError(f"unknown flag {name}{f' (did you mean {near[0]}?)' if near else ''}.")
-        reader = _reader(one.kind)
-        value = equals or (at + 1 < len(words) and not words[at + 1].startswith("--"))
-        if reader.nargs not in (0, "*") and not value:
-            raise UsageError(f"{name} needs a value: {reader.metavar}.")
-
-
-class _Usual(str):
-    """A default that is no value but what is said of it."""
-
-    __slots__ = ()
-
-
 def _spelled(word: str) -> str:
     """Flags may be written with underscores, too."""
     name, equals, value = word.partition("=")
     return f"{_dashed(name)}{equals}{value}" if name.startswith("--") else word
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}.")
 
 
 class _Help(argparse.HelpFormatter):
@@ -295,13 +278,14 @@ class _Switch(argparse.Action):
 
 def _parser(found: Sequence[_Flag], prog: str, about: str) -> argparse.ArgumentParser:
     """Reads the words of every flag that is given, under its place among those that were found."""
-    parser: Any = _Parser(
+    parser: Any = argparse.ArgumentParser(
         prog=prog,
         usage=" ".join(["%(prog)s", *(_metavar(one) for one in found if one.positional), "[flags]"]),
         description=about,
         formatter_class=_Help,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        exit_on_error=False,
     )
     groups = {name: parser.add_argument_group(f"{name} options") for name in dict.fromkeys(one.group for one in found)}
     groups[""] = parser
@@ -326,7 +310,7 @@ def _metavar(one: _Flag) -> str:
 def _hint(one: _Flag) -> str:
     if one.default is MISSING:
         return "(required)"
-    if not one.path and one.default in (None, (), False):  # a command's own: its help says what holds then
+    if one.default is ... or (not one.path and one.default in (None, (), False)):  # the command's help says what holds
         return ""
     return f"(default: {_written(one.default)})"
 

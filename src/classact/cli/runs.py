@@ -263,7 +263,7 @@ def _acting() -> type[Any]:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Roll out a policy of a run on unseen initial states; adds rows to RUN/summary.json.
+    """Roll out a policy of a run, as it was saved but for what is given, on unseen initial states; RUN/summary.json.
 
     Attributes:
         run: Folder of a run with a policy.
@@ -281,9 +281,9 @@ class Evaluate:
     device: Device = "auto"
     quiet: bool = False
     evaluation: Given = settings(
-        Settings(EvaluationConfig, hidden=("image-size",), choices={"shift": lambda: SHIFTS}, usual="as in the run")
+        Settings(EvaluationConfig, hidden=("image-size",), choices={"shift": lambda: SHIFTS}, defaults=False)
     )
-    acting: Given = settings(Settings(_acting, usual="as saved"))
+    acting: Given = settings(Settings(_acting, defaults=False))
 
     def main(self) -> None:
         from classact.run.evaluate import evaluate_run
