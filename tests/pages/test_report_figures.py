@@ -138,14 +138,14 @@ def test_reasons_are_ordered_and_normalised(whole_run):
     arrays = dict(read_sources(whole_run.root).neighbors)
     arrays["weights"] = arrays["weights"][:, ::-1] * 3
     for reason in reasons(arrays):
-        parts = [near.share for near in reason.neighbors]
+        parts = [near["share"] for near in reason["neighbors"]]
         assert parts == sorted(parts, reverse=True)
         assert sum(parts) == pytest.approx(1)
-        assert reason.neighbors[0].bar == 1
-        assert reason.held == pytest.approx(1)
+        assert reason["neighbors"][0]["bar"] == 1
+        assert reason["held"] == pytest.approx(1)
 
 
 def test_chunk_path():
     chunk = chunk_path(np.array([[1, 2], [3.25, 4]]))
-    assert (chunk.points, chunk.start, chunk.end) == ("1.0,2.0 3.2,4.0", (1.0, 2.0), (3.2, 4.0))
+    assert chunk == {"points": "1.0,2.0 3.2,4.0", "start": (1.0, 2.0), "end": (3.2, 4.0)}
     assert chunk_path(np.zeros((4, 7))) is None

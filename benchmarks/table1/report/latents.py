@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from classact.errors import DataError
 from classact.pages import learning
 from classact.pages.checks import Arrays
-from classact.pages.reasons import Reason, reasons
+from classact.pages.reasons import reasons
 from classact.pages.sources import read_latent_map, read_neighbors
 from classact.pages.style import thin
+from classact.pages.table import Row
 from classact.run.folder import Run
 from table1.report.results import Cell, Results
 
@@ -30,7 +31,7 @@ class Seen:
 
     map: go.Figure | None
     no_map: str
-    neighbors: list[Reason]
+    neighbors: list[Row]
     no_neighbors: str
 
 
@@ -42,7 +43,7 @@ def read_seen(results: Results, cell: Cell) -> Seen:
         return Seen(None, reason, [], reason)
     analysis = Run(folder).analysis
     figure, no_map = None, ""
-    found: list[Reason] = []
+    found: list[Row] = []
     no_neighbors = ""
     try:
         figure = map_figure(read_latent_map(_there(analysis / "latent_map.safetensors")))

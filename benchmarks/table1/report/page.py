@@ -8,7 +8,6 @@ from pathlib import Path
 
 from classact.pages.page import flatten
 from classact.pages.plots import Plot, make_plot, write_page
-from classact.pages.reasons import Reason
 from classact.pages.style import percent
 from classact.pages.table import Row
 from table1.report import figures
@@ -61,7 +60,7 @@ class Block:
     title: str
     plots: list[Plot] = field(default_factory=list)
     key: list[figures.KeyEntry] = field(default_factory=list)
-    strips: list[tuple[str, list[Reason]]] = field(default_factory=list)
+    strips: list[tuple[str, list[Row]]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
 
 

@@ -5,51 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.types import ImageArray
+from classact.pages.table import Row
 
 MOST_NEIGHBORS = 8  # shown per query; the share of weight they hold is stated
 WORLD = 512.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A planned path in world coordinates, as SVG: polyline points, first and last point."""
-
-    points: str
-    start: tuple[float, float]
-    end: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A retrieved step: ``share`` of the whole weight, ``bar`` relative to the heaviest neighbour of the query."""
-
-    image: str
-    share: float
-    bar: float
-    cosine: float
-    episode: int
-    step: int
-    chunk: Chunk | None
-
-
-@dataclass(frozen=True)
-class Reason:
-    """One query with its neighbours, heaviest first; ``held`` is the share of weight of those shown."""
-
-    image: str
-    seed: int
-    step: int
-    chunk: Chunk | None
-    neighbors: list[Neighbor]
-    retrieved: int
-    held: float
 
 
 def png_uri(image: ImageArray) -> str:
@@ -66,13 +31,12 @@ def world_size(arrays: Mapping[str, NDArray[Any]]) -> float:
     return float(np.ravel(arrays["world"])[0]) if "world" in arrays else WORLD
 
 
-def chunk_path(points: NDArray[Any]) -> Chunk | None:
-    """A (T, 2) chunk as SVG; None for action spaces that are not points of the plane."""
+def chunk_path(points: NDArray[Any]) -> Row | None:
+    """A (T, 2) chunk in world coordinates as SVG; None for action spaces that are not points of the plane."""
     if points.ndim != 2 or points.shape[1] != 2 or not len(points):
         return None
-    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    first, last = ((round(float(x), 1), round(float(y), 1)) for x, y in (points[0], points[-1]))
-    return Chunk(text, first, last)
+    start, end = ((round(float(x), 1), round(float(y), 1)) for x, y in (points[0], points[-1]))
+    return {"points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points), "start": start, "end": end}
 
 
 def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
@@ -81,31 +45,36 @@ def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(values / values.sum())
 
 
-def reasons(arrays: Mapping[str, NDArray[Any]]) -> list[Reason]:
-    """All queries of analysis/neighbors.safetensors, ready to draw."""
+def reasons(arrays: Mapping[str, NDArray[Any]]) -> list[Row]:
+    """All queries of analysis/neighbors.safetensors with their neighbours, heaviest first, ready to draw.
+
+    ``held`` is the share of weight of the neighbours that are shown; of a neighbour, ``share`` is its part of the whole
+    weight, and ``bar`` that part relative to the heaviest one's.
+    """
     return [_reason(arrays, q) for q in range(len(arrays["query_images"]))]
 
 
-def _reason(arrays: Mapping[str, NDArray[Any]], q: int) -> Reason:
+def _reason(arrays: Mapping[str, NDArray[Any]], q: int) -> Row:
     part = shares(arrays["weights"][q])
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
-    return Reason(
-        image=png_uri(arrays["query_images"][q]),
-        seed=int(arrays["query_seed"][q]),
-        step=int(arrays["query_step"][q]),
-        chunk=chunk_path(arrays["query_chunk"][q]),
-        neighbors=[
-            Neighbor(
-                image=png_uri(arrays["neighbor_images"][q, k]),
-                share=float(part[k]),
-                bar=float(part[k] / part.max()),
-                cosine=float(arrays["cosine"][q, k]),
-                episode=int(arrays["episode"][q, k]),
-                step=int(arrays["step"][q, k]),
-                chunk=chunk_path(arrays["neighbor_chunks"][q, k]),
-            )
-            for k in order
-        ],
-        retrieved=len(part),
-        held=float(part[order].sum()),
-    )
+    neighbors = [
+        {
+            "image": png_uri(arrays["neighbor_images"][q, k]),
+            "share": float(part[k]),
+            "bar": float(part[k] / part.max()),
+            "cosine": float(arrays["cosine"][q, k]),
+            "episode": int(arrays["episode"][q, k]),
+            "step": int(arrays["step"][q, k]),
+            "chunk": chunk_path(arrays["neighbor_chunks"][q, k]),
+        }
+        for k in order
+    ]
+    return {
+        "image": png_uri(arrays["query_images"][q]),
+        "seed": int(arrays["query_seed"][q]),
+        "step": int(arrays["query_step"][q]),
+        "chunk": chunk_path(arrays["query_chunk"][q]),
+        "neighbors": neighbors,
+        "retrieved": len(part),
+        "held": float(part[order].sum()),
+    }
