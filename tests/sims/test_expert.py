@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classact.data.readers.embedded import PATH, STATE_UNITS
-from classact.data.readers.generated import load_embedded, read, read_header
+from classact.data.readers.generated import EMBEDDED, STATE_UNITS, load_embedded, read, read_header
 from classact.data.types import Demonstrations
 from classact.errors import DataError
 from classact.sims.experts import pusht_model as model
@@ -63,12 +62,12 @@ def test_embedded_data(embedded: Demonstrations) -> None:
     assert embedded.versions["pymunk"]
     assert embedded.fingerprint()[:16] == "92f616f6246cee23"  # runs that were made with it remember this
     assert len(embedded) >= 200
-    header_lengths = read_header(PATH)["lengths"]
+    header_lengths = read_header(EMBEDDED)["lengths"]
     assert header_lengths == [MIN_LENGTH, MAX_LENGTH]
     assert embedded.lengths.min() >= header_lengths[0]
     assert embedded.lengths.max() <= header_lengths[1]
-    assert PATH.stat().st_size < 2_000_000
-    header = read_header(PATH)
+    assert EMBEDDED.stat().st_size < 2_000_000
+    header = read_header(EMBEDDED)
     assert header["simulator"] == "pusht"
     assert len(header["seeds"]) == len(embedded)
     assert max(header["seeds"]) < 100_000  # evaluation starts at 100000
@@ -92,7 +91,7 @@ def test_embedded_episodes_replay(embedded: Demonstrations, episode: int) -> Non
     recorded = embedded[episode]
     assert recorded.states is not None
     simulator = PushT()
-    simulator.reset(read_header(PATH)["seeds"][episode])
+    simulator.reset(read_header(EMBEDDED)["seeds"][episode])
     covered = []
     for state, action in zip(recorded.states, recorded.actions, strict=True):
         error = np.abs(simulator.get_state() - state)
@@ -138,7 +137,7 @@ def keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("keep_all")
 def test_generation_writes_the_format_of_the_embedded(tmp_path: Path) -> None:
     data = generate_demonstrations("pusht", episodes=2, out=tmp_path / "x.npz", config=QUICK)
-    header, shipped = read_header(tmp_path / "x.npz"), read_header(PATH)
+    header, shipped = read_header(tmp_path / "x.npz"), read_header(EMBEDDED)
     assert list(header) == list(shipped)
     assert header["seeds"] == [0, 2]
     assert (header["attempts"], header["not_kept"]) == (3, 1)
@@ -174,6 +173,6 @@ def test_which_attempts_are_demonstrations() -> None:
 def test_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.npz cannot be read"):
         read(tmp_path / "none.npz")
-    (tmp_path / "cut.npz").write_bytes(PATH.read_bytes()[:5000])
+    (tmp_path / "cut.npz").write_bytes(EMBEDDED.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"cut\.npz cannot be read"):
         read(tmp_path / "cut.npz")

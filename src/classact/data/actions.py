@@ -151,10 +151,7 @@ class ActionSpace:
         """The action space that D alone tells, and in words what that assumes.
 
         Only for the numbers that mean one thing in the field: 2, 10 and 20. Others mean several (7: six joints and a
-        gripper, or a pose with axis-angle) and must be declared.
-
-        Raises:
-            ConfigError: D does not tell.
+        gripper, or a pose with axis-angle) and must be declared: a ConfigError.
         """
         for name in _UNAMBIGUOUS:
             space = ActionSpace.named(name)
@@ -209,11 +206,7 @@ class ActionSpace:
     # Checks
 
     def check(self, actions: Any, where: str = "actions") -> None:
-        """Refuse what are no actions of this space: (..., D) finite float32 or float64.
-
-        Raises:
-            DataError: with both numbers.
-        """
+        """Refuse what are no actions of this space: (..., D) finite float32 or float64."""
         if not isinstance(actions, np.ndarray) or actions.dtype not in (np.float32, np.float64):
             found = getattr(actions, "dtype", type(actions).__name__)
             raise DataError(f"{where}: expected an array of float32 or float64, got {found}. Convert it first.")
@@ -231,9 +224,6 @@ class ActionSpace:
         """:meth:`check`, and that the rotation parts of recorded actions (..., D) are orthonormal.
 
         It finds a wrong declaration at once: six columns that are something else hardly ever are.
-
-        Raises:
-            DataError: with the first step, its numbers and what was expected.
         """
         self.check(actions, where)
         for part, columns in self._rotations():
@@ -317,11 +307,7 @@ class ActionSpace:
         return mean.astype(actions.dtype)
 
     def orthogonalize(self, actions: NDArray[F]) -> NDArray[F]:
-        """(..., D) actions, such as a network's output, with every rotation part made orthonormal (Gram-Schmidt).
-
-        Raises:
-            DataError: shapes that do not fit, degenerate rotations.
-        """
+        """(..., D) actions, such as a network's output, with every rotation part made orthonormal (Gram-Schmidt)."""
         self.check(actions)
         out = actions.copy()
         for part, columns in self._rotations():

@@ -68,11 +68,8 @@ logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Where decoded images go: ``CLASSACT_CACHE``, else ``$XDG_CACHE_HOME/classact``, else ``~/.cache/classact``.
 
-    Where the last two cannot be written (a home that does not exist, a read-only one), a temporary folder, which is
-    said, and which processes that this one starts take as well.
-
-    Raises:
-        StorageError: the folder that ``CLASSACT_CACHE`` names cannot be written.
+    Where the last two cannot be written (no home, a read-only one), a temporary folder, which is said, and which
+    processes that this one starts take as well. Where the first cannot, a StorageError.
     """
     chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
     # XDG's are to be ignored where they are relative. Without any home, "~" stays, which is relative, too.
@@ -168,18 +165,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 that covers every image, as cheaply as can be: of what is stored, not of what it decodes to.
-
-        It does not depend on where the files are. See :func:`remembered_digest`.
-        """
+        """SHA-256 of every image as it is stored, wherever the files are; see :func:`remembered_digest`."""
 
     @abstractmethod
     def decode(self, start: int, stop: int) -> ImageArray:
-        """(stop - start, H, W, 3) images ``start``:``stop``.
-
-        Raises:
-            DataError: they cannot be decoded; the message names the file.
-        """
+        """(stop - start, H, W, 3) images ``start``:``stop``; where they cannot be decoded, the error names the file."""
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of images that are decoded together, one after another: a whole number of compressed chunks."""
@@ -387,11 +377,7 @@ class ImageStore:
         raise StorageError(f"{folder} was built {_ATTEMPTS} times and could not be read back: the disk may be failing.")
 
     def free_space(self, needed: int) -> int:
-        """Free bytes of the disk.
-
-        Raises:
-            StorageError: fewer than needed, both numbers are printed.
-        """
+        """Free bytes of the disk; where they are fewer than needed, the error says both numbers."""
         root = self.root
         while not root.exists() and root != root.parent:
             root = root.parent

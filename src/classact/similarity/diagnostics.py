@@ -94,9 +94,6 @@ def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = No
         positives: (M,) of each anchor in the whole data set.
         batch_size: B; a larger one than N counts as N.
         n: N, number of windows; None where ``positives`` is of all of them.
-
-    Raises:
-        ConfigError: fewer than two windows, or a batch size below 1.
     """
     from scipy.special import gammaln
 

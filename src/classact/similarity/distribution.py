@@ -131,8 +131,7 @@ class DistanceDistribution:
 def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
     """Set, in place, the weights (B, C) of a batch's equal steps to 1 and the diagonal to 0; returns them.
 
-    A step that occurs twice in the batch ``rows`` (C,), whose first B are anchors, is the best positive of itself,
-    never its negative.
+    A step that occurs twice in the batch ``rows`` (C,) is the best positive of itself, never its negative.
     """
     if len(np.unique(rows)) < len(rows):
         weights[rows[: len(weights), None] == rows[None, :]] = 1.0

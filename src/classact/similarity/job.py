@@ -49,9 +49,6 @@ def cut_units(n: int) -> IntArray:
     """Boundaries (U + 1,) of units of anchors with about equally many pairs i < j; a function of ``n`` alone.
 
     Unit u holds the anchors ``cut[u] <= i < cut[u + 1]``.
-
-    Raises:
-        ConfigError: fewer than 2 windows.
     """
     if n < 2:
         raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
@@ -71,11 +68,7 @@ def unit_pairs(cut: IntArray, n: int) -> IntArray:
 
 
 def check_ranks(ranks: Ranks, metadata: Mapping[str, Any]) -> None:
-    """Refuse ranks that were started on other data or with other settings: whose ``metadata`` are not rank 0's.
-
-    Raises:
-        ConfigError: naming the first difference.
-    """
+    """Refuse ranks that were started on other data or with other settings: whose ``metadata`` are not rank 0's."""
     if difference := first_difference(ranks.broadcast_object(dict(metadata)), dict(metadata), ""):
         raise ConfigError(
             f"rank {ranks.rank} was started with other data or settings than rank 0: {difference}. Start all ranks "
@@ -111,7 +104,7 @@ def tally_pairs(
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> T:
-    """Count the pairs i < j of ``n`` windows.
+    """Count the pairs i < j of ``n`` windows; every rank gets the tally of all.
 
     What is counted does not depend on the number of ranks and interruptions, nor do the bytes of the last part.
 
@@ -122,9 +115,6 @@ def tally_pairs(
         folder: where the parts are kept, on a disk that all ranks share, for the caller to delete; None keeps nothing.
         ranks: the processes that share the work; None is this one alone.
         progress: called with (pairs done, pairs to do, status); with several ranks, of this rank's share.
-
-    Returns:
-        The tally of all pairs, on every rank.
 
     Raises:
         ConfigError: ``folder`` holds parts of other data or settings, or several ranks without a folder.

@@ -196,13 +196,11 @@ def step_distances(
     """Distances of one point to neighbouring points, dimensions added in order.
 
     Args:
-        typing: Numba's.
         x: (D,) float32, contiguous.
         values: (D, P) float32, contiguous.
         start, count: compares with the points [start, start + count); ``count`` is a multiple of :data:`LANES`.
         squared: squared Euclidean distances, else plain ones.
         out: (R, S) float32, contiguous: receives them in ``out[row, at : at + count]``.
-        row, at: see ``out``.
     """
     position = types.intp
     signature = types.void(x, values, position, position, types.boolean, out, position, position)
@@ -280,11 +278,9 @@ def align(
     """DTW of sixteen pairs.
 
     Args:
-        typing: Numba's.
         width, skew: from :func:`unrolled`.
         steps: (R, S) float32: ring of rows of step distances; row p of these pairs is (first + p) mod R, and lane v of
             its column q lies at [column + q * step + v].
-        first, column, step: see ``steps``.
         T, columns: rows and columns of the dynamic programme: lengths of the two windows.
         band: Sakoe-Chiba band; at least ``T + columns`` for none.
         scratch: (columns, LANES) float32, for rows in memory.
@@ -331,9 +327,7 @@ def bounded(typing: Any, minima: Any, first: Any, column: Any, T: Any, limit: An
     """Which of sixteen pairs have a sum of row minima of at most ``limit``.
 
     Args:
-        typing: Numba's.
         minima: (R, S) float32: ring of rows; row p of these pairs is (first + p) mod R, lane v at [column + v].
-        first, column: see ``minima``.
         T: rows to add.
         limit: float32.
 
@@ -373,10 +367,8 @@ def advance(
     """Some rows of :func:`align` without a band, so that hopeless pairs can be given up between them.
 
     Args:
-        typing: Numba's.
         width: from :func:`unrolled`, not empty.
         steps: (R, S) float32: row p of the step distances is ``steps[p]``; see :func:`align`.
-        column, step: see :func:`align`.
         begin, end: rows to do, begin <= p < end.
         row: (len(width), LANES) float32: read where ``begin`` is above 0, and written: the row of accumulated costs.
         out: (LANES,) float32: receives the last accumulated cost where ``end`` is the last row, and before that the

@@ -42,8 +42,7 @@ def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float)
 def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> WindowStream:
     """The windows that are compared: actions normalised to [-1, 1] per dimension, rotations scaled.
 
-    A dimension that never changes is widened (:data:`classact.data.normalize.CONSTANT_MARGIN`) and adds nothing to any
-    distance.
+    A dimension that never changes adds nothing to any distance.
 
     Raises:
         ConfigError: fewer than 2 steps, or a horizon longer than every episode.

@@ -1,16 +1,23 @@
-"""Writers of small HDF5 files as robomimic, LIBERO and ACT write them, with a small model of a Panda-like arm."""
+"""Writers of small HDF5 files as robomimic, LIBERO and ACT write them, with a small model of a Panda-like arm.
+
+And what tests of all readers share.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import h5py
 import numpy as np
+import pytest
 from scipy.spatial.transform import Rotation
+
+from classact.data.types import Demonstrations
+from classact.errors import DataError
 
 OSC = {
     "type": "OSC_POSE",
@@ -23,6 +30,21 @@ OSC = {
 """robosuite's settings before 1.5."""
 
 NQ, NV = 16, 15
+
+
+def decode(demonstrations: Demonstrations) -> None:
+    """Read all the images there are."""
+    for images in demonstrations.images.values():
+        np.asarray(images)
+        images.digest()  # type: ignore[union-attr]
+
+
+def refusal(read: Callable[..., Demonstrations], path: Path, **options: Any) -> str:
+    """The error that reading raises, or decoding the images. It always names the file."""
+    with pytest.raises(DataError) as caught:
+        decode(read(path, **options))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
 
 
 def model(site: str = "gripper0_grip_site", finger: str = "gripper0_finger_joint") -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,14 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from hdf5_files import episode, write_episode
+from hdf5_files import episode, refusal, write_episode
 from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.data.actions import ActionSpace
 from classact.data.readers import declared_simulator, read_demonstrations
 from classact.data.readers.aloha import matches, read
 from classact.data.readers.hdf5 import Hdf5Layout
-from classact.errors import ConfigError, DataError
+from classact.errors import ConfigError
 
 LENGTHS = {0: 5, 2: 7, 10: 4}
 
@@ -29,18 +30,7 @@ def write(folder: Path, *, compressed: bool = False, **options: Any) -> list[dic
     return list(contents.values())
 
 
-def decode(path: Path, **options: Any) -> None:
-    """Read all there is."""
-    for images in read(path, **options).images.values():
-        np.asarray(images)
-        images.digest()  # type: ignore[union-attr]
-
-
-def message(path: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        decode(path, **options)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+message = partial(refusal, read)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from hdf5_files import refusal
 from numcodecs import Blosc, Zlib
 from numpy.testing import assert_array_equal
 
@@ -89,19 +91,7 @@ def edit(path: Path, member: str, change: Callable[[bytes], bytes | None]) -> No
                 archive.writestr(name, kept)
 
 
-def decode(path: Path, **options: Any) -> None:
-    """Read all there is."""
-    for images in read(path, **options).images.values():
-        np.asarray(images)
-        images.digest()  # type: ignore[union-attr]
-
-
-def message(path: Path, **options: Any) -> str:
-    """The error that reading raises, or decoding the images. It always names the file."""
-    with pytest.raises(DataError) as caught:
-        decode(path, **options)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+message = partial(refusal, read)
 
 
 # What is read
@@ -543,48 +533,50 @@ def test_states_of_the_last_episodes(tmp_path: Path) -> None:
 # Damaged files
 
 
-def test_missing_chunk(target: Path) -> None:
-    write(target, arrays())
-    edit(target, "data/img/1.0.0.0", lambda _: None)
-    assert re.search(r"chunk file data/img/1\.0\.0\.0 is missing \(1 of 3 chunk files are\)", message(target))
+IMAGE = "data/img/1.0.0.0"
+UNREADABLE = r"chunk file data/img/1\.0\.0\.0 cannot be decoded \(.*\): it is damaged"
 
 
-def test_missing_chunk_of_a_small_array(target: Path) -> None:
-    write(target, arrays())
-    edit(target, "data/action/0.0", lambda _: None)
-    edit(target, "data/action/2.0", lambda _: None)
-    assert re.search(r"chunk file data/action/0\.0 is missing \(2 of 3 .* read it as 0\.0", message(target))
+def wrecked(raw: bytes) -> bytes:
+    return raw[:16] + b"\xff" * (len(raw) - 16)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 16, 40, -10])
-def test_truncated_chunk(target: Path, keep: int) -> None:
-    write(target, arrays())
-    edit(target, "data/img/1.0.0.0", lambda raw: raw[:keep])
-    found = message(target)
-    assert re.search(r"chunk file data/img/1\.0\.0\.0 has [\d,]+ bytes, expected [\d,]+: it was truncated", found)
-
-
-def test_truncated_chunk_without_compression(target: Path) -> None:
-    write(target, arrays(), compressor=None)
-    edit(target, "data/action/2.0", lambda raw: raw[:-8])
-    assert "chunk file data/action/2.0 has 48 bytes, expected 56" in message(target)
-
-
-def test_truncated_chunk_of_another_compressor(target: Path) -> None:
-    write(target, arrays(), compressor=Zlib())
-    edit(target, "data/img/1.0.0.0", lambda raw: raw[:-10])
-    assert re.search(r"chunk file data/img/1\.0\.0\.0 cannot be decoded \(.*\): it is damaged", message(target))
-
-
-def test_corrupt_chunk(target: Path) -> None:
-    write(target, arrays())
-    edit(target, "data/img/1.0.0.0", lambda raw: raw[:16] + b"\xff" * (len(raw) - 16))
-    assert re.search(r"chunk file data/img/1\.0\.0\.0 cannot be decoded \(.*\): it is damaged", message(target))
+@pytest.mark.parametrize(
+    ("compressor", "files", "change", "expected"),
+    [
+        (ZSTD, [IMAGE], lambda _: None, r"chunk file data/img/1\.0\.0\.0 is missing \(1 of 3 chunk files are\)"),
+        (
+            ZSTD,
+            ["data/action/0.0", "data/action/2.0"],
+            lambda _: None,
+            r"chunk file data/action/0\.0 is missing \(2 of 3 .* read it as 0\.0",
+        ),
+        *(
+            (
+                ZSTD,
+                [IMAGE],
+                lambda raw, keep=keep: raw[:keep],
+                r"chunk file data/img/1\.0\.0\.0 has [\d,]+ bytes, expected [\d,]+: it was truncated",
+            )
+            for keep in (0, 10, 16, 40, -10)
+        ),
+        (None, ["data/action/2.0"], lambda raw: raw[:-8], r"chunk file data/action/2\.0 has 48 bytes, expected 56"),
+        (Zlib(), [IMAGE], lambda raw: raw[:-10], UNREADABLE),
+        (ZSTD, [IMAGE], wrecked, UNREADABLE),
+    ],
+)
+def test_damaged_chunks(
+    target: Path, compressor: Any, files: list[str], change: Callable[[bytes], bytes | None], expected: str
+) -> None:
+    write(target, arrays(), compressor=compressor)
+    for file in files:
+        edit(target, file, change)
+    assert re.search(expected, message(target))
 
 
 def test_damaged_images_leave_no_entry_in_the_store(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", arrays())
-    edit(path, "data/img/2.0.0.0", lambda raw: raw[:16] + b"\xff" * (len(raw) - 16))
+    edit(path, "data/img/2.0.0.0", wrecked)
     store = ImageStore(tmp_path / "store")
     with pytest.raises(DataError, match=r"a\.zarr: data/img: chunk file data/img/2\.0\.0\.0 cannot be decoded"):
         store.get_or_create(resized(read(path).images["top"], 4))  # type: ignore[arg-type]

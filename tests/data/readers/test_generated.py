@@ -13,8 +13,7 @@ import pytest
 import fakes
 from classact.data.actions import ActionSpace
 from classact.data.readers import declared_simulator, first_episodes, generated, last_episodes, read_demonstrations
-from classact.data.readers.embedded import PATH
-from classact.data.readers.generated import load_embedded
+from classact.data.readers.generated import EMBEDDED, load_embedded
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError, DataError
@@ -108,7 +107,7 @@ def test_episodes(written: tuple[Path, Path]) -> None:
 
 
 def test_push_ts_own_format_is_read(tmp_path: Path) -> None:
-    shutil.copy(PATH, tmp_path / "mine.npz")
+    shutil.copy(EMBEDDED, tmp_path / "mine.npz")
     data = read_demonstrations(tmp_path / "mine.npz", episodes=4)
     assert (data.name, len(data)) == ("mine", 4)
     assert np.array_equal(data[3].actions, load_embedded()[3].actions)

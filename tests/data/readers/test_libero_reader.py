@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hdf5_files import libero_attributes, libero_demo, write_robomimic
+from hdf5_files import libero_attributes, libero_demo, refusal, write_robomimic
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
@@ -16,8 +17,7 @@ from classact.data.readers import READERS, declared_simulator, reader
 from classact.data.readers.hdf5 import Hdf5Layout
 from classact.data.readers.libero import TASKS, matches, read
 from classact.data.rotations import rotation_6d_to_matrix
-from classact.data.types import Demonstrations
-from classact.errors import ClassactError, ConfigError, DataError
+from classact.errors import ClassactError, ConfigError
 
 KETCHUP = TASKS[4]
 
@@ -34,15 +34,8 @@ def write(folder: Path, task: str = KETCHUP, *, seeds: tuple[int, ...] = (0, 1),
     return write_robomimic(folder / f"{task}_demo.hdf5", demos, attributes=libero_attributes(task, words, convention))
 
 
-def load(path: Path, **options: Any) -> Demonstrations:
-    return read(path, embed=embed, **options)
-
-
-def message(path: Path, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        load(path, **options)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+load = partial(read, embed=embed)
+message = partial(refusal, load)
 
 
 @pytest.mark.parametrize("late", [True, False])

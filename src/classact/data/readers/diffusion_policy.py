@@ -222,13 +222,7 @@ def _cameras(store: Zarr2Store, layout: ZarrLayout) -> dict[str, Zarr2Array]:
 
 
 def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
-    group, _, name = layout.episode_ends.rpartition("/")
-    if name not in store.arrays(group):
-        raise DataError(
-            f"{store.path}: {layout.episode_ends} is missing, so nobody knows where episodes end. Copy or download the "
-            f"data again, or {_DECLARE}."
-        )
-    array = store.array(layout.episode_ends)
+    array = _array(store, layout, layout.episode_ends)
     if array.dtype.kind not in "iu" or len(array.shape) != 1:
         raise DataError(
             f"{array.where} has shape {array.shape} and dtype {array.dtype}, expected (E,) integers: the cumulative "

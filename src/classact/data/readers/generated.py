@@ -8,7 +8,12 @@ A file NAME.npz, format "classact-demonstrations-2":
 * ``header``: JSON, see :func:`write`.
 
 With images it is a folder: ``demonstrations.npz``, one ``images-CAMERA.npy`` (N, H, W, 3) uint8 for each camera, read
-through a memory map, and ``checksums.json``. Push-T's format 1 (:mod:`classact.data.readers.embedded`) is read as well.
+through a memory map, and ``checksums.json``.
+
+The demonstrations that come with classact, our Push-T expert's, are in "classact-demonstrations-1", which is smaller:
+integers, differences from step to step within each episode. ``actions`` (N, 2) int16 are in 1/8 px, of which the expert
+executes multiples; ``states`` (N, 5) int32 in 1/1024 px and 1/65536 rad, within 0.0005 px and 0.00001 rad of what the
+simulator had. ``sims/experts`` made them and can make them again; the header says with which settings and versions.
 """
 
 from __future__ import annotations
@@ -23,16 +28,20 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from classact.data.readers import embedded, first_episodes
+from classact.data.actions import ActionSpace
+from classact.data.readers import first_episodes
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations, ImageArray
+from classact.data.types import Demonstrations, ImageArray, IntArray, StateArray
 from classact.errors import CheckpointError, DataError
 from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import cannot_read, is_from_system
 from classact.utils.storage import atomic_path, verify_folder, write_folder
 
 DESCRIPTION = "an .npz file, or a folder with demonstrations.npz, by classact data generate"
-FORMAT = "classact-demonstrations-2"
+FORMAT, PUSHT_FORMAT = "classact-demonstrations-2", "classact-demonstrations-1"
+EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "pusht_expert.npz"
+ACTION_UNITS = np.array([8.0, 8.0])  # per px
+STATE_UNITS = np.array([1024.0, 1024.0, 1024.0, 1024.0, 65536.0])  # per px, per rad
 FILE = "demonstrations.npz"
 _ARRAYS: Mapping[str, str] = {
     "lengths": "int64",
@@ -118,6 +127,51 @@ def write(
     write_folder(out, fill)
 
 
+def write_pusht(
+    out: Path,
+    header: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    states: Sequence[StateArray],
+    actions: Sequence[StateArray],
+) -> None:
+    """Write format 1: states (L, 5) and actions (L, 2) of each episode, float64, actions multiples of 1/8 px."""
+    units = {"action_units": ACTION_UNITS.tolist(), "state_units": STATE_UNITS.tolist()}
+    arrays: dict[str, NDArray[Any]] = {
+        "seeds": np.array(seeds, dtype=np.int64),
+        "lengths": np.array([len(a) for a in actions], dtype=np.int64),
+        "actions": np.concatenate([_differences(a * ACTION_UNITS) for a in actions]).astype(np.int16),
+        "states": np.concatenate([_differences(s * STATE_UNITS) for s in states]).astype(np.int32),
+    }
+    with atomic_path(out) as temporary:
+        _write_arrays(temporary, {"format": PUSHT_FORMAT, **units, **header}, arrays)
+
+
+def _differences(values: StateArray) -> StateArray:
+    return np.diff(np.round(values), axis=0, prepend=0.0)
+
+
+def _read_pusht(header: dict[str, Any], arrays: dict[str, NDArray[Any]], source: str, name: str) -> Demonstrations:
+    ends = np.cumsum(arrays["lengths"], dtype=np.int64)
+
+    def summed(differences: IntArray) -> IntArray:
+        parts = np.split(differences, ends[:-1])
+        return np.concatenate([np.cumsum(part, axis=0, dtype=np.int64) for part in parts])
+
+    states = summed(arrays["states"]) / np.array(header["state_units"])
+    return Demonstrations(
+        name=name,
+        episode_ends=ends,
+        actions=(summed(arrays["actions"]) / np.array(header["action_units"])).astype(np.float32),
+        proprioception=states[:, :2].astype(np.float32),
+        states=states,
+        source=source,
+        schema=Schema(("top",), (("agent_pos", 2),), actions=ActionSpace.points()),
+        simulator="pusht",
+        versions=header.get("packages", {}),
+    )
+
+
 def _write_arrays(path: Path, header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     with path.open("wb") as file:
@@ -157,8 +211,8 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
     file = path / FILE if path.is_dir() else path
     header, arrays = _load(file)
     try:
-        if header["format"] == embedded.FORMAT:
-            return first_episodes(embedded.demonstrations(header, arrays, str(file), name), episodes)
+        if header["format"] == PUSHT_FORMAT:
+            return first_episodes(_read_pusht(header, arrays, str(file), name), episodes)
         shown = header["images"]
         data = Demonstrations(
             name=name,
@@ -186,7 +240,7 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
 
 def load_embedded() -> Demonstrations:
     """The demonstrations in the package."""
-    return replace(read(embedded.PATH), name=embedded.NAME)
+    return replace(read(EMBEDDED), name="pusht-expert")
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -214,10 +268,9 @@ def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any]
             f"{path} holds no demonstrations by classact: its arrays are {', '.join(found) or 'none'}, expected "
             f"header, {', '.join(_ARRAYS)}."
         )
-    if header["format"] not in (FORMAT, embedded.FORMAT):
+    if header["format"] not in (FORMAT, PUSHT_FORMAT):
         raise DataError(
-            f"{path}: expected format {FORMAT!r} or {embedded.FORMAT!r}, got {header['format']!r}. Use a newer "
-            f"classact."
+            f"{path}: expected format {FORMAT!r} or {PUSHT_FORMAT!r}, got {header['format']!r}. Use a newer classact."
         )
     if header["format"] == FORMAT:
         for key, dtype in _ARRAYS.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.readers import embedded, generated
+from classact.data.readers import generated
 from classact.data.readers.hdf5 import UNKNOWN
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
@@ -112,7 +112,7 @@ def generate_demonstrations(
     tried, reasons = plan.counts(seeds)
     if planned and shift is None:  # as the embedded demonstrations are stored
         header = facts | {"episodes": episodes, "attempts": tried, "not_kept": tried - episodes}
-        embedded.write_file(
+        generated.write_pusht(
             out,
             header,
             seeds=seeds,
