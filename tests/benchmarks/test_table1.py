@@ -807,7 +807,7 @@ def test_no_process_loses_anothers_cells(tmp_path: Path) -> None:
 def test_processes_share_a_table_and_compute_nothing_twice(tmp_path: Path, data: Path) -> None:
     asked = protocol(data)
     known = runner._data(asked, quiet=True)
-    known.card()
+    known.metadata()
     _processes("fork", table1_runner.share, *((str(tmp_path), asked, known, 1 + part) for part in range(3)))
     results = read_json(tmp_path / "results.json")
     assert {cell["status"] for cell in results["cells"].values()} == {"done"}

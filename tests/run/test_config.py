@@ -16,7 +16,7 @@ from classact.objectives import OBJECTIVES, objective_config
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_objective
-from classact.run.recording import add_time, new_card
+from classact.run.recording import add_time, new_metadata
 from classact.utils.codec import from_json, to_json
 from classact.utils.storage import write_json
 
@@ -96,7 +96,7 @@ def test_settings_are_read_without_torch() -> None:
 
 def test_what_a_folder_says_beside_settings_comes_back(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    card = new_card("Mine")
+    card = new_metadata("Mine")
     write_json(run.config, card | {"settings": {}, "note": "what others wrote"})
     add_time(run, "training", 1.5)
     info = run.info()

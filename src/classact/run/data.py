@@ -31,7 +31,7 @@ from classact.utils.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 SAME = ("fingerprint", "schema", "images")
-"""What a run's card says of its data that must stay as it is."""
+"""What a run's metadata says of its data that must stay as it is."""
 
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
@@ -61,7 +61,7 @@ class RunData:
 
     def check_unchanged(self, run: Run) -> None:
         """Refuse data that are others than those that a run's encoder was learned on, naming the first difference."""
-        if difference := other_data(run.read_config().get("data") or {}, self.card()):
+        if difference := other_data(run.read_config().get("data") or {}, self.metadata()):
             raise ConfigError(
                 f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
                 f"them back, or start another run."
@@ -100,7 +100,7 @@ class RunData:
         if warning := check_versions(data, spec, rendered=bool(rendered)):
             logger.warning("%s", warning)
 
-    def card(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a run's folder remembers of its data. The images are those recorded ones that the encoder sees."""
         data = self.recorded
         used = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
@@ -160,12 +160,11 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
 
 
 def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """What of :data:`SAME` differs between two cards of data, with both values; None where nothing does, or one lacks
-    it."""
+    """What of :data:`SAME` differs between the metadata of two data sets, with both values; None where nothing does."""
     for key in SAME:
         if key in known and key in found:
             # Which other views there are decides nothing.
-            before, now = (without(card[key], "cameras") for card in (known, found))
+            before, now = (without(metadata[key], "cameras") for metadata in (known, found))
             if difference := first_difference(before, now, f"data.{key}"):
                 return difference
     return None

@@ -124,12 +124,12 @@ class Run:
         expected = "Expected a folder written by 'classact pretrain'."
         if not there:
             raise DataError(f"{self.config} does not exist. {expected}")
-        card = self.read_config()
-        if not isinstance(card.get("settings"), dict):
+        metadata = self.read_config()
+        if not isinstance(metadata.get("settings"), dict):
             raise DataError(f"{self.config} holds no settings of a run. {expected}")
-        settings = from_json(RunConfig, card["settings"], f"{self.config}: settings")
+        settings = from_json(RunConfig, metadata["settings"], f"{self.config}: settings")
         moved: dict[str, Any] = {}
-        for name, beside in (card.get("beside") or {}).items():
+        for name, beside in (metadata.get("beside") or {}).items():
             path, now = getattr(settings, name), self.root / beside
             if path and path not in EMBEDDED and not Path(path).exists() and now.exists():
                 moved[name] = whole_path(str(now))
@@ -137,8 +137,8 @@ class Run:
 
     def info(self) -> RunInfo:
         """Where and when it was made, and how long its stages took."""
-        card = self.read_config()
-        known = {field.name: card[field.name] for field in fields(RunInfo) if field.name in card}
+        metadata = self.read_config()
+        known = {field.name: metadata[field.name] for field in fields(RunInfo) if field.name in metadata}
         return from_json(RunInfo, known, str(self.config))
 
     def head_settings(self, name: str) -> HeadRunConfig:

@@ -73,7 +73,7 @@ class Pipeline(Work["Pipeline"]):
         for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
             make_simulator(self.simulator, image_size=size, shift=shift).close()
         self.source = RunData(config, quiet=self.quiet)
-        self.data_card: dict[str, Any] = {}
+        self.data_metadata: dict[str, Any] = {}
         """What the data are; empty before they are read."""
         self.ranks.on_first(self._check_folder)
 
@@ -83,7 +83,7 @@ class Pipeline(Work["Pipeline"]):
             self.check_same()
             # Data of another place are looked at: the place decides nothing, what they are does.
             if self._known().data != self.config.data:
-                self.data_card = self.source.card()
+                self.data_metadata = self.source.metadata()
             self.claim_folder()
             analysis.remove_leftovers(self.run)
 
@@ -92,16 +92,16 @@ class Pipeline(Work["Pipeline"]):
 
     def difference(self) -> str | None:
         """What of the settings, or of the data, is not as the run was started with."""
-        card, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
+        metadata, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
         return (
             other_objective(known, self.config)
             or first_difference(identity(known, flags), identity(self.config, flags), "settings")
-            or other_data(card["data"], self.data_card)
+            or other_data(metadata["data"], self.data_metadata)
         )
 
     def claim_folder(self) -> None:
         """Write settings and data into the folder, or compare them with those that it was started with."""
-        settings, data = self.config, self.data_card
+        settings, data = self.config, self.data_metadata
         if started(self.run):
             known, data = self._known(), data or self.run.read_config()["data"]
             kept = {name: getattr(known, name) for name in KEPT_FIELDS if getattr(settings, name) is None}
@@ -185,7 +185,7 @@ def read(work: Pipeline) -> Demonstrations:
     data.schema.columns(config.keys)
 
     def claim() -> None:
-        work.data_card = work.source.card()
+        work.data_metadata = work.source.metadata()
         work.claim_folder()
 
     work.ranks.on_first(claim)

@@ -19,7 +19,7 @@ from classact.utils.progress import progress_bar
 from classact.utils.storage import slug
 
 
-def new_card(title: str) -> dict[str, Any]:
+def new_metadata(title: str) -> dict[str, Any]:
     """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     made: dict[str, Any] = to_json(RunInfo(title, versions(), hardware(), created, timings={}))
@@ -29,10 +29,10 @@ def new_card(title: str) -> dict[str, Any]:
 def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
     """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
 
-    def change(card: dict[str, Any]) -> dict[str, Any]:
-        before = 0.0 if again else card["timings"].get(stage, 0.0)
-        card["timings"][stage] = round(before + seconds, 2)
-        return card
+    def change(metadata: dict[str, Any]) -> dict[str, Any]:
+        before = 0.0 if again else metadata["timings"].get(stage, 0.0)
+        metadata["timings"][stage] = round(before + seconds, 2)
+        return metadata
 
     run.update_config(change)
 

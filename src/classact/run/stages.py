@@ -18,7 +18,7 @@ from classact.policies import Policy
 from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
-from classact.run.recording import add_time, evaluation_name, new_card, roll_out
+from classact.run.recording import add_time, evaluation_name, new_metadata, roll_out
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import EngineConfig
 from classact.utils.locks import Hold, own
@@ -154,13 +154,13 @@ class Work(ABC, Generic[W]):
             # Until all is learned, or this object is gone: another training would write into the same files.
             self.hold = own(self.folder.root)
         self.check_same()
-        card: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
         if not started(self.folder):
             # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
-            card = new_card(title)
+            metadata = new_metadata(title)
             self.folder.train_log.unlink(missing_ok=True)
             self.run.drop_intermediate(self.stage)
-        self.folder.update_config(lambda now: (card or now) | made)
+        self.folder.update_config(lambda now: (metadata or now) | made)
 
     # -- training and rollouts ---------------------------------------------------------------------
 
