@@ -112,17 +112,9 @@ def matrix_to_axis_angle(matrix: NDArray[F]) -> NDArray[F]:
 
 
 def geodesic_distance(one: NDArray[F], other: NDArray[F]) -> NDArray[F]:
-    """Angle (radians, 0..pi) of the rotation between (..., 3, 3) matrices, which broadcast: shape (...).
-
-    The angle's sine and cosine are both read off, so that it is exact to rounding near 0 (where the usual arccos of
-    the trace loses half the digits) and near pi.
-    """
-    a, b = _rotation_matrices(one), _rotation_matrices(other)
-    m = np.swapaxes(a, -1, -2) @ b
-    twice_sine = np.sqrt(
-        (m[..., 2, 1] - m[..., 1, 2]) ** 2 + (m[..., 0, 2] - m[..., 2, 0]) ** 2 + (m[..., 1, 0] - m[..., 0, 1]) ** 2
-    )
-    angle: NDArray[np.float64] = np.arctan2(twice_sine, np.trace(m, axis1=-2, axis2=-1) - 1)
+    """Angle (radians, 0..pi) of the rotation between (..., 3, 3) matrices, which broadcast: shape (...)."""
+    between = np.swapaxes(_rotation_matrices(one), -1, -2) @ _rotation_matrices(other)
+    angle = _flat(between, lambda flat: _scipy().from_matrix(flat).magnitude(), 2, ())
     return angle.astype(np.result_type(one, other))
 
 
@@ -214,7 +206,7 @@ def _flat(
     lead = values.shape[: values.ndim - own]
     if 0 in lead:
         return np.zeros((*lead, *tail))
-    return np.asarray(function(values.reshape(-1, *values.shape[values.ndim - own :])).reshape(*lead, *tail))
+    return np.asarray(function(values.reshape(-1, *values.shape[values.ndim - own :])).reshape((*lead, *tail)))
 
 
 def _scipy() -> Any:
