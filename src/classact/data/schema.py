@@ -83,10 +83,6 @@ class Schema:
         """D_p, the sizes of all keys together."""
         return sum(size for _, size in self.proprioception)
 
-    def sizes(self) -> str:
-        """Proprioception keys with their sizes, for messages."""
-        return ", ".join(f"{key} {size}" for key, size in self.proprioception) or "none"
-
     def columns(self, keys: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Dimensions of (D_p,) proprioception that ``keys`` occupy, in their order; all where None.
 

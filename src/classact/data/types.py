@@ -145,7 +145,8 @@ class Demonstrations:
         if schema.proprioception_dim != proprioception:
             raise DataError(
                 f"{where}: the schema declares {schema.proprioception_dim} dimensions of proprioception "
-                f"({schema.sizes()}), the data have {proprioception}. Declare the keys that are recorded."
+                f"({', '.join(f'{key} {size}' for key, size in schema.proprioception) or 'none'}), the data have "
+                f"{proprioception}. Declare the keys that are recorded."
             )
         if schema.language != language:
             raise DataError(
