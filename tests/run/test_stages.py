@@ -22,7 +22,7 @@ from classact.run.pretrain import Pipeline, pictures, pretraining, rollouts
 from classact.run.stages import Stage, due
 
 
-def stage(leaves: str, *needs: str) -> Stage[Any]:
+def stage(leaves: str, *needs: str) -> Stage:
     return Stage(leaves, needs, leaves, lambda _: leaves)
 
 
@@ -44,7 +44,7 @@ def test_only_what_is_missing_and_needed_is_due(wanted: list[str], there: str, e
     assert "".join(found.name for found in due(CHAIN, wanted, lambda name: name in there)) == expected
 
 
-def all_stages() -> list[tuple[Stage[Any], ...]]:
+def all_stages() -> list[tuple[Stage, ...]]:
     config = from_preset("debug")
     objectives = [
         replace(config, pretrain=with_objective(config.pretrain, objective_config(name))) for name in OBJECTIVES
@@ -80,7 +80,7 @@ def config(data: Path) -> RunConfig:
 def monitored(work: Any, seen: list[str]) -> Any:
     """Every stage that is done is noted by what it leaves."""
 
-    def noting(one: Stage[Any]) -> Callable[[Any], Any]:
+    def noting(one: Stage) -> Callable[[Any], Any]:
         def do(work: Any) -> Any:
             seen.append(one.leaves)
             return one.do(work)

@@ -36,7 +36,7 @@ RESERVED = ("retrieval",)
 """Names that the run's own evaluations have."""
 
 
-class HeadPipeline(Work["HeadPipeline"]):
+class HeadPipeline(Work):
     """The stages of one head of a run.
 
     Args:
@@ -186,7 +186,7 @@ def load_policy(work: HeadPipeline) -> ParametricPolicy:
     return ParametricPolicy.load(work.folder.policy, device=work.device, **acting)
 
 
-FINETUNING: tuple[Stage[HeadPipeline], ...] = (
+FINETUNING: tuple[Stage, ...] = (
     Stage("read demonstrations", (), "demonstrations", read, time="own"),
     Stage("images", ("demonstrations",), "frames", lambda work: work.source.frames(work.ranks), time="own"),
     Stage("training", ("frames",), "policy", train, attrgetter("policy"), load_policy, time="own"),

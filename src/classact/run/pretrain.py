@@ -39,7 +39,7 @@ from classact.utils.ranks import Ranks
 logger = logging.getLogger(__name__)
 
 
-class Pipeline(Work["Pipeline"]):
+class Pipeline(Work):
     """The stages of one run.
 
     Raises:
@@ -135,7 +135,7 @@ class Pipeline(Work["Pipeline"]):
         """Latent map, neighbours and videos of the learned policy."""
         self._again([pictures(self.config)])
 
-    def _again(self, stages: Sequence[Stage[Pipeline]]) -> list[str]:
+    def _again(self, stages: Sequence[Stage]) -> list[str]:
         """Do stages whether they are done or not; returns the names of what they leave."""
         names = [stage.leaves for stage in stages]
         for name in names:
@@ -251,7 +251,7 @@ def build(work: Pipeline) -> RetrievalPolicy:
     return policy
 
 
-def pretraining(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
+def pretraining(config: RunConfig) -> tuple[Stage, ...]:
     """The stages of a pre-training, in their order."""
     objective, kept = config.pretrain.objective, (attrgetter("encoder"), load_encoder)
     timed: Literal["added", "own"] = "added" if objective.needs_similarity else "own"
@@ -274,10 +274,10 @@ def pretraining(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
     )
 
 
-def rollouts(config: RunConfig) -> tuple[Stage[Pipeline], ...]:
+def rollouts(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that roll out the policies of a run: the learned one, and baselines."""
 
-    def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage[Pipeline]:
+    def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage:
         return Stage(f"evaluate {encoder}", needs, f"rollouts of {encoder}", do, time="repeated", together=False)
 
     stages = [stage(config.label, ("policy",), lambda work: work.roll_out(work.policy, "retrieval"))]
@@ -303,7 +303,7 @@ def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
     return work.roll_out(state_policy(data, work.simulator), "retrieval", "state")
 
 
-def pictures(config: RunConfig) -> Stage[Pipeline]:
+def pictures(config: RunConfig) -> Stage:
     """The stage that shows what a run has learned."""
     needs = ("policy", "frames", f"rollouts of {config.label}")
     return Stage("pictures and videos", needs, "pictures", draw, time="repeated", together=False)

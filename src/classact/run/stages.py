@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 from classact.data.types import RolloutResult
 from classact.errors import CheckpointError, ConfigError
@@ -26,11 +26,9 @@ from classact.utils.machine import choose_device
 from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
 
-W = TypeVar("W")
-
 
 @dataclass(frozen=True)
-class Stage(Generic[W]):
+class Stage:
     """One stage of a training.
 
     Attributes:
@@ -48,14 +46,14 @@ class Stage(Generic[W]):
     name: str
     needs: tuple[str, ...]
     leaves: str
-    do: Callable[[W], Any]
+    do: Callable[[Any], Any]
     kept: Callable[[Run], Path] | None = None
-    load: Callable[[W], Any] | None = None
+    load: Callable[[Any], Any] | None = None
     time: Literal["added", "repeated", "own"] = "added"
     together: bool = True
 
 
-def due(stages: Sequence[Stage[W]], wanted: Sequence[str], there: Callable[[str], bool]) -> list[Stage[W]]:
+def due(stages: Sequence[Stage], wanted: Sequence[str], there: Callable[[str], bool]) -> list[Stage]:
     """Those stages, in their order, that must be done for what is wanted and what those need that is not there yet."""
     missing = {name for name in wanted if not there(name)}
     found = []
@@ -66,7 +64,7 @@ def due(stages: Sequence[Stage[W]], wanted: Sequence[str], there: Callable[[str]
     return found[::-1]
 
 
-class Work(ABC, Generic[W]):
+class Work(ABC):
     """A training in the making: its folder, who computes, and what stages have left so far.
 
     Args:
@@ -78,7 +76,7 @@ class Work(ABC, Generic[W]):
         engine: how training is computed.
     """
 
-    stages: tuple[Stage[W], ...]
+    stages: tuple[Stage, ...]
     stage: str
     """In intermediate.jsonl: "pretrain" or "heads/NAME"."""
     advice: str
@@ -98,17 +96,28 @@ class Work(ABC, Generic[W]):
     def __getitem__(self, name: str) -> Any:
         """What a stage has left, read from its folder where it is not in memory."""
         if name not in self.left:
-            kept = [stage.load for stage in self.stages if stage.leaves == name and self._is_kept(stage)]
-            if not kept or kept[0] is None:
+            load = self._kept(name)
+            if load is None:
                 raise CheckpointError(f"{self.folder.root} has no {name} yet: it has not been made.")
-            self.left[name] = kept[0](self)  # type: ignore[arg-type]
+            self.left[name] = load(self)
         return self.left[name]
+
+    def _kept(self, name: str) -> Callable[[Any], Any] | None:
+        """What reads something from its folder; None where it is not there."""
+        for stage in self.stages:
+            if stage.leaves == name and stage.kept is not None and stage.kept(self.folder).is_dir():
+                return stage.load
+        return None
 
     def make(self, *names: str) -> None:
         """Do the stages that are due for what is wanted. On ranks other than the first, only those that are shared."""
         if self.ranks.world == 1 and not self.ranks.first:
             return
-        chosen = self.ranks.on_first(lambda: [stage.leaves for stage in due(self.stages, names, self.is_there)])
+
+        def there(name: str) -> bool:
+            return name in self.left or self._kept(name) is not None
+
+        chosen = self.ranks.on_first(lambda: [stage.leaves for stage in due(self.stages, names, there)])
         for stage in self.stages:
             if stage.leaves not in chosen:
                 continue
@@ -117,16 +126,9 @@ class Work(ABC, Generic[W]):
                 if not self.ranks.first:
                     return
             begin = time.perf_counter()
-            self.left[stage.leaves] = value = stage.do(self)  # type: ignore[arg-type]
+            self.left[stage.leaves] = value = stage.do(self)
             if value is not None and stage.time != "own" and self.ranks.first:
                 add_time(self.folder, stage.name, time.perf_counter() - begin, again=stage.time == "repeated")
-
-    def is_there(self, name: str) -> bool:
-        """Whether something that a stage leaves is in memory, or in its folder."""
-        return name in self.left or any(stage.leaves == name and self._is_kept(stage) for stage in self.stages)
-
-    def _is_kept(self, stage: Stage[W]) -> bool:
-        return stage.kept is not None and stage.kept(self.folder).is_dir()
 
     def part(self) -> None:
         """Ranks have nothing more to do together."""
