@@ -55,11 +55,7 @@ def forget_output() -> None:
 
 
 def say(text: str = "") -> None:
-    """Print lines to standard output as they are; with none, what was printed before is sent off.
-
-    Raises:
-        ClassactError: they cannot be written, on a full disk, for example.
-    """
+    """Print lines to standard output as they are; with none, what was printed before is sent off."""
     _make_lenient()
     try:
         print(text, end="\n" if text else "", flush=True)
@@ -77,8 +73,7 @@ def _unwritten(error: OSError) -> ClassactError:
 def console() -> Any:
     """A terminal for tables; names of files may hold brackets, so there is no markup.
 
-    Tables fold names in narrow lines, and keep numbers whole: where not even folded names leave room for them, lines
-    are longer than the terminal's.
+    Tables fold names in narrow lines and keep numbers whole, in lines that are longer than the terminal's if need be.
     """
     from rich.console import Console
     from rich.measure import Measurement

@@ -84,12 +84,7 @@ PATIENCE = 300.0
 
 
 def hold_action(sim: Simulator) -> FloatArray:
-    """(D_a,) the action that keeps an arm, or Push-T's agent, where it is.
-
-    Raises:
-        ConfigError: an action space that proprioception does not say this of, of a simulator whose entry names no other
-            way.
-    """
+    """(D_a,) the action that keeps an arm, or Push-T's agent, where it is."""
     spec = sim.spec
     if spec.name in SIMULATORS and (hold := SIMULATORS[spec.name].hold) is not None:
         return np.asarray(resolve(hold)(sim), np.float32)
@@ -108,11 +103,7 @@ def hold_action(sim: Simulator) -> FloatArray:
 
 
 def try_simulator(name: str) -> str:
-    """Start a simulator, step it and render it, and say how fast.
-
-    Raises:
-        Exception: whatever is wrong with it.
-    """
+    """Start a simulator, step it and render it, and say how fast."""
     sim = make_simulator(name)
     try:
         sim.reset(0)

@@ -119,9 +119,6 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     """The head's settings: the preset or the file, changed by the flags that were given.
 
     How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
-
-    Raises:
-        ConfigError: settings that are unknown or contradict each other.
     """
     from classact.run.finetune import head_settings, usual_evaluation
     from classact.run.folder import Run

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from classact import __version__
 from classact.cli import COMMANDS
 from classact.cli.console import forget_output, prepare_streams, say
 from classact.errors import ClassactError, TrainingInterrupted
@@ -53,17 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if arguments[:1] == ["--version"]:
-        from classact import __version__
-
         say(__version__)
         return 0
-    if not arguments or arguments[0] in ("-h", "--help"):
+    words = 2 if arguments and arguments[0] in _GROUPS else 1
+    if len(arguments) < words or arguments[words - 1] in ("-h", "--help"):
         say(_usage())
-        return 0 if arguments else 2
-    if arguments[0] in _GROUPS and (not arguments[1:] or arguments[1] in ("-h", "--help")):
-        say(_usage())
-        return 0 if arguments[1:] else 2
-    words = 2 if arguments[0] in _GROUPS else 1
+        return 2 if len(arguments) < words else 0
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -112,12 +112,9 @@ def _setting(config: SimilarityConfig) -> str:
 
 
 def histogram_lines(histogram: Mapping[str, Sequence[float]], threshold: float, width: int = WIDTH) -> list[str]:
-    """A histogram over logarithmic bins as one line of bars, and a line beneath that shows range and threshold.
+    """A histogram over logarithmic bins as a line of bars of at most ``width``, above range and threshold.
 
-    Args:
-        histogram: edges (B + 1,), from 0, then ascending by equal factors; counts (B,).
-        threshold: marked where it lies.
-        width: characters, at most.
+    Its edges (B + 1,) begin with 0, then ascend by equal factors.
     """
     edges, counts = list(histogram["edges"]), list(histogram["counts"])
     filled = [b for b, count in enumerate(counts) if count]
