@@ -530,7 +530,7 @@ def test_unusable_actions(chunks: Any, message: str) -> None:
 @pytest.mark.parametrize("change", [{"episodes": 0}, {"workers": -1}, {"max_steps": 0}])
 def test_config_refuses(change: dict[str, int]) -> None:
     key, value = next(iter(change.items()))
-    with pytest.raises(ConfigError, match=f"{key} {value}"):
+    with pytest.raises(ConfigError, match=f"expected {key} >= [01], got {value}"):
         replace(SHORT, **change)
 
 

@@ -310,7 +310,7 @@ def test_jsonl_damaged_in_the_middle(tmp_path: Path) -> None:
         read_jsonl(path)
 
 
-# Arrays and sealed folders
+# Arrays and checksummed folders
 
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_arrays_missing_or_damaged(tmp_path: Path, keep: int) -> None:
 
 
 @pytest.fixture
-def sealed(tmp_path: Path) -> Path:
+def checksummed(tmp_path: Path) -> Path:
     def fill(folder: Path) -> None:
         (folder / "part").mkdir()
         (folder / "config.json").write_text("{}")
@@ -345,35 +345,35 @@ def sealed(tmp_path: Path) -> Path:
     return tmp_path / "step-00000010"
 
 
-def test_sealed_folder_verifies(sealed: Path) -> None:
-    verify_folder(sealed)
-    assert read_json(sealed / "checksums.json")["part/weights"] == [100, sha256_file(sealed / "part" / "weights")]
+def test_whole_folders_verify(checksummed: Path) -> None:
+    verify_folder(checksummed)
+    weights = checksummed / "part" / "weights"
+    assert read_json(checksummed / "checksums.json")["part/weights"] == [100, sha256_file(weights)]
 
 
-def test_truncated_file(sealed: Path) -> None:
-    os.truncate(sealed / "part" / "weights", 60)
-    with pytest.raises(CheckpointError, match=r"part/weights has 60 bytes, expected 100: it was truncated"):
-        verify_folder(sealed)
-
-
-def test_changed_file(sealed: Path) -> None:
-    (sealed / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"config\.json has SHA-256 \w{12}\.\.\., expected \w{12}\.\.\."):
-        verify_folder(sealed)
-
-
-def test_missing_file(sealed: Path) -> None:
-    (sealed / "part" / "weights").unlink()
-    with pytest.raises(CheckpointError, match=r"part/weights is missing: .*step-00000010 is incomplete"):
-        verify_folder(sealed)
-
-
-def test_folder_without_seal_or_no_folder(sealed: Path) -> None:
-    (sealed / "checksums.json").unlink()
-    with pytest.raises(CheckpointError, match=r"checksums\.json does not exist"):
-        verify_folder(sealed)
-    with pytest.raises(CheckpointError, match="nothing does not exist or is not a folder"):
-        verify_folder(sealed / "nothing")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: os.truncate(folder / "part" / "weights", 60),
+            "part/weights has 60 bytes, expected 100",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text("[]"),
+            r"config\.json has SHA-256 \w{12}\.\.\., expected \w{12}\.\.\.",
+        ),
+        (
+            lambda folder: (folder / "part" / "weights").unlink(),
+            "part/weights is missing: .*step-00000010 is inc",
+        ),
+        (lambda folder: (folder / "checksums.json").unlink(), r"checksums\.json does not exist"),
+        (shutil.rmtree, "step-00000010 does not exist or is not a folder"),
+    ],
+)
+def test_damaged_folders_are_named(checksummed: Path, damage: Callable[[Path], Any], message: str) -> None:
+    damage(checksummed)
+    with pytest.raises(CheckpointError, match=message):
+        verify_folder(checksummed)
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classact.errors import ConfigError
 from classact.policies.config import ControlConfig
+from classact.utils.limits import check_range
 
 FIRST_SEED = 100_000
 """Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
@@ -36,11 +36,8 @@ class EvaluationConfig:
     ensemble: float | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.workers < 0 or (self.max_steps is not None and self.max_steps < 1):
-            raise ConfigError(
-                f"expected episodes >= 1, workers >= 0 and max_steps >= 1, got episodes {self.episodes}, workers "
-                f"{self.workers}, max_steps {self.max_steps}."
-            )
+        check_range(self, "episodes", "max_steps", least=1)
+        check_range(self, "workers", least=0)
         _ = self.control
 
     @property

@@ -42,7 +42,7 @@ def check_range(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuse a dataclass with a number outside of the range that ``names`` share; NaN is outside of every one.
+    """Refuse a dataclass with a number outside of the range that ``names`` share; None is in every one, NaN in none.
 
     Numbers are larger than ``above`` or not smaller than ``least``, smaller than ``below`` or not larger than ``most``.
 
@@ -53,7 +53,7 @@ def check_range(
     right = ((below, "<", operator.lt), (most, "<=", operator.le))
     for name in names:
         value = getattr(config, name)
-        if not all(limit is None or holds(value, limit) for limit, _, holds in (*left, *right)):
+        if value is not None and not all(limit is None or holds(value, limit) for limit, _, holds in (*left, *right)):
             lower = [f"{limit:g} {sign} " for limit, sign, _ in left if limit is not None]
             upper = [f" {sign} {limit:g}" for limit, sign, _ in right if limit is not None]
             if not upper:
