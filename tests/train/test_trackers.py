@@ -18,7 +18,7 @@ import pytest
 
 from classact.errors import ConfigError, MissingDependencyError, StorageError
 from classact.train import trackers
-from classact.train.trackers import Trackers, make_trackers, numbers_of
+from classact.train.trackers import Trackers, numbers_of
 from classact.utils.storage import read_json, read_jsonl
 
 ROW = {"steps": 10, "epoch": 0.5, "loss": 1.25, "note": "warm-up", "ok": True, "bad": float("inf")}
@@ -48,8 +48,14 @@ class Recorder:
             raise RuntimeError("cannot finish")
 
 
+def tracked(folder: Path, *recorders: Recorder) -> Trackers:
+    made = Trackers(folder=folder)
+    made.trackers += recorders  # type: ignore[arg-type]
+    return made
+
+
 def test_rows_go_to_the_file_whatever_is_asked_for(tmp_path: Path) -> None:
-    with closing(make_trackers([], tmp_path, config={})) as found:
+    with closing(Trackers(folder=tmp_path)) as found:
         found.log(20, {"loss": 1.0, "note": "a"})
         found.log(20, {"loss": np.float32(0.5)})  # again, after a resume
     assert read_jsonl(tmp_path / "train.jsonl") == [{"step": 20, "loss": 1.0, "note": "a"}, {"step": 20, "loss": 0.5}]
@@ -57,19 +63,19 @@ def test_rows_go_to_the_file_whatever_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_row_that_names_its_step_has_it_once(tmp_path: Path) -> None:
-    make_trackers([], tmp_path, config={}).log(3, {"step": 3, "steps": 4})
+    Trackers(folder=tmp_path).log(3, {"step": 3, "steps": 4})
     assert (tmp_path / "train.jsonl").read_text() == '{"step": 3, "steps": 4}\n'
 
 
 def test_without_a_folder_nothing_is_written() -> None:
-    found = make_trackers([], None, config={})
+    found = Trackers()
     found.log(1, ROW)
     found.close()
 
 
 def test_trackers_get_the_numbers_of_a_row(tmp_path: Path) -> None:
     recorder = Recorder()
-    with closing(Trackers(tmp_path / "train.jsonl", [recorder])) as found:
+    with closing(tracked(tmp_path, recorder)) as found:
         found.log(7, {"step": 7, "n": np.int64(2), "loss": np.float32(0.5), "nothing": None, "list": [1], "note": "1"})
     assert recorder.rows == [(7, {"n": 2.0, "loss": 0.5})]
     assert recorder.closed == 1
@@ -83,7 +89,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_rest_goes_on(
     tmp_path: Path, fail: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, sound = Recorder(fail), Recorder()
-    with caplog.at_level(logging.WARNING), closing(Trackers(tmp_path / "train.jsonl", [broken, sound])) as found:
+    with caplog.at_level(logging.WARNING), closing(tracked(tmp_path, broken, sound)) as found:
         for step in range(3):
             found.log(step, {"loss": 1.0})
     (record,) = caplog.records
@@ -98,12 +104,12 @@ def test_a_tracker_that_fails_is_left_out_and_the_rest_goes_on(
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").mkdir()
     with pytest.raises(StorageError, match=r"cannot write .*train.jsonl"):
-        make_trackers([], tmp_path, config={}).log(1, {"loss": 1.0})
+        Trackers(folder=tmp_path).log(1, {"loss": 1.0})
 
 
 def test_trackers_need_a_folder() -> None:
     with pytest.raises(ConfigError, match="the trackers wandb, tensorboard keep files beside the training"):
-        make_trackers(["wandb", "tensorboard"], None, config={})
+        Trackers(["wandb", "tensorboard"], None)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
@@ -113,7 +119,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, name: str, monkeypatc
     with pytest.raises(
         MissingDependencyError, match=rf"the tracker '{name}' needs .* pip install 'classact\[{name}\]'"
     ):
-        make_trackers([name], tmp_path, config={})
+        Trackers([name], tmp_path)
 
 
 def test_a_tracker_that_cannot_start_closes_those_that_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,14 +131,14 @@ def test_a_tracker_that_cannot_start_closes_those_that_did(tmp_path: Path, monke
     monkeypatch.setattr(trackers, "TRACKERS", {"recorder": lambda *_: recorder, "wandb": refuse})
     message = r"the tracker 'wandb' could not start \(ValueError: no account\). Repair that, or leave it out"
     with pytest.raises(ConfigError, match=message):
-        make_trackers(["recorder", "wandb"], tmp_path, config={})
+        Trackers(["recorder", "wandb"], tmp_path)
     assert recorder.closed == 1
 
 
 def test_what_trackers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
     monkeypatch.setattr(trackers, "TRACKERS", {"recorder": lambda *told: opened.append(told) or Recorder()})
-    make_trackers(["recorder", "recorder"], tmp_path, config={"path": tmp_path, "nested": {"k": (1, 2)}}, start=3)
+    Trackers(["recorder", "recorder"], tmp_path, config={"path": tmp_path, "nested": {"k": (1, 2)}}, start=3)
     # A name that is given twice is one tracker.
     assert opened == [(tmp_path, {"path": str(tmp_path), "nested": {"k": [1, 2]}}, 3)]
 
@@ -142,9 +148,9 @@ def test_what_trackers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from classact.train.trackers import make_trackers
+from classact.train.trackers import Trackers
 name, folder, first, last, end = sys.argv[1:]
-found = make_trackers([name], Path(folder), config={"batch_size": 160, "crop": {"size": 56}},
+found = Trackers([name], Path(folder), config={"batch_size": 160, "crop": {"size": 56}},
                       start=int(first) - 1)
 for step in range(int(first), int(last) + 1):
     found.log(step, {"steps": 9, "loss": float(step), "note": "text"})

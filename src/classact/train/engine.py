@@ -50,7 +50,7 @@ from classact.train.checkpoints import (
 from classact.train.config import EngineConfig, OptimizerConfig
 from classact.train.loader import ImageLoader, ResidentLoader, describe_bytes, free_memory, make_loader
 from classact.train.optim import learning_rate
-from classact.train.trackers import Trackers, make_trackers, require
+from classact.train.trackers import Trackers, require
 from classact.utils.codec import first_difference, to_json, without
 from classact.utils.interruptions import interruptible
 from classact.utils.locks import Hold, own
@@ -440,11 +440,11 @@ class Training(ABC):
 
         def start() -> None:
             settings = self.identity() if self.engine.trackers else {}
-            opened.append(make_trackers(self.engine.trackers, self.folder, config=settings, start=self.step))
+            opened.append(Trackers(self.engine.trackers, self.folder, settings, self.step))
 
         with self._connected():
             self.ranks.on_first(start)  # its errors reach all, as above
-        return opened[0] if opened else Trackers(None)
+        return opened[0] if opened else Trackers()
 
     def _stopped(self, interrupted: bool, saves: bool) -> bool:
         if self.ranks.world == 1:

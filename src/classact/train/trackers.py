@@ -36,12 +36,37 @@ class Trackers:
     goes wrong with ``train.jsonl`` is an error.
 
     Args:
-        path: of the JSONL file; None writes none.
-        trackers: the others.
+        names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in ``folder/wandb``,
+            sent with ``wandb sync``, those of a run that was continued with ``wandb sync --append``; the variable
+            WANDB_MODE may be "online", which needs an account). Rows go to ``folder/train.jsonl`` in any case.
+        folder: of the training, whose name the run has there; None tracks nothing.
+        config: settings to show beside the numbers.
+        start: updates done already, where a training is continued. Such a folder continues the same run.
+
+    Raises:
+        ConfigError: trackers without a folder, or a tracker that cannot start.
+        MissingDependencyError: a tracker's package is not installed.
     """
 
-    def __init__(self, path: Path | None, trackers: Sequence[Tracker] = ()) -> None:
-        self.path, self.trackers = path, list(trackers)
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        folder: Path | None = None,
+        config: Mapping[str, Any] | None = None,
+        start: int = 0,
+    ) -> None:
+        self.path = None if folder is None else folder / ROWS
+        self.trackers: list[Tracker] = []
+        if folder is None:
+            if names:
+                raise ConfigError(f"the trackers {', '.join(names)} keep files beside the training: give it a folder.")
+            return
+        try:
+            for name in dict.fromkeys(names):
+                self.trackers.append(_open(name, folder, to_json(config or {}), start))
+        except BaseException:
+            self.close()
+            raise
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Log a row of JSON values; trackers other than the JSONL file get its numbers only.
@@ -154,35 +179,6 @@ def require(names: Sequence[str]) -> None:
     for name in names:
         if not (sys.modules[name] if name in sys.modules else find_spec(name)):
             raise _missing(name, f"no module named {name!r}")
-
-
-def make_trackers(names: Sequence[str], folder: Path | None, *, config: Mapping[str, Any], start: int = 0) -> Trackers:
-    """Open the trackers of a training.
-
-    Args:
-        names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in ``folder/wandb``,
-            sent with ``wandb sync``, those of a run that was continued with ``wandb sync --append``; the variable
-            WANDB_MODE may be "online", which needs an account). Rows go to ``folder/train.jsonl`` in any case.
-        folder: of the training, whose name the run has there; None tracks nothing.
-        config: settings to show beside the numbers.
-        start: updates done already, where a training is continued. Such a folder continues the same run.
-
-    Raises:
-        ConfigError: trackers without a folder, or a tracker that cannot start.
-        MissingDependencyError: a tracker's package is not installed.
-    """
-    if folder is None:
-        if names:
-            raise ConfigError(f"the trackers {', '.join(names)} keep files beside the training: give it a folder.")
-        return Trackers(None)
-    found = Trackers(folder / ROWS)
-    try:
-        for name in dict.fromkeys(names):
-            found.trackers.append(_open(name, folder, to_json(config), start))
-    except BaseException:
-        found.close()
-        raise
-    return found
 
 
 def _open(name: str, folder: Path, config: dict[str, Any], start: int) -> Tracker:
