@@ -95,11 +95,16 @@ class EncoderPass:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, V, 3, crop, crop) pixels 0..255 -> (B, V F)."""
+        inputs = self.inputs(pixels)
+        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+
+    def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalised, and laid out as the network likes it."""
         inputs = self.encoder.normalize(pixels)
         if self.format == torch.channels_last:
             flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             inputs = flat.reshape(*inputs.shape[:2], *flat.shape[1:])
-        return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
+        return inputs
 
     def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
         try:
