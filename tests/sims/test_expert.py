@@ -11,8 +11,15 @@ from classact.data.types import Demonstrations
 from classact.errors import DataError
 from classact.sims.experts import pusht_model as model
 from classact.sims.experts.generate import generate_demonstrations
-from classact.sims.experts.pusht import QUANTUM, ExpertConfig, Solution, solve
-from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
+from classact.sims.experts.pusht import (
+    MAX_LENGTH,
+    MIN_LENGTH,
+    QUANTUM,
+    ExpertConfig,
+    PlanRecorder,
+    Solution,
+    solve,
+)
 from classact.sims.pusht import PushT, coverage
 from classact.sims.rendering import appearance_seed
 
@@ -52,7 +59,7 @@ def test_planning_model_follows_pymunk() -> None:
 
 def test_model_constants_are_pymunks() -> None:
     block = PushT()._world.block
-    assert pytest.approx(1 / block.moment) == model.INV_moment
+    assert pytest.approx(1 / block.moment) == model.INV_MOMENT
     assert pytest.approx(1 / block.mass) == model.INV_MASS
     assert block.center_of_gravity.y == model.COG
 

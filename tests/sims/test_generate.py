@@ -24,8 +24,8 @@ from classact.evaluation.config import FIRST_SEED
 from classact.sims import SIMULATORS, make_simulator
 from classact.sims.experts import attempts, generate, processes
 from classact.sims.experts.attempts import END_SEED, HOPELESS, Plan
+from classact.sims.experts.base import ScriptRecorder
 from classact.sims.experts.generate import generate_demonstrations
-from classact.sims.experts.recorders import ScriptRecorder
 from classact.sims.rendering import appearance_seed
 
 

@@ -93,7 +93,6 @@ class AlohaTransfer(MujocoSimulator):
 
     @property
     def data(self) -> Any:
-        """The mujoco.MjData."""
         return self.physics.data.ptr
 
     def _start(self, seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -14,7 +14,7 @@ import numpy as np
 
 from classact.data.schema import Schema
 from classact.data.types import Criterion, FloatArray, Observation, StateArray
-from classact.errors import ActionError, ConfigError, SimulatorError
+from classact.errors import ActionError, ConfigError, SimulatorError, UnknownNameError, choose
 
 ROUNDING = 1e-6
 """What float32 makes of an action at its limit is not beyond it."""
@@ -77,7 +77,7 @@ class SimulatorSpec:
     Attributes:
         name: registry name (``pusht``).
         cameras: names of the views that can be rendered, the global one first.
-        image_size: side of the square images in pixels.
+        image_size, image_sizes: side of the square images in pixels; the least and the most that is drawn.
         action_dim, proprioception_dim, state_dim: vector sizes.
         max_steps: time limit of an episode in control steps.
         control_hz: control steps per simulated second.
@@ -119,6 +119,7 @@ class SimulatorSpec:
     group: int = GROUP
     tasks: int = 1
     language_source: str = ""
+    image_sizes: tuple[int, int] = (32, 1024)
 
     def check_state(self, state: StateArray) -> StateArray:
         """``state`` as (D_s,) float64.
@@ -147,19 +148,19 @@ class SimulatorSpec:
             low <= value <= high for value, (low, high) in zip(values.tolist(), self._executed, strict=True)
         ):
             return values
+        space = self.schema.actions if self.schema is not None else None
+        meaning = f" ({space.describe()})" if space is not None else ""
         if values.shape != (self.action_dim,) or not np.isfinite(values).all():
             raise ActionError(
-                f"{self.name}: expected a finite action of shape ({self.action_dim},){self._meaning()}, got "
-                f"{values.shape}: {values}."
+                f"{self.name}: expected a finite action of shape ({self.action_dim},){meaning}, got {values.shape}: "
+                f"{values}."
             )
-        if self.action_limits and (excess := self.excess(values)) > 1:
-            low, high = (np.asarray(limit) for limit in self.action_limits)
-            beyond = np.maximum(low - values, values - high) / (high - low)
+        if self.action_limits and (beyond := self._beyond(values)).max() > 1:
             i = int(beyond.argmax())
             raise ActionError(
-                f"{self.name}: dimension {i} of the action is {values[i]:.4g}, {excess:.1f} times the width of its "
-                f"limits {low[i]:.4g} to {high[i]:.4g} beyond them. Is this action{self._meaning()}, or of "
-                f"another space, or still normalised?"
+                f"{self.name}: dimension {i} of the action is {values[i]:.4g}, {beyond[i]:.1f} times the width of its "
+                f"limits {self.action_limits[0][i]:.4g} to {self.action_limits[1][i]:.4g} beyond them. Is this "
+                f"action{meaning}, or of another space, or still normalised?"
             )
         return values
 
@@ -170,21 +171,38 @@ class SimulatorSpec:
             return [(-sys.float_info.max, sys.float_info.max)] * self.action_dim
         return [(2 * low - high, 2 * high - low) for low, high in zip(*self.action_limits, strict=True)]
 
-    def _meaning(self) -> str:
-        return "" if self.schema is None or self.schema.actions is None else f" ({self.schema.actions.describe()})"
+    def _beyond(self, action: StateArray) -> StateArray:
+        low, high = (np.asarray(limit) for limit in self.action_limits)
+        return np.maximum(low - action, action - high) / (high - low)
 
     def excess(self, action: StateArray) -> float:
         """How far (D_a,) an action is beyond the limits, in widths of them, in the worst dimension; 0 within."""
         if not self.action_limits:
             return 0.0
-        low, high = (np.asarray(limit) for limit in self.action_limits)
-        beyond = float((np.maximum(low - action, action - high) / (high - low)).max())
+        beyond = float(self._beyond(action).max())
         return beyond if beyond > ROUNDING else 0.0
 
 
 def sized(spec: SimulatorSpec, image_size: int | None) -> SimulatorSpec:
     """The facts with another image size; the task's own where None."""
     return spec if image_size is None else replace(spec, image_size=image_size)
+
+
+def check_views(spec: SimulatorSpec, cameras: Sequence[str] | None) -> tuple[str, ...]:
+    """The chosen cameras; None: the first.
+
+    Raises:
+        ConfigError: an unknown camera, or the spec's image size is not drawn.
+    """
+    for camera in cameras or ():
+        if camera not in spec.cameras:
+            raise UnknownNameError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
+    low, high = spec.image_sizes
+    if not low <= spec.image_size <= high:
+        raise ConfigError(
+            f"{spec.name}: expected image_size in {low}..{high} pixels, got {spec.image_size}. Resize afterwards."
+        )
+    return tuple(cameras or spec.cameras[:1])
 
 
 class Simulator(Protocol):

@@ -113,17 +113,14 @@ class LiberoObject(PandaSimulator):
 
     @property
     def model(self) -> Any:
-        """The mujoco.MjModel of the present task."""
         return self._envs[self.task].sim.model._model
 
     @property
     def data(self) -> Any:
-        """The mujoco.MjData of the present task."""
         return self._envs[self.task].sim.data._data
 
     @property
     def instruction(self) -> str:
-        """Of the present task, in words."""
         return task_instruction(self.task)
 
     def model_key(self) -> str:
@@ -206,7 +203,6 @@ class LiberoObject(PandaSimulator):
     # States
 
     def get_state(self) -> StateArray:
-        """(111,) task, time, qpos, qvel."""
         return np.concatenate([[self.task], super().get_state()])
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
@@ -231,7 +227,6 @@ class LiberoObject(PandaSimulator):
         return self._words[self.task]
 
     def close(self) -> None:
-        """Give the renderer back, drop the environments."""
         super().close()
         self._envs.clear()
         self._task = None

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
-from classact.errors import ConfigError, UnknownNameError, choose
-from classact.sims.base import SimulatorSpec
+from classact.errors import ConfigError
+from classact.sims.base import SimulatorSpec, check_views
 from classact.sims.renderer import Pose, Quality, Renderer, borrow_renderer, mujoco, return_renderer
 from classact.sims.shifts import Appearance, Shift, appearance_rng, check_shift
-
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 1024
 
 
 class MujocoSimulator(ABC):
@@ -46,11 +44,7 @@ class MujocoSimulator(ABC):
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
         self._spec = spec
-        self.cameras = tuple(cameras or spec.cameras[:1])
-        for camera in self.cameras:
-            if camera not in spec.cameras:
-                raise UnknownNameError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
-        check_image_size(spec.name, spec.image_size)
+        self.cameras = check_views(spec, cameras)
         self.shift = check_shift(spec.name, shift, spec.shifts, self.adapt)
         self.steps = 0
         """Control steps since the start of the episode."""
@@ -60,7 +54,6 @@ class MujocoSimulator(ABC):
 
     @property
     def spec(self) -> SimulatorSpec:
-        """Facts about the task."""
         return self._spec
 
     # What a task gives
@@ -106,7 +99,6 @@ class MujocoSimulator(ABC):
     # The protocol
 
     def reset(self, seed: int) -> None:
-        """Draw initial state and appearance from ``seed`` alone."""
         if not 0 <= seed < 2**32:
             raise ConfigError(f"{self._spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
         self._start(seed)
@@ -118,7 +110,6 @@ class MujocoSimulator(ABC):
         self._appearance = self.shift.draw(appearance_rng(seed), self.target)
 
     def get_state(self) -> StateArray:
-        """(D_s,) time, qpos, qvel."""
         data = self.data
         return np.concatenate([[data.time], data.qpos, data.qvel])
 
@@ -142,7 +133,6 @@ class MujocoSimulator(ABC):
         return metrics | {"excess": self._spec.excess(values)}
 
     def observe(self, *, render: bool = True) -> Observation:
-        """The chosen cameras' images (left out without ``render``), proprioception, state, language."""
         images = {camera: self._image(camera) for camera in self.cameras} if render else {}
         return Observation(images, self._proprioception(), self.get_state(), self._language())
 
@@ -151,14 +141,9 @@ class MujocoSimulator(ABC):
             return self.renderer().draw(self.data, self.views[camera])
         view: str | Pose = self.views[camera]
         if (shown := self._appearance.camera(self.steps)) is not None:
-            fovy = shown.fovy
-            if fovy is None:
-                fovy = float(self.model.cam_fovy[self._camera_id(self.views[camera])])
-            view = Pose(_triple(shown.position), _triple(shown.target), fovy)
+            fovy = float(self.model.camera(view).fovy[0]) if shown.fovy is None else shown.fovy
+            view = Pose(tuple(shown.position.tolist()), tuple(shown.target.tolist()), fovy)
         return self._appearance.image(self.renderer().draw(self.data, view), self.steps)
-
-    def _camera_id(self, name: str) -> int:
-        return int(mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, name))
 
     def renderer(self) -> Renderer:
         """What draws; the process's own for this model."""
@@ -175,22 +160,4 @@ class MujocoSimulator(ABC):
             self._drawing = self._borrowed = None
 
     def close(self) -> None:
-        """Give the renderer back; tasks free their own."""
         self._give_back()
-
-
-def check_image_size(name: str, size: int) -> None:
-    """Refuse sizes that are not drawn.
-
-    Raises:
-        ConfigError: outside of MIN_IMAGE_SIZE..MAX_IMAGE_SIZE.
-    """
-    if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
-        raise ConfigError(
-            f"{name}: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {size}. Resize afterwards."
-        )
-
-
-def _triple(values: StateArray) -> tuple[float, float, float]:
-    x, y, z = (float(v) for v in values)
-    return x, y, z

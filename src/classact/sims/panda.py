@@ -86,12 +86,10 @@ class PandaSimulator(MujocoSimulator):
 
     @property
     def model(self) -> Any:
-        """The mujoco.MjModel."""
         return self.env.sim.model._model
 
     @property
     def data(self) -> Any:
-        """The mujoco.MjData."""
         return self.env.sim.data._data
 
     def _id(self, kind: str, name: str) -> int:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
-from classact.errors import ConfigError, UnknownNameError, choose
-from classact.sims.base import SimulatorSpec, sized
+from classact.errors import ConfigError
+from classact.sims.base import SimulatorSpec, check_views, sized
 from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift
 from classact.sims.specs import PUSHT
 
@@ -34,7 +34,6 @@ with warnings.catch_warnings():
     from gym_pusht.envs.pusht import PushTEnv
 
 CANVAS = 512  # pixels per side that are drawn before resizing; also the workspace in simulator units
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 96, 256
 SUBSTEPS, DT = 10, 0.01  # physics steps per control step, seconds each
 STIFFNESS, DAMPING = 100.0, 20.0  # PD controller of the agent: k_p, k_v
 GOAL_POSE = (256.0, 256.0, math.pi / 4)  # x, y, angle
@@ -188,15 +187,8 @@ class PushT:
     def __init__(
         self, *, image_size: int | None = None, shift: str = "fixed-color", cameras: Sequence[str] | None = None
     ) -> None:
-        for camera in cameras or ():
-            if camera not in PUSHT.cameras:
-                raise UnknownNameError("pusht: " + choose("camera", camera, PUSHT.cameras))
         self._spec = sized(PUSHT, image_size)
-        if not MIN_IMAGE_SIZE <= self._spec.image_size <= MAX_IMAGE_SIZE:
-            raise ConfigError(
-                f"pusht: expected image_size in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE} pixels, got {image_size}. Use "
-                f"render(size) for larger pictures."
-            )
+        check_views(self._spec, cameras)
         self.shift = check_shift("pusht", shift, PUSHT.shifts)
         self._world = _Physics(obs_type="state")
         self._world._setup()
@@ -204,7 +196,6 @@ class PushT:
 
     @property
     def spec(self) -> SimulatorSpec:
-        """Facts about the task."""
         return self._spec
 
     def reset(self, seed: int) -> None:
@@ -216,10 +207,9 @@ class PushT:
 
     def set_appearance(self, seed: int) -> None:
         """Draw the colours from ``seed`` under ``rand-color``; gym-pusht's own under ``fixed-color``."""
-        self.colors = self.shift.draw(appearance_rng(seed)).colors() or FIXED_COLORS
+        self.colors = self.shift.draw(appearance_rng(seed)).colors or FIXED_COLORS
 
     def get_state(self) -> StateArray:
-        """(5,) agent x, y, block x, y, block angle modulo 2 pi."""
         agent, block = self._world.agent.position, self._world.block.position
         return np.array([agent.x, agent.y, block.x, block.y, self._world.block.angle % (2 * math.pi)])
 
@@ -253,7 +243,6 @@ class PushT:
         return {"coverage": covered, "iou": covered / (2 - covered)}
 
     def observe(self, *, render: bool = True) -> Observation:
-        """The image ``top`` (left out without ``render``), the agent's position and the state."""
         state = self.get_state()
         images = {"top": draw(state, self.colors, self._spec.image_size)} if render else {}
         return Observation(images=images, proprioception=state[:2].astype(np.float32), state=state)
@@ -263,4 +252,4 @@ class PushT:
         return draw(self.get_state(), self.colors, size)
 
     def close(self) -> None:
-        """Nothing is held outside this object."""
+        pass

@@ -81,8 +81,8 @@ class Quality:
 class Pose:
     """A camera that looks from a place at a target, the world's z axis up."""
 
-    place: tuple[float, float, float]
-    target: tuple[float, float, float]
+    place: tuple[float, ...]
+    target: tuple[float, ...]
     fovy: float
 
 

@@ -35,7 +35,6 @@ class Shifted:
 
     @property
     def spec(self) -> SimulatorSpec:
-        """Facts about the task."""
         return self._sim.spec
 
     @property
@@ -44,13 +43,11 @@ class Shifted:
         return {**getattr(self._sim, "look", {}), "shift": self.shift.describe()}
 
     def reset(self, seed: int) -> None:
-        """Draw initial state and appearance from ``seed`` alone."""
         self._sim.reset(seed)
         self._step = 0
         self._draw(seed)
 
     def set_appearance(self, seed: int) -> None:
-        """Draw only the appearance."""
         self._sim.set_appearance(seed)
         self._draw(seed)
 
@@ -58,22 +55,18 @@ class Shifted:
         self._appearance = self.shift.draw(appearance_rng(seed))
 
     def get_state(self) -> StateArray:
-        """(D_s,) float64 of the simulator; the shift is not part of it."""
         return self._sim.get_state()
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
-        """Put the simulator into ``state``, ``step`` control steps after the start."""
         self._sim.set_state(state, step=step)
         self._step = step
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
-        """One control step, which also moves what the shift moves."""
         metrics = self._sim.step(action)
         self._step += 1
         return metrics
 
     def observe(self, *, render: bool = True) -> Observation:
-        """What the simulator observes, its first camera's image changed."""
         seen = self._sim.observe(render=render)
         first = self.spec.cameras[0]
         if first not in seen.images:
@@ -84,5 +77,4 @@ class Shifted:
         return self._appearance.image(image, self._step)
 
     def close(self) -> None:
-        """Free what the simulator holds."""
         self._sim.close()

@@ -24,11 +24,8 @@ from classact.utils.registry import Registry
 Color = tuple[int, int, int]
 
 MIN_COLOR_DISTANCE = 100.0
-"""Smallest Euclidean distance in 0..255 RGB between any two of background, goal, tee and agent.
-
-The paper asks for "a minimum Euclidean distance in RGB space" without giving it; 100 of the 441 possible still
-separates every pair at a glance and accepts about one draw in five.
-"""
+"""Smallest Euclidean distance in 0..255 RGB between any two colours. The paper (E.2) asks for a minimum without giving
+it; 100 of the 441 possible still separates every pair at a glance and accepts about one draw in five."""
 
 MAX_BACKGROUND_REDNESS = 60
 """Largest excess of red over the stronger of green and blue in a background (the paper: "avoid strong red tones")."""
@@ -47,12 +44,7 @@ class PushTColors:
     agent: Color
 
 
-FIXED_COLORS = PushTColors(
-    background=(255, 255, 255),
-    goal=(144, 238, 144),
-    tee=(119, 136, 153),
-    agent=(65, 105, 225),
-)
+FIXED_COLORS = PushTColors((255, 255, 255), goal=(144, 238, 144), tee=(119, 136, 153), agent=(65, 105, 225))
 """gym-pusht's own colours: White, LightGreen, LightSlateGray, RoyalBlue."""
 
 
@@ -69,11 +61,8 @@ def smallest_distance(colors: PushTColors) -> float:
 
 
 def sample_colors(rng: np.random.Generator) -> PushTColors:
-    """Draw the colours of one Rand-Color episode (paper section E.2).
-
-    All four are uniform in RGB, redrawn together until the background is not strongly red
-    (:data:`MAX_BACKGROUND_REDNESS`) and every pair is at least :data:`MIN_COLOR_DISTANCE` apart.
-    """
+    """Draw the colours of one Rand-Color episode (paper section E.2): uniform in RGB, redrawn together until the
+    background is not strongly red and every pair is far enough apart."""
     for _ in range(_MAX_DRAWS):
         table = rng.integers(0, 256, size=(4, 3))
         background, goal, tee, agent = ((int(r), int(g), int(b)) for r, g, b in table)
@@ -81,9 +70,6 @@ def sample_colors(rng: np.random.Generator) -> PushTColors:
         if redness(background) <= MAX_BACKGROUND_REDNESS and smallest_distance(colors) >= MIN_COLOR_DISTANCE:
             return colors
     raise AssertionError("unreachable: about one draw in five is accepted")
-
-
-# -- shifts as values ------------------------------------------------------------------------------
 
 
 class Viewpoint(NamedTuple):
@@ -98,9 +84,8 @@ class Appearance:
     """How one episode looks: what a simulator asks while it draws its first camera, ``step`` control steps after the
     start. What is not overridden stays plain."""
 
-    def colors(self) -> PushTColors | None:
-        """Of the scene; None: the simulator's own."""
-        return None
+    colors: PushTColors | None = None
+    """Of the scene; None: the simulator's own."""
 
     def camera(self, step: int) -> Viewpoint | None:  # noqa: ARG002 (for those that move)
         """Where the scene is seen from; None: from the simulator's own camera."""
@@ -123,12 +108,7 @@ class Shift:
     changes: ClassVar[str] = "image"
 
     def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Appearance:  # noqa: ARG002
-        """The appearance of one episode.
-
-        Args:
-            rng: of the episode's appearance.
-            target: (3,) metres, the point that the task's cameras look at.
-        """
+        """The appearance of one episode; ``target`` (3,) metres is the point that the task's cameras look at."""
         return Appearance()
 
     def describe(self) -> dict[str, Any]:
@@ -144,25 +124,15 @@ class Fixed(Shift):
 
 
 @dataclass(frozen=True)
-class DrawnColors(Appearance):
-    """The colours of one episode."""
-
-    drawn: PushTColors
-
-    def colors(self) -> PushTColors:
-        """Those that were drawn."""
-        return self.drawn
-
-
-@dataclass(frozen=True)
 class RandomColors(Shift):
     """New colours each episode (Push-T; paper E.2), see :func:`sample_colors`."""
 
     changes: ClassVar[str] = "colors"
 
-    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> DrawnColors:  # noqa: ARG002
-        """The colours of one episode."""
-        return DrawnColors(sample_colors(rng))
+    def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Appearance:  # noqa: ARG002
+        shown = Appearance()
+        shown.colors = sample_colors(rng)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -214,11 +184,7 @@ class CameraShift(Shift):
             raise ConfigError(f"camera shift: expected fovy between 0 and 180 degrees, got {self.fovy}.")
 
     def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> CameraPath:
-        """The camera of one episode.
-
-        Args:
-            rng: of the episode's appearance.
-            target: (3,) the task's look-at point, used where the shift has none.
+        """The camera of one episode; ``target`` is used where the shift has none.
 
         Raises:
             ConfigError: no place on the sphere is allowed by ``min_x`` and ``min_z``.
@@ -257,13 +223,11 @@ class CameraPath(Appearance):
     def position(self, step: int) -> StateArray:
         """(3,) metres, after ``step`` control steps."""
         angle = self.arc * step
-        place: StateArray = self.target + self.radius * (
-            math.cos(angle) * self.start + math.sin(angle) * self.direction
-        )
+        along = math.cos(angle) * self.start + math.sin(angle) * self.direction
+        place: StateArray = self.target + self.radius * along
         return place
 
     def camera(self, step: int) -> Viewpoint:
-        """The camera after ``step`` control steps."""
         return Viewpoint(self.position(step), self.target, self.fovy)
 
 
@@ -290,7 +254,6 @@ class ImageRotation(Shift):
             )
 
     def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> RotationPath:  # noqa: ARG002
-        """The rotation of one episode."""
         angle = rng.uniform(*self.start)
         return RotationPath(float(angle), self.rate if rng.integers(2) else -self.rate)
 
@@ -307,7 +270,6 @@ class RotationPath(Appearance):
         return self.start + self.rate * step
 
     def image(self, image: ImageArray, step: int) -> ImageArray:
-        """The picture turned."""
         return rotate(image, self.angle(step))
 
 
@@ -316,8 +278,7 @@ def rotate(image: ImageArray, degrees: float) -> ImageArray:
     import cv2
 
     size = len(image)
-    center = ((size - 1) / 2, (size - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), degrees, 1.0)
     return np.asarray(cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR), np.uint8)
 
 

@@ -16,6 +16,7 @@ PUSHT = SimulatorSpec(
     name="pusht",
     cameras=("top",),
     image_size=96,
+    image_sizes=(96, 256),
     action_dim=2,
     proprioception_dim=2,
     state_dim=5,

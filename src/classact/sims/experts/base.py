@@ -1,22 +1,31 @@
-"""Scripted experts: a script looks at a simulator and yields actions; what happens is recorded as an attempt."""
+"""Scripted experts: a script looks at a simulator and yields actions; what happens is recorded as an attempt.
+
+A recorder makes one attempt from a start seed. It is sent to a worker process before its first use and opens its
+simulator there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from classact.data.types import FloatArray, StateArray
-from classact.errors import ActionError
-from classact.sims.base import Simulator
+from classact.errors import ActionError, UnknownNameError, choose
+from classact.sims import SIMULATORS, Entry, Simulator
+from classact.utils.lazy import resolve
 
 Script = Callable[[Any, np.random.Generator], Iterator[FloatArray]]
 """(simulator at its start, the attempt's generator) -> actions (D_a,), one per control step. The simulator may be read
 between them. The generator draws what makes one demonstration differ from another: speed, path, grasp, noise."""
 
 _STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the initial state drawn from the same seed
+
+
+PLANNED = "pusht"
+"""The task whose expert is no script but a planner (:mod:`classact.sims.experts.pusht`)."""
 
 
 class GiveUpError(Exception):
@@ -52,12 +61,9 @@ class Attempt:
 
 
 def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -> Attempt:
-    """Let a script act from the start of ``seed``.
+    """Let a script act from the start of ``seed``, which also decides its choices; nothing is rendered.
 
     Args:
-        simulator: the task; nothing is rendered.
-        script: the expert.
-        seed: of the start, and of the expert's choices.
         tail: steps that are recorded after success: a demonstration ends at rest, not in motion.
 
     Returns:
@@ -108,3 +114,43 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
         language=language,
         instruction=str(getattr(simulator, "instruction", "")),
     )
+
+
+class Recorder(Protocol):
+    """Makes attempts, the same one from the same seed."""
+
+    def __call__(self, seed: int) -> Attempt:
+        """One attempt from the start of ``seed``."""
+
+    def close(self) -> None:
+        """Free what is held. Safe to call twice, or before the first use."""
+
+
+class ScriptRecorder:
+    """The script of a simulator's registry entry.
+
+    Args:
+        name: of the simulator.
+        entry: its entry with a script; handed over as a value, so that workers need no registry.
+    """
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        if entry.expert is None:
+            known = [other for other in SIMULATORS if other == PLANNED or SIMULATORS[other].expert is not None]
+            raise UnknownNameError(choose("expert", name, known))
+        self._entry = entry
+        self._simulator: Simulator | None = None
+
+    def __call__(self, seed: int) -> Attempt:
+        """One attempt from the start of ``seed``."""
+        entry = self._entry
+        if self._simulator is None:
+            self._simulator = resolve(entry.factory)(image_size=None, shift=entry.plain, cameras=None)
+        assert self._simulator is not None
+        return attempt(self._simulator, resolve(entry.expert), seed, tail=entry.tail)
+
+    def close(self) -> None:
+        """Free the simulator."""
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None

@@ -23,10 +23,8 @@ from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError
 from classact.sims import SIMULATORS, Simulator, make_simulator
 from classact.sims.experts import attempts, processes
-from classact.sims.experts.base import Attempt
-from classact.sims.experts.pusht import ExpertConfig
-from classact.sims.experts.pusht_recorder import MAX_LENGTH, MIN_LENGTH, PlanRecorder
-from classact.sims.experts.recorders import PLANNED, Recorder, ScriptRecorder
+from classact.sims.experts.base import PLANNED, Attempt, Recorder, ScriptRecorder
+from classact.sims.experts.pusht import MAX_LENGTH, MIN_LENGTH, ExpertConfig, PlanRecorder
 from classact.sims.rendering import render_states
 from classact.sims.versions import installed_versions
 from classact.utils.locks import own
@@ -146,27 +144,16 @@ def _check_out(out: Path, folder: bool, image_size: int | None, cameras: tuple[s
 
 def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str, Any]:
     """What decides the attempts, for the header; also what a work folder must agree with."""
+    facts: dict[str, Any] = {"simulator": name, "first_seed": seed}
     if isinstance(recorder, PlanRecorder):
-        return {
-            "simulator": name,
-            "first_seed": seed,
-            "lengths": [MIN_LENGTH, MAX_LENGTH],
-            "expert": dataclasses.asdict(recorder.config),
-            "packages": installed_versions(PUSHT_PACKAGES),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        }
-    versions = installed_versions((*PACKAGES, *sim.spec.packages))
-    if sim.spec.schema is not None and sim.spec.schema.language:
-        versions["language"] = sim.spec.language_source or UNKNOWN  # what embeds the instructions
-    return {
-        "simulator": name,
-        "first_seed": seed,
-        "expert": SIMULATORS[name].expert,
-        "packages": versions,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+        facts |= {"lengths": [MIN_LENGTH, MAX_LENGTH], "expert": dataclasses.asdict(recorder.config)}
+        versions = installed_versions(PUSHT_PACKAGES)
+    else:
+        facts["expert"] = SIMULATORS[name].expert
+        versions = installed_versions((*PACKAGES, *sim.spec.packages))
+        if sim.spec.schema is not None and sim.spec.schema.language:
+            versions["language"] = sim.spec.language_source or UNKNOWN  # what embeds the instructions
+    return facts | {"packages": versions, "python": platform.python_version(), "machine": platform.machine()}
 
 
 def _join(name: str, kept: list[Attempt], versions: dict[str, str], schema: Schema | None) -> Demonstrations:

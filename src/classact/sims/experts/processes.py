@@ -9,7 +9,7 @@ from pathlib import Path
 
 from classact.errors import ActionError, ClassactError, SimulatorError
 from classact.sims.experts.attempts import Plan, store_attempt, store_failure
-from classact.sims.experts.recorders import Recorder
+from classact.sims.experts.base import Recorder
 from classact.sims.processes import FaultError, run_tasks
 
 TRIES = 3

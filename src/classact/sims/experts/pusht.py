@@ -18,10 +18,12 @@ from numba import njit
 
 from classact.data.types import StateArray
 from classact.sims.experts import pusht_model as model
+from classact.sims.experts.base import Attempt
 from classact.sims.pusht import GOAL_POSE, PushT
 
 QUANTUM = 0.125  # px; actions are multiples of it, so that a compact file holds exactly what was executed
 LOW, HIGH = 22.0, 490.0  # px; the agent touches a wall just beyond
+MIN_LENGTH, MAX_LENGTH = 100, 300  # of demonstrations: shorter ones start next to the goal, longer ones wander
 _PLANNING_STREAM, _SLIP_STREAM = 0x706C616E, 0x736C6970
 
 SCENARIOS = np.array(
@@ -333,3 +335,34 @@ def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> So
             act(rest)
         placed = min(covered[-cfg.hold :]) >= 0.95
     return Solution(seed, np.array(states), np.array(actions), np.array(covered), placed)
+
+
+class PlanRecorder:
+    """The planner as a recorder of attempts: those that :meth:`refuse` does not refuse are demonstrations."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        self.config = config
+
+    def __call__(self, seed: int) -> Attempt:
+        """One attempt from the start of ``seed``."""
+        solution = solve(PushT(), seed, self.config)
+        reason = self.refuse(solution)
+        return Attempt(
+            seed=seed,
+            states=solution.states,
+            actions=solution.actions.astype(np.float32),  # multiples of 1/8 px: exact
+            proprioception=solution.states[:, :2].astype(np.float32),
+            success=not reason,
+            reason=reason,
+        )
+
+    def refuse(self, solution: Solution) -> str:
+        """Why an attempt is no demonstration; empty where it is: placed, held, and of a usual length."""
+        if not solution.placed:
+            return "not placed"
+        if not MIN_LENGTH <= len(solution.actions) <= MAX_LENGTH:
+            return f"not {MIN_LENGTH} to {MAX_LENGTH} steps long"
+        return ""
+
+    def close(self) -> None:
+        """Nothing to free: every attempt has a simulator of its own."""

@@ -20,7 +20,7 @@ STIFFNESS, DAMPING = 100.0, 20.0
 RADIUS = 15.0  # agent
 COG = 45.0  # the centre of mass lies this far down the block's own y axis
 INV_MASS = 1.0
-INV_moment = 1.0 / (2 * (120.0**2 + 30.0**2) / 12 + 2 * 15.0**2)  # two bars' timesteps about the block's origin
+INV_MOMENT = 1.0 / (2 * (120.0**2 + 30.0**2) / 12 + 2 * 15.0**2)  # two bars' moments about the block's origin
 WALL_LOW, WALL_HIGH = 7.0, 504.0  # inner faces of the walls
 SLOP = 0.1  # penetration that Chipmunk tolerates, px
 BIAS = 1.0 - (0.9**60) ** DT  # share of the penetration that it removes per physics step
@@ -61,7 +61,7 @@ def _add_contact(con, k, rx, ry, nx, ny, speed, distance):  # type: ignore[no-un
     con[k, 2] = arm
     con[k, 3] = speed
     con[k, 4] = -BIAS * min(0.0, distance + SLOP) / DT
-    con[k, 5] = 1.0 / (INV_MASS + arm * arm * INV_moment)
+    con[k, 5] = 1.0 / (INV_MASS + arm * arm * INV_MOMENT)
     con[k, 6] = 0.0
     con[k, 7] = 0.0
 
@@ -146,12 +146,12 @@ def advance(s, target_x, target_y, con):  # type: ignore[no-untyped-def]
                 con[k, 7] = new
                 bx += (new - old) * nx * INV_MASS
                 by += (new - old) * ny * INV_MASS
-                bw += (new - old) * arm * INV_moment
+                bw += (new - old) * arm * INV_MOMENT
                 old = con[k, 6]
                 new = max(0.0, old - (ux * nx + uy * ny + uw * arm - con[k, 3]) * mass)
                 con[k, 6] = new
                 ux += (new - old) * nx * INV_MASS
                 uy += (new - old) * ny * INV_MASS
-                uw += (new - old) * arm * INV_moment
+                uw += (new - old) * arm * INV_MOMENT
         s[7], s[8], s[9] = c * ux - sn * uy, sn * ux + c * uy, uw
         s[10], s[11], s[12] = c * bx - sn * by, sn * bx + c * by, bw
