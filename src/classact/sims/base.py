@@ -16,14 +16,9 @@ from classact.data.schema import Schema
 from classact.data.types import Criterion, FloatArray, Observation, StateArray
 from classact.errors import ActionError, ConfigError, SimulatorError, UnknownNameError, choose
 
-ROUNDING = 1e-6
-"""What float32 makes of an action at its limit is not beyond it."""
-
-GROUP = 50
-"""Episodes that are evaluated side by side where a simulator does not say otherwise."""
-
-OPEN, CLOSED = -1.0, 1.0
-"""Gripper commands of pose actions."""
+ROUNDING = 1e-6  # what float32 makes of an action at its limit is not beyond it
+GROUP = 50  # episodes that are evaluated side by side where a simulator does not say otherwise
+OPEN, CLOSED = -1.0, 1.0  # gripper commands of pose actions
 
 APART = ("libero", "robosuite")
 """Extras that need different versions of one package, so that one environment cannot hold both."""
@@ -46,8 +41,7 @@ def check_installed(
     """Refuse versions that a task does not run on.
 
     Args:
-        task: for the message.
-        extra: what installs versions that it runs on.
+        task, extra: for the message; the extra installs versions that it runs on.
         ranges: package -> (first version, first one after it that does not do), as "3.1".
         installed: package -> version; None: what is installed.
 

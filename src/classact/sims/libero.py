@@ -44,11 +44,8 @@ from classact.sims.shifts import CameraShift, Shift
 from classact.sims.specs import CONTROL_HZ, LIBERO_OBJECTS, libero_object
 
 FIRST_EVALUATION_SEED = 100_000
-SETTLE = 10
-"""Control steps that objects get to come to rest before an episode starts."""
-
-JOINT_NOISE = 0.02
-"""Standard deviation of the arm's start, radians."""
+SETTLE = 10  # control steps that objects get to come to rest before an episode starts
+JOINT_NOISE = 0.02  # standard deviation of the arm's start, radians
 
 TARGET = (0.0, 0.0, 0.2)
 """What moving cameras look at, 0.2 m above the floor: the released target is 0.2 m above its table."""

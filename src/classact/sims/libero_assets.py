@@ -16,17 +16,10 @@ from classact.data.images import cache_folder
 from classact.errors import ConfigError
 from classact.utils.storage import atomic_path
 
-ASSETS_VARIABLE = "CLASSACT_LIBERO_ASSETS"
-"""Names a folder with LIBERO's assets; goes before all other places."""
-
-CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
-"""LIBERO's own: the folder of its config.yaml, ~/.libero where unset."""
-
-HUB = "lerobot/libero-assets"
-"""The data set on the Hugging Face hub that LIBERO itself downloads."""
-
-DOWNLOADED = Path("~/.cache/libero/assets")
-"""Where LIBERO itself puts what it downloads."""
+ASSETS_VARIABLE = "CLASSACT_LIBERO_ASSETS"  # names a folder with LIBERO's assets; goes before all other places
+CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"  # LIBERO's own: the folder of its config.yaml, ~/.libero where unset
+HUB = "lerobot/libero-assets"  # the data set on the Hugging Face hub that LIBERO itself downloads
+DOWNLOADED = Path("~/.cache/libero/assets")  # where LIBERO itself puts what it downloads
 
 NEEDED = (
     "scenes/libero_floor_base_style.xml",
@@ -55,12 +48,6 @@ def ensure_config(package: Path) -> Path:
     The user's own, at ``$LIBERO_CONFIG_PATH`` or in ~/.libero, is used as it is. Where there is none, one with LIBERO's
     defaults is written: where ``LIBERO_CONFIG_PATH`` says, else into classact's cache, to which this process's
     ``LIBERO_CONFIG_PATH`` is then set. The home folder stays as it was.
-
-    Args:
-        package: LIBERO's folder.
-
-    Returns:
-        The file.
     """
     named = os.environ.get(CONFIG_VARIABLE)
     file = Path(named or os.path.expanduser("~/.libero")) / "config.yaml"  # noqa: PTH111 (there may be no home)
@@ -96,8 +83,7 @@ def find_assets(package: Path, configured: str = "") -> Path:
         configured: the entry of config.yaml; empty: none.
 
     Raises:
-        ConfigError: the variable names a folder that lacks something, or no place has them. Says where they go and how
-            to get them.
+        ConfigError: the variable names a folder that lacks something, or no place has them.
     """
     given = os.environ.get(ASSETS_VARIABLE)
     if given:

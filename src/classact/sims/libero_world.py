@@ -42,11 +42,8 @@ with warnings.catch_warnings():
     from robosuite.utils.binding_utils import MjSim
     from robosuite.utils.errors import RandomizationError
 
-START_STATES = 50
-"""That LIBERO ships per task."""
-
-NQ, NV = 9 + 7 * 7, 9 + 7 * 6
-"""The arm, its fingers, and seven free objects."""
+START_STATES = 50  # that LIBERO ships per task
+NQ, NV = 9 + 7 * 7, 9 + 7 * 6  # the arm, its fingers, and seven free objects
 
 
 def task_instruction(task: int) -> str:
@@ -103,11 +100,7 @@ class _Task(_Floor):  # type: ignore[misc]
 
 
 def assets_folder() -> Path:
-    """Where LIBERO's meshes and textures are.
-
-    Raises:
-        ConfigError: they are not here. Says where they go and how to get them.
-    """
+    """Where LIBERO's meshes and textures are; a ConfigError where they are not here."""
     try:
         configured = str(libero.libero.get_libero_path("assets"))
     except (OSError, AssertionError):  # no settings, or none of this name
@@ -116,11 +109,7 @@ def assets_folder() -> Path:
 
 
 def make_environment(task: int) -> Any:
-    """LIBERO's environment of a task: absolute poses, no renderer, no observations.
-
-    Raises:
-        ConfigError: LIBERO's assets are not here.
-    """
+    """LIBERO's environment of a task: absolute poses, no renderer, no observations."""
     libero.libero._assets_path_cache = str(assets_folder())  # else LIBERO looks in its package only, and downloads
     config = load_controller_config(default_controller="OSC_POSE") | {"control_delta": False}
     kind = type("_Task", (_Task,), {"classact_task": task})

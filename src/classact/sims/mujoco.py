@@ -22,20 +22,11 @@ from classact.sims.shifts import Appearance, Shift, appearance_rng, check_shift
 
 
 class MujocoSimulator(ABC):
-    """What MuJoCo tasks do alike. A task gives the physics (:meth:`_start`, :meth:`_advance`) and says what is seen.
-
-    Args:
-        spec: of the task, with the cameras that it can draw.
-        shift: name of the visual shift.
-        cameras: which of them observations hold; None: the first.
-    """
+    """What MuJoCo tasks do alike. A task gives the physics (:meth:`_start`, :meth:`_advance`) and says what is seen."""
 
     quality = Quality()
-    views: Mapping[str, str] = {}
-    """Camera name -> camera of the model."""
-
-    target: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """What moving cameras look at, metres."""
+    views: Mapping[str, str] = {}  # camera name -> camera of the model
+    target: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what moving cameras look at, metres
 
     @staticmethod
     def adapt(shift: Shift) -> Shift:
@@ -46,10 +37,8 @@ class MujocoSimulator(ABC):
         self._spec = spec
         self.cameras = check_views(spec, cameras)
         self.shift = check_shift(spec.name, shift, spec.shifts, self.adapt)
-        self.steps = 0
-        """Control steps since the start of the episode."""
+        self.steps = 0  # since the start of the episode
         self._appearance = Appearance()
-        self._borrowed: tuple[str, int, Quality] | None = None
         self._drawing: Renderer | None = None
 
     @property
@@ -148,16 +137,13 @@ class MujocoSimulator(ABC):
     def renderer(self) -> Renderer:
         """What draws; the process's own for this model."""
         key = (self.model_key(), self._spec.image_size, self.quality)
-        if self._drawing is None or self._borrowed != key:
-            self._give_back()
-            self._drawing = borrow_renderer(key[0], self.model, key[1], key[2])
-            self._borrowed = key
+        if self._drawing is None or self._drawing.key != key:
+            MujocoSimulator.close(self)
+            self._drawing = borrow_renderer(key, self.model)
         return self._drawing
 
-    def _give_back(self) -> None:
-        if self._borrowed is not None:
-            return_renderer(*self._borrowed)
-            self._drawing = self._borrowed = None
-
     def close(self) -> None:
-        self._give_back()
+        """Give the renderer back; tasks free their own."""
+        if self._drawing is not None:
+            return_renderer(self._drawing)
+            self._drawing = None

@@ -24,8 +24,7 @@ VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_ha
 _DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")
 """MuJoCo's warnings of positions, velocities or accelerations that are not finite or too large."""
 
-_HIDDEN = 3
-"""A visual group that MuJoCo does not draw unless asked to."""
+_HIDDEN = 3  # a visual group that MuJoCo does not draw unless asked to
 
 
 def silence_robosuite() -> None:
@@ -62,10 +61,8 @@ class PandaSimulator(MujocoSimulator):
     """Thing -> body of the model, for :meth:`object_pose`."""
 
     env: Any
-    site: str
-    """The grip site's name in the model."""
-    fingers: tuple[str, str]
-    """Names of the finger joints."""
+    site: str  # the grip site's name in the model
+    fingers: tuple[str, str]  # names of the finger joints
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None, env: Any) -> None:
         super().__init__(spec, shift, cameras)

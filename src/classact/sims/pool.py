@@ -24,8 +24,7 @@ from classact.sims.processes import FaultError, Process
 TIMEOUT = 300.0
 """Seconds without any sign of life after which a worker counts as hung; it gives one after each of its episodes."""
 
-RESTARTS = 3
-"""How often a worker is started again for one and the same request."""
+RESTARTS = 3  # how often a worker is started again for one and the same request
 
 
 class Simulators:

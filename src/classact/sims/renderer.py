@@ -101,29 +101,24 @@ AWAY = 5.0
 """Things that fly freely are out of sight at this distance from the world's origin, metres: tasks park there what they
 do not need (robosuite's Square its round nut, which falls for seconds)."""
 
-CONTEXTS = 3
-"""How many new GL contexts a doubtful picture is drawn in before giving up."""
+CONTEXTS = 3  # how many new GL contexts a doubtful picture is drawn in before giving up
 
 
 class Renderer:
-    """Draws a model's scenes, and does not believe what cannot be true.
+    """Draws a model's scenes in square pictures of ``size`` pixels a side, and does not believe what cannot be true.
 
     Broken GL does not fail, it gives blank, frozen or uninitialised pictures. A frame that is of one colour, that
     stays the same although scene or camera moved, or that is rougher than any scene, is drawn again in a new GL
     context, until one is free of doubt or equals the one before: what two contexts agree on is what the camera
     sees. It may be of one colour (a moving camera below the floor); but GL may also give nothing but black in every
     context, so this is believed only where the same context shows something of the model from afar.
-
-    Args:
-        model: its quality settings are changed.
-        size: side of the square pictures in pixels.
-        quality: what to spend.
     """
 
     def __init__(self, model: Any, size: int, quality: Quality) -> None:
         self.model, self.size, self.quality = model, size, quality
-        self.repaired = 0
-        """Frames that were wrong at first."""
+        self.key: tuple[str, int, Quality] | None = None
+        self.users = 0  # of a shared one
+        self.repaired = 0  # frames that were wrong at first
         self._free = model.jnt_qposadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
         self._last: dict[str, tuple[StateArray, str | Pose, ImageArray]] = {}
         self._renderer: Any = None
@@ -162,7 +157,9 @@ class Renderer:
             self._open()
             again = self._draw(data, camera)
             if np.array_equal(image, again):
-                if uniform(image) and uniform(self._overview(data)):
+                afar = mujoco.MjvCamera()
+                mujoco.mjv_defaultFreeCamera(self.model, afar)
+                if uniform(image) and uniform(self._draw(data, afar)):
                     raise SimulatorError(
                         f"GL shows nothing but one colour, {image[0, 0].tolist()}, from camera {camera!r} and from "
                         f"afar, in two contexts (MUJOCO_GL={os.environ.get('MUJOCO_GL')}). {_GL_HELP}"
@@ -177,25 +174,13 @@ class Renderer:
             f"(MUJOCO_GL={os.environ.get('MUJOCO_GL')}). {_GL_HELP}"
         )
 
-    def _draw(self, data: Any, camera: str | Pose) -> ImageArray:
+    def _draw(self, data: Any, camera: Any) -> ImageArray:
         renderer = self._renderer
         if isinstance(camera, Pose):
             # The free camera's field of view is the model's.
             self.model.vis.global_.fovy = camera.fovy
-            renderer.update_scene(data, free_camera(camera))
-        else:
-            renderer.update_scene(data, camera)
-        return self._render()
-
-    def _overview(self, data: Any) -> ImageArray:
-        """The whole model from MuJoCo's default place."""
-        camera = mujoco.MjvCamera()
-        mujoco.mjv_defaultFreeCamera(self.model, camera)
-        self._renderer.update_scene(data, camera)
-        return self._render()
-
-    def _render(self) -> ImageArray:
-        renderer = self._renderer
+            camera = free_camera(camera)
+        renderer.update_scene(data, camera)
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self.quality.reflections
         renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self.quality.shadows > 0
         image: ImageArray = renderer.render()
@@ -256,33 +241,33 @@ def free_camera(pose: Pose) -> Any:
     return camera
 
 
-_SHARED: dict[tuple[str, int, Quality], tuple[Renderer, int]] = {}
+_SHARED: dict[tuple[str, int, Quality], Renderer] = {}
 
 
-def borrow_renderer(key: str, model: Any, size: int, quality: Quality) -> Renderer:
+def borrow_renderer(key: tuple[str, int, Quality], model: Any) -> Renderer:
     """The process's renderer of a model, made at first use; give it back with :func:`return_renderer`.
 
     Args:
-        key: names the model: simulators of one key have equal models.
-        model, size, quality: see :class:`Renderer`.
+        key: a name (simulators of one name have equal models), the size and quality of :class:`Renderer`.
+        model: used where there is no renderer yet.
     """
-    renderer, users = _SHARED.get((key, size, quality)) or (Renderer(model, size, quality), 0)
+    if key not in _SHARED:
+        _SHARED[key] = Renderer(model, *key[1:])
+        _SHARED[key].key = key
     atexit.unregister(_free_renderers)
     atexit.register(_free_renderers)  # last registered, first called: before the GL libraries end
-    _SHARED[key, size, quality] = (renderer, users + 1)
-    return renderer
+    _SHARED[key].users += 1
+    return _SHARED[key]
 
 
-def return_renderer(key: str, size: int, quality: Quality) -> None:
+def return_renderer(renderer: Renderer) -> None:
     """Free the renderer if this was its last user."""
-    renderer, users = _SHARED[key, size, quality]
-    if users > 1:
-        _SHARED[key, size, quality] = (renderer, users - 1)
-    else:
-        del _SHARED[key, size, quality]
+    renderer.users -= 1
+    if not renderer.users and renderer.key is not None:
+        del _SHARED[renderer.key]
         renderer.close()
 
 
 def _free_renderers() -> None:
-    for renderer, _ in _SHARED.values():
+    for renderer in _SHARED.values():
         renderer.close()

@@ -17,20 +17,11 @@ from classact.sims.processes import FaultError, run_tasks
 
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
 
-TRIES = 3
-"""Processes that may be lost with one task."""
-
-TIMEOUT = 1200.0
-"""Seconds after which a task counts as hung. It takes a minute or two."""
-
-Settings = tuple[str, int, str, int, str]
-"""Simulator, image size, shift, seed of appearances, camera."""
-
-Bounds = list[tuple[int, int, int]]
-"""Consecutive episodes: (number, first row, row after the last)."""
-
-Progress = Callable[[int, int], None]
-"""Called with (steps rendered, steps in all)."""
+TRIES = 3  # processes that may be lost with one task
+TIMEOUT = 1200.0  # seconds after which a task counts as hung. It takes a minute or two.
+Settings = tuple[str, int, str, int, str]  # simulator, image size, shift, seed of appearances, camera
+Bounds = list[tuple[int, int, int]]  # consecutive episodes: (number, first row, row after the last)
+Progress = Callable[[int, int], None]  # called with (steps rendered, steps in all)
 
 
 def appearance_seed(seed: int, episode: int) -> int:

@@ -84,8 +84,7 @@ class Appearance:
     """How one episode looks: what a simulator asks while it draws its first camera, ``step`` control steps after the
     start. What is not overridden stays plain."""
 
-    colors: PushTColors | None = None
-    """Of the scene; None: the simulator's own."""
+    colors: PushTColors | None = None  # of the scene; None: the simulator's own
 
     def camera(self, step: int) -> Viewpoint | None:  # noqa: ARG002 (for those that move)
         """Where the scene is seen from; None: from the simulator's own camera."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from classact.data.language import BERT
@@ -21,19 +22,17 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Package -> installed version; packages that are not installed are left out."""
     found = {}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def check_versions(data: Demonstrations, spec: SimulatorSpec, *, rendered: bool) -> str:
-    """Compare the versions that recorded the states with those that are installed.
+    """Compare the versions that recorded the states with those that are installed, of ``spec.packages``.
 
     Args:
-        data: demonstrations; where they declare no versions, nothing is compared; an unknown one is a warning.
-        spec: of the simulator; its ``packages`` decide trajectories.
+        data: where they declare no versions, nothing is compared; an unknown one is a warning.
+        spec: of the simulator.
         rendered: whether images are to be drawn from the states. Where recorded ones are used, any difference is a
             warning.
 
@@ -88,9 +87,6 @@ def check_language(versions: Mapping[str, str], spec: SimulatorSpec, what: str) 
         versions: of the data (``Demonstrations.versions``).
         spec: of the simulator; where it has no instructions, nothing is compared.
         what: the data or run, for messages.
-
-    Raises:
-        ConfigError: names both sources.
     """
     recorded, now, name = versions.get("language", UNKNOWN), spec.language_source, spec.name
     if not now or recorded in (UNKNOWN, now):

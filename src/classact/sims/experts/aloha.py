@@ -58,8 +58,7 @@ class Reach:
     roll: float = 0.0
 
 
-Aim = Callable[[StateArray], Reach]
-"""How a hand is turned at a place."""
+Aim = Callable[[StateArray], Reach]  # how a hand is turned at a place
 
 
 def solve(side: int, reach: Reach) -> StateArray:

@@ -27,17 +27,10 @@ from classact.errors import ConfigError
 from classact.sims.base import CLOSED, OPEN
 from classact.sims.specs import CONTROL_HZ
 
-MAX_STEP = 0.03
-"""Metres that the commanded position moves per control step at most."""
-
-MAX_TURN = 0.15
-"""Radians that commanded yaw and tilt turn per control step at most."""
-
-JOINT_7_LIMIT = 2.8973
-"""Radians either way (Panda)."""
-
-BASE = (-0.56, 0.0)
-"""Where robosuite puts the arm at its 0.8 m table, metres."""
+MAX_STEP = 0.03  # metres that the commanded position moves per control step at most
+MAX_TURN = 0.15  # radians that commanded yaw and tilt turn per control step at most
+JOINT_7_LIMIT = 2.8973  # Radians either way (Panda)
+BASE = (-0.56, 0.0)  # where robosuite puts the arm at its 0.8 m table, metres
 
 _PEAK = 1.875  # a minimum-jerk motion's highest speed over its mean speed
 _RAMP = 0.1  # per step: how fast noise fades in and out
@@ -48,8 +41,7 @@ Position = StateArray | tuple[float, float, float] | Callable[[], StateArray]
 Rotation = float | StateArray | Callable[[], "float | StateArray"]
 """Yaw of a gripper that points straight down, or a (3, 3) matrix, or what gives either."""
 
-Steps = Generator[FloatArray, None, None]
-"""A motion."""
+Steps = Generator[FloatArray, None, None]  # a motion
 
 
 @dataclass(frozen=True)
@@ -113,8 +105,7 @@ class Arm:
 
     Args:
         sim: a :class:`~classact.sims.panda.PandaSimulator`, read, never written.
-        rng: of the demonstration.
-        style: None: drawn from ``rng``.
+        style: None: drawn from ``rng``, the demonstration's generator.
         speed: peak speed of motions before the style's factor, metres per second.
         turn: peak turning speed, radians per second. Turned faster near the robot, where the forearm points down, the
             hand turns by joint 5 in place of 7 and does not come back.
@@ -148,8 +139,6 @@ class Arm:
         self._loudness = 0.0
         self._trim = np.zeros(3)  # what precise motions add against the controller's lasting error
 
-    # Motions
-
     def move(
         self,
         position: Position,
@@ -180,9 +169,6 @@ class Arm:
             settle: control steps to wait for it at most, after the command has reached the goal.
             until: ends the motion early when true, asked before each step.
 
-        Yields:
-            Actions (10,) float32.
-
         Returns:
             Whether the arm has arrived, or ``until`` was true.
         """
@@ -195,16 +181,18 @@ class Arm:
         turn = max(abs(yaw - start_yaw), float(np.linalg.norm(tilt - start_tilt)))
         seconds = _PEAK * max(length / (self._speed * speed), turn / (self._turn * speed)) + 2 * arch / self._speed
         count = max(4, int(np.ceil(seconds * CONTROL_HZ)))
-        bow = self._bow(start, goal) + np.array([0.0, 0.0, arch * self.style.arch])
+        x, y = (goal - start)[:2]  # it bows sideways, level, at right angles to the path; and upwards
+        bow = self.style.curvature * np.array([-y, x, 0.0]) + np.array([0.0, 0.0, arch * self.style.arch])
         for step in range(1, count + settle + 1):
             if until is not None and until():
                 return True
             goal, yaw, tilt = self._goal(position, rotation, start_yaw, start_tilt)
             s = minimum_jerk(step / count)
             if step > count:
-                place, _ = self.sim.ee_pose()
+                place, turned = self.sim.ee_pose()
                 error = goal - place
-                if np.linalg.norm(error) <= tolerance and self._turned(yaw, tilt) <= angle:
+                off = float(np.linalg.norm(matrix_to_axis_angle(compose(yaw, tilt).T @ turned)))
+                if np.linalg.norm(error) <= tolerance and off <= angle:
                     return True
                 if precise:
                     self._trim = np.clip(self._trim + 0.15 * error, -0.01, 0.01)
@@ -236,8 +224,6 @@ class Arm:
         if self.rng.random() < self.style.pause:
             yield from self.hold(int(self.rng.integers(2, 9)), precise=False)
 
-    # Where things are
-
     def reachable_yaws(
         self, yaw: float, position: StateArray | tuple[float, ...], *, period: float = 2 * np.pi, margin: float = 0.25
     ) -> list[float]:
@@ -251,9 +237,6 @@ class Arm:
             position: of the grip site; its height does not matter.
             period: yaws that far apart are equal (pi for a gripper that may be turned round).
             margin: radians that joint 7 stays from its limits.
-
-        Returns:
-            Unwrapped yaws; empty where none is in reach.
         """
         place, rotation = self.sim.ee_pose()
         now = self.yaw + wrap(split(rotation)[0] - self.yaw)
@@ -262,10 +245,8 @@ class Arm:
         reach = JOINT_7_LIMIT - margin
         first = np.ceil((middle - reach - yaw) / period)
         last = np.floor((middle + reach - yaw) / period)
-        found = [yaw + n * period for n in np.arange(first, last + 1)]
-        return sorted((float(value) for value in found), key=lambda value: abs(value - middle))
-
-    # The rest
+        found = [float(yaw + n * period) for n in np.arange(first, last + 1)]
+        return sorted(found, key=lambda value: abs(value - middle))
 
     def _direction(self, position: StateArray | tuple[float, ...]) -> float:
         x, y = np.asarray(position)[:2] - self._base
@@ -282,15 +263,6 @@ class Arm:
             return goal, float(np.asarray(turned)), np.zeros(3)
         yaw, tilt = split(np.asarray(turned, np.float64))
         return goal, start_yaw + wrap(yaw - start_yaw), tilt
-
-    def _bow(self, start: StateArray, goal: StateArray) -> StateArray:
-        """Sideways, level, at right angles to the path."""
-        x, y = (goal - start)[:2]
-        return self.style.curvature * np.array([-y, x, 0.0])
-
-    def _turned(self, yaw: float, tilt: StateArray) -> float:
-        off = compose(yaw, tilt).T @ self.sim.ee_pose()[1]
-        return float(np.linalg.norm(matrix_to_axis_angle(off)))
 
     def _command(self, position: StateArray, yaw: float, tilt: StateArray, loudness: float) -> FloatArray:
         """One action; the command follows within its speed limits, and remembers where it is without noise."""

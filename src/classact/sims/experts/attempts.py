@@ -23,22 +23,12 @@ from classact.utils.storage import atomic_path, read_json, write_json
 END_SEED = 100_000
 """Evaluation episodes are seeded from here on (:data:`classact.evaluation.config.FIRST_SEED`)."""
 
-LATE = 10.0
-"""Seconds that processes of a killed call may go on writing."""
-
-HOPELESS = 100
-"""Attempts in a row without one to keep, after which there is something wrong with the expert."""
-
-
-# -- files -----------------------------------------------------------------------------------------
+LATE = 10.0  # seconds that processes of a killed call may go on writing
+HOPELESS = 100  # attempts in a row without one to keep, after which there is something wrong with the expert
 
 
 def open_work(work: Path, settings: dict[str, Any]) -> dict[int, str]:
     """Make the work folder, or continue in one of equal settings.
-
-    Args:
-        work: the folder.
-        settings: what decides the attempts; plain values.
 
     Returns:
         Start seed -> why it was not kept, empty where it was, of the attempts that are there.
@@ -115,9 +105,6 @@ def delete_work(work: Path) -> None:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
-
-
-# -- seeds -----------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -32,8 +32,7 @@ from classact.utils.progress import Callback, progress_bar
 from classact.utils.storage import check_writable
 
 PUSHT_PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
-PACKAGES = ("classact", "numpy")
-"""Whose versions are recorded, besides the simulator's own."""
+PACKAGES = ("classact", "numpy")  # whose versions are recorded, besides the simulator's own
 
 Stage = Callable[[str], AbstractContextManager[Callback]]
 """Title -> a context that gives what is called with (done, in all, status)."""
@@ -110,13 +109,8 @@ def generate_demonstrations(
     tried, reasons = plan.counts(seeds)
     if planned and shift is None:  # as the embedded demonstrations are stored
         header = facts | {"episodes": episodes, "attempts": tried, "not_kept": tried - episodes}
-        generated.write_pusht(
-            out,
-            header,
-            seeds=seeds,
-            states=[a.states for a in kept],
-            actions=[a.actions.astype(np.float64) for a in kept],
-        )
+        actions = [a.actions.astype(np.float64) for a in kept]
+        generated.write_pusht(out, header, seeds=seeds, states=[a.states for a in kept], actions=actions)
     else:
         data = _join(simulator, kept, facts.pop("packages"), spec.schema)
         facts |= {"episodes": episodes, "tasks": spec.tasks, "attempts": tried, "not_kept": reasons}

@@ -18,8 +18,7 @@ from classact.sims.base import OPEN
 from classact.sims.experts.arm import Arm
 from classact.sims.experts.base import GiveUpError
 
-BASE = (-0.6, 0.0)
-"""Where LIBERO puts the arm on the floor, metres."""
+BASE = (-0.6, 0.0)  # where LIBERO puts the arm on the floor, metres
 
 TRIES = 3
 

@@ -12,8 +12,7 @@ from classact.sims.experts.attempts import Plan, store_attempt, store_failure
 from classact.sims.experts.base import Recorder
 from classact.sims.processes import FaultError, run_tasks
 
-TRIES = 3
-"""Processes that may be lost with one seed."""
+TRIES = 3  # processes that may be lost with one seed
 
 START_SECONDS, STEP_SECONDS = 120.0, 0.5
 """An attempt counts as hung after START_SECONDS (imports and compilation included) and STEP_SECONDS for each step of

@@ -13,30 +13,18 @@ from classact.sims.base import OPEN
 from classact.sims.experts.arm import Arm, rotation_about_z, wrap, yaw_of
 from classact.sims.experts.base import GiveUpError
 
-HANDLE = 0.068
-"""Metres from the nut's middle to where the handle is best held: its outer half."""
-
-PEG_TOP = 0.10
-"""Above the peg body's middle."""
-
-RESTING = 0.83
-"""Height of the nut on the table."""
-
-TRIES = 4
-"""Grasps, and ways down the peg, before giving up."""
-
-FAR = 0.1
-"""From the hand to the nut's middle: more is not held."""
-
-ALIGNED = 0.012
-"""From the nut's middle to the peg's axis, along x and y, when the peg is in the nut."""
+HANDLE = 0.068  # metres from the nut's middle to where the handle is best held: its outer half
+PEG_TOP = 0.10  # above the peg body's middle
+RESTING = 0.83  # height of the nut on the table
+TRIES = 4  # grasps, and ways down the peg, before giving up
+FAR = 0.1  # from the hand to the nut's middle: more is not held
+ALIGNED = 0.012  # from the nut's middle to the peg's axis, along x and y, when the peg is in the nut
 
 LIFT = np.array([0.0, 0.0, 0.06])
 
 _QUARTER = np.pi / 2
 
-Outcome = Generator[FloatArray, None, bool]
-"""A part of the script, and whether it was successful."""
+Outcome = Generator[FloatArray, None, bool]  # a part of the script, and whether it was successful
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,8 @@ from classact.sims.base import CLOSED, OPEN
 from classact.sims.experts.arm import BASE, Arm, compose, rotation_about_z, yaw_of
 from classact.sims.experts.base import GiveUpError
 
-HALF = {"cubeA": 0.020, "cubeB": 0.025, "cubeC": 0.020}
-"""Half sides of the cubes, metres."""
-
-TRIES = 4
-"""Times that one cube is taken before giving up."""
+HALF = {"cubeA": 0.020, "cubeB": 0.025, "cubeC": 0.020}  # half sides of the cubes, metres
+TRIES = 4  # times that one cube is taken before giving up
 
 FINGER = (0.048, 0.012, 0.011)
 """An open finger's centre from the grip site along the opening, and its half sizes along and across it, metres."""
@@ -30,8 +27,7 @@ PALM = (0.105, 0.033)
 """Half sizes of the hand along and across the opening, metres; it begins PALM_HEIGHT above the grip site."""
 PALM_HEIGHT = 0.04
 
-ROOM = 0.006
-"""Clearance that the hand wants from other cubes, metres."""
+ROOM = 0.006  # clearance that the hand wants from other cubes, metres
 
 SHOULDER, WRIST, HAND = 1.245, 0.088, 0.21
 """Height of the arm's shoulder, how far outside its wrist the hand hangs, and wrist to grip site, metres."""
