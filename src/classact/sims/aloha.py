@@ -117,8 +117,6 @@ class AlohaTransfer(MujocoSimulator):
     def _proprioception(self) -> FloatArray:
         return np.asarray(self._task.get_qpos(self.physics), np.float32)
 
-    # For experts
-
     def joint_positions(self) -> StateArray:
         """(2, 6) radians, the left arm first."""
         return np.array([self.data.qpos[:ARM_JOINTS], self.data.qpos[8 : 8 + ARM_JOINTS]])

@@ -76,10 +76,6 @@ class LiberoObject(PandaSimulator):
     Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
     :data:`TARGET` instead, and their ``min_x`` and ``min_z`` move along. Constants that are given by hand, as in
     ``dynamic(target=(0, 0, 0.1))``, are taken as they are.
-
-    Attributes:
-        task: the present one.
-        language_source: what made the embeddings of instructions, see :mod:`classact.data.language`.
     """
 
     target = TARGET
@@ -98,8 +94,6 @@ class LiberoObject(PandaSimulator):
         self._task: int | None = None
         self._words: dict[int, FloatArray] = {}
         self.language_source = spec.language_source
-
-    # The task
 
     @property
     def task(self) -> int:
@@ -143,8 +137,6 @@ class LiberoObject(PandaSimulator):
         super()._bind(env)
         self._substeps = round(1 / (CONTROL_HZ * env.model_timestep))
 
-    # Starts
-
     def _start(self, seed: int) -> None:
         self._use(seed % len(PRODUCTS))
         data = self.data
@@ -185,8 +177,6 @@ class LiberoObject(PandaSimulator):
         robot.controller.update_initial_joints(robot.init_qpos)
         robot.controller.new_update = True
 
-    # Acting
-
     def _drive(self, command: StateArray) -> None:
         model, data, robot = self.model, self.data, self.env.robots[0]
         for i in range(self._substeps):
@@ -196,8 +186,6 @@ class LiberoObject(PandaSimulator):
 
     def _succeeded(self) -> bool:
         return bool(self.env._check_success())
-
-    # States
 
     def get_state(self) -> StateArray:
         return np.concatenate([[self.task], super().get_state()])
@@ -215,8 +203,6 @@ class LiberoObject(PandaSimulator):
         data.time, data.qpos[:], data.qvel[:] = state[1], state[2 : 2 + NQ], state[2 + NQ :]
         self.steps = step
         self._restored()
-
-    # What is seen
 
     def _language(self) -> FloatArray:
         if self.task not in self._words:

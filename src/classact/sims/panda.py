@@ -29,19 +29,12 @@ _HIDDEN = 3  # a visual group that MuJoCo does not draw unless asked to
 
 def silence_robosuite() -> None:
     """robosuite prints advice about optional packages and its own files, on import and with every configuration."""
-    logging.getLogger("robosuite_logs").addFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def arm_command(action: StateArray) -> StateArray:
-    """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action.
-
-    Args:
-        action: where the grip site shall be in the world: (3,) metres, two rows of its rotation (6,), then the gripper,
-            -1 (opens) to 1 (closes).
+    """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action: where the grip site shall be
+    in the world, (3,) metres, two rows of its rotation (6,), then the gripper, -1 (opens) to 1 (closes).
 
     Raises:
         DataError: the six numbers hold no rotation.
@@ -95,19 +88,13 @@ class PandaSimulator(MujocoSimulator):
             raise SimulatorError(f"{self._spec.name}: its model has no {kind.lower()} {name!r}: another version of it?")
         return found
 
-    # Where things are
-
     def ee_pose(self) -> tuple[StateArray, StateArray]:
         """The grip site: (3,) metres and (3, 3), in world coordinates."""
         data = self.data
         return data.site_xpos[self._site].copy(), data.site_xmat[self._site].reshape(3, 3).copy()
 
     def object_pose(self, name: str) -> tuple[StateArray, StateArray]:
-        """A thing of :attr:`bodies`: (3,) metres and (3, 3), in world coordinates.
-
-        Raises:
-            SimulatorError: no such thing.
-        """
+        """A thing of :attr:`bodies`: (3,) metres and (3, 3), in world coordinates."""
         if name not in self.bodies:
             raise SimulatorError(f"{self._spec.name}: " + choose("object", name, self.bodies))
         body = self._id("BODY", self.bodies[name])
@@ -123,8 +110,6 @@ class PandaSimulator(MujocoSimulator):
         return np.concatenate(
             [position, matrix_to_rotation_6d(rotation), self.joint_positions(), self.data.qpos[self._fingers]]
         ).astype(np.float32)
-
-    # Acting
 
     def _advance(self, action: StateArray) -> dict[str, float]:
         try:

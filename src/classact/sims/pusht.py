@@ -39,6 +39,7 @@ STIFFNESS, DAMPING = 100.0, 20.0  # PD controller of the agent: k_p, k_v
 GOAL_POSE = (256.0, 256.0, math.pi / 4)  # x, y, angle
 AGENT_RADIUS = 15
 WALL_COLOR: Color = (211, 211, 211)  # LightGray
+WALLS = (((5, 506), (5, 5)), ((5, 5), (506, 5)), ((506, 5), (506, 506)), ((5, 506), (506, 506)))
 
 # The tee: two rectangles in the block's own frame, x right, y down, in pixels.
 TEE_BAR = np.array([(-60, 30), (60, 30), (60, 0), (-60, 0)], dtype=np.float64)
@@ -53,16 +54,8 @@ def start_state(seed: int) -> StateArray:
     if not 0 <= seed < 2**32:
         raise ConfigError(f"pusht: expected a seed in 0..{2**32 - 1}, got {seed}.")
     rs = np.random.RandomState(seed)  # the legacy generator defines these initial states
-    return np.array(
-        [
-            rs.randint(50, 450),
-            rs.randint(50, 450),
-            rs.randint(100, 400),
-            rs.randint(100, 400),
-            rs.randn() * 2 * np.pi - np.pi,
-        ],
-        dtype=np.float64,
-    )
+    agent, block = [rs.randint(50, 450) for _ in range(2)], [rs.randint(100, 400) for _ in range(2)]
+    return np.array([*agent, *block, rs.randn() * 2 * np.pi - np.pi], dtype=np.float64)
 
 
 def place(points: StateArray, x: float, y: float, angle: float) -> StateArray:
@@ -94,13 +87,8 @@ class _Physics(PushTEnv):  # type: ignore[misc]
         self.space = pymunk.Space()
         self.space.gravity = 0, 0
         self.space.damping = 0.0
-        corners = [(5, 506), (5, 5), (506, 5), (506, 506)]
-        self.space.add(
-            self.add_segment(self.space, corners[0], corners[1], 2),
-            self.add_segment(self.space, corners[1], corners[2], 2),
-            self.add_segment(self.space, corners[2], corners[3], 2),
-            self.add_segment(self.space, corners[0], corners[3], 2),
-        )
+        for a, b in WALLS:
+            self.space.add(self.add_segment(self.space, a, b, 2))
         self.agent = self.add_circle(self.space, (256, 400), AGENT_RADIUS)
         self.block, self._block_shapes = self.add_tee(self.space, (256, 300), 0)
 
@@ -129,7 +117,7 @@ def draw(state: StateArray, colors: PushTColors, size: int) -> ImageArray:
         corners = [(float(x), float(y)) for x, y in points]
         for i in range(4):
             _thick_line(screen, corners[i - 1], corners[i], colors.tee)
-    for a, b in (((5, 506), (5, 5)), ((5, 5), (506, 5)), ((506, 5), (506, 506)), ((5, 506), (506, 506))):
+    for a, b in WALLS:
         _thick_line(screen, a, b, WALL_COLOR)
     canvas = np.frombuffer(screen.get_buffer(), dtype=np.uint8).reshape(CANVAS, CANVAS, 4)
     image = canvas if size == CANVAS else cv2.resize(canvas, (size, size))
@@ -174,14 +162,6 @@ class PushT:
     farther outside than it is wide: those are refused.
 
     Metrics of a step: ``coverage`` in 0..1 and ``iou`` = coverage / (2 - coverage), as both tees have equal areas.
-
-    Args:
-        image_size: side of the square image in pixels, 96..256; None: 96.
-        shift: ``fixed-color`` (gym-pusht's colours) or ``rand-color`` (new colours each episode, paper E.2).
-        cameras: None, or the only one, ``top``.
-
-    Raises:
-        ConfigError: an unknown shift or camera, or an image size that is not drawn.
     """
 
     def __init__(
@@ -206,7 +186,6 @@ class PushT:
         self.set_appearance(seed)
 
     def set_appearance(self, seed: int) -> None:
-        """Draw the colours from ``seed`` under ``rand-color``; gym-pusht's own under ``fixed-color``."""
         self.colors = self.shift.draw(appearance_rng(seed)).colors or FIXED_COLORS
 
     def get_state(self) -> StateArray:

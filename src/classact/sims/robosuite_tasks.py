@@ -126,8 +126,7 @@ class RobosuiteSimulator(PandaSimulator):
         super().__init__(sized(self.facts, image_size), shift, cameras, self._environment())
 
     @abstractmethod
-    def _environment(self) -> Any:
-        """robosuite's environment of the task."""
+    def _environment(self) -> Any: ...
 
     def _bind(self, env: Any) -> None:
         super()._bind(env)

@@ -12,13 +12,9 @@ from classact.sims.shifts import Appearance, Shift, appearance_rng
 
 
 class Shifted:
-    """A simulator whose first camera's pictures are changed after they are drawn.
+    """A simulator, with its plain appearance, whose first camera's pictures are changed after they are drawn.
 
     What is not part of the protocol (``instruction``, ``object_pose``, ...) is the simulator's own.
-
-    Args:
-        sim: with its plain appearance.
-        shift: of the finished picture.
     """
 
     def __init__(self, sim: Simulator, shift: Shift) -> None:
@@ -45,13 +41,10 @@ class Shifted:
     def reset(self, seed: int) -> None:
         self._sim.reset(seed)
         self._step = 0
-        self._draw(seed)
+        self._appearance = self.shift.draw(appearance_rng(seed))
 
     def set_appearance(self, seed: int) -> None:
         self._sim.set_appearance(seed)
-        self._draw(seed)
-
-    def _draw(self, seed: int) -> None:
         self._appearance = self.shift.draw(appearance_rng(seed))
 
     def get_state(self) -> StateArray:

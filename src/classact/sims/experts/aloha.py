@@ -110,10 +110,6 @@ def fingertips(side: int, joints: StateArray) -> StateArray:
     return place + BASES[side]
 
 
-def _up(height: float) -> StateArray:
-    return np.array([0.0, 0.0, height])
-
-
 def _bell(u: float) -> float:
     """Share of the way after the share u of the time, with the bell-shaped speed of least jerk."""
     return u**3 * (10 - 15 * u + 6 * u * u)
@@ -264,7 +260,7 @@ def _fetch(simulator: AlohaTransfer, hand: Hand, shared: Shared) -> Iterator[Sta
     yield from hand.wait(0.1)
     for attempt in range(TRIES):
         cube, turned = _look(simulator)
-        over, at = cube + _up(style.hover), cube + style.offset
+        over, at = cube + np.array([0.0, 0.0, style.hover]), cube + style.offset
         aim = _aim(over, at, turned, style.align, style.pitch)
         hand.goal = OPEN
         if attempt == 0 and style.misjudged.any():
@@ -276,7 +272,7 @@ def _fetch(simulator: AlohaTransfer, hand: Hand, shared: Shared) -> Iterator[Sta
         yield from hand.slide(aim, over, at, 0.6)
         hand.goal = CLOSED
         yield from hand.wait(0.4)
-        yield from hand.slide(aim, at, at + _up(0.05), 0.4)
+        yield from hand.slide(aim, at, at + np.array([0.0, 0.0, 0.05]), 0.4)
         if _holds(simulator, RIGHT):
             break
     else:
