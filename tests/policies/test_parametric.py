@@ -332,7 +332,7 @@ def test_parts_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match=r"makes actions of 2 dimensions, their normalisation was fitted on 3"):
         replace(made, actions=MinMax.fit(np.eye(3)))
     for bad in ({"chunk_length": 0}, {"history": 0}, {"seed": -1}):
-        with pytest.raises(ConfigError, match="expected chunk_length >= 1, history >= 1 and seed >= 0"):
+        with pytest.raises(ConfigError, match=r"expected (chunk_length >= 1|history >= 1|seed >= 0), got"):
             ParametricConfig(**bad)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from classact.errors import ConfigError, UnknownNameError, choose
+from classact.utils.limits import check_range
 
 BACKENDS = ("auto", "torch", "faiss")
 """How neighbours are searched, see :func:`classact.policies.search.make_search`."""
@@ -42,18 +43,12 @@ class RetrievalConfig:
     search: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.k < 1 or not self.temperature > 0:
-            raise ConfigError(f"expected k >= 1 and temperature > 0, got k {self.k} and {self.temperature}.")
-        if not 0 <= self.proprioception_weight < math.inf:
-            raise ConfigError(f"expected a finite proprioception_weight >= 0, got {self.proprioception_weight}.")
-        if not 1 <= self.min_actions <= self.horizon:
-            raise ConfigError(
-                f"expected 1 <= min_actions <= horizon, got min_actions {self.min_actions}, horizon {self.horizon}."
-            )
-        if not 1 <= self.chunk_length <= self.horizon:
-            raise ConfigError(
-                f"expected 1 <= chunk_length <= horizon, got chunk_length {self.chunk_length}, horizon {self.horizon}."
-            )
+        check_range(self, "k", least=1)
+        check_range(self, "temperature", above=0)
+        check_range(self, "proprioception_weight", least=0, below=math.inf)
+        for name in ("min_actions", "chunk_length"):
+            if not 1 <= (value := getattr(self, name)) <= self.horizon:
+                raise ConfigError(f"expected 1 <= {name} <= horizon, got {name} {value}, horizon {self.horizon}.")
         parse_backend(self.search)
 
 
@@ -72,8 +67,8 @@ class NoveltyConfig:
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.m < 1 or not 0 < self.alpha < 1:
-            raise ConfigError(f"expected m >= 1 and 0 < alpha < 1, got m {self.m} and alpha {self.alpha}.")
+        check_range(self, "m", least=1)
+        check_range(self, "alpha", above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -93,11 +88,8 @@ class ParametricConfig:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.chunk_length < 1 or self.history < 1 or self.seed < 0:
-            raise ConfigError(
-                f"expected chunk_length >= 1, history >= 1 and seed >= 0, got {self.chunk_length}, {self.history} and "
-                f"{self.seed}."
-            )
+        check_range(self, "chunk_length", "history", least=1)
+        check_range(self, "seed", least=0)
 
 
 @dataclass(frozen=True)
