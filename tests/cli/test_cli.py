@@ -122,7 +122,7 @@ def test_table_says_what_differs(capsys: pytest.CaptureFixture[str], monkeypatch
     print_summary([fakes.row(shift=shift, evaluation=shift, **reached) for shift in ("fixed-color", "rand-color")])
     printed = capsys.readouterr().out
     assert printed.startswith("retrieval on pusht")
-    for words in ("class", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
+    for words in ("CLASS", "fixed-color", "rand-color", "96 % (48 of 50)", "86 to 99 %"):
         assert words in printed
     assert max(len(line) for line in printed.splitlines()) <= 80
 

@@ -135,27 +135,23 @@ def print_summary(rows: Sequence[EvaluationRow]) -> None:
     """
     from rich.table import Table
 
-    from classact.pages.table import LABELS, evaluations_of_maxima, results, told_apart
+    from classact.pages.table import evaluations_of_maxima, results, row_label
 
-    where = [key for key in ("simulator", "shift") if not _varies(rows, key)]
-    same_policy = not _varies(rows, "policy")
-    title = (rows[0].policy if same_policy else "success") + (" on " if where else "")
-    varying = [key for key in LABELS if key == "encoder" or _varies(rows, key)]
+    same = {key: getattr(rows[0], key) for key in ("policy", "simulator", "shift") if _are_same(rows, key)}
+    where = ", ".join(same[key] for key in ("simulator", "shift") if key in same)
+    title = same.get("policy", "success") + (f" on {where}" if where else "")
     maxima = evaluations_of_maxima(rows)
-    table = Table(title=title + _name(rows[0], where), title_justify="left")
+    table = Table(title=title, title_justify="left")
     rates = ("last checkpoint", f"maximum\nof {maxima} *") if maxima else ("success", "95 % interval")
     with_coverage = any("coverage" in row.metrics for row in rows)
     last = ("mean max.\ncoverage",) if with_coverage else ()
-    for column in ("encoder" if same_policy else "policy", "criterion", *rates, *last):
+    for column in ("encoder" if "policy" in same else "policy", "criterion", *rates, *last):
         table.add_column(column, no_wrap=column not in ("encoder", "policy"))  # numbers stay whole in a short line
-
-    def name(row: EvaluationRow) -> str:
-        return _name(row, varying)
 
     before = ""
     for result in results(rows):
         row = result.row
-        label = ", ".join(filter(None, (name(row), told_apart(row, rows, name))))
+        label = row_label(row, rows)
         if maxima:
             cells = [_cell(result.last, counts=True), _cell(result.maximum, counts=False)]
         else:
@@ -177,20 +173,8 @@ def print_summary(rows: Sequence[EvaluationRow]) -> None:
         )
 
 
-def _varies(rows: Sequence[EvaluationRow], key: str) -> bool:
-    from classact.pages.table import varies
-
-    # Every shift and simulator has a name here, "none" too, unlike on the page.
-    return varies(rows, key) or (
-        key not in ("training", "augmentation") and len({getattr(row, key) for row in rows}) > 1
-    )
-
-
-def _name(row: EvaluationRow, keys: Sequence[str]) -> str:
-    from classact.pages.table import row_augmentation, training_name
-
-    words = {"training": training_name(row), "augmentation": row_augmentation(row)}
-    return ", ".join(filter(None, (words[key] if key in words else getattr(row, key) for key in keys)))
+def _are_same(rows: Sequence[EvaluationRow], key: str) -> bool:
+    return len({getattr(row, key) for row in rows}) == 1
 
 
 def _cell(row: EvaluationRow | None, *, counts: bool) -> str:
