@@ -224,11 +224,9 @@ def test_rows_that_are_not_there(kind: str) -> None:
 def test_images_that_are_none(make: Any) -> None:
     with pytest.raises(DataError, match="images of at least one camera, got none"):
         make({}, "cpu")
-    with pytest.raises(
-        DataError, match=r"images 'a' of shape \(N, S, S, 3\) and dtype uint8, got \(4, 3, 8, 8\) uint8"
-    ):
+    with pytest.raises(DataError, match=r"camera 'a': expected images of shape \(N, H, W, 3\), .*got \(4, 3, 8, 8\)"):
         make({"a": np.zeros((4, 3, 8, 8), np.uint8)}, "cpu")
-    with pytest.raises(DataError, match=r"got \(4, 8, 8, 3\) float32"):
+    with pytest.raises(DataError, match=r"camera 'a': expected uint8 values 0\.\.255, got float32"):
         make({"a": np.zeros((4, 8, 8, 3), np.float32)}, "cpu")
     with pytest.raises(DataError, match=r"as many images of every camera, got \{'a': 4, 'b': 5\}"):
         make({"a": np.zeros((4, 8, 8, 3), np.uint8), "b": np.zeros((5, 8, 8, 3), np.uint8)}, "cpu")

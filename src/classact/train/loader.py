@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classact.data.schema import check_images
 from classact.data.types import ImageArray, IntArray
 from classact.errors import ConfigError, DataError
 from classact.train.config import Loader
@@ -30,15 +31,12 @@ BLOCK_BYTES = 256 * 2**20
 THREAD_NAME = "classact-images"
 
 
-def check_images(images: Mapping[str, ImageArray]) -> int:
+def count_images(images: Mapping[str, ImageArray]) -> int:
     """The number of rows N that all cameras share."""
     if not images:
         raise DataError("expected images of at least one camera, got none. Render or prepare them first.")
     for camera, array in images.items():
-        if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8:
-            raise DataError(
-                f"expected images {camera!r} of shape (N, S, S, 3) and dtype uint8, got {array.shape} {array.dtype}."
-            )
+        check_images(array, f"camera {camera!r}")
     counts = {camera: len(array) for camera, array in images.items()}
     if len(set(counts.values())) > 1:
         raise DataError(f"expected as many images of every camera, got {counts}. Read all of them from one data set.")
@@ -63,9 +61,7 @@ def upload(rows: IntArray, device: torch.device) -> Tensor:
 
 def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
     """(B, S, S, 3) copies of the rows, in one thread."""
-    if not pinned:
-        return torch.from_numpy(np.take(array, rows, axis=0))
-    out = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, pin_memory=True)
+    out = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
     # The rows were checked; told to check them again, numpy would gather into a buffer of its own first.
     np.take(array, rows, axis=0, out=out.numpy(), mode="clip")
     return out
@@ -78,12 +74,12 @@ class ResidentLoader:
     memory what is used.
 
     Raises:
-        DataError: as :func:`check_images`.
+        DataError: as :func:`count_images`.
         ConfigError: the images do not fit.
     """
 
     def __init__(self, images: Mapping[str, ImageArray], device: str | torch.device) -> None:
-        self.count, self.device = check_images(images), torch.device(device)
+        self.count, self.device = count_images(images), torch.device(device)
         self._tensors: dict[str, Tensor] = {}
         self._arrays: dict[str, ImageArray] = {}
         if self.device.type == "cpu":
@@ -145,7 +141,7 @@ class PrefetchLoader:
     def __init__(
         self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2
     ) -> None:
-        self.count, self.device = check_images(images), torch.device(device)
+        self.count, self.device = count_images(images), torch.device(device)
         self.depth, self.workers = depth, workers
         self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
         # Copies run beside the training's kernels, on a stream of their own.
@@ -256,10 +252,10 @@ def make_loader(
         say: called with one line: what is needed, what is free, what is done.
 
     Raises:
-        DataError: as :func:`check_images`.
+        DataError: as :func:`count_images`.
         ConfigError: a mode that needs more memory than is free.
     """
-    check_images(images)
+    count_images(images)
     device = torch.device(device)
     free, total = free_memory(device)
     place = "main memory" if device.type == "cpu" else str(device)
