@@ -242,14 +242,6 @@ def test_version_and_help() -> None:
     assert "usage" in captured([], code=2)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main([*name.split(), "--help"])
-    assert left.value.code == 0
-    assert f"usage: classact {name}" in capsys.readouterr().out
-
-
 def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for words, near in ((["dmeo"], "demo"), (["data", "inof"], "data info")):
         assert cli.main(words) == 2

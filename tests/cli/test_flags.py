@@ -253,6 +253,7 @@ print("LOADED", *[name for name in {heavy!r} if name in sys.modules])"""
     )
     printed, _, loaded = run.stdout.rpartition("LOADED")
     assert loaded.split() == []
+    assert printed.startswith(f"usage: classact {name} ")
     assert max(map(len, printed.splitlines())) <= 80
 
 
