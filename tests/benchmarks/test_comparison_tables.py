@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from classact.utils.statistics import (
     holm,
-    mcnemar_p,
     paired_difference,
     permutation_p,
     success_over_seeds,
     wilson_interval,
 )
 from classact.utils.storage import write_json
+from common import mcnemar_p
 from table1.report import Results, comparison_markdown, read_results
 from table1.report.costs import budgets, tuning
 from table1.report.page import headline
