@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from classact.errors import ConfigError
@@ -11,14 +11,7 @@ from classact.sims.base import Simulator, SimulatorSpec, install_advice
 from classact.utils.lazy import resolve
 from classact.utils.registry import Registry
 
-__all__ = [
-    "SIMULATORS",
-    "Entry",
-    "Simulator",
-    "SimulatorSpec",
-    "make_simulator",
-    "simulator_spec",
-]
+__all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "simulator_spec"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,16 @@ class Entry:
 
 _SPECS, _ROBOSUITE, _EXPERTS = "classact.sims.specs:", "classact.sims.robosuite_tasks:", "classact.sims.experts."
 
+_THREE_STACK = Entry(
+    _ROBOSUITE + "ThreeStackD0",
+    "Three-Stack D0",
+    "robosuite",
+    spec=_SPECS + "THREE_STACK_D0",
+    expert=_EXPERTS + "three_stack:script",
+    paper="three-stack",
+    preset="three-stack-cpu",
+)
+
 SIMULATORS: Registry[Entry] = Registry(
     "simulator",
     {
@@ -79,23 +82,9 @@ SIMULATORS: Registry[Entry] = Registry(
             paper="square",
             preset="square-cpu",
         ),
-        "three-stack-d0": Entry(
-            _ROBOSUITE + "ThreeStackD0",
-            "Three-Stack D0",
-            "robosuite",
-            spec=_SPECS + "THREE_STACK_D0",
-            expert=_EXPERTS + "three_stack:script",
-            paper="three-stack",
-            preset="three-stack-cpu",
-        ),
-        "three-stack-d1": Entry(
-            _ROBOSUITE + "ThreeStackD1",
-            "Three-Stack D1",
-            "robosuite",
-            spec=_SPECS + "THREE_STACK_D1",
-            expert=_EXPERTS + "three_stack:script",
-            paper="three-stack",
-            preset="three-stack-cpu",
+        "three-stack-d0": _THREE_STACK,
+        "three-stack-d1": replace(
+            _THREE_STACK, factory=_ROBOSUITE + "ThreeStackD1", title="Three-Stack D1", spec=_SPECS + "THREE_STACK_D1"
         ),
         "aloha-transfer": Entry(
             "classact.sims.aloha:AlohaTransfer",
@@ -124,10 +113,9 @@ SIMULATORS: Registry[Entry] = Registry(
 def make_simulator(
     name: str, *, image_size: int | None = None, shift: str | None = None, cameras: Sequence[str] | None = None
 ) -> Simulator:
-    """A simulator by name.
+    """A simulator by its name in :data:`SIMULATORS`.
 
     Args:
-        name: a key of :data:`SIMULATORS`.
         image_size: side of the square images in pixels; None: the simulator's own.
         shift: the visual shift that appearances are drawn from, see :func:`classact.sims.shifts.parse_shift`; None:
             none. One that changes the finished picture works with every simulator.

@@ -95,8 +95,7 @@ class _Physics(PushTEnv):  # type: ignore[misc]
 
 def _lighter(color: Color) -> Color:
     """gym-pusht fills shapes with a lighter shade of their colour and outlines them in the colour itself."""
-    r, g, b = (round(min(1.2 * channel, 255.0)) for channel in color)
-    return r, g, b
+    return tuple(round(min(1.2 * channel, 255.0)) for channel in color)
 
 
 def draw(state: StateArray, colors: PushTColors, size: int) -> ImageArray:

@@ -64,17 +64,11 @@ except Exception as error:  # an unknown MUJOCO_GL, or its libraries are not the
 
 @dataclass(frozen=True)
 class Quality:
-    """What a picture costs. Software GL spends most of its time on these.
+    """What a picture costs. Software GL spends most of its time on these."""
 
-    Attributes:
-        samples: per pixel, against jagged edges.
-        shadows: side of the shadow map in pixels; 0: no shadows.
-        reflections: whether shiny floors mirror the scene.
-    """
-
-    samples: int = 0
-    shadows: int = 1024
-    reflections: bool = False
+    samples: int = 0  # per pixel, against jagged edges
+    shadows: int = 1024  # side of the shadow map in pixels; 0: no shadows
+    reflections: bool = False  # whether shiny floors mirror the scene
 
 
 @dataclass(frozen=True)

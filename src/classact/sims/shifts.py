@@ -21,7 +21,7 @@ from classact.data.types import ImageArray, StateArray
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.utils.registry import Registry
 
-Color = tuple[int, int, int]
+Color = tuple[int, ...]
 
 MIN_COLOR_DISTANCE = 100.0
 """Smallest Euclidean distance in 0..255 RGB between any two colours. The paper (E.2) asks for a minimum without giving
@@ -34,8 +34,7 @@ _MAX_DRAWS = 10_000
 _APPEARANCE_STREAM = 0x70757368
 
 
-@dataclass(frozen=True)
-class PushTColors:
+class PushTColors(NamedTuple):
     """The four colours of a Push-T scene, RGB in 0..255."""
 
     background: Color
@@ -55,7 +54,7 @@ def redness(color: Color) -> int:
 
 def smallest_distance(colors: PushTColors) -> float:
     """Smallest Euclidean RGB distance between any two of the four colours."""
-    table = np.array([colors.background, colors.goal, colors.tee, colors.agent], dtype=np.float64)  # (4, 3)
+    table = np.array(colors, dtype=np.float64)  # (4, 3)
     distances = np.linalg.norm(table[:, None] - table[None], axis=-1)  # (4, 4)
     return float(distances[np.triu_indices(4, k=1)].min())
 
@@ -64,10 +63,8 @@ def sample_colors(rng: np.random.Generator) -> PushTColors:
     """Draw the colours of one Rand-Color episode (paper section E.2): uniform in RGB, redrawn together until the
     background is not strongly red and every pair is far enough apart."""
     for _ in range(_MAX_DRAWS):
-        table = rng.integers(0, 256, size=(4, 3))
-        background, goal, tee, agent = ((int(r), int(g), int(b)) for r, g, b in table)
-        colors = PushTColors(background=background, goal=goal, tee=tee, agent=agent)
-        if redness(background) <= MAX_BACKGROUND_REDNESS and smallest_distance(colors) >= MIN_COLOR_DISTANCE:
+        colors = PushTColors(*(tuple(color) for color in rng.integers(0, 256, size=(4, 3)).tolist()))
+        if redness(colors.background) <= MAX_BACKGROUND_REDNESS and smallest_distance(colors) >= MIN_COLOR_DISTANCE:
             return colors
     raise AssertionError("unreachable: about one draw in five is accepted")
 
@@ -235,15 +232,10 @@ class ImageRotation(Shift):
     """The image turns about its centre (Aloha-Transfer; paper E.1).
 
     The start angle is uniform, the sense of rotation a fair coin; after s steps the angle is start +- rate s. Corners
-    that the picture does not fill are black.
+    that the picture does not fill are black."""
 
-    Attributes:
-        start: (low, high) in degrees, counter-clockwise.
-        rate: degrees per control step.
-    """
-
-    start: tuple[float, float] = (0.0, 360.0)
-    rate: float = 0.5
+    start: tuple[float, float] = (0.0, 360.0)  # (low, high) in degrees, counter-clockwise
+    rate: float = 0.5  # degrees per control step
 
     def __post_init__(self) -> None:
         low, high = self.start
@@ -306,7 +298,6 @@ def parse_shift(text: str, adapt: Callable[[Shift], Shift] | None = None) -> Shi
     """A shift from its name, with changed constants in brackets: ``dynamic``, ``dynamic(radius=1.2, arc=0.003)``.
 
     Args:
-        text: name and constants.
         adapt: what a simulator makes of a shift of :data:`SHIFTS` before constants are changed; None: it stays.
 
     Raises:

@@ -43,19 +43,12 @@ HELD_WITHIN = 0.035  # metres between fingertips and cube while it is held
 
 @dataclass(frozen=True)
 class Reach:
-    """Where fingertips should be and how the hand is turned, in the world; angles in radians.
+    """Where fingertips should be and how the hand is turned, in the world; angles in radians."""
 
-    Attributes:
-        place: (3,) metres.
-        yaw: of the hand about the world's z axis, 0 where the arm faces.
-        pitch: downwards.
-        roll: about the hand's own axis; fingers close sideways at 0.
-    """
-
-    place: StateArray
-    yaw: float
-    pitch: float
-    roll: float = 0.0
+    place: StateArray  # (3,) metres
+    yaw: float  # of the hand about the world's z axis, 0 where the arm faces
+    pitch: float  # downwards
+    roll: float = 0.0  # about the hand's own axis; fingers close sideways at 0
 
 
 Aim = Callable[[StateArray], Reach]  # how a hand is turned at a place
@@ -127,37 +120,21 @@ def _y(a: float) -> StateArray:
 
 @dataclass(frozen=True)
 class Style:
-    """How one demonstration differs from another. Lengths in metres, angles in radians.
+    """How one demonstration differs from another. Lengths in metres, angles in radians."""
 
-    Attributes:
-        tempo: divides durations.
-        pitch: of the right hand when it grasps.
-        align: how far the right hand turns to the cube's faces: 0 as the arm points, 1 entirely.
-        offset: (3,) where it grasps, from the cube's centre.
-        hover: height above the cube before it descends.
-        misjudged: (2,) how far beside the cube it hovers first; zero in most demonstrations.
-        meeting: (3,) where the cube is handed over.
-        tilt: change of the right hand's pitch until then.
-        roll: of the left hand.
-        standoff: from where the left hand waits to the cube.
-        delay: steps until the left hand starts.
-        noise: standard deviation of the joints' slow disturbance.
-        bend: of the joints' detours in long motions.
-    """
-
-    tempo: float
-    pitch: float
-    align: float
-    offset: StateArray
-    hover: float
-    misjudged: StateArray
-    meeting: StateArray
-    tilt: float
-    roll: float
-    standoff: float
-    delay: int
-    noise: float
-    bend: float
+    tempo: float  # divides durations
+    pitch: float  # of the right hand when it grasps
+    align: float  # how far the right hand turns to the cube's faces: 0 as the arm points, 1 entirely
+    offset: StateArray  # (3,) where it grasps, from the cube's centre
+    hover: float  # height above the cube before it descends
+    misjudged: StateArray  # (2,) how far beside the cube it hovers first; zero in most demonstrations
+    meeting: StateArray  # (3,) where the cube is handed over
+    tilt: float  # change of the right hand's pitch until then
+    roll: float  # of the left hand
+    standoff: float  # from where the left hand waits to the cube
+    delay: int  # steps until the left hand starts
+    noise: float  # standard deviation of the joints' slow disturbance
+    bend: float  # of the joints' detours in long motions
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Style:
@@ -190,19 +167,12 @@ class Shared:
 
 @dataclass
 class Hand:
-    """One arm's command, and how it moves.
+    """One arm's command, and how it moves."""
 
-    Attributes:
-        side: LEFT or RIGHT.
-        command: (6,) joint targets without disturbance.
-        grip: the gripper's command.
-        goal: what the gripper's command is on its way to.
-    """
-
-    side: int
-    command: StateArray
-    grip: float
-    goal: float
+    side: int  # LEFT or RIGHT
+    command: StateArray  # (6,) joint targets without disturbance
+    grip: float  # the gripper's command
+    goal: float  # what the gripper's command is on its way to
     style: Style
     rng: np.random.Generator
     drift: StateArray = field(default_factory=lambda: np.zeros(6))

@@ -29,7 +29,7 @@ from classact.sims.specs import CONTROL_HZ
 
 MAX_STEP = 0.03  # metres that the commanded position moves per control step at most
 MAX_TURN = 0.15  # radians that commanded yaw and tilt turn per control step at most
-JOINT_7_LIMIT = 2.8973  # Radians either way (Panda)
+JOINT_7_LIMIT = 2.8973  # radians either way (Panda)
 BASE = (-0.56, 0.0)  # where robosuite puts the arm at its 0.8 m table, metres
 
 _PEAK = 1.875  # a minimum-jerk motion's highest speed over its mean speed
@@ -46,23 +46,14 @@ Steps = Generator[FloatArray, None, None]  # a motion
 
 @dataclass(frozen=True)
 class Style:
-    """What makes one demonstration differ from another.
+    """What makes one demonstration differ from another."""
 
-    Attributes:
-        speed: factor on all speeds.
-        position_noise: standard deviation of the commanded position's wander, metres.
-        rotation_noise: of yaw and tilt, radians.
-        curvature: how far paths bow sideways, as a part of their length; negative: to the other side.
-        arch: factor on how far paths bow upwards.
-        pause: chance that the arm rests for a timestep where a script lets it (:meth:`Arm.pause`).
-    """
-
-    speed: float = 1.0
-    position_noise: float = 0.0
-    rotation_noise: float = 0.0
-    curvature: float = 0.0
-    arch: float = 1.0
-    pause: float = 0.0
+    speed: float = 1.0  # factor on all speeds
+    position_noise: float = 0.0  # standard deviation of the commanded position's wander, metres
+    rotation_noise: float = 0.0  # of yaw and tilt, radians
+    curvature: float = 0.0  # how far paths bow sideways, as a part of their length; negative: to the other side
+    arch: float = 1.0  # factor on how far paths bow upwards
+    pause: float = 0.0  # chance that the arm rests a little where a script lets it (Arm.pause)
 
     def __post_init__(self) -> None:
         if self.speed <= 0 or min(self.position_noise, self.rotation_noise, self.arch) < 0 or not 0 <= self.pause <= 1:

@@ -109,19 +109,12 @@ def delete_work(work: Path) -> None:
 
 @dataclass
 class Plan:
-    """Which seeds are tried next and which are taken: of each task, the first ``episodes`` that are kept.
+    """Which seeds are tried next and which are taken: of each task, the first ``episodes`` that are kept."""
 
-    Attributes:
-        first: start seed.
-        episodes: demonstrations of each task.
-        tasks: seeds belong to task ``seed % tasks``.
-        outcomes: seed -> why it was not kept, empty where it was.
-    """
-
-    first: int
-    episodes: int
-    tasks: int = 1
-    outcomes: dict[int, str] = field(default_factory=dict)
+    first: int  # start seed
+    episodes: int  # demonstrations of each task
+    tasks: int = 1  # seeds belong to task ``seed % tasks``
+    outcomes: dict[int, str] = field(default_factory=dict)  # seed -> why it was not kept, empty where it was
 
     @property
     def wanted(self) -> int:

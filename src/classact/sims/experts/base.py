@@ -34,27 +34,16 @@ class GiveUpError(Exception):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of an expert, L control steps.
+    """One try of an expert, L control steps."""
 
-    Attributes:
-        seed: what the start and the expert's choices were drawn from.
-        states: (L, D_s) float64, before each action.
-        actions: (L, D_a) float32.
-        proprioception: (L, D_p) float32, before each action.
-        success: whether the simulator's first criterion was reached.
-        reason: why not; empty where it was.
-        language: (D_l,) float32 embedding of the instruction, None where the task has none.
-        instruction: in words; empty where the task has none.
-    """
-
-    seed: int
-    states: StateArray
-    actions: FloatArray
-    proprioception: FloatArray
-    success: bool
-    reason: str = ""
-    language: FloatArray | None = None
-    instruction: str = ""
+    seed: int  # what the start and the expert's choices were drawn from
+    states: StateArray  # (L, D_s) float64, before each action
+    actions: FloatArray  # (L, D_a) float32
+    proprioception: FloatArray  # (L, D_p) float32, before each action
+    success: bool  # whether the simulator's first criterion was reached
+    reason: str = ""  # why not; empty where it was
+    language: FloatArray | None = None  # (D_l,) float32 embedding of the instruction, None where the task has none
+    instruction: str = ""  # in words; empty where the task has none
 
     def __len__(self) -> int:
         return len(self.actions)

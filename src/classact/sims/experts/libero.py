@@ -40,15 +40,10 @@ _SAMPLES = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * 3, indexing="ij"), -1
 
 @dataclass(frozen=True)
 class Grasp:
-    """Where the grip site goes.
+    """Where the grip site goes."""
 
-    Attributes:
-        position: (3,) metres.
-        yaw: of the direction along which the fingers open, radians, unwrapped.
-    """
-
-    position: StateArray
-    yaw: float
+    position: StateArray  # (3,) metres
+    yaw: float  # of the direction along which the fingers open, radians, unwrapped
 
 
 def shape_points(sim: Any, name: str) -> StateArray:

@@ -34,52 +34,30 @@ SCENARIOS = np.array(
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """Settings of the expert.
+    """Settings of the expert; lengths in px, times in control steps."""
 
-    Attributes:
-        segment: control steps between two plans, and between two control points.
-        knots: future control points that are planned.
-        max_speed: limit of the target's speed, px per control step.
-        push_speed: limit of the block's speed, px per control step; faster costs.
-        doubt: px by which the block is displaced in the scenarios that a plan must work in. A policy that retrieves
-            this expert's actions executes them in states some 20 px away, so this is what makes it retrievable.
-        relative_doubt: the same as a share of the distance to the goal beyond ``precision``; the smaller one counts.
-        precision: mean corner distance in px from which on plans are made for the actual state alone.
-        broad: candidates of the first round.
-        starts: how many of them the second round starts from.
-        population: candidates of each later round.
-        spreads: their standard deviations, px.
-        elites: number of candidates that the mean is taken over.
-        smoothness: weight of the squared second difference of control points, per px^2.
-        slip_rate: share of decisions that go wrong on purpose, so that the data show recoveries.
-        slip: standard deviation of a slip, px.
-        relative_slip: the same as a share of the distance to the goal; the smaller one counts.
-        target_coverage: the block counts as placed from here on.
-        hold: steps that the agent rests at the end.
-        patience: decisions without a move, each with more effort, before the attempt is given up.
-        max_steps: give up after so many steps.
-    """
-
-    segment: int = 4
-    knots: int = 12
-    max_speed: float = 18.0
-    push_speed: float = 9.0
+    segment: int = 4  # between two plans, and between two control points
+    knots: int = 12  # future control points that are planned
+    max_speed: float = 18.0  # of the target
+    push_speed: float = 9.0  # of the block; faster costs
+    # By which the block is displaced in the scenarios that a plan must work in. A policy that retrieves this expert's
+    # actions executes them in states some 20 px away, so this is what makes it retrievable.
     doubt: float = 20.0
-    relative_doubt: float = 0.4
-    precision: float = 4.0
-    broad: int = 300
-    starts: int = 6
-    population: int = 90
-    spreads: tuple[float, ...] = (20.0, 10.0, 4.0)
-    elites: int = 10
-    smoothness: float = 2e-4
-    slip_rate: float = 0.07
-    slip: float = 40.0
-    relative_slip: float = 0.6
-    target_coverage: float = 0.953
-    hold: int = 10
-    patience: int = 5
-    max_steps: int = 300
+    relative_doubt: float = 0.4  # the same as a share of the distance to the goal beyond precision; the smaller counts
+    precision: float = 4.0  # mean corner distance from which on plans are made for the actual state alone
+    broad: int = 300  # candidates of the first round
+    starts: int = 6  # how many of them the second round starts from
+    population: int = 90  # candidates of each later round
+    spreads: tuple[float, ...] = (20.0, 10.0, 4.0)  # their standard deviations
+    elites: int = 10  # candidates that the mean is taken over
+    smoothness: float = 2e-4  # weight of the squared second difference of control points, per px^2
+    slip_rate: float = 0.07  # share of decisions that go wrong on purpose, so that the data show recoveries
+    slip: float = 40.0  # standard deviation of a slip
+    relative_slip: float = 0.6  # the same as a share of the distance to the goal; the smaller one counts
+    target_coverage: float = 0.953  # the block counts as placed from here on
+    hold: int = 10  # that the agent rests at the end
+    patience: int = 5  # decisions without a move, each with more effort, before the attempt is given up
+    max_steps: int = 300  # give up after so many
 
 
 @njit(cache=True)
@@ -275,21 +253,13 @@ def quantise(target: StateArray) -> StateArray:
 
 @dataclass(frozen=True)
 class Solution:
-    """One attempt.
+    """One attempt."""
 
-    Attributes:
-        seed: initial state.
-        states: (L, 5) float64 state before each action.
-        actions: (L, 2) float64 multiples of QUANTUM, as executed.
-        coverage: (L,) after each action.
-        placed: whether the block was placed and stayed there while the agent rested.
-    """
-
-    seed: int
-    states: StateArray
-    actions: StateArray
-    coverage: StateArray
-    placed: bool
+    seed: int  # initial state
+    states: StateArray  # (L, 5) float64 state before each action
+    actions: StateArray  # (L, 2) float64 multiples of QUANTUM, as executed
+    coverage: StateArray  # (L,) after each action
+    placed: bool  # whether the block was placed and stayed there while the agent rested
 
 
 def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> Solution:

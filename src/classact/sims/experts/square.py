@@ -29,32 +29,19 @@ Outcome = Generator[FloatArray, None, bool]  # a part of the script, and whether
 
 @dataclass(frozen=True)
 class Plan:
-    """One demonstration's choices.
+    """One demonstration's choices; metres, and radians of unwrapped yaws."""
 
-    Attributes:
-        side: +1 or -1: the hand's x axis is a quarter turn to the left of the handle, or to the right.
-        grasp_yaw, place_yaw: unwrapped yaws of the hand.
-        along, over: where the handle is held, outward from the nut's middle and above it, metres. The fingers reach the
-            table 1 mm below.
-        above: height from which the hand comes down to the handle.
-        carry: height of the nut over the peg's top on the way.
-        hover: over the peg's top, where it is aligned.
-        let_go: height of the nut over the table at which the hand opens.
-        handle_yaw: direction of the handle on the peg.
-        misjudged: by how much handle and peg are missed at first, metres; mostly by nothing.
-    """
-
-    side: int
+    side: int  # +1 or -1: the hand's x axis is a quarter turn to the left of the handle, or to the right
     grasp_yaw: float
     place_yaw: float
-    along: float
-    over: float
-    above: float
-    carry: float
-    hover: float
-    let_go: float
-    handle_yaw: float
-    misjudged: StateArray
+    along: float  # where the handle is held, outward from the nut's middle
+    over: float  # and above it; the fingers reach the table 1 mm below
+    above: float  # height from which the hand comes down to the handle
+    carry: float  # height of the nut over the peg's top on the way
+    hover: float  # over the peg's top, where it is aligned
+    let_go: float  # height of the nut over the table at which the hand opens
+    handle_yaw: float  # direction of the handle on the peg
+    misjudged: StateArray  # by how much handle and peg are missed at first; mostly by nothing
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
