@@ -134,7 +134,7 @@ def make_simulator(
     shift = entry.plain if shift is None else shift
     over = parse_shift(shift) if changes_image(shift) else None
     made = factory(image_size=image_size, shift=entry.plain if over else shift, cameras=cameras)
-    return Shifted(made, over) if over else cast(Simulator, made)
+    return cast(Simulator, Shifted(made, over) if over else made)
 
 
 def simulator_spec(name: str) -> SimulatorSpec:

@@ -108,7 +108,7 @@ class AlohaTransfer(MujocoSimulator):
             self.physics.step(self._substeps)
         except PhysicsError as error:
             raise ActionError(
-                f"{self._spec.name}: the physics diverged in step {self.steps} after the action "
+                f"{self.spec.name}: the physics diverged in step {self.steps} after the action "
                 f"{np.round(action, 3).tolist()}: {error}. Reset; smaller changes of action keep it stable."
             ) from error
         reward = float(self._task.get_reward(self.physics))
@@ -127,7 +127,7 @@ class AlohaTransfer(MujocoSimulator):
 
     def object_pose(self, name: str = "cube") -> tuple[StateArray, StateArray]:
         """(3,) position in metres and (3, 3) rotation of a thing in the world."""
-        first = dict(self._spec.objects)[name] - 1
+        first = dict(self.spec.objects)[name] - 1
         position, rotation = np.array(self.data.qpos[first : first + 3]), np.empty(9)
         mujoco.mju_quat2Mat(rotation, self.data.qpos[first + 3 : first + 7])
         return position, rotation.reshape(3, 3)

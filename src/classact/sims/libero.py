@@ -41,7 +41,7 @@ from classact.sims.mujoco import MujocoSimulator
 from classact.sims.panda import PandaSimulator
 from classact.sims.renderer import mujoco
 from classact.sims.shifts import CameraShift, Shift
-from classact.sims.specs import CONTROL_HZ, LIBERO_OBJECTS, libero_object
+from classact.sims.specs import LIBERO_OBJECTS, libero_object
 
 FIRST_EVALUATION_SEED = 100_000
 SETTLE = 10  # control steps that objects get to come to rest before an episode starts
@@ -116,7 +116,7 @@ class LiberoObject(PandaSimulator):
 
     def model_key(self) -> str:
         """A task's model: tasks have other objects."""
-        return f"{self._spec.name}/{PRODUCTS[self.task]}"
+        return f"{self.spec.name}/{PRODUCTS[self.task]}"
 
     def _use(self, task: int) -> None:
         """Switch to a task; its environment is made at first use and kept."""
@@ -132,10 +132,6 @@ class LiberoObject(PandaSimulator):
             if places != [9 + 7 * i for i in range(len(LIBERO_OBJECTS))] or PRODUCTS[task] not in names[0]:
                 raise SimulatorError(f"libero-object: objects {names} of {PRODUCTS[task]} at {places}: another LIBERO?")
             self.bodies: Mapping[str, str] = dict(zip(LIBERO_OBJECTS, names, strict=True))
-
-    def _bind(self, env: Any) -> None:
-        super()._bind(env)
-        self._substeps = round(1 / (CONTROL_HZ * env.model_timestep))
 
     def _start(self, seed: int) -> None:
         self._use(seed % len(PRODUCTS))
@@ -184,15 +180,12 @@ class LiberoObject(PandaSimulator):
             robot.control(command, policy_step=i == 0)
             mujoco.mj_step2(model, data)
 
-    def _succeeded(self) -> bool:
-        return bool(self.env._check_success())
-
     def get_state(self) -> StateArray:
         return np.concatenate([[self.task], super().get_state()])
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Switch to the state's task and put it there; what actuators and controllers remember starts afresh."""
-        state = self._spec.check_state(state)
+        state = self.spec.check_state(state)
         if state[0] not in range(len(PRODUCTS)):
             raise SimulatorError(
                 f"libero-object: expected a task 0..{len(PRODUCTS) - 1} as a state's first number, got {state[0]}. "

@@ -34,16 +34,12 @@ class MujocoSimulator(ABC):
         return shift
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
-        self._spec = spec
+        self.spec = spec
         self.cameras = check_views(spec, cameras)
         self.shift = check_shift(spec.name, shift, spec.shifts, self.adapt)
         self.steps = 0  # since the start of the episode
         self._appearance = Appearance()
         self._drawing: Renderer | None = None
-
-    @property
-    def spec(self) -> SimulatorSpec:
-        return self._spec
 
     # What a task gives
 
@@ -83,13 +79,13 @@ class MujocoSimulator(ABC):
 
     def model_key(self) -> str:
         """Names the model: simulators with the same key share a renderer."""
-        return self._spec.name
+        return self.spec.name
 
     # The protocol
 
     def reset(self, seed: int) -> None:
         if not 0 <= seed < 2**32:
-            raise ConfigError(f"{self._spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
+            raise ConfigError(f"{self.spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
         self._start(seed)
         self.steps = 0
         self.set_appearance(seed)
@@ -104,7 +100,7 @@ class MujocoSimulator(ABC):
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Time, qpos and qvel; what actuators and controllers remember starts afresh."""
-        state = self._spec.check_state(state)
+        state = self.spec.check_state(state)
         data, nq = self.data, self.model.nq
         data.time = state[0]
         data.qpos[:] = state[1 : 1 + nq]
@@ -116,17 +112,17 @@ class MujocoSimulator(ABC):
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
         """One control step; ``excess`` is how far the action was beyond its limits, see SimulatorSpec."""
-        values = self._spec.check_action(action)
+        values = self.spec.check_action(action)
         metrics = self._advance(values)
         self.steps += 1
-        return metrics | {"excess": self._spec.excess(values)}
+        return metrics | {"excess": self.spec.excess(values)}
 
     def observe(self, *, render: bool = True) -> Observation:
         images = {camera: self._image(camera) for camera in self.cameras} if render else {}
         return Observation(images, self._proprioception(), self.get_state(), self._language())
 
     def _image(self, camera: str) -> ImageArray:
-        if camera != self._spec.cameras[0]:  # shifts change the global view only
+        if camera != self.spec.cameras[0]:  # shifts change the global view only
             return self.renderer().draw(self.data, self.views[camera])
         view: str | Pose = self.views[camera]
         if (shown := self._appearance.camera(self.steps)) is not None:
@@ -136,7 +132,7 @@ class MujocoSimulator(ABC):
 
     def renderer(self) -> Renderer:
         """What draws; the process's own for this model."""
-        key = (self.model_key(), self._spec.image_size, self.quality)
+        key = (self.model_key(), self.spec.image_size, self.quality)
         if self._drawing is None or self._drawing.key != key:
             MujocoSimulator.close(self)
             self._drawing = borrow_renderer(key, self.model)

@@ -68,6 +68,7 @@ class PandaSimulator(MujocoSimulator):
         # What robosuite does not draw either: collision shapes (its group 0), and marks of sites.
         model.geom_group[model.geom_group == 0] = _HIDDEN
         model.site_group[:] = _HIDDEN
+        self._substeps = round(1 / (self.spec.control_hz * env.model_timestep))
         self._site = self._id("SITE", self.site)
         joints = [self._id("JOINT", name) for name in (*(f"robot0_joint{i}" for i in range(1, 8)), *self.fingers)]
         self._arm = model.jnt_qposadr[joints[:7]].copy()
@@ -85,7 +86,7 @@ class PandaSimulator(MujocoSimulator):
     def _id(self, kind: str, name: str) -> int:
         found = int(mujoco.mj_name2id(self.model, getattr(mujoco.mjtObj, f"mjOBJ_{kind}"), name))
         if found < 0:
-            raise SimulatorError(f"{self._spec.name}: its model has no {kind.lower()} {name!r}: another version of it?")
+            raise SimulatorError(f"{self.spec.name}: its model has no {kind.lower()} {name!r}: another version of it?")
         return found
 
     def ee_pose(self) -> tuple[StateArray, StateArray]:
@@ -96,7 +97,7 @@ class PandaSimulator(MujocoSimulator):
     def object_pose(self, name: str) -> tuple[StateArray, StateArray]:
         """A thing of :attr:`bodies`: (3,) metres and (3, 3), in world coordinates."""
         if name not in self.bodies:
-            raise SimulatorError(f"{self._spec.name}: " + choose("object", name, self.bodies))
+            raise SimulatorError(f"{self.spec.name}: " + choose("object", name, self.bodies))
         body = self._id("BODY", self.bodies[name])
         return self.data.xpos[body].copy(), self.data.xmat[body].reshape(3, 3).copy()
 
@@ -115,15 +116,15 @@ class PandaSimulator(MujocoSimulator):
         try:
             command = arm_command(action)
         except DataError as problem:
-            raise ActionError(f"{self._spec.name}: the action's rotation: {problem}") from None
+            raise ActionError(f"{self.spec.name}: the action's rotation: {problem}") from None
         data = self.data
         before, data.warning.number[:] = data.time, 0
         self._drive(command)
         # MuJoCo starts anew from the model's own pose, without a word, where the physics diverge.
         lost = [name for name in _DIVERGED if data.warning.number[getattr(mujoco.mjtWarning, f"mjWARN_{name}")]]
-        if lost or not data.time > before + 0.9 / self._spec.control_hz:
+        if lost or not data.time > before + 0.9 / self.spec.control_hz:
             raise ActionError(
-                f"{self._spec.name}: the physics diverged in step {self.steps} after the action "
+                f"{self.spec.name}: the physics diverged in step {self.steps} after the action "
                 f"{np.round(action, 3).tolist()} ({', '.join(lost) or f'time {before:.4g} s to {data.time:.4g} s'}). "
                 f"Reset; smaller changes of action keep it stable."
             )
@@ -136,9 +137,9 @@ class PandaSimulator(MujocoSimulator):
     def _drive(self, command: StateArray) -> None:
         """Execute robosuite's command (7,) for one control step."""
 
-    @abstractmethod
     def _succeeded(self) -> bool:
         """The task's own rule, of the present state."""
+        return bool(self.env._check_success())
 
     def _progress(self) -> dict[str, float]:
         """Further metrics of the present state: how far a task of several parts has come."""

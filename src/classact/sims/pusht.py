@@ -20,7 +20,7 @@ import numpy as np
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
 from classact.errors import ConfigError
-from classact.sims.base import SimulatorSpec, check_views, sized
+from classact.sims.base import check_views, sized
 from classact.sims.shifts import FIXED_COLORS, Color, PushTColors, appearance_rng, check_shift
 from classact.sims.specs import PUSHT
 
@@ -166,16 +166,12 @@ class PushT:
     def __init__(
         self, *, image_size: int | None = None, shift: str = "fixed-color", cameras: Sequence[str] | None = None
     ) -> None:
-        self._spec = sized(PUSHT, image_size)
-        check_views(self._spec, cameras)
+        self.spec = sized(PUSHT, image_size)
+        check_views(self.spec, cameras)
         self.shift = check_shift("pusht", shift, PUSHT.shifts)
         self._world = _Physics(obs_type="state")
         self._world._setup()
         self.colors = FIXED_COLORS
-
-    @property
-    def spec(self) -> SimulatorSpec:
-        return self._spec
 
     def reset(self, seed: int) -> None:
         """Diffusion Policy's start for ``seed``, set in its legacy order (position, then angle, then one substep)."""
@@ -196,7 +192,7 @@ class PushT:
 
         ``get_state`` returns ``state`` to within rounding (pymunk stores the centre of mass: 1e-12 px).
         """
-        state = self._spec.check_state(state)
+        state = self.spec.check_state(state)
         agent_x, agent_y, x, y, angle = state.tolist()
         world = self._world
         world._setup()  # cached contacts of an earlier state would leak into the next step
@@ -208,7 +204,7 @@ class PushT:
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
         """One control step of 0.1 s towards ``action`` (2,) px; the same arithmetic as ``PushTEnv.step``."""
-        target_x, target_y = self._spec.check_action(action).tolist()
+        target_x, target_y = self.spec.check_action(action).tolist()
         agent, space = self._world.agent, self._world.space
         for _ in range(SUBSTEPS):
             (x, y), (vx, vy) = agent.position, agent.velocity
@@ -222,7 +218,7 @@ class PushT:
 
     def observe(self, *, render: bool = True) -> Observation:
         state = self.get_state()
-        images = {"top": draw(state, self.colors, self._spec.image_size)} if render else {}
+        images = {"top": draw(state, self.colors, self.spec.image_size)} if render else {}
         return Observation(images=images, proprioception=state[:2].astype(np.float32), state=state)
 
     def render(self, size: int = CANVAS) -> ImageArray:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -116,6 +115,8 @@ class RobosuiteSimulator(PandaSimulator):
     """
 
     facts: SimulatorSpec
+    kind: Any  # class of robosuite's environment
+    settings: Mapping[str, Any] = {}  # of its constructor
     target = (0.0, 0.0, 0.9)
     site = "gripper0_right_grip_site"
     fingers = ("gripper0_right_finger_joint1", "gripper0_right_finger_joint2")
@@ -123,15 +124,8 @@ class RobosuiteSimulator(PandaSimulator):
     def __init__(
         self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
-        super().__init__(sized(self.facts, image_size), shift, cameras, self._environment())
-
-    @abstractmethod
-    def _environment(self) -> Any: ...
-
-    def _bind(self, env: Any) -> None:
-        super()._bind(env)
-        env._observables = OrderedDict()
-        self._substeps = round(1 / (CONTROL_HZ * env.model_timestep))
+        env = _environment(self.kind, **self.settings)
+        super().__init__(sized(self.facts, image_size), shift, cameras, env)
 
     def _start(self, seed: int) -> None:
         # One generator draws objects and joints; it is shared, so its state is set, not itself replaced.
@@ -163,9 +157,6 @@ class RobosuiteSimulator(PandaSimulator):
             robot.control(command, policy_step=i == 0)
             sim.step2()
 
-    def _succeeded(self) -> bool:
-        return bool(self.env._check_success())
-
 
 @cache
 def _controllers() -> dict[str, Any]:
@@ -191,6 +182,7 @@ def _environment(kind: Any, **settings: Any) -> Any:
             seed=0,
             **settings,
         )
+    env._observables = OrderedDict()
     env.robots[0].robot_model.mujoco_model = None  # a compiled arm of 50 MB for controllers that are not used here
     return env
 
@@ -199,24 +191,20 @@ class Square(RobosuiteSimulator):
     """Put the square nut on the square peg: robosuite's NutAssemblySquare, which keeps a round nut far away."""
 
     facts = SQUARE
+    kind = _Square
     bodies: Mapping[str, str] = {"nut": "SquareNut_main", "peg": "peg1"}
-
-    def _environment(self) -> Any:
-        return _environment(_Square)
 
 
 class ThreeStackD0(RobosuiteSimulator):
     """Put the red cube A on the green cube B, and the blue cube C on A. Metric ``stacked``: how many rest there.
 
-    Cubes start within :attr:`reach` metres of the table's centre along x and y.
+    Cubes start within ``reach`` metres of the table's centre along x and y.
     """
 
     facts = THREE_STACK_D0
-    reach = 0.10
+    kind = _ThreeStack
+    settings = {"reach": 0.10}  # noqa: RUF012 (a mapping that nobody changes)
     bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
-
-    def _environment(self) -> Any:
-        return _environment(_ThreeStack, reach=self.reach)
 
     def _progress(self) -> dict[str, float]:
         return {"stacked": float(self.env.stacked())}
@@ -226,4 +214,4 @@ class ThreeStackD1(ThreeStackD0):
     """The same from a wider range of starts."""
 
     facts = THREE_STACK_D1
-    reach = 0.20
+    settings = {"reach": 0.20}  # noqa: RUF012 (a mapping that nobody changes)

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from classact.data.types import FloatArray, ImageArray, Observation, StateArray
-from classact.sims.base import Simulator, SimulatorSpec
+from classact.sims.base import Simulator
 from classact.sims.shifts import Appearance, Shift, appearance_rng
 
 
 class Shifted:
     """A simulator, with its plain appearance, whose first camera's pictures are changed after they are drawn.
 
-    What is not part of the protocol (``instruction``, ``object_pose``, ...) is the simulator's own.
+    What is not said here (``spec``, ``get_state``, ``instruction``, ``object_pose``, ...) is the simulator's own.
     """
 
     def __init__(self, sim: Simulator, shift: Shift) -> None:
@@ -30,10 +30,6 @@ class Shifted:
         return found
 
     @property
-    def spec(self) -> SimulatorSpec:
-        return self._sim.spec
-
-    @property
     def look(self) -> dict[str, Any]:
         """What decides pictures besides cameras, size and seed: the simulator's, with this shift."""
         return {**getattr(self._sim, "look", {}), "shift": self.shift.describe()}
@@ -46,9 +42,6 @@ class Shifted:
     def set_appearance(self, seed: int) -> None:
         self._sim.set_appearance(seed)
         self._appearance = self.shift.draw(appearance_rng(seed))
-
-    def get_state(self) -> StateArray:
-        return self._sim.get_state()
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         self._sim.set_state(state, step=step)
@@ -68,6 +61,3 @@ class Shifted:
 
     def _shown(self, image: ImageArray) -> ImageArray:
         return self._appearance.image(image, self._step)
-
-    def close(self) -> None:
-        self._sim.close()
