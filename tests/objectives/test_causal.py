@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from classact.objectives.base import seeded
+from classact.models.weights import seeded
 from classact.objectives.causal import STD, CausalTransformer
 
 SIZES = {"length": 5, "layers": 2, "heads": 3, "width": 12}
@@ -15,8 +15,8 @@ SIZES = {"length": 5, "layers": 2, "heads": 3, "width": 12}
 
 def make(seed: int = 0, scale: float = 1.0, **sizes: int) -> CausalTransformer:
     """A transformer with all parameters away from their plain initial values where ``scale`` is not 1."""
-    model = seeded(lambda: CausalTransformer(7, 4, **{**SIZES, **sizes}), seed)
-    assert isinstance(model, CausalTransformer)
+    with seeded(seed):
+        model = CausalTransformer(7, 4, **{**SIZES, **sizes})
     if scale != 1:
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():

@@ -213,7 +213,12 @@ def test_terminal_shows_the_same_in_100_columns(
     assert max(len(line) for line in printed.splitlines()) <= 100
     assert printed.startswith("success on pusht, none")
     flat = " ".join(printed.replace("│", " ").split())
-    for words in ("representation", "fine-tuned, crop", "MLP, CLASS (learned), frozen", "Diffusion Policy, encoder from"):
+    for words in (
+        "representation",
+        "fine-tuned, crop",
+        "MLP, CLASS (learned), frozen",
+        "Diffusion Policy, encoder from",
+    ):
         assert words in flat
     assert "of 10 *" in flat
     assert "* the largest of 10 evaluations during a training, chosen afterwards: biased upwards" in flat

@@ -1,13 +1,23 @@
-"""Weights that were saved, copied into a network."""
+"""Initial weights from a seed, and weights that were saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from classact.errors import CheckpointError
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initial weights of networks that are made within are drawn from ``seed``, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        yield
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

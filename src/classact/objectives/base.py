@@ -102,13 +102,6 @@ class Objective(nn.Module, ABC):
         """Called once after each update: where target copies of own modules follow."""
 
 
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network whose initial weights are drawn from ``seed``, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-        return make()
-
-
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     """Mean of the values that count, by a mask of their shape; zero (with zero gradient) where none does, None: all."""
     if valid is None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 from classact.models.average import update_ema
-from classact.objectives.base import Loss, Material, Objective, seeded
+from classact.models.weights import seeded
+from classact.objectives.base import Loss, Material, Objective
 from classact.objectives.config import BYOLConfig
 
 
@@ -53,8 +54,8 @@ class BYOL(Objective):
         super().__init__()
         self.config = config
         F, H, P = material.feature_dim, config.hidden, config.projection
-        heads = seeded(lambda: nn.ModuleList([perceptron(F, H, P), perceptron(P, H, P)]), material.seed)
-        self.projector, self.predictor = heads.children()
+        with seeded(material.seed):
+            self.projector, self.predictor = perceptron(F, H, P), perceptron(P, H, P)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.to(material.device)
 

@@ -23,11 +23,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Loss, Material, Objective, masked_mean, seeded
+from classact.models.weights import seeded
+from classact.objectives.base import Loss, Material, Objective, masked_mean
 from classact.objectives.causal import CausalTransformer
 from classact.objectives.config import DynaMoConfig
 
@@ -80,14 +81,12 @@ class DynaMo(Objective):
         super().__init__()
         material.check_episodes(2, "a prediction of the next step")
         self.config, self.material = config, material
-        self.inverse_model, self.forward_model = seeded(self._models, material.seed).children()
-        self.to(material.device)
-
-    def _models(self) -> nn.Module:
-        config, F = self.config, self.material.feature_dim
+        F, Z, T = material.feature_dim, config.latent_dim, config.context
         sizes = {"layers": config.layers, "heads": config.heads, "width": config.width}
-        inverse = CausalTransformer(F, config.latent_dim, length=config.context, **sizes)
-        return nn.ModuleList([inverse, CausalTransformer(F + config.latent_dim, F, length=config.context - 1, **sizes)])
+        with seeded(material.seed):
+            self.inverse_model = CausalTransformer(F, Z, length=T, **sizes)
+            self.forward_model = CausalTransformer(F + Z, F, length=T - 1, **sizes)
+        self.to(material.device)
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
         """The T - 1 steps after each anchor; beyond the end of its episode the last step is repeated."""

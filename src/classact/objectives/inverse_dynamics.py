@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from classact.data.types import IntArray
 from classact.errors import ConfigError
-from classact.objectives.base import Loss, Material, Objective, masked_mean, seeded
+from classact.models.weights import seeded
+from classact.objectives.base import Loss, Material, Objective, masked_mean
 from classact.objectives.config import InverseDynamicsConfig
 
 
@@ -34,13 +35,11 @@ class InverseDynamics(Objective):
         super().__init__()
         material.check_episodes(config.horizon + 1, f"a horizon of {config.horizon}")
         self.config, self.material = config, material
-        self.mlp = seeded(self._mlp, material.seed)
+        H, outputs = config.hidden, config.horizon * material.actions.shape[1]
+        with seeded(material.seed):
+            first, second, last = nn.Linear(2 * material.feature_dim, H), nn.Linear(H, H), nn.Linear(H, outputs)
+        self.mlp = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         self.to(material.device)
-
-    def _mlp(self) -> nn.Module:
-        hidden, outputs = self.config.hidden, self.config.horizon * self.material.actions.shape[1]
-        first = nn.Linear(2 * self.material.feature_dim, hidden)
-        return nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
         """Step t + h of each anchor t, or the last one of its episode."""

@@ -17,7 +17,7 @@ from classact.data.schema import check_images
 from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
 from classact.models.encoders.config import BACKBONES, EncoderConfig
-from classact.models.weights import load_weights
+from classact.models.weights import load_weights, seeded
 from classact.utils.codec import from_json, to_json
 from classact.utils.lazy import resolve
 from classact.utils.storage import read_json, verify_folder, write_folder, write_json
@@ -65,10 +65,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, *, seed: int = 0, load_init: bool = True) -> None:
         super().__init__()
         self.config = config
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-            count = 1 if config.shared else len(config.cameras)
-            views = [View(config) for _ in range(count)]
+        with seeded(seed):
+            views = [View(config) for _ in range(1 if config.shared else len(config.cameras))]
         self.views = nn.ModuleList(views)
         if load_init:
             from classact.models.encoders.resnet import initialize
