@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from classact.evaluation.rows import IntermediateRow
 from classact.pages.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
+from classact.pages.table import Row
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
 MAX_EPISODES = 40  # in the latent map
@@ -32,23 +33,25 @@ def _steps_figure(title: str, **layout: Any) -> go.Figure:
     )
 
 
+def _curve(figure: go.Figure, steps: NDArray[np.int64], values: NDArray[Any], line: Row, **how: Any) -> None:
+    keep = thin(len(steps), MAX_POINTS)
+    mode = "lines" if len(keep) > 1 else "markers"
+    figure.add_scatter(x=steps[keep], y=values[keep], mode=mode, line=line, **how)
+
+
 def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, colour: str = BLUE) -> go.Figure:
     """One logged quantity over training steps; where there are many rows, thin raw values under a smooth line."""
     steps, values = _logged(rows, key)
     figure = _steps_figure(title)
-    keep = thin(len(steps), MAX_POINTS)
-    mode = "lines" if len(keep) > 1 else "markers"
-    smooth = len(steps) >= 60 and key != "lr"
     hover = f"step %{{x}}: %{{y:.4g}}<extra>{label(title)}</extra>"
-    line: dict[str, Any] = {"color": colour, "width": 1 if smooth else 2}
-    shown: dict[str, Any] = {"opacity": 0.4, "hoverinfo": "skip"} if smooth else {"opacity": 1, "hovertemplate": hover}
-    figure.add_scatter(x=steps[keep], y=values[keep], mode=mode, line=line, **shown)
-    if smooth:
-        from scipy.ndimage import gaussian_filter1d
+    if len(steps) < 60 or key == "lr":
+        _curve(figure, steps, values, {"color": colour, "width": 2}, opacity=1, hovertemplate=hover)
+        return figure
+    from scipy.ndimage import gaussian_filter1d
 
-        mean = gaussian_filter1d(values, sigma=len(values) / 80, mode="nearest")
-        line = {"color": colour, "width": 2.5}
-        figure.add_scatter(x=steps[keep], y=mean[keep], mode="lines", line=line, hovertemplate=hover)
+    mean = gaussian_filter1d(values, sigma=len(values) / 80, mode="nearest")
+    _curve(figure, steps, values, {"color": colour, "width": 1}, opacity=0.4, hoverinfo="skip")
+    _curve(figure, steps, mean, {"color": colour, "width": 2.5}, hovertemplate=hover)
     return figure
 
 
@@ -59,17 +62,10 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     figure = _steps_figure("learning rate", showlegend=True, legend=legend, margin=margin)
     for key, name, colour, dash in (("lr", "head", TEAL, "solid"), ("encoder_lr", "encoder", BLUE, "dash")):
         steps, values = _logged(rows, key)
-        if not (values > 0).any():
-            continue
-        keep = thin(len(steps), MAX_POINTS)
-        figure.add_scatter(
-            x=steps[keep],
-            y=values[keep],
-            mode="lines" if len(keep) > 1 else "markers",
-            line={"color": colour, "width": 2, "dash": dash},
-            name=name,
-            hovertemplate=f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
-        )
+        if (values > 0).any():
+            hover = f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>"
+            line = {"color": colour, "width": 2, "dash": dash}
+            _curve(figure, steps, values, line, name=name, hovertemplate=hover)
     return figure
 
 
