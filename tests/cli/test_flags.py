@@ -94,6 +94,7 @@ def test_only_what_was_given_is_kept() -> None:
     # The value that holds anyway was given all the same.
     assert given("--epochs", "2", "--net.no-shared") == {"training.epochs": 2.0, "training.net.shared": False}
     assert parse(Toy, ["--loud", "--out", "o", "--name", "x", "RUN"], "toy").loud
+    assert parse(Toy, ["--out", "o", "--", "--odd"], "toy").run == Path("--odd")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_only_what_was_given_is_kept() -> None:
         (("--net.widths",), {"training.net.widths": ()}),
         (("--net.mean", "1", "2e-3"), {"training.net.mean": (1.0, 0.002)}),
         (("--shared-net",), {"training.net.shared": True}),
+        (("--shared_net",), {"training.net.shared": True}),
         (("--no-shared-net",), {"training.net.shared": False}),
         (("--views.kind", "a"), {"training.views.kind": "a"}),
         (("--folder", "f g"), {"training.folder": Path("f g")}),
@@ -131,6 +133,8 @@ def test_every_type_is_read(words: tuple[str, ...], value: dict[str, Any]) -> No
         (("--net.high", "2.5"), "--net.high: expected a whole number or none, got '2.5'"),
         (("--net.widths", "1", "x"), "--net.widths: expected several of a whole number, got '1 x'"),
         (("--epochs",), "--epochs needs a value: NUMBER"),
+        (("--net.mean", "1"), "--net.mean needs a value: NUMBER NUMBER"),
+        (("--loud=no",), "--loud takes no value"),
         (("--epochs", "--low", "3"), "--epochs needs a value: NUMBER"),
         (("extra",), "'extra' is neither a flag nor the value of one"),
     ],
