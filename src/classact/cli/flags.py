@@ -41,7 +41,7 @@ class Settings:
     """How the fields of a configuration become flags. Keys are the flags' names without dashes.
 
     Attributes:
-        kind: class of the configuration, or what makes it when it is needed.
+        kind: class of the configuration, or what says when it is needed which fields of several are flags.
         prefix: what the names of all flags begin with.
         inline: paths of fields whose own name is left out: with "pretrain", ``pretrain.encoder.backbone`` is
             ``--encoder.backbone``.
@@ -53,7 +53,7 @@ class Settings:
         defaults: whether the help shows them.
     """
 
-    kind: type[Any] | Callable[[], type[Any]]
+    kind: type[Any] | Callable[[], Iterable[tuple[type[Any], Iterable[str]]]]
     prefix: str = ""
     inline: Sequence[str] = ()
     hidden: Sequence[str] = ()
@@ -224,8 +224,13 @@ def _flags(command: type[Any], word: Word, shown: Mapping[str, Any]) -> Iterator
 
 
 def _settings(of: Settings, home: str, word: Word, shown: Any) -> Iterator[_Flag]:
-    kind = of.kind if isinstance(of.kind, type) else of.kind()
-    return _of_configuration(of, home, kind, "", of.prefix, word, shown)
+    if isinstance(of.kind, type):
+        return _of_configuration(of, home, of.kind, "", of.prefix, word, shown)
+    found: dict[str, _Flag] = {}
+    for kind, names in of.kind():
+        flags = {one.path: one for one in _of_configuration(of, home, kind, "", of.prefix, word, shown)}
+        found |= {name: flags[name] for name in names if name not in found}
+    return iter(found.values())
 
 
 def _of_configuration(

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from classact.cli.console import print_summary, print_timings, say
 from classact.cli.data import sources
 from classact.cli.engine import ENGINE, training_ranks
-from classact.cli.flags import (
-    Device,
-    Given,
-    Settings,
-    Word,
-    about,
-    below,
-    changed,
-    flag,
-    from_file,
-    name_of,
-    settings,
-)
+from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, name_of, settings
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import BACKBONES
@@ -242,23 +229,11 @@ class Pretrain(RunFlags):
         say(f"Encoder: {made.run.encoder}\nPolicy:  {made.run.policy}")
 
 
-def _acting() -> type[Any]:
-    """A class of what may be chosen of a saved policy: of retrieval, and of whatever head there is."""
-    entries: dict[str, tuple[str, Any, Any]] = {}
-    words: dict[str, str] = {}
-    kinds: list[tuple[type[Any], Iterable[str]]] = [
-        (RetrievalConfig, [entry.name for entry in fields(RetrievalConfig)]),
-        (ParametricConfig, ("seed", "bf16")),
-        *((entry.config, entry.config.acting) for entry in HEADS.values()),
-    ]
-    for kind, names in kinds:
-        hints = typing.get_type_hints(kind)
-        for name in names:
-            entries.setdefault(name, (name, hints[name], field(default=None)))
-            words.setdefault(name, about(kind).get(name, ""))
-    made = make_dataclass("Acting", list(entries.values()))
-    made.__doc__ = "\n    Attributes:\n" + "\n".join(f"        {name}: {text}" for name, text in words.items())
-    return made
+def _acting() -> Iterable[tuple[type[Any], Iterable[str]]]:
+    """What may be chosen of a saved policy: of retrieval, and of whatever head there is."""
+    yield RetrievalConfig, [entry.name for entry in fields(RetrievalConfig)]
+    yield ParametricConfig, ("seed", "bf16")
+    yield from ((entry.config, entry.config.acting) for entry in HEADS.values())
 
 
 @dataclass(frozen=True)
