@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose, assert_array_equal
 
-from classact.data.normalize import MinMax
-from classact.data.readers.diffusion_policy import read
 from classact.data.types import FloatArray
 from classact.data.windows import window_indices
 from classact.errors import ConfigError, DataError
@@ -42,26 +39,10 @@ def test_example() -> None:
 
 
 @both_costs
-@pytest.mark.parametrize("D", [1, 2, 10, 14])
-@pytest.mark.parametrize("T", [1, 2, 5, 16, 33])
-def test_compiled_equals_the_reference(T: int, D: int, cost: str) -> None:
-    x, y = draw((3, T, D)), draw((4, T, D), 1)
-    found = dtw_pairwise(x, y, cost=cost)
-    assert found.dtype == np.float32
-    assert_allclose(found, reference(x, y, cost), rtol=3e-6)
-
-
-@both_costs
 @pytest.mark.parametrize(("N", "M"), [(1, 1), (1, 65), (2, 64), (3, 63), (2, 130)])
 def test_any_number_of_windows(N: int, M: int, cost: str) -> None:
     """The kernel works on 64 windows at a time: the last group may be short."""
     x, y = draw((N, 3, 2)), draw((M, 3, 2), 1)
-    assert_allclose(dtw_pairwise(x, y, cost=cost), reference(x, y, cost), rtol=2e-6)
-
-
-@both_costs
-def test_windows_of_different_lengths(cost: str) -> None:
-    x, y = draw((3, 4, 2)), draw((5, 9, 2), 1)
     assert_allclose(dtw_pairwise(x, y, cost=cost), reference(x, y, cost), rtol=2e-6)
 
 
@@ -92,18 +73,6 @@ def test_equals_aeon() -> None:
     x = draw((40, 16, 10))
     expected = dtw_pairwise_distance(x.astype(np.float64).transpose(0, 2, 1))
     assert_allclose(dtw_pairwise(x), expected, rtol=3e-6)
-
-
-@both_costs
-def test_human_demonstrations_equal_the_reference(human_zarr: Path, cost: str) -> None:
-    data = read(human_zarr, episodes=20)
-    actions = MinMax.fit(data.actions).apply(data.actions)
-    windows = window_indices(data.episode_ends, 16)
-    left, right = np.random.default_rng(0).integers(0, len(windows), (2, 150))
-    found = dtw_pairs(actions, windows, left, right, cost=cost)
-    expected = [dtw(actions[windows[i]], actions[windows[j]], cost) for i, j in zip(left, right, strict=True)]
-    assert_allclose(found, expected, rtol=3e-6)
-    assert np.median(found) > 0.1
 
 
 def test_the_two_costs_rank_differently() -> None:
@@ -251,14 +220,15 @@ def test_indices_out_of_range() -> None:
 
 
 @both_costs
-@pytest.mark.parametrize("band", [0, 1, 3, 8, 40])
+@pytest.mark.parametrize("band", [None, 0, 1, 3, 8, 40])
 @pytest.mark.parametrize(("T", "other"), [(5, 5), (16, 16), (5, 8), (8, 5), (33, 33), (30, 33)])
-def test_bands_equal_the_reference(T: int, other: int, band: int, cost: str) -> None:
+def test_bands_equal_the_reference(T: int, other: int, band: int | None, cost: str) -> None:
     x, y = draw((3, T, 2)), draw((18, other, 2), 1)
     expected = np.array([[dtw(a, b, cost, band) for b in y] for a in x])
     found = dtw_pairwise(x, y, cost=cost, band=band)
+    assert found.dtype == np.float32
     assert_allclose(found, expected, rtol=3e-6)
-    assert np.isinf(expected).all() == (abs(T - other) > band)
+    assert np.isinf(expected).all() == (band is not None and abs(T - other) > band)
     if other == T:
         actions = np.concatenate([x, y]).reshape(-1, 2)
         windows = np.arange(len(actions)).reshape(-1, T)
