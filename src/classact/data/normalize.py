@@ -48,11 +48,7 @@ class MinMax:
 
     @staticmethod
     def fit(values: NDArray[Any], magnitude: NDArray[Any] | float = 0.0) -> MinMax:
-        """Fit on (N, D) values.
-
-        Dimensions that never change are widened by :data:`CONSTANT_MARGIN` on either side; ``magnitude`` is that of
-        :func:`constant_dimensions`.
-        """
+        """Fit on (N, D) values; ``magnitude`` is that of :func:`constant_dimensions`."""
         if values.ndim != 2 or len(values) == 0:
             raise DataError(f"expected values of shape (N, D) with N >= 1 to fit a normalisation, got {values.shape}.")
         if not np.isfinite(values).all():

@@ -212,7 +212,7 @@ class Demonstrations:
     ) -> Demonstrations:
         """The steps ``rows`` as episodes that end at ``episode_ends``, with the instructions of ``episodes``.
 
-        Slices give views; of images that are decoded on demand, views are given in any case.
+        Slices give views; of images that are decoded on demand, so do numbers.
         """
         return replace(
             self,

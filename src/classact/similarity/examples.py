@@ -25,10 +25,9 @@ _CELLS = 1 << 22  # distances that are computed at once
 
 @dataclass(frozen=True)
 class ExamplePair:
-    """One timestep beside the anchor.
+    """One timestep beside the anchor, of a kind of :data:`KINDS`.
 
     Attributes:
-        kind: one of :data:`KINDS`.
         row: window number of the other timestep.
         distance: from the anchor.
         path: aligned steps (p of the anchor, q of the other).
@@ -72,9 +71,6 @@ def choose_examples(
         count: anchors wanted; fewer come back where there are fewer windows.
         cost, band: as in :func:`classact.similarity.dtw`.
         seed: of the candidates.
-
-    Raises:
-        ConfigError: fewer than two windows.
     """
     n = len(stream)
     if n < 2:

@@ -91,13 +91,8 @@ def fit_distribution(
 ) -> DistanceDistribution:
     """Threshold and CDF of a stream's windows.
 
-    Args:
-        stream: the windows.
-        sweep: over all its pairs.
-        config: settings.
-        count: counts all pairs up to a limit, where that shall be resumable or shared among machines
-            (:mod:`classact.similarity.job`); by default it is done here in one go.
-        progress: called with (pairs done, pairs in all, status) meanwhile.
+    ``sweep`` is over all its pairs. ``count`` counts them up to a limit, where that shall be resumable or shared among
+    machines (:mod:`classact.similarity.job`); by default it is done here in one go.
     """
     n = len(stream)
     pairs = n * (n - 1) // 2
@@ -125,10 +120,6 @@ class ActionSimilarity:
         device: where all pairs are swept and batches compared: "cpu" or "cuda".
         distribution: threshold and CDF where they are known already.
         progress: called with (pairs done, pairs in all, status) while all pairs are measured.
-
-    Attributes:
-        stream: the windows.
-        distribution: threshold and CDF.
     """
 
     def __init__(

@@ -114,11 +114,7 @@ def listed(folder: Path, key: Callable[[Path], Any], *, warn: bool = False) -> l
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """An HDF5 file for reading.
-
-    Raises:
-        DataError: damaged, truncated or not to be read, and whatever HDF5 says while it is open, with the file's name.
-    """
+    """An HDF5 file for reading; whatever HDF5 says against it, also while it is open, is a DataError that names it."""
     import h5py
 
     try:

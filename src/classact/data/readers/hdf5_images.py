@@ -96,11 +96,7 @@ def frames(
 
 
 def jpeg_frames(parent: Any, key: str, rows: int, *, bgr: bool = False) -> Frames:
-    """The (L, B) bytes of JPEG pictures ``key`` of a group, with zeros behind each.
-
-    Raises:
-        DataError: not one per action, or the first cannot be decoded.
-    """
+    """The (L, B) bytes of JPEG pictures ``key`` of a group, with zeros behind each; the first must be decodable."""
     dataset = parent[key]
     _check_count(parent, key, dataset, rows)
     shape = _picture(dataset[0], f"{h5.where(parent)}/{key}", None).shape

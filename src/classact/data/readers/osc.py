@@ -62,9 +62,7 @@ class Controller:
     def from_json(value: Any, where: str) -> Controller:
         """From ``controller_configs`` of a recording: a part's settings, or since robosuite 1.5 a composite of parts.
 
-        Raises:
-            DataError: no operational space controller for one arm's pose, or commands in the frame of a base whose
-                place nobody knows.
+        It must be an operational space controller for one arm's pose, in a frame whose place is known.
         """
         part, composite = _arm(value)
         kind = part.get("type")

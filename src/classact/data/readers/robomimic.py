@@ -67,11 +67,7 @@ class Environment:
 
     @staticmethod
     def of(data: Any) -> Environment:
-        """From the attributes of group ``data``: robomimic's ``env_args``, or what robosuite's own collector writes.
-
-        Raises:
-            DataError: attributes that are no JSON objects.
-        """
+        """From the attributes of group ``data``: robomimic's ``env_args``, or what robosuite's own collector writes."""
         args = h5.json_attribute(data, "env_args")
         if args is None:
             args = {"env_name": h5.text(data.attrs, "env"), "env_kwargs": h5.json_attribute(data, "env_info")}
@@ -150,11 +146,7 @@ def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
 
 
 def controller_of(data: Any, environment: Environment) -> Controller:
-    """How the actions in group ``data`` are meant.
-
-    Raises:
-        DataError: the file does not say, or not for one arm's pose, or for another arm than a Panda.
-    """
+    """How the actions in group ``data`` are meant; the file must say so, for the pose of one Panda."""
     if environment.robots and not (len(environment.robots) == 1 and environment.robots[0].endswith("Panda")):
         raise DataError(
             f"{h5.where(data)}: was recorded with the robots {', '.join(environment.robots)}, expected one Panda: of "

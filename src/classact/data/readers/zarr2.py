@@ -159,11 +159,7 @@ class Zarr2Array:
         return [file for file, _ in self._grid(0, rows)]
 
     def check_files(self, rows: int | None = None) -> None:
-        """Check that every chunk (of the first ``rows`` rows) has its file, and that none is shorter than it says.
-
-        Raises:
-            DataError: naming the first missing or truncated chunk file, and how many of how many are missing.
-        """
+        """Check that every chunk (of the first ``rows`` rows) has its file, and that none is shorter than it says."""
         files = self._files(rows)
         sizes = {file: self.store.size(file) for file in files}
         if missing := [file for file, size in sizes.items() if size is None]:
@@ -206,11 +202,7 @@ class Zarr2Array:
         return remembered_digest([str(self.store.path.resolve()), self.key, *stamps], compute)
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``start``:``stop``, by default all, decoded chunk by chunk; call after the check, except for all.
-
-        Raises:
-            DataError: naming the chunk file that is missing or cannot be decoded.
-        """
+        """Rows ``start``:``stop``, by default all, decoded chunk by chunk; call after the check, except for all."""
         if stop is None:
             self.check_files()
         rows = self.shape[:1] if stop is None else (stop - start,)
