@@ -22,7 +22,7 @@ from classact.data.readers.generated import read, read_header
 from classact.errors import ConfigError, SimulatorError
 from classact.evaluation.config import FIRST_SEED
 from classact.sims import SIMULATORS, make_simulator
-from classact.sims.experts import attempts, generate, processes
+from classact.sims.experts import attempts, generate
 from classact.sims.experts.attempts import END_SEED, HOPELESS, Plan
 from classact.sims.experts.base import ScriptRecorder
 from classact.sims.experts.generate import generate_demonstrations
@@ -219,8 +219,8 @@ def test_stopped_generation_keeps_its_attempts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_lost_processes_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     generate_demonstrations("walk", episodes=3, out=tmp_path / "a/walk.npz")
-    monkeypatch.setattr(processes, "START_SECONDS", 8.0 if fault == "hang" else 60.0)
-    monkeypatch.setattr(processes, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(attempts, "START_SECONDS", 8.0 if fault == "hang" else 60.0)
+    monkeypatch.setattr(attempts, "STEP_SECONDS", 0.0)
     (tmp_path / "faults/3").write_text(f"once {fault}")
     generate_demonstrations("walk", episodes=3, out=tmp_path / "b/walk.npz", workers=2)
     assert not (tmp_path / "faults/3").exists()

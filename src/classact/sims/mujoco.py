@@ -41,8 +41,6 @@ class MujocoSimulator(ABC):
         self._appearance = Appearance()
         self._drawing: Renderer | None = None
 
-    # What a task gives
-
     @property
     @abstractmethod
     def model(self) -> Any:
@@ -81,8 +79,6 @@ class MujocoSimulator(ABC):
         """Names the model: simulators with the same key share a renderer."""
         return self.spec.name
 
-    # The protocol
-
     def reset(self, seed: int) -> None:
         if not 0 <= seed < 2**32:
             raise ConfigError(f"{self.spec.name}: expected a seed in 0..{2**32 - 1}, got {seed}.")
@@ -91,7 +87,6 @@ class MujocoSimulator(ABC):
         self.set_appearance(seed)
 
     def set_appearance(self, seed: int) -> None:
-        """Draw the camera's path, or the picture's rotation, from ``seed``."""
         self._appearance = self.shift.draw(appearance_rng(seed), self.target)
 
     def get_state(self) -> StateArray:

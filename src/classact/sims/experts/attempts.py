@@ -1,4 +1,4 @@
-"""Attempts on disk, and which start seeds are tried and taken.
+"""Attempts in parallel processes and on disk, and which start seeds are tried and taken.
 
 Every attempt is one file ``SEED.npz`` in the work folder, written as soon as it is over, whole or not at all. What is
 taken depends on the attempts alone, not on the order in which they ended.
@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classact.errors import ConfigError, SimulatorError
-from classact.sims.experts.base import Attempt
+from classact.errors import ActionError, ClassactError, ConfigError, SimulatorError
+from classact.sims.experts.base import Attempt, Recorder
+from classact.sims.processes import FaultError, run_tasks
 from classact.utils.codec import to_json
 from classact.utils.storage import atomic_path, read_json, write_json
 
 END_SEED = 100_000
 """Evaluation episodes are seeded from here on (:data:`classact.evaluation.config.FIRST_SEED`)."""
 
+TRIES = 3  # processes that may be lost with one seed
+
+START_SECONDS, STEP_SECONDS = 120.0, 0.5
+"""An attempt counts as hung after START_SECONDS (imports and compilation included) and STEP_SECONDS for each step of
+the task's time limit: ten times what the slowest simulator needs."""
+
 LATE = 10.0  # seconds that processes of a killed call may go on writing
 HOPELESS = 100  # attempts in a row without one to keep, after which there is something wrong with the expert
 
 
 def open_work(work: Path, settings: dict[str, Any]) -> dict[int, str]:
-    """Make the work folder, or continue in one of equal settings.
-
-    Returns:
-        Start seed -> why it was not kept, empty where it was, of the attempts that are there.
+    """Make the work folder, or continue in one of equal settings: seed -> why it was not kept, empty where it was.
 
     Raises:
         ConfigError: the folder holds attempts of other settings.
@@ -193,3 +198,76 @@ class Plan:
     def _kept(self, start: int) -> list[int]:
         found = (seed for seed, reason in self.outcomes.items() if not reason and seed >= start)
         return sorted(seed for seed in found if (seed - start) % self.tasks == 0)
+
+
+def run_attempts(
+    recorder: Recorder,
+    plan: Plan,
+    work: Path,
+    *,
+    workers: int,
+    seconds: float,
+    report: Callable[[], None] | None = None,
+) -> list[int]:
+    """Try seeds until the plan has what it wants. Every attempt is stored in ``work`` by the process that made it.
+
+    A process that dies or hangs is replaced, and its seed tried again.
+
+    Args:
+        recorder: unused so far, as it is sent to the processes.
+        plan: its ``outcomes`` are filled.
+        work: the work folder.
+        workers: processes.
+        seconds: after which an attempt counts as hung.
+        report: called after each attempt.
+
+    Returns:
+        The chosen seeds.
+
+    Raises:
+        SimulatorError: a script failed otherwise than by giving up or by its actions, or one seed cost :data:`TRIES`
+            processes.
+        ClassactError: what a worker raised, of the same class: a simulator that does not start, a full disk.
+    """
+    with closing(run_tasks(_Attempts(recorder, work), plan.next_seed, workers=workers, timeout=seconds)) as ended:
+        while (chosen := plan.chosen()) is None:
+            seed, outcome = next(ended)
+            if not isinstance(outcome, FaultError):
+                plan.outcomes[seed] = outcome
+                if report is not None:
+                    report()
+            elif isinstance(outcome.error, ClassactError):
+                raise type(outcome.error)(f"the attempt failed from start seed {seed}: {outcome.error}")
+            elif outcome.error is not None:
+                raise SimulatorError(f"the attempt failed from start seed {seed}: \n{outcome}")
+            elif outcome.losses == TRIES:
+                raise SimulatorError(
+                    f"{TRIES} expert processes were lost with start seed {seed}, the last one: it {outcome}. "
+                    f"{len(plan.outcomes)} attempts are kept in {work}; run it again to continue, with fewer workers "
+                    f"if memory was short."
+                )
+        return chosen
+
+
+@dataclass
+class _Attempts:
+    """Stores the attempt from a seed; the answer is why it was not kept, empty where it was."""
+
+    recorder: Recorder
+    work: Path
+
+    def __call__(self, seed: int) -> str:
+        try:
+            attempt = self.recorder(seed)
+        except ActionError as problem:  # the expert's fault; whatever else goes wrong may go well another time
+            reason = str(problem).splitlines()[0].replace(f" from seed {seed}", "")
+        else:
+            if attempt.success:
+                store_attempt(self.work, attempt)
+                return ""
+            reason = attempt.reason or "no reason given"
+        store_failure(self.work, seed, reason)
+        return reason
+
+    def close(self) -> None:
+        self.recorder.close()

@@ -55,9 +55,6 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
     Args:
         tail: steps that are recorded after success: a demonstration ends at rest, not in motion.
 
-    Returns:
-        What happened up to ``tail`` steps after the first success, or until the script or the time limit ended.
-
     Raises:
         ActionError: the script gave no action, or one that cannot be executed.
         SimulatorError: the simulator failed otherwise.
@@ -106,22 +103,14 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
 
 
 class Recorder(Protocol):
-    """Makes attempts, the same one from the same seed."""
+    """Makes attempts, the same one from the same seed. Closing is safe twice, or before the first use."""
 
-    def __call__(self, seed: int) -> Attempt:
-        """One attempt from the start of ``seed``."""
-
-    def close(self) -> None:
-        """Free what is held. Safe to call twice, or before the first use."""
+    def __call__(self, seed: int) -> Attempt: ...
+    def close(self) -> None: ...
 
 
 class ScriptRecorder:
-    """The script of a simulator's registry entry.
-
-    Args:
-        name: of the simulator.
-        entry: its entry with a script; handed over as a value, so that workers need no registry.
-    """
+    """The script of a simulator's registry entry, which is handed over as a value: workers then need no registry."""
 
     def __init__(self, name: str, entry: Entry) -> None:
         if entry.expert is None:

@@ -22,7 +22,7 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError
 from classact.sims import SIMULATORS, Simulator, make_simulator
-from classact.sims.experts import attempts, processes
+from classact.sims.experts import attempts
 from classact.sims.experts.base import PLANNED, Attempt, Recorder, ScriptRecorder
 from classact.sims.experts.pusht import MAX_LENGTH, MIN_LENGTH, ExpertConfig, PlanRecorder
 from classact.sims.rendering import render_states
@@ -98,13 +98,13 @@ def generate_demonstrations(
     work = out.with_name(out.name + ".work")
     hold = own(work)
     plan = attempts.Plan(seed, episodes, spec.tasks, attempts.open_work(work, facts))
-    seconds = processes.START_SECONDS + spec.max_steps * processes.STEP_SECONDS
+    seconds = attempts.START_SECONDS + spec.max_steps * attempts.STEP_SECONDS
     with stage(f"expert of {simulator}") as bar:
 
         def report() -> None:
             bar(plan.kept, plan.wanted, f"{plan.failed} not kept")
 
-        seeds = processes.run_attempts(recorder, plan, work, workers=workers, seconds=seconds, report=report)
+        seeds = attempts.run_attempts(recorder, plan, work, workers=workers, seconds=seconds, report=report)
     kept = [attempts.load_attempt(work, number) for number in seeds]
     tried, reasons = plan.counts(seeds)
     if planned and shift is None:  # as the embedded demonstrations are stored
