@@ -240,9 +240,9 @@ class Training(ABC):
         """Compute what is "auto" as another machine did, which began this training or is its rank 0: ``flags`` is its
         identity, which has the :data:`PRECISION_FLAGS`."""
 
-    @abstractmethod
-    def memory_advice(self) -> str:
-        """Which settings to lower where memory runs out, with their values."""
+    def sizes(self) -> str:
+        """What takes memory beside the batch and its images, as a part of a list; nothing unless a subclass says so."""
+        return ""
 
     def timesteps(self, rows: IntArray) -> IntArray:
         """The images that a step needs for ``rows``: these steps' own, row by row, unless a subclass says otherwise."""
@@ -500,16 +500,22 @@ class Training(ABC):
             if not exhausted and not any(sign in str(error) for sign in EXHAUSTED):
                 raise
             raise ClassactError(
-                f"out of memory {where} of {self.steps}. {self.memory_advice()}{self._image_advice()} The last "
-                f"checkpoint is from before that."
+                f"out of memory {where} of {self.steps}. {self._memory_advice()} The last checkpoint is from before "
+                f"that."
             ) from error
 
-    def _image_advice(self) -> str:
+    def _memory_advice(self) -> str:
+        encoder: Any = self.networks["encoder"]
+        advice = (
+            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
+            f"(--batch-size, now {self.config.batch_size}){self.sizes()} or the encoder's crop_size (now "
+            f"{encoder.config.crop_size})."
+        )
         if not isinstance(self.loader, ResidentLoader) or not (held := self.loader.device_bytes):
-            return ""
+            return advice
         total = free_memory(torch.device(self.device))[1]
         return (
-            f" The images take {describe_bytes(held)} of the {describe_bytes(total)} of the GPU's memory; the "
+            f"{advice} The images take {describe_bytes(held)} of the {describe_bytes(total)} of the GPU's memory; the "
             f"loader 'prefetch' (--loader prefetch) leaves them where they are."
         )
 

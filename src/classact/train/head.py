@@ -276,13 +276,9 @@ class FineTuner(Training):
         if self.config.head_precision == "auto":
             self.head_bf16 = bool(flags["head_bfloat16"])
 
-    def memory_advice(self) -> str:
-        """What to lower."""
-        return (
-            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
-            f"(--batch-size, now {self.config.batch_size}), the head's size (now {self.config.head.describe()}) or the "
-            f"encoder's crop_size (now {self.encoder.config.crop_size})."
-        )
+    def sizes(self) -> str:
+        """The head's."""
+        return f", the head's size (now {self.config.head.describe()})"
 
 
 def _digest(module: nn.Module) -> str:

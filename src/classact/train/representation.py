@@ -317,11 +317,3 @@ class Trainer(Training):
         """The encoder's, then those of the objective that are not copies. In the networks' order, not that of the
         optimizer's groups: the gradient's norm is summed in it."""
         return [*self.encoder.parameters(), *(p for p in self.objective.parameters() if p.requires_grad)]
-
-    def memory_advice(self) -> str:
-        """What to lower."""
-        encoder = self.config.encoder
-        return (
-            f"Raise accumulate (--accumulate, now {self.engine.accumulate}; it changes no result), or lower batch_size "
-            f"(--batch-size, now {self.config.batch_size}) or the encoder's crop_size (now {encoder.crop_size})."
-        )
