@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from classact.evaluation.rows import IntermediateRow
-from classact.pages.style import BLUE, GREY, ORANGE, PALETTE, TEAL, figure_base, label, percent, thin, veil
+from classact.pages.style import BLUE, GREY, PALETTE, TEAL, figure_base, label, mark, percent, thin, veil
 from classact.pages.table import Row
 
 MAX_POINTS = 1200  # per training curve; more cannot be told apart on a screen
@@ -175,15 +175,7 @@ def similarity_figure(similarity: Mapping[str, Any], zoom: bool) -> go.Figure:
             x=xs, y=ys, mode="lines", line={"color": colour, "width": 1}, fill="tozeroy", name=name, hoverinfo="x+y"
         )
     if span[0] <= threshold <= span[1]:
-        figure.add_vline(x=threshold, line={"color": ORANGE, "width": 2, "dash": "dash"})
-        figure.add_annotation(
-            x=float(np.log10(threshold)) if log else threshold,  # plotly places annotations by exponent on log axes
-            y=1.01,
-            yref="paper",
-            yanchor="bottom",
-            text=f"threshold {threshold:.4g}",
-            showarrow=False,
-        )
+        mark(figure, threshold, f"threshold {threshold:.4g}", log=log)
     return figure
 
 

@@ -14,7 +14,7 @@ from classact.errors import DataError
 from classact.pages import learning
 from classact.pages.plots import HERE, Plot, make_plot, write_page
 from classact.pages.reasons import png_uri
-from classact.pages.style import BLUE, ORANGE, figure_base, percent
+from classact.pages.style import BLUE, ORANGE, figure_base, mark, percent
 from classact.utils.storage import read_arrays, read_json
 
 NUMBERS = "similarity.json"
@@ -150,10 +150,7 @@ def anchors_figure(positives: Mapping[str, Any]) -> go.Figure:
             hovertemplate="no positive: %{y:.2%} of anchors<extra></extra>",
         )
     median = float(positives["median"])
-    figure.add_vline(x=median, line={"color": ORANGE, "width": 2, "dash": "dash"})
-    figure.add_annotation(
-        x=median, y=1.01, yref="paper", yanchor="bottom", text=f"median {amount(median)}", showarrow=False
-    )
+    mark(figure, median, f"median {amount(median)}")
     return figure
 
 

@@ -50,6 +50,13 @@ def figure_base(height: int, **layout: Any) -> go.Figure:
     return go.Figure(layout=base | layout)
 
 
+def mark(figure: go.Figure, x: float, text: str, *, log: bool = False) -> None:
+    """A dashed upright line with a text above it; on a logarithmic axis plotly places texts by exponent."""
+    figure.add_vline(x=x, line={"color": ORANGE, "width": 2, "dash": "dash"})
+    at = float(np.log10(x)) if log else x
+    figure.add_annotation(x=at, y=1.01, yref="paper", yanchor="bottom", text=text, showarrow=False)
+
+
 def label(value: object) -> str:
     """A name as plotly text."""
     # Plotly reads a small HTML dialect, links included, in every label: names must not be able to use it.

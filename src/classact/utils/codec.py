@@ -71,14 +71,14 @@ def from_json(
         ClassactError: of class ``error``: an unknown, missing or mistyped field, by its path, or a value that the class
             itself refuses.
     """
-    return typing.cast(T, _Reader(error, partial).read(cls, value, where))
+    return _Reader(error, partial).read(cls, value, where)
 
 
 def fields_from_json(
     cls: type[T], value: Any, where: str, *, error: type[ClassactError] = DataError, partial: bool = False
 ) -> T:
     """What :func:`fields_to_json` wrote; arguments and errors as of :func:`from_json`."""
-    return typing.cast(T, _Reader(error, partial).fields(cls, value, where))
+    return _Reader(error, partial).fields(cls, value, where)
 
 
 def without(value: Any, *paths: str) -> Any:
