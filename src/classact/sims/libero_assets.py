@@ -31,11 +31,7 @@ NEEDED = (
 
 
 def package_folder() -> Path:
-    """The folder of ``libero.libero``, found without importing it.
-
-    Raises:
-        ModuleNotFoundError: LIBERO is not installed.
-    """
+    """The folder of ``libero.libero``, found without importing it."""
     found = importlib.util.find_spec("libero.libero")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'libero.libero'", name="libero")

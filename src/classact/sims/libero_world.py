@@ -135,11 +135,7 @@ def make_environment(task: int) -> Any:
 
 
 def draw_placements(env: Any, seed: int) -> list[tuple[str, StateArray]]:
-    """Where LIBERO's samplers put the objects of a task: (joint, (7,) position and quaternion w x y z) of each.
-
-    Raises:
-        SimulatorError: they do not fit into their regions.
-    """
+    """Where LIBERO's samplers put the objects of a task: (joint, (7,) position and quaternion w x y z) of each."""
     with legacy_seed(seed):
         for _ in range(100):  # as LIBERO's reset does, without end; the generator moves on
             with suppress(RandomizationError):

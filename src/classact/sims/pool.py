@@ -37,9 +37,7 @@ class Simulators:
         self._sims: list[Simulator] = []
 
     def __call__(self, command: str, *payload: Any) -> Iterator[Any]:
-        """:meth:`reset` or :meth:`step`."""
-        answers: Iterator[Any] = getattr(self, command)(*payload)
-        return answers
+        return getattr(self, command)(*payload)
 
     def reset(self, seeds: Sequence[int], render: bool) -> Iterator[Observation]:
         """Start the episodes of some seeds."""
@@ -55,7 +53,6 @@ class Simulators:
             yield run_chunk(sim, chunk, render, history)
 
     def close(self) -> None:
-        """Free the simulators."""
         for sim in self._sims:
             sim.close()
 
@@ -171,5 +168,4 @@ class Worker:
         )
 
     def close(self) -> None:
-        """End the process."""
         self.process.end(patience=5)

@@ -241,9 +241,7 @@ _SHARED: dict[tuple[str, int, Quality], Renderer] = {}
 def borrow_renderer(key: tuple[str, int, Quality], model: Any) -> Renderer:
     """The process's renderer of a model, made at first use; give it back with :func:`return_renderer`.
 
-    Args:
-        key: a name (simulators of one name have equal models), the size and quality of :class:`Renderer`.
-        model: used where there is no renderer yet.
+    The key is a name (simulators of one name have equal models) with the size and quality of :class:`Renderer`.
     """
     if key not in _SHARED:
         _SHARED[key] = Renderer(model, *key[1:])

@@ -209,11 +209,7 @@ class Hand:
 
 
 def script(simulator: AlohaTransfer, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """(14,) joint targets and grippers, until the left hand has the cube alone; see ``experts.base.Script``.
-
-    Raises:
-        GiveUpError: the cube is out of reach, or was lost.
-    """
+    """(14,) joint targets and grippers, until the left hand has the cube alone; see ``experts.base.Script``."""
     style, shared = Style.draw(rng), Shared()
     joints, grips = simulator.joint_positions(), simulator.gripper_openings()
     left, right = (

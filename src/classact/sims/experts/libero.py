@@ -30,9 +30,8 @@ PALM = (0.116, 0.046, -0.015)  # half sizes along x and y, lower edge; with room
 FINGERS = (0.030, 0.068, 0.026)  # nearest and farthest |x|, half size along y; with room
 
 RIM, WALL = 0.15, 0.03  # the basket's height above the floor; how far above it things are carried
-BOTTOM = (
-    0.075  # tall things are let go with their lower end this high: LIBERO calls it success when they fall, not before
-)
+# Tall things are let go with their lower end this high: LIBERO calls it success when they fall, not before.
+BOTTOM = 0.075
 
 _WINDOW = 0.02  # pads touch a product within this of their middle
 _SAMPLES = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * 3, indexing="ij"), -1).reshape(-1, 3)  # (343, 3)
@@ -64,11 +63,7 @@ def _body(sim: Any, name: str) -> int:
 
 
 def choose_grasp(sim: Any, arm: Arm, rng: np.random.Generator) -> Grasp:
-    """The best grasp of the target that the arm can reach, with a little chance.
-
-    Raises:
-        GiveUpError: no grasp fits, or none is in reach.
-    """
+    """The best grasp of the target that the arm can reach, with a little chance."""
     points = shape_points(sim, "target")
     others = np.concatenate([shape_points(sim, name) for name in sim.bodies if name != "target"])
     top, bottom = points[:, 2].max(), points[:, 2].min()

@@ -45,11 +45,7 @@ class Plan:
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Actions (10,) for simulator ``square``.
-
-    Raises:
-        GiveUpError: the nut cannot be grasped, or does not go down, in :data:`TRIES` tries.
-    """
+    """Actions (10,) for simulator ``square``."""
     arm = Arm(sim, rng)
     yield from arm.hold(int(rng.integers(2, 6)), OPEN)  # the nut falls to the table, and a person looks
     for _ in range(TRIES):
@@ -62,11 +58,7 @@ def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
 
 
 def choose_plan(sim: Any, arm: Arm, rng: np.random.Generator) -> Plan:
-    """Draw a plan; the hand is turned the way that is shorter and stays off joint 7's limits, mostly.
-
-    Raises:
-        GiveUpError: no yaw is in reach.
-    """
+    """Draw a plan; the hand is turned the way that is shorter and stays off joint 7's limits, mostly."""
     nut, rotation = sim.object_pose("nut")
     peg, _ = sim.object_pose("peg")
     handle = yaw_of(rotation)

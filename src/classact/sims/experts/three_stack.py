@@ -39,11 +39,7 @@ wrist nearer."""
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Actions (10,) that stack the cubes; ``sim`` is a :class:`classact.sims.robosuite_tasks.ThreeStackD0`.
-
-    Raises:
-        GiveUpError: a cube slips or falls again and again, or none of its sides is in reach.
-    """
+    """Actions (10,) that stack the cubes; ``sim`` is a :class:`classact.sims.robosuite_tasks.ThreeStackD0`."""
     arm = Arm(sim, rng, speed=0.3, turn=1.4)
     tries = {"cubeA": 0, "cubeC": 0}
     while True:
@@ -178,13 +174,8 @@ def _in_reach(arm: Arm, yaw: float, place: StateArray) -> bool:
 
 
 def _room(place: StateArray, yaw: float, others: list[tuple[StateArray, StateArray, float]]) -> float:
-    """Metres between the open hand about a place and the nearest of other cubes; negative: they overlap.
-
-    Args:
-        place: (3,) of the grip site.
-        yaw: of the opening, radians.
-        others: position (3,), rotation (3, 3) and half side of each.
-    """
+    """Metres between the open hand, its grip site at a place (3,), and the nearest of other cubes (position, rotation
+    and half side of each); negative: they overlap."""
     out, along, across = FINGER
     finger = np.array([[x, y] for x in (-along, 0, along) for y in (-across, 0, across)])
     aside = np.array([out, 0.0])
