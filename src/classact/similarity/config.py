@@ -1,4 +1,4 @@
-"""Settings of the action similarity. Neither torch nor numba here."""
+"""Settings of the action similarity, without torch or numba."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class SimilarityConfig:
     Attributes:
         horizon: T_p, steps of a window.
         metric: "dtw", or "l2": no warping (figure 4c).
-        cost: step cost of DTW: "sqeuclidean" (the released code, our default, for it is what the paper's numbers were
-            made with) or "euclidean" (the paper's text).
+        cost: step cost of DTW: "sqeuclidean" (the released code, which produced the paper's numbers; the default) or
+            "euclidean" (the paper's text).
         band: Sakoe-Chiba band of DTW in steps; None for none (the paper).
         quantile: K as a fraction: pairs below this quantile of all distances are positives.
-        rotation_scale: factor on the 6-D rotations that the data's action space declares (B: 0.5).
-        estimate: of threshold and CDF: "exact" over all pairs, "sampled" from ``pairs`` random ones (B: "estimate the
-            CDF from a data sample") with a stated error bound, or "auto": exact up to :data:`AUTO_EXACT_PAIRS` pairs.
+        rotation_scale: factor on the 6-D rotations of the action space (B: 0.5).
+        estimate: threshold and CDF from all pairs ("exact"), from ``pairs`` random ones with a stated error bound
+            ("sampled", appendix B), or "auto": exact up to :data:`AUTO_EXACT_PAIRS` pairs.
         pairs: size of the sample. An exact threshold is bracketed by it, too.
         seed: of the sample.
     """
@@ -65,11 +65,11 @@ class SimilarityConfig:
 
     @property
     def alignment_band(self) -> int | None:
-        """The band that alignments keep to: 0, which aligns equal steps only, for l2."""
+        """Band of the alignments: 0, only equal steps, for l2."""
         return 0 if self.metric == "l2" else self.band
 
     def exact(self, pairs: int) -> bool:
-        """Whether threshold and CDF of ``pairs`` pairs in all are measured exactly."""
+        """Whether threshold and CDF are measured over all of ``pairs`` pairs."""
         return self.estimate == "exact" or (self.estimate == "auto" and pairs <= AUTO_EXACT_PAIRS)
 
 
@@ -79,7 +79,7 @@ class SimilarityAnalysisConfig:
 
     Attributes:
         similarity: the similarity.
-        batch_size: of the training that the positives per batch are computed for.
+        batch_size: of the training that positives per batch are computed for.
         device: "auto", "cpu" or "cuda".
     """
 

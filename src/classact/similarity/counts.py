@@ -13,9 +13,9 @@ from classact.data.types import FloatArray
 from classact.errors import ConfigError
 from classact.similarity.reference import float32_limit
 
-_OCTAVE = 23  # bits of a float32 fraction: patterns that share the others lie within a factor of two
-_SPARSE = 1 << 21  # distinct distances of an octave from which on a counter for each of its values is smaller
-_WAITING = 1 << 22  # distances that are collected and sorted before they are counted: random access would take longer
+_OCTAVE = 23  # bits of a float32 fraction: values whose other bits agree lie within a factor of two
+_SPARSE = 1 << 21  # distinct distances in an octave above which one counter per float32 value is smaller
+_WAITING = 1 << 22  # distances collected and sorted before they are counted, for sequential memory access
 _BLOCK = 1 << 20
 _FULL = (1 << 32) - 1
 
@@ -71,7 +71,7 @@ def _raise(table: Any, bits: Any, counts: Any, mask: int, over: Any) -> int:
 
 
 class _Sparse:
-    """Counts of the distances within one factor of two, few of which occur: a sorted list."""
+    """Counts of few distinct distances within a factor of two: a sorted list."""
 
     def __init__(self) -> None:
         self.bits, self.counts = np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -88,7 +88,7 @@ class _Sparse:
 
 
 class _Dense:
-    """The same with a counter for each of the 2^23 float32 values: 32 MiB."""
+    """Counts of the distances within a factor of two, one counter per float32 value: 32 MiB."""
 
     def __init__(self, octave: int) -> None:
         self.first = octave << _OCTAVE
@@ -113,17 +113,11 @@ class _Dense:
 
 
 class DistanceCounts:
-    """How often each distance up to a limit occurs.
+    """How often each distance up to ``limit`` occurs.
 
-    Non-negative float32 values order like their bit patterns, and between a distance and its double there are only 2^23
-    of them. So however many pairs are counted, each such octave takes at most 32 MiB, and those near the limit, where
-    nearly all distances are, suffice.
-
-    Args:
-        limit: largest distance that may be added.
-
-    Attributes:
-        total: how many distances were added.
+    Non-negative float32 values order like their bit patterns, with only 2^23 of them between a distance and its double.
+    So each such octave takes at most 32 MiB however many pairs are counted, and nearly all distances lie in the few
+    octaves near the limit.
     """
 
     def __init__(self, limit: float) -> None:
@@ -134,7 +128,7 @@ class DistanceCounts:
         self.total = 0
 
     def add(self, distances: FloatArray) -> None:
-        """Count (K,) float32 distances, each of at most ``limit``."""
+        """Count (K,) float32 distances of at most ``limit``."""
         self._check(distances)
         for start in range(0, len(distances), _WAITING):
             part = _patterns(distances[start : start + _WAITING])
@@ -145,7 +139,7 @@ class DistanceCounts:
         self.total += len(distances)
 
     def add_counted(self, values: FloatArray, counts: NDArray[np.int64]) -> None:
-        """Count each of the distinct distances ``values`` (U,), ascending, as often as ``counts`` (U,) says."""
+        """Count the distinct distances ``values`` (U,), ascending, ``counts`` (U,) times."""
         self._check(values)
         if len(values) == 0:
             return
@@ -193,5 +187,5 @@ class DistanceCounts:
 
 
 def _patterns(distances: FloatArray) -> NDArray[np.uint32]:
-    # + 0 turns -0, whose pattern is another one, into 0.
+    # + 0 turns -0, which has another bit pattern, into 0.
     return np.asarray(np.ascontiguousarray(distances, np.float32) + np.float32(0)).view(np.uint32)

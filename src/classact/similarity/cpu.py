@@ -1,9 +1,8 @@
 """DTW on the CPU: all cores, sixteen pairs per vector, float32.
 
-The sweep walks over the padded stream of stream.py in tiles of anchors by neighbouring windows. For each anchor only
-one new row of step distances is computed; the other T - 1 rows of its windows' cost matrices are those of the anchors
-before it and lie in a ring that stays in the first cache. Squares beyond the range of float32 (differences above 1e19)
-give an infinite distance, never NaN.
+The sweep walks over the padded stream of stream.py in tiles of anchors by neighbouring windows. Each anchor adds one
+row of step distances; the other T - 1 rows of its cost matrices come from the anchors before it, in a ring that stays
+in the L1 cache. Squares beyond float32 (differences above 1e19) give an infinite distance, never NaN.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ ANCHORS = 256
 COLUMNS = 256
 """Size of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the first cache, its pairs in the second."""
 
-_TILES, _MOST_TILES = 64, 256  # that are worked on at once; half a megabyte each at most
-_LEAST_LANES = 5  # windows of a vector, on average, from which on the tiles are faster
+_TILES, _MOST_TILES = 64, 256  # in flight; half a megabyte each at most
+_LEAST_LANES = 5  # mean number of windows per vector above which tiles are faster
 _PACKED = 2048
 
 
@@ -127,7 +126,7 @@ def _gather(
 
 
 class CpuSweep(Sweep):
-    """All pairs of a stream's windows under a step cost of :data:`classact.similarity.COSTS` and Sakoe-Chiba band."""
+    """All window pairs of a stream under a step cost of :data:`classact.similarity.COSTS` and a Sakoe-Chiba band."""
 
     device = "cpu"
 
@@ -139,13 +138,13 @@ class CpuSweep(Sweep):
         T = stream.horizon
         self._width, self._skew = unrolled(T, band)
         self._band = 2 * T if band is None else min(band, 2 * T)
-        # A row along the diagonal is so short that looking for bounds costs as much as aligning.
+        # Bounds on a row along the diagonal cost as much as the alignment.
         self._prunes = self._skew is None and T > 2
         starts = stream.starts
         self._window_at = np.full(stream.values.shape[1], -1, np.int64)
         self._window_at[starts] = np.arange(len(starts))
         self._groups()
-        # Episodes much shorter than the horizon share hardly any step distance, and leave most lanes empty.
+        # Episodes much shorter than the horizon share few step distances and leave most lanes empty.
         self._sparse = len(stream) < _LEAST_LANES * len(self._group_at)
 
     def _groups(self) -> None:
@@ -209,7 +208,7 @@ class CpuSweep(Sweep):
                 yield block
 
     def _packed(self, first: int, last: int, limit: np.float32) -> Iterator[Pairs]:
-        """:meth:`pairs` with windows of any episodes side by side in a vector, sharing nothing."""
+        """:meth:`pairs` with windows of any episodes side by side in a vector, sharing no step distances."""
         n = len(self.stream)
         cost = "sqeuclidean" if self._squared else "euclidean"
         for i in range(first, last, ANCHORS):

@@ -1,6 +1,6 @@
-"""What a choice of K, horizon and metric means for training: numbers to choose them by.
+"""What a choice of K, horizon and metric means for training, measured on seeded samples.
 
-What is measured here is measured on seeded samples; exact positives per anchor: :mod:`classact.similarity.positives`.
+Exact positives per anchor: :mod:`classact.similarity.positives`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUANTILES = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1)
 HORIZONS = (1, 2, 4, 8, 16, 32)
 HISTOGRAM_BINS = 50
 
-_CELLS = 1 << 22  # distances that are held at once
+_CELLS = 1 << 22  # distances in memory at once
 _PAIRS = 1 << 16
 
 Progress = Callable[[int, int], None]
@@ -53,7 +53,7 @@ def positives_per_anchor(positives: Positives, bins: int = HISTOGRAM_BINS) -> Po
     """Minimum, median, maximum, share with none, and histogram of the positives per anchor."""
     d = positives.total
     most, total = int(d.max()), int(d.sum())
-    # Whole numbers per bin: bins of unequal content would show as teeth.
+    # Whole numbers per bin, or the histogram would show teeth.
     width = -(-(most + 1) // bins)
     edges = np.arange(0, most + 1 + width, width)
     counts = np.histogram(d, edges)[0]
@@ -87,12 +87,12 @@ class BatchPositives:
 def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = None) -> BatchPositives:
     """Expected positives per anchor in a batch, exactly: the other B - 1 are drawn from N - 1 without replacement.
 
-    An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability
-    C(N - 1 - d, B - 1) / C(N - 1, B - 1).
+    An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability C(N - 1
+    - d, B - 1) / C(N - 1, B - 1).
 
     Args:
         positives: (M,) of each anchor in the whole data set.
-        batch_size: B; a larger one than N counts as N.
+        batch_size: B, at most N.
         n: N, number of windows; None where ``positives`` is of all of them.
     """
     from scipy.special import gammaln
@@ -110,13 +110,13 @@ def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = No
     log[possible] = (
         gammaln(rest + 1) - gammaln(rest - draws + 1) - gammaln(np.float64(n)) + gammaln(np.float64(n - draws))
     )
-    log[d == 0] = 0.0  # else off by the rounding of the terms
+    log[d == 0] = 0.0  # otherwise off by rounding
     none = float((np.minimum(np.exp(log), 1.0) * anchors).sum() / len(positives))
     return BatchPositives(size, draws / (n - 1) * float(np.mean(positives)), none)
 
 
 def same_episode_share(episode_ends: IntArray) -> float:
-    """Share of all pairs i < j that lie within one episode: what a choice of positives by chance would have."""
+    """Share of all pairs i < j within one episode: what positives chosen at random would have."""
     lengths = np.diff(np.asarray(episode_ends, np.int64), prepend=0).astype(np.float64)
     n = float(lengths.sum())
     return float((lengths * (lengths - 1)).sum() / (n * (n - 1))) if n > 1 else 0.0
@@ -129,17 +129,17 @@ def quantile_threshold(distances: FloatArray, quantile: float) -> float:
 
 
 def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Pairs in both sets of those in either; 1 where both are empty."""
+    """Intersection over union of two sets of pairs; 1 where both are empty."""
     either = int((a | b).sum())
     return int((a & b).sum()) / either if either else 1.0
 
 
 @dataclass(frozen=True)
 class QuantileRow:
-    """One K: what its positives would be.
+    """The positives that one K gives.
 
     Attributes:
-        quantile, threshold: K, and its threshold of the sampled pairs.
+        quantile, threshold: K, and its threshold over the sampled pairs.
         least, median: positives per sampled anchor, among all windows.
         none: share of sampled anchors without any.
         same_episode: share of their positives in the anchor's own episode.
@@ -155,14 +155,14 @@ class QuantileRow:
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """One setting: its positives compared with those of the setting in use, both at their own K-quantile.
+    """The positives of one setting compared with the current ones, both at their own K-quantile.
 
     Attributes:
         name: of the setting, for tables.
-        threshold: its own K-quantile of the sampled pairs; comparable only where horizon and metric are the same.
-        jaccard: pairs that both settings call positive, of those that either does.
+        threshold: its K-quantile of the sampled pairs; comparable only for equal horizon and metric.
+        jaccard: intersection over union of both settings' positives.
         same_episode: share of its positives within one episode.
-        current: it is the setting in use.
+        current: whether this is the current setting.
     """
 
     name: str
@@ -174,7 +174,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to compare windows: horizon T, step cost and Sakoe-Chiba band (None: none; 0: no warping)."""
+    """Horizon T, step cost and Sakoe-Chiba band (None: none; 0: no warping)."""
 
     name: str
     horizon: int
@@ -192,15 +192,10 @@ def anchor_positives(
     band: int | None = None,
     progress: Progress | None = None,
 ) -> list[Positives]:
-    """Positives of some anchors among all windows, exactly, at several thresholds.
+    """Positives of the anchors ``anchors`` (M,) among all windows, exactly, for each of several thresholds.
 
-    Args:
-        stream: N windows.
-        episode: (N,) episode of each window.
-        thresholds: largest distances of a positive pair; for each of them Positives come back.
-        anchors: (M,) window numbers.
-        cost, band: as in :func:`classact.similarity.dtw_pairwise`.
-        progress: called with (anchors done, in all).
+    ``episode`` (N,) is each window's episode; ``cost`` and ``band`` are as for
+    :func:`classact.similarity.dtw_pairwise`; ``progress`` is called with (anchors done, in all).
     """
     n, limits = len(stream), np.array(thresholds, np.float32)
     total = np.zeros((len(limits), len(anchors)), np.int64)
@@ -227,7 +222,7 @@ def anchor_positives(
 
 
 def quantile_row(quantile: float, threshold: float, positives: Positives) -> QuantileRow:
-    """The line of one K, from the positives of sampled anchors at its threshold."""
+    """The row of one K, from the positives of sampled anchors at its threshold."""
     d = positives.total
     own = int(positives.same_episode.sum()) / max(int(d.sum()), 1)
     return QuantileRow(quantile, threshold, int(d.min()), float(np.median(d)), float((d == 0).mean()), own)
@@ -236,13 +231,13 @@ def quantile_row(quantile: float, threshold: float, positives: Positives) -> Qua
 def setting_distances(
     actions: FloatArray, episode_ends: IntArray, setting: Setting, left: IntArray, right: IntArray
 ) -> FloatArray:
-    """(P,) distances of the pairs (left[k], right[k]) of windows of ``actions`` (N, D), normalised, under a setting."""
+    """(P,) distances of the window pairs (left[k], right[k]) of normalised ``actions`` (N, D)."""
     last = np.asarray(episode_ends, np.int64) - 1
     steps = np.arange(setting.horizon)
     out = np.empty(len(left), np.float32)
     for at in range(0, len(left), _PAIRS):
         rows = np.concatenate([left[at : at + _PAIRS], right[at : at + _PAIRS]])
-        # As in window_indices, but for these windows alone: all of them would take 2.6 GB at N = 10 million, T = 32.
+        # As window_indices, for these windows alone: all would take 2.6 GB at N = 10 million, T = 32.
         end = last[np.searchsorted(last, rows)]
         windows = np.minimum(rows[:, None] + steps, end[:, None])
         k = np.arange(len(rows) // 2)
@@ -257,13 +252,13 @@ def agreement(
     quantile: float,
     same_episode: NDArray[np.bool_],
 ) -> list[AgreementRow]:
-    """How much the positives under each setting are those under the current one.
+    """How far the positives under each setting agree with those under the current one.
 
     Args:
         settings, current: those to compare, and the one in use.
         distances: (P,) of one and the same sample of pairs, under a setting.
-        quantile: K; each setting has its own threshold at this quantile of the sample.
-        same_episode: (P,) whether the two windows of a pair lie in one episode.
+        quantile: K; each setting's threshold is at this quantile of the sample.
+        same_episode: (P,) whether a pair lies within one episode.
     """
 
     def positives(setting: Setting) -> tuple[float, NDArray[np.bool_]]:
@@ -282,14 +277,14 @@ def agreement(
 
 
 def horizon_settings(current: Setting, horizons: Sequence[int] = HORIZONS) -> list[Setting]:
-    """The current setting at several horizons, its own among them."""
+    """The current setting at several horizons, including its own."""
     return [
         Setting(f"{t} step{'s' * (t > 1)}", t, current.cost, current.band) for t in sorted({*horizons, current.horizon})
     ]
 
 
 def metric_settings(current: Setting) -> list[Setting]:
-    """The current horizon under DTW with both step costs, without warping, and as it is."""
+    """The current horizon under DTW with both step costs, without warping, and unchanged."""
     known = [
         Setting("DTW, squared Euclidean steps", current.horizon, "sqeuclidean", None),
         Setting("DTW, Euclidean steps", current.horizon, "euclidean", None),

@@ -51,16 +51,16 @@ class DistanceDistribution:
 
     Attributes:
         quantile: K as a fraction (0.015 is the paper's 1.5 %).
-        threshold: largest distance of a positive pair: the K-quantile of all pairs' distances.
-        values: (U,) float32, ascending: kept distances at which the weight changes.
-        weight: (U,) float32: w = 1 - CDF(distance) from each of ``values`` on, where CDF is the empirical one of the
-            kept distances, ties included.
-        kept: how many of the measured pairs lie at or below the threshold.
-        pairs: how many pairs were measured; all of them where ``exact``.
-        exact: whether every pair was measured, or a random sample of them.
+        threshold: largest distance of a positive pair: the K-quantile of all distances.
+        values: (U,) float32, ascending: distances at which the weight changes.
+        weight: (U,) float32: w = 1 - CDF(distance) from each of ``values`` on, with the empirical CDF of the distances
+            up to the threshold, ties included.
+        kept: measured pairs at or below the threshold.
+        pairs: measured pairs; all of them where ``exact``.
+        exact: whether every pair was measured, or a random sample.
         epsilon: bound on the error of the empirical CDF at confidence 99.9 % (Dvoretzky-Kiefer-Wolfowitz): the
             threshold is the exact quantile of some K' with abs(K' - K) <= epsilon. 0 where ``exact``.
-        edges, counts: histogram of a random sample of pairs, for people.
+        edges, counts: histogram of a random sample of pairs, for display.
     """
 
     quantile: float
@@ -79,8 +79,8 @@ class DistanceDistribution:
         """Estimate from the (P,) distances of random pairs.
 
         Raises:
-            ConfigError: K outside (0, 1), K that selects no pair or all of them, or kept distances that are all
-                equal, which would give every positive the weight zero.
+            ConfigError: K outside (0, 1), K that selects no pair or all, or kept distances that are all equal: every
+                positive would weigh zero.
         """
         ordered = _ordered(distances, quantile)
         counts = DistanceCounts(ordered[-1])
@@ -93,8 +93,8 @@ class DistanceDistribution:
     ) -> DistanceDistribution:
         """The exact threshold and CDF of all ``pairs`` pairs, in one pass.
 
-        A sample (P,) of distances brackets the threshold from above; all pairs up to that bracket are counted by
-        ``count``, and the threshold is found among them by its rank. Errors are those of :meth:`fit`.
+        A sample (P,) of distances bounds the threshold from above; ``count`` counts all pairs up to that bound, and the
+        threshold is found among them by rank. Errors are those of :meth:`fit`.
         """
         ordered = _ordered(sample, quantile)
         rank = quantile_rank(quantile, pairs)
@@ -110,11 +110,9 @@ class DistanceDistribution:
         return _from_counts(found, quantile, pairs, True, *_histogram(ordered))
 
     def weights(self, distances: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-        """Soft positive weights w = 1 - CDF(distance) for positives, 0 above the threshold (section 4.2).
+        """Soft positive weights w = 1 - CDF(distance) of float32 distances, 0 above the threshold (section 4.2).
 
-        Args:
-            distances: any shape, float32; infinity is above every threshold.
-            out: contiguous array of that shape for the result; may be ``distances`` itself.
+        ``out``, contiguous, receives the result; it may be ``distances`` itself.
         """
         flat = np.ascontiguousarray(distances, np.float32)
         result = np.empty_like(flat) if out is None else out
@@ -123,15 +121,15 @@ class DistanceDistribution:
         return result.reshape(np.shape(distances))
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers for the report; the weight function is saved as arrays elsewhere."""
+        """Numbers for the report, without the weight function."""
         histogram = {"edges": self.edges.tolist(), "counts": self.counts.tolist()}
         return {**{name: getattr(self, name) for name in _NUMBER_FIELDS}, "histogram": histogram}
 
 
 def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
-    """Set, in place, the weights (B, C) of a batch's equal steps to 1 and the diagonal to 0; returns them.
+    """Set, in place, the weights (B, C) of repeated steps to 1 and the diagonal to 0; returns them.
 
-    A step that occurs twice in the batch ``rows`` (C,) is the best positive of itself, never its negative.
+    A step that occurs twice in the batch ``rows`` (C,) is its own best positive, never its negative.
     """
     if len(np.unique(rows)) < len(rows):
         weights[rows[: len(weights), None] == rows[None, :]] = 1.0
@@ -140,7 +138,7 @@ def mark_duplicates(weights: FloatArray, rows: IntArray) -> FloatArray:
 
 
 def write_distribution(folder: Path, distribution: DistanceDistribution, identity: Mapping[str, Any]) -> None:
-    """Keep a distribution in a folder with checksums, with what it is of (similarity_identity)."""
+    """Write a distribution to a checksummed folder, with its similarity_identity."""
 
     def fill(temporary: Path) -> None:
         write_arrays(temporary / _ARRAYS, {name: getattr(distribution, name) for name in _ARRAY_FIELDS})
@@ -151,11 +149,11 @@ def write_distribution(folder: Path, distribution: DistanceDistribution, identit
 
 
 def read_distribution(folder: Path, identity: Mapping[str, Any]) -> DistanceDistribution:
-    """What :func:`write_distribution` wrote.
+    """Read what :func:`write_distribution` wrote.
 
     Raises:
         CheckpointError: missing or damaged.
-        ConfigError: of other data or settings, naming the first difference.
+        ConfigError: of other data or settings; names the first difference.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; 'classact similarity' writes it.")
@@ -181,7 +179,7 @@ def _ordered(distances: FloatArray, quantile: float) -> FloatArray:
 
 def quantile_rank(quantile: float, pairs: int) -> int:
     """How many of ``pairs`` pairs K selects."""
-    # As meant: 0.29 of 100 pairs are 29, though the nearest float is a little less.
+    # 0.29 of 100 pairs are 29, though the nearest float is a little less.
     return math.floor(Fraction(quantile).limit_denominator(1_000_000_000) * pairs)
 
 
@@ -199,7 +197,7 @@ def _from_counts(
             f"K = {quantile} of {pairs:,} pairs selects no pair at all; expected K of at least "
             f"{1 / max(pairs, 1):.2g}. Raise K (the paper uses 0.01 to 0.025), or measure more pairs."
         )
-    # Twice through the counts, a block at a time: there may be more distinct distances than fit the memory.
+    # Twice through the counts, a block at a time: there may be more distinct distances than fit in memory.
     kept, threshold, smallest = 0, np.float32(0), None
     for values, counts in counted.blocks():
         smallest = values[0] if smallest is None else smallest
@@ -224,7 +222,7 @@ def _from_counts(
     for values, counts in counted.blocks():
         total = before + np.cumsum(counts)
         before = int(total[-1])
-        # Roundings are those of float32 throughout, so that equal ranks give equal weights in every mode.
+        # float32 throughout, so that equal ranks give equal weights in every mode.
         weight = np.float32(1) - total.astype(np.float32) / np.float32(kept)
         new = np.concatenate([[weight[0] != previous], weight[1:] != weight[:-1]]) & (values <= threshold)
         previous = weight[-1]
@@ -246,7 +244,7 @@ def _from_counts(
 
 
 def _histogram(ordered: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    # Logarithmic bins: distances span several decades and the threshold sits in the lowest ones.
+    # Logarithmic bins: distances span several decades, and the threshold lies in the lowest ones.
     largest = max(float(ordered[-1]), float(np.finfo(np.float32).tiny))
     edges = np.concatenate([[0.0], np.geomspace(largest * 1e-5, largest * (1 + 1e-6), HISTOGRAM_BINS)])
     return edges, np.histogram(ordered, edges)[0].astype(np.int64)

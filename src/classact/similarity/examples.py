@@ -1,5 +1,4 @@
-"""Pairs of timesteps to look at: an anchor with a near, a borderline and a far timestep, and how their actions
-align."""
+"""Pairs of timesteps to look at: an anchor with a near, a borderline and a far one, and how their actions align."""
 
 from __future__ import annotations
 
@@ -18,14 +17,14 @@ KINDS = ("near", "threshold", "far")
 FAR = 0.9
 """Quantile of the anchor's own distances that the far timestep stands at."""
 
-CANDIDATES = 32  # anchors looked at; all their distances are computed
+CANDIDATES = 32  # anchors considered, with all their distances
 MOST_OTHERS = 1 << 19
 _CELLS = 1 << 22  # distances that are computed at once
 
 
 @dataclass(frozen=True)
 class ExamplePair:
-    """One timestep beside the anchor, of a kind of :data:`KINDS`.
+    """A timestep paired with the anchor.
 
     Attributes:
         row: window number of the other timestep.
@@ -41,7 +40,7 @@ class ExamplePair:
 
 @dataclass(frozen=True)
 class Example:
-    """An anchor, by window number, and its three pairs."""
+    """An anchor's window number, and its three pairs."""
 
     row: int
     pairs: list[ExamplePair]
@@ -59,17 +58,16 @@ def choose_examples(
 ) -> list[Example]:
     """Anchors spread over the course of the episodes, each with its nearest, a borderline and a far timestep.
 
-    The other timesteps lie in other episodes (a borderline one in the anchor's own, where it has no positive
-    elsewhere); with one episode only, at least a window's length away, or anywhere, where it is shorter than that.
-    Among candidates the ones that move most are taken: a timestep in which nothing happens shows little. Of more than
-    :data:`MOST_OTHERS` windows a sample is searched.
+    The other timesteps lie in other episodes (a borderline one in the anchor's own, if it has no positive elsewhere);
+    with a single episode, at least a window's length away where possible. Of the candidates those that move most are
+    taken: a still timestep shows little. Of more than :data:`MOST_OTHERS` windows a sample is searched.
 
     Args:
         stream: N windows.
         episode: (N,) episode of each window, ascending.
         threshold: largest distance of a positive pair.
-        count: anchors wanted; fewer come back where there are fewer windows.
-        cost, band: as in :func:`classact.similarity.dtw`.
+        count: anchors wanted, at most one per window.
+        cost, band: as for :func:`classact.similarity.dtw`.
         seed: of the candidates.
     """
     n = len(stream)
@@ -91,7 +89,7 @@ def choose_examples(
         inside = (progress >= part / count) & (progress < (part + 1) / count)
         fresh = ~np.isin(episode[candidates], episode[candidates[chosen]])
         taken = np.isin(np.arange(len(candidates)), chosen)
-        # In falling order of need: not taken already; a positive; its part of the episode; another episode; motion.
+        # By falling priority: not taken already; a positive; its part of the episode; another episode; motion.
         order = np.lexsort((motion, fresh, inside, positive, ~taken))
         if not taken[order[-1]]:
             chosen.append(int(order[-1]))
@@ -133,7 +131,7 @@ def _example(
 ) -> Example:
     away = np.where(elsewhere, distances, np.float32(np.nan))
     near = float(np.nanmin(away))
-    # With no positive elsewhere only the anchor's own episode comes near the threshold.
+    # Without a positive elsewhere, only the anchor's own episode comes near the threshold.
     borderline = away if near <= threshold else distances
     wanted = ((away, near), (borderline, threshold), (away, float(np.nanquantile(away, FAR))))
     pairs = []

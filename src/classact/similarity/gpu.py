@@ -1,10 +1,8 @@
-"""DTW on the GPU: the sweep over all pairs of a stream's windows, and the distances of two batches of windows.
+"""DTW on the GPU: all window pairs of a stream, and the distances of two batches of windows.
 
-The kernels are in :mod:`classact.similarity.gpu_kernels`. They add and square in the order of the CPU's, without fused
-multiplication and addition, so that a distance has the same bits whichever tile, device or side of the diagonal it
-comes from. Squares beyond the range of float32 give an infinite distance, never NaN.
-
-torch and triton are imported when something here is called.
+The kernels (:mod:`classact.similarity.gpu_kernels`) add and square in the CPU's order, without fused multiply-add, so
+that a distance has the same bits on every device, in every tile and on both sides of the diagonal. Squares beyond
+float32 give an infinite distance, never NaN. torch and triton are imported on first use.
 """
 
 from __future__ import annotations
@@ -51,13 +49,13 @@ LONGEST_STREAM = (1 << 31) - (1 << 27)
 WIDEST = 128
 """Accumulated costs of a thread's windows that fit into its registers."""
 
-_READ = 1 << 22  # counters that are read out at once
-_GRID = 1 << 15  # rows of a batch at once: a grid has at most 65,535 programs in its second dimension
-_BATCH_CELLS = 1 << 26  # costs of a batch that are in memory at once: 256 MiB
+_READ = 1 << 22  # counters read out at once
+_GRID = 1 << 15  # rows of a batch at once: the second dimension of a grid has at most 65,535 programs
+_BATCH_CELLS = 1 << 26  # costs of a batch in memory at once: 256 MiB
 
 
 def _kernels(device: torch.device) -> Any:
-    """The module of kernels, for tensors of ``device``."""
+    """The kernels' module, for tensors of ``device``."""
     import torch
 
     try:
@@ -88,11 +86,7 @@ def _kernels(device: torch.device) -> Any:
 
 
 def _width(steps: int, band: int | None) -> int:
-    """Accumulated costs in the row of one window.
-
-    Raises:
-        ConfigError: more than :data:`WIDEST`.
-    """
+    """Accumulated costs in the row of one window; ConfigError for more than :data:`WIDEST`."""
     width = steps if band is None else 2 * band + 1
     if width > WIDEST:
         raise ConfigError(
@@ -104,12 +98,12 @@ def _width(steps: int, band: int | None) -> int:
 
 def launch_options(width: int, neighbours: int) -> dict[str, Any]:
     """Compiler options of the kernel ``sweep`` for ``neighbours`` rows of ``width`` accumulated costs in registers."""
-    # By itself the assembler stops at 128 registers and spills.
+    # By default the assembler stops at 128 registers and spills.
     return {"num_warps": 1, "enable_fp_fusion": False, "maxnreg": 168 if width * neighbours <= 72 else 255}
 
 
 def _narrowed(band: int | None, T: int, U: int) -> int | None:
-    """None where a band excludes nothing."""
+    """None for a band that excludes nothing."""
     return None if band is None or band >= max(T, U) - 1 else band
 
 
@@ -118,19 +112,19 @@ def _pattern(value: float | np.float32) -> int:
 
 
 def _after(ascending: NDArray[np.int32], value: int) -> int:
-    """The number of values up to ``value``, which is searched for as an int32: else numpy converted a copy of all."""
+    """How many values are at most ``value``; searched for as int32, or numpy would convert a copy of all."""
     return int(np.searchsorted(ascending, np.int32(value), side="right"))
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The stream with every run of neighbouring windows at a multiple of V, as the kernels read it.
+    """The stream with every run of neighbouring windows aligned to a multiple of V, as the kernels read it.
 
     Attributes:
         source: (P,) int64: the stream's point at each point of the layout.
         positions: (N,) int32: first point of each window.
-        group_columns, group_windows, group_sizes: (G,) int32: each group of V neighbouring windows (fewer at the end
-            of a run): its first point divided by V, its first window, its windows.
+        group_columns, group_windows, group_sizes: (G,) int32: per group of V neighbouring windows (fewer at the end of
+            a run): its first point divided by V, first window, number of windows.
     """
 
     source: IntArray
@@ -170,7 +164,7 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A block of anchors times a block of groups, and the block of costs that their pairs need."""
+    """A block of anchors times a block of groups, with the costs that their pairs need."""
 
     anchor: int
     anchors: int
@@ -183,16 +177,16 @@ class _Tile:
 
 
 class GpuSweep(Sweep):
-    """All pairs of a stream's windows, on one GPU; results have the same bits for every split into anchors.
+    """All window pairs of a stream, on one GPU; results have the same bits for every split into anchors.
 
     Args:
         stream, cost, band: as for :func:`classact.similarity.make_sweep`.
         device: a CUDA device.
-        memory: bytes of device memory to use beside the stream; None for :data:`MEMORY`, or half of what is free.
+        memory: bytes of device memory beside the stream; None for :data:`MEMORY`, or half of the free memory.
 
     Raises:
-        ConfigError: unknown cost, negative band, no CUDA GPU, no triton, windows wider than
-            :data:`WIDEST`, a stream longer than :data:`LONGEST_STREAM`.
+        ConfigError: unknown cost, negative band, no CUDA GPU, no triton, windows wider than :data:`WIDEST`, a stream
+            longer than :data:`LONGEST_STREAM`.
     """
 
     def __init__(
@@ -214,7 +208,7 @@ class GpuSweep(Sweep):
         self._squared = cost == "sqeuclidean"
         self._band = _narrowed(band, stream.horizon, stream.horizon)
         self._width = _width(stream.horizon, self._band)
-        # Windows of a thread: as many as have their row of accumulated costs in its registers.
+        # Windows of a thread: as many as fit their accumulated costs into its registers.
         self._V = 4 if self._width <= 16 and self._band is None else 2 if self._width <= 40 else 1
         self._layout = _Layout.build(stream, self._V)
         self._open: _Counters | None = None
@@ -249,7 +243,7 @@ class GpuSweep(Sweep):
 
     @cached_property
     def _margin(self) -> int:
-        """Readable costs before and behind those of a tile: a band's cells beyond the corners of the matrix."""
+        """Readable costs before and behind those of a tile: a band's cells beyond the matrix's corners."""
         return (self._band or 0) + self._V + 1
 
     @cached_property
@@ -257,7 +251,7 @@ class GpuSweep(Sweep):
         import torch
 
         smallest = self._stream.horizon * self._V * (self._reach + 1)
-        # Zeros: what lies in the margins must be no NaN.
+        # Zeros: the margins must hold no NaN.
         return torch.zeros(max(self._tile_cells, smallest) + 2 * self._margin, device=self._device)
 
     @property
@@ -266,7 +260,9 @@ class GpuSweep(Sweep):
         return (self._stream.horizon + self._V - 2) // self._V
 
     def _tiles(self, first: int, last: int, pairs: int | None = None) -> Iterator[_Tile]:
-        """Tiles that cover the pairs of the anchors first <= i < last, of at most ``pairs`` pairs (but one group)."""
+        """Tiles that cover the pairs of the anchors first <= i < last, of at most ``pairs`` pairs (but at least one
+        group).
+        """
         of, V, T = self._layout, self._V, self._stream.horizon
         n = len(of.positions)
         if not 0 <= first <= last <= n:
@@ -305,7 +301,8 @@ class GpuSweep(Sweep):
     ) -> None:
         """Start the kernels of a tile: its distances go to ``out``, or into ``counters``.
 
-        Of those, tile ``number`` has lows[number] that are neither zero nor in the table."""
+        Of the latter, lows[number] are neither zero nor in the table.
+        """
         import torch
 
         kernels, values, costs, V, T = self._kernels, self._values, self._costs, self._V, self._stream.horizon
@@ -341,7 +338,7 @@ class GpuSweep(Sweep):
             )
 
     def _start(self, tile: _Tile, limit: np.float32, *, prune: bool) -> torch.Tensor:
-        """(A, G * V) float32, flat: distances of at most ``limit``, -1 for other pairs; on the way."""
+        """(A, G * V) float32, flat, asynchronous: distances of at most ``limit``, -1 for other pairs."""
         import torch
 
         out = torch.full((tile.anchors * tile.groups * self._V,), -1.0, device=self._device)
@@ -349,7 +346,7 @@ class GpuSweep(Sweep):
         return out
 
     def _kept(self, tile: _Tile, out: torch.Tensor) -> Iterator[Pairs]:
-        """The pairs of :meth:`_start`, ascending by left, then by right window, in blocks."""
+        """The pairs of :meth:`_start` in blocks, ascending by left, then right window."""
         import torch
 
         size = tile.groups * self._V
@@ -362,10 +359,10 @@ class GpuSweep(Sweep):
             yield Pairs(_unsigned(left), _unsigned(right), out[kept].cpu().numpy())
 
     def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
-        """See :meth:`classact.similarity.stream.Sweep.pairs`: blocks of at most :data:`BLOCK` pairs.
+        """Blocks of at most :data:`BLOCK` pairs; the GPU works on the next while the caller has this one.
 
-        The GPU works on the next block while the caller has this one. ``prune`` skips the alignment of 32 threads'
-        windows if the first and last steps alone are farther apart than ``limit``.
+        ``prune`` skips the alignment of a warp's windows if the first and last steps alone are farther apart than
+        ``limit``.
         """
         largest = float32_limit(limit)
         waiting: Iterator[Pairs] = iter(())
@@ -388,15 +385,12 @@ class GpuSweep(Sweep):
         prune: bool = True,
         defer: bool = False,
     ) -> None:
-        """See :meth:`classact.similarity.stream.Sweep.count`.
+        """Count on the GPU, with one counter per float32 value of the 48 octaves (fewer with less memory) below the
+        largest possible distance.
 
-        Counters on the GPU, one for each float32 value of the 48 octaves (fewer with less memory) below the largest
-        possible distance, are raised first. Reading them out takes longer the more different distances there are, up
-        to seconds; a call for other ``counts``, another limit or without ``defer`` does it, too. Tiles with distances
-        below those octaves are computed twice.
-
-        Raises:
-            ConfigError: as :meth:`pairs`, or distances above the limit of ``counts``.
+        Reading the counters out takes up to seconds, and also happens on a call with other ``counts``, another limit or
+        without ``defer``. Tiles with distances below those octaves are computed twice. Distances above the limit of
+        ``counts`` are a ConfigError.
         """
         import torch
 
@@ -432,14 +426,14 @@ class GpuSweep(Sweep):
 
     @cached_property
     def _bound(self) -> np.float32:
-        """No distance is larger: T times the cost between the corners of the box that has all points in it."""
+        """Upper bound on all distances: T times the cost across the bounding box of all points."""
         cost = 0.0
         for row in self._stream.values:
             points = row[self._layout.source]
             cost += (float(points.max(initial=0)) - float(points.min(initial=0))) ** 2
         cost = self._stream.horizon * (cost if self._squared else math.sqrt(cost))
         with np.errstate(over="ignore"):
-            return np.float32(1.01 * cost)  # 1 %: for the roundings of a distance
+            return np.float32(1.01 * cost)  # 1 % for rounding
 
     def _counters(self, counts: DistanceCounts, limit: np.float32) -> _Counters:
         import torch
@@ -473,7 +467,7 @@ class _Counters:
     Attributes:
         low: the bit pattern that table[0] counts.
         table: (L,) int32: distances of pattern low + l.
-        zeros: (1,) int64: distances of zero, the only ones that may be many of one value.
+        zeros: (1,) int64: distances of zero, the only value that may be very frequent.
         unread: pairs since no counter was above :data:`COUNTED`.
     """
 
@@ -490,7 +484,7 @@ def _unsigned(numbers: torch.Tensor) -> NDArray[np.uint32]:
 
 
 def _batches(tiles: Iterator[_Tile], V: int) -> Iterator[list[_Tile]]:
-    """Tiles in lists of at most :data:`COUNTED` pairs (but one tile)."""
+    """Tiles in lists of at most :data:`COUNTED` pairs (but at least one tile)."""
     batch: list[_Tile] = []
     pairs = 0
     for tile in tiles:
@@ -515,10 +509,10 @@ def dtw_pairwise_torch(
 ) -> torch.Tensor:
     """DTW distances between all windows of two sets on a CUDA device, as :func:`classact.similarity.dtw_pairwise`.
 
-    ``check`` refuses NaN and infinite values, for which the caller waits until the GPU has come so far.
+    ``check`` refuses NaN and infinite values, which synchronises with the GPU.
 
     Raises:
-        ConfigError: as there; devices that do not fit, windows of y wider than :data:`WIDEST`, no triton.
+        ConfigError: as there; devices that do not match, windows of y wider than :data:`WIDEST`, no triton.
         DataError: NaN or infinite values.
     """
     import torch
@@ -547,7 +541,7 @@ def dtw_pairwise_torch(
     band = _narrowed(band, T, U)
     width = _width(U, band)
     points = x.reshape(n * T, D).T.contiguous()
-    # Step q of 32 neighbouring windows lies side by side, so that a warp reads it at once and the next is 32 on.
+    # Step q of 32 neighbouring windows lies side by side: a warp reads it at once, and the next is 32 further on.
     lanes = -(-m // LANES)
     columns = torch.zeros((lanes * LANES, U, D), device=x.device)
     columns[:m] = y

@@ -1,14 +1,14 @@
 """Triton kernels of the GPU sweep: point distances of a tile of the stream, then the alignments of its window pairs.
 
-Imported late, by :mod:`classact.similarity.gpu` alone: it needs triton.
+Imported by :mod:`classact.similarity.gpu` alone: it needs triton.
 
-A tile is a block of anchors times a block of windows. :func:`point_distances` writes the step costs of all points of
-the anchors and all points of the windows, each computed once however many pairs share it. :func:`sweep` then runs the
-recurrence, one thread for ``V`` neighbouring windows: their cost matrices overlap, so a row of the T x V costs is read
-with T + V - 1 loads. The costs lie in V planes (column k in plane k % V, at k // V), which makes each of these loads
-contiguous over threads. The row of accumulated costs stays in registers.
+A tile is a block of anchors times a block of windows. :func:`point_distances` writes the step costs between their
+points, each computed once however many pairs share it. :func:`sweep` runs the recurrence, one thread for ``V``
+neighbouring windows: their cost matrices overlap, so a row of the T x V costs takes T + V - 1 loads. The costs lie in V
+planes (column k in plane k % V, at k // V), so that these loads are contiguous over threads. The row of accumulated
+costs stays in registers.
 
-Costs are not negative, so floats order like their bit patterns. The minimum of three is taken over patterns because
+Costs are not negative, so floats order like their bit patterns; the minimum of three is taken over patterns because
 sm_90 does it in one instruction for integers and in two for floats.
 """
 
@@ -103,7 +103,7 @@ def _costs(at, width, STEP: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constex
 def _advance(G, c, W: tl.constexpr, V: tl.constexpr, BAND: tl.constexpr):
     """The next row G of accumulated costs of V windows, W bit patterns each; cell k of window v costs c[v + k].
 
-    Within a band the cells move by one column with each row, so that the cell above is the next one of the state.
+    Within a band the cells move by one column per row, so that the cell above is the next one of the state.
     """
     SHIFT: tl.constexpr = 0 if BAND is None else 1
     out = ()
@@ -129,7 +129,7 @@ def _align(at, ld, width, STEP: tl.constexpr, T: tl.constexpr, U: tl.constexpr, 
     SHIFT: tl.constexpr = 0 if BAND is None else 1
     FIRST: tl.constexpr = 0 if BAND is None else BAND
     # Cells left of a band's first column are infinite at first and, as sums of themselves, stay so. Cells right of its
-    # last column are nonsense, but nothing to their left depends on them.
+    # last column are undefined, but nothing to their left depends on them.
     c = _costs(at, width, STEP, 0, W - FIRST + V - 1, V)
     G = ()
     for v in tl.static_range(V):
@@ -223,7 +223,7 @@ def sweep(
             if LATER:
                 valid = valid & (first + v > i)
             if PRUNE:
-                # Each alignment has both corners, and rounded sums of costs never fall: no distance is below this.
+                # Each alignment has both corners, and rounded sums of costs never decrease: no distance is below this.
                 bound = tl.load(corner + v % V * width + v // V * STEP)
                 if T * U > 1:
                     bound += tl.load(opposite + (v + U - 1) % V * width + (v + U - 1) // V * STEP)

@@ -1,8 +1,8 @@
-"""A sweep over all pairs that may be stopped, killed and continued, by any number of processes, with one result.
+"""A sweep over all pairs that can be interrupted and resumed, by any number of processes, with one result.
 
-The anchors are cut into units that depend on the number of windows alone. Every rank counts the units that are left,
-dealt in turn, and every so often replaces its one part: a checksummed folder with what it has counted, and of which
-units. A launch begins with what the parts of earlier launches hold. Only one launch at a time may work in a folder.
+Anchors are cut into units that depend on the number of windows alone. Every rank counts its share of the remaining
+units and now and then replaces its part: a checksummed folder of counts and of the units they cover. A launch begins
+with what the parts of earlier launches hold. A folder is locked by one launch at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAVE_FACTOR = 20.0
 UNIT_PAIRS = 1 << 27
 """Pairs of a unit: two seconds of a small computer, little enough to lose."""
 LEAST_UNITS, MOST_UNITS = 64, 1 << 16
-_TILE = 128  # anchors; large sets are cut at multiples, where sweeps cut their own work
+_TILE = 128  # anchors; large sets are cut at multiples of it, as sweeps cut their work
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -68,7 +68,7 @@ def unit_pairs(cut: IntArray, n: int) -> IntArray:
 
 
 def check_ranks(ranks: Ranks, metadata: Mapping[str, Any]) -> None:
-    """Refuse ranks that were started on other data or with other settings: whose ``metadata`` are not rank 0's."""
+    """Refuse ranks whose ``metadata`` (data and settings) are not rank 0's."""
     if difference := first_difference(ranks.broadcast_object(dict(metadata)), dict(metadata), ""):
         raise ConfigError(
             f"rank {ranks.rank} was started with other data or settings than rank 0: {difference}. Start all ranks "
@@ -77,7 +77,7 @@ def check_ranks(ranks: Ranks, metadata: Mapping[str, Any]) -> None:
 
 
 class Tally(Protocol):
-    """Something counted of pairs; the counts of different units add up, in any order, to those of all."""
+    """Counts over pairs; the counts of different units add up, in any order."""
 
     @property
     def kept(self) -> int:
@@ -90,7 +90,7 @@ class Tally(Protocol):
         """All that was counted."""
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Add what :meth:`arrays` of another tally gave."""
+        """Add the :meth:`arrays` of another tally."""
 
 
 T = TypeVar("T", bound=Tally)
@@ -106,15 +106,15 @@ def tally_pairs(
 ) -> T:
     """Count the pairs i < j of ``n`` windows; every rank gets the tally of all.
 
-    What is counted does not depend on the number of ranks and interruptions, nor do the bytes of the last part.
+    Neither counts nor the bytes of the last part depend on the number of ranks or interruptions.
 
     Args:
         new: makes an empty tally.
         n: number of windows.
-        metadata: JSON that says of which data and settings the counts are; parts of other ones are refused.
-        folder: where the parts are kept, on a disk that all ranks share, for the caller to delete; None keeps nothing.
+        metadata: JSON of the data and settings; parts of other ones are refused.
+        folder: for the parts, on a disk that all ranks share, for the caller to delete; None keeps nothing.
         ranks: the processes that share the work; None is this one alone.
-        progress: called with (pairs done, pairs to do, status); with several ranks, of this rank's share.
+        progress: called with (pairs done, pairs to do, status) of this rank's share.
 
     Raises:
         ConfigError: ``folder`` holds parts of other data or settings, or several ranks without a folder.
@@ -160,7 +160,7 @@ def tally_pairs(
 def _count(
     tally: Tally, cut: IntArray, pairs: IntArray, units: list[int], done: int, progress: Progress | None
 ) -> Iterator[int]:
-    """Count units; gives each when it is counted."""
+    """Count units; yields each once counted."""
     total = done + int(pairs[units].sum())
     if progress is not None:
         progress(done, total, "")
@@ -173,7 +173,7 @@ def _count(
 
 
 class _Parts(Generic[T]):
-    """What one rank has counted, and the parts of all."""
+    """One rank's counts, and the parts of all ranks."""
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any], new: Callable[[], T], total: int) -> None:
         self.folder, self.metadata, self.new, self.total = folder, metadata, new, total
@@ -184,7 +184,7 @@ class _Parts(Generic[T]):
         self.pause = SAVE_SECONDS
 
     def adopt(self) -> list[int]:
-        """Begin with what all parts hold; returns the units that are left."""
+        """Begin with what all parts hold; returns the remaining units."""
         self.tally, self.units, self.old = self.new(), [], []
         for leftover in self.folder.glob(".part-*.tmp"):  # of writers that were killed
             shutil.rmtree(leftover, ignore_errors=True)
@@ -204,7 +204,7 @@ class _Parts(Generic[T]):
                     f"{self.folder} to start over."
                 )
             found.append((-len(units), path, units))
-        # The largest first: a part that took over others, whose process died before it deleted them, stands for them.
+        # Largest first: a part that took over others supersedes them, even if its process died before deleting them.
         for _, path, units in sorted(found):
             if not set(units) & set(self.units):
                 self.tally.add(read_arrays(path / ARRAYS))
@@ -212,7 +212,7 @@ class _Parts(Generic[T]):
         return sorted(set(range(self.total)) - set(self.units))
 
     def save(self, *, now: bool) -> None:
-        """Replace the parts that this rank's counts are in by a new one, unless the last is recent."""
+        """Replace the parts that hold this rank's counts by a new one, unless the last is recent."""
         begin = time.monotonic()
         if not now and begin - self.saved < self.pause:
             return
@@ -230,7 +230,7 @@ class _Parts(Generic[T]):
         self.pause = max(SAVE_SECONDS, SAVE_FACTOR * (self.saved - begin))
 
     def gather(self) -> None:
-        """Take over the parts of all ranks, which must be whole."""
+        """Take over the parts of all ranks, which must be complete."""
         if left := self.adopt():
             raise StorageError(
                 f"{self.folder}: the parts of all ranks lack {len(left):,} of {self.total:,} units. Is it on a disk "
@@ -239,14 +239,12 @@ class _Parts(Generic[T]):
             )
 
     def merge(self) -> None:
-        """On rank 0: put one part in the place of all."""
+        """On rank 0: replace all parts by one."""
         self.gather()
         self.save(now=True)
 
 
 class _Distances:
-    """A tally of distances up to a limit."""
-
     def __init__(self, sweep: Sweep, limit: float) -> None:
         self.sweep, self.counts = sweep, DistanceCounts(limit)
 
@@ -277,7 +275,7 @@ def count_pairs(
 ) -> DistanceCounts:
     """How often each distance up to ``limit`` occurs among the pairs i < j of the ``n`` windows of ``sweep``.
 
-    ``identity`` says of which data and settings the distances are; the rest is as for :func:`tally_pairs`.
+    ``identity`` is the ``metadata`` of :func:`tally_pairs`, as the rest.
     """
     top = float(limit) if np.isfinite(limit) else "infinite"
     metadata = {"identity": identity, "n": n, "limit": top}

@@ -1,11 +1,11 @@
 """DTW of sixteen window pairs at once, written as vector instructions.
 
-Numba's loop vectoriser keeps the row of the dynamic programme in memory. Here it is kept in registers: these functions
-emit LLVM code on vectors of :data:`LANES` float32 values, one pair per lane, unrolled over the row. On a CPU with
-narrower registers LLVM splits the vectors. No fast-math flags: sums keep their order, infinities stay infinite.
+Numba's loop vectoriser keeps the row of the dynamic programme in memory; these functions keep it in registers: they
+emit LLVM code on vectors of :data:`LANES` float32 values, one pair per lane, unrolled over the row. LLVM splits the
+vectors for narrower registers. No fast-math flags: sums keep their order, infinities stay infinite.
 
-The recurrence of reference.py, one row p at a time, with the step distances c[p, q] read from a ring of rows:
-row[q] = c[p, q] + min(row[q] of p - 1, row[q - 1] of p - 1, row[q - 1]).
+The recurrence of reference.py, with the step distances c[p, q] read from a ring of rows: row[q] = c[p, q] + min(row[q]
+of p - 1, row[q - 1] of p - 1, row[q - 1]).
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def kernel(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a function that uses these instructions, for all cores, and keep the machine code on disk.
+    """Compile a function that uses these instructions, for all cores, and cache the machine code on disk.
 
-    Numba's own cache looks at the file of the function alone: after a change here it would go on with the old code.
+    Numba's own cache checks the file of the function alone: it would miss a change here.
     """
     compiled = nb.njit(parallel=True)(function)
     compiled._cache = _Cache(function)
@@ -56,8 +56,8 @@ def kernel(function: Callable[..., None]) -> Callable[..., None]:
 def unrolled(columns: int, band: int | None) -> tuple[tuple[int, ...], int | None]:
     """Arguments ``width`` and ``skew`` of :func:`align` for windows of ``columns`` steps.
 
-    Their types, not their values, select the generated code: a tuple of as many zeros as the unrolled row is long
-    (empty: in memory), and None for rows over all columns or 0 for rows along the diagonal, as wide as the band.
+    Their types, not their values, select the code: a tuple of as many zeros as the unrolled row is long (empty: row in
+    memory), and None for rows over all columns or 0 for rows along the diagonal, as wide as the band.
     """
     if band is None or 2 * band + 1 >= columns:
         if columns <= MAX_UNROLLED and (band is None or band >= columns - 1):
@@ -110,9 +110,9 @@ def _next_row(b: Any, row: Any, rows: Any) -> Any:
 
 @contextmanager
 def _loop(b: Any, name: str, end: Any, *values: Any) -> Iterator[tuple[Any, list[Any], list[Any]]]:
-    """Emit a loop over 0 <= p < ``end``, run at least once: the body gets p, and ``values`` as they are in this turn.
+    """Emit a loop over 0 <= p < ``end``, run at least once.
 
-    To the list that it gets as well it appends what they are in the next turn.
+    The body gets p, the ``values`` of this turn, and a list to which it appends those of the next.
     """
     entry, loop, done = b.block, b.append_basic_block(name), b.append_basic_block(f"{name}.end")
     b.branch(loop)
@@ -133,11 +133,11 @@ def _rows_in_registers(
 ) -> Any:
     """Loop over T rows with the row in registers; returns the last row.
 
-    ``start``: the row before them and the value left above their first cell; None where they are the first.
+    ``start``: the row before them and the value left above their first cell; None for the first rows.
     """
     inf = _constant(float("inf"))
     before, corner = start or ([inf] * n, _constant(0.0))
-    # The origin is left above the first cell of all: 0 for the first row, infinite later.
+    # The origin is left above the first cell: 0 for the first row, infinite later.
     with _loop(b, "row", T, first, *before, corner) as (p, (ring, *row, origin), following):
         new: list[Any] = []
         for q in range(n):
@@ -198,7 +198,7 @@ def step_distances(
     Args:
         x: (D,) float32, contiguous.
         values: (D, P) float32, contiguous.
-        start, count: compares with the points [start, start + count); ``count`` is a multiple of :data:`LANES`.
+        start, count: the points [start, start + count); ``count`` is a multiple of :data:`LANES`.
         squared: squared Euclidean distances, else plain ones.
         out: (R, S) float32, contiguous: receives them in ``out[row, at : at + count]``.
     """
@@ -219,7 +219,7 @@ def step_distances(
         )
 
         def measure(begin: Any, end: Any, unroll: int) -> Any:
-            """Loop over points in steps of ``unroll`` vectors while they fit; returns where it ended."""
+            """Loop over points in steps of ``unroll`` vectors while they fit; returns the end."""
             entry, names = b.block, ("test", "points", "rooted", "stored", "measured")
             test, block, rooted, stored, done = (b.append_basic_block(name) for name in names)
             b.branch(test)
@@ -275,7 +275,7 @@ def align(
     limit: Any,
     out: Any,
 ) -> Any:
-    """DTW of sixteen pairs.
+    """DTW of sixteen pairs; returns an int64 in which bit v is set where the distance of lane v is at most ``limit``.
 
     Args:
         width, skew: from :func:`unrolled`.
@@ -286,9 +286,6 @@ def align(
         scratch: (columns, LANES) float32, for rows in memory.
         limit: float32.
         out: (LANES,) float32: receives the distances.
-
-    Returns:
-        int64: bit v is set where the distance of lane v is at most ``limit``.
     """
     position = types.intp
     signature = types.int64(
@@ -324,15 +321,9 @@ def align(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def bounded(typing: Any, minima: Any, first: Any, column: Any, T: Any, limit: Any) -> Any:
-    """Which of sixteen pairs have a sum of row minima of at most ``limit``.
+    """An int64 in which bit v is set where the T row minima of lane v add up to at most ``limit`` (float32).
 
-    Args:
-        minima: (R, S) float32: ring of rows; row p of these pairs is (first + p) mod R, lane v at [column + v].
-        T: rows to add.
-        limit: float32.
-
-    Returns:
-        int64: bit v is set where lane v may be within the limit.
+    ``minima`` (R, S) float32 is a ring of rows: row p of these pairs is (first + p) mod R, lane v at [column + v].
     """
     position = types.intp
     signature = types.int64(minima, position, position, position, types.float32)
@@ -352,7 +343,7 @@ def bounded(typing: Any, minima: Any, first: Any, column: Any, T: Any, limit: An
 
 @intrinsic  # type: ignore[untyped-decorator]
 def lowest(typing: Any, mask: Any) -> Any:
-    """Number of the lowest set bit of a mask that is not 0."""
+    """Index of the lowest set bit of a mask that is not 0."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         return b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
@@ -364,15 +355,15 @@ def lowest(typing: Any, mask: Any) -> Any:
 def advance(
     typing: Any, width: Any, steps: Any, column: Any, step: Any, begin: Any, end: Any, row: Any, out: Any
 ) -> Any:
-    """Some rows of :func:`align` without a band, so that hopeless pairs can be given up between them.
+    """Some rows of :func:`align` without a band, so that hopeless pairs can be given up in between.
 
     Args:
         width: from :func:`unrolled`, not empty.
         steps: (R, S) float32: row p of the step distances is ``steps[p]``; see :func:`align`.
-        begin, end: rows to do, begin <= p < end.
-        row: (len(width), LANES) float32: read where ``begin`` is above 0, and written: the row of accumulated costs.
-        out: (LANES,) float32: receives the last accumulated cost where ``end`` is the last row, and before that the
-            least of the row, which no continuation falls below.
+        begin, end: rows begin <= p < end.
+        row: (len(width), LANES) float32: the accumulated costs, read where ``begin`` is above 0, and written.
+        out: (LANES,) float32: receives the last accumulated cost at the last row, and before it the least of the row, a
+            lower bound.
     """
     position = types.intp
     signature = types.void(width, steps, position, position, position, position, row, out)

@@ -1,4 +1,4 @@
-"""Which steps of a data set behave alike: measured per batch, so that no N x N matrix ever exists."""
+"""Which steps of a data set behave alike, measured per batch: no N x N matrix ever exists."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 
 def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float) -> FloatArray:
-    """(N, D) normalised actions with their 6-D rotations scaled (appendix B: by 0.5); without any they pass unchanged.
-
-    Where ``space``, what the D dimensions mean, is not known, nothing is scaled.
+    """(N, D) normalised actions with their 6-D rotations scaled (appendix B: by 0.5); unchanged where ``space`` is None
+    or has none.
     """
     if space is None or not space.has_rotations:
         return actions
@@ -42,10 +41,8 @@ def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float)
 def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> WindowStream:
     """The windows that are compared: actions normalised to [-1, 1] per dimension, rotations scaled.
 
-    A dimension that never changes adds nothing to any distance.
-
-    Raises:
-        ConfigError: fewer than 2 steps, or a horizon longer than every episode.
+    Constant dimensions add nothing to any distance. Fewer than 2 steps, or a horizon longer than every episode, are a
+    ConfigError.
     """
     n, longest = demonstrations.num_steps, int(demonstrations.lengths.max())
     if n < 2:
@@ -62,7 +59,7 @@ def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> W
 
 @contextmanager
 def naming(demonstrations: Demonstrations) -> Iterator[None]:
-    """Say in what goes wrong with the settings which data they were meant for."""
+    """Name the data in errors about the settings."""
     try:
         yield
     except ConfigError as error:
@@ -70,7 +67,7 @@ def naming(demonstrations: Demonstrations) -> Iterator[None]:
 
 
 def similarity_identity(stream: WindowStream, config: SimilarityConfig) -> dict[str, Any]:
-    """What decides every distance, threshold and weight: files made for another one are refused."""
+    """Everything that distances, thresholds and weights depend on: files of another identity are refused."""
     digest = hashlib.sha256(stream.values.data)
     digest.update(stream.starts.data)
     return {"windows": digest.hexdigest(), "settings": asdict(config)}
@@ -89,10 +86,10 @@ def fit_distribution(
     count: Callable[[float], DistanceCounts] | None = None,
     progress: Progress | None = None,
 ) -> DistanceDistribution:
-    """Threshold and CDF of a stream's windows.
+    """Threshold and CDF of a stream's windows; ``sweep`` is over all its pairs.
 
-    ``sweep`` is over all its pairs. ``count`` counts them up to a limit, where that shall be resumable or shared among
-    machines (:mod:`classact.similarity.job`); by default it is done here in one go.
+    ``count`` counts them up to a limit where that is resumable or shared among machines
+    (:mod:`classact.similarity.job`); by default it is done here.
     """
     n = len(stream)
     pairs = n * (n - 1) // 2
@@ -107,7 +104,7 @@ def fit_distribution(
 
 
 def _compared(windows: Windows, anchors: int | None) -> tuple[Windows, Windows | None]:
-    """Both sides of a batch: all windows with themselves, which is half the work, or the first of them with all."""
+    """Both sides of a batch: all windows with themselves (half the work), or the first of them with all."""
     return (windows, None) if anchors is None or anchors == len(windows) else (windows[:anchors], windows)
 
 
@@ -117,8 +114,8 @@ class ActionSimilarity:
     Args:
         demonstrations: the data.
         config: settings.
-        device: where all pairs are swept and batches compared: "cpu" or "cuda".
-        distribution: threshold and CDF where they are known already.
+        device: "cpu" or "cuda".
+        distribution: threshold and CDF where already known.
         progress: called with (pairs done, pairs in all, status) while all pairs are measured.
     """
 
@@ -140,17 +137,14 @@ class ActionSimilarity:
 
     @cached_property
     def sweep(self) -> Sweep:
-        """Over all pairs of the windows: on the GPU where that is the device and can be used."""
+        """Over all window pairs: on the GPU where that is the device and usable."""
         device = "cpu" if self.device == "cpu" else "auto"
         return make_sweep(self.stream, cost=self.config.cost, band=self.config.alignment_band, device=device)
 
     def distances(self, rows: IntArray, anchors: int | None = None, *, limit: float = np.inf) -> FloatArray:
-        """(B, C) distances of the windows that start at the first B of the steps ``rows`` (C,) to all of these.
+        """(B, C) distances of the windows at the first B of the steps ``rows`` (C,) to all of these.
 
-        B is ``anchors``, by default C. What lies above ``limit`` may be infinite.
-
-        Raises:
-            ConfigError: no such step.
+        B is ``anchors``, by default C. Distances above ``limit`` may be infinite. A step out of range is a ConfigError.
         """
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.stream):
             raise ConfigError(f"expected steps within 0..{len(self.stream) - 1}, got {rows.min()}..{rows.max()}.")
@@ -161,14 +155,14 @@ class ActionSimilarity:
     def weights(self, rows: IntArray, anchors: int | None = None) -> FloatArray:
         """(B, C) soft positive weights w_ij of the first B of a batch's C steps; the diagonal is zero (section 4.2).
 
-        A step that occurs twice in the batch ``rows`` (C,) is the best positive of itself (weight 1), never its
-        negative. B is ``anchors``, by default C.
+        A step that occurs twice in ``rows`` (C,) is its own best positive (weight 1), never its negative. B is
+        ``anchors``, by default C.
         """
         d = self.distances(rows, anchors, limit=self.distribution.threshold)
         return mark_duplicates(self.distribution.weights(d, out=d), rows)
 
     def weights_tensor(self, rows: IntArray, anchors: int | None = None) -> torch.Tensor:
-        """:meth:`weights` as a tensor on ``device``; on a GPU that the kernels can use everything is computed there."""
+        """:meth:`weights` as a tensor on ``device``, computed on the GPU where the kernels can use it."""
         import torch
 
         if self._batches_on_device:
@@ -192,7 +186,7 @@ class ActionSimilarity:
         steps = torch.arange(self.stream.horizon, device=self.device)
         windows = points[starts[index][:, None] + steps]
         threshold = self.distribution.threshold
-        # The stream is known to be finite; looking again would wait for the device at every step.
+        # The stream is known to be finite; a check would synchronise with the device at every step.
         band = self.config.alignment_band
         x, y = _compared(windows, anchors)
         d = dtw_pairwise_torch(x, y, cost=self.config.cost, band=band, limit=threshold, check=False)

@@ -31,7 +31,7 @@ def _cross(
     margin = 0 if skew is None else band  # columns that a row along the diagonal reads beyond the windows
     givesup = len(width) > 0 and skew is None and np.isfinite(limit)
     for task in nb.prange(n):
-        # With itself only the upper triangle is computed: long and short rows alternate, so that threads share fairly.
+        # With itself only the upper triangle is computed: alternating long and short rows balances the threads.
         i = task // 2 if task % 2 == 0 else n - 1 - task // 2
         ring = np.zeros((T, (columns + 2 * margin + 1) * LANES), np.float32)
         begin = margin * LANES + -(ring.ctypes.data // 4) % LANES  # a vector within one cache line
@@ -48,7 +48,7 @@ def _cross(
                 nearest = min(nearest, ends[0, v] + ends[1, v] if T + columns > 2 else ends[0, v])
             done = 0
             if givesup:
-                # Any alignment goes through every row and to the last cell: a few rows show which pairs are too far.
+                # Any alignment passes through every row to the last cell: a few rows show which pairs are too far.
                 while done < T and nearest <= stop:
                     end = min(T, done + (T + 7) // 8 if done else (T + 3) // 4)
                     for p in range(done, end):
@@ -73,7 +73,7 @@ def _cross(
 @parallel
 @nb.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _mirror(out: Any) -> None:
-    # In squares: whole columns would miss the cache at each step.
+    # In square blocks: whole columns would miss the cache at each step.
     n = len(out)
     for task in nb.prange((n + 63) // 64):
         for i0 in range(0, 64 * task + 64, 64):
@@ -86,8 +86,8 @@ def _mirror(out: Any) -> None:
 def _pairs(
     points: Any, windows: Any, T: int, left: Any, right: Any, width: Any, skew: Any, band: int, squared: bool, out: Any
 ) -> None:
-    # Sixteen pairs at a time; the first windows differ from lane to lane, too. windows (N, T), or (N, 1) where the
-    # steps of a window lie one behind the other.
+    # Sixteen pairs at a time; the first windows differ between lanes, too. windows (N, T), or (N, 1) where a window's
+    # steps are contiguous.
     D, listed = points.shape[1], windows.shape[1] == T
     margin = 0 if skew is None else band
     count = (len(left) + LANES - 1) // LANES
@@ -130,21 +130,21 @@ def dtw_pairwise(
 ) -> Windows:
     """DTW distances between all windows of two sets.
 
+    Squares of differences below 1e-23 vanish in float32 and those above 1e19 become infinite; normalise first.
+
     Args:
-        x: (N, T, D), NumPy or torch, computed in float32. On a GPU where torch has it there.
+        x: (N, T, D), NumPy or torch, computed in float32; on the GPU where torch has it there.
         y: (M, T', D) of the same kind; None compares x with itself.
         cost: step cost, one of :data:`classact.similarity.COSTS`.
         band: Sakoe-Chiba band in steps; None for none.
-        limit: pairs farther apart than this may come back as infinity, which saves time.
+        limit: pairs farther apart may come back as infinity, which saves time.
 
     Returns:
         (N, M) float32 of the same kind; infinity where the band leaves no alignment.
 
     Raises:
-        ConfigError: unknown cost, or shapes that do not fit.
+        ConfigError: unknown cost, or shapes that do not match.
         DataError: NaN or infinite values.
-
-    Squares of differences below 1e-23 vanish in float32 and those above 1e19 become infinite; normalise first.
     """
     check_alignment(cost, band)
     if y is not None and isinstance(x, np.ndarray) != isinstance(y, np.ndarray):
@@ -194,7 +194,7 @@ def _pairwise(x: Any, y: Any, cost: str, band: int | None, limit: float) -> Floa
     blocks = padded.reshape(-1, LANES, columns, D).transpose(0, 3, 2, 1).reshape(-1, D, columns * LANES)
     width, skew = unrolled(columns, band if columns == T or band is None else None)
     if columns != T and band is not None:
-        width, skew = (), None  # the diagonal of a band ends in the last cell only where lengths are equal
+        width, skew = (), None  # the diagonal of a band ends in the last cell only for equal lengths
     out = np.empty((n, len(padded)), np.float32)
     reach = T + columns if band is None else min(band, T + columns)
     limit32 = float32_limit(limit)
@@ -215,16 +215,13 @@ def dtw_pairs(
     cost: str = "sqeuclidean",
     band: int | None = None,
 ) -> FloatArray:
-    """DTW distances of the given pairs of windows of one data set.
+    """(P,) float32 DTW distances of pairs of windows of one data set; pair k is (left[k], right[k]).
 
     Args:
         actions: (N, D) float32, normalised.
         windows: (N, T) step indices, from :func:`classact.data.windows.window_indices`.
-        left, right: (P,) window numbers; pair k is (left[k], right[k]).
+        left, right: (P,) window numbers.
         cost, band: as for :func:`dtw_pairwise`.
-
-    Returns:
-        (P,) float32.
 
     Raises:
         ConfigError: unknown cost, a negative band, or indices out of range.
@@ -238,20 +235,12 @@ def dtw_pairs(
 def stream_pairs(
     stream: WindowStream, left: IntArray, right: IntArray, *, cost: str = "sqeuclidean", band: int | None = None
 ) -> FloatArray:
-    """:func:`dtw_pairs` for the windows ``left`` (P,) and ``right`` (P,) of a stream, without a table of all windows.
-
-    Raises:
-        ConfigError: unknown cost, a negative band, or no such window.
-    """
+    """:func:`dtw_pairs` for windows of a stream, without a table of all windows."""
     return _some(stream.points, stream.starts[:, None], stream.horizon, left, right, cost, band)
 
 
 def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
-    """(P,), (P,) random pairs of distinct windows out of ``n``; every unordered pair is equally likely.
-
-    Raises:
-        ConfigError: fewer than two windows.
-    """
+    """(P,), (P,) random pairs of distinct windows out of ``n``, at least two; every unordered pair is equally likely."""
     if n < 2:
         raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
     rng = np.random.default_rng(seed)

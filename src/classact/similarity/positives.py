@@ -1,4 +1,4 @@
-"""How many positives every anchor has, exactly: one sweep over all pairs, by any number of processes, resumable."""
+"""The exact number of positives of every anchor: one resumable sweep over all pairs, by any number of processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Positives:
 
     Attributes:
         total: (N,) int64; each pair below the threshold counts for both of its ends.
-        same_episode: (N,) int64, those of them that lie in the anchor's own episode.
+        same_episode: (N,) int64, those in the anchor's own episode.
     """
 
     total: IntArray
@@ -47,8 +47,6 @@ class Positives:
 
 
 class _Tally:
-    """A tally of positives, see :class:`classact.similarity.job.Tally`."""
-
     def __init__(self, sweep: Sweep, threshold: float, episode: IntArray) -> None:
         self.sweep, self.threshold, self.episode = sweep, threshold, episode
         self.positives = Positives(np.zeros(len(episode), np.int64), np.zeros(len(episode), np.int64))
@@ -84,8 +82,8 @@ def count_positives(
         sweep: over the windows.
         threshold: largest distance of a positive pair.
         episode: (N,) int64, episode of each window.
-        identity: JSON that says of which data and settings the distances are.
-        folder, ranks, progress: see :func:`classact.similarity.job.tally_pairs`, as for what is raised.
+        identity: JSON of the data and settings.
+        folder, ranks, progress: see :func:`classact.similarity.job.tally_pairs`, also for errors.
     """
     n = len(episode)
     metadata = {"identity": identity or {}, "n": n, "threshold": float(threshold)}

@@ -15,7 +15,7 @@ COSTS = ("sqeuclidean", "euclidean")
 
 
 def check_alignment(cost: str, band: int | None) -> None:
-    """Refuse an unknown step cost or a negative Sakoe-Chiba band; None is no band."""
+    """Refuse an unknown step cost or a negative Sakoe-Chiba band."""
     if cost not in COSTS:
         raise UnknownNameError(choose("step cost", cost, COSTS))
     if band is not None and (band < 0 or band != int(band)):
@@ -23,11 +23,7 @@ def check_alignment(cost: str, band: int | None) -> None:
 
 
 def float32_limit(limit: float) -> np.float32:
-    """The largest float32 of at most ``limit``: a distance is within one exactly where it is within the other.
-
-    Raises:
-        ConfigError: a negative limit, or NaN.
-    """
+    """The largest float32 of at most ``limit``: a float32 distance is within one exactly if it is within the other."""
     if not limit >= 0:
         raise ConfigError(f"expected a limit of distances of at least 0, got {limit}.")
     with np.errstate(over="ignore"):
@@ -36,12 +32,12 @@ def float32_limit(limit: float) -> np.float32:
 
 
 def rounding_margin(T: int) -> float:
-    """Relative slack of float32 lower bounds of windows of T steps: 12 times what 3 T rounded additions are off."""
+    """Relative slack of float32 lower bounds of windows of T steps: 12 times the error of 3 T rounded additions."""
     return 36 * max(T, 46) * 2.0**-24
 
 
 def check_finite(name: str, values: NDArray[Any]) -> None:
-    """Refuse NaN and infinities: in a minimum over alignments they could vanish, or turn into a mere large distance."""
+    """Refuse NaN and infinities: a minimum over alignments could hide them."""
     finite = np.isfinite(values)
     if not finite.all():
         at = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -54,17 +50,14 @@ def check_finite(name: str, values: NDArray[Any]) -> None:
 def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None) -> float:
     """Dynamic time warping distance of two action sequences (paper section 4.1).
 
-    min over monotonic alignments Gamma of sum over (p, q) in Gamma of c(a_p, b_q), where c is the Euclidean distance
-    or its square; steps (1, 0), (0, 1), (1, 1); no root at the end.
+    min over monotonic alignments Gamma of sum over (p, q) in Gamma of c(a_p, b_q), where c is the Euclidean distance or
+    its square; steps (1, 0), (0, 1), (1, 1); no root at the end. Infinity where the band leaves no alignment.
 
     Args:
         a, b: (T, D) and (T', D).
         cost: one of :data:`COSTS`.
-        band: Sakoe-Chiba band: only steps with abs(p - q) <= band may be aligned; None for no band, 0 for none but
-            equal steps (with the squared cost: the squared L2 distance, figure 4c).
-
-    Returns:
-        The distance; infinity where the band leaves no alignment (lengths that differ by more than it).
+        band: Sakoe-Chiba band: only steps with abs(p - q) <= band may be aligned; None for no band, 0 for equal steps
+            only (with the squared cost: the squared L2 distance, figure 4c).
     """
     return float(accumulated(a, b, cost, band)[-1, -1])
 
@@ -72,10 +65,10 @@ def dtw(a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int |
 def accumulated(
     a: NDArray[Any], b: NDArray[Any], cost: str = "sqeuclidean", band: int | None = None
 ) -> NDArray[np.float64]:
-    """(T + 1, T' + 1) accumulated costs of :func:`dtw`: [p + 1, q + 1] is the cheapest way to align up to a_p, b_q.
+    """(T + 1, T' + 1) accumulated costs of :func:`dtw`: [p + 1, q + 1] is the cheapest alignment up to a_p, b_q.
 
     Raises:
-        ConfigError: unknown cost, a negative band, or shapes that do not fit.
+        ConfigError: unknown cost, a negative band, or shapes that do not match.
         DataError: NaN or infinite values.
     """
     check_alignment(cost, band)
@@ -102,7 +95,7 @@ def alignment(
 ) -> list[tuple[int, int]]:
     """The warping path of :func:`dtw`: aligned steps (p, q) from (0, 0) to (T - 1, T' - 1).
 
-    Among equally cheap ways it prefers the diagonal. A band that leaves no alignment is a ConfigError.
+    Of equally cheap steps it prefers the diagonal. A band that leaves no alignment is a ConfigError.
     """
     G = accumulated(a, b, cost, band)
     if not np.isfinite(G[-1, -1]):

@@ -1,8 +1,8 @@
-"""All windows of a data set as slices of one padded stream, and the contract of a sweep over their pairs.
+"""All windows of a data set as slices of one padded stream, and the interface of a sweep over their pairs.
 
-Every episode is followed by T - 1 copies of its last action, so that each of its steps begins a whole window (paper
-section 3) and neighbouring windows overlap. A step distance between two points of the stream is then shared by all the
-window pairs that contain it, and nothing depends on how long the episodes are.
+Every episode is followed by T - 1 copies of its last action, so that each step begins a full window (paper section 3).
+Neighbouring windows overlap: a step distance is shared by all window pairs that contain it, and nothing depends on
+episode lengths.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ class WindowStream:
     """N windows of T steps in D dimensions.
 
     Attributes:
-        values: (D, P) float32, contiguous: the padded stream, one row per dimension; T + :data:`SLACK` zeros before
-            and behind.
+        values: (D, P) float32, contiguous: the padded stream, with T + :data:`SLACK` zeros before and behind.
         starts: (N,) int64, ascending: window w is ``values[:, starts[w] : starts[w] + T]``.
         horizon: T.
     """
@@ -84,12 +83,7 @@ class WindowStream:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Window pairs (left[k], right[k]) and their distances.
-
-    Attributes:
-        left, right: (K,) uint32 window numbers.
-        distances: (K,) float32.
-    """
+    """Window pairs (left[k], right[k]): (K,) uint32 window numbers, and their (K,) float32 distances."""
 
     left: NDArray[np.uint32]
     right: NDArray[np.uint32]
@@ -100,11 +94,7 @@ class Pairs:
 
 
 class Sweep(ABC):
-    """Distances of all pairs of a stream's windows, handed out in blocks; nothing of size N x N ever exists.
-
-    Attributes:
-        device: "cpu" or "cuda".
-    """
+    """Distances of all pairs of a stream's windows, in blocks; nothing of size N x N ever exists."""
 
     device: str
 
@@ -112,17 +102,9 @@ class Sweep(ABC):
     def pairs(self, first: int, last: int, *, limit: float = np.inf, prune: bool = True) -> Iterator[Pairs]:
         """Pairs i < j of the anchors first <= i < last with a distance of at most ``limit``.
 
-        Args:
-            first, last: anchors.
-            limit: pairs farther apart are left out.
-            prune: skip the alignment of pairs that a lower bound shows to be farther apart than ``limit``. Changes
-                no result.
-
-        Yields:
-            blocks of bounded size. The set of pairs is exact, their order is the backend's own.
-
-        Raises:
-            ConfigError: anchors out of range, or a limit of NaN.
+        Blocks are of bounded size; the set of pairs is exact, their order is the backend's own. ``prune`` skips the
+        alignment of pairs that a lower bound excludes, which changes no result. Anchors out of range and a limit of NaN
+        are ConfigErrors.
         """
 
     def count(
@@ -135,16 +117,13 @@ class Sweep(ABC):
         prune: bool = True,
         defer: bool = False,
     ) -> None:
-        """Add the distances of the pairs i < j of :meth:`pairs` to ``counts``.
+        """Add the distances of :meth:`pairs` to ``counts``.
 
-        Args:
-            first, last, limit, prune: as for :meth:`pairs`.
-            counts: what is added to.
-            defer: a GPU may keep the distances until :meth:`settle`; reading them out once saves time.
+        With ``defer`` a GPU may keep them until :meth:`settle`: reading them out once saves time.
         """
         del defer
         for block in self.pairs(first, last, limit=limit, prune=prune):
             counts.add(block.distances)
 
     def settle(self) -> None:  # noqa: B027
-        """Add what :meth:`count` left on the device to the counts that it belongs to."""
+        """Add what :meth:`count` left on the device to its counts."""

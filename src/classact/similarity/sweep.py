@@ -14,10 +14,10 @@ DEVICES = ("auto", "cpu", "cuda")
 def make_sweep(
     stream: WindowStream, *, cost: str = "sqeuclidean", band: int | None = None, device: str = "auto"
 ) -> Sweep:
-    """A sweep over all pairs of a stream's windows on "cpu", "cuda", or "auto": a GPU if one is there and can be used.
+    """A sweep over all window pairs on "cpu", "cuda", or "auto": a GPU if there is a usable one.
 
     Raises:
-        ConfigError: an unknown device, "cuda" where there is none, or settings that no backend knows.
+        ConfigError: an unknown device, "cuda" without a GPU, or settings that no backend knows.
     """
     if device not in DEVICES:
         raise UnknownNameError(choose("device", device, DEVICES))

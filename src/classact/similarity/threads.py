@@ -1,8 +1,8 @@
-"""Numba's threads, started without a change to anyone else's.
+"""Numba's threads, started without side effects on torch's.
 
-When numba starts its OpenMP threads it sets the process's number of OpenMP threads to its own. That number is torch's,
-too: a training that measured its similarity would go on with other threads than one that read it from the cache, so
-that its sums would end in other bits, and under torchrun every rank would take every core.
+When numba starts its OpenMP threads it sets the process's number of OpenMP threads, which is torch's, too: a training
+that measured its similarity would run on other threads than one that read it from the cache, with other rounding, and
+under torchrun every rank would take every core.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numba as nb
 
 @functools.cache
 def start_threads() -> None:
-    """Start numba's threads, once; the OpenMP threads of torch and others stay as many as they were."""
+    """Start numba's threads, once; other users of OpenMP keep their number of threads."""
     try:
         from numba.np.ufunc import omppool
     except ImportError:  # no OpenMP here: numba has threads of its own
         return
-    # Torch's wheels bring an OpenMP of their own, which is numba's, too, where torch was imported first.
+    # Torch's wheels bring an OpenMP of their own, which numba shares where torch was imported first.
     torch = sys.modules.get("torch")
     if torch is not None:
         threads = torch.get_num_threads()
@@ -37,7 +37,7 @@ def start_threads() -> None:
 
 
 def parallel(compiled: Callable[..., None]) -> Callable[..., None]:
-    """A function that numba compiled with ``parallel=True``, to be called from Python."""
+    """Make a function compiled with ``parallel=True`` callable from Python with its threads started."""
 
     @functools.wraps(compiled, updated=())
     def call(*arguments: Any) -> None:
