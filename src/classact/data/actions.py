@@ -1,10 +1,8 @@
 """What the D dimensions of an action mean, and what may therefore be done with them.
 
-Positions may be subtracted, rotations must be composed, grippers are commands that are not relative to anything.
-:class:`ActionSpace` declares which is which; arrays of actions pass through its methods.
-
-Actions are absolute throughout, as the paper uses them (section D: position-based control; end-effector orientation as
-6-D rotation).
+Positions may be subtracted, rotations must be composed, grippers are absolute commands. :class:`ActionSpace` declares
+which is which. Actions are absolute throughout, as in the paper (section D: position-based control; end-effector
+orientation as 6-D rotation).
 """
 
 from __future__ import annotations
@@ -50,11 +48,11 @@ class Part:
 
     Attributes:
         name: unique in its action space.
-        kind: a key of :data:`KINDS`. "position": metres, or whatever the robot is commanded in; "joint": joint
+        kind: a key of :data:`KINDS`. "position": in metres, or the unit of the robot's commands; "joint": joint
             positions (radians or metres), never wrapped; "wrapped_angle": radians modulo 2 pi; "gripper":
             absolute command or opening; "point_2d": a target in the plane.
-        size: number of dimensions; 0 for the kind's own, where it has one.
-        arm: which arm a part belongs to, None where there is one. A position and a rotation of one arm are a pose.
+        size: number of dimensions; 0 for the kind's own.
+        arm: which arm it belongs to, None for a single arm. A position and a rotation of one arm are a pose.
     """
 
     name: str
@@ -85,10 +83,9 @@ class ActionSpace:
             (:mod:`classact.data.rotations` says who uses which).
         rotation_mean: how rotations are averaged: "gram_schmidt" orthogonalises the mean of the 6-D vectors (section
             4.4 and the released code, hence the default); "chordal" takes the rotation nearest to the mean of the
-            matrices. The first treats its two vectors unequally: its result depends on the choice of axes and is off
-            the intrinsic (Karcher) mean by the square of the rotations' spread, which is nothing for neighbours within
-            a few degrees and several times what chordal is off for wide ones (tests/test_actions.py measures both).
-
+            matrices. The former depends on the choice of axes and differs from the intrinsic (Karcher) mean by the
+            square of the rotations' spread: negligible within a few degrees, several times chordal's error for wide
+            spreads (tests/test_actions.py measures both).
     """
 
     parts: tuple[Part, ...]
@@ -121,7 +118,7 @@ class ActionSpace:
     ) -> ActionSpace:
         """End-effector poses: per arm [position 3, 6-D rotation 6, gripper 1] (appendix B: 10-D; two arms: 20-D).
 
-        Arms are named in their order, none for one arm; ``gripper`` is the dimensions of each gripper, 0 for none.
+        ``arms`` are names, none for a single arm; ``gripper`` is the dimensions of each gripper, 0 for none.
         """
         parts = _parts(arms, [("position", "position", 3), ("rotation", "rotation_6d", 6)], gripper)
         return ActionSpace(parts, convention, rotation_mean)
@@ -136,7 +133,7 @@ class ActionSpace:
 
     @staticmethod
     def points(count: int = 1) -> ActionSpace:
-        """Targets in the plane (Push-T: one, in the world's pixels)."""
+        """Targets in the plane (Push-T: one, in pixels of its world)."""
         return ActionSpace(tuple(Part("point" if count == 1 else f"point_{i}", "point_2d") for i in range(count)))
 
     @staticmethod
@@ -148,10 +145,10 @@ class ActionSpace:
 
     @staticmethod
     def guess(dim: int) -> tuple[ActionSpace, str]:
-        """The action space that D alone tells, and in words what that assumes.
+        """The action space that D alone suggests, and what that assumes, in words.
 
-        Only for the numbers that mean one thing in the field: 2, 10 and 20. Others mean several (7: six joints and a
-        gripper, or a pose with axis-angle) and must be declared: a ConfigError.
+        Only 2, 10 and 20 mean one thing in the field. Others mean several (7: six joints and a gripper, or a pose with
+        axis-angle) and must be declared: a ConfigError.
         """
         for name in _UNAMBIGUOUS:
             space = ActionSpace.named(name)
@@ -177,7 +174,7 @@ class ActionSpace:
 
     @property
     def has_rotations(self) -> bool:
-        """Whether some dimensions are rotations or angles, for which a mean or a difference is not enough."""
+        """Whether some dimensions are rotations or angles, for which plain means and differences are wrong."""
         return any(part.kind in ("rotation_6d", "wrapped_angle") for part in self.parts)
 
     def layout(self) -> list[tuple[Part, slice]]:
@@ -200,13 +197,13 @@ class ActionSpace:
         return ", ".join(lines)
 
     def magnitude(self) -> NDArray[np.float64]:
-        """(D,) 1 where numbers are entries of rotation matrices, else 0: what :meth:`MinMax.fit` wants to know."""
+        """(D,) 1 for entries of rotation matrices, else 0: the ``magnitude`` of :meth:`MinMax.fit`."""
         return self.dimensions("rotation_6d").astype(np.float64)
 
     # Checks
 
     def check(self, actions: Any, where: str = "actions") -> None:
-        """Refuse what are no actions of this space: (..., D) finite float32 or float64."""
+        """Refuse anything but (..., D) finite float32 or float64."""
         if not isinstance(actions, np.ndarray) or actions.dtype not in (np.float32, np.float64):
             found = getattr(actions, "dtype", type(actions).__name__)
             raise DataError(f"{where}: expected an array of float32 or float64, got {found}. Convert it first.")
@@ -221,9 +218,8 @@ class ActionSpace:
             raise DataError(f"{where}: the value at index {list(at)} is {actions[at]}, expected finite numbers.")
 
     def check_rotations(self, actions: Any, where: str = "actions") -> None:
-        """:meth:`check`, and that the rotation parts of recorded actions (..., D) are orthonormal.
-
-        It finds a wrong declaration at once: six columns that are something else hardly ever are.
+        """:meth:`check`, and that the rotations of recorded actions (..., D) are orthonormal, which reveals a wrong
+        declaration.
         """
         self.check(actions, where)
         for part, columns in self._rotations():
@@ -240,7 +236,7 @@ class ActionSpace:
                 )
 
     def about_mean(self, actions: NDArray[F]) -> NDArray[F]:
-        """Actions (N, D) whose angles are within pi of their mean direction: the jump is where there are fewest."""
+        """Actions (N, D) whose angles are within pi of their mean direction: the jump is where they are rarest."""
         angles = self.dimensions("wrapped_angle")
         if not angles.any():
             return actions
@@ -256,19 +252,19 @@ class ActionSpace:
     def average(self, actions: NDArray[F], weights: NDArray[Any]) -> NDArray[F]:
         """Weighted mean of K chunks whose rotations are rotations again (paper section 4.4, and the released code).
 
-        Where a mean of rotations is not determined (opposite ones of equal weight), the rotation with the largest
-        weight is taken: better one that was demonstrated than one made of rounding noise.
+        Where a mean of rotations is not determined (opposite ones of equal weight), the one with the largest weight is
+        taken: a demonstrated rotation rather than rounding noise.
 
         Args:
             actions: (..., K, T, D).
             weights: (..., K) non-negative, not all zero; divided by their sum.
 
         Returns:
-            (..., T, D). Everything but rotations and angles is the plain weighted mean, grippers too; angles come back
-            within half a turn of the one with the largest weight.
+            (..., T, D). Everything but rotations and angles, grippers too, is the plain weighted mean; angles come back
+                within half a turn of the one with the largest weight.
 
         Raises:
-            DataError: shapes that do not fit, bad weights, degenerate rotations among the actions.
+            DataError: shapes that do not match, bad weights, degenerate rotations among the actions.
         """
         self.check(actions)
         if actions.ndim < 3 or getattr(weights, "shape", None) != actions.shape[:-2]:
@@ -285,7 +281,7 @@ class ActionSpace:
         mean: NDArray[np.float64] = np.einsum("...k,...ktd->...td", w, actions)
         best = np.argmax(w, axis=-1)[..., None, None, None]
         if (angles := self.dimensions("wrapped_angle")).any():
-            # About the heaviest, as offsets: those that lie within half a turn of it are averaged as plain numbers are.
+            # As offsets from the heaviest: those within half a turn of it are averaged like plain numbers.
             values = actions[..., angles].astype(np.float64)
             center = np.take_along_axis(values, best, axis=-3)
             center = (
@@ -307,7 +303,7 @@ class ActionSpace:
         return mean.astype(actions.dtype)
 
     def orthogonalize(self, actions: NDArray[F]) -> NDArray[F]:
-        """(..., D) actions, such as a network's output, with every rotation part made orthonormal (Gram-Schmidt)."""
+        """(..., D) actions, such as a network's output, with every rotation orthonormal (Gram-Schmidt)."""
         self.check(actions)
         out = actions.copy()
         for part, columns in self._rotations():
@@ -350,7 +346,7 @@ def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @contextmanager
 def _naming(part: Part) -> Iterator[None]:
-    """Say which part of an action the rotations that go wrong belong to."""
+    """Name the part of an action whose rotations an error is about."""
     try:
         yield
     except DataError as error:

@@ -1,6 +1,6 @@
 """Episodes that are one demonstration twice: merged copies of a file, or one export per camera.
 
-Whatever leaves an episode out must leave its copies out with it: they would be found in its place.
+Whatever leaves an episode out must leave its copies out with it: retrieval would find them in its place.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ ALIKE = 1e-5
 
 
 def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
-    """(E,) the first episode that each one is a copy of, itself where there is none before it.
+    """(E,) the first episode that each one is a copy of; itself where none precedes it.
 
-    Copies have the same number of steps, and the same ``actions`` (N, D) but for rounding; images do not count.
+    Copies have the same number of steps and the same ``actions`` (N, D) up to rounding; images do not count.
     """
     lengths = np.diff(episode_ends, prepend=0)
     first = np.arange(len(episode_ends), dtype=np.int64)
@@ -29,7 +29,7 @@ def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
         if len(episodes) < 2:
             continue
         rows = (episode_ends[episodes] - length)[:, None] + np.arange(length)
-        # Actions in units of what still counts as the same. Those alike have nearly the same sum, the others hardly.
+        # Actions in units of the tolerance. Copies have nearly equal sums, other episodes hardly ever.
         parts = ((actions[rows] - low.astype(np.float64)) / step).reshape(len(episodes), -1)
         weights = np.random.default_rng(0).random(parts.shape[1])
         sums = parts @ weights
@@ -51,14 +51,14 @@ def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
 
 
 def group_copies(first: IntArray, episode_ends: IntArray) -> tuple[IntArray, IntArray]:
-    """Steps in an order in which copies lie side by side, (N,), and where each group of them ends, (G,)."""
+    """(N,) steps in an order in which copies are adjacent, and (G,) where each group of them ends."""
     of = np.repeat(first, np.diff(episode_ends, prepend=0))
     steps = np.argsort(of, kind="stable")
     return steps, np.append(np.flatnonzero(np.diff(of[steps])) + 1, len(steps))
 
 
 def describe_copies(first: IntArray, where: str) -> str:
-    """One sentence for people about what :func:`first_copies` found; empty where all episodes differ."""
+    """One sentence about the result of :func:`first_copies`; empty where all episodes differ."""
     again = np.flatnonzero(first != np.arange(len(first)))
     if len(again) == 0:
         return ""

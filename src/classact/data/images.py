@@ -1,14 +1,14 @@
-"""Images: decoded when they are asked for, stored once at the size that is trained on, and resized in one way.
+"""Images: decoded on demand, stored once at the training size, and resized in one way.
 
-Readers give an :class:`ImageSource` for each camera, which holds none.
+Readers give an :class:`ImageSource` per camera, which holds no images.
 
 An image store is a folder with one sub-folder per entry::
 
     ROOT/<fingerprint>/images.npy   (N, H, W, 3) uint8, read through a memory map, never as a whole
     ROOT/<fingerprint>/meta.json    what the images are (the key), their shape, size and digests
 
-An entry is built under a temporary name and renamed when whole, so an interrupted build leaves nothing that looks like
-an entry. Several processes may build the same entry at once: the first that finishes wins, the others use its entry.
+An entry is built under a temporary name and renamed when complete, so an interrupted build leaves no entry. Of several
+processes that build the same entry, the first to finish wins and the others use its entry.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Where decoded images go: ``CLASSACT_CACHE``, else ``$XDG_CACHE_HOME/classact``, else ``~/.cache/classact``.
 
-    Where the last two cannot be written (no home, a read-only one), a temporary folder, which is said, and which
-    processes that this one starts take as well. Where the first cannot, a StorageError.
+    If the last two are not writable (no home, a read-only one), a temporary folder, with a warning; child processes use
+    it, too. If the first is not, a StorageError.
     """
     chosen, base = os.environ.get(CACHE_VARIABLE), os.environ.get("XDG_CACHE_HOME", "")
-    # XDG's are to be ignored where they are relative. Without any home, "~" stays, which is relative, too.
+    # Relative XDG paths are to be ignored. Without any home, "~" stays, which is relative, too.
     usual = Path(base if Path(base).is_absolute() else os.path.expanduser("~/.cache")) / "classact"  # noqa: PTH111
     folder = user_path(chosen, StorageError) if chosen else usual
     if problem := _unusable(folder, chosen is not None and chosen != ""):
@@ -101,19 +101,10 @@ def _unusable(folder: Path, chosen: bool) -> str:
 
 
 def resize_images(images: ImageArray, size: int | tuple[int, int]) -> ImageArray:
-    """Resize frames, each on its own: the result of a frame does not depend on what it is batched with.
+    """Resize (N, H, W, 3) uint8 frames to ``size``, (height, width) or the side of a square, each on its own.
 
-    Data sets and live observations must both go through this function; then they are equal bit by bit.
-
-    Args:
-        images: (N, H, W, 3) uint8; the very same array comes back if it has that size already.
-        size: new (height, width) in pixels, or the side of a square. Area averaging (OpenCV ``INTER_AREA``) unless a
-            side grows, then bilinear interpolation (``INTER_LINEAR``).
-
-    Raises:
-        DataError: not (N, H, W, 3) uint8.
-        ConfigError: a size below one pixel.
-        MissingDependencyError: OpenCV is not installed.
+    Data sets and live observations both go through this function, so they are equal bit by bit. Area averaging (OpenCV
+    ``INTER_AREA``), or bilinear interpolation if a side grows; frames of that size come back as they are.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
@@ -144,16 +135,16 @@ def _opencv() -> Any:
 
 
 class ImageSource(ABC):
-    """The images of one camera, (N, H, W, 3) uint8 RGB, decoded when they are asked for, by several threads at once.
+    """The images of one camera, (N, H, W, 3) uint8 RGB, decoded on demand, by several threads at once.
 
-    To those who use it, it is what a memory map is: a shape, rows by number, slices that read nothing, ``np.asarray``
-    for all of it. A format's class says what its files hold (``shape``), which images these are (:meth:`digest`), and
-    how they are decoded (:meth:`decode`, and :meth:`spans` where some are compressed together).
+    It is used like a memory map: a shape, rows by number, slices that read nothing, ``np.asarray`` for all of it. A
+    format's subclass gives ``shape``, which images these are (:meth:`digest`), and how to decode them (:meth:`decode`,
+    and :meth:`spans` where some are compressed together).
 
     Attributes:
         shape: (N, H, W, 3), as recorded.
-        chunk, itemsize: how many images are compressed together, and bytes of the numbers that are stored.
-        decoder: what else decides the pixels, such as a library with its version; empty where decoding is exact.
+        chunk, itemsize: images compressed together, and bytes of a stored number.
+        decoder: what else the pixels depend on, such as a library's version; empty where decoding is exact.
     """
 
     shape: tuple[int, int, int, int]
@@ -165,14 +156,14 @@ class ImageSource(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """SHA-256 of every image as it is stored, wherever the files are; see :func:`remembered_digest`."""
+        """SHA-256 of every image as stored, independent of where the files are; see :func:`remembered_digest`."""
 
     @abstractmethod
     def decode(self, start: int, stop: int) -> ImageArray:
-        """(stop - start, H, W, 3) images ``start``:``stop``; where they cannot be decoded, the error names the file."""
+        """(stop - start, H, W, 3) images ``start``:``stop``; errors name the file."""
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of images that are decoded together, one after another: a whole number of compressed chunks."""
+        """(start, stop) of images decoded together, in order: a whole number of compressed chunks."""
         rows = block_rows(self.shape, self.chunk, self.itemsize)
         return ((start, min(start + rows, len(self))) for start in range(0, len(self), rows))
 
@@ -218,18 +209,18 @@ Images = ImageArray | ImageSource
 
 
 class ArrayImages(ImageSource):
-    """(N, H, W, 3) uint8 ``images`` that are there already."""
+    """(N, H, W, 3) uint8 ``images`` in memory or in a memory map."""
 
     def __init__(self, images: ImageArray) -> None:
         count, height, width, _ = images.shape
         self._images, self.shape = images, (count, height, width, 3)
 
     def digest(self) -> str:
-        """Of every pixel; of a store's entry, what was written when it was built."""
+        """Of every pixel; for a store's entry, the digest written when it was built."""
         return frames_digest(self._images)
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """The images themselves: nothing is decoded."""
+        """The images themselves."""
         return np.asarray(self._images[start:stop])
 
 
@@ -254,18 +245,17 @@ class _Rows(ImageSource):
 
 
 def block_rows(shape: tuple[int, ...], chunk: int = 1, itemsize: int = 1) -> int:
-    """How many images of (N, H, W, 3) are decoded at a time: a whole number of chunks of ``chunk`` images.
-
-    ``itemsize`` is that of the numbers that are stored, in bytes.
+    """How many images of (N, H, W, 3), stored as numbers of ``itemsize`` bytes, are decoded at a time: a multiple of
+    ``chunk``.
     """
     rows = max(1, _BLOCK_BYTES // max(1, itemsize * math.prod(shape[1:])))
     return max(chunk, rows // chunk * chunk)
 
 
 def remembered_digest(stamps: Any, compute: Callable[[], str]) -> str:
-    """A digest of what files hold, computed once for as long as they have the same ``stamps``.
+    """A digest of what files hold, computed once per value of ``stamps``.
 
-    These are those of all files (:func:`file_stamp`), and what of them is meant, as JSON values.
+    These are all files' stamps (:func:`file_stamp`) and which part of their content is meant, as JSON values.
     """
     name = hashlib.sha256(json.dumps(stamps, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "digests" / f"{name[:32]}.json"
@@ -282,11 +272,9 @@ class Entry:
     """An entry of an :class:`ImageStore`, built or not.
 
     Attributes:
-        key: what the images are, as JSON values: everything that decides their content. ``key["kind"]`` says what kind
-            of source they come from.
+        key: JSON values that the images depend on; ``key["kind"]`` is the kind of source.
         shape: (N, H, W, 3).
-        fill: writes all of its (N, H, W, 3) uint8 argument, a memory map of zeros. What it raises passes through and
-            leaves no entry.
+        fill: writes all of its (N, H, W, 3) uint8 argument, a memory map of zeros; what it raises leaves no entry.
     """
 
     key: Mapping[str, Any]
@@ -295,12 +283,12 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """What it takes on disk."""
+        """Bytes on disk."""
         return math.prod(self.shape)
 
 
 def resized(images: ImageSource, size: int, progress: Progress | None = None) -> Entry:
-    """The entry of recorded images at ``size`` x ``size`` pixels, each decoded once, several at a time."""
+    """The entry of recorded images at ``size`` x ``size`` pixels, decoded once, several blocks at a time."""
     shape = (len(images), size, size, 3)
     key = {"kind": "recorded", "images": images.digest(), "native": list(images.shape), "decoder": images.decoder}
     if images.shape != shape:
@@ -329,21 +317,21 @@ def resized(images: ImageSource, size: int, progress: Progress | None = None) ->
 
 
 class ImageStore:
-    """A folder of decoded images, by default ``images`` in :func:`cache_folder`; see the module's description.
+    """A folder of decoded images, by default ``images`` in :func:`cache_folder`; see the module's docstring.
 
-    It may be deleted at any time: whatever is missing is built again when next needed.
+    It may be deleted at any time: missing entries are rebuilt when needed.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = cache_folder() / "images" if root is None else Path(root)
 
     def folder(self, entry: Entry) -> Path:
-        """Where an entry is, whether it exists or not."""
+        """An entry's path, whether it exists or not."""
         identity = json.dumps([_LAYOUT, entry.key, entry.shape], sort_keys=True, allow_nan=False)
         return self.root / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def get(self, entry: Entry) -> ImageMap | None:
-        """The read-only (N, H, W, 3) images of an entry; None where there is none or where it is damaged (logged)."""
+        """The read-only (N, H, W, 3) images of an entry; None where it is missing or damaged (logged)."""
         folder = self.folder(entry)
         try:
             if not folder.exists():
@@ -358,10 +346,10 @@ class ImageStore:
             return None
 
     def get_or_create(self, entry: Entry) -> ImageMap:
-        """The images of an entry, a read-only memory map, built first where they are missing or damaged.
+        """The images of an entry, a read-only memory map, built first where missing or damaged.
 
         Raises:
-            StorageError: not enough space (needed and free are printed), no permission.
+            StorageError: not enough space, with both numbers, or no permission.
             DataError: a shape that is not that of images.
         """
         if len(entry.shape) != 4 or entry.shape[3] != 3 or min(entry.shape) < 1:
@@ -377,7 +365,7 @@ class ImageStore:
         raise StorageError(f"{folder} was built {_ATTEMPTS} times and could not be read back: the disk may be failing.")
 
     def free_space(self, needed: int) -> int:
-        """Free bytes of the disk; where they are fewer than needed, the error says both numbers."""
+        """Free bytes of the disk; a StorageError where they are fewer than ``needed``."""
         root = self.root
         while not root.exists() and root != root.parent:
             root = root.parent
@@ -434,10 +422,10 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:
 
 
 def frames_digest(images: Images) -> str:
-    """Which (N, H, W, 3) ``images`` these are: SHA-256 over the shape and every pixel, about 1 GB/s on each core.
+    """SHA-256 of (N, H, W, 3) ``images``, over the shape and every pixel: about 1 GB/s per core.
 
-    Those that are not decoded yet have a digest of their own, :meth:`ImageSource.digest`; that of a store's entry was
-    written when it was built.
+    Images not yet decoded have their own :meth:`ImageSource.digest`; that of a store's entry was written when it was
+    built.
     """
     if isinstance(images, ImageSource):
         return images.digest()
@@ -456,16 +444,16 @@ def frames_digest(images: Images) -> str:
 
 
 def file_stamp(path: Path) -> tuple[int, int, int]:
-    """(bytes, time of modification, time of change) in ns: another one, when a file's content is another one.
+    """(bytes, modification time, change time in ns) of a file.
 
-    Copying tools set the time of modification back to that of the original; nothing sets that of change.
+    Copying tools set the modification time back to that of the original; nothing sets the change time.
     """
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _built_digest(images: ImageArray) -> str | None:
-    """What the store wrote of a whole entry; None for others, some rows of an entry, or one that can be changed."""
+    """The digest that the store wrote for a whole entry; None for anything else."""
     path = Path(getattr(images, "filename", None) or "")
     if path.name != IMAGES or images.flags.writeable or not images.flags.c_contiguous:
         return None
@@ -477,8 +465,8 @@ def _built_digest(images: ImageArray) -> str | None:
 
 
 def _sample_digest(path: Path) -> str:
-    # Reading all of a large entry takes seconds at every start; blocks spread over the file catch what goes wrong in
-    # practice (truncation, a hole of zeros after a crash, another file in its place).
+    # Reading all of a large entry takes seconds on every use; blocks spread over the file catch what happens
+    # (truncation, a hole of zeros after a crash, another file in its place).
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -489,7 +477,7 @@ def _sample_digest(path: Path) -> str:
 
 
 def _reserve(path: Path) -> None:
-    # Storing into a memory map of a sparse file on a full disk kills the process with SIGBUS; asking for the blocks
+    # Writing to a memory map of a sparse file on a full disk kills the process with SIGBUS; allocating the blocks
     # beforehand turns that into an ordinary OSError.
     if not hasattr(os, "posix_fallocate"):
         return
@@ -516,7 +504,7 @@ def _discard(folder: Path) -> None:
 
 
 def _remove_leftovers(root: Path) -> None:
-    # A killed build leaves its temporary folder. Those of running builds are younger than this.
+    # A killed build leaves its temporary folder; those of running builds are younger than this.
     for folder in root.glob(".*.tmp"):
         try:
             if time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS:

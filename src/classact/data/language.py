@@ -1,10 +1,9 @@
-"""Embeddings of instructions: a pre-trained BERT's where its weights are at hand, a declared stand-in where not.
+"""Embeddings of instructions: a pre-trained BERT's where its weights are installed, else a declared stand-in.
 
 The paper encodes LIBERO's instructions with a pre-trained BERT (5.1). Its weights are never downloaded here: in the
-middle of an evaluation that would fail or hang. Without them an instruction gets a fixed vector that tells it from
-other instructions and means nothing. The two must not be mixed: a policy that was trained with one understands nothing
-of the other. :func:`embed_instruction` says which it was, data and runs record it, and
-:func:`classact.sims.versions.check_language` compares it with the simulator's.
+middle of an evaluation that would fail or hang. Without them an instruction gets a fixed vector that only tells it from
+others. A policy trained with one understands nothing of the other, so :func:`embed_instruction` says which it was, data
+and runs record it, and :func:`classact.sims.versions.check_language` compares it with the simulator's.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ BERT = "bert-base-uncased"
 STAND_IN = "stand-in"
 SOURCES = (BERT, STAND_IN)
 
-_REPOSITORIES = (BERT, f"google-bert/{BERT}")  # the hub knows it by both names
+_REPOSITORIES = (BERT, f"google-bert/{BERT}")  # the hub has it under both names
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _WORDS = ("vocab.txt", "tokenizer.json")
 
 
 def normalize(text: str) -> str:
-    """Lower case, words one space apart: what two spellings of an instruction share."""
+    """Lower case, words one space apart."""
     return " ".join(text.lower().replace("_", " ").split())
 
 
 def embed_instruction(text: str, source: str | None = None) -> tuple[FloatArray, str]:
     """The embedding of an instruction, (768,) float32, and what made it.
 
-    ``source`` is one of :data:`SOURCES`; None: BERT where its weights are at hand, else the stand-in.
+    ``source`` is one of :data:`SOURCES`; None: BERT where its weights are installed, else the stand-in.
 
     Raises:
-        ConfigError: unknown source, no words, or BERT is asked for and its weights are not here.
+        ConfigError: unknown source, no words, or BERT without its weights.
     """
     words = normalize(text)
     if not words:
@@ -67,9 +66,9 @@ def stand_in(words: str) -> FloatArray:
 
 @cache
 def bert_folder() -> Path | None:
-    """Where the hub's cache on this machine has BERT's files; None where it lacks one, or transformers is not there.
+    """BERT's folder in the hub's cache; None where files or transformers are missing.
 
-    Looks for files and loads nothing, not even transformers: simulator processes ask, too.
+    Loads nothing, not even transformers: simulator processes ask, too.
     """
     if importlib.util.find_spec("transformers") is None:
         return None
@@ -82,15 +81,15 @@ def bert_folder() -> Path | None:
 
 
 def source_at_hand() -> str:
-    """What embeds instructions on this machine where nothing else is asked for; loads no weights."""
+    """The default source of embeddings on this machine; loads no weights."""
     return STAND_IN if bert_folder() is None else BERT
 
 
 @cache
 def _bert_embedding(words: str) -> FloatArray:
-    """Mean of BERT's last layer over an instruction's tokens, its two end marks among them.
+    """Mean of BERT's last layer over an instruction's tokens, including both end marks.
 
-    Kept in classact's cache, so that only the first of many processes loads BERT for an instruction.
+    Cached on disk, so that only the first of many processes loads BERT for an instruction.
     """
     folder = bert_folder()
     if folder is None:

@@ -22,10 +22,10 @@ class LowDim:
 
     Attributes:
         schema: of the demonstrations; observations are checked against it.
-        keys: proprioception keys that are used, of those that the schema declares, in this order.
+        keys: proprioception keys in use, in this order.
         range: their normalisation, fitted on the demonstrations.
-        quaternions: (first of the chosen dimensions, reference) of each key that holds unit quaternions: of q and -q,
-            which are one rotation, that on the reference's side is meant.
+        quaternions: (first dimension, reference) of each key that holds unit quaternions: of q and -q, which are one
+            rotation, the one on the reference's side is used.
     """
 
     schema: Schema

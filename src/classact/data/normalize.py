@@ -1,4 +1,4 @@
-"""Per-dimension min-max normalisation to [-1, 1], with its inverse and its place on disk."""
+"""Per-dimension min-max normalisation to [-1, 1], and its inverse."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ LEAST_MAGNITUDE = 1e-3
 
 
 def constant_dimensions(values: NDArray[Any], magnitude: NDArray[Any] | float = 0.0) -> NDArray[np.bool_]:
-    """(D,) which of the dimensions of (N, D) values never change, but for rounding in float32.
+    """(D,) which dimensions of finite (N, D) values never change, up to float32 rounding.
 
-    Args:
-        values: finite.
-        magnitude: (D,) of the numbers that the values were computed from, where it is known to be larger than theirs: 1
-            for entries of rotation matrices, whose zeros may be off by the rounding of ones.
+    ``magnitude`` (D,) is that of the numbers the values were computed from, where larger than theirs: 1 for entries of
+    rotation matrices, whose zeros may be off by the rounding of ones.
     """
     low, high = values.min(axis=0).astype(np.float32), values.max(axis=0).astype(np.float32)
     size = np.maximum(np.maximum(np.abs(low), np.abs(high)), np.maximum(magnitude, LEAST_MAGNITUDE))

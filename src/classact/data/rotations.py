@@ -1,15 +1,14 @@
 """Rotations in the representations that robot data use, batched over leading dimensions.
 
-The hub is the rotation matrix R (..., 3, 3), which maps coordinates in the rotated (tool) frame to coordinates in the
-world frame. Everything is computed in float64 and returned in the input's dtype, float32 or float64. What is not
-finite, of another shape, no rotation matrix, or a zero vector where a direction is needed is a DataError.
+The hub is the rotation matrix R (..., 3, 3), which maps coordinates in the rotated (tool) frame to the world frame.
+Everything is computed in float64 and returned in the input's dtype, float32 or float64. Non-finite values, other
+shapes, matrices that are no rotation, and zero vectors where a direction is needed are DataErrors.
 
-**The 6-D representation** (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks";
-paper section D) is two orthonormal vectors of the matrix, from which Gram-Schmidt restores the third. Zhou et al. take
-the first two *columns*. PyTorch3D takes the first two *rows*, and with it Diffusion Policy, UMI and the released code
-of CLASS: so did whoever recorded 10-D pose actions with these. Both are here by name; "rows" is the default, for it is
-what the data hold. Nothing in the numbers tells the two apart (each is the other's inverse rotation), so the convention
-must be declared, not guessed.
+**The 6-D representation** (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"; paper
+section D) is two orthonormal vectors of the matrix, from which Gram-Schmidt restores the third. Zhou et al. take the
+first two *columns*; PyTorch3D, Diffusion Policy, UMI and the released code of CLASS take the first two *rows*, the
+default, for it is what recorded 10-D pose actions hold. The numbers do not tell the two apart (each is the other's
+inverse rotation), so the convention must be declared.
 """
 
 from __future__ import annotations
@@ -40,11 +39,8 @@ NOT_A_ROTATION = 5e-3
 def rotation_6d_to_matrix(values: NDArray[F], convention: str = "rows") -> NDArray[F]:
     """(..., 6) -> (..., 3, 3) by Gram-Schmidt: b1 = a1 / |a1|, b2 is the rest of a2 normalised, b3 = b1 x b2.
 
-    Any two vectors that span a plane will do (averages, a network's output); they need not be orthonormal.
-
-    Args:
-        values: a1 (first three) and a2 (last three).
-        convention: "rows" or "columns": what b1, b2, b3 become.
+    ``values`` are a1 and a2, which need not be orthonormal (averages, a network's output); "rows" or "columns" is what
+    b1, b2, b3 become.
     """
     check_convention(convention)
     v = _checked(values, (6,), "6-D rotations")
@@ -62,7 +58,7 @@ def rotation_6d_to_matrix(values: NDArray[F], convention: str = "rows") -> NDArr
 
 
 def matrix_to_rotation_6d(matrix: NDArray[F], convention: str = "rows") -> NDArray[F]:
-    """(..., 3, 3) -> (..., 6): the first two rows, or columns, one after the other."""
+    """(..., 3, 3) -> (..., 6): the first two rows, or columns, concatenated."""
     check_convention(convention)
     m = _rotation_matrices(matrix)
     if convention == "columns":
@@ -76,7 +72,7 @@ def orthogonalize_6d(values: NDArray[F]) -> NDArray[F]:
 
 
 def degenerate_6d(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """(..., 6) -> (...): whether the two vectors are too short or too close to parallel to hold a rotation."""
+    """(..., 6) -> (...): whether the two vectors are too short or too nearly parallel to define a rotation."""
     a1, a2 = values[..., :3], values[..., 3:]
     n1, n2 = np.linalg.norm(a1, axis=-1), np.linalg.norm(a2, axis=-1)
     sine = np.linalg.norm(np.cross(a1, a2), axis=-1) / np.maximum(n1 * n2, np.finfo(np.float64).tiny)
@@ -84,7 +80,7 @@ def degenerate_6d(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def quaternion_to_matrix(quaternion: NDArray[F], order: str = "xyzw") -> NDArray[F]:
-    """(..., 4) -> (..., 3, 3); q and -q are one rotation, any length but zero is normalised."""
+    """(..., 4) -> (..., 3, 3); q and -q are one rotation, and any non-zero length is normalised."""
     if order not in ORDERS:
         raise UnknownNameError(choose("quaternion order", order, ORDERS))
     q = _checked(quaternion, (4,), "quaternions")
@@ -106,7 +102,7 @@ def axis_angle_to_matrix(axis_angle: NDArray[F]) -> NDArray[F]:
 
 
 def matrix_to_axis_angle(matrix: NDArray[F]) -> NDArray[F]:
-    """(..., 3, 3) -> (..., 3), of length 0..pi; at pi itself the axis and its negative are both right."""
+    """(..., 3, 3) -> (..., 3), of length 0..pi; at pi the axis and its negative are both right."""
     m = _rotation_matrices(matrix)
     return _flat(m, lambda flat: _scipy().from_matrix(flat).as_rotvec(), 2, (3,)).astype(matrix.dtype)
 
@@ -121,11 +117,9 @@ def geodesic_distance(one: NDArray[F], other: NDArray[F]) -> NDArray[F]:
 def nearest_rotation(matrix: NDArray[F]) -> tuple[NDArray[F], NDArray[np.bool_]]:
     """The rotation nearest to each (..., 3, 3) matrix in Frobenius norm, by SVD: U diag(1, 1, det(U V^T)) V^T.
 
-    Of a weighted mean of rotation matrices this is their chordal mean: the rotation with the least weighted sum of
-    squared Frobenius distances.
-
-    Returns:
-        The rotations, and (...) whether they are *not* determined (the mean of opposite rotations, a zero matrix).
+    Of a weighted mean of rotation matrices this is their chordal mean, which minimises the weighted sum of squared
+    Frobenius distances. Also returns (...) whether the rotation is *not* determined (the mean of opposite rotations, a
+    zero matrix).
     """
     m = _checked(matrix, (3, 3), "matrices")
     u, s, vt = np.linalg.svd(m)
@@ -154,7 +148,7 @@ def _show(vector: NDArray[Any]) -> str:
 
 
 def _checked(values: Any, tail: tuple[int, ...], what: str) -> NDArray[np.float64]:
-    """The values as float64, after checks of type, shape and finiteness."""
+    """The values as float64, checked for type, shape and finiteness."""
     if not isinstance(values, np.ndarray) or values.dtype not in (np.float32, np.float64):
         found = getattr(values, "dtype", type(values).__name__)
         raise DataError(f"expected {what} as an array of float32 or float64, got {found}. Convert it first.")
@@ -186,11 +180,11 @@ def _gram_schmidt(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., 6) -> (..., 3, 3) with rows b1, b2, b3."""
     a1, a2 = values[..., :3], values[..., 3:]
     b1 = a1 / np.linalg.norm(a1, axis=-1, keepdims=True)
-    # a2's length is taken out first, so that the rest of a long or short a2 is as accurate as that of a unit vector.
+    # Normalising a2 first keeps the remainder of a long or short a2 as accurate as that of a unit vector.
     a2 = a2 / np.linalg.norm(a2, axis=-1, keepdims=True)
     b2 = a2 - (b1 * a2).sum(axis=-1, keepdims=True) * b1
     b2 = b2 / np.linalg.norm(b2, axis=-1, keepdims=True)
-    # Once more: where a1 and a2 are nearly parallel, rounding has left a part of b1 in the short rest.
+    # Once more: where a1 and a2 are nearly parallel, rounding leaves a part of b1 in the short remainder.
     b2 = b2 - (b1 * b2).sum(axis=-1, keepdims=True) * b1
     b2 = b2 / np.linalg.norm(b2, axis=-1, keepdims=True)
     return np.stack([b1, b2, np.cross(b1, b2)], axis=-2)
@@ -210,6 +204,6 @@ def _flat(
 
 
 def _scipy() -> Any:
-    from scipy.spatial.transform import Rotation  # here, for importing it takes longer than most commands
+    from scipy.spatial.transform import Rotation  # here, because importing it takes longer than most commands
 
     return Rotation

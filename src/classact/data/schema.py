@@ -1,7 +1,7 @@
-"""What an observation holds and what an action means: declared once, with the data, checked wherever it is used.
+"""What an observation holds and what an action means: declared once, with the data, and checked wherever it is used.
 
-A schema travels from the reader through the demonstrations into the policy's folder, so that a policy refuses
-observations that it was not trained on, by name, instead of acting on them.
+A schema travels from the reader into the policy's folder, so that a policy refuses observations that it was not trained
+on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ class Schema:
     """Names and sizes of an observation's parts, and the meaning of an action's dimensions.
 
     Attributes:
-        cameras: views that are recorded or can be rendered; images are (H, W, 3) uint8 RGB.
+        cameras: recorded or renderable views; images are (H, W, 3) uint8 RGB.
         proprioception: (key, size) in the order in which they are concatenated to (D_p,) float32.
-        language: D_l, size of an instruction's embedding; 0 where there is none.
-        actions: what the D_a dimensions of an action mean; None where it was not declared and their number does not
-            tell: each dimension is then a number by itself.
-        assumption: in words, what of this was not declared but assumed; empty where nothing was. Two schemas that
-            differ in it alone are equal, and it is not saved.
+        language: D_l, size of an instruction's embedding; 0 for none.
+        actions: what the D_a dimensions of an action mean; None where neither declared nor evident: each dimension is
+            then a number by itself.
+        assumption: what was assumed rather than declared, in words. It is neither compared nor saved.
     """
 
     cameras: tuple[str, ...] = ()
@@ -55,10 +54,10 @@ class Schema:
 
     @staticmethod
     def assumed(cameras: Sequence[str], proprioception: int, actions: int, *, values: Any = None) -> Schema:
-        """The schema of data that declare none: one proprioception key; an action space where D_a alone tells.
+        """The schema of data that declare none: one proprioception key of D_p, and an action space where D_a suggests
+        one.
 
-        ``proprioception`` and ``actions`` are D_p and D_a, ``values`` (N, D_a) the actions, where they are known: ten
-        numbers that are no pose, because six of them are no rotation, are not taken for one.
+        With ``values`` (N, D_a), the actions, ten numbers whose six are no rotation are not taken for a pose.
         """
         keys = ((PROPRIOCEPTION, proprioception),) if proprioception else ()
         space: ActionSpace | None = None
@@ -84,11 +83,7 @@ class Schema:
         return sum(size for _, size in self.proprioception)
 
     def columns(self, keys: Sequence[str] | None = None) -> NDArray[np.int64]:
-        """Dimensions of (D_p,) proprioception that ``keys`` occupy, in their order; all where None.
-
-        Raises:
-            ConfigError: a key that is not declared.
-        """
+        """Dimensions of (D_p,) proprioception that ``keys`` occupy, in their order; all where None."""
         ends = np.cumsum([size for _, size in self.proprioception], dtype=np.int64)
         where = {key: np.arange(end - size, end) for (key, size), end in zip(self.proprioception, ends, strict=True)}
         parts = [np.zeros(0, np.int64)]
@@ -165,8 +160,8 @@ class Schema:
     def difference(self, other: Schema) -> str:
         """What ``other`` declares otherwise, in words; empty where both accept the same observations and actions.
 
-        Cameras that only one of them has are no difference: which ones are needed, an encoder says. Nor are parts that
-        one of them does not declare, as long as sizes agree.
+        Cameras of only one of them do not count: an encoder declares those it needs. Nor do parts that only one
+        declares, as long as sizes agree.
         """
         pairs: tuple[tuple[str, Any, Any], ...] = (
             ("proprioception", list(self.proprioception), list(other.proprioception)),
@@ -181,10 +176,9 @@ class Schema:
 
 
 def check_images(images: Any, where: str, count: int | None = None) -> None:
-    """Refuse what are no (N, H, W, 3) uint8 RGB images of at least one pixel each; N is ``count`` where it is given.
+    """Refuse anything but (N, H, W, 3) uint8 RGB images of at least one pixel each (N = ``count`` where given).
 
-    Raises:
-        DataError: with shape or dtype, and, for channels first, how to turn them.
+    The DataError has shape or dtype and, for channels first, how to transpose them.
     """
     _check_pixels(images, ("N" if count is None else count,), where)
 

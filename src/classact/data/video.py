@@ -1,4 +1,4 @@
-"""Frames to a video file that every browser plays, and back."""
+"""Videos that every browser plays."""
 
 from __future__ import annotations
 
@@ -16,14 +16,10 @@ H264_ENCODERS = ("libx264", "libopenh264")
 
 
 def write_mp4(path: Path, frames: ImageArray, fps: int) -> Path:
-    """Write frames as H.264 (yuv420p), atomically; returns ``path``.
+    """Write (T, H, W, 3) uint8 RGB frames, T >= 1, as H.264 (yuv420p) to an ``.mp4`` file, atomically; returns
+    ``path``.
 
-    An odd height or width is padded by one repeated row or column, because yuv420p needs even sizes.
-
-    Args:
-        path: file to write, ending in ``.mp4``.
-        frames: (T, H, W, 3) uint8 RGB, T >= 1.
-        fps: frames per second, at least 1.
+    An odd height or width is padded by a repeated row or column, because yuv420p needs even sizes.
 
     Raises:
         DataError: frames of another shape or dtype, or fps below 1.
@@ -61,11 +57,7 @@ def write_mp4(path: Path, frames: ImageArray, fps: int) -> Path:
 
 
 def read_video(path: Path) -> ImageArray:
-    """All frames of a file written by :func:`write_mp4`: (T, H, W, 3) uint8 RGB (MP4 is lossy).
-
-    Raises:
-        DataError: naming the file, when it is missing or cannot be decoded.
-    """
+    """All frames of a file that :func:`write_mp4` wrote: (T, H, W, 3) uint8 RGB (MP4 is lossy)."""
     import av
 
     if not path.exists():

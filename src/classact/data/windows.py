@@ -1,7 +1,7 @@
-"""Windows of future actions: pure integers.
+"""Windows of future actions, as step indices.
 
 One window per step t (paper section 3): rows t .. t + T_p - 1, clamped at the end of the episode, so that the last
-action repeats. The number of windows equals the number of steps.
+action repeats. There are as many windows as steps.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from classact.errors import ConfigError
 
 
 def window_indices(episode_ends: IntArray, horizon: int) -> IntArray:
-    """(N, T) flat step indices of every window of ``horizon`` T, clamped within its episode.
-
-    Episodes shorter than the horizon are allowed: their windows repeat the last step.
-    """
+    """(N, T) flat step indices of every window of ``horizon`` T, clamped within its episode, which may be shorter."""
     if horizon < 1:
         raise ConfigError(f"expected a horizon of at least 1 step, got {horizon}.")
     ends = np.asarray(episode_ends, dtype=np.int64)

@@ -240,7 +240,7 @@ def stream_pairs(
 
 
 def sample_pairs(n: int, pairs: int, seed: int) -> tuple[IntArray, IntArray]:
-    """(P,), (P,) random pairs of distinct windows out of ``n``, at least two; every unordered pair is equally likely."""
+    """(P,), (P,) random pairs of distinct windows out of ``n`` >= 2; every unordered pair is equally likely."""
     if n < 2:
         raise ConfigError(f"expected at least 2 windows to compare, got {n}.")
     rng = np.random.default_rng(seed)

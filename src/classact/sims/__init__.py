@@ -1,4 +1,4 @@
-"""Simulators by name. Adding one is a file with a line that registers it in :data:`SIMULATORS`."""
+"""Simulators by name. A new one is a file and a line that registers it in :data:`SIMULATORS`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator"
 
 @dataclass(frozen=True)
 class Entry:
-    """One simulator: all that others know of it without starting it.
+    """What others know of a simulator without starting it.
 
-    References are callables, or "module:attribute" of them, imported when they are called.
+    References are callables, or "module:attribute" of them, imported when called.
 
     Attributes:
         factory: called with keywords image_size (None: the simulator's own), shift and cameras (None: the first).
         title: as the paper writes it.
         extra: what installs it, None where classact itself does.
         plain: name of the appearance without a shift.
-        spec: the :class:`SimulatorSpec`, with the simulator's own image size, or a function without arguments that
-            gives it; None: a simulator is started to ask it.
+        spec: the :class:`SimulatorSpec` with the simulator's own image size, or a function that returns it; None: a
+            simulator is started to ask it.
         expert: the script that makes demonstrations, see :mod:`classact.sims.experts.base`; None: another way, or none.
-        tail: control steps of the script that are recorded after success, which can come before the task is done.
-        hold: called with a simulator, the (D_a,) action that changes nothing or little; None: what
-            :func:`classact.cli.doctor.hold_action` finds by itself.
-        paper: the paper's task that it is; empty: none.
-        preset, shifted_preset: names of the preset where none is given, without and with a shift (None: the same); a
-            preset that is made for no task is "cpu".
+        tail: control steps of the script recorded after success, which can come before the task is done.
+        hold: called with a simulator, the (D_a,) action that changes little or nothing; None: what
+            :func:`classact.cli.doctor.hold_action` finds.
+        paper: the paper's name of the task; empty: none.
+        preset, shifted_preset: names of the default presets without and with a shift (None: the same); "cpu" is for
+            tasks without their own.
     """
 
     factory: Any
@@ -118,12 +118,11 @@ def make_simulator(
     Args:
         image_size: side of the square images in pixels; None: the simulator's own.
         shift: the visual shift that appearances are drawn from, see :func:`classact.sims.shifts.parse_shift`; None:
-            none. One that changes the finished picture works with every simulator.
+            none. One that changes the finished image works with every simulator.
         cameras: which views observations hold (``SimulatorSpec.cameras``); None: the first.
 
     Raises:
-        ConfigError: unknown name, shift or camera, an image size that the simulator does not draw, or an extra that is
-            not installed.
+        ConfigError: unknown name, shift, camera or image size, or an extra that is not installed.
         SimulatorError: the simulator is installed and does not start.
     """
     from classact.sims.shifted import Shifted
@@ -138,11 +137,7 @@ def make_simulator(
 
 
 def simulator_spec(name: str) -> SimulatorSpec:
-    """Facts about a simulator with its own image size; where its entry holds them, nothing is started.
-
-    Raises:
-        ConfigError: unknown name, or what :func:`make_simulator` raises where a simulator has to be started.
-    """
+    """Facts about a simulator with its own image size; it is started only if its entry holds none."""
     entry = SIMULATORS[name]
     if entry.spec is None:
         made = make_simulator(name)

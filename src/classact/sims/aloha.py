@@ -1,8 +1,8 @@
 """Aloha-Transfer (gym-aloha's model and reward) as a :class:`~classact.sims.base.Simulator`.
 
-The right arm picks up a cube and hands it to the left one (paper 5.1; ACT's "transfer cube"). gym-aloha's physics and
-task are used, its environment is not: that renders three 480 x 640 views in every step and declares joint targets to
-be within -1..1, which they are not.
+The right arm picks up a cube and hands it to the left one (paper 5.1; ACT's "transfer cube"). Physics and task are
+gym-aloha's, but not its environment, which renders three 480 x 640 views in every step and declares joint targets to be
+within -1..1, which they are not.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TRANSFERRED = 4.0  # reward: the left gripper touches the cube, the table does n
 
 @cache
 def load_model() -> Any:
-    """gym-aloha's model, dm_control's wrapper of it; loaded once in a process.
+    """gym-aloha's model, dm_control's wrapper of it; loaded once per process.
 
-    Its wrist cameras keep the world's z axis up while they follow the hand, and so turn by 180 degrees whenever they
-    look straight down, in the middle of a grasp. Here they are fixed to the hand.
+    Its wrist cameras keep the world's z axis up, and so turn by 180 degrees whenever they look straight down, in the
+    middle of a grasp. Here they are fixed to the hand.
     """
     wrapped = suite.Physics.from_xml_path(str(ASSETS_DIR / "bimanual_viperx_transfer_cube.xml")).model
     model = wrapped.ptr
@@ -64,14 +64,14 @@ def load_model() -> Any:
 class AlohaTransfer(MujocoSimulator):
     """Hand a cube from the right arm to the left one.
 
-    State (46,) float64: time, qpos (23), qvel (22). Actions and proprioception (14,), each arm's six joint positions
-    (radians) and gripper opening (0 closed to 1 open), the left arm first: gym-aloha's and ACT's order. Actions are
-    absolute targets; the actuators clamp them to ``action_limits``, and ``excess`` says how far they were beyond. A
-    initial state is gym-aloha's for the seed: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6
-    m, never turned.
+    State (46,) float64: time, qpos (23), qvel (22). Actions and proprioception (14,): each arm's six joint positions
+    (radians) and gripper opening (0 closed to 1 open), the left arm first, as in gym-aloha and ACT. Actions are
+    absolute targets; the actuators clamp them to ``action_limits``, and ``excess`` says how far they were beyond.
+    Initial states are gym-aloha's: the cube is dropped from 3 cm above the table at x 0..0.2 m, y 0.4..0.6 m, never
+    turned.
 
-    Metrics of a step: ``reward`` 0..4 (1 the right gripper touches the cube, 2 lifted, 3 the left one touches it, 4
-    and the table does not) and ``success``, 1 where the reward is 4.
+    Metrics of a step: ``reward`` 0..4 (1 the right gripper touches the cube, 2 lifted, 3 the left one touches it, 4 and
+    the table does not) and ``success``, 1 where the reward is 4.
     """
 
     views = {name: name for name in ALOHA_TRANSFER.cameras}  # noqa: RUF012 (a mapping that nobody changes)

@@ -1,4 +1,4 @@
-"""What a simulator must offer. One file per simulator implements it; the registry is in ``sims/__init__.py``."""
+"""What a simulator must offer; the registry is in ``sims/__init__.py``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from classact.data.schema import Schema
 from classact.data.types import Criterion, FloatArray, Observation, StateArray
 from classact.errors import ActionError, ConfigError, SimulatorError, UnknownNameError, choose
 
-ROUNDING = 1e-6  # what float32 makes of an action at its limit is not beyond it
-GROUP = 50  # episodes that are evaluated side by side where a simulator does not say otherwise
+ROUNDING = 1e-6  # float32 rounding of an action at its limit is not beyond it
+GROUP = 50  # default number of episodes evaluated side by side
 OPEN, CLOSED = -1.0, 1.0  # gripper commands of pose actions
 
 APART = ("libero", "robosuite")
@@ -25,7 +25,7 @@ APART = ("libero", "robosuite")
 
 
 def install_advice(extra: str) -> str:
-    """The sentences that say how an extra is installed, without breaking what is installed already."""
+    """How to install an extra without breaking what is installed."""
     place = " into an environment of its own" if extra in APART else ""
     before = "UV_PROJECT_ENVIRONMENT=.venv-libero before and " if extra == "libero" else ""
     text = f"Install it{place}: pip install 'classact[{extra}]', or put {before}--extra {extra} after 'uv run'."
@@ -41,8 +41,8 @@ def check_installed(
     """Refuse versions that a task does not run on.
 
     Args:
-        task, extra: for the message; the extra installs versions that it runs on.
-        ranges: package -> (first version, first one after it that does not do), as "3.1".
+        task, extra: for the message; the extra installs versions that work.
+        ranges: package -> (first version, first later one that does not work), as "3.1".
         installed: package -> version; None: what is installed.
 
     Raises:
@@ -71,26 +71,25 @@ class SimulatorSpec:
     Attributes:
         name: registry name (``pusht``).
         cameras: names of the views that can be rendered, the global one first.
-        image_size, image_sizes: side of the square images in pixels; the least and the most that is drawn.
+        image_size, image_sizes: side of the square images in pixels; least and greatest side that can be drawn.
         action_dim, proprioception_dim, state_dim: vector sizes.
         max_steps: time limit of an episode in control steps.
         control_hz: control steps per simulated second.
-        criteria: the success rules that are reported, by name.
-        shifts: names of the visual shifts that this simulator draws, the plain appearance first. Those of the finished
-            picture it need not know.
-        world: extent (low, high) of positions in states and actions, in the simulator's units; None where they have
-            no common one.
-        state_angles: which state dimensions are angles (radians); the others are positions. For tasks in the plane.
-        objects: (name, first index in the state of its position and quaternion, x y z w x y z in all 7) of the things
-            that the task is about.
+        criteria: names of the success criteria.
+        shifts: names of the visual shifts that this simulator draws, the plain appearance first; those of the finished
+            image need no entry.
+        world: extent (low, high) of positions in states and actions, in the simulator's units; None where they have no
+            common one.
+        state_angles: which state dimensions are angles (radians), the others being positions. For tasks in the plane.
+        objects: (name, first index in the state of its position and quaternion, 7 numbers x y z w x y z) of the task's
+            objects.
         schema: names and sizes of what is observed, and what actions mean.
-        action_limits: (low, high), each (D_a,): actions beyond are passed on, never clipped here, and reported by the
-            metric ``excess`` (not by Push-T). What the task's own actuators make of them is the task's:
-            Aloha-Transfer's clamp them. () where there are none.
+        action_limits: (low, high), each (D_a,), or () for none. Actions beyond are passed on, not clipped, and reported
+            by the metric ``excess`` (except Push-T); the task's own actuators may clamp them (Aloha-Transfer's do).
         packages: distributions whose versions decide trajectories; recorded with data.
-        group: episodes that are evaluated side by side, each in a simulator of its own. A fact of the task, not of the
-            machine, for it decides the policy's batches and so the last bits of a result.
-        tasks: how many tasks there are behind this name; ``reset(seed)`` starts task ``seed % tasks``.
+        group: episodes evaluated side by side, each in its own simulator. Independent of the machine, because it
+            decides the policy's batches and so the last bits of a result.
+        tasks: number of tasks behind this name; ``reset(seed)`` starts task ``seed % tasks``.
         language_source: what embeds instructions, see :mod:`classact.data.language`; empty where there are none.
     """
 
@@ -116,11 +115,7 @@ class SimulatorSpec:
     image_sizes: tuple[int, int] = (32, 1024)
 
     def check_state(self, state: StateArray) -> StateArray:
-        """``state`` as (D_s,) float64.
-
-        Raises:
-            SimulatorError: another shape, or numbers that are not finite.
-        """
+        """``state`` as (D_s,) float64; a SimulatorError for other shapes or non-finite numbers."""
         state = np.asarray(state, np.float64)
         if state.shape != (self.state_dim,) or not np.isfinite(state).all():
             raise SimulatorError(
@@ -133,11 +128,11 @@ class SimulatorSpec:
         """``action`` as (D_a,) float64.
 
         Raises:
-            ActionError: another shape, numbers that are not finite, or farther beyond a limit than the limits are
-                apart: an action of another space, not an imprecise one.
+            ActionError: another shape, non-finite numbers, or farther beyond a limit than the limits are apart: an
+                action of another space, not an imprecise one.
         """
         values = np.asarray(action, np.float64)
-        # Floats of Python: for a few values several times faster than arrays, and Push-T's steps take microseconds.
+        # Python floats: several times faster than arrays for a few values, and Push-T's steps take microseconds.
         if values.shape == (self.action_dim,) and all(
             low <= value <= high for value, (low, high) in zip(values.tolist(), self._executed, strict=True)
         ):
@@ -160,7 +155,7 @@ class SimulatorSpec:
 
     @cached_property
     def _executed(self) -> list[tuple[float, float]]:
-        """(low, high) of each dimension beyond which an action is refused; without limits, all that is finite is in."""
+        """(low, high) of each dimension beyond which an action is refused; infinite without limits."""
         if not self.action_limits:
             return [(-sys.float_info.max, sys.float_info.max)] * self.action_dim
         return [(2 * low - high, 2 * high - low) for low, high in zip(*self.action_limits, strict=True)]
@@ -178,16 +173,12 @@ class SimulatorSpec:
 
 
 def sized(spec: SimulatorSpec, image_size: int | None) -> SimulatorSpec:
-    """The facts with another image size; the task's own where None."""
+    """The spec with another image size; the task's own where None."""
     return spec if image_size is None else replace(spec, image_size=image_size)
 
 
 def check_views(spec: SimulatorSpec, cameras: Sequence[str] | None) -> tuple[str, ...]:
-    """The chosen cameras; None: the first.
-
-    Raises:
-        ConfigError: an unknown camera, or the spec's image size is not drawn.
-    """
+    """The chosen cameras, by default the first; a ConfigError for an unknown camera or image size."""
     for camera in cameras or ():
         if camera not in spec.cameras:
             raise UnknownNameError(f"{spec.name}: " + choose("camera", camera, spec.cameras))
@@ -200,13 +191,13 @@ def check_views(spec: SimulatorSpec, cameras: Sequence[str] | None) -> tuple[str
 
 
 class Simulator(Protocol):
-    """A task with exact states. Not thread-safe; one instance per episode being run."""
+    """A task with exact states. Not thread-safe; one instance per running episode."""
 
     @property
     def spec(self) -> SimulatorSpec: ...
 
     def reset(self, seed: int) -> None:
-        """Draw initial state and appearance from ``seed`` alone: the same seed is the same episode, always."""
+        """Draw initial state and appearance from ``seed`` alone."""
 
     def set_appearance(self, seed: int) -> None:
         """Draw only the appearance (colours, camera) from ``seed``; the physical state stays."""
@@ -215,18 +206,16 @@ class Simulator(Protocol):
         """(D_s,) float64, all that :meth:`set_state` needs to come back here."""
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
-        """Put the simulator into ``state`` exactly: ``get_state`` returns it and rendering shows it.
+        """Put the simulator into ``state`` (D_s,) exactly: ``get_state`` returns it and rendering shows it.
 
-        Args:
-            state: (D_s,) float64.
-            step: control steps since the start of the episode, which decide where a moving camera is.
+        ``step`` is the number of control steps since the start of the episode, on which a moving camera depends.
         """
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
         """Advance one control step with an unnormalised (D_a,) action; returns the metrics after it."""
 
     def observe(self, *, render: bool = True) -> Observation:
-        """Images (left out where ``render`` is false), proprioception and state at this timestep."""
+        """Images (unless ``render`` is false), proprioception and state at this timestep."""
 
     def close(self) -> None:
-        """Free what the simulator holds. Safe to call twice."""
+        """Free resources; safe to call twice."""

@@ -1,17 +1,17 @@
 """LIBERO-Object on robosuite 1.4 as one :class:`~classact.sims.base.Simulator` (paper 5.1, Table 10).
 
-Ten tasks "pick up the ... and place it in the basket". The episode's seed chooses the task, ``seed % 10`` in LIBERO's
-order, so that 200 evaluation seeds in a row test each task 20 times, as the paper does, and the start:
+Ten tasks "pick up the ... and place it in the basket". The seed chooses the task, ``seed % 10`` in LIBERO's order, so
+that 200 consecutive seeds test each task 20 times, as the paper does, and the initial state:
 
 * seeds from 100,000 (evaluation): LIBERO's own initial state number ``seed // 10 % 50`` of the task;
-* seeds below (demonstrations): objects drawn from the regions of the task's file by LIBERO's samplers, the arm's
-  joints with the noise of LIBERO's own initial states (0.02 rad).
+* seeds below (demonstrations): objects drawn from the regions of the task's file by LIBERO's samplers, the arm's joints
+  with the noise of LIBERO's own initial states (0.02 rad).
 
-Either way, objects then fall onto the floor for half a second while the arm opens its hand, as in LIBERO's evaluation.
+Then objects fall onto the floor for half a second while the arm opens its hand, as in LIBERO's evaluation.
 
-Differences from stepping LIBERO's environment itself, each on purpose: positions derived after a step are those of the
-state, not one physics step older; contacts and torques are computed once per physics step instead of three times (the
-same up to the solver's tolerance); the arm takes absolute poses; pictures are drawn by our own renderer, upright.
+Intended differences from LIBERO's environment: positions derived after a step are those of the state, not one physics
+step older; contacts and torques are computed once per physics step instead of three times (the same up to the solver's
+tolerance); the arm takes absolute poses; our own renderer draws upright images.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from classact.sims.shifts import CameraShift, Shift
 from classact.sims.specs import LIBERO_OBJECTS, libero_object
 
 FIRST_EVALUATION_SEED = 100_000
-SETTLE = 10  # control steps that objects get to come to rest before an episode starts
-JOINT_NOISE = 0.02  # standard deviation of the arm's start, radians
+SETTLE = 10  # control steps for objects to come to rest before an episode starts
+JOINT_NOISE = 0.02  # standard deviation of the arm's initial state, radians
 
 TARGET = (0.0, 0.0, 0.2)
 """What moving cameras look at, 0.2 m above the floor: the released target is 0.2 m above its table."""
@@ -54,7 +54,7 @@ _PLACING_STREAM = 0x6C696265
 
 
 def _moved(shift: Shift) -> Shift:
-    """A shift with a target over a table, with its scene moved to the floor; others as they are."""
+    """A shift with a target over a table, moved with its scene to the floor; others unchanged."""
     if not isinstance(shift, CameraShift) or shift.target is None:
         return shift
     by = np.subtract(TARGET, shift.target)
@@ -69,13 +69,13 @@ def _moved(shift: Shift) -> Shift:
 class LiberoObject(PandaSimulator):
     """Put what the instruction names into the basket.
 
-    State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses stand in the order of
+    State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses are in the order of
     :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.arm_command`. Metric: ``success``, LIBERO's own
     rule after the step (the thing's centre is inside the basket).
 
     Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
-    :data:`TARGET` instead, and their ``min_x`` and ``min_z`` move along. Constants that are given by hand, as in
-    ``dynamic(target=(0, 0, 0.1))``, are taken as they are.
+    :data:`TARGET`, and ``min_x`` and ``min_z`` move along. Constants given by hand, as in ``dynamic(target=(0, 0,
+    0.1))``, are taken as they are.
     """
 
     target = TARGET
@@ -87,8 +87,8 @@ class LiberoObject(PandaSimulator):
         self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
         spec = sized(libero_object(), image_size)
-        assets_folder()  # an error now, not in the first episode
-        # Not PandaSimulator's: which environment is needed first, the first episode says.
+        assets_folder()  # fail now, not in the first episode
+        # Not PandaSimulator's: the first episode decides which environment is needed.
         MujocoSimulator.__init__(self, spec, shift, cameras)
         self._envs: dict[int, Any] = {}
         self._task: int | None = None
@@ -115,7 +115,7 @@ class LiberoObject(PandaSimulator):
         return task_instruction(self.task)
 
     def model_key(self) -> str:
-        """A task's model: tasks have other objects."""
+        """A task's model: tasks have different objects."""
         return f"{self.spec.name}/{PRODUCTS[self.task]}"
 
     def _use(self, task: int) -> None:
@@ -163,13 +163,13 @@ class LiberoObject(PandaSimulator):
         self._settle(self.closing())
 
     def _settle(self, closing: float) -> None:
-        """What controllers remember, as a function of the state."""
+        """Set what controllers remember as a function of the state."""
         data, robot = self.data, self.env.robots[0]
         data.ctrl[:] = 0
         data.qacc_warmstart[:] = 0
         mujoco.mj_forward(self.model, data)
         robot.gripper.current_action = np.array([-closing, closing])
-        # The posture that the arm's redundancy is drawn to is the nominal one; the goal is where the arm is.
+        # The null space posture of the arm is the nominal one; the goal is where the arm is.
         robot.controller.update_initial_joints(robot.init_qpos)
         robot.controller.new_update = True
 
@@ -184,7 +184,7 @@ class LiberoObject(PandaSimulator):
         return np.concatenate([[self.task], super().get_state()])
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
-        """Switch to the state's task and put it there; what actuators and controllers remember starts afresh."""
+        """Switch to the state's task and put it there; actuators and controllers forget the past."""
         state = self.spec.check_state(state)
         if state[0] not in range(len(PRODUCTS)):
             raise SimulatorError(

@@ -1,8 +1,8 @@
 """Where LIBERO's meshes, textures and settings are. Imports neither LIBERO nor robosuite.
 
-LIBERO ships its task files and initial states; meshes and textures are a download of their own, and LIBERO's own code
-for it calls huggingface_hub in a way that versions from 1.0 on refuse. Its first import asks a question on standard
-input unless a file of settings exists.
+LIBERO ships its task files and initial states; meshes and textures are a separate download, for which LIBERO's code
+calls huggingface_hub in a way that versions from 1.0 on refuse. Its first import asks a question on standard input
+unless a settings file exists.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from classact.data.images import cache_folder
 from classact.errors import ConfigError
 from classact.utils.storage import atomic_path
 
-ASSETS_VARIABLE = "CLASSACT_LIBERO_ASSETS"  # names a folder with LIBERO's assets; goes before all other places
+ASSETS_VARIABLE = "CLASSACT_LIBERO_ASSETS"  # names a folder with LIBERO's assets, before all other places
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"  # LIBERO's own: the folder of its config.yaml, ~/.libero where unset
-HUB = "lerobot/libero-assets"  # the data set on the Hugging Face hub that LIBERO itself downloads
-DOWNLOADED = Path("~/.cache/libero/assets")  # where LIBERO itself puts what it downloads
+HUB = "lerobot/libero-assets"  # the data set on the Hugging Face hub that LIBERO downloads
+DOWNLOADED = Path("~/.cache/libero/assets")  # where LIBERO puts it
 
 NEEDED = (
     "scenes/libero_floor_base_style.xml",
@@ -39,11 +39,11 @@ def package_folder() -> Path:
 
 
 def ensure_config(package: Path) -> Path:
-    """LIBERO's config.yaml, written where there is none, so that importing LIBERO asks nothing.
+    """LIBERO's config.yaml, written if missing, so that importing LIBERO asks nothing.
 
-    The user's own, at ``$LIBERO_CONFIG_PATH`` or in ~/.libero, is used as it is. Where there is none, one with LIBERO's
-    defaults is written: where ``LIBERO_CONFIG_PATH`` says, else into classact's cache, to which this process's
-    ``LIBERO_CONFIG_PATH`` is then set. The home folder stays as it was.
+    The user's own, at ``$LIBERO_CONFIG_PATH`` or in ~/.libero, is used as it is. A missing one is written with LIBERO's
+    defaults: at ``LIBERO_CONFIG_PATH``, else in classact's cache, to which this process's ``LIBERO_CONFIG_PATH`` is
+    then set. The home folder stays as it was.
     """
     named = os.environ.get(CONFIG_VARIABLE)
     file = Path(named or os.path.expanduser("~/.libero")) / "config.yaml"  # noqa: PTH111 (there may be no home)
@@ -60,7 +60,7 @@ def ensure_config(package: Path) -> Path:
     }
     # JSON strings are YAML, whatever characters a path has.
     text = "".join(f"{key}: {json.dumps(str(value))}\n" for key, value in values.items())
-    if not file.exists() or file.read_text() != text:  # an older environment's
+    if not file.exists() or file.read_text() != text:  # of an older environment
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary:
             temporary.write_text(text)
@@ -69,17 +69,10 @@ def ensure_config(package: Path) -> Path:
 
 
 def find_assets(package: Path, configured: str = "") -> Path:
-    """The folder of LIBERO's assets.
+    """The folder of LIBERO's assets; a ConfigError where no place has them, or the variable's folder is incomplete.
 
-    Looked for, in this order: ``CLASSACT_LIBERO_ASSETS``; the entry ``assets`` of LIBERO's config.yaml; the folder
-    ``assets`` of the package; ~/.cache/libero/assets.
-
-    Args:
-        package: LIBERO's folder.
-        configured: the entry of config.yaml; empty: none.
-
-    Raises:
-        ConfigError: the variable names a folder that lacks something, or no place has them.
+    Looked for, in this order: ``CLASSACT_LIBERO_ASSETS``; ``configured``, the entry ``assets`` of LIBERO's config.yaml;
+    ``package``/assets; ~/.cache/libero/assets.
     """
     given = os.environ.get(ASSETS_VARIABLE)
     if given:
@@ -109,7 +102,7 @@ _HOW = (
 
 
 def missing(folder: Path) -> str:
-    """The first thing that a folder of assets lacks; empty where it lacks nothing."""
+    """The first thing that a folder of assets lacks; empty where complete."""
     if not folder.is_dir():
         return "such folder"
     return next((name for name in NEEDED if not (folder / name).exists()), "")

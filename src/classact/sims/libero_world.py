@@ -1,6 +1,6 @@
 """LIBERO-Object's ten tasks in LIBERO's own code: names, initial states, and environments without their renderer.
 
-Importing this imports LIBERO, and makes sure before that it asks nothing.
+Importing this imports LIBERO, after making sure that it asks nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def task_instruction(task: int) -> str:
 def start_states(task: int) -> StateArray:
     """(50, 110) LIBERO's own initial states of a task: time, qpos, qvel."""
     path = PACKAGE / "init_files" / "libero_object" / f"{TASKS[task]}.pruned_init"
-    # The file is torch's, but holds a NumPy array alone: read without importing torch into simulator processes.
+    # The file is torch's, but holds only a NumPy array, read without importing torch into simulator processes.
     with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
         warnings.simplefilter("ignore")  # NumPy 2 has moved what the pickle names
         states: StateArray = pickle.loads(archive.read("archive/data.pkl"))
@@ -69,7 +69,7 @@ def start_states(task: int) -> StateArray:
 
 @contextmanager
 def legacy_seed(seed: int) -> Iterator[None]:
-    """LIBERO's samplers draw from NumPy's global generator: seeded for them, then put back."""
+    """Seed NumPy's global generator, from which LIBERO's samplers draw, and restore it."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
@@ -100,7 +100,7 @@ class _Task(_Floor):  # type: ignore[misc]
 
 
 def assets_folder() -> Path:
-    """Where LIBERO's meshes and textures are; a ConfigError where they are not here."""
+    """Where LIBERO's meshes and textures are; a ConfigError where they are missing."""
     try:
         configured = str(libero.libero.get_libero_path("assets"))
     except (OSError, AssertionError):  # no settings, or none of this name
@@ -110,7 +110,7 @@ def assets_folder() -> Path:
 
 def make_environment(task: int) -> Any:
     """LIBERO's environment of a task: absolute poses, no renderer, no observations."""
-    libero.libero._assets_path_cache = str(assets_folder())  # else LIBERO looks in its package only, and downloads
+    libero.libero._assets_path_cache = str(assets_folder())  # otherwise LIBERO looks in its package only, and downloads
     config = load_controller_config(default_controller="OSC_POSE") | {"control_delta": False}
     kind = type("_Task", (_Task,), {"classact_task": task})
     with warnings.catch_warnings(), legacy_seed(0):
@@ -129,15 +129,15 @@ def make_environment(task: int) -> Any:
             control_freq=CONTROL_HZ,
         )
     env._observables = OrderedDict()
-    # The controller asks for a forward pass of its own before each physics step, which has just been made.
+    # The controller asks for its own forward pass before each physics step, which has just been made.
     env.robots[0].controller.sim = SimpleNamespace(model=env.sim.model, data=env.sim.data, forward=lambda: None)
     return env
 
 
 def draw_placements(env: Any, seed: int) -> list[tuple[str, StateArray]]:
-    """Where LIBERO's samplers put the objects of a task: (joint, (7,) position and quaternion w x y z) of each."""
+    """Objects placed by a task's samplers: (joint, (7,) position and quaternion w x y z) of each."""
     with legacy_seed(seed):
-        for _ in range(100):  # as LIBERO's reset does, without end; the generator moves on
+        for _ in range(100):  # LIBERO's reset tries without end; the generator moves on
             with suppress(RandomizationError):
                 placed = env.placement_initializer.sample()
                 return [(item.joints[-1], np.concatenate([place, turn])) for place, turn, item in placed.values()]

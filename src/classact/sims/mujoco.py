@@ -1,8 +1,8 @@
 """What the MuJoCo tasks share: states, cameras, visual shifts.
 
-A state is [time, qpos, qvel], as robomimic and LIBERO record it. Pictures are drawn by MuJoCo's own renderer from the
-simulation's model and data (:mod:`classact.sims.renderer`), not by the package that the task comes from, so that all
-tasks have the same settings and frames that are checked.
+A state is [time, qpos, qvel], as robomimic and LIBERO record it. Images are drawn from the simulation's model and data
+by MuJoCo's own renderer (:mod:`classact.sims.renderer`), not by the task's package, so that all tasks have the same
+settings and checked frames.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from classact.sims.shifts import Appearance, Shift, appearance_rng, check_shift
 
 
 class MujocoSimulator(ABC):
-    """What MuJoCo tasks do alike. A task gives the physics (:meth:`_start`, :meth:`_advance`) and says what is seen."""
+    """A task gives the physics (:meth:`_start`, :meth:`_advance`) and says what is observed."""
 
     quality = Quality()
     views: Mapping[str, str] = {}  # camera name -> camera of the model
@@ -30,7 +30,7 @@ class MujocoSimulator(ABC):
 
     @staticmethod
     def adapt(shift: Shift) -> Shift:
-        """A shift as it suits the task's scene."""
+        """A shift adapted to the task's scene."""
         return shift
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ class MujocoSimulator(ABC):
 
     @property
     def look(self) -> dict[str, Any]:
-        """What decides pictures of a state besides cameras, size and seed: plain values."""
+        """What images of a state depend on besides cameras, size and seed, as plain values."""
         return {"quality": asdict(self.quality), "shift": self.shift.describe(), "target": list(self.target)}
 
     def model_key(self) -> str:
@@ -94,7 +94,7 @@ class MujocoSimulator(ABC):
         return np.concatenate([[data.time], data.qpos, data.qvel])
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
-        """Time, qpos and qvel; what actuators and controllers remember starts afresh."""
+        """Time, qpos and qvel; actuators and controllers forget the past."""
         state = self.spec.check_state(state)
         data, nq = self.data, self.model.nq
         data.time = state[0]
@@ -126,7 +126,7 @@ class MujocoSimulator(ABC):
         return self._appearance.image(self.renderer().draw(self.data, view), self.steps)
 
     def renderer(self) -> Renderer:
-        """What draws; the process's own for this model."""
+        """The process's renderer of this model."""
         key = (self.model_key(), self.spec.image_size, self.quality)
         if self._drawing is None or self._drawing.key != key:
             MujocoSimulator.close(self)

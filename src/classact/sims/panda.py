@@ -28,26 +28,22 @@ _HIDDEN = 3  # a visual group that MuJoCo does not draw unless asked to
 
 
 def silence_robosuite() -> None:
-    """robosuite prints advice about optional packages and its own files, on import and with every configuration."""
+    """Silence robosuite's advice on optional packages and its own files, at import and with every configuration."""
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def arm_command(action: StateArray) -> StateArray:
-    """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action: where the grip site shall be
-    in the world, (3,) metres, two rows of its rotation (6,), then the gripper, -1 (opens) to 1 (closes).
+    """(7,) robosuite's absolute command [x y z, axis-angle, gripper] for a (10,) action: the grip site's target in the
+    world, (3,) metres, two rows of its rotation (6,), then the gripper, -1 (open) to 1 (closed).
 
-    Raises:
-        DataError: the six numbers hold no rotation.
+    Six numbers that hold no rotation are a DataError.
     """
     rotation = matrix_to_axis_angle(rotation_6d_to_matrix(np.asarray(action[3:9], np.float64)))
     return np.concatenate([action[:3], rotation, action[9:10]])
 
 
 class PandaSimulator(MujocoSimulator):
-    """One Panda and some objects.
-
-    A task builds its robosuite environment and calls :meth:`_bind`.
-    """
+    """One Panda and some objects; a task builds its robosuite environment and calls :meth:`_bind`."""
 
     views = VIEWS
     bodies: Mapping[str, str] = {}
@@ -120,7 +116,7 @@ class PandaSimulator(MujocoSimulator):
         data = self.data
         before, data.warning.number[:] = data.time, 0
         self._drive(command)
-        # MuJoCo starts anew from the model's own pose, without a word, where the physics diverge.
+        # Where the physics diverges MuJoCo silently resets to the model's own pose.
         lost = [name for name in _DIVERGED if data.warning.number[getattr(mujoco.mjtWarning, f"mjWARN_{name}")]]
         if lost or not data.time > before + 0.9 / self.spec.control_hz:
             raise ActionError(
@@ -129,7 +125,7 @@ class PandaSimulator(MujocoSimulator):
                 f"Reset; smaller changes of action keep it stable."
             )
         # Positions are one physics step ahead of what is derived from them; this catches up without touching the
-        # solver's memory, so that pictures, poses and contacts belong to the state.
+        # solver's memory, so that images, poses and contacts belong to the state.
         mujoco.mj_fwdPosition(self.model, self.data)
         return {"success": float(self._succeeded()), **self._progress()}
 
@@ -142,7 +138,7 @@ class PandaSimulator(MujocoSimulator):
         return bool(self.env._check_success())
 
     def _progress(self) -> dict[str, float]:
-        """Further metrics of the present state: how far a task of several parts has come."""
+        """Further metrics of the present state: progress in a task of several parts."""
         return {}
 
     def grasping(self) -> bool:
@@ -158,7 +154,7 @@ class PandaSimulator(MujocoSimulator):
         return len(touched) == 2
 
     def closing(self) -> float:
-        """The gripper command, -1 open .. 1 closed, that explains the fingers' places: a state does not hold it."""
+        """The gripper command, -1 open .. 1 closed, that explains the fingers' positions: a state does not hold it."""
         if self.grasping():
             return CLOSED
         gap = float(np.abs(self.data.qpos[self._fingers]).mean()) / 0.04  # 1 where open

@@ -1,9 +1,8 @@
-"""Simulator processes of the evaluator that may die or hang without the result changing.
+"""Simulator processes of the evaluator, which may die or hang without changing the result.
 
-A process that is gone is started again, and its episodes are brought back to where they were: reset from their seeds,
-then the actions executed so far. Then it gets the request that it owes the answer to. Simulators are deterministic, so
-what comes back is what an undisturbed process would have answered; that the replayed episodes stand where they stood is
-checked.
+A lost process is restarted and its episodes are replayed: reset from their seeds, then the actions executed so far,
+with a check that they arrive at the same state. Then it answers the pending request. Simulators are deterministic, so
+the answer is that of an undisturbed process.
 
 Imports neither torch nor policies, so that a spawned process is ready within a second.
 """
@@ -24,11 +23,11 @@ from classact.sims.processes import FaultError, Process
 TIMEOUT = 300.0
 """Seconds without any sign of life after which a worker counts as hung; it gives one after each of its episodes."""
 
-RESTARTS = 3  # how often a worker is started again for one and the same request
+RESTARTS = 3  # how often a worker is restarted for one request
 
 
 class Simulators:
-    """What a process holds: as many simulators as it was given seeds, made as :func:`make_simulator` does."""
+    """As many simulators as there are seeds, held by a process."""
 
     def __init__(
         self, name: str, image_size: int | None, shift: str | None, cameras: Sequence[str] | None = None
@@ -63,10 +62,10 @@ def run_chunk(
     """Execute (T, D_a) actions open-loop.
 
     Args:
-        sim: stands where the chunk starts.
+        sim: at the state where the chunk starts.
         chunk: the actions.
         render: whether observations hold images.
-        history: how many observations are returned, if the chunk is that long; only these are made and rendered.
+        history: number of observations returned, at most T; only these are made and rendered.
 
     Returns:
         The observations after the last ``min(history, T)`` actions, oldest first, and metrics and state after each.
@@ -85,7 +84,7 @@ class Worker:
 
     Args:
         arguments: of :class:`Simulators`.
-        faults: what went wrong and was put right is appended.
+        faults: gets a message for each fault that was repaired.
     """
 
     def __init__(self, arguments: tuple[Any, ...], faults: list[str]) -> None:
@@ -97,7 +96,7 @@ class Worker:
         self.process = Process(self._job, TIMEOUT)
 
     def reset(self, seeds: Sequence[int], render: bool) -> None:
-        """Ask to start the episodes of some seeds; the answer is one observation for each."""
+        """Ask to start the episodes of some seeds; the answer is one observation each."""
         self._seeds, self._done, self._last = seeds, [], []
         self._ask("reset", seeds, render)
 
@@ -110,10 +109,8 @@ class Worker:
         self.process.ask(*request)
 
     def answer(self) -> list[Any]:
-        """The answer to what was asked last, from a new process where the old one is gone.
-
-        Raises:
-            SimulatorError: no process gave one.
+        """The answer to the last request, from a new process if the old one is lost; a SimulatorError if none gives
+        one.
         """
         happened: list[FaultError] = []
         while True:

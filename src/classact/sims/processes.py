@@ -1,6 +1,6 @@
 """Processes that may die or hang without taking their caller with them.
 
-Evaluation episodes, experts' attempts, rendering and ``classact doctor`` stand on :class:`Process`.
+Evaluation episodes, experts' attempts, rendering and ``classact doctor`` use :class:`Process`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Task = TypeVar("Task")
 
 
 class FaultError(Exception):
-    """What happened instead of an answer; the message is the traceback where the job raised an exception.
+    """What happened instead of an answer; the message is the traceback of a job's exception.
 
     Attributes:
-        error: that exception; None where the process died or hung. Then it is gone.
+        error: that exception; None where the process died or hung, and is gone.
         losses: processes that the same task has cost, see :func:`run_tasks`.
     """
 
@@ -35,11 +35,11 @@ class FaultError(Exception):
 
 
 class Process:
-    """A job in a process of its own.
+    """A job in its own process.
 
     Args:
-        job: sent there, and called with what is asked. Where it returns an iterator, the answer is the list of its
-            items, and each is a sign of life. Its method ``close``, if it has one, is called at the end.
+        job: sent there, and called with each request. If it returns an iterator, the answer is the list of its items,
+            and each is a sign of life. Its method ``close``, if it has one, is called at the end.
         timeout: seconds without a sign of life after which the process counts as hung.
     """
 
@@ -54,7 +54,7 @@ class Process:
         self._sender: threading.Thread | None = None
 
     def ask(self, *request: Any) -> None:
-        """Ask for something; one answer is due for each request."""
+        """Send a request, to which one answer is due."""
         self.deadline = time.monotonic() + self.timeout
         self._send(request)
 
@@ -65,16 +65,12 @@ class Process:
             with suppress(OSError):  # noticed when there is no answer
                 self.pipe.send_bytes(data)
 
-        # A process that hangs does not read, and what is more than the pipe holds would wait for it for ever.
+        # A hung process does not read, and a request larger than the pipe's buffer would wait for ever.
         self._sender = threading.Thread(target=send, daemon=True)
         self._sender.start()
 
     def receive(self) -> Any:
-        """The answer to what was asked.
-
-        Raises:
-            FaultError: the job raised an exception, or the process died or hung.
-        """
+        """The answer to a request; a FaultError if the job raised an exception, or the process died or hung."""
         try:
             while True:
                 if not self.pipe.poll(max(0.0, self.deadline - time.monotonic())):
@@ -145,8 +141,8 @@ def run_tasks(
 
     Args:
         job: see :class:`Process`.
-        next_task: called with the tasks that are being done; None where there is no other. A task that was lost with
-            its process is done again if it is given again.
+        next_task: called with the running tasks; None where there is no other. A task that was lost with its process is
+            done again if it is given again.
         workers: processes.
         timeout: seconds that a task may take.
         request: what the job is called with.

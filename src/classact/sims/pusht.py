@@ -1,6 +1,6 @@
 """Push-T (gym-pusht's physics) as a :class:`~classact.sims.base.Simulator`, with fixed or random colours.
 
-Differences from ``gym_pusht.envs.PushTEnv``, each on purpose:
+Intended differences from ``gym_pusht.envs.PushTEnv``:
 
 * initial states come from ``numpy.random.RandomState(seed)`` as in Diffusion Policy (gym-pusht >= 0.1.6 draws others);
 * ``set_state`` sets the angle before the position, so that the block lands where the state says;
@@ -72,7 +72,7 @@ shapely.prepare(_GOAL_SHAPES)
 def coverage(x: float, y: float, angle: float) -> float:
     """Share of the goal's area that a block at (x, y, angle) covers: gym-pusht's measure.
 
-    Both tees are two rectangles that share only an edge, so the pairwise intersections add up to the whole.
+    Both tees are two rectangles that share only an edge, so the pairwise intersections add up.
     """
     if math.hypot(x - GOAL_POSE[0], y - GOAL_POSE[1]) > 2 * TEE_REACH:
         return 0.0
@@ -101,8 +101,8 @@ def _lighter(color: Color) -> Color:
 def draw(state: StateArray, colors: PushTColors, size: int) -> ImageArray:
     """(size, size, 3) RGB image of ``state`` (5,), the same pixels as gym-pusht's observation.
 
-    gym-pusht goes through pymunk's debug drawing; this makes the same pygame calls directly, which is several times
-    faster and leaves out the marks that debug drawing puts on contact points.
+    The pygame calls of pymunk's debug drawing, made directly: several times faster, and without marks on contact
+    points.
     """
     screen: Any = pygame.Surface((CANVAS, CANVAS), depth=32)
     screen.fill(colors.background)
@@ -142,7 +142,7 @@ def _thick_line(screen: Any, a: tuple[float, float], b: tuple[float, float], col
 
 
 def _channel_order() -> list[int]:
-    """Where a 32-bit surface keeps red, green and blue: it depends on the platform."""
+    """Channel positions of red, green and blue in a 32-bit surface, which depend on the platform."""
     probe: Any = pygame.Surface((1, 1), depth=32)
     probe.fill((1, 2, 3))
     stored = list(np.frombuffer(probe.get_buffer(), dtype=np.uint8))
@@ -155,10 +155,9 @@ _CHANNELS = _channel_order()
 class PushT:
     """Push the tee onto its outline with a round agent.
 
-    State (5,) float64: agent x, y, block x, y in pixels of the 512 workspace, block angle in [0, 2 pi). The agent's
-    velocity is not part of it: ``set_state`` puts everything at rest. Action (2,): the agent's target position in
-    pixels, tracked by a PD controller; positions outside the workspace are passed on, not clipped, unless they are
-    farther outside than it is wide: those are refused.
+    State (5,) float64: agent x, y, block x, y in pixels of the 512 workspace, block angle in [0, 2 pi), without
+    velocities: ``set_state`` puts everything at rest. Action (2,): the agent's target position in pixels, tracked by a
+    PD controller; positions outside the workspace are passed on, unless farther outside than it is wide.
 
     Metrics of a step: ``coverage`` in 0..1 and ``iou`` = coverage / (2 - coverage), as both tees have equal areas.
     """
@@ -174,7 +173,9 @@ class PushT:
         self.colors = FIXED_COLORS
 
     def reset(self, seed: int) -> None:
-        """Diffusion Policy's start for ``seed``, set in its legacy order (position, then angle, then one substep)."""
+        """Diffusion Policy's initial state for ``seed``, set in its legacy order (position, then angle, then one
+        substep).
+        """
         state = start_state(seed)
         self._world._setup()
         self._world._set_state(state.tolist())
@@ -190,7 +191,7 @@ class PushT:
     def set_state(self, state: StateArray, *, step: int = 0) -> None:  # noqa: ARG002 (nothing here moves with time)
         """Put agent and block at ``state`` (5,), at rest, in a fresh world: what follows depends on ``state`` alone.
 
-        ``get_state`` returns ``state`` to within rounding (pymunk stores the centre of mass: 1e-12 px).
+        ``get_state`` returns ``state`` up to rounding (pymunk stores the centre of mass: 1e-12 px).
         """
         state = self.spec.check_state(state)
         agent_x, agent_y, x, y, angle = state.tolist()
@@ -222,7 +223,7 @@ class PushT:
         return Observation(images=images, proprioception=state[:2].astype(np.float32), state=state)
 
     def render(self, size: int = CANVAS) -> ImageArray:
-        """(size, size, 3) picture for people, of any size."""
+        """(size, size, 3) image for people, of any size."""
         return draw(self.get_state(), self.colors, size)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""MuJoCo's software pictures: fast enough, and such that can be trusted; one GL context per process and model.
+"""MuJoCo's software rendering, fast and checked; one GL context per process and model.
 
-Whatever draws with MuJoCo takes the package ``mujoco`` from here, where GL was prepared before its import.
+Whatever draws with MuJoCo imports the package ``mujoco`` from here, where GL is prepared first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GL_HELP = (
 
 
 def gl_problem(error: BaseException) -> str:
-    """The message for a GL that does not start."""
+    """The message for GL that does not start."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     late = " The package mujoco was imported before and chose its GL then; set MUJOCO_GL before that." if _LATE else ""
     return f"GL cannot start with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {reason}.{late} {_GL_HELP}"
@@ -37,8 +37,8 @@ def gl_problem(error: BaseException) -> str:
 def _load_triton_first() -> None:
     """Triton and Mesa's software GL each bring an LLVM.
 
-    Mesa's is global: where it was loaded first, Triton's resolves to it and torch's compiler crashes the process at its
-    import, long after the last picture. Loading Triton's library alone takes a tenth of a second.
+    Mesa's is global: loaded first, it captures Triton's symbols and torch's compiler crashes the process at its import,
+    long after the last image. Loading Triton's library alone takes a tenth of a second.
     """
     found = importlib.util.find_spec("triton")
     for folder in (found.submodule_search_locations or ()) if found is not None else ():
@@ -49,7 +49,7 @@ def _load_triton_first() -> None:
 
 _load_triton_first()
 _LATE = "mujoco" in sys.modules and "MUJOCO_GL" not in os.environ
-if sys.platform == "linux":  # MuJoCo asks at its import, and would look for a screen
+if sys.platform == "linux":  # MuJoCo chooses at its import, and would look for a screen
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 try:
@@ -64,7 +64,7 @@ except Exception as error:  # an unknown MUJOCO_GL, or its libraries are not the
 
 @dataclass(frozen=True)
 class Quality:
-    """What a picture costs. Software GL spends most of its time on these."""
+    """What an image costs: software GL spends most of its time on these."""
 
     samples: int = 0  # per pixel, against jagged edges
     shadows: int = 1024  # side of the shadow map in pixels; 0: no shadows
@@ -95,17 +95,17 @@ AWAY = 5.0
 """Things that fly freely are out of sight at this distance from the world's origin, metres: tasks park there what they
 do not need (robosuite's Square its round nut, which falls for seconds)."""
 
-CONTEXTS = 3  # how many new GL contexts a doubtful picture is drawn in before giving up
+CONTEXTS = 3  # number of new GL contexts in which a doubtful image is drawn before giving up
 
 
 class Renderer:
-    """Draws a model's scenes in square pictures of ``size`` pixels a side, and does not believe what cannot be true.
+    """Draws a model's scenes as square images of ``size`` pixels a side, and checks them.
 
-    Broken GL does not fail, it gives blank, frozen or uninitialised pictures. A frame that is of one colour, that
-    stays the same although scene or camera moved, or that is rougher than any scene, is drawn again in a new GL
-    context, until one is free of doubt or equals the one before: what two contexts agree on is what the camera
-    sees. It may be of one colour (a moving camera below the floor); but GL may also give nothing but black in every
-    context, so this is believed only where the same context shows something of the model from afar.
+    Broken GL does not fail, it gives blank, frozen or uninitialised images. A frame of one colour, or that stays the
+    same although scene or camera moved, or that is rougher than any scene, is drawn again in a new GL context, until
+    one is plausible or equals the one before: what two contexts agree on is accepted. Because GL may also draw black in
+    every context, an image of one colour (a moving camera below the floor) is accepted only where the same context
+    shows something of the model from afar.
     """
 
     def __init__(self, model: Any, size: int, quality: Quality) -> None:
@@ -131,10 +131,10 @@ class Renderer:
             raise SimulatorError(gl_problem(error)) from error
 
     def draw(self, data: Any, camera: str | Pose) -> ImageArray:
-        """(size, size, 3) picture of ``data`` from a camera of the model or from a pose.
+        """(size, size, 3) image of ``data`` from a camera of the model or from a pose.
 
         Raises:
-            SimulatorError: GL shows nothing at all, or another picture in each context.
+            SimulatorError: GL shows nothing at all, or another image in each context.
         """
         image = self._draw(data, camera)
         doubt = self._doubt(image, data, camera)
@@ -142,7 +142,7 @@ class Renderer:
             image = self._settle(image, data, camera)
         slot = _slot(camera)
         if doubt or slot not in self._last or not np.array_equal(image, self._last[slot][2]):
-            # Else what it was first seen with stays, so that slow motions add up.
+            # Otherwise the first motion seen with it stays, so that slow motions add up.
             self._last[slot] = (np.array(data.qpos), camera, image)
         return image
 
@@ -247,7 +247,7 @@ def borrow_renderer(key: tuple[str, int, Quality], model: Any) -> Renderer:
         _SHARED[key] = Renderer(model, *key[1:])
         _SHARED[key].key = key
     atexit.unregister(_free_renderers)
-    atexit.register(_free_renderers)  # last registered, first called: before the GL libraries end
+    atexit.register(_free_renderers)  # registered last, called first: before the GL libraries end
     _SHARED[key].users += 1
     return _SHARED[key]
 

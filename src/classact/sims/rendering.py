@@ -18,17 +18,17 @@ from classact.sims.processes import FaultError, run_tasks
 EPISODES_PER_TASK = 4  # small enough to balance the load, large enough to amortise sending the states
 
 TRIES = 3  # processes that may be lost with one task
-TIMEOUT = 1200.0  # seconds after which a task counts as hung. It takes a minute or two.
+TIMEOUT = 1200.0  # seconds after which a task counts as hung; it takes a minute or two
 Settings = tuple[str, int, str, int, str]  # simulator, image size, shift, seed of appearances, camera
 Bounds = list[tuple[int, int, int]]  # consecutive episodes: (number, first row, row after the last)
 Progress = Callable[[int, int], None]  # called with (steps rendered, steps in all)
 
 
 def appearance_seed(seed: int, episode: int) -> int:
-    """The seed that episode ``episode`` of a data set rendered with ``seed`` draws its appearance from.
+    """The seed, 0..2^32-1, of the appearance of ``episode`` in a data set rendered with ``seed``.
 
-    A pure function of its arguments (NumPy's ``SeedSequence``, stable across versions and platforms), so that the
-    pictures do not depend on the number of workers or on which episodes are rendered together. In 0..2^32-1.
+    A pure function (NumPy's ``SeedSequence``, stable across versions and platforms), so that images depend neither on
+    the number of workers nor on which episodes are rendered together.
     """
     return int(np.random.SeedSequence([seed, episode]).generate_state(1, np.uint32)[0])
 
@@ -53,12 +53,11 @@ def render_states(
         states: (N, D_s) float64 simulator states.
         episode_ends: (E,) cumulative steps.
         image_size: side of the images in pixels.
-        shift: the visual shift; episode e is seen as :func:`appearance_seed` (seed, e) says.
+        shift: the visual shift; episode e is drawn with :func:`appearance_seed` (seed, e).
         seed: seed of the appearances.
-        out: (N, S, S, 3) uint8; frames are resized to S as observations are
-            (:func:`classact.data.images.resize_images`) where it differs from ``image_size``. With several workers it
-            should be a ``numpy.memmap``, whose file the workers then write themselves, each its own rows; other
-            arrays are filled from what they send back.
+        out: (N, S, S, 3) uint8; where S differs from ``image_size`` frames are resized as observations are
+            (:func:`classact.data.images.resize_images`). Several workers write to the file of a ``numpy.memmap``
+            themselves; other arrays are filled from what they send back.
         camera: which view; None for the simulator's first.
         workers: processes; 1 renders here. The bytes are the same for any number.
         progress: called from this process as episodes finish.
@@ -66,7 +65,7 @@ def render_states(
     Raises:
         DataError: ``states`` or ``out`` of the wrong shape.
         ConfigError: unknown simulator, camera, shift or image size.
-        SimulatorError: worker processes died or hung again and again, or the simulator failed.
+        SimulatorError: worker processes died or hung repeatedly, or the simulator failed.
     """
     if workers < 1:
         raise ConfigError(f"expected at least 1 rendering worker, got {workers}.")

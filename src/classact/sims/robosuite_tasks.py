@@ -1,12 +1,12 @@
 """Square and Three-Stack on robosuite 1.5 as :class:`~classact.sims.base.Simulator` (paper Table 10).
 
-Square is robosuite's own NutAssemblySquare. Three-Stack is its Stack with a third cube, the start ranges D0 and D1 and
+Square is robosuite's own NutAssemblySquare. Three-Stack is its Stack with a third cube, and the ranges D0 and D1 and
 the success rule of MimicGen (Mandlekar et al. 2023).
 
-Differences from stepping the environment itself, each on purpose:
+Intended differences from robosuite's environment:
 
-* the posture that the arm's redundancy is drawn to is the nominal start, not the episode's noisy one, so that what
-  follows depends on the state and the actions alone;
+* the arm's null space posture is the nominal initial one, not the episode's noisy one, so that what follows depends on
+  the state and the actions alone;
 * a state does not hold the gripper's command; ``set_state`` takes it from the fingers (a held thing stays held);
 * the observables of robosuite, which nothing here reads, are not computed.
 """
@@ -44,7 +44,7 @@ with warnings.catch_warnings():
 
 @cache
 def _compiled(xml: str) -> Any:
-    """The process's MjModel of a scene: environments of one task share it (it holds 100 MB of textures and meshes)."""
+    """The process's MjModel of a scene, shared by a task's environments (it holds 100 MB of textures and meshes)."""
     return mujoco.MjModel.from_xml_string(xml)
 
 
@@ -128,7 +128,7 @@ class RobosuiteSimulator(PandaSimulator):
         super().__init__(sized(self.facts, image_size), shift, cameras, env)
 
     def _start(self, seed: int) -> None:
-        # One generator draws objects and joints; it is shared, so its state is set, not itself replaced.
+        # One generator, shared, draws objects and joints: its state is set, it is not replaced.
         self.env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self.env.reset()
         self._settle(0.0)
@@ -137,7 +137,7 @@ class RobosuiteSimulator(PandaSimulator):
         self._settle(self.closing())
 
     def _settle(self, closing: float) -> None:
-        """What controllers remember, as a function of the state."""
+        """Set what controllers remember as a function of the state."""
         robot = self.env.robots[0]
         robot.gripper["right"].current_action = np.array([-closing, closing])
         # Also puts the goal where the arm is.
@@ -211,7 +211,7 @@ class ThreeStackD0(RobosuiteSimulator):
 
 
 class ThreeStackD1(ThreeStackD0):
-    """The same from a wider range of starts."""
+    """The same with wider initial positions."""
 
     facts = THREE_STACK_D1
     settings = {"reach": 0.20}  # noqa: RUF012 (a mapping that nobody changes)

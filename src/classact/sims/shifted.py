@@ -1,4 +1,4 @@
-"""Shifts of the finished picture, put over any simulator: none of them has to know such a shift."""
+"""Shifts of the finished image, applied to any simulator without its knowledge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from classact.sims.shifts import Appearance, Shift, appearance_rng
 
 
 class Shifted:
-    """A simulator, with its plain appearance, whose first camera's pictures are changed after they are drawn.
-
-    What is not said here (``spec``, ``get_state``, ``instruction``, ``object_pose``, ...) is the simulator's own.
+    """A plain simulator whose first camera's images are changed after they are drawn; everything else is the
+    simulator's own.
     """
 
     def __init__(self, sim: Simulator, shift: Shift) -> None:
@@ -25,13 +24,13 @@ class Shifted:
         if name == "_sim":  # of a copy that is being made
             raise AttributeError(name)
         found = getattr(self._sim, name)
-        if name == "render":  # a picture for people, of another size
+        if name == "render":  # an image for people, of another size
             return lambda size: self._shown(found(size))
         return found
 
     @property
     def look(self) -> dict[str, Any]:
-        """What decides pictures besides cameras, size and seed: the simulator's, with this shift."""
+        """What images depend on besides cameras, size and seed: the simulator's, with this shift."""
         return {**getattr(self._sim, "look", {}), "shift": self.shift.describe()}
 
     def reset(self, seed: int) -> None:

@@ -1,10 +1,9 @@
 """Visual shifts: what changes between episodes without changing the physics (paper section E).
 
-Every appearance is drawn from a generator that is handed in, never from the one that draws the initial state, so that
-the same seed starts the same episode under every shift.
-
-A shift is a frozen value that draws an :class:`Appearance` for each episode; simulators ask that one while they draw.
-One that changes the finished picture only works with every simulator, see :mod:`classact.sims.shifted`.
+A shift is a frozen value that draws an :class:`Appearance` for each episode, which simulators consult while they draw.
+Appearances are drawn from a generator of their own, never from that of the initial state, so that a seed's initial
+state is the same under every shift. Shifts of the finished image alone work with every simulator, see
+:mod:`classact.sims.shifted`.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ FIXED_COLORS = PushTColors((255, 255, 255), goal=(144, 238, 144), tee=(119, 136,
 
 
 def redness(color: Color) -> int:
-    """How far red exceeds the stronger of green and blue; negative where it does not."""
+    """How far red exceeds the stronger of green and blue; may be negative."""
     return color[0] - max(color[1], color[2])
 
 
@@ -61,7 +60,8 @@ def smallest_distance(colors: PushTColors) -> float:
 
 def sample_colors(rng: np.random.Generator) -> PushTColors:
     """Draw the colours of one Rand-Color episode (paper section E.2): uniform in RGB, redrawn together until the
-    background is not strongly red and every pair is far enough apart."""
+    background is not strongly red and every pair is far enough apart.
+    """
     for _ in range(_MAX_DRAWS):
         colors = PushTColors(*(tuple(color) for color in rng.integers(0, 256, size=(4, 3)).tolist()))
         if redness(colors.background) <= MAX_BACKGROUND_REDNESS and smallest_distance(colors) >= MIN_COLOR_DISTANCE:
@@ -70,7 +70,7 @@ def sample_colors(rng: np.random.Generator) -> PushTColors:
 
 
 class Viewpoint(NamedTuple):
-    """Where a camera is and looks; metres, and degrees (None: as the camera that it replaces)."""
+    """Position and target of a camera in metres, field of view in degrees (None: as the camera that it replaces)."""
 
     position: StateArray
     target: StateArray
@@ -78,8 +78,9 @@ class Viewpoint(NamedTuple):
 
 
 class Appearance:
-    """How one episode looks: what a simulator asks while it draws its first camera, ``step`` control steps after the
-    start. What is not overridden stays plain."""
+    """How one episode looks: consulted to draw a simulator's first camera, ``step`` control steps after the start.
+    Methods that are not overridden change nothing.
+    """
 
     colors: PushTColors | None = None  # of the scene; None: the simulator's own
 
@@ -88,17 +89,17 @@ class Appearance:
         return None
 
     def image(self, image: ImageArray, step: int) -> ImageArray:  # noqa: ARG002 (for those that move)
-        """(S, S, 3) uint8 what is shown of a finished picture; the argument stays as it is."""
+        """(S, S, 3) uint8: what is shown of a finished image; the argument is not changed."""
         return image
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What differs between episodes. Fields are the constants that can be written in brackets behind its name.
+    """What differs between episodes. Fields are the constants that can be given in brackets after its name.
 
     Attributes:
-        changes: "image": the finished picture, which works with every simulator; "camera", "colors": what only
-            simulators with such a shift among their ``SimulatorSpec.shifts`` draw; "nothing".
+        changes: "image": the finished image, for every simulator; "camera", "colors": for simulators with such a shift
+            among their ``SimulatorSpec.shifts``; "nothing".
     """
 
     changes: ClassVar[str] = "image"
@@ -108,20 +109,20 @@ class Shift:
         return Appearance()
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as plain values: part of the identity of pictures."""
+        """As plain values: part of the identity of images."""
         return {"kind": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Fixed(Shift):
-    """The appearance that the simulator comes with: the same in every episode."""
+    """The simulator's own appearance in every episode."""
 
     changes: ClassVar[str] = "nothing"
 
 
 @dataclass(frozen=True)
 class RandomColors(Shift):
-    """New colours each episode (Push-T; paper E.2), see :func:`sample_colors`."""
+    """New colours in each episode (Push-T; paper E.2), see :func:`sample_colors`."""
 
     changes: ClassVar[str] = "colors"
 
@@ -136,9 +137,9 @@ class CameraShift(Shift):
     """The global camera looks at a fixed point from a random place on a sphere, and may move on it (paper E.1).
 
     With the target c, the radius r and the unit vector u from c to the camera: azimuth and polar angle of u are
-    uniform. (x, y) are uniform, too, and d is the unit vector of x t1 + y t2, where t1 = up x u and t2 = u x t1 span
-    the tangent plane. After s steps the camera is at c + r (u cos(a s) + d sin(a s)), a the arc per step, and looks at
-    c with the world's z axis up.
+    uniform, as are (x, y); d is the unit vector of x t1 + y t2, where t1 = up x u and t2 = u x t1 span the tangent
+    plane. After s steps the camera is at c + r (u cos(a s) + d sin(a s)), a the arc per step, and looks at c with the
+    world's z axis up.
 
     Attributes:
         radius: r in metres.
@@ -146,7 +147,7 @@ class CameraShift(Shift):
         polar: (low, high) in radians, from the world's z axis down.
         x, y: (low, high) of the direction's parts along t1 and t2.
         arc: a, radians per control step; 0: the camera rests (Rand-Cam).
-        min_x, min_z: places below these (metres) are drawn again; None: all are taken.
+        min_x, min_z: places below these (metres) are redrawn; None: no bound.
         target: c in metres; None: the task's own.
         fovy: vertical field of view in degrees; None: that of the camera it replaces.
     """
@@ -180,10 +181,8 @@ class CameraShift(Shift):
             raise ConfigError(f"camera shift: expected fovy between 0 and 180 degrees, got {self.fovy}.")
 
     def draw(self, rng: np.random.Generator, target: Sequence[float] = (0.0, 0.0, 0.0)) -> CameraPath:
-        """The camera of one episode; ``target`` is used where the shift has none.
-
-        Raises:
-            ConfigError: no place on the sphere is allowed by ``min_x`` and ``min_z``.
+        """``target`` is used where the shift has none; a ConfigError where ``min_x`` and ``min_z`` exclude the whole
+        sphere.
         """
         c = np.asarray(target if self.target is None else self.target, np.float64)
         for _ in range(_MAX_DRAWS):
@@ -207,7 +206,7 @@ class CameraShift(Shift):
 
 @dataclass(frozen=True, eq=False)
 class CameraPath(Appearance):
-    """Where the camera of one episode is at every step, see :class:`CameraShift`."""
+    """The camera of one episode at every step, see :class:`CameraShift`."""
 
     target: StateArray
     start: StateArray
@@ -231,8 +230,9 @@ class CameraPath(Appearance):
 class ImageRotation(Shift):
     """The image turns about its centre (Aloha-Transfer; paper E.1).
 
-    The start angle is uniform, the sense of rotation a fair coin; after s steps the angle is start +- rate s. Corners
-    that the picture does not fill are black."""
+    The initial angle is uniform, the direction a fair coin; after s steps the angle is start +- rate s. Uncovered
+    corners are black.
+    """
 
     start: tuple[float, float] = (0.0, 360.0)  # (low, high) in degrees, counter-clockwise
     rate: float = 0.5  # degrees per control step
@@ -265,7 +265,7 @@ class RotationPath(Appearance):
 
 
 def rotate(image: ImageArray, degrees: float) -> ImageArray:
-    """A square picture turned counter-clockwise about its centre; corners that it does not fill are black."""
+    """A square image turned counter-clockwise about its centre; uncovered corners are black."""
     import cv2
 
     size = len(image)
@@ -297,11 +297,8 @@ lower half of its polar angles the table hides the task."""
 def parse_shift(text: str, adapt: Callable[[Shift], Shift] | None = None) -> Shift:
     """A shift from its name, with changed constants in brackets: ``dynamic``, ``dynamic(radius=1.2, arc=0.003)``.
 
-    Args:
-        adapt: what a simulator makes of a shift of :data:`SHIFTS` before constants are changed; None: it stays.
-
-    Raises:
-        ConfigError: an unknown name or constant, or a value that is no number.
+    ``adapt`` is applied to a shift of :data:`SHIFTS` before constants are changed. Unknown names and constants, and
+    values that are no numbers, are ConfigErrors.
     """
     name, bracket, rest = text.strip().partition("(")
     name = name.strip()
@@ -343,10 +340,8 @@ def _is_number(value: object) -> bool:
 def check_shift(
     simulator: str, shift: str, known: Sequence[str], adapt: Callable[[Shift], Shift] | None = None
 ) -> Shift:
-    """The shift of this name (:func:`parse_shift`), if the simulator draws it or one that changes the same.
-
-    Raises:
-        ConfigError: unknown in general, or to this simulator.
+    """The shift of this name (:func:`parse_shift`), if the simulator draws it or one that changes the same; else a
+    ConfigError.
     """
     name = shift.partition("(")[0].strip()
     if name not in known:
@@ -357,7 +352,7 @@ def check_shift(
 
 
 def changes_image(shift: str) -> bool:
-    """Whether this is a shift of the finished picture, which works with every simulator."""
+    """Whether this shift changes the finished image alone."""
     name = shift.partition("(")[0].strip()
     return name in SHIFTS and SHIFTS[name].changes == "image"
 
@@ -368,5 +363,5 @@ def is_plain(shift: str) -> bool:
 
 
 def appearance_rng(seed: int) -> np.random.Generator:
-    """The generator that an episode's appearance is drawn from: none that draws its initial state."""
+    """The generator of an episode's appearance, independent of that of its initial state."""
     return np.random.default_rng([seed, _APPEARANCE_STREAM])

@@ -1,4 +1,4 @@
-"""Whether recorded states and instructions come from what is installed now."""
+"""Whether recorded states and instructions match what is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRICT = ("gym-aloha", "robosuite")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Package -> installed version; packages that are not installed are left out."""
+    """Package -> installed version, without those not installed."""
     found = {}
     for package in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -28,16 +28,15 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def check_versions(data: Demonstrations, spec: SimulatorSpec, *, rendered: bool) -> str:
-    """Compare the versions that recorded the states with those that are installed, of ``spec.packages``.
+    """Compare the versions that recorded the states with the installed ones, of ``spec.packages``.
 
     Args:
-        data: where they declare no versions, nothing is compared; an unknown one is a warning.
+        data: undeclared versions are not compared; an unknown one is a warning.
         spec: of the simulator.
-        rendered: whether images are to be drawn from the states. Where recorded ones are used, any difference is a
-            warning.
+        rendered: whether images are to be drawn from the states; otherwise any difference is a warning.
 
     Returns:
-        A warning: which packages differ; empty where none does.
+        A warning that names the packages that differ; empty where none does.
 
     Raises:
         ConfigError: states are to be rendered, and a package of :data:`STRICT` differs in its major or minor version.
@@ -66,7 +65,7 @@ def check_versions(data: Demonstrations, spec: SimulatorSpec, *, rendered: bool)
 
 
 def _remedy(data: Demonstrations, spec: SimulatorSpec, package: str) -> str:
-    """What helps. To install the recorded version does not: a simulator runs on the versions that it is made for."""
+    """What helps. Installing the recorded version does not: a simulator runs only on the versions it is made for."""
     ways = [f"generate demonstrations with what is installed: classact data generate {spec.name}"]
     if data.images:
         ways.append("use the images that were recorded: --frames recorded")
@@ -83,10 +82,7 @@ def _remedy(data: Demonstrations, spec: SimulatorSpec, package: str) -> str:
 def check_language(versions: Mapping[str, str], spec: SimulatorSpec, what: str) -> None:
     """Refuse a simulator that embeds instructions otherwise than the data: no policy understands both embeddings.
 
-    Args:
-        versions: of the data (``Demonstrations.versions``).
-        spec: of the simulator; where it has no instructions, nothing is compared.
-        what: the data or run, for messages.
+    ``versions`` are the data's (``Demonstrations.versions``); ``what`` names the data or run in messages.
     """
     recorded, now, name = versions.get("language", UNKNOWN), spec.language_source, spec.name
     if not now or recorded in (UNKNOWN, now):

@@ -1,6 +1,6 @@
 """Readers: one module per format turns files into :class:`~classact.data.types.Demonstrations`.
 
-A new format is one module, with the members of :class:`Reader` and a line that registers it in :data:`READERS`.
+A new format is one module with the members of :class:`Reader`, registered in :data:`READERS`.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ EMBEDDED = ("pusht-expert", "embedded")
 
 
 class Reader(Protocol):
-    """What a format offers; that of most is a module.
+    """What a format offers, mostly as a module.
 
-    Where its data can say which simulator they come from, it also has ``declared_simulator(path)``: its registry name,
-    or "", found cheaply.
+    Where the data can say which simulator they come from, it also has ``declared_simulator(path)``: a cheap look-up of
+    its registry name, or "".
     """
 
     DESCRIPTION: str
     """One line: what files of this format look like."""
 
     def matches(self, path: Path) -> bool:
-        """Whether the existing ``path`` looks like this format. Cheap; damaged files of the format match as well."""
+        """Whether ``path`` looks like this format, even if damaged; cheap."""
 
     def read(self, path: Path, *, episodes: int | None = None) -> Demonstrations:
         """Read the first ``episodes`` demonstrations, all by default.
 
-        Images are memory maps, or an :class:`~classact.data.images.ImageSource`, which decodes none yet. Where a layout
-        file can declare what files hold, there is an argument ``layout``: its path.
+        Images are memory maps, or an :class:`~classact.data.images.ImageSource`. Formats with layout files also take
+        ``layout``, a path.
         """
 
 
@@ -69,7 +69,7 @@ def reader(name: str) -> Reader:
 
 
 def takes_layout(reader: Reader) -> bool:
-    """Whether a layout file can declare what files of this format hold."""
+    """Whether the format takes a layout file."""
     return "layout" in inspect.signature(reader.read).parameters
 
 
@@ -79,19 +79,19 @@ def read_demonstrations(
     episodes: int | None = None,
     layout: str | Path | None = None,
 ) -> Demonstrations:
-    """Read demonstrations from a path, whatever its format, or those that come with classact.
+    """Read demonstrations of any format, or those that come with classact.
 
     Args:
         source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
         episodes: only the first so many demonstrations.
-        layout: JSON file that declares which array is what, for formats that take one (Zarr stores:
+        layout: JSON file that declares which array is what (Zarr stores:
             :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
             :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
 
     Raises:
-        DataError: no such path, no known format, or data that cannot be used; the message names the file and field.
-        ConfigError: fewer than one episode asked for, or more than there are; a layout that cannot be read, or for a
-            format that takes none.
+        DataError: no such path, unknown format, or unusable data; names the file and field.
+        ConfigError: ``episodes`` below one or more than there are; a layout that is invalid, or that the format does
+            not take.
     """
     if isinstance(source, str) and source in EMBEDDED:
         from classact.data.readers.generated import load_embedded
@@ -126,9 +126,9 @@ def _read(path: Path, episodes: int | None, layout: Path | None) -> Demonstratio
 
 
 def declared_simulator(source: str | Path) -> str:
-    """Registry name of the simulator that demonstrations say they come from; empty where they say none.
+    """Registry name of the simulator that demonstrations declare; empty where they declare none.
 
-    Cheap: nothing but a header is read. What is wrong with the source shows when it is read.
+    Cheap: reads a header at most. Reading reports what is wrong with the source.
     """
     if isinstance(source, str) and source in EMBEDDED:
         return "pusht"
@@ -143,10 +143,10 @@ def declared_simulator(source: str | Path) -> str:
 
 
 def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
-    """A layout that people write, in a file or what is in one: a JSON object of a dataclass's fields, all optional.
+    """A layout from a file or its content: a JSON object of a dataclass's fields, all optional.
 
     Raises:
-        ConfigError: no such file, no JSON, unknown fields, or values of another kind.
+        ConfigError: no such file, no JSON, unknown fields, or values of another type.
     """
     try:
         value = json.loads(source.read_bytes() if isinstance(source, Path) else source)
@@ -160,12 +160,12 @@ def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
 
 
 def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:
-    """The first ``episodes`` demonstrations as views, nothing copied; all where None."""
+    """The first ``episodes`` demonstrations (None: all) as views."""
     return demonstrations if episodes is None else _some(demonstrations, "first", episodes)
 
 
 def last_episodes(demonstrations: Demonstrations, count: int) -> Demonstrations:
-    """The last ``count`` demonstrations as views, nothing copied; their episodes and steps count from 0 again."""
+    """The last ``count`` demonstrations as views; their episodes and steps count from 0 again."""
     return _some(demonstrations, "last", count)
 
 

@@ -1,15 +1,14 @@
 """ACT's and ALOHA's HDF5 files: a folder of ``episode_i.hdf5``.
 
 One file is one episode: ``/action`` and ``/observations/qpos`` (T, 14), both arms' joint positions, and
-``/observations/images/<camera>``, (T, H, W, 3) or, with the attribute ``compress``, (T, L) bytes of JPEG pictures
-filled up with zeros to one length (``/compress_len`` holds the true ones).
+``/observations/images/<camera>``, (T, H, W, 3) or, with the attribute ``compress``, (T, L) bytes of JPEG files padded
+with zeros (``/compress_len`` holds their lengths).
 
-Which channel is which in compressed pictures: ALOHA's recorder passes RGB arrays to OpenCV, which takes them for BGR;
-its readers decode with OpenCV and exchange nothing, so both errors cancel and RGB comes out. So it is here. Viewers of
-the JPEG bytes themselves see red and blue exchanged. Where a writer encoded true RGB, or recorded BGR, declare
-``{"bgr": true}`` in a layout.
+Channels of compressed images: ALOHA's recorder passes RGB arrays to OpenCV, which takes them for BGR; its readers
+decode with OpenCV and swap nothing, so both errors cancel, as they do here. Viewers of the JPEG bytes show red and blue
+swapped. Where a writer encoded true RGB, or recorded BGR, declare ``{"bgr": true}`` in a layout.
 
-States of the simulation are not recorded, so these episodes cannot be re-rendered.
+Simulator states are not recorded, so these episodes cannot be re-rendered.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ def matches(path: Path) -> bool:
 
 
 def declared_simulator(path: Path) -> str:
-    """ "aloha-transfer" where the (first) episode was simulated (attribute ``sim``) and is of its schema.
+    """ "aloha-transfer" where the (first) episode was simulated (attribute ``sim``) and has its schema.
 
-    ACT has two simulated tasks of one schema, told apart by the names of their folders alone: the insertion's says so.
+    ACT has two simulated tasks of one schema, told apart only by the names of their folders.
     """
     files = [path] if path.is_file() else h5.listed(path, _number)
     folder = path.absolute() if path.is_dir() else path.absolute().parent
@@ -57,7 +56,7 @@ def declared_simulator(path: Path) -> str:
             shapes = [getattr(root.get(name), "shape", ())[1:] for name in ("action", "observations/qpos")]
             return SIMULATOR if bool(root.attrs.get("sim", False)) and shapes == [(DIM,), (DIM,)] else ""
     except (ConfigError, DataError):
-        return ""  # what is wrong shows when the file is read
+        return ""  # read() reports what is wrong
 
 
 def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
@@ -65,12 +64,11 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
 
     Returns:
         Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",
-        no states, images at native resolution.
+            no states, images at native resolution.
 
     Raises:
-        DataError: a damaged file, missing groups, arrays that do not fit together, NaN, pictures that cannot be
-            decoded; the message names the file.
-        ConfigError: more episodes asked for than there are, a layout that cannot be read.
+        DataError: damage, missing groups, arrays that do not match, NaN, images that cannot be decoded; names the file.
+        ConfigError: more episodes than there are, an invalid layout.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     files = [path] if path.is_file() else h5.listed(path, _number, warn=True)

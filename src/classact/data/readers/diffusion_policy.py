@@ -1,9 +1,9 @@
 """Diffusion Policy's Zarr stores: ``data/{img, state, action, ...}`` and ``meta/episode_ends``, Zarr version 2.
 
-The layout is that of ``ReplayBuffer`` in https://github.com/real-stanford/diffusion_policy: every array of ``data`` has
-one row per step; ``meta/episode_ends`` is the cumulative number of steps. ``data/action[t]`` is taken at row t.
+As in ``ReplayBuffer`` of https://github.com/real-stanford/diffusion_policy, every array of ``data`` has one row per
+step; ``meta/episode_ends`` is the cumulative number of steps. ``data/action[t]`` is taken at row t.
 
-Which array is what, a :class:`ZarrLayout` declares: in Python, in a JSON file, or in ``classact.json`` in the store.
+A :class:`ZarrLayout` declares which array is what: in Python, in a JSON file, or in ``classact.json`` in the store.
 """
 
 from __future__ import annotations
@@ -34,12 +34,7 @@ _DECLARE = f"declare which array is what in a layout (--layout FILE.json, {LAYOU
 
 @dataclass(frozen=True)
 class Columns:
-    """An array, or some of its columns.
-
-    Attributes:
-        array: its name, as in :class:`ZarrLayout`.
-        columns: which columns, in the order wanted; None for all.
-    """
+    """An array, or the columns (None: all) wanted of it, in order; ``array`` is named as in :class:`ZarrLayout`."""
 
     array: str
     columns: tuple[int, ...] | None = None
@@ -47,7 +42,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class ZarrLayout:
-    """Which array of a store is what. What is not declared is not read; :data:`PUSH_T` is taken where there is none.
+    """Which array of a store is what; undeclared arrays are not read. The default is :data:`PUSH_T`.
 
     An array is named by its key in ``data``, or, with a slash, by its path in the store ("meta/language").
 
@@ -55,14 +50,14 @@ class ZarrLayout:
         data: group of the arrays with one row per step.
         episode_ends: path of the array of cumulative numbers of steps.
         action: the (N, D_a) actions.
-        action_space: what the D_a dimensions of an action mean; None: what D_a and the actions tell
+        action_space: what the D_a dimensions mean; None: what D_a and the actions suggest
             (:meth:`classact.data.schema.Schema.assumed`).
         state: the (N, D_s) full simulator states; None for data without (real robots).
-        proprioception: key, as the schema names it -> (N, D) or (N,) array, or columns of one. The order is that in
-            which they are concatenated to (D_p,).
+        proprioception: key, as in the schema -> (N, D) or (N,) array, or columns of one; concatenated in this order to
+            (D_p,).
         language: embedding of each episode's instruction: (E, D_l), or (N, D_l) with equal rows within an episode.
         cameras: camera name -> (N, H, W, 3) images.
-        find_cameras: take every other array of shape (N, H, W, 3) in ``data`` as a camera as well, named by its key.
+        find_cameras: every other array of shape (N, H, W, 3) in ``data`` is a camera as well, named by its key.
     """
 
     data: str = "data"
@@ -77,13 +72,10 @@ class ZarrLayout:
 
     @staticmethod
     def from_json(value: Any, where: str = "layout") -> ZarrLayout:
-        """A layout from JSON: an object of this class's fields, all optional.
+        """A layout from JSON: an object of this class's fields, all optional; a ConfigError for anything else.
 
         A proprioception key has the name of an array, or ``{"array": NAME, "columns": [0, 1]}``; ``action_space`` is a
         name of :data:`classact.data.actions.ACTION_SPACES`, or an :class:`~classact.data.actions.ActionSpace`.
-
-        Raises:
-            ConfigError: unknown fields, or values of another kind.
         """
         space = value.get("action_space") if isinstance(value, dict) else None
         if isinstance(space, str):
@@ -106,18 +98,16 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
-    """Read a store. Images are decoded when they are asked for.
+    """Read a store; images are decoded on demand.
 
     Args:
         path: folder, or ``.zarr.zip`` file.
         episodes: only the first so many demonstrations.
-        layout: which array is what, or a JSON file that says so; by default ``classact.json`` in the store, and where
-            there is none, Push-T's.
+        layout: which array is what, or a JSON file of it; by default ``classact.json`` in the store, else Push-T's.
 
     Raises:
-        DataError: missing or damaged files, arrays that do not fit together or not to what is declared, values that
-            cannot be used.
-        ConfigError: more episodes asked for than there are; a layout that cannot be read.
+        DataError: missing or damaged files, arrays that match neither each other nor the layout, unusable values.
+        ConfigError: more episodes than there are; an invalid layout.
     """
     store = Zarr2Store(path)
     if isinstance(layout, Path):
@@ -131,7 +121,7 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
 
 
 def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, Zarr2Array]]:
-    """Everything but the images; and their arrays."""
+    """Everything but the images, and the images' arrays."""
     layout = _push_t(store) if declared is None else declared
     action = _array(store, layout, layout.action)
     state = None if layout.state is None else _array(store, layout, layout.state)
@@ -170,11 +160,7 @@ def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Dem
 
 
 def _push_t(store: Zarr2Store) -> ZarrLayout:
-    """Push-T's layout, for a store that declares none and has Push-T's sizes.
-
-    Raises:
-        DataError: other sizes: it is of another robot.
-    """
+    """Push-T's layout, for a store that declares none; a DataError for sizes other than Push-T's."""
     assert PUSH_T.state is not None
     for name, size in ((PUSH_T.action, 2), (PUSH_T.state, 5)):
         array = _array(store, PUSH_T, name)
@@ -232,7 +218,7 @@ def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
 
 
 def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
-    """(E, D_l): one row for each episode, whether they are stored so or repeated at each step."""
+    """(E, D_l): one row per episode, whether stored so or repeated at each step."""
     values = _matrix(array)
     if len(values) not in (len(data), data.num_steps):
         raise DataError(
@@ -242,7 +228,7 @@ def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
     if len(values) == data.num_steps:
         first = values[data.episode_ends - data.lengths]
         rows = first[data.episode_index()]
-        # NaN is no difference here: Demonstrations reports it with its place.
+        # NaN is no difference here: Demonstrations reports where it is.
         differs = ((values != rows) & ~((values != values) & (rows != rows))).any(axis=1)
         if differs.any():
             step = int(np.argmax(differs))
@@ -268,7 +254,7 @@ def _matrix(array: Zarr2Array, *, flat: bool = False) -> NDArray[Any]:
 
 
 def _cast(values: NDArray[Any], dtype: type) -> NDArray[Any]:
-    # A float64 beyond float32 becomes infinite, which Demonstrations reports with its place.
+    # A float64 beyond float32 becomes infinite; Demonstrations reports where it is.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, dtype=dtype)
 
@@ -289,7 +275,7 @@ class ZarrImages(ImageSource):
     """A camera's images in the first ``steps`` rows of an array.
 
     Raises:
-        DataError: missing or truncated chunk files, or numbers that are not 0..255.
+        DataError: missing or truncated chunk files, or numbers other than 0..255.
     """
 
     def __init__(self, array: Zarr2Array, steps: int) -> None:
@@ -307,20 +293,20 @@ class ZarrImages(ImageSource):
             )
 
     def digest(self) -> str:
-        """Of the chunk files as they are stored."""
+        """Of the chunk files as stored."""
         return self._array.digest(len(self))
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """Rows of the array; numbers of other types than uint8 are converted, or refused by name."""
+        """Rows of the array; types other than uint8 are converted where exact."""
         return _to_uint8(self._array.read(start, stop), self._array, start)
 
 
 def _to_uint8(values: NDArray[Any], array: Zarr2Array, first: int) -> ImageArray:
-    """Convert whole numbers 0..255 of any dtype exactly; everything else is an error that says where and what."""
+    """Convert whole numbers 0..255 of any dtype exactly; anything else is an error that says where and what."""
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()
-    # Written so that NaN, which compares false with everything, fails it.
+    # Written so that NaN, which compares false with everything, fails.
     if low >= 0 and high <= 255:
         converted = values.astype(np.uint8)
         if values.dtype.kind != "f" or np.array_equal(converted, values):

@@ -1,19 +1,19 @@
-"""Demonstrations that ``classact data generate`` wrote: simulator states and actions, and images where asked for.
+"""Demonstrations that ``classact data generate`` wrote: simulator states and actions, and optionally images.
 
 A file NAME.npz, format "classact-demonstrations-2":
 
-* ``lengths``, ``seeds`` (E,) int64: steps, and the seed that ``reset`` starts the episode with;
-* ``states`` (N, D_s) float64, ``actions`` (N, D_a) and ``proprioception`` (N, D_p) float32, episodes one after another;
+* ``lengths``, ``seeds`` (E,) int64: steps, and the seed of the episode's ``reset``;
+* ``states`` (N, D_s) float64, ``actions`` (N, D_a) and ``proprioception`` (N, D_p) float32, episodes concatenated;
 * ``language`` (E, D_l) float32, where episodes have an instruction;
 * ``header``: JSON, see :func:`write`.
 
-With images it is a folder: ``demonstrations.npz``, one ``images-CAMERA.npy`` (N, H, W, 3) uint8 for each camera, read
-through a memory map, and ``checksums.json``.
+With images it is a folder: ``demonstrations.npz``, an ``images-CAMERA.npy`` (N, H, W, 3) uint8 per camera, read through
+a memory map, and ``checksums.json``.
 
-The demonstrations that come with classact, our Push-T expert's, are in "classact-demonstrations-1", which is smaller:
-integers, differences from step to step within each episode. ``actions`` (N, 2) int16 are in 1/8 px, of which the expert
-executes multiples; ``states`` (N, 5) int32 in 1/1024 px and 1/65536 rad, within 0.0005 px and 0.00001 rad of what the
-simulator had. ``sims/experts`` made them and can make them again; the header says with which settings and versions.
+The demonstrations in the package, of our Push-T expert, are in the smaller "classact-demonstrations-1": integer
+differences from step to step. ``actions`` (N, 2) int16 are in 1/8 px, of which the expert executes multiples;
+``states`` (N, 5) int32 in 1/1024 px and 1/65536 rad, within 0.0005 px and 0.00001 rad of the simulator's. The header
+has the settings and versions with which ``sims/experts`` can make them again.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Images:
     Attributes:
         shift: the visual shift that they show.
         size: side in pixels.
-        seed: what appearances are drawn from (:func:`classact.sims.rendering.appearance_seed`).
+        seed: of the appearances (:func:`classact.sims.rendering.appearance_seed`).
         cameras: views.
-        draw: called with a camera's name and its (N, size, size, 3) uint8 memory map, to be filled.
+        draw: fills a camera's (N, size, size, 3) uint8 memory map, given its name and the map.
     """
 
     shift: str
@@ -84,12 +84,13 @@ def write(
     """Write demonstrations, whole or not at all.
 
     Args:
-        out: the file (.npz); the folder where there are images.
-        data: with states; their images are not stored, those that ``images`` draws are.
-        seeds: (E,) that the episodes were started with.
+        out: the file (.npz); a folder where there are images.
+        data: with states; only the images of ``images`` are stored.
+        seeds: (E,) of the episodes' initial states.
         instructions: (E,) in words; empty where the task has none.
-        facts: further entries of the header, beside simulator, versions, schema, instructions and what ``images`` show.
-        images: what to store beside the states.
+        facts: further entries of the header, beside simulator, versions, schema, instructions and a description of
+            ``images``.
+        images: to store beside the states.
     """
     assert data.states is not None
     header: dict[str, Any] = {
@@ -135,7 +136,7 @@ def write_pusht(
     states: Sequence[StateArray],
     actions: Sequence[StateArray],
 ) -> None:
-    """Write format 1: states (L, 5) and actions (L, 2) of each episode, float64, actions multiples of 1/8 px."""
+    """Write format 1: float64 states (L, 5) and actions (L, 2), multiples of 1/8 px, of each episode."""
     units = {"action_units": ACTION_UNITS.tolist(), "state_units": STATE_UNITS.tolist()}
     arrays: dict[str, NDArray[Any]] = {
         "seeds": np.array(seeds, dtype=np.int64),
@@ -188,7 +189,7 @@ def matches(path: Path) -> bool:
 
 
 def declared_simulator(path: Path) -> str:
-    """Registry name in the header; empty where it cannot be read, which :func:`read` says clearly."""
+    """Registry name in the header; empty where it cannot be read, which :func:`read` reports."""
     try:
         return str(read_header(path).get("simulator", ""))
     except DataError:
@@ -196,11 +197,11 @@ def declared_simulator(path: Path) -> str:
 
 
 def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
-    """Read what :func:`write` wrote. Checksums are verified, which for a folder means reading its images once.
+    """Read what :func:`write` wrote; verifies checksums, which reads a folder's images once.
 
     Raises:
         DataError: damaged, incomplete, another file, or another version's format.
-        ConfigError: more episodes asked for than there are.
+        ConfigError: more episodes than there are.
     """
     name = path.name.removesuffix(".npz")
     if path.is_dir():
@@ -244,13 +245,13 @@ def load_embedded() -> Demonstrations:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """How a file or folder came about: its header and ``seeds``. Nothing else is decompressed or checked."""
+    """The header and ``seeds`` of a file or folder; nothing else is decompressed or checked."""
     header, arrays = _load(path / FILE if path.is_dir() else path, ("seeds",))
     return {**header, "seeds": arrays["seeds"].tolist()}
 
 
 def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and arrays: all of them, or those named in ``only``."""
+    """Header and arrays, optionally only those named in ``only``."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             found = list(content)

@@ -1,7 +1,4 @@
-"""What the readers of HDF5 files share: files that say what is wrong with them, checked arrays, layouts.
-
-Images are next door, in :mod:`classact.data.readers.hdf5_images`.
-"""
+"""What the readers of HDF5 files share: errors that name the file, checked arrays, layouts."""
 
 from __future__ import annotations
 
@@ -38,15 +35,15 @@ _LARGEST = 1e18
 
 @dataclass(frozen=True)
 class Hdf5Layout:
-    """What a reader of HDF5 files may be told. All optional; a reader refuses what it has no use for.
+    """What a reader of HDF5 files may be told, all optional; a reader refuses what it has no use for.
 
     Attributes:
         filter: name of a list of demonstrations in ``mask``; only these are read (robomimic).
-        cameras: camera name -> key of its images; None: every array of images, named by what the format calls it.
-        accept: packages whose recorded version is not to be compared with the installed one, by who has seen that the
-            recorded states look right in it; it is then not recorded (robomimic, LIBERO).
-        bgr: whether images come out with red and blue exchanged, and are to be exchanged once more (ALOHA: files whose
-            writer encoded true RGB or recorded BGR).
+        cameras: camera name -> key of its images; None: every array of images, named as in the format.
+        accept: packages whose recorded version is not compared with the installed one, for recorded states known to
+            look right in it; the version is then not recorded (robomimic, LIBERO).
+        bgr: whether decoded images have red and blue swapped, to be swapped back (ALOHA: files whose writer encoded
+            true RGB or recorded BGR).
     """
 
     filter: str | None = None
@@ -56,7 +53,7 @@ class Hdf5Layout:
 
 
 def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hdf5Layout:
-    """The layout that a reader goes by: given, in a file, or the default. It must not use fields beside ``takes``."""
+    """The layout in use, given, from a file or the default; it must not set fields other than ``takes``."""
     where = "layout"
     if isinstance(layout, Path):
         where = f"layout {layout}"
@@ -68,7 +65,7 @@ def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hd
 
 
 def versions(found: str, layout: Hdf5Layout) -> dict[str, str]:
-    """What to record as the versions that decided the states, given robosuite's."""
+    """The versions to record for the states, given robosuite's."""
     return {} if "robosuite" in layout.accept else {"robosuite": found}
 
 
@@ -76,18 +73,15 @@ def versions(found: str, layout: Hdf5Layout) -> dict[str, str]:
 
 
 def is_hdf5_name(path: Path) -> bool:
-    """Whether a path is a file that is named like an HDF5 file."""
+    """Whether a path is a file named like HDF5."""
     return path.suffix in SUFFIXES and path.is_file()
 
 
 def listed(folder: Path, key: Callable[[Path], Any], *, warn: bool = False) -> list[Path]:
-    """The files of a folder that ``key`` knows, in its order. Hidden ones (macOS's ``._NAME``) are none.
+    """The files of a folder for which ``key`` is not None, in its order, without hidden ones (macOS's ``._NAME``).
 
-    ``key`` is None of a file that is not meant; ``warn`` logs those that are named like HDF5, so that no episode is
-    missed in silence.
-
-    Raises:
-        DataError: two files of one key, such as episode_1.hdf5 and episode_01.hdf5.
+    ``warn`` logs other files named like HDF5, so that no episode is missed silently. Two files of one key, such as
+    episode_1.hdf5 and episode_01.hdf5, are a DataError.
     """
     found: dict[Any, Path] = {}
     others = []
@@ -114,7 +108,7 @@ def listed(folder: Path, key: Callable[[Path], Any], *, warn: bool = False) -> l
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """An HDF5 file for reading; whatever HDF5 says against it, also while it is open, is a DataError that names it."""
+    """An HDF5 file for reading; any HDF5 error, also while it is open, is a DataError that names it."""
     import h5py
 
     try:
@@ -139,7 +133,7 @@ def open_file(path: Path) -> Iterator[Any]:
     try:
         with file:
             yield file
-    except (OSError, RuntimeError) as problem:  # what h5py raises for damaged chunks and broken links
+    except (OSError, RuntimeError) as problem:  # h5py's errors for damaged chunks and broken links
         if is_from_system(problem):
             raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None
@@ -151,7 +145,7 @@ def where(node: Any) -> str:
 
 
 def group(parent: Any, name: str, meaning: str) -> Any:
-    """A group in another; where it is missing, the error names what is there instead."""
+    """A group in another; if missing, the error lists what is there instead."""
     import h5py
 
     found = parent.get(name)
@@ -177,10 +171,10 @@ def numbered(parent: Any, prefix: str, meaning: str) -> list[str]:
 
 
 def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None = None) -> NDArray[np.float64]:
-    """(L, D) float64 of a dataset of numbers in a group; L (the number of actions) and D where they are known.
+    """(L, D) float64 of a dataset in a group; L (the number of actions) and D where known.
 
     Raises:
-        DataError: missing, of another shape, no numbers, not finite, or larger than anything that a robot measures.
+        DataError: missing, of another shape, not numbers, not finite, or larger than anything a robot measures.
     """
     import h5py
 
@@ -211,7 +205,7 @@ def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None 
 def text(attributes: Any, name: str) -> str | None:
     """A text attribute, None where there is none."""
     value = attributes.get(name)
-    if isinstance(value, str):  # h5py passes on bytes that are no UTF-8
+    if isinstance(value, str):  # h5py passes on bytes that are not UTF-8
         value = value.encode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -253,7 +247,7 @@ class Recording:
 
 
 def joined_states(recordings: Sequence[Recording]) -> StateArray | None:
-    """(N, D_s) float64 of all demonstrations, which all have states of one size, or none: then None."""
+    """(N, D_s) float64 of all demonstrations; None unless all have states, of one size."""
     sizes = [None if part.states is None else part.states.shape[1] for part in recordings]
     for part, size in zip(recordings, sizes, strict=True):
         if size != sizes[0]:

@@ -23,12 +23,12 @@ class Frames:
 
     Attributes:
         path, dataset: the file, and the dataset's path in it.
-        rows: how many of its images count, from the first on.
+        rows: how many of its images count, from the first.
         shape: (H, W, 3).
         chunk: how many are compressed together.
-        jpeg: whether rows are the bytes of JPEG pictures.
+        jpeg: whether rows are JPEG files.
         flip: whether they are stored upside down.
-        bgr: whether red and blue are to be exchanged.
+        bgr: whether red and blue are swapped.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Frames:
                     digest.update(np.ascontiguousarray(dataset[start : start + block_rows(dataset.shape)]).data)
                 return digest.hexdigest()
             digest.update(repr((dataset.chunks, dataset.compression, dataset.shuffle, dataset.scaleoffset)).encode())
-            for place in dataset.iter_chunks():  # compressed as they are, which is faster than what they decode to
+            for place in dataset.iter_chunks():  # compressed as they are: faster than decoding
                 offset = tuple(part.start for part in place)
                 if offset[0] < self.rows and dataset.id.get_chunk_info_by_coord(offset).byte_offset is not None:
                     digest.update(repr(offset).encode() + dataset.id.read_direct_chunk(offset)[1])
@@ -75,7 +75,7 @@ def is_images(dataset: Any) -> bool:
 def frames(
     parent: Any, key: str, rows: int, used: int | None = None, *, flip: bool = False, bgr: bool = False
 ) -> Frames:
-    """The (L, H, W, 3) images ``key`` of a group, where L is ``rows``, the number of actions, and ``used`` count.
+    """The (L, H, W, 3) images ``key`` of a group, for L = ``rows`` actions, of which ``used`` count.
 
     Raises:
         DataError: missing, no images, or not one per action.
@@ -96,7 +96,7 @@ def frames(
 
 
 def jpeg_frames(parent: Any, key: str, rows: int, *, bgr: bool = False) -> Frames:
-    """The (L, B) bytes of JPEG pictures ``key`` of a group, with zeros behind each; the first must be decodable."""
+    """The (L, B) JPEG files ``key`` of a group, padded with zeros; the first must be decodable."""
     dataset = parent[key]
     _check_count(parent, key, dataset, rows)
     shape = _picture(dataset[0], f"{h5.where(parent)}/{key}", None).shape
@@ -120,7 +120,7 @@ def _chunk(dataset: Any) -> int:
 
 
 def _picture(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any:
-    """(H, W, 3) of a JPEG picture with zeros behind it, channels in the order in which OpenCV was given them."""
+    """(H, W, 3) of a zero-padded JPEG file, channels in the order in which OpenCV was given them."""
     import cv2
 
     image = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR) if data.any() else None
@@ -152,7 +152,7 @@ class Hdf5Images(ImageSource):
             self.decoder = f"opencv {cv2.__version__}"
 
     def digest(self) -> str:
-        """Of all datasets as they are stored, remembered for as long as the files' stamps stay."""
+        """Of all datasets as stored, remembered while the files' stamps stay."""
         stamps = {str(path.resolve()): file_stamp(path) for path in {part.path for part in self.parts}}
         meant = [[str(value) for value in vars(part).values()] for part in self.parts]
 
@@ -168,7 +168,7 @@ class Hdf5Images(ImageSource):
             yield from ((start, min(start + rows, end)) for start in range(first, end, rows))
 
     def decode(self, start: int, stop: int) -> ImageArray:
-        """Images of one demonstration after another, whichever they lie in."""
+        """Rows may span demonstrations."""
         found = []
         while start < stop:
             number = int(np.searchsorted(self._ends, start, side="right"))
@@ -187,9 +187,9 @@ def demonstrations(
     schema: Schema,
     **known: Any,
 ) -> Demonstrations:
-    """Recordings, one after another, as demonstrations; ``images`` are those of each camera in each of them.
+    """Concatenated recordings as demonstrations, with ``images`` of each camera per recording.
 
-    ``known`` are further fields of :class:`Demonstrations`: states and what they are of, language.
+    ``known`` are further fields of :class:`Demonstrations`: states and their meaning, language.
     """
     return Demonstrations(
         name=name.replace("_", "-"),

@@ -1,8 +1,8 @@
-"""Where the gripper of a recorded simulation was: forward kinematics of the model that stands in the data.
+"""Forward kinematics of the MJCF model stored with a recording: where its gripper was.
 
-robosuite's recordings (robomimic, MimicGen, LIBERO) hold the MJCF model of each demonstration beside its states. The
-pose of the arm's grip site, the point that robosuite controls, follows from the two alone: neither observations nor an
-installed simulator are needed, and the file's own model is the one that was recorded, whatever its version.
+robosuite's recordings (robomimic, MimicGen, LIBERO) hold each demonstration's MJCF model beside its states. The pose of
+the arm's grip site, the point that robosuite controls, follows from the two, without observations or an installed
+simulator, whatever the recording's version.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Frame:
-    """A body's place in its parent, (3,) and (3, 3), and the joints that move it: (name, type, axis, anchor, qpos)."""
+    """A body's pose in its parent, (3,) and (3, 3), and the joints that move it: (name, type, axis, anchor, qpos)."""
 
     position: F64
     rotation: F64
@@ -47,8 +47,7 @@ class ArmModel:
 
     Attributes:
         nq, nv: sizes of qpos and qvel; a recorded state [time, qpos, qvel] has 1 + nq + nv numbers.
-        arm: qpos addresses of the arm's joints.
-        fingers: qpos addresses of the gripper's joints.
+        arm, fingers: qpos addresses of the arm's and of the gripper's joints.
 
     Raises:
         DataError: no MJCF, no grip site, or orientations in a form that MuJoCo does not save.
@@ -95,7 +94,7 @@ class ArmModel:
                 if kind == "slide":
                     position = position + (rotation @ (value * axis)[..., None])[..., 0]
                 else:
-                    # A hinge turns about its anchor, which stays where it is.
+                    # A hinge turns about its anchor, which stays fixed.
                     turned = rotation @ axis_angle_to_matrix(value * axis)
                     position = position + (rotation - turned) @ anchor
                     rotation = turned

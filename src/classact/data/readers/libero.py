@@ -1,13 +1,12 @@
 """LIBERO's HDF5 files: one ``*_demo.hdf5`` per task, or a folder of them.
 
-What differs from robomimic's layout, which they resemble:
+Differences from robomimic's similar layout:
 
-- Images are stored as OpenGL draws them, upside down (attribute ``macros_image_convention``: "opengl"). They are turned
-  upright, once. Files that say "opencv" are upright already.
-- LIBERO's script writes into row t what was observed *after* action t, but the state *before* it. Demonstrations hold
-  what an action was taken at, so observations then go with the actions and states of the next row, and the last
-  observation and first action of each demonstration are left out. Re-generated files often pair them properly. Which
-  it is, the joint positions tell, which are in observations and states alike.
+- Images are upside down, as OpenGL draws them (attribute ``macros_image_convention``: "opengl"), and are turned
+  upright; "opencv" files are upright already.
+- LIBERO's script writes into row t what was observed *after* action t, but the state *before* it. Observations then go
+  with the actions and states of the next row, and each demonstration's last observation and first action are left out.
+  Regenerated files often pair them properly; the joint positions, in observations and states alike, tell which.
 - ``ee_states`` is the grip site's position and the axis-angle rotation of the *hand*
   (:mod:`classact.data.readers.osc`).
 
@@ -66,7 +65,7 @@ F64 = NDArray[np.float64]
 
 
 def matches(path: Path) -> bool:
-    """A file that says which problem it is of, or cannot be opened and is named so; a folder of files named so."""
+    """A file that declares its problem, or is named so and cannot be opened; a folder of files named so."""
     if path.is_dir():
         return any(_named(entry) for entry in path.iterdir())
     if not h5.is_hdf5_name(path):
@@ -89,12 +88,12 @@ def declared_simulator(path: Path) -> str:
         with h5.open_file(files[0]) as file:
             return SIMULATOR if _task_name(files[0], file["data"]) in TASKS else ""
     except (ConfigError, DataError, KeyError, IndexError):
-        return ""  # what is wrong shows when the file is read
+        return ""  # read() reports what is wrong
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A file's demonstrations; ``assumed``: of some, no states tell which row an observation belongs to."""
+    """A file's demonstrations; ``assumed``: for some, no states tell which row an observation belongs to."""
 
     name: str
     instruction: str
@@ -113,19 +112,19 @@ def read(
 ) -> Demonstrations:
     """Read a file, or all ``*_demo.hdf5`` of a folder: LIBERO-Object's tasks in the benchmark's order, others by name.
 
-    ``layout`` declares ``cameras`` and ``accept``. ``embed`` turns an instruction into numbers, by default
+    ``layout`` declares ``cameras`` and ``accept``. ``embed`` embeds an instruction, by default
     :func:`classact.data.language.embed_instruction`.
 
     Returns:
-        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, language, upright
-        images of cameras "agentview" and "wrist". ``simulator`` is "libero-object", with (N, D_s) states [task, time,
-        qpos, qvel], where all tasks are of LIBERO-Object; else empty, with states [time, qpos, qvel], None where tasks
-        differ in their size.
+        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, language, upright images
+            of cameras "agentview" and "wrist". Where all tasks are of LIBERO-Object, ``simulator`` is "libero-object",
+            with (N, D_s) states [task, time, qpos, qvel]; else empty, with states [time, qpos, qvel], None where tasks
+            differ in their size.
 
     Raises:
-        DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
-            OSC_POSE; the message names file and demonstration.
-        ConfigError: more episodes asked for than there are, a layout that cannot be read.
+        DataError: damage, missing groups or keys, arrays that do not match, NaN, controllers other than OSC_POSE; names
+            file and demonstration.
+        ConfigError: more episodes than there are, an invalid layout.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     files = [path] if path.is_file() else h5.listed(path, _order, warn=True)
@@ -201,16 +200,16 @@ def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
 
 
 def _task_name(path: Path, data: Any) -> str:
-    """As the benchmark names it: the BDDL file's name, or the file's own."""
+    """The benchmark's name: that of the BDDL file, or of the file itself."""
     bddl = h5.text(data.attrs, "bddl_file_name")
     return PurePosixPath(bddl).stem if bddl else path.stem.removesuffix(_ENDING)
 
 
 def _instruction(data: Any, task: str) -> str:
-    """What the benchmark says: a task's name in words, which the simulator's observations hold too.
+    """The benchmark's instruction, a task's name in words, as in the simulator's observations.
 
-    The files say it in other words ("pick the ketchup ..." for "pick up the ketchup ..."), which would have other
-    embeddings. They count for tasks that are not of LIBERO-Object.
+    The files word it differently ("pick the ketchup ..." for "pick up the ketchup ..."), which would have another
+    embedding. Theirs is used for tasks outside LIBERO-Object.
     """
     if task in TASKS:
         return task.replace("_", " ")
@@ -227,7 +226,7 @@ def _instruction(data: Any, task: str) -> str:
 
 
 def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bool]:
-    """A demonstration, by how many rows its observations came late (0 or 1), and whether its states told."""
+    """A demonstration, by how many rows its observations are late (0 or 1), and whether its states tell."""
     commands = h5.matrix(demo, "actions", COMMAND_DIM)
     rows = len(commands)
     states = h5.matrix(demo, "states", rows=rows) if "states" in demo else None

@@ -1,19 +1,17 @@
-"""What robosuite's operational space controller was told: its 7-D commands as absolute 10-D poses.
+"""robosuite's operational space controller: its 7-D commands as absolute 10-D poses.
 
 A command is [position 3, axis-angle 3, gripper 1]. The controller drives the grip site, in world axes, to a goal:
 
 - *absolute* commands (``control_delta: false``): the position and the rotation themselves, unscaled;
 - *delta* commands a, clipped to the controller's input range and scaled to its output range (usually 1 -> 0.05 m and
-  0.5 rad): position + 0.05 a[:3] and R(0.5 a[3:6]) R_site, with position and R_site of the site when the command comes.
+  0.5 rad): position + 0.05 a[:3] and R(0.5 a[3:6]) R_site, with the site's current position and R_site.
 
-Since robosuite 1.5 differences may be meant in the axes of the robot's base (``input_ref_frame``). They are taken for
-the world's: robosuite's single arms stand unrotated.
+Since robosuite 1.5 differences may be in the axes of the robot's base (``input_ref_frame``), taken for the world's:
+robosuite's single arms stand unrotated. Before 1.5 a delta whose three rotations are exactly 0 keeps the rotation of
+the last goal, not of the site; so it is here.
 
-Before robosuite 1.5 a delta whose three rotations are exactly 0 leaves the goal's rotation where it was: the last goal,
-not the site's rotation of the timestep. That too is what the controller was told, and so it is here.
-
-``robot0_eef_quat`` is no rotation of the site. It is that of the hand's body, which the Panda's gripper is mounted on
-by a quarter turn (:data:`HAND_TO_SITE`), although ``robot0_eef_pos`` is the site's (robosuite issue 298).
+``robot0_eef_quat`` is not the site's rotation but that of the hand's body, a quarter turn away (:data:`HAND_TO_SITE`),
+although ``robot0_eef_pos`` is the site's (robosuite issue 298).
 
 The paper uses absolute poses throughout (section D): position 3, 6-D rotation 6, gripper 1.
 """
@@ -45,10 +43,10 @@ class Controller:
     """How commands become goals.
 
     Attributes:
-        absolute: whether commands are goals, or differences from where the site is.
+        absolute: whether commands are goals, or differences from the site's pose.
         low, high: (6,) range that differences are clipped to.
         output_low, output_high: (6,) what the ends of that range mean, in metres and radians.
-        holds: whether a difference without rotation leaves the goal's rotation as it was (robosuite before 1.5).
+        holds: whether a difference without rotation keeps the goal's rotation (robosuite before 1.5).
     """
 
     absolute: bool
@@ -60,9 +58,9 @@ class Controller:
 
     @staticmethod
     def from_json(value: Any, where: str) -> Controller:
-        """From ``controller_configs`` of a recording: a part's settings, or since robosuite 1.5 a composite of parts.
+        """From a recording's ``controller_configs``: a part's settings, or since robosuite 1.5 a composite of parts.
 
-        It must be an operational space controller for one arm's pose, in a frame whose place is known.
+        It must be an operational space controller of one arm's pose, in a known frame.
         """
         part, composite = _arm(value)
         kind = part.get("type")
@@ -102,11 +100,9 @@ class Controller:
         return Controller(absolute, limits[0], limits[1], limits[2], limits[3], holds=not composite)
 
     def poses(self, commands: F64, position: F64, rotation: F64) -> F64:
-        """(L, 10) absolute poses [position, 6-D rotation in rows, gripper] of (L, 7) commands of one demonstration.
+        """(L, 10) absolute poses [position, 6-D rotation in rows, gripper] of (L, 7) recorded commands.
 
-        Args:
-            commands: as recorded.
-            position, rotation: (L, 3) and (L, 3, 3) of the grip site when each command came.
+        ``position`` (L, 3) and ``rotation`` (L, 3, 3) are those of the grip site at each command.
         """
         if self.absolute:
             goal, turned = commands[:, :3], axis_angle_to_matrix(commands[:, 3:6])
@@ -116,7 +112,7 @@ class Controller:
             delta = (clipped - (self.high + self.low) / 2) * scale + (self.output_high + self.output_low) / 2
             goal, turned = position + delta[:, :3], axis_angle_to_matrix(delta[:, 3:]) @ rotation
             if self.holds:
-                # The row whose goal holds at each step; before the first rotation it is where the site was at first.
+                # The row whose goal holds at each step; before the first rotation it is the site's initial rotation.
                 moves = (delta[:, 3:] != 0).any(axis=1)
                 turned[0] = turned[0] if moves[0] else rotation[0]
                 turned = turned[np.maximum.accumulate(np.where(moves, np.arange(len(moves)), 0))]
@@ -124,7 +120,7 @@ class Controller:
 
 
 def _arm(value: Any) -> tuple[Mapping[str, Any], bool]:
-    """The settings of the (right) arm's controller, and whether they were part of a composite."""
+    """Settings of the (right) arm's controller, and whether they were part of a composite."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, Mapping):
@@ -138,15 +134,15 @@ def _arm(value: Any) -> tuple[Mapping[str, Any], bool]:
 
 
 def site_rotation(hand: F64) -> F64:
-    """(..., 3, 3) rotations of the grip site, of those of the hand's body."""
+    """(..., 3, 3) rotations of the grip site, from those of the hand's body."""
     return hand @ HAND_TO_SITE
 
 
 def at_gripper(commands: F64, position: F64, rotation: F64) -> bool:
-    """Whether (L, 7) commands, read as poses, all lie within 0.3 m and 1 rad of the grip site, as poses do.
+    """Whether (L, 7) commands, read as poses, all lie within 0.3 m and 1 rad of the grip site.
 
-    Differences on a table do not: they are at most 1, of either sign, where the site is about 1 m above the floor; and
-    as rotations they are at most 1.8 rad, where a gripper that points down is turned by about pi.
+    Differences do not: they are at most 1, of either sign, where the site is about 1 m above the floor; and rotations
+    of at most 1.8 rad, where a gripper that points down is turned by about pi.
     """
     near = np.linalg.norm(commands[:, :3] - position, axis=1).max() < 0.3
     return bool(near and geodesic_distance(axis_angle_to_matrix(commands[:, 3:6]), rotation).max() < 1.0)

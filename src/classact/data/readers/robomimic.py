@@ -1,14 +1,13 @@
 """robomimic's and MimicGen's HDF5 files of robosuite tasks: ``data/demo_i`` with ``env_args``; one file, one task.
 
-https://robomimic.github.io/docs/datasets/overview.html says what they hold. ``obs/<key>`` is observed before
-``actions`` of the same row are taken, images are uint8 and upright. Raw files (as collected, or ``demo.hdf5`` as
-downloaded) hold states and the model alone: everything about the robot then follows from these
-(:mod:`classact.data.readers.kinematics`), and images are rendered from the states.
+Format: https://robomimic.github.io/docs/datasets/overview.html. ``obs/<key>`` is observed before ``actions`` of the
+same row are taken, images are uint8 and upright. Raw files (as collected, or ``demo.hdf5`` as downloaded) hold only
+states and the model: the robot's pose follows from these (:mod:`classact.data.readers.kinematics`), and images are
+rendered.
 
-Actions become absolute 10-D poses of the grip site, as the paper uses them (section D), whether they were recorded as
-differences or as poses; :mod:`classact.data.readers.osc` says how. Diffusion Policy's conversion
-(``..._abs.hdf5``) writes poses and leaves ``env_args`` saying that they are differences, so that the numbers are asked
-as well.
+Recorded differences or poses become absolute 10-D poses of the grip site (section D), see
+:mod:`classact.data.readers.osc`. Diffusion Policy's conversion (``..._abs.hdf5``) writes poses but leaves ``env_args``
+at differences, so the numbers are checked, too.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class Environment:
     """Where a file's demonstrations were recorded.
 
     Attributes:
-        name: of the environment; empty where the file does not say.
+        name: of the environment; empty where unknown.
         version: of robosuite, or "unknown".
-        controller: how actions are meant; None where the file does not say.
-        robots: robosuite's names of them; none where the file does not say.
+        controller: how actions are meant; None where unknown.
+        robots: robosuite's names of them; empty where unknown.
     """
 
     name: str
@@ -80,30 +79,30 @@ class Environment:
 
 
 def matches(path: Path) -> bool:
-    """A file named like HDF5; listed behind the formats that have a sign of their own."""
+    """A file named like HDF5; tried after the formats with a signature of their own."""
     return h5.is_hdf5_name(path)
 
 
 def declared_simulator(path: Path) -> str:
-    """classact's name of the simulator that a file's states belong to; empty where that is not known."""
+    """Name of the simulator of a file's states; empty where unknown."""
     try:
         with h5.open_file(path) as file:
             return SIMULATORS.get(Environment.of(file["data"]).name, "")
     except (ConfigError, DataError, KeyError):
-        return ""  # what is wrong shows when the file is read
+        return ""  # read() reports what is wrong
 
 
 def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
     """Read a file; ``layout`` declares ``filter`` (a list in ``mask``), ``cameras`` and ``accept``.
 
     Returns:
-        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states
-        [time, qpos, qvel], images at native resolution; ``simulator`` as in :data:`SIMULATORS`, empty for others.
+        Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states [time,
+            qpos, qvel], images at native resolution; ``simulator`` as in :data:`SIMULATORS`, else empty.
 
     Raises:
-        DataError: a damaged file, missing groups or keys, arrays that do not fit together, NaN, controllers other than
-            OSC_POSE; the message names file and demonstration.
-        ConfigError: more episodes asked for than there are, an unknown filter, a layout that cannot be read.
+        DataError: damage, missing groups or keys, arrays that do not match, NaN, controllers other than OSC_POSE; names
+            file and demonstration.
+        ConfigError: more episodes than there are, an unknown filter, an invalid layout.
     """
     chosen = h5.resolve_layout(layout, _LAYOUT)
     with h5.open_file(path) as file:
@@ -146,7 +145,7 @@ def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
 
 
 def controller_of(data: Any, environment: Environment) -> Controller:
-    """How the actions in group ``data`` are meant; the file must say so, for the pose of one Panda."""
+    """How the actions in group ``data`` are meant; they must be poses of one Panda."""
     if environment.robots and not (len(environment.robots) == 1 and environment.robots[0].endswith("Panda")):
         raise DataError(
             f"{h5.where(data)}: was recorded with the robots {', '.join(environment.robots)}, expected one Panda: of "
@@ -173,7 +172,7 @@ class Raw:
     states: F64 | None
 
     def recording(self, controller: Controller) -> h5.Recording:
-        """With actions as absolute poses, and proprioception as :data:`~classact.data.readers.osc.PROPRIOCEPTION`."""
+        """With absolute poses as actions, and proprioception as :data:`~classact.data.readers.osc.PROPRIOCEPTION`."""
         return h5.Recording(
             self.where,
             controller.poses(self.commands, self.position, self.rotation),
@@ -194,7 +193,7 @@ def _robot(demo: Any, steps: int, states: F64 | None) -> tuple[F64, F64, F64, F6
     needed = ("robot0_eef_pos", "robot0_eef_quat", "robot0_joint_pos", "robot0_gripper_qpos")
     missing = [key for key in needed if obs is None or key not in obs]
     if not missing:
-        # Since robosuite 1.5 the site's rotation is observed as well; what came before, see the module osc.
+        # robosuite 1.5 observes the site's rotation; for earlier versions see the module osc.
         if "robot0_eef_quat_site" in obs:
             rotation = quaternion_to_matrix(h5.matrix(obs, "robot0_eef_quat_site", 4, steps))
         else:

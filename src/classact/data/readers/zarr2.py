@@ -1,8 +1,7 @@
 """Arrays of a Zarr version 2 store (a folder or a ``.zip``), read so that no damage passes for data.
 
-The zarr library (3.1) returns the fill value where a chunk file is missing, and Blosc decodes a truncated chunk to
-garbage without complaint. So every chunk file is looked at before anything is decoded, and decoding goes chunk by
-chunk, so that an error names the file.
+The zarr library (3.1) returns the fill value for missing chunk files, and Blosc decodes a truncated chunk to garbage.
+So every chunk file is checked before decoding, which goes chunk by chunk so that errors name the file.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ _BLOSC_HEADER = 16
 
 
 class Zarr2Store:
-    """Read access to a store's folder or zip file, open for as long as one of its arrays is in use.
+    """Read access to a store's folder or zip file, open as long as one of its arrays is in use.
 
     Raises:
-        DataError: the zip file is truncated or damaged; the store is of another Zarr version.
+        DataError: a truncated or damaged zip file; another Zarr version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +38,7 @@ class Zarr2Store:
 
         self.path = path
         self._zip: zipfile.ZipFile | None = None
-        # Folders inside a zip that lead to the store: people zip the folder as well as its content.
+        # Folders inside a zip that lead to the store, which may be zipped with or without its folder.
         self._prefix = ""
         if path.is_dir():
             self._backend: Any = LocalStore(path, read_only=True)
@@ -88,16 +87,16 @@ class Zarr2Store:
             ) from error
 
     def arrays(self, group: str) -> list[str]:
-        """Sorted names of the arrays directly in a group, by their metadata files; empty where there is no group."""
+        """Sorted names of the arrays directly in a group, by their metadata files."""
         start = f"{self._prefix}{group}/"
         names = (n.removeprefix(start) for n in self._sizes if n.startswith(start) and n.endswith("/.zarray"))
         return sorted(n.removesuffix("/.zarray") for n in names if n.count("/") == 1 and n[0] != ".")
 
     def array(self, key: str) -> Zarr2Array:
-        """An array, whose metadata are read and checked."""
+        """An array with checked metadata."""
         import zarr
 
-        self.head(f"{key}/.zarray")  # says what the system has against it
+        self.head(f"{key}/.zarray")  # raises the system's own error
         try:
             array = zarr.open_array(store=self._backend, path=self._prefix + key, mode="r", zarr_format=2)
             if len(array.shape) != len(array.chunks) or min(array.chunks, default=1) < 1:
@@ -112,7 +111,7 @@ class Zarr2Store:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path within the folder, bytes) of all files in it. Links that lead nowhere are errors: a file is meant there."""
+    """(path within the folder, bytes) of all its files; broken links are errors: a file is meant there."""
 
     def refuse(problem: OSError) -> None:
         raise DataError(cannot_read(problem.filename, problem)) from problem
@@ -142,7 +141,7 @@ class Zarr2Array:
         self.dtype: np.dtype[Any] = array.dtype
 
     def _grid(self, start: int, stop: int | None) -> Iterator[tuple[str, tuple[slice, ...]]]:
-        """(file, place) of each chunk that holds some of the rows ``start``:``stop``, and which of them it holds."""
+        """(file, slices) of each chunk that holds some of the rows ``start``:``stop``, and which of them it holds."""
         ends = [*self.shape]
         if stop is not None:
             ends[0] = min(stop, ends[0])
@@ -159,7 +158,7 @@ class Zarr2Array:
         return [file for file, _ in self._grid(0, rows)]
 
     def check_files(self, rows: int | None = None) -> None:
-        """Check that every chunk (of the first ``rows`` rows) has its file, and that none is shorter than it says."""
+        """Check that every chunk (of the first ``rows`` rows) has a file of the size it declares."""
         files = self._files(rows)
         sizes = {file: self.store.size(file) for file in files}
         if missing := [file for file, size in sizes.items() if size is None]:
@@ -182,13 +181,12 @@ class Zarr2Array:
         if getattr(meta.compressor, "codec_id", "") != "blosc":
             return None
         header = self.store.head(file, _BLOSC_HEADER)
-        # Blosc 1 header: four single bytes, then nbytes, blocksize and cbytes; the last is the size of the whole chunk.
+        # Blosc 1 header: four single bytes, then nbytes, blocksize and cbytes, the size of the whole chunk.
         return int(struct.unpack("<4B3I", header)[6]) if len(header) == _BLOSC_HEADER else _BLOSC_HEADER
 
     def digest(self, rows: int) -> str:
-        """SHA-256 of the metadata and the files that hold the first ``rows`` rows, which the check has passed.
-
-        Remembered for as long as their stamps stay.
+        """SHA-256 of the metadata and of the checked files of the first ``rows`` rows; remembered while their stamps
+        stay.
         """
         names = [f"{self.key}/.zarray", *self._files(rows)]
 

@@ -1,9 +1,8 @@
 """An expert for Aloha-Transfer: two hands with closed-form inverse kinematics that wait for each other.
 
-Each arm is a program of its own, as in a person who looks at one hand and knows where the other one is: the right one
-fetches the cube and brings it to a meeting place, the left one goes there when it likes, waits, takes the cube, and
-then the right one lets go. The simulator's joints follow their targets within a few steps, so that the targets of a
-motion are interpolated between inverse kinematics of its ends, bent and disturbed like a person's.
+Each arm runs its own program: the right one fetches the cube and brings it to a meeting place; the left one goes there,
+waits and takes the cube; then the right one lets go. The simulator's joints follow their targets within a few steps, so
+targets are interpolated between the inverse kinematics of a motion's ends, bent and disturbed like a person's.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ LEFT, RIGHT = 0, 1
 OPEN, CLOSED = 1.0, 0.0
 
 # The arm (ViperX 300), metres, from gym-aloha's model: the shoulder's height above the base, upper arm and forearm,
-# the upper arm's elevation where its joint is 0, and the way from the wrist to between the fingertips.
+# the upper arm's elevation where its joint is 0, and the distance from the wrist to between the fingertips.
 SHOULDER = 0.12705
 UPPER, LOWER = math.hypot(0.05955, 0.3), 0.3
 UPPER_ELEVATION = math.atan2(0.3, 0.05955)
@@ -43,7 +42,7 @@ HELD_WITHIN = 0.035  # metres between fingertips and cube while it is held
 
 @dataclass(frozen=True)
 class Reach:
-    """Where fingertips should be and how the hand is turned, in the world; angles in radians."""
+    """Where the fingertips should be and how the hand is turned, in the world; angles in radians."""
 
     place: StateArray  # (3,) metres
     yaw: float  # of the hand about the world's z axis, 0 where the arm faces
@@ -55,14 +54,11 @@ Aim = Callable[[StateArray], Reach]  # how a hand is turned at a place
 
 
 def solve(side: int, reach: Reach) -> StateArray:
-    """(6,) joint positions for a reach, the elbow up.
+    """(6,) joint positions for a reach, the elbow up; a GiveUpError beyond the arm's reach or a joint's range.
 
-    The wrist is spherical, so that its centre follows from the reach alone: waist, shoulder and elbow put it there,
-    and the other three joints are what is left of the rotation, R_03^T R = Rx(forearm) Ry(wrist) Rx(hand), of whose
-    two solutions the one that turns the forearm less is taken.
-
-    Raises:
-        GiveUpError: beyond the arm's reach or a joint's range.
+    The wrist is spherical, so its centre follows from the reach alone: waist, shoulder and elbow put it there, and the
+    other three joints are the remaining rotation, R_03^T R = Rx(forearm) Ry(wrist) Rx(hand), with the solution that
+    turns the forearm less.
     """
     local = reach.place - BASES[side]
     local[:2] *= FACING[side, 0]
@@ -93,7 +89,7 @@ def solve(side: int, reach: Reach) -> StateArray:
 
 
 def fingertips(side: int, joints: StateArray) -> StateArray:
-    """(3,) where (6,) joint positions put the place between the fingertips, metres in the world."""
+    """(3,) world position between the fingertips, in metres, of (6,) joint positions."""
     waist, shoulder, elbow, forearm, bend, _ = joints
     elevation = UPPER_ELEVATION - shoulder
     arm = np.array([UPPER * math.cos(elevation), 0.0, UPPER * math.sin(elevation) + SHOULDER])
@@ -178,7 +174,7 @@ class Hand:
     drift: StateArray = field(default_factory=lambda: np.zeros(6))
 
     def _action(self) -> StateArray:
-        keep = 0.93  # the disturbance forgets in some 14 steps
+        keep = 0.93  # the disturbance is forgotten in some 14 steps
         self.drift = keep * self.drift + math.sqrt(1 - keep**2) * self.rng.normal(0, self.style.noise, 6)
         self.grip += float(np.clip(self.goal - self.grip, -GRIP_RATE, GRIP_RATE))
         return np.append(self.command + self.drift, self.grip)
@@ -282,7 +278,7 @@ def _take(simulator: AlohaTransfer, hand: Hand, shared: Shared) -> Iterator[Stat
 
 
 def _look(simulator: AlohaTransfer) -> tuple[StateArray, float]:
-    """The cube's place, and how far its faces are turned, -45 to 45 degrees in radians."""
+    """The cube's position, and how far its faces are turned, -45 to 45 degrees in radians."""
     place, rotation = simulator.object_pose()
     quarter = math.pi / 2
     turned = math.atan2(rotation[1, 0], rotation[0, 0])
@@ -290,8 +286,8 @@ def _look(simulator: AlohaTransfer) -> tuple[StateArray, float]:
 
 
 def _aim(start: StateArray, end: StateArray, turned: float, align: float, pitch: float) -> Aim:
-    """How the right hand is turned from ``start`` to ``end``: its yaw between where the arm points (``align`` 0) and
-    the cube's faces (1).
+    """How the right hand is turned from ``start`` to ``end``: its yaw between the arm's direction (``align`` 0) and the
+    cube's faces (1).
 
     It aligns less where the wrist is nearly straight on the way: forearm and hand turn about the same axis there, and
     small rotations of the hand need large ones of the forearm. An arm that points at the place never turns it.

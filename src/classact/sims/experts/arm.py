@@ -8,9 +8,9 @@ A script owns one :class:`Arm` and composes its motions, each a generator of act
     yield from arm.grasp()
 
 Actions are (10,) float32: position of the grip site (world, metres), two rows of its rotation, gripper (-1 open .. +1
-closed). Rotations are those of a gripper that points down, more or less: a *yaw* (radians, unwrapped, of the site's x
-axis, along which the fingers open) and a tilt of less than 90 degrees. Unwrapped yaws say which way round the hand
-turns, which joint 7 decides: it has limits, see :meth:`Arm.reachable_yaws`.
+closed). Rotations are those of a gripper that points roughly down: a *yaw* (radians, unwrapped, of the site's x axis,
+along which the fingers open) and a tilt of less than 90 degrees. Unwrapped yaws say which way round the hand turns,
+which matters for joint 7's limits, see :meth:`Arm.reachable_yaws`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from classact.errors import ConfigError
 from classact.sims.base import CLOSED, OPEN
 from classact.sims.specs import CONTROL_HZ
 
-MAX_STEP = 0.03  # metres that the commanded position moves per control step at most
-MAX_TURN = 0.15  # radians that commanded yaw and tilt turn per control step at most
+MAX_STEP = 0.03  # greatest motion of the commanded position per control step, metres
+MAX_TURN = 0.15  # greatest turn of commanded yaw and tilt per control step, radians
 JOINT_7_LIMIT = 2.8973  # radians either way (Panda)
 BASE = (-0.56, 0.0)  # where robosuite puts the arm at its 0.8 m table, metres
 
@@ -51,9 +51,9 @@ class Style:
     speed: float = 1.0  # factor on all speeds
     position_noise: float = 0.0  # standard deviation of the commanded position's wander, metres
     rotation_noise: float = 0.0  # of yaw and tilt, radians
-    curvature: float = 0.0  # how far paths bow sideways, as a part of their length; negative: to the other side
+    curvature: float = 0.0  # how far paths bow sideways, as a share of their length; negative: to the other side
     arch: float = 1.0  # factor on how far paths bow upwards
-    pause: float = 0.0  # chance that the arm rests a little where a script lets it (Arm.pause)
+    pause: float = 0.0  # chance of a short rest where a script allows it (Arm.pause)
 
     def __post_init__(self) -> None:
         if self.speed <= 0 or min(self.position_noise, self.rotation_noise, self.arch) < 0 or not 0 <= self.pause <= 1:
@@ -63,7 +63,7 @@ class Style:
 
     @staticmethod
     def draw(rng: np.random.Generator) -> Style:
-        """A person of the day: 20 % faster or slower, wandering by a millimetre or two, bowing either way."""
+        """A random person: up to 20 % faster or slower, wandering by a millimetre or two, bowing either way."""
         return Style(
             speed=float(rng.uniform(0.85, 1.2)),
             position_noise=float(rng.uniform(0.0008, 0.0025)),
@@ -98,8 +98,8 @@ class Arm:
         sim: a :class:`~classact.sims.panda.PandaSimulator`, read, never written.
         style: None: drawn from ``rng``, the demonstration's generator.
         speed: peak speed of motions before the style's factor, metres per second.
-        turn: peak turning speed, radians per second. Turned faster near the robot, where the forearm points down, the
-            hand turns by joint 5 in place of 7 and does not come back.
+        turn: peak turning speed, radians per second. Faster turns near the robot, where the forearm points down, turn
+            joint 5 instead of 7 for good.
         base: (x, y) of the arm's foot, metres.
 
     Attributes:
@@ -128,7 +128,7 @@ class Arm:
         sizes = [self.style.position_noise] * 3 + [self.style.rotation_noise] * 3
         self._wander = Wander(np.array(sizes), rng)
         self._loudness = 0.0
-        self._trim = np.zeros(3)  # what precise motions add against the controller's lasting error
+        self._trim = np.zeros(3)  # what precise motions add against the controller's steady-state error
 
     def move(
         self,
@@ -148,14 +148,12 @@ class Arm:
 
         Args:
             position: where to; a callable is asked before each step, so that the goal may move.
-            rotation: how the hand is turned there; None: as it is. A yaw is taken as it is, unwrapped; a matrix is
-                reached the shorter way.
+            rotation: of the hand there; None: unchanged. A yaw is taken unwrapped; a matrix is reached the shorter way.
             grip: gripper command from now on; None: the last one.
             speed: factor on the arm's speed.
             arch: metres by which the path bows upwards in its middle, times the style's.
-            precise: no wandering near the goal, tight tolerances, and what the controller leaves as an error when the
-                arm is there is corrected.
-            tolerance: distance in metres at which the arm counts as there; None: 0.003 if precise, 0.015 if not.
+            precise: no wandering near the goal, tight tolerances, and the controller's steady-state error is corrected.
+            tolerance: distance in metres at which the arm has arrived; None: 0.003 if precise, 0.015 if not.
             angle: in radians; None: 0.03 if precise, 0.15 if not.
             settle: control steps to wait for it at most, after the command has reached the goal.
             until: ends the motion early when true, asked before each step.
@@ -211,23 +209,19 @@ class Arm:
         yield from self.hold(steps, OPEN)
 
     def pause(self) -> Steps:
-        """Sometimes rest a timestep, as the style has it."""
+        """Sometimes rest, as the style has it."""
         if self.rng.random() < self.style.pause:
             yield from self.hold(int(self.rng.integers(2, 9)), precise=False)
 
     def reachable_yaws(
         self, yaw: float, position: StateArray | tuple[float, ...], *, period: float = 2 * np.pi, margin: float = 0.25
     ) -> list[float]:
-        """The unwrapped yaws equal to ``yaw`` that joint 7 can reach at a position, those nearest to its middle first.
+        """The unwrapped yaws equal to ``yaw`` (radians) that joint 7 can reach at a position, nearest to its middle
+        first.
 
-        With a hand that points down and the elbow in its plane, yaw is a constant plus joint 1 less joint 7, and joint
-        1 is the direction from the arm's foot to the hand.
-
-        Args:
-            yaw: radians.
-            position: of the grip site; its height does not matter.
-            period: yaws that far apart are equal (pi for a gripper that may be turned round).
-            margin: radians that joint 7 stays from its limits.
+        With a hand that points down and the elbow in its plane, yaw is a constant plus joint 1 minus joint 7, and joint
+        1 is the direction from the arm's foot to the hand. Yaws ``period`` apart are equal (pi for a gripper that may
+        be turned round); joint 7 stays ``margin`` radians from its limits.
         """
         place, rotation = self.sim.ee_pose()
         now = self.yaw + wrap(split(rotation)[0] - self.yaw)
@@ -256,7 +250,7 @@ class Arm:
         return goal, start_yaw + wrap(yaw - start_yaw), tilt
 
     def _command(self, position: StateArray, yaw: float, tilt: StateArray, loudness: float) -> FloatArray:
-        """One action; the command follows within its speed limits, and remembers where it is without noise."""
+        """One action; the command follows within its speed limits, and remembers its position without noise."""
         self.position = self.position + shorten(position - self.position, MAX_STEP)
         self.yaw += float(np.clip(yaw - self.yaw, -MAX_TURN, MAX_TURN))
         self.tilt = self.tilt + shorten(tilt - self.tilt, MAX_TURN)
@@ -269,13 +263,13 @@ class Arm:
 
 
 def minimum_jerk(time: float) -> float:
-    """Part of the way done at a part of the time: 0 to 1, at rest at both ends; 1 afterwards."""
+    """Share of the way done at a share of the time: 0 to 1, at rest at both ends; 1 afterwards."""
     t = min(time, 1.0)
     return t**3 * (10 - 15 * t + 6 * t**2)
 
 
 def rotation_about_z(angle: float) -> StateArray:
-    """(3, 3) matrix of a turn by ``angle`` radians about the world's z axis."""
+    """(3, 3) rotation by ``angle`` radians about the world's z axis."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
@@ -307,6 +301,6 @@ def wrap(angle: float) -> float:
 
 
 def shorten(vector: StateArray, length: float) -> StateArray:
-    """A vector, no longer than ``length``."""
+    """A vector, shortened to at most ``length``."""
     size = float(np.linalg.norm(vector))
     return vector if size <= length else vector * (length / size)

@@ -1,7 +1,7 @@
-"""Attempts in parallel processes and on disk, and which start seeds are tried and taken.
+"""Attempts in parallel processes and on disk, and which seeds are tried and taken.
 
-Every attempt is one file ``SEED.npz`` in the work folder, written as soon as it is over, whole or not at all. What is
-taken depends on the attempts alone, not on the order in which they ended.
+Every attempt is one file ``SEED.npz`` in the work folder, written atomically as soon as it is over. What is taken
+depends on the attempts alone, not on the order in which they ended.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ START_SECONDS, STEP_SECONDS = 120.0, 0.5
 the task's time limit: ten times what the slowest simulator needs."""
 
 LATE = 10.0  # seconds that processes of a killed call may go on writing
-HOPELESS = 100  # attempts in a row without one to keep, after which there is something wrong with the expert
+HOPELESS = 100  # failed attempts in a row that show that something is wrong with the expert
 
 
 def open_work(work: Path, settings: dict[str, Any]) -> dict[int, str]:
-    """Make the work folder, or continue in one of equal settings: seed -> why it was not kept, empty where it was.
+    """Make the work folder, or resume in one of equal settings: seed -> why it was not kept, empty where it was.
 
-    Raises:
-        ConfigError: the folder holds attempts of other settings.
+    A folder with attempts of other settings is a ConfigError.
     """
     settings = to_json(settings)
     file = work / "settings.json"
@@ -59,7 +58,7 @@ def open_work(work: Path, settings: dict[str, Any]) -> dict[int, str]:
         try:
             with np.load(attempt, allow_pickle=False) as data:
                 outcomes[int(attempt.stem)] = str(data["reason"])
-        except Exception:  # a disk that lost bytes: that attempt is made again
+        except Exception:  # damaged: that attempt is made again
             attempt.unlink()
     return outcomes
 
@@ -106,7 +105,7 @@ def delete_work(work: Path) -> None:
         try:
             return work.rmdir()
         except OSError:
-            # Processes of a call that was killed may finish their last attempts after it.
+            # Processes of a killed call may finish their last attempts after it.
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
@@ -116,7 +115,7 @@ def delete_work(work: Path) -> None:
 class Plan:
     """Which seeds are tried next and which are taken: of each task, the first ``episodes`` that are kept."""
 
-    first: int  # start seed
+    first: int  # seed of the first attempt
     episodes: int  # demonstrations of each task
     tasks: int = 1  # seeds belong to task ``seed % tasks``
     outcomes: dict[int, str] = field(default_factory=dict)  # seed -> why it was not kept, empty where it was
@@ -128,7 +127,7 @@ class Plan:
 
     @property
     def kept(self) -> int:
-        """Demonstrations that there are, at most as many as wanted of each task."""
+        """Demonstrations so far, at most as many as wanted of each task."""
         return sum(min(self.episodes, len(self._kept(start))) for start in self._starts())
 
     @property
@@ -139,8 +138,7 @@ class Plan:
     def chosen(self) -> list[int] | None:
         """The seeds of the demonstrations in ascending order; None until every seed before the last was tried.
 
-        Raises:
-            SimulatorError: :data:`HOPELESS` failures of a task in a row.
+        :data:`HOPELESS` failures of a task in a row are a SimulatorError.
         """
         seeds: list[int] = []
         whole = True
@@ -172,8 +170,7 @@ class Plan:
     def next_seed(self, pending: Collection[int]) -> int | None:
         """What to try next while ``pending`` are being tried; None where nothing could help.
 
-        Raises:
-            ConfigError: there are no seeds left.
+        Running out of seeds is a ConfigError.
         """
         options = []
         for start in self._starts():
@@ -209,7 +206,7 @@ def run_attempts(
     seconds: float,
     report: Callable[[], None] | None = None,
 ) -> list[int]:
-    """Try seeds until the plan has what it wants. Every attempt is stored in ``work`` by the process that made it.
+    """Try seeds until the plan has what it wants. The process that makes an attempt stores it in ``work``.
 
     A process that dies or hangs is replaced, and its seed tried again.
 
@@ -225,7 +222,7 @@ def run_attempts(
         The chosen seeds.
 
     Raises:
-        SimulatorError: a script failed otherwise than by giving up or by its actions, or one seed cost :data:`TRIES`
+        SimulatorError: a script failed other than by giving up or by its actions, or one seed cost :data:`TRIES`
             processes.
         ClassactError: what a worker raised, of the same class: a simulator that does not start, a full disk.
     """
@@ -259,7 +256,7 @@ class _Attempts:
     def __call__(self, seed: int) -> str:
         try:
             attempt = self.recorder(seed)
-        except ActionError as problem:  # the expert's fault; whatever else goes wrong may go well another time
+        except ActionError as problem:  # the expert's fault; other failures may not recur
             reason = str(problem).splitlines()[0].replace(f" from seed {seed}", "")
         else:
             if attempt.success:

@@ -1,7 +1,7 @@
-"""Scripted experts: a script looks at a simulator and yields actions; what happens is recorded as an attempt.
+"""Scripted experts: a script looks at a simulator and yields actions; the result is recorded as an attempt.
 
-A recorder makes one attempt from a start seed. It is sent to a worker process before its first use and opens its
-simulator there.
+A recorder makes one attempt per seed. It is sent to a worker process before its first use and opens its simulator
+there.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class GiveUpError(Exception):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try of an expert, L control steps."""
+    """One attempt of an expert, L control steps."""
 
-    seed: int  # what the start and the expert's choices were drawn from
+    seed: int  # of the initial state and the expert's choices
     states: StateArray  # (L, D_s) float64, before each action
     actions: FloatArray  # (L, D_a) float32
     proprioception: FloatArray  # (L, D_p) float32, before each action
@@ -50,10 +50,9 @@ class Attempt:
 
 
 def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -> Attempt:
-    """Let a script act from the start of ``seed``, which also decides its choices; nothing is rendered.
+    """Let a script act from the initial state of ``seed``, which also decides its choices; nothing is rendered.
 
-    Args:
-        tail: steps that are recorded after success: a demonstration ends at rest, not in motion.
+    ``tail`` steps are recorded after success: a demonstration ends at rest, not in motion.
 
     Raises:
         ActionError: the script gave no action, or one that cannot be executed.
@@ -110,7 +109,7 @@ class Recorder(Protocol):
 
 
 class ScriptRecorder:
-    """The script of a simulator's registry entry, which is handed over as a value: workers then need no registry."""
+    """The script of a simulator's registry entry, passed as a value so that workers need no registry."""
 
     def __init__(self, name: str, entry: Entry) -> None:
         if entry.expert is None:
@@ -120,7 +119,7 @@ class ScriptRecorder:
         self._simulator: Simulator | None = None
 
     def __call__(self, seed: int) -> Attempt:
-        """One attempt from the start of ``seed``."""
+        """One attempt from the initial state of ``seed``."""
         entry = self._entry
         if self._simulator is None:
             self._simulator = resolve(entry.factory)(image_size=None, shift=entry.plain, cameras=None)

@@ -1,8 +1,8 @@
 """Demonstrations from an expert: in parallel, resumable, the same for any number of workers; one file or folder.
 
-Start seeds are tried in order; of each task, the first ``episodes`` attempts that are kept make the data set, whichever
-process finished first. Every attempt is stored beside the output as soon as it is over, so a run that was stopped
-continues.
+Seeds are tried in order; of each task, the first ``episodes`` attempts that are kept make the data set, whichever
+process finished first. Every attempt is stored beside the output as soon as it is over, so an interrupted run can be
+resumed.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def generate_demonstrations(
     stage: Stage = no_bars,
     config: ExpertConfig | None = None,
 ) -> Demonstrations:
-    """Let a task's expert act from starts ``seed``, ``seed`` + 1, ... until there are enough demonstrations.
+    """Let a task's expert act from the initial states of ``seed``, ``seed`` + 1, ... until there are enough
+    demonstrations.
 
     Args:
         simulator: whose expert.
         episodes: demonstrations to keep, of each of the simulator's tasks (``SimulatorSpec.tasks``).
-        out: the .npz file to write, with images the folder; attempts are kept in the folder ``<out>.work`` until it is
-            complete.
-        seed: first start seed; with images also the seed of appearances.
+        out: the .npz file, or with images the folder; attempts are kept in ``<out>.work`` until it is complete.
+        seed: the first seed; with images also the seed of appearances.
         workers: processes. The result is the same for any number.
         shift: store images as well, under this visual shift; None: states only, which can be rendered at any time.
         image_size: side of these images in pixels; None: the simulator's.
@@ -72,8 +72,8 @@ def generate_demonstrations(
         config: settings of Push-T's planner.
 
     Raises:
-        ConfigError: no such simulator or expert, fewer than one episode, ``out`` exists or has another ending than its
-            content, or a work folder of other settings.
+        ConfigError: no such simulator or expert, fewer than one episode, ``out`` exists or has the wrong ending, or a
+            work folder of other settings.
         SimulatorError: the expert, its simulator or its processes failed; run it again to continue.
     """
     if episodes < 1 or workers < 1:
@@ -91,7 +91,7 @@ def generate_demonstrations(
         spec = sim.spec
         if shift is not None:
             sim.reset(seed)
-            sim.observe()  # images that cannot be drawn are better known before hours of attempts than after
+            sim.observe()  # fails now rather than after hours of attempts where images cannot be drawn
         facts = _facts(simulator, sim, recorder, seed)
     finally:
         sim.close()
@@ -137,7 +137,7 @@ def _check_out(out: Path, folder: bool, image_size: int | None, cameras: tuple[s
 
 
 def _facts(name: str, sim: Simulator, recorder: Recorder, seed: int) -> dict[str, Any]:
-    """What decides the attempts, for the header; also what a work folder must agree with."""
+    """What attempts depend on, for the header; a work folder must agree with it."""
     facts: dict[str, Any] = {"simulator": name, "first_seed": seed}
     if isinstance(recorder, PlanRecorder):
         facts |= {"lengths": [MIN_LENGTH, MAX_LENGTH], "expert": dataclasses.asdict(recorder.config)}

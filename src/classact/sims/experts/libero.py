@@ -1,8 +1,8 @@
 """A scripted expert for LIBERO-Object: grasp the named product from above, drop it into the basket.
 
-Grasps are read off the scene: where the product's collision shapes are narrow enough for the fingers, flat enough to
-hold, and the open hand touches no neighbour. Round products can be taken from any side, boxes across their short side;
-among grasps of about the same worth, chance decides, as it does about heights, speeds and paths.
+Grasps follow from the scene: where the product's collision shapes are narrow enough for the fingers, flat enough to
+hold, and the open hand touches no neighbour. Round products can be grasped from any side, boxes across their short
+side; chance decides among grasps of similar worth, and about heights, speeds and paths.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def choose_grasp(sim: Any, arm: Arm, rng: np.random.Generator) -> Grasp:
             along = (held.max() + held.min()) / 2
             place = np.array([*(middle + np.array([along, shift]) @ axes), height])
             hits = _hits(np.column_stack([near - [along, shift], height - others[:, 2]]))
-            # The chord of a turned box is longer: a narrow grasp is one that its faces lie flat in.
+            # The chord of a turned box is longer: the narrow grasp is the one in which its faces lie flat.
             cost = 25 * np.ptp(held) + 8 * abs(shift) + (2 + 0.02 * hits if hits else 0) + rng.uniform(0, 0.25)
             over = arm.reachable_yaws(theta, basket, period=np.pi)
             for yaw in arm.reachable_yaws(theta, place, period=np.pi):
@@ -154,20 +154,20 @@ def put(arm: Arm, sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
     if carry - let_go > 0.02:
         yield from arm.move(lambda: over(let_go), speed=0.8, tolerance=0.015)
     yield from arm.release(int(rng.integers(8, 13)))
-    if holds(sim):  # thin lids stick to the open hand at times: strip it off on the basket's floor
+    if holds(sim):  # thin lids sometimes stick to the open hand: strip them off on the basket's floor
         yield from arm.move(lambda: over(hangs - 0.01), settle=5)
         yield from arm.release(4)
     yield from arm.move(arm.position + np.array([0.0, 0.0, 0.08]), settle=0)
 
 
 def holds(sim: Any) -> bool:
-    """Whether the target hangs in the hand."""
+    """Whether the target is in the hand."""
     points = shape_points(sim, "target")
     site = sim.ee_pose()[0]
     return bool(points[:, 2].min() > 0.03 and np.linalg.norm(points - site, axis=1).min() < 0.03)
 
 
 def inside(sim: Any) -> bool:
-    """Whether the target lies in the basket, more or less: what LIBERO checks is stricter."""
+    """Whether the target lies roughly in the basket; LIBERO's check is stricter."""
     target, basket = sim.object_pose("target")[0], sim.object_pose("basket")[0]
     return bool(np.abs(target - basket)[:2].max() < 0.06 and target[2] < RIM)

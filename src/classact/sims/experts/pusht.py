@@ -1,10 +1,10 @@
 """An expert for Push-T: model-predictive control with smooth motions, found by sampling in the planning model.
 
-The agent's target follows a uniform quadratic B-spline, so its velocity is continuous and its speed is limited by the
-distance of neighbouring control points. Every ``segment`` steps the expert chooses the next control points by the
-cross-entropy method: broad candidates first (the last plan, random walks, ways around the block), then ever finer
-ones around the best. The mean of the elites is executed rather than the luckiest sample, because what these
-demonstrations are for, averaging the actions of similar states, needs similar actions in similar states.
+The agent's target follows a uniform quadratic B-spline: its velocity is continuous, and the distance of neighbouring
+control points limits its speed. Every ``segment`` steps the cross-entropy method chooses the next control points: broad
+candidates first (the last plan, random walks, ways around the block), then ever finer ones around the best. The mean of
+the elites is executed rather than the luckiest sample, because averaging the actions of similar states, which these
+demonstrations are for, needs similar actions in similar states.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ class ExpertConfig:
     knots: int = 12  # future control points that are planned
     max_speed: float = 18.0  # of the target
     push_speed: float = 9.0  # of the block; faster costs
-    # By which the block is displaced in the scenarios that a plan must work in. A policy that retrieves this expert's
-    # actions executes them in states some 20 px away, so this is what makes it retrievable.
+    # How far the block is displaced in the scenarios that a plan must work in. A policy that retrieves this expert's
+    # actions executes them in states some 20 px away; this makes it retrievable.
     doubt: float = 20.0
     relative_doubt: float = 0.4  # the same as a share of the distance to the goal beyond precision; the smaller counts
-    precision: float = 4.0  # mean corner distance from which on plans are made for the actual state alone
+    precision: float = 4.0  # mean corner distance below which plans are made for the actual state alone
     broad: int = 300  # candidates of the first round
-    starts: int = 6  # how many of them the second round starts from
+    starts: int = 6  # of them, from which the second round starts
     population: int = 90  # candidates of each later round
     spreads: tuple[float, ...] = (20.0, 10.0, 4.0)  # their standard deviations
     elites: int = 10  # candidates that the mean is taken over
     smoothness: float = 2e-4  # weight of the squared second difference of control points, per px^2
-    slip_rate: float = 0.07  # share of decisions that go wrong on purpose, so that the data show recoveries
+    slip_rate: float = 0.07  # share of deliberately wrong decisions, so that the data show recoveries
     slip: float = 40.0  # standard deviation of a slip
     relative_slip: float = 0.6  # the same as a share of the distance to the goal; the smaller one counts
     target_coverage: float = 0.953  # the block counts as placed from here on
-    hold: int = 10  # that the agent rests at the end
+    hold: int = 10  # steps that the agent rests at the end
     patience: int = 5  # decisions without a move, each with more effort, before the attempt is given up
     max_steps: int = 300  # give up after so many
 
@@ -94,9 +94,9 @@ def _corner_distance(s, goal):  # type: ignore[no-untyped-def]
 def plan_cost(start, points, goal, segment, push_speed, s, con):  # type: ignore[no-untyped-def]
     """Cost of following control points (2 + K, 2) from the planning state ``start``.
 
-    Mean over time of g(D), with D the mean distance of the tee's corners from their goals in px and
-    g(D) = D + 30 D / (D + 3), steep near zero so that the last pixels count; plus a little distance of the agent
-    from the block, plus what pushing faster than ``push_speed`` px per step costs.
+    Mean over time of g(D) = D + 30 D / (D + 3), with D the mean distance of the tee's corners from their goals in px:
+    steep near zero so that the last pixels count; plus a little of the agent's distance from the block, plus a cost of
+    pushing faster than ``push_speed`` px per step.
     """
     s[:] = start
     cost = 0.0
@@ -121,7 +121,7 @@ def plan_cost(start, points, goal, segment, push_speed, s, con):  # type: ignore
 def evaluate(start, scenarios, candidates, goal, segment, smoothness, limit, push_speed, costs):  # type: ignore[no-untyped-def]
     """Limit the speed of candidates (P, 2 + K, 2) in place and fill costs (P,): means over the scenarios.
 
-    Scenarios (M, 3) displace the block by x, y and angle: a plan must also work where the block is nearly there.
+    Scenarios (M, 3) displace the block by x, y and angle.
     """
     s = np.zeros(model.STATE_SIZE)
     con = np.zeros((model.MAX_CONTACTS, 8))
@@ -163,10 +163,10 @@ class Planner:
         ``effort`` counts decisions without a move: each one looks further, with other random numbers.
         """
         cfg, knots = self.config, self.config.knots
-        # The same random numbers at every decision: what is chosen depends on the state, not on the draw.
+        # The same random numbers at every decision, so that the choice depends on the state alone.
         rng = np.random.default_rng([_PLANNING_STREAM, effort])
         distance = self.distance(start)
-        # Far away a plan must work for many starts; the last pixels want precision, at the price of sharp turns.
+        # Far away a plan must work for many states; the last pixels need precision, at the price of sharp turns.
         scenarios = min(cfg.doubt, cfg.relative_doubt * max(0.0, distance - cfg.precision)) * SCENARIOS
         smoothness = cfg.smoothness * min(1.0, distance / 20.0)
 
@@ -181,7 +181,7 @@ class Planner:
             return points[:, 2:], costs
 
         future, costs = costs_of(self._broad(rng, cfg.broad * (1 + 3 * effort), start, fixed), scenarios[:1])
-        # The last plan always stays in the race, so that the expert changes its mind only for something better.
+        # The last plan always competes, so that the expert changes its mind only for something better.
         starts = cfg.starts * (1 + effort) - 1
         centers = np.concatenate([future[:1], future[np.argsort(costs, kind="stable")[:starts]]])
         for spread in cfg.spreads:
@@ -192,7 +192,7 @@ class Planner:
             noise[: len(centers)] = 0.0
             future, costs = costs_of(centers[np.arange(len(noise)) % len(centers)] + noise, scenarios)
             best = int(np.argmin(costs))
-            mine = np.arange(len(noise)) % len(centers) == best % len(centers)  # elites of one mind only
+            mine = np.arange(len(noise)) % len(centers) == best % len(centers)  # elites of a single mode
             order = np.argsort(np.where(mine, costs, np.inf), kind="stable")[: cfg.elites]
             mean, value = costs_of(future[order].mean(axis=0)[None], scenarios)
             centers = mean if value[0] <= costs[best] else future[best : best + 1]
@@ -263,7 +263,7 @@ class Solution:
 
 
 def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> Solution:
-    """Solve Push-T from the start of ``seed``; the same seed gives the same bytes."""
+    """Solve Push-T from the initial state of ``seed``; the same seed gives the same bytes."""
     cfg = config or ExpertConfig()
     rng = np.random.default_rng([seed, _SLIP_STREAM])
     planner = Planner(cfg)
@@ -298,7 +298,7 @@ def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> So
         resting = len(actions) > cfg.segment and np.ptp(actions[-cfg.segment :], axis=0).max() < 1.0
         idle = idle + 1 if resting else 0
         if idle > cfg.patience:
-            break  # nothing better within the horizon: another start is cheaper
+            break  # nothing better within the horizon: another initial state is cheaper
     if placed:
         rest = simulator.get_state()[:2]
         for _ in range(cfg.hold):
@@ -308,13 +308,13 @@ def solve(simulator: PushT, seed: int, config: ExpertConfig | None = None) -> So
 
 
 class PlanRecorder:
-    """The planner as a recorder of attempts: those that :meth:`refuse` does not refuse are demonstrations."""
+    """The planner as a recorder: attempts that pass :meth:`refuse` are demonstrations."""
 
     def __init__(self, config: ExpertConfig) -> None:
         self.config = config
 
     def __call__(self, seed: int) -> Attempt:
-        """One attempt from the start of ``seed``."""
+        """One attempt from the initial state of ``seed``."""
         solution = solve(PushT(), seed, self.config)
         reason = self.refuse(solution)
         return Attempt(
@@ -335,4 +335,4 @@ class PlanRecorder:
         return ""
 
     def close(self) -> None:
-        """Nothing to free: every attempt has a simulator of its own."""
+        """Nothing to free: every attempt has its own simulator."""

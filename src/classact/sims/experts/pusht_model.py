@@ -1,10 +1,10 @@
 """Push-T physics for planning: the contact solver of pymunk (Chipmunk) for one circle against the tee, compiled.
 
-gym-pusht's world is special in ways that make it small: the space damps every velocity to zero at each physics step,
-shapes have no friction and no restitution, and the agent is kinematic. What remains of Chipmunk's solver are normal
-impulses and penetration correction (``cpArbiter.c``: ``cpArbiterPreStep``, ``cpArbiterApplyImpulse``), without the
-warm start. One control step takes about two microseconds and agrees with pymunk to well below a pixel; plans are
-made here and executed in the real simulator.
+gym-pusht's world is simple: the space damps every velocity to zero at each physics step, shapes have neither friction
+nor restitution, and the agent is kinematic. What remains of Chipmunk's solver are normal impulses and penetration
+correction (``cpArbiter.c``: ``cpArbiterPreStep``, ``cpArbiterApplyImpulse``), without the warm start. One control step
+takes about two microseconds and agrees with pymunk to well below a pixel; plans are made here and executed in the real
+simulator.
 """
 
 from __future__ import annotations

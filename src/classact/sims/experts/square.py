@@ -17,7 +17,7 @@ HANDLE = 0.068  # metres from the nut's middle to where the handle is best held:
 PEG_TOP = 0.10  # above the peg body's middle
 RESTING = 0.83  # height of the nut on the table
 TRIES = 4  # grasps, and ways down the peg, before giving up
-FAR = 0.1  # from the hand to the nut's middle: more is not held
+FAR = 0.1  # from the hand to the nut's middle: beyond, it is not held
 ALIGNED = 0.012  # from the nut's middle to the peg's axis, along x and y, when the peg is in the nut
 
 LIFT = np.array([0.0, 0.0, 0.06])
@@ -41,7 +41,7 @@ class Plan:
     hover: float  # over the peg's top, where it is aligned
     let_go: float  # height of the nut over the table at which the hand opens
     handle_yaw: float  # direction of the handle on the peg
-    misjudged: StateArray  # by how much handle and peg are missed at first; mostly by nothing
+    misjudged: StateArray  # by how much handle and peg are missed at first; mostly zero
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
@@ -58,7 +58,7 @@ def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
 
 
 def choose_plan(sim: Any, arm: Arm, rng: np.random.Generator) -> Plan:
-    """Draw a plan; the hand is turned the way that is shorter and stays off joint 7's limits, mostly."""
+    """Draw a plan; mostly the hand turns the shorter way and stays off joint 7's limits."""
     nut, rotation = sim.object_pose("nut")
     peg, _ = sim.object_pose("peg")
     handle = yaw_of(rotation)
@@ -92,7 +92,7 @@ def choose_plan(sim: Any, arm: Arm, rng: np.random.Generator) -> Plan:
 
 
 def _pick(sim: Any, arm: Arm, plan: Plan) -> Outcome:
-    """Take the nut by the handle and lift it; whether it came along."""
+    """Grasp the nut by the handle and lift it; returns whether it came along."""
 
     def spot(above: float) -> StateArray:
         nut, rotation = sim.object_pose("nut")
@@ -112,13 +112,13 @@ def _pick(sim: Any, arm: Arm, plan: Plan) -> Outcome:
 
 
 def _place(sim: Any, arm: Arm, plan: Plan) -> Outcome:
-    """Carry the nut to the peg and put it over; whether it is on it."""
+    """Carry the nut to the peg and put it over; returns whether it is on it."""
     peg = sim.object_pose("peg")[0]
     top = float(peg[2]) + PEG_TOP
     level = rotation_about_z(plan.handle_yaw)
 
     def in_hand() -> tuple[StateArray, StateArray]:
-        """The nut as the hand has it: slipping and tilting in it do not matter."""
+        """The nut's pose in the hand: slipping and tilting in it do not matter."""
         place, hand = sim.ee_pose()
         nut, rotation = sim.object_pose("nut")
         return hand.T @ (nut - place), hand.T @ rotation

@@ -1,8 +1,7 @@
 """Three-Stack by script: the red cube onto the green one, the blue cube onto the red one (ranges D0 and D1 alike).
 
-A cube is taken at any of its sides that joint 7 can reach and that leaves the fingers room beside the other cubes;
-which of them, how high over the table, by which path and how fast, differs between demonstrations. What slips or
-falls is taken again.
+A cube is grasped at any side that joint 7 can reach and that leaves the fingers room beside the other cubes; side,
+height, path and speed differ between demonstrations. What slips or falls is grasped again.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ def _take(sim: Any, arm: Arm, rng: np.random.Generator, cube: str, under: str) -
     # A matrix is reached the shorter way round, which joint 7 may not have; the elbow wants the tilt early.
     there = tilted if abs(yaw - arm.yaw) < 3 else yaw
     yield from arm.move(above, there, OPEN, arch=rng.uniform(0.0, 0.03), tolerance=0.012, angle=0.1)
-    if rng.random() < 0.2:  # looks again, like a person who is not sure yet
+    if rng.random() < 0.2:  # hesitates, like a person who is not sure yet
         off = rng.normal(0.0, 0.006, 3)
         yield from arm.move(lambda: above() + off, speed=0.6)
     yield from arm.move(at(), tilted, speed=rng.uniform(0.6, 0.8), precise=True, tolerance=0.004, settle=12)
@@ -86,16 +85,16 @@ def _take(sim: Any, arm: Arm, rng: np.random.Generator, cube: str, under: str) -
 
 
 def _put(sim: Any, arm: Arm, rng: np.random.Generator, cube: str, under: str) -> Any:
-    """Set the cube that is held down on another, let go, and leave upwards."""
+    """Put the cube that is held onto another, let go, and leave upwards."""
     gap = HALF[cube] + HALF[under]
     high = gap + rng.uniform(0.035, 0.06)
     aim = rng.normal(0.0, 0.002, 2)
     turned = 0.0
-    if rng.random() < 0.5:  # some like the sides in line
+    if rng.random() < 0.5:  # sometimes with aligned sides
         turned = yaw_of(sim.object_pose(under)[1]) - yaw_of(sim.object_pose(cube)[1])
         turned = (turned + np.pi / 4) % (np.pi / 2) - np.pi / 4
         turned = turned if _in_reach(arm, arm.yaw + turned, sim.object_pose(under)[0]) else 0.0
-    # Tilted as it was taken: then the cube is level.
+    # Tilted as it was grasped: then the cube is level.
     rotation = rotation_about_z(turned) @ compose(arm.yaw, arm.tilt)
 
     def over(height: float) -> StateArray:
@@ -142,7 +141,7 @@ def _side(sim: Any, arm: Arm, rng: np.random.Generator, cube: str, under: str) -
         """How much of a tilt about the fingers' opening is outward."""
         return float(np.array([-np.sin(yaw), np.cos(yaw)]) @ outward / distance)
 
-    # Turning costs time, want of room costs the grasp, a tilt needs its direction; the rest is taste.
+    # Turning costs time, lack of room costs the grasp, a tilt needs its direction; the rest is chance.
     costs = [
         abs(yaw - arm.yaw)
         + 200 * max(0.0, ROOM - _room(place, yaw, others))
@@ -156,7 +155,7 @@ def _side(sim: Any, arm: Arm, rng: np.random.Generator, cube: str, under: str) -
 
 
 def _tilt(*places: StateArray) -> float:
-    """The least outward tilt of the hand, in radians, with which the arm is stretched nowhere; none that folds it."""
+    """The least outward tilt of the hand, in radians, with which the arm is nowhere overstretched or folded."""
     ways = [(float(np.linalg.norm(place[:2] - BASE)), float(place[2])) for place in places]
     tilt = 0.0
     while tilt < MAX_TILT:
@@ -174,8 +173,9 @@ def _in_reach(arm: Arm, yaw: float, place: StateArray) -> bool:
 
 
 def _room(place: StateArray, yaw: float, others: list[tuple[StateArray, StateArray, float]]) -> float:
-    """Metres between the open hand, its grip site at a place (3,), and the nearest of other cubes (position, rotation
-    and half side of each); negative: they overlap."""
+    """Metres between the open hand, its grip site at ``place`` (3,), and the nearest other cube (position, rotation,
+    half side); negative where they overlap.
+    """
     out, along, across = FINGER
     finger = np.array([[x, y] for x in (-along, 0, along) for y in (-across, 0, across)])
     aside = np.array([out, 0.0])
