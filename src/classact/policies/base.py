@@ -1,4 +1,4 @@
-"""What a policy must offer, and the one way it is asked. One file per policy; nothing here knows a simulator."""
+"""What a policy must offer, and the one way it is called. Policies know no simulator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Timestep: TypeAlias = Observation | Sequence[Observation]
 
 @dataclass(frozen=True)
 class Neighbors:
-    """What a decision was made from: row numbers, similarities and weights, nearest first; each (B, k)."""
+    """The rows that a decision was made from, with similarities and weights, nearest first; each (B, k)."""
 
     rows: IntArray
     cosine: FloatArray
@@ -32,9 +32,9 @@ class Decision:
 
     Attributes:
         chunk: (B, T_a, D) float32 unnormalised actions, to be executed open-loop.
-        novelty: (B,) float32 in [0, 1]: how far each observation is from what was demonstrated, calibrated on
-            held-out demonstrations; None where the policy has no such score.
-        neighbors: the demonstrated timesteps it was decided from, where there are any.
+        novelty: (B,) float32 in [0, 1]: how far each observation is from what was demonstrated, calibrated on held-out
+            demonstrations; None where the policy has no such score.
+        neighbors: the demonstrated timesteps it was decided from, if any.
     """
 
     chunk: FloatArray
@@ -44,18 +44,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What all code needs to know of a policy to call it.
+    """What callers need to know of a policy.
 
     Attributes:
         name: short name for tables: ``retrieval``.
-        chunk_length: T_a: how many actions a chunk has. All are executed before the next call, unless control says
-            fewer.
-        cameras: views that are read, so that no others are rendered; () where images are not.
-        history: T_o: how many observations a decision is made from.
+        chunk_length: T_a, actions of a chunk. All are executed before the next call, unless control says fewer.
+        cameras: views that are read, and so rendered; () where images are not.
+        history: T_o, observations that a decision is made from.
         schema: what observations must hold and actions mean; None: anything.
         action_space: what the D dimensions of an action mean, so that rotations are averaged as rotations; None: every
             dimension is averaged by itself.
-        alarm: the novelty above which what is seen counts as unknown: infinite where too few episodes calibrated it,
+        alarm: the novelty above which an observation counts as unknown: infinite where too few episodes calibrated it,
             None where the policy has no such score.
     """
 
@@ -77,14 +76,14 @@ class PolicySpec:
 
 
 class Policy(Protocol):
-    """Maps observations to chunks of actions, batched over environments. Holds no state between calls."""
+    """Maps observations to chunks of actions, batched over environments. Stateless between calls."""
 
     @property
     def spec(self) -> PolicySpec:
         """What it needs and gives."""
 
     def decide(self, observations: Sequence[Timestep]) -> Decision:
-        """What to do in B environments, whose timesteps these are."""
+        """What to do in B environments at these timesteps."""
 
     def prepare(self, batch: int = 1) -> None:
         """Do now what would slow the first decisions of ``batch`` environments."""
@@ -92,10 +91,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class FunctionPolicy:
-    """A function as a policy: for one of your own that has nothing to prepare and no novelty score.
+    """A function as a policy, without preparation or novelty score.
 
     Args:
-        spec: what it needs and gives.
+        spec: of the policy.
         act: (B timesteps) -> (B, T_a, D) unnormalised actions.
     """
 
@@ -111,11 +110,7 @@ class FunctionPolicy:
 
 
 def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Observation]]:
-    """Timesteps as lists of T_o observations each, oldest first.
-
-    Raises:
-        DataError: a timestep that does not hold ``history`` observations.
-    """
+    """Timesteps as lists of T_o = ``history`` observations, oldest first; another number is a DataError."""
     histories = []
     for index, timestep in enumerate(observations):
         found = [timestep] if isinstance(timestep, Observation) else list(timestep)
@@ -129,10 +124,10 @@ def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Ob
 
 
 def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
-    """Ask a policy, users' own included, for its decision at B timesteps: a chunk (B, T_a, D), T_a >= 1 and finite.
+    """Call a policy, users' own included, for its decision at B timesteps: a chunk (B, T_a, D), T_a >= 1 and finite.
 
     Raises:
-        DataError: a timestep of another number of observations than the policy decides from.
+        DataError: a timestep with another number of observations than the policy decides from.
         ConfigError: actions or scores of wrong shape, NaN or infinite.
     """
     count, name = len(observations), policy.spec.name

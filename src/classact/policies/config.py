@@ -1,4 +1,4 @@
-"""Settings of policies, and of how they are called; nothing here imports torch."""
+"""Settings of policies, and of how they are called, without torch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class RetrievalConfig:
         temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
         chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
         horizon: T_p, actions in a chunk; at least ``chunk_length``.
-        min_actions: timesteps with fewer demonstrated actions left than this are not retrieved. 1 keeps all (the
-            paper); more keeps the policy from resting just short of the goal where demonstrations end on arrival, for
-            their last chunks are mostly the repeated last action.
-        proprioception_weight: factor on the normalised proprioception beside image features before both are scaled to
-            length 1 together. 1 is the paper's: a few numbers in [-1, 1] beside hundreds of features, which hardly
-            count. Does not touch the encoder, so it can be changed on a saved policy.
+        min_actions: timesteps with fewer demonstrated actions left are not retrieved. 1 keeps all (the paper); more
+            keeps the policy from resting just short of the goal where demonstrations end on arrival, because their last
+            chunks are mostly the repeated last action.
+        proprioception_weight: factor on the normalised proprioception beside image features before both are jointly
+            scaled to length 1. 1 is the paper's: a few numbers in [-1, 1] hardly count beside hundreds of features.
+            Does not affect the encoder, so a saved policy's can be changed.
         search: how neighbours are searched: "auto", "torch" (exact) or "faiss", as in "faiss:IVF1024,Flat". All but
-            approximate indexes find the same to rounding.
+            approximate indexes find the same up to rounding.
     """
 
     k: int = 64
@@ -57,9 +57,9 @@ class NoveltyConfig:
     """Settings of the score.
 
     Attributes:
-        m: nearest timesteps whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32, but
-            fewer timesteps notice more of what changes in a part of the image only; one alone would trust a single odd
-            timestep of the bank, 4 are nearly as sharp.
+        m: nearest timesteps whose cosines are averaged. On Push-T images false alarms are as rare for 1 as for 32;
+            fewer timesteps notice more of what changes in a part of the image only. 4 are nearly as sharp as one, which
+            would trust a single odd timestep of the bank.
         alpha: the largest chance that a usual episode raises any alarm.
     """
 
@@ -98,8 +98,8 @@ class ControlConfig:
 
     Attributes:
         execute: actions of a chunk that are executed before the next decision; None for all T_a.
-        ensemble: m of temporal ensembling, at least 0; None for none. 0 weights all proposals alike, more favours the
-            older ones (ACT: 0.01).
+        ensemble: m of temporal ensembling, at least 0; None for none. 0 weights all proposals alike, more favours older
+            ones (ACT: 0.01).
     """
 
     execute: int | None = None
@@ -119,7 +119,7 @@ class ControlConfig:
             )
 
     def check(self, length: int, name: str) -> None:
-        """Refuse what does not fit chunks of ``length`` actions (T_a) of policy ``name``."""
+        """Refuse settings that do not suit chunks of ``length`` actions (T_a) of policy ``name``."""
         if self.execute is not None and self.execute > length:
             raise ConfigError(
                 f"execute {self.execute} asked of policy {name!r}, whose chunks hold T_a = {length} actions. Execute "
@@ -133,13 +133,8 @@ class ControlConfig:
 
 
 def parse_backend(backend: str) -> tuple[str, str, int]:
-    """How neighbours are searched: (one of :data:`BACKENDS`, faiss's index, how many lists of it are looked at).
-
-    Args:
-        backend: "auto", "torch", "faiss", "faiss:FACTORY" or "faiss:FACTORY@NPROBE".
-
-    Raises:
-        ConfigError: none of these.
+    """(one of :data:`BACKENDS`, faiss's index, lists looked at) of "auto", "torch", "faiss", "faiss:FACTORY" or
+    "faiss:FACTORY@NPROBE"; a ConfigError for anything else.
     """
     name, colon, rest = backend.partition(":")
     factory, at, lists = rest.partition("@")
@@ -150,5 +145,5 @@ def parse_backend(backend: str) -> tuple[str, str, int]:
 
 
 def is_exact(backend: str) -> bool:
-    """Whether a backend finds the nearest rows up to rounding: all but indexes of faiss other than "Flat"."""
+    """Whether a backend finds the nearest rows up to rounding: all but faiss indexes other than "Flat"."""
     return parse_backend(backend)[1] == "Flat"

@@ -1,11 +1,11 @@
-"""Closed-loop control: when a policy is asked, and which of the actions it has proposed are executed.
+"""Closed-loop control: when a policy is called, and which of its proposed actions are executed.
 
 *Receding horizon*: of each chunk of T_a actions only the first ``execute`` are executed before the next decision.
-*Temporal ensembling* (ACT, arXiv 2304.13705, section IV-A): consecutive chunks then overlap, and what is executed at a
-step is the weighted mean of all actions proposed for it, the i-th oldest weighted by exp(-m i).
+*Temporal ensembling* (ACT, arXiv 2304.13705, section IV-A): consecutive chunks then overlap, and the executed action is
+the weighted mean of all actions proposed for its step, the i-th oldest weighted by exp(-m i).
 
-:class:`Controller` steps B environments together, chunk by chunk, as an evaluation does. :class:`Runner` is one robot
-that is asked for one action at a time.
+:class:`Controller` steps B environments together, chunk by chunk, as an evaluation does. :class:`Runner` is one robot,
+asked for one action at a time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ class Controller:
 
     Args:
         policy: any policy.
-        config: receding horizon and ensembling; the default executes whole chunks.
+        config: receding horizon and ensembling; the default executes whole chunks. Settings that do not suit the
+            policy's T_a are a ConfigError.
         action_space: for ensembling: what the D dimensions mean, so that rotations are averaged as rotations; None
             takes the policy's.
-
-    Raises:
-        ConfigError: settings that do not fit the policy's T_a.
     """
 
     def __init__(
@@ -62,15 +60,14 @@ class Controller:
         """What to execute now: the policy's decision with, as its chunk, the (B, n, D) actions until the next call.
 
         Args:
-            observations: per environment what was observed since the last call, oldest first. At the first call of an
-                episode that is one observation, which also stands for those before it; at later ones that after each of
-                the n actions given last, of which all but the last T_o may be left out.
+            observations: per environment the observations since the last call, oldest first. At the first call of an
+                episode that is one, which also stands for those before it; later those after each of the n last
+                actions, of which all but the last T_o may be left out.
 
         Raises:
-            DataError: observations of another number of environments, of another number of steps, or that the policy
-                refuses.
-            ConfigError: the policy gave unusable actions. Whatever is raised, the call counts as not made: it may be
-                repeated with other observations.
+            DataError: another number of environments or steps, or observations that the policy refuses.
+            ConfigError: the policy gave unusable actions. After any error, the call may be repeated with other
+                observations.
         """
         now = self._with(observations)
         timesteps: list[Timestep] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
@@ -116,25 +113,25 @@ class Controller:
         ]
 
     def _ensemble(self, kept: Sequence[FloatArray], execute: int, m: float) -> FloatArray:
-        """(B, n, D) weighted means of what the kept chunks, the oldest first, propose for the next n steps."""
+        """(B, n, D) weighted means of what the kept chunks, oldest first, propose for the next n steps."""
         chunks, weights = aligned(np.stack(kept), execute, m)
         space = self.action_space
         if space is not None and space.has_rotations:
-            # (K, n, B, D) -> (n, B, K, 1, D): one mean per step, for each step has weights of its own.
+            # (K, n, B, D) -> (n, B, K, 1, D): one mean per step, because each step has its own weights.
             actions = np.ascontiguousarray(np.moveaxis(chunks, 0, 2)[..., None, :])
             each = np.broadcast_to(weights.T[:, None, :], actions.shape[:3])
             return np.moveaxis(space.average(actions, each)[..., 0, :], 0, 1)
-        # Element by element in a fixed order: what one environment gets does not depend on how many there are.
+        # Element by element in a fixed order: an environment's result does not depend on how many there are.
         mean = (weights[:, :, None, None] * chunks).sum(axis=0)
         return np.moveaxis(mean, 0, 1).astype(np.float32)
 
 
 def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDArray[np.float64]]:
-    """What (K, B, T, D) chunks, the oldest first, that were decided n = ``execute`` steps apart propose for the next n
-    steps: (K, n, B, D), and its weights: (K, n) float64 that sum to 1 over K.
+    """The proposals (K, n, B, D) for the next n steps of (K, B, T, D) chunks, oldest first, decided n = ``execute``
+    steps apart, and their (K, n) float64 weights, which sum to 1 over K.
 
-    The i-th oldest of the proposals for a step weighs exp(-m i). A chunk that does not reach a step weighs 0 there, and
-    stands with its last action.
+    The i-th oldest of the proposals for a step weighs exp(-m i). A chunk that does not reach a step has its last action
+    there, with weight 0.
     """
     count, length = len(chunks), chunks.shape[2]
     place = execute * np.arange(count - 1, -1, -1)[:, None] + np.arange(execute)  # (K, n) in each chunk
@@ -147,12 +144,9 @@ def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDA
 
 
 class Runner:
-    """One robot, one action at a time: asks the policy only when what it gave is used up.
+    """One robot, one action at a time: calls the policy only when its actions are used up.
 
     The policy is prepared when the runner is made, which on a GPU may take a minute.
-
-    Args:
-        policy, config, action_space: as for :class:`Controller`.
 
     Attributes:
         decision: the latest, with the (1, n, D) actions that were to be executed; None before the first.
@@ -173,11 +167,10 @@ class Runner:
         self.decision: Decision | None = None
 
     def step(self, observation: Observation) -> FloatArray:
-        """The (D,) action for this control step; to be called with what is observed before every single one.
+        """The (D,) action for this control step; call it with the observation before every single one.
 
-        Raises:
-            DataError, ConfigError: as :meth:`Controller.act`: the step may be repeated with another observation. One
-                that was taken in between decisions is judged at the next; if it is refused there, :meth:`reset`.
+        Errors are those of :meth:`Controller.act`, and the step may be repeated with another observation. One taken
+        between decisions is checked at the next; if it is refused there, :meth:`reset`.
         """
         new = deque((*self._new, observation), maxlen=self._new.maxlen)
         if not self._pending:

@@ -1,4 +1,4 @@
-"""A policy's folder: policy.json says what it is, networks and arrays lie beside it, checksums seal all of them."""
+"""A policy's checksummed folder: metadata in policy.json, with networks and arrays beside it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Config = TypeVar("Config", bound=Any)
 
 
 def write_policy(folder: Path, metadata: Any, fill: Callable[[Path], None]) -> None:
-    """Write a policy's folder in one step: the metadata, a dataclass with a field ``format``, and all other files by
-    ``fill``, which is given the folder."""
+    """Write a policy's folder atomically: the metadata, a dataclass with a field ``format``, and what ``fill`` writes
+    into it.
+    """
     text = json.dumps(to_json(metadata), indent=2) + "\n"
 
     def all_files(path: Path) -> None:
@@ -37,7 +38,7 @@ def read_format(folder: Path) -> str:
 
 
 def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
-    """The metadata of class ``cls`` that :func:`write_policy` wrote, after all files were checked."""
+    """Verify the checksums and read the metadata that :func:`write_policy` wrote."""
     verify_folder(folder)
     where = folder / METADATA
     if (found := read_format(folder)) != expected:
@@ -46,10 +47,9 @@ def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], kind: str, further: Iterable[str] = ()) -> Config:
-    """Settings, called ``kind`` in messages, with some of them changed; ``further`` names could be given as well.
+    """Settings, called ``kind`` in messages, with some of them changed; ``further`` are other allowed names.
 
-    Raises:
-        ConfigError: an unknown name, or a value out of range.
+    Unknown names and values out of range are ConfigErrors.
     """
     known = [field.name for field in fields(config)]
     for name in overrides:

@@ -34,7 +34,7 @@ class Latents(ABC):
         kind: "image", "state" or "scene".
         encoder: of images; None where none are read.
         bf16: run it in bfloat16.
-        schema: of the demonstrations, and so of the observations that are understood; None: any that hold what is read.
+        schema: of the demonstrations, and so of accepted observations; None: any that hold what is read.
     """
 
     kind: ClassVar[str]
@@ -53,26 +53,22 @@ class Latents(ABC):
 
     @abstractmethod
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
-        """(B, d) latents of live observations.
-
-        Raises:
-            DataError: an observation that is not of the schema, or lacks a camera or the state.
-        """
+        """(B, d) latents of live observations; a DataError for another schema, or a missing camera or state."""
 
     @property
     @abstractmethod
     def settings(self) -> LatentSettings:
-        """What :func:`load_latents` makes the same object of again; an encoder has a folder of its own."""
+        """From which :func:`load_latents` makes an equal object; an encoder has its own folder."""
 
 
 class LatentSettings:
-    """What a policy's metadata hold of its latents, as one of :data:`SETTINGS`."""
+    """A policy's metadata of its latents, one of :data:`SETTINGS`."""
 
     kind: ClassVar[str]
 
     @property
     def settings(self) -> LatentSettings:
-        """Of latents that are their own settings: there is nothing else to them."""
+        """Of latents that are their own settings."""
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +77,7 @@ class LatentSettings:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> LatentSettings:
-        """What :meth:`to_json` wrote, of whichever kind."""
+        """Inverse of :meth:`to_json`, for any kind."""
         kind = str(value.get("kind") if isinstance(value, dict) else value)
         if kind not in SETTINGS:
             raise DataError(f"{where}: {choose('kind of latents', kind, SETTINGS)}.")
@@ -99,8 +95,9 @@ class ImageSettings(LatentSettings):
 
 
 class ImageLatents(Latents):
-    """Image features of all views concatenated with normalised proprioception (and the instruction's embedding where
-    there is one), jointly L2-normalised (paper section 4.4)."""
+    """Image features of all views concatenated with normalised proprioception (and the instruction's embedding, if
+    any), jointly L2-normalised (paper section 4.4).
+    """
 
     kind = "image"
 
@@ -135,7 +132,7 @@ class ImageLatents(Latents):
 
 
 def stack_images(observations: Sequence[Observation], cameras: Sequence[str]) -> dict[str, ImageArray]:
-    """camera -> (B, H, W, 3) of B observations, all of one size."""
+    """camera -> (B, H, W, 3) of B observations of one size."""
     stacked = {}
     for camera in cameras:
         sizes = {observation.images[camera].shape for observation in observations}
@@ -154,10 +151,10 @@ def warm_up(encoder: ImageEncoder, batch: int, *, bf16: bool = False) -> None:
 
 @dataclass(frozen=True)
 class StateLatents(LatentSettings, Latents):
-    """The true simulator state as latent: a reference that no camera is needed for.
+    """The true simulator state as latent: a reference without cameras.
 
     Positions are divided by half the world's size about its centre; ``angles``, the state dimensions in radians, become
-    scaled cosine and sine. A constant 1 is appended, so that directions, all that cosine similarity sees, determine the
+    scaled cosine and sine. An appended constant 1 makes directions, all that cosine similarity sees, determine the
     state.
     """
 
@@ -186,11 +183,11 @@ class StateLatents(LatentSettings, Latents):
 
 @dataclass(frozen=True)
 class SceneLatents(LatentSettings, Latents):
-    """Proprioception and the true poses of a task's objects as latent: what images could tell at best, for arms.
+    """Proprioception and the true poses of a task's objects as latent: the best that images could tell, for arms.
 
-    Proprioception is scaled to [-1, 1] over the demonstrations. So are positions, all by the same factor: the height of
-    what never leaves the table would else count as much as where it is. Rotations are the first two rows of their
-    matrix, weighted; a constant 1 is appended as in :class:`StateLatents`.
+    Proprioception is scaled to [-1, 1] over the demonstrations. So are positions, all by the same factor, or the height
+    of what never leaves the table would count as much as where it is. Rotations are the first two rows of their matrix,
+    weighted; a constant 1 is appended as in :class:`StateLatents`.
 
     ``objects``: first index in the state of each object's x y z and quaternion w x y z; ``range``: of their positions.
     """

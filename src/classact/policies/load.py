@@ -19,16 +19,15 @@ KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
 
 
 def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> RetrievalPolicy | ParametricPolicy:
-    """The policy that a folder holds, whatever its kind.
+    """The policy in a folder that a policy's ``save`` wrote.
 
     Args:
-        folder: written by the policy's ``save``.
         device: where to compute.
         overrides: settings to change, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
 
     Raises:
         CheckpointError: no policy's folder, a damaged one, or one of another version.
-        ConfigError: unknown overrides, values out of range, or a device that is not there.
+        ConfigError: unknown overrides, values out of range, or a missing device.
     """
     path = Path(folder)
     if not (path / METADATA).is_file():

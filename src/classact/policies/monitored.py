@@ -1,4 +1,4 @@
-"""Any policy, monitored by a bank of demonstrations: it acts, and retrieval says how new what it sees is."""
+"""Any policy, monitored by a bank of demonstrations that scores the novelty of observations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from classact.policies.retrieval import RetrievalPolicy
 
 
 def monitored(policy: Policy, monitor: RetrievalPolicy | None) -> Policy:
-    """The policy, monitored where there is a calibrated monitor."""
+    """The policy, monitored if there is a calibrated monitor."""
     return policy if monitor is None or monitor.calibration is None else MonitoredPolicy(policy, monitor)
 
 
 class MonitoredPolicy:
     """A policy's chunks with the novelty scores of a retrieval policy's bank.
 
-    Args:
-        policy: what acts.
-        monitor: a calibrated retrieval policy of the same observations; its chunks are not used.
-
-    Raises:
-        ConfigError: the monitor has no calibrated score, or was made of other observations or actions.
+    ``monitor`` is a calibrated retrieval policy of the same observations and actions (else a ConfigError), whose chunks
+    are not used.
     """
 
     def __init__(self, policy: Policy, monitor: RetrievalPolicy) -> None:
@@ -39,7 +35,7 @@ class MonitoredPolicy:
 
     @property
     def spec(self) -> PolicySpec:
-        """Of the policy that acts, with the views that either of both reads and the monitor's alarm level."""
+        """The acting policy's, with the views of both and the monitor's alarm level."""
         own, monitor = self.policy.spec, self.monitor.spec
         return replace(own, cameras=tuple(dict.fromkeys((*own.cameras, *monitor.cameras))), alarm=monitor.alarm)
 

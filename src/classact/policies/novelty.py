@@ -1,19 +1,19 @@
 """How far an observation is from what was demonstrated, and when that is too far to act on.
 
-The distance of an observation is one minus the mean cosine of its m nearest demonstrated timesteps. What distances are
-usual is learned by split conformal prediction with the episode as the exchangeable unit: M_1, ..., M_n are the largest
-distances of n demonstrations that are not in the bank, all their steps counted. An observation at distance s scores
+The distance of an observation is one minus the mean cosine of its m nearest demonstrated timesteps. Split conformal
+prediction, with the episode as the exchangeable unit, learns which distances are usual: M_1, ..., M_n are the largest
+distances, over all steps, of n demonstrations outside the bank. An observation at distance s scores
 
     score(s) = #{i : M_i < s} / (n + 1),
 
 the share of these demonstrations that never were as far out; 1 - score is the conformal p-value of s as the largest
 distance of an episode. The alarm is raised where s exceeds the j-th smallest M, j = ceil((n + 1)(1 - alpha)). At least
-j of them are smaller there, and the score exceeds (j - 1/2) / (n + 1): the level lies between two values that scores
-take, so that no rounding decides. If an episode and the n others are exchangeable (drawn alike and independently, say),
-the chance that the alarm is raised at any of its steps is at most alpha.
+j of them are smaller there, so the score exceeds (j - 1/2) / (n + 1), which lies between two values that scores take:
+no rounding decides. If an episode and the n others are exchangeable (say, drawn independently and alike), the chance of
+an alarm at any of its steps is at most alpha.
 
-A rollout of a policy is no demonstration: that it is raised more often there than alpha says is information, not an
-error."""
+A rollout of a policy is no demonstration: more frequent alarms than alpha there are information, not an error.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ _QUERIES = 1024
 
 
 def episodes_needed(alpha: float) -> int:
-    """The smallest number of calibration episodes with which an alarm of level alpha can ring: (1 - alpha) / alpha."""
+    """The smallest number of calibration episodes with which an alarm of level alpha can be raised: (1 - alpha) /
+    alpha.
+    """
     return math.ceil(1 / _exact(alpha) - 1)
 
 
@@ -58,12 +60,9 @@ class Novelty:
         maxima: (n,) largest distance of each calibration episode, in any order; kept sorted.
         timesteps: rows of the bank that distances were measured to.
         config: settings.
-        kind: "held-out": of demonstrations that are neither in the bank nor did the encoder train on them; the bound
-            alpha holds exactly. "leave-one-out": each episode of the bank against the bank without it; the bound holds
-            approximately, and is exceeded the more, the better the encoder remembers what it trained on.
-
-    Raises:
-        ConfigError: no episodes, maxima that are not finite, or an unknown kind.
+        kind: "held-out": of demonstrations outside the bank and the encoder's training; the bound alpha holds exactly.
+            "leave-one-out": each episode of the bank against the bank without it; the bound holds approximately, and
+            the worse, the better the encoder remembers its training data.
     """
 
     maxima: StateArray
@@ -88,7 +87,7 @@ class Novelty:
 
     @property
     def rank(self) -> int:
-        """j: the alarm is raised beyond the j-th smallest maximum; n + 1 where there are too few to ring at all."""
+        """j: the alarm is raised beyond the j-th smallest maximum; n + 1 where there are too few."""
         return math.ceil((self.episodes + 1) * (1 - _exact(self.config.alpha)))
 
     @property
@@ -112,7 +111,7 @@ class Novelty:
         return np.asarray(below / (self.episodes + 1), np.float32)
 
     def describe(self) -> str:
-        """One sentence for people: what the alarm promises, and from how many episodes."""
+        """One sentence: what the alarm promises, and from how many episodes."""
         n, alpha = self.episodes, self.config.alpha
         source = f"{n} held-out demonstrations" if self.exact else f"{n} demonstrations, each left out of the bank once"
         if self.rank > n:
@@ -169,8 +168,8 @@ def left_out_distances(
     m: int,
     progress: Progress | None = None,
 ) -> StateArray:
-    """Distance of every step to the m nearest timesteps of all other episodes. N x N cosines are computed, few held at
-    a time.
+    """Distance of every step to the m nearest timesteps of all other episodes, from N x N cosines of which few are held
+    at a time.
 
     Args:
         search: over ``latents[rows]``.
@@ -194,5 +193,5 @@ def left_out_distances(
 
 
 def _exact(alpha: float) -> Fraction:
-    # The number that was written: in binary, (n + 1) * (1 - 0.1) may come out above a whole number.
+    # alpha as written: in binary, (n + 1) * (1 - 0.1) may come out above a whole number.
     return Fraction(str(float(alpha)))

@@ -1,4 +1,4 @@
-"""Nearest rows of a bank by cosine: exact in torch, or through an index of faiss; one contract for both."""
+"""Nearest rows of a bank by cosine: exact in torch, or through an index of faiss, with one interface."""
 
 from __future__ import annotations
 
@@ -34,22 +34,19 @@ class ExactSearch:
     """All N cosines by matrix multiplication, then the k largest.
 
     Args:
-        bank: (N, d) float32 unit rows, copied.
+        bank: (N, d) float32 finite unit rows, copied.
         device: where to search.
-        max_bytes: bytes of cosines held at a time. Larger problems are cut into blocks of queries and of bank rows;
-            what is found is the same.
-        ties: "row": rows of equal cosine in the order of their numbers. "any": as ``torch.topk`` happens to leave them,
-            which on a CPU depends on N and k alone; for results that were made so. Across blocks it is always "row".
-
-    Raises:
-        DataError: a bank that is no matrix, is empty, or is not finite.
+        max_bytes: bytes of cosines held at a time. Larger problems are cut into blocks of queries and of bank rows,
+            with the same result.
+        ties: "row": rows of equal cosine by their numbers. "any": as ``torch.topk`` leaves them, which on a CPU depends
+            on N and k alone; for results that were made so. Across blocks it is always "row".
     """
 
     def __init__(
         self, bank: FloatArray, *, device: str | torch.device = "cpu", max_bytes: int = MAX_BYTES, ties: Ties = "row"
     ) -> None:
         _check_bank(bank)
-        # A copy, for the last bits of a product depend on how its operands are aligned in memory.
+        # A copy, because the last bits of a product depend on how its operands are aligned in memory.
         self.bank = torch.tensor(bank, dtype=torch.float32, device=device)
         self.max_bytes, self.ties = max_bytes, ties
 
@@ -57,8 +54,7 @@ class ExactSearch:
     def search(self, queries: FloatArray, k: int, without: IntArray | None = None) -> tuple[IntArray, FloatArray]:
         """As :data:`Search`, without bank rows [from, to) of (B, 2) ``without``: a query's own episode.
 
-        Raises:
-            ConfigError: fewer than k rows are left.
+        Fewer than k rows left are a ConfigError.
         """
         rows, width = self.bank.shape
         _check_queries(queries, k, rows, width)
@@ -91,7 +87,7 @@ class ExactSearch:
             value, row = _largest(cosine, min(k, cosine.shape[1]), self.ties if block == rows else "row")
             row = row + start
             if best is not None:
-                # Rows of earlier blocks come first and the sort is stable: ties stay in the order of their rows.
+                # Rows of earlier blocks come first and the sort is stable: ties stay in row order.
                 value, row = torch.cat([best[1], value], dim=1), torch.cat([best[0], row], dim=1)
                 value, order = torch.sort(value, dim=1, descending=True, stable=True)
                 value, row = value[:, :k], row.gather(1, order[:, :k])
@@ -101,17 +97,17 @@ class ExactSearch:
 
 
 def _products(z: Tensor, bank: Tensor) -> Tensor:
-    # For one query the general product is several times slower on a CPU, and has the same bits.
+    # For one query the general product is several times slower on a CPU, with the same bits.
     return torch.mv(bank, z[0])[None] if len(z) == 1 else z @ bank.T
 
 
 def _largest(cosine: Tensor, k: int, ties: Ties) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of (B, n) and where they are, ties as asked."""
+    """The k largest of each row of (B, n) and their columns, ties as given."""
     columns = cosine.shape[1]
     if ties == "any":
         value, row = torch.topk(cosine, k, dim=1)
         return value, row
-    # One more tells whether the last place is contested; if it is not, only those found need to be put in order.
+    # One more tells whether the last place is tied; if not, only those found need sorting.
     value, row = torch.topk(cosine, min(k + 1, columns), dim=1)
     if columns > k:
         edge = value[:, k]
@@ -125,7 +121,7 @@ def _largest(cosine: Tensor, k: int, ties: Ties) -> tuple[Tensor, Tensor]:
 
 
 def _hide(cosine: Tensor, start: int, without: IntArray) -> None:
-    """Set what a query may not find to minus infinity; queries of one episode follow each other."""
+    """Set cosines of excluded rows to minus infinity; queries of one episode are consecutive."""
     cuts = np.flatnonzero((np.diff(without, axis=0) != 0).any(axis=1)) + 1
     for first, last in zip([0, *cuts], [*cuts, len(without)], strict=True):
         if first == last:
@@ -149,18 +145,17 @@ class FaissSearch:
     """An index of faiss over inner products, on the CPU.
 
     Approximate indexes see a part of the bank and may miss neighbours; quantised ones report approximate cosines. Where
-    the lists that were looked at for a query hold fewer than k rows, more are looked at until there are k. But for
-    rounding, what is found for a query does not depend on the others of its batch.
+    the lists of a query hold fewer than k rows, more are looked at. Up to rounding, a query's result does not depend on
+    the others of its batch.
 
     Args:
-        bank: (N, d) float32 unit rows.
+        bank: (N, d) float32 finite unit rows.
         factory: index as faiss names it: "Flat" is exact, "IVF1024,Flat" looks at ``nprobe`` of 1,024 lists.
         nprobe: lists looked at by an IVF index.
 
     Raises:
         MissingDependencyError: faiss is not installed.
         ConfigError: faiss does not know the index or cannot train it on this bank.
-        DataError: a bank that is no matrix, is empty, or is not finite.
     """
 
     def __init__(self, bank: FloatArray, *, factory: str = "Flat", nprobe: int = NPROBE) -> None:
@@ -185,7 +180,7 @@ class FaissSearch:
         _check_queries(queries, k, self.rows, self.width)
         z = np.ascontiguousarray(queries, np.float32)
         rows, cosine = np.empty((len(z), k), np.int64), np.empty((len(z), k), np.float32)
-        # Queries that need the same are asked together: (numbers of the queries, rows asked for, lists looked at).
+        # Queries with equal needs are searched together: (numbers of the queries, rows asked for, lists looked at).
         todo = [(np.arange(len(z)), min(k + 1, self.rows), self.nprobe)] if len(z) else []
         while todo:
             group, asked, lists = todo.pop()
@@ -194,7 +189,7 @@ class FaissSearch:
             value, row = self.index.search(z[group], asked)
             all_lists = self._lists is None or lists >= self._lists.nlist
             short = (row[:, :k] < 0).any(axis=1) & (not all_lists)
-            # Which of the rows that tie for the last place come first is known once a smaller cosine was seen.
+            # The order of rows that tie for the last place is known once a smaller cosine was seen.
             contested = (row[:, -1] >= 0) & (value[:, -1] == value[:, k - 1]) & (asked < self.rows)
             done = ~(short | contested)
             order = np.lexsort((row[done], -value[done]), axis=1)[:, :k]
@@ -231,12 +226,12 @@ def make_search(
         bank: (N, d) float32 unit rows.
         backend: "torch", exact; "faiss", its exact index; "faiss:FACTORY", another one, such as "faiss:IVF1024,Flat",
             or with :data:`~classact.policies.config.NPROBE` "faiss:IVF1024,Flat@64"; "auto": torch on a GPU and up to
-            ``AUTO_ROWS`` rows, beyond the exact index of faiss where it is installed.
+            ``AUTO_ROWS`` rows, beyond that the exact index of faiss if installed.
         device, ties: of :class:`ExactSearch`; faiss searches on the CPU whatever the device.
 
     Raises:
-        ConfigError: an unknown backend, or settings that do not fit the bank.
-        MissingDependencyError: faiss was asked for and is not installed.
+        ConfigError: an unknown backend, or settings that do not suit the bank.
+        MissingDependencyError: faiss was requested and is not installed.
     """
     name, factory, nprobe = parse_backend(backend)
     if name == "auto" and len(bank) > AUTO_ROWS and torch.device(device).type == "cpu":
@@ -256,7 +251,7 @@ def make_search(
 
 
 def check_search(backend: str, rows: int, width: int) -> None:
-    """Refuse now what :func:`make_search` would refuse of a bank of (``rows``, ``width``)."""
+    """Refuse early what :func:`make_search` would refuse of a bank of (``rows``, ``width``)."""
     name, factory, _ = parse_backend(backend)
     if name == "faiss":
         lists = _faiss().try_extract_index_ivf(_make_index(factory, rows, width))
@@ -282,7 +277,7 @@ def _no_index(factory: str, rows: int, width: int, error: Any) -> ConfigError:
 
 def _faiss() -> Any:
     try:
-        with warnings.catch_warnings():  # its wrapper is of an age that Python 3.12 complains about
+        with warnings.catch_warnings():  # its wrapper causes deprecation warnings under Python 3.12
             warnings.simplefilter("ignore", DeprecationWarning)
             import faiss
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The numbers behind the report's pictures: why the policy did what it did, and what it saw as alike."""
+"""The data of the report's figures: why the policy acted as it did, and what it saw as alike."""
 
 from __future__ import annotations
 
@@ -74,15 +74,14 @@ def write_neighbors(
     """analysis/neighbors.safetensors: timesteps of rollouts, and the demonstrated timesteps each decision came from
     (J.2).
 
-    Queries are spread over episodes from the best to the worst and over the time before success.
+    Queries are spread over episodes from best to worst and over the time before success.
 
     Args:
         data: what is in the policy's bank, with the images that the encoder saw.
-        frames: how the first camera's images of ``data`` were rendered from its states
-            (:func:`classact.run.frames.needs_rendering`): they are drawn again, larger. None: they were recorded, and
-            are shown as they are.
+        frames: how the first camera's images of ``data`` were rendered (:func:`classact.run.frames.needs_rendering`),
+            to draw them larger. None: they were recorded, and are shown unchanged.
         results: episodes to take timesteps from.
-        simulator, evaluation: that they are of.
+        simulator, evaluation: of these episodes.
     """
     sim = make_simulator(
         simulator, image_size=evaluation.image_size, shift=evaluation.shift, cameras=policy.spec.cameras or None
@@ -122,13 +121,13 @@ def write_neighbors(
     world = sim.spec.world
     sim.close()
     arrays = {key: np.stack(values) for key, values in out.items()}
-    if world is not None:  # else actions are no points that could be drawn onto a picture
+    if world is not None:  # otherwise actions are no points that could be drawn onto an image
         arrays["world"] = np.asarray(world[1] - world[0], np.float64)
     write_arrays(run.analysis / "neighbors.safetensors", arrays)
 
 
 def _picture(sim: Any, fallback: ImageArray) -> ImageArray:
-    """A frame to look at: drawn larger where the simulator can."""
+    """A frame to look at, drawn larger where the simulator can."""
     return sim.render(PICTURE) if hasattr(sim, "render") else resize_images(fallback[None], PICTURE)[0]
 
 
@@ -149,7 +148,7 @@ def _demonstrated(data: Demonstrations, frames: FramesConfig | None, rows: IntAr
 
 
 def _score(result: RolloutResult) -> float:
-    """How well an episode went: the largest value of the simulator's first metric (Push-T: coverage)."""
+    """An episode's largest value of the simulator's first metric (Push-T: coverage)."""
     return next(iter(result.maxima.values()))
 
 
@@ -178,9 +177,9 @@ def write_videos(
 
 
 def remove_leftovers(run: Run) -> None:
-    """Delete what a killed process left half-written in the run's folder; other files are nobody's business.
+    """Delete what a killed process left half-written in the run's folder.
 
-    Nor are young ones: of evaluations and heads, which other processes may be writing.
+    Recent files stay: other processes may be writing evaluations and heads.
     """
     for path in sorted(Path(run.root).rglob(".*.tmp")):
         try:

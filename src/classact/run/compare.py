@@ -1,4 +1,4 @@
-"""Objectives compared on one's own data: one run per objective and training seed, or evaluations of runs that exist."""
+"""Objectives compared on the user's data: one run per objective and training seed, or existing evaluations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Outcomes:
     """What one run reached.
 
     Attributes:
-        name: of what is compared, which runs that differ by their training seed alone share.
+        name: of what is compared, shared by runs that differ by their training seed alone.
         run, seed: folder, and seed of the training.
         simulator, shift, max_steps, initial_states: of the evaluation (the last are seeds); empty where there was none.
         success: criterion -> 0 or 1 per episode.
@@ -52,14 +52,14 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Line:
-    """Success of one objective by one criterion, and how it differs from the first objective's.
+    """Success of one objective by one criterion, and its difference from the first objective's.
 
     Attributes:
-        success: mean over seeds, with Wilson's interval, or of several seeds a bootstrap's over initial states.
+        success: mean over seeds, with Wilson's interval, or for several seeds a bootstrap's over initial states.
         by_seed: success of each training, with Wilson's interval.
         difference: from the first objective; None for that one, as all below.
-        won, lost: initial states from which this one succeeds more often than the first one, and less often.
-        p: of McNemar's exact test, or of several seeds the permutation test's; adjusted: by Holm's procedure.
+        won, lost: initial states from which this one succeeds more often, and less often, than the first.
+        p: of McNemar's exact test, or for several seeds the permutation test's; adjusted: by Holm's procedure.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is printed and written: success by criterion and objective, what each run reached, and what to know."""
+    """What is printed and written: success by criterion and objective, each run's results, and notes."""
 
     lines: tuple[Line, ...]
     runs: tuple[Outcomes, ...]
@@ -90,13 +90,12 @@ class Comparison:
 def train_and_evaluate(
     runs: Mapping[tuple[str, int], Callable[[], Pipeline]], *, first: bool, rollouts: bool, quiet: bool
 ) -> list[Outcomes]:
-    """Train each run, roll it out and probe it, unless its folder says that this is done; returns what each reached.
+    """Train each run, roll it out and probe it, unless its folder has the results.
 
-    ``runs`` says for each name and training seed how its pipeline is made. Processes that share the trainings and are
-    not the ``first`` only train.
+    ``runs`` makes the pipeline of each name and training seed. Processes other than the ``first`` only train.
     """
     for make in runs.values():
-        make()  # settings and folders that do not fit are refused before anything is trained
+        make()  # mismatched settings and folders are refused before anything is trained
     for make in runs.values():
         make().pretrain()
     return [_measured(name, make(), rollouts, quiet) for (name, _), make in runs.items() if first]
@@ -114,7 +113,7 @@ def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Out
 
 
 def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], list[dict[str, Any]]]:
-    """Rows of an evaluation, and its episodes; both empty where it is not done."""
+    """Rows of an evaluation, and its episodes; both empty where it is missing."""
     rows = [row for row in run.read_summary() if row.evaluation == evaluation]
     return rows, read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
 
@@ -128,8 +127,8 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
 
     Args:
         path: folder of a run, or of one of its evaluations (RUN/evaluations/NAME).
-        name: of what is compared; empty: the run's title, with the evaluation's name where one is given.
-        rollouts: whether an evaluation must be there: a DataError where it is not.
+        name: of what is compared; empty: the run's title, with the evaluation's name if given.
+        rollouts: whether a missing evaluation is a DataError.
     """
     named = path.parent.name == "evaluations"
     run = Run(path.parent.parent if named else path)
@@ -161,8 +160,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
 def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
     """What several runs reached; those that differ by their training seed alone share a name.
 
-    Raises:
-        ConfigError: two runs of the same settings and training seed.
+    Two runs of the same settings and seed are a ConfigError.
     """
     found: list[tuple[Outcomes, Any]] = []
     for path in paths:
@@ -184,10 +182,10 @@ def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
 
 
 def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) -> Comparison:
-    """Success of each objective, and how it differs from the first one's, on the same initial states.
+    """Success of each objective, and its difference from the first one's, on the same initial states.
 
     Raises:
-        ConfigError: one objective alone, or evaluations under other conditions (both runs and values are named).
+        ConfigError: a single objective, or evaluations under other conditions (both runs and values are named).
     """
     groups: dict[str, list[Outcomes]] = {}
     for one in runs:
@@ -212,7 +210,7 @@ def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) 
 
 
 def check_comparable(first: Outcomes, other: Outcomes) -> None:
-    """Refuse evaluations under other conditions: a ConfigError names both runs and the first difference."""
+    """Refuse evaluations under other conditions; the ConfigError names both runs and the first difference."""
     for what, mine, theirs in (
         ("the simulator", first.simulator, other.simulator),
         ("the shift", first.shift, other.shift),

@@ -1,4 +1,4 @@
-"""Settings of runs and of their heads. No torch here."""
+"""Settings of runs and of their heads, without torch."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class FramesConfig:
     """Which images of the demonstrations are used.
 
     Attributes:
-        source: "auto": recorded images where there are any, the shift is the recorded one, and they were not drawn by
-            the simulator at another size than it will draw at in evaluations; else rendered. "recorded"; "rendered".
+        source: "recorded", "rendered", or "auto": recorded images where there are any of this shift, and not drawn by
+            the simulator at another size than in evaluations; else rendered.
         simulator: what renders, from the demonstrations' states.
         shift: visual shift to render under; any but the plain appearance means rendering.
         render_size: side in pixels at which the simulator draws, as at evaluation time.
         seed: of the episodes' appearances.
-        workers: rendering processes; 0 takes one per core.
+        workers: rendering processes; 0: one per core.
     """
 
     source: Literal["auto", "recorded", "rendered"] = "auto"
@@ -69,16 +69,16 @@ class RunConfig:
         retrieval: acting.
         evaluation: rollouts.
         baselines: evaluate retrieval with an untrained encoder and with the true state as latent, too.
-        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold and
-            CDF are used instead of being measured again.
+        similarity: folder written by ``classact similarity`` for these data and settings, whose threshold and CDF are
+            reused.
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
-        heldout: the last so many demonstrations of the file are not learned from; the novelty score is calibrated on
-            them. Its bound holds for episodes like them: shuffle files that are sorted by task, operator or day. 0:
-            each is left out of the bank in turn, which is approximate, for the encoder has seen them all.
+        heldout: the last so many demonstrations are not trained on; the novelty score is calibrated on them. Its bound
+            holds for episodes like them: shuffle files sorted by task, operator or day. 0: each is left out of the bank
+            in turn, which is approximate, because the encoder was trained on all.
         intermediate_episodes: unseen initial states per evaluation during training (``pretrain.evaluations`` of them).
         intermediate_retrieval: how these act; None: as the run does.
         novelty: of the score that decisions carry.
-        layout: JSON file that says which array of the data is what; None: what lies with the data, or Push-T's.
+        layout: JSON file that says which array of the data is what; None: the file beside the data, or Push-T's.
     """
 
     data: str = "pusht-expert"
@@ -110,7 +110,7 @@ class RunConfig:
 
     @property
     def label(self) -> str:
-        """How tables name the run's encoder: by its objective, and where nothing was trained by its initial weights."""
+        """How tables name the run's encoder: by its objective, or if untrained by its initial weights."""
         name, init = self.pretrain.objective.written, self.pretrain.encoder.init
         return name if name != "none" else {"scratch": RANDOM}.get(init, init)
 
@@ -128,8 +128,8 @@ class HeadRunConfig:
 
     Attributes:
         finetune: training.
-        start: the encoder to start from: "run" (the run's own), "scratch" (the paper's behaviour cloning baseline: the
-            run's architecture with its initial weights), or the folder of another encoder.
+        start: initial encoder: "run" (the run's own), "scratch" (the paper's behaviour cloning baseline: the run's
+            architecture with its initial weights), or the folder of another encoder.
         evaluation: rollouts; None: as the head was started with, else as the run is evaluated.
         intermediate_episodes: unseen initial states per evaluation during training.
     """
@@ -162,11 +162,7 @@ class HeadRunConfig:
         return "-".join(parts)
 
     def label(self, learned: str) -> str:
-        """How tables name the encoder that training starts from.
-
-        Args:
-            learned: what they call that of the run.
-        """
+        """How tables name the encoder that training starts from; ``learned`` is their name of the run's."""
         path = Path(self.start)
         return {"run": learned, "scratch": "scratch"}.get(self.start, f"other: {path.parent.name}/{path.name}")
 
@@ -177,5 +173,5 @@ class HeadRunConfig:
 
 
 def whole_path(source: str) -> str:
-    """Where data lie, for every working directory; embedded names stay."""
+    """An absolute path of data; embedded names stay."""
     return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111

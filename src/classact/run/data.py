@@ -1,7 +1,4 @@
-"""What a run is about: its settings, its demonstrations and the images that its encoder sees.
-
-Pre-training, heads, probes and tables read them here.
-"""
+"""A run's settings, its demonstrations and the images of its encoder, for pre-training, heads, probes and tables."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 
 
 def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
-    """Where data and layout lie, seen from a run's folder."""
+    """Paths of data and layout relative to a run's folder."""
     root = run.root.resolve()
     places = {"data": settings.data, "layout": settings.layout}
     paths = {name: path for name, path in places.items() if path is not None and path not in EMBEDDED}
@@ -60,7 +57,7 @@ class RunData:
         self.held, self.config = settings.heldout, settings.frames
 
     def check_unchanged(self, run: Run) -> None:
-        """Refuse data that are others than those that a run's encoder was learned on, naming the first difference."""
+        """Refuse data other than those that a run's encoder was trained on; names the first difference."""
         if difference := other_data(run.read_config().get("data") or {}, self.metadata()):
             raise ConfigError(
                 f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
@@ -72,7 +69,7 @@ class RunData:
         """All of them as recorded.
 
         Raises:
-            ConfigError: nothing would be left to learn from, the simulator cannot render the states, or embeds
+            ConfigError: nothing would be left to train on, the simulator cannot render the states, or embeds
                 instructions otherwise.
         """
         settings = self.settings
@@ -85,7 +82,7 @@ class RunData:
         return data
 
     def _check(self, data: Demonstrations) -> None:
-        """Whether there are images for the encoder, and the simulator can draw those that it is to draw."""
+        """Refuse data without images for the encoder, or that the simulator cannot draw."""
         rendered = [camera for camera in self.encoder.cameras if needs_rendering(data, camera, self.config)]
         if not rendered and not data.versions:
             return
@@ -101,7 +98,7 @@ class RunData:
             logger.warning("%s", warning)
 
     def metadata(self) -> dict[str, Any]:
-        """What a run's folder remembers of its data. The images are those recorded ones that the encoder sees."""
+        """Metadata of the data in a run's folder; its images are the recorded ones that the encoder sees."""
         data = self.recorded
         used = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
         return {
@@ -119,7 +116,7 @@ class RunData:
         }
 
     def encoder_config(self) -> EncoderConfig:
-        """The encoder's settings, with the shape of the images that it learns from."""
+        """The encoder's settings, with the shape of the training images."""
         return replace(self.encoder, aspect=aspect(self.recorded, self.encoder.cameras, self.config))
 
     @cached_property
@@ -131,23 +128,23 @@ class RunData:
             )
 
     def states(self) -> Demonstrations:
-        """Those that are learned from, as recorded."""
+        """The training part, as recorded."""
         return first_episodes(self.recorded, len(self.recorded) - self.held)
 
     def frames(self, ranks: Ranks | None = None) -> Demonstrations:
-        """Those that are learned from, with the images that the encoder trains on."""
+        """The training part, with the images that the encoder trains on."""
         if ranks is not None:
-            # One rank makes what is not in the store yet; the others find it there.
+            # One rank makes what is missing in the store; the others find it there.
             ranks.on_first(lambda: len(self._prepared))
         return first_episodes(self._prepared, len(self._prepared) - self.held)
 
     def heldout(self) -> Demonstrations | None:
-        """Those that are kept apart, with images; None where there are none."""
+        """The held-out part, with images; None where there is none."""
         return last_episodes(self._prepared, self.held) if self.held else None
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:
-    """The true simulator state as latent: where objects are, or what the world's extent makes of it."""
+    """The true simulator state as latent: objects' poses, or positions scaled by the world's extent."""
     if spec.objects:
         return SceneLatents.fit(data, spec.objects)
     if spec.world is None:
@@ -160,10 +157,12 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
 
 
 def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """What of :data:`SAME` differs between the metadata of two data sets, with both values; None where nothing does."""
+    """The first of :data:`SAME` that differs between the metadata of two data sets, with both values; None where all
+    agree.
+    """
     for key in SAME:
         if key in known and key in found:
-            # Which other views there are decides nothing.
+            # Further views do not matter.
             before, now = (without(metadata[key], "cameras") for metadata in (known, found))
             if difference := first_difference(before, now, f"data.{key}"):
                 return difference
@@ -171,7 +170,7 @@ def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
 
 
 def own_simulator(recorded: str, asked: str) -> str:
-    """Advice: which --simulator goes with data that declare ``recorded``, where ``asked`` does not."""
+    """Advice on which --simulator goes with data that declare ``recorded``, where ``asked`` does not."""
     if recorded and recorded != asked:
         return f"Leave --simulator out, or name that one: --simulator {recorded}."
     return f"Name their own: --simulator NAME, one of {', '.join(SIMULATORS)}."

@@ -1,4 +1,4 @@
-"""Policies that a run has saved, rolled out: whether they can be, and how tables name them."""
+"""Rollouts of a run's saved policies: whether they are possible, and how tables name them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def evaluate_run(
         execute, ensemble: see :class:`classact.policies.ControlConfig`.
         workers: simulator processes; 0: one per core. Changes no result.
         device: where the policy computes: "auto", "cpu" or "cuda".
-        name: of the evaluation's folder; None: made of policy, encoder, shift and whatever differs from the settings,
-            so that no evaluation replaces another one.
+        name: of the evaluation's folder; None: policy, encoder, shift and whatever differs from the settings, so that
+            no evaluation replaces another one.
         quiet: no progress bar.
         overrides: settings of the policy to change, such as ``k=16``.
 
@@ -63,9 +63,8 @@ def evaluate_run(
 
     Raises:
         CheckpointError: no policy there, or a damaged one.
-        DataError: the folder is none of a run.
-        ConfigError: as :func:`check_rollouts`, a script without a ``__main__`` guard, or a name that is none of a
-            folder.
+        DataError: not a run's folder.
+        ConfigError: as :func:`check_rollouts`, a script without a ``__main__`` guard, or an invalid folder name.
         StorageError: the results could not be written.
     """
     check_guard("evaluate")
@@ -74,7 +73,7 @@ def evaluate_run(
         check_name(name, "an evaluation")
     settings = run.settings()
     standard = settings.frames.simulator
-    # A head has settings of its own: how much of a chunk is executed, for instance.
+    # A head has its own settings, such as how much of a chunk is executed.
     own = settings if head is None else trained_head(run, head)
     usual = own.evaluation or settings.evaluation
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
@@ -126,11 +125,7 @@ def check_rollouts(run: Run, simulator: str) -> None:
 
 
 def check_guard(function: str) -> None:
-    """Refuse to start worker processes from a script that they would run again.
-
-    Raises:
-        ConfigError: the main script does nothing under ``if __name__ == "__main__"``.
-    """
+    """Refuse to start workers from a script without ``if __name__ == "__main__"``: each would run it again."""
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None or Path(file).suffix != ".py":
         return

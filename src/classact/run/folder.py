@@ -1,22 +1,20 @@
-"""The folder of a run: where everything lies. Nothing else in classact knows file names of a run.
+"""The layout of a run's folder. Nothing else in classact knows its file names.
 
 DIR/config.json                     what was run: every setting, data, seeds, versions, hardware
 DIR/train.jsonl                     one row per logged training step
-DIR/checkpoints/step-00001200/      complete training state, with checksums (the last two are kept)
+DIR/checkpoints/step-00001200/      complete training state, checksummed (the last two are kept)
 DIR/encoder/                        the trained (EMA) encoder: config.json, model.safetensors
 DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
 DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
                                     (title, settings, timings), train.jsonl, checkpoints/, policy/
 DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
-DIR/summary.json                    one row per evaluation and criterion
-DIR/intermediate.jsonl                rows as in summary.json, of evaluations during training: also stage ("pretrain" or
+DIR/summary.json                    one row (:mod:`classact.evaluation.rows`) per evaluation and criterion
+DIR/intermediate.jsonl              such rows, of evaluations during training: also stage ("pretrain" or
                                     "heads/NAME"), step and steps
 DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
-DIR/analysis/                       numbers behind the report's pictures
+DIR/analysis/                       data of the report's figures
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
-
-Rows are those of :mod:`classact.evaluation.rows`.
 """
 
 from __future__ import annotations
@@ -39,15 +37,7 @@ from classact.utils.storage import append_jsonl, check_name, check_writable, rea
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the settings file of a run or a head says beside settings.
-
-    Attributes:
-        title: of what is trained, for people.
-        versions: of packages.
-        hardware: where it was started.
-        created: when, in UTC.
-        timings: stage -> seconds.
-    """
+    """A run's or head's metadata beside settings: ``created`` is in UTC, ``timings`` are seconds by stage."""
 
     title: str
     versions: Mapping[str, str]
@@ -57,7 +47,7 @@ class RunInfo:
 
 
 class _Place:
-    """A path in a run's folder; what lies there is said at the top."""
+    """A path in a run's folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,11 +86,7 @@ class Run:
         return self.heads / check_name(name, "a head")
 
     def check_writable(self) -> None:
-        """Refuse now what could not be written later.
-
-        Raises:
-            StorageError: the folder, its log or its tables cannot be written.
-        """
+        """Raise a StorageError now if the folder, its log or its tables cannot be written."""
         for path in (self.summary, self.config, self.report):
             check_writable(path)
         for path in (self.intermediates, self.train_log):
@@ -113,11 +99,8 @@ class Run:
     def settings(self) -> RunConfig:
         """The settings that the run was started with.
 
-        Data and layout that are no longer there are looked for where they lay beside the run's folder: both may have
-        been moved together.
-
-        Raises:
-            DataError: the folder is none of a run, or of another version.
+        Data and layout that are gone are looked for beside the run's folder: they may have been moved together. A
+        folder that is no run's, or of another version, is a DataError.
         """
         with reading(self.config):
             there = self.config.exists()
@@ -142,11 +125,11 @@ class Run:
         return from_json(RunInfo, known, str(self.config))
 
     def head_settings(self, name: str) -> HeadRunConfig:
-        """The settings that a head was started with; a DataError where there is none, or of another version."""
+        """The settings that a head was started with; a DataError where there are none, or of another version."""
         return head_settings(Run(self.head(name)))
 
     def update_config(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Change the run's settings file while no other process does; without one, from an empty one."""
+        """Change the run's settings file, created if missing, under a lock."""
         update_json(self.config, change, {})
 
     def read_summary(self) -> list[EvaluationRow]:
@@ -157,14 +140,13 @@ class Run:
         return [from_json(EvaluationRow, row, f"{self.summary}, row {i}") for i, row in enumerate(rows, 1)]
 
     def read_train_log(self) -> list[dict[str, Any]]:
-        """Logged steps; where a resumed run wrote a step again, the later row counts."""
+        """Logged steps; of a step that a resumed run wrote again, the later row."""
         rows = {int(row["step"]): row for row in read_jsonl(self.train_log)}
         return [rows[step] for step in sorted(rows)]
 
     def add_summary(self, rows: Sequence[EvaluationRow]) -> None:
-        """Add the rows of evaluations, replacing all rows of evaluations of the same names.
-
-        The name is the evaluation's folder: its episodes were overwritten, so no older row may stay beside them.
+        """Add the rows of evaluations, replacing all rows of evaluations of the same names, whose episodes are
+        overwritten.
         """
         new, made = {row.evaluation for row in rows}, to_json(rows)
         update_json(self.summary, lambda old: [row for row in old if row["evaluation"] not in new] + made, [])
@@ -172,7 +154,7 @@ class Run:
     def read_intermediate(self) -> list[IntermediateRow]:
         """Success during training by stage (in the order of their first rows) and step, empty where there is none.
 
-        Where a resumed run evaluated a step again, the later row of the same stage, step and criterion counts.
+        Of a step that a resumed run evaluated again, the later row of the same stage and criterion counts.
         """
         rows: dict[tuple[str, int, str], IntermediateRow] = {}
         for number, value in enumerate(read_jsonl(self.intermediates), 1):
@@ -182,7 +164,7 @@ class Run:
         return [rows[key] for key in sorted(rows, key=lambda key: (stages.index(key[0]), key[1]))]
 
     def drop_intermediate(self, stage: str) -> None:
-        """Forget the evaluations of a training that begins anew: of other settings, they would be taken for its own."""
+        """Delete a training's evaluations: they would be taken for those of a new one with other settings."""
         if self.intermediates.exists():
             with locked(lock_of(self.intermediates)):
                 kept = [row for row in self.read_intermediate() if row.stage != stage]

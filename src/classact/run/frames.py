@@ -20,11 +20,11 @@ DEFAULT_CAMERA = "top"
 
 
 def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> bool:
-    """Whether images are drawn from states rather than taken from the recording.
+    """Whether images are rendered from states rather than taken from the recording.
 
     Raises:
         DataError: neither is possible.
-        ConfigError: nobody knows the shift or the simulator.
+        ConfigError: unknown shift or simulator.
     """
     if config.source not in ("auto", "recorded", "rendered"):
         raise DataError(choose("frames source", config.source, ("auto", "recorded", "rendered")))
@@ -38,7 +38,7 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
     shown = data.images_shift or SIMULATORS[config.simulator].plain
     same = recorded and parse_shift(shown) == parse_shift(config.shift)
     if same and data.simulator and data.states is not None:
-        # Drawn large and made small, a picture is smoother than one that is drawn small.
+        # An image drawn large and scaled down is smoother than one drawn small.
         same = data.images[camera].shape[1:3] == (config.render_size, config.render_size)
     render = config.source == "rendered" or (config.source == "auto" and not same)
     if render and data.states is None:
@@ -71,7 +71,7 @@ def prepare_frames(
 
     Args:
         progress: called with (steps done, in all) over all cameras; not called where the store has the images.
-        say: told what the images that are made will take on disk, before the first of them is.
+        say: told, beforehand, the disk space of images that are to be made.
 
     Raises:
         DataError: no such camera, or no states to render from.
@@ -106,10 +106,9 @@ def prepare_frames(
 
 
 def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
-    """Width / height of the images that are resized to squares: recorded ones may have any, rendered ones are square.
+    """Width / height of the images before they are resized to squares; 1 for rendered ones.
 
-    Raises:
-        DataError: cameras of several shapes, for which one encoder transform does not do.
+    Cameras of several shapes, which one encoder transform cannot serve, are a DataError.
     """
     found = dict.fromkeys(cameras, 1.0)
     for camera in cameras:
@@ -126,7 +125,7 @@ def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -
 
 
 def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress) -> Entry | Images:
-    """What is to be in the store; images that are there at that size already."""
+    """What is to be in the store, or images that have that size already."""
     if not needs_rendering(data, camera, config):
         recorded = data.images[camera]
         if isinstance(recorded, ImageSource):
@@ -137,11 +136,11 @@ def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, p
     decides = ("simulator", "shift", "render_size", "seed")
     key: dict[str, Any] = {"kind": "rendered", "data": data.fingerprint()}
     key |= {name: getattr(config, name) for name in decides}
-    if camera != DEFAULT_CAMERA:  # stores that were filled before there were several views stay valid
+    if camera != DEFAULT_CAMERA:  # keeps stores valid that were filled before there were several views
         key["camera"] = camera
     simulator = make_simulator(config.simulator, image_size=config.render_size, shift=config.shift)
     simulator.close()
-    if packages := simulator.spec.packages:  # where there are none (Push-T), classact itself draws
+    if packages := simulator.spec.packages:  # without any (Push-T), classact itself draws
         key["packages"] = installed_versions(packages)
         key["look"] = to_json(getattr(simulator, "look", None))
 

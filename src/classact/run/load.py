@@ -18,14 +18,14 @@ def load_policy(folder: Run | str | Path, *, device: str = "cpu", **overrides: A
     """The policy that a folder holds: of a run, of a head, or one that was saved by itself.
 
     Args:
-        folder: of a run: its retrieval policy. Of a head in a run: as evaluations use it, monitored by the run's
-            retrieval policy where it started from the run's encoder.
+        folder: of a run: its retrieval policy. Of a head in a run: as in evaluations, monitored by the run's retrieval
+            policy if it started from the run's encoder.
         device: where to compute.
         overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
 
     Raises:
         CheckpointError: none of these, a damaged policy, or one of another version.
-        ConfigError: unknown overrides, values out of range, or a device that is not there.
+        ConfigError: unknown overrides, values out of range, or a missing device.
     """
     path = folder.root if isinstance(folder, Run) else Path(folder)
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
@@ -38,9 +38,9 @@ def load_policy(folder: Run | str | Path, *, device: str = "cpu", **overrides: A
 
 def trained_head(run: Run, name: str) -> HeadRunConfig:
     """The settings of a head that can act.
-
-    Raises:
-        CheckpointError: the run has no trained head of this name.
+    The settings of a trained head; a CheckpointError where the run has none of this name.
+        Raises:
+            CheckpointError: the run has no trained head of this name.
     """
     head = Run(run.head(name))
     if not head.policy.is_dir():
@@ -50,7 +50,7 @@ def trained_head(run: Run, name: str) -> HeadRunConfig:
 
 
 def run_monitor(run: Run, start: str, device: str) -> RetrievalPolicy | None:
-    """The retrieval policy whose bank says how new things are to a head of the run; None where there is none.
+    """The retrieval policy that monitors a head of the run; None where there is none.
 
     Only heads that started from the run's encoder are monitored: its latents are what they began with.
     """

@@ -1,7 +1,7 @@
 """From demonstrations to an evaluated policy: the stages of a run.
 
-What was learned is decided by the :class:`RunConfig`. The folder remembers it; another one is refused, never mixed in.
-A learned encoder and its policy are not made again; rollouts and pictures are, with the same result.
+The :class:`RunConfig` decides what is learned. The folder remembers it and refuses another one. A learned encoder and
+its policy are not made again; rollouts and images are, with the same result.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pipeline(Work):
         self.intermediate_episodes = config.intermediate_episodes
         self.stages = (*pretraining(config), *rollouts(config), pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
-        # What is wrong with the settings shall show now, not after an hour of training.
+        # Wrong settings fail now, not after an hour of training.
         frames, evaluation = config.frames, config.evaluation
         for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
             make_simulator(self.simulator, image_size=size, shift=shift).close()
@@ -81,7 +81,7 @@ class Pipeline(Work):
         self.run.check_writable()
         if started(self.run):
             self.check_same()
-            # Data of another place are looked at: the place decides nothing, what they are does.
+            # Data at another path are read again: what counts is their content.
             if self._known().data != self.config.data:
                 self.data_metadata = self.source.metadata()
             self.claim_folder()
@@ -91,7 +91,7 @@ class Pipeline(Work):
         return from_json(RunConfig, self.run.read_config().get("settings"), f"{self.run.config}: settings")
 
     def difference(self) -> str | None:
-        """What of the settings, or of the data, is not as the run was started with."""
+        """What of the settings, or of the data, differs from those the run was started with."""
         metadata, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
         return (
             other_objective(known, self.config)
@@ -112,16 +112,16 @@ class Pipeline(Work):
     # -- what is called ----------------------------------------------------------------------------
 
     def pretrain(self) -> None:
-        """Learn the encoder, and build the policy, where they are not there.
+        """Learn the encoder, and build the policy, where missing.
 
-        The last thing that ranks do together: afterwards each is by itself, and all but the first are done.
+        This ends the ranks' common work; all but the first are done.
         """
         self.make("policy")
         self.part()
 
     @property
     def policy(self) -> RetrievalPolicy:
-        """Retrieval with the learned encoder: what :meth:`pretrain` has left."""
+        """Retrieval with the learned encoder."""
         policy: RetrievalPolicy = self["policy"]
         return policy
 
@@ -136,7 +136,7 @@ class Pipeline(Work):
         self._again([pictures(self.config)])
 
     def _again(self, stages: Sequence[Stage]) -> list[str]:
-        """Do stages whether they are done or not; returns the names of what they leave."""
+        """Do stages even if done; returns the names of their results."""
         names = [stage.leaves for stage in stages]
         for name in names:
             self.left.pop(name, None)
@@ -144,13 +144,13 @@ class Pipeline(Work):
         return names
 
     def check_rollouts(self) -> None:
-        """Refuse now what could not be rolled out: also a simulator that lacks a camera that the encoder reads."""
+        """Also refuses a simulator that lacks a camera of the encoder."""
         known = simulator_spec(self.simulator).cameras
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in known:
                 raise UnknownNameError(f"{choose('camera', camera, known)} in simulator {self.simulator!r}.")
         if not started(self.run):
-            self.make("demonstrations")  # the folder then knows what they are
+            self.make("demonstrations")  # which writes their metadata into the folder
         super().check_rollouts()
 
     def retrieval_with(self, encoder: ImageEncoder, config: RetrievalConfig | None = None) -> RetrievalPolicy:
@@ -170,7 +170,7 @@ class Pipeline(Work):
 
 
 def read(work: Pipeline) -> Demonstrations:
-    """The demonstrations that are learned from, as recorded; the folder is theirs from then on."""
+    """The demonstrations that are learned from, as recorded; the folder is locked to them from then on."""
     config, data, states = work.config, work.source.recorded, work.source.states()
     where = f"{data.name} ({data.source})"
     if config.pretrain.evaluations and config.intermediate_retrieval is not None:
@@ -193,7 +193,7 @@ def read(work: Pipeline) -> Demonstrations:
 
 
 def check(work: Pipeline) -> bool:
-    """Refuse what could only fail once images are prepared, or the encoder is trained."""
+    """Refuse what would only fail once images are prepared, or the encoder is trained."""
     if work.config.pretrain.evaluations:
         work.check_rollouts()
     data, config = work["demonstrations"], training_config(work)
@@ -207,7 +207,7 @@ def check(work: Pipeline) -> bool:
 
 
 def prepare_training(work: Pipeline) -> Trainer:
-    """The training, with the similarity of actions measured where the objective learns from it."""
+    """The training, with the similarity of actions measured where the objective needs it."""
     measured = work.config.pretrain.objective.needs_similarity
     folder = work.config.similarity
     similarity = None if folder is None else Path(folder)
@@ -229,8 +229,8 @@ def prepare_training(work: Pipeline) -> Trainer:
 
 
 def train(work: Pipeline) -> ImageEncoder:
-    """The learned encoder, with rollouts on the way where they are asked for."""
-    trainer: Trainer = work.left.pop("training")  # its images and networks are not needed any longer
+    """The learned encoder, with rollouts during training where configured."""
+    trainer: Trainer = work.left.pop("training")  # its images and networks are no longer needed
 
     def policy(at: Trainer) -> RetrievalPolicy:
         return retrieval(work, at.average, work.config.intermediate_retrieval)
@@ -241,7 +241,7 @@ def train(work: Pipeline) -> ImageEncoder:
 
 
 def build(work: Pipeline) -> RetrievalPolicy:
-    """Retrieval with the learned encoder and its novelty alarm, saved: N^2 cosines where nothing was held out."""
+    """Retrieval with the learned encoder and its novelty alarm, saved; N^2 cosines where nothing was held out."""
     policy = retrieval(work, work["encoder"])
     with progress_bar("calibrate novelty", quiet=work.quiet) as bar:
         if not work.left["no alarm"]:
@@ -275,7 +275,7 @@ def pretraining(config: RunConfig) -> tuple[Stage, ...]:
 
 
 def rollouts(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages that roll out the policies of a run: the learned one, and baselines."""
+    """The stages that roll out the learned policy of a run, and baselines."""
 
     def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage:
         return Stage(f"evaluate {encoder}", needs, f"rollouts of {encoder}", do, time="repeated", together=False)
@@ -296,7 +296,7 @@ def roll_out_untrained(work: Pipeline) -> list[RolloutResult]:
 
 
 def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
-    """Rollouts of retrieval with the true simulator state as latent; None where there is none to retrieve by."""
+    """Rollouts of retrieval with the true simulator state as latent; None where there is none."""
     data, spec = work["demonstrations"], simulator_spec(work.simulator)
     if data.states is None or not (spec.objects or spec.world is not None):
         return None
@@ -310,7 +310,7 @@ def pictures(config: RunConfig) -> Stage:
 
 
 def draw(work: Pipeline) -> bool:
-    """The latent map of the bank; neighbours of some timesteps, and videos, of the learned policy's rollouts."""
+    """The latent map of the bank; neighbours and videos of the learned policy's rollouts."""
     analysis.write_latent_map(work.run, work.policy, work.config.pretrain.seed)
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)
@@ -334,7 +334,7 @@ def state_policy(data: Demonstrations, simulator: str) -> RetrievalPolicy:
     """Retrieval with the true simulator state as latent: :func:`classact.run.data.state_latents`."""
     config = replace(STATE_RETRIEVAL, k=min(STATE_RETRIEVAL.k, data.num_steps))
     latents = state_latents(data, simulator_spec(simulator))
-    # Where only the world's extent is known, actions are points.
+    # With only the world's extent known, actions are points.
     space = data.schema.actions if isinstance(latents, SceneLatents) else None
     return RetrievalPolicy.build(latents, data, config, action_space=space)
 
@@ -366,7 +366,7 @@ def training_config(work: Pipeline) -> PretrainConfig:
 
 
 def resumed(run: Run, config: RunConfig) -> RunConfig:
-    """The settings with whole paths, and with what was named when the run was started and is not named now."""
+    """The settings with absolute paths, and with those of the run's first call where none are given now."""
     known = run.settings() if started(run) else None
     if config.intermediate_retrieval is None and known is not None:
         config = replace(config, intermediate_retrieval=known.intermediate_retrieval)
@@ -382,12 +382,12 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
 
 
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
-    """What two calls that continue each other agree in; ``flags`` say what "auto" precision came to."""
+    """What two calls that continue each other must agree on; ``flags`` resolve "auto" precision."""
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
     return value | {"pretrain": spelled_out(value["pretrain"], flags)}
 
 
 def other_objective(known: RunConfig, asked: RunConfig) -> str | None:
-    """Which objective a run was started with, and which is asked for; None where they agree."""
+    """Which objective a run was started with, and which is requested; None where they agree."""
     before, now = known.pretrain.objective.written, asked.pretrain.objective.written
     return None if before == now else f"objective {before!r}, now it is {now!r}"

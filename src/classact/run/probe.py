@@ -45,7 +45,7 @@ def probe_file(run: Run, encoder: str = "learned") -> Path:
 
 @dataclass(frozen=True)
 class _Probed:
-    """What is probed: latents, those of the bank, and how they are retrieved with."""
+    """What is probed: latents, those of the bank, and the retrieval settings."""
 
     latents: Any
     bank: Any
@@ -72,21 +72,20 @@ def probe_run(
 
     Args:
         run: a folder with a policy, whose data can still be read.
-        encoder: "learned": the run's; "untrained": its architecture with random weights; "state": the simulator's
-            true state.
+        encoder: "learned": the run's; "untrained": its architecture with random weights; "state": the simulator's true
+            state.
         queries, pairs, seed: see :class:`ProbeConfig`.
-        shift: that states are drawn under twice; None: that of the run's images.
-        similarity: which action distance, and which K; None: the run's. Runs that were trained with different ones
-            are compared under one.
-        k: a number of neighbours that is probed besides those of :class:`ProbeConfig`, such as what the run acts with.
+        shift: under which states are drawn twice; None: that of the run's images.
+        similarity: action distance and K; None: the run's. Runs trained with different ones are compared under one.
+        k: probed besides the numbers of neighbours in :class:`ProbeConfig`, such as what the run acts with.
         temperature: of the softmax over neighbours' cosines; None: the policy's.
 
     Returns:
-        What :func:`probe_latents` returns, with "views" (:func:`probe_views`, or why it was skipped), "run",
-        "encoder", "notes", "hardware", "versions", "created".
+        What :func:`probe_latents` returns, with "views" (:func:`probe_views`, or why it was skipped), "run", "encoder",
+            "notes", "hardware", "versions", "created".
 
     Raises:
-        DataError: the folder is none of a run, or its data cannot be read.
+        DataError: not a run's folder, or unreadable data.
         CheckpointError: no policy there, or a damaged one.
         ConfigError: an unknown encoder or shift, or data that have changed.
     """
@@ -150,14 +149,14 @@ def probe_run(
 
 
 def write_probe(run: Run, result: Mapping[str, Any], path: Path | None = None) -> Path:
-    """Write what :func:`probe_run` returned, by default into the run's folder; returns the file."""
+    """Write a result of :func:`probe_run`, by default into the run's folder; returns the file."""
     file = path or probe_file(run, str(result["encoder"]))
     write_json(file, result)
     return file
 
 
 def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> dict[str, dict[str, float | None]]:
-    """Metric name -> value, low and high of one representation, for tables over many runs; anchors are left out."""
+    """Metric name -> value, low and high of one representation, for tables over many runs; without anchors."""
     probed = result["representations"]
     if representation not in probed:
         raise UnknownNameError(choose("representation", representation, probed))
@@ -170,7 +169,7 @@ def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> 
 
 
 def _encode(encoder: str, policy: RetrievalPolicy, data: RunData, settings: RunConfig) -> _Probed:
-    """The latents of an encoder, of the steps in the bank and of those held out; images are made only where needed."""
+    """An encoder's latents of the bank's and of the held-out steps; images are made only where needed."""
     latents: ImageLatents | StateLatents | SceneLatents
     if encoder == "state":
         latents = _state_latents(data.states(), settings.frames.simulator)
@@ -216,7 +215,7 @@ def _views(
     else:
         asked = choose_queries(training.episode_ends, None, config)
         candidates = np.flatnonzero(np.isin(training.episode_index(), asked.episodes))
-    # A copy's states are not to be told apart from those that it is a copy of.
+    # States of copies cannot be told apart.
     original = first_copies(everything.actions, everything.episode_ends) == np.arange(len(everything))
     some = candidates[original[everything.episode_index()[candidates]]]
     candidates = some if len(some) else candidates

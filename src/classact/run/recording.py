@@ -1,4 +1,4 @@
-"""What a run's folder is told while it is made: how long stages took, what rollouts gave, at the end and on the way."""
+"""What is written into a run's folder while it is made: times of stages, and results of rollouts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from classact.utils.storage import slug
 
 
 def new_metadata(title: str) -> dict[str, Any]:
-    """What the settings file of a run or a head says beside settings: where and when it was made, how long it took."""
+    """A run's or head's metadata beside settings: where and when it was made, how long it took."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     made: dict[str, Any] = to_json(RunInfo(title, versions(), hardware(), created, timings={}))
     return made
 
 
 def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> None:
-    """Add seconds to what earlier calls spent on a stage, or put them in the place of that where it is done again."""
+    """Add seconds to those of earlier calls of a stage, or replace them where it is done again."""
 
     def change(metadata: dict[str, Any]) -> dict[str, Any]:
         before = 0.0 if again else metadata["timings"].get(stage, 0.0)
@@ -38,7 +38,7 @@ def add_time(run: Run, stage: str, seconds: float, *, again: bool = False) -> No
 
 
 def evaluation_name(policy: str, encoder: str, shift: str) -> str:
-    """The name of an evaluation, which is that of its folder, from the labels of its rows."""
+    """The name of an evaluation and of its folder, from the labels of its rows."""
     return slug(f"{policy}-{encoder}-{shift}")
 
 
@@ -63,9 +63,9 @@ def roll_out(
         encoder: label for tables, as ``labels`` are.
         evaluation: simulator and settings.
         labels: further ones.
-        stage: of intermediate.jsonl, whose maximum is added to the table as well; None: none is.
+        stage: of intermediate.jsonl, whose maximum is added to the table as well; None: none.
         title: of the progress bar.
-        quiet: show none.
+        quiet: no progress bar.
     """
     simulator, config = evaluation
     run.check_writable()
@@ -79,9 +79,9 @@ def roll_out(
 
 
 def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
-    """The largest success over the evaluations during a training, by criterion: what the paper's table 1 reports.
+    """The largest success over the evaluations during a training, by criterion, as in the paper's table 1.
 
-    It is biased upwards, the more so the more evaluations there are; the rows say how many, and are named as those of
+    It is biased upwards, increasingly with the number of evaluations, which the rows state; they are named as those of
     the evaluation with the last weights.
     """
     out = []

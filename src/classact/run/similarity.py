@@ -1,13 +1,13 @@
-"""What the action similarity of a data set looks like: threshold, positives, how both depend on settings, examples.
+"""Similarity analysis of a data set: threshold, positives, how both depend on settings, examples.
 
-Everything ends up in one folder::
+Everything is written to one folder::
 
     similarity.json        settings, distribution, positives per anchor and per batch, sensitivity, examples
     examples.safetensors   windows (A, 4, T, D), normalised actions of the examples; frames (A, 4, S, S, 3) if there are
     positives.safetensors  positives, same_episode (M,) of every anchor, or of sampled ones, and which: anchors (M,);
                            by_quantile (K, S): positives of sampled anchors at several K
     distribution/          threshold and weights, for training
-    work/                  while it is being made: what continues a run that was stopped
+    work/                  state of an unfinished analysis, from which it is resumed
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZES = (32, 64, 160, 256, 512, 1024, 2048, 4096)
 PICTURE = 160
-_ROW_PAIRS = 1 << 26  # pairs that sampled anchors are compared with, in all
+_ROW_PAIRS = 1 << 26  # pairs with sampled anchors, in all
 _LEAST_ANCHORS, _MOST_ANCHORS = 256, 1024
 _SAMPLE = 400_000  # pairs that settings are compared on
 
@@ -77,9 +77,7 @@ def analyze_similarity(
     ranks: Ranks | None = None,
     quiet: bool = False,
 ) -> Row:
-    """Measure and write everything; what the folder holds already is not measured again.
-
-    Several ranks share the work where ``folder`` is on a disk that all of them share.
+    """Measure and write everything that the folder does not hold yet; several ranks share ``folder`` and the work.
 
     Returns:
         The content of similarity.json, on every rank.
@@ -88,7 +86,7 @@ def analyze_similarity(
         ConfigError: the folder belongs to other data or settings, or K selects nothing.
         DataError: actions that cannot be compared, or a damaged file.
         StorageError: disk full.
-        TrainingInterrupted: Ctrl-C or SIGTERM; what was done is kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the folder can be resumed.
     """
     return _Analysis(data, config, Path(folder), ranks or Ranks(), quiet).run()
 
@@ -122,7 +120,7 @@ class _Analysis:
         return self.ranks.on_first(self.complete)
 
     def take(self) -> None:
-        """Two processes would remove each other's half-done work."""
+        """Lock the folder: two processes would remove each other's unfinished work."""
         check_writable(self.folder, folder=True)
         self.hold = own(self.folder)
 
@@ -172,7 +170,7 @@ class _Analysis:
         attempts = count(1)
 
         def counted(limit: float) -> DistanceCounts:
-            # Each limit has a folder of its own: one that proved too low is tried again with a higher one.
+            # Each limit has its own folder: one that proved too low is tried again with a higher one.
             work = self.folder / WORK / f"counts-{next(attempts)}"
             return count_pairs(work, self.sweep, len(self.stream), limit, self.identity, self.ranks, bar)
 
@@ -182,7 +180,7 @@ class _Analysis:
         return found
 
     def remove_leftovers(self) -> None:
-        """What launches left behind that were killed while they wrote, and a damaged distribution."""
+        """Files of launches that were killed while writing, and a damaged distribution."""
         for leftover in self.folder.glob(f".{DISTRIBUTION}.*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
         if (self.folder / DISTRIBUTION).is_dir():
@@ -239,7 +237,7 @@ class _Analysis:
         }
         write_arrays(self.folder / POSITIVES, counted)
         write_arrays(self.folder / EXAMPLES, arrays)
-        write_json(self.folder / NUMBERS, self.with_batches(row, counted))  # last: it says that all is there
+        write_json(self.folder / NUMBERS, self.with_batches(row, counted))  # last: it marks the folder as complete
         shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
     def with_batches(self, row: Row, counted: Mapping[str, NDArray[Any]]) -> Row:
@@ -254,7 +252,7 @@ class _Analysis:
         return row | {"warnings": row["notes"] + warnings(row)}
 
     def complete(self) -> Row:
-        """The numbers, for the batch size that is asked for now."""
+        """The numbers, for the configured batch size."""
         row: Row = read_json(self.folder / NUMBERS)
         if row["batch"]["batch_size"] != min(self.config.batch_size, row["data"]["steps"]):
             row = self.with_batches(row, read_arrays(self.folder / POSITIVES))
@@ -332,7 +330,7 @@ class _Analysis:
 
 
 def current_setting(config: SimilarityConfig) -> Setting:
-    """What a configuration stands for, with its name in tables."""
+    """The setting of a configuration, with its name in tables."""
     if config.metric == "l2":
         return Setting("L2, no warping", config.horizon, "sqeuclidean", 0)
     steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[config.cost]
@@ -343,7 +341,7 @@ def current_setting(config: SimilarityConfig) -> Setting:
 def timestep_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
     """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states.
 
-    None where there are neither, where the states are of no known simulator, or where that one is not installed.
+    None where there are neither, or the states' simulator is unknown or not installed.
     """
     if data.images:
         images = data.images[next(iter(data.images))]
@@ -376,7 +374,7 @@ def notes(data: Demonstrations) -> list[str]:
 
 
 def warnings(row: Mapping[str, Any]) -> list[str]:
-    """Sentences about what is likely to go wrong with these numbers, and what would help."""
+    """What is likely to go wrong with these numbers, and what would help."""
     found = []
     positives, batch, settings = row["positives"], row["batch"], row["settings"]
     share = row["kept"] / row["pairs"]

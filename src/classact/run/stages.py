@@ -1,4 +1,4 @@
-"""A training as a list of stages: each says what it needs and what it leaves, and what is missing is made, in order."""
+"""A training as a list of stages: each says what it needs and what it leaves, and missing results are made in order."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Stage:
 
     Attributes:
         name: of its time in the folder's settings.
-        needs: what must be there before.
-        leaves: name of what is there afterwards.
-        do: makes it; None, and no time is noted, where there is nothing to do.
-        kept: folder of the run where what it leaves stays; None: in memory only.
+        needs: results that must exist before.
+        leaves: name of its result.
+        do: makes it; returns None, and no time is noted, where there is nothing to do.
+        kept: folder of the run that holds its result; None: in memory only.
         load: reads it from there.
-        time: "added" to that of earlier calls, or in the place of it where the stage is "repeated" on request; "own":
-            the stage notes its time itself.
-        together: by all ranks; else by the first alone, and from there on the others have nothing to do.
+        time: "added" to that of earlier calls, or replacing it where the stage is "repeated" on request; "own": the
+            stage notes it itself.
+        together: by all ranks; else by the first alone, after which the others have nothing to do.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Stage:
 
 
 def due(stages: Sequence[Stage], wanted: Sequence[str], there: Callable[[str], bool]) -> list[Stage]:
-    """Those stages, in their order, that must be done for what is wanted and what those need that is not there yet."""
+    """The stages, in order, for what is wanted and missing, including what they need."""
     missing = {name for name in wanted if not there(name)}
     found = []
     for stage in reversed(stages):
@@ -65,11 +65,11 @@ def due(stages: Sequence[Stage], wanted: Sequence[str], there: Callable[[str], b
 
 
 class Work(ABC):
-    """A training in the making: its folder, who computes, and what stages have left so far.
+    """A training in progress: its folder, its ranks, and the results of its stages.
 
     Args:
         run: the run's folder, whose tables evaluations join.
-        folder: where settings, checkpoints and policy go: the run's, or that of a head.
+        folder: for settings, checkpoints and policy: the run's, or that of a head.
         ranks: this process among those that share the training; all but the first only train.
         quiet: no progress bars.
         device: "cpu", "cuda" or "auto": a GPU if there is one.
@@ -94,7 +94,7 @@ class Work(ABC):
     # -- stages ------------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
-        """What a stage has left, read from its folder where it is not in memory."""
+        """A stage's result, read from its folder if not in memory."""
         if name not in self.left:
             load = self._kept(name)
             if load is None:
@@ -103,14 +103,14 @@ class Work(ABC):
         return self.left[name]
 
     def _kept(self, name: str) -> Callable[[Any], Any] | None:
-        """What reads something from its folder; None where it is not there."""
+        """What reads a result from its folder; None where it is missing."""
         for stage in self.stages:
             if stage.leaves == name and stage.kept is not None and stage.kept(self.folder).is_dir():
                 return stage.load
         return None
 
     def make(self, *names: str) -> None:
-        """Do the stages that are due for what is wanted. On ranks other than the first, only those that are shared."""
+        """Do the stages that are due; on ranks other than the first, only the shared ones."""
         if self.ranks.world == 1 and not self.ranks.first:
             return
 
@@ -131,34 +131,32 @@ class Work(ABC):
                 add_time(self.folder, stage.name, time.perf_counter() - begin, again=stage.time == "repeated")
 
     def part(self) -> None:
-        """Ranks have nothing more to do together."""
+        """End the ranks' common work."""
         self.ranks = self.ranks.alone()
 
     # -- the folder --------------------------------------------------------------------------------
 
     @abstractmethod
     def difference(self) -> str | None:
-        """What of the settings is not as the folder was started with; None where nothing is."""
+        """The first setting that differs from those the folder was started with; None where all agree."""
 
     def check_same(self) -> None:
-        """Refuse settings that the folder was not started with: the ConfigError names the first difference."""
+        """Refuse settings that the folder was not started with; the ConfigError names the first difference."""
         if started(self.folder) and (difference := self.difference()):
             raise ConfigError(f"{self.folder.root} was started with {difference}. {self.advice}")
 
     def claim(self, title: str, made: dict[str, Any]) -> None:
-        """Take the folder for this training and write its settings, once it is known that they belong together.
+        """Lock the folder for this training and write its settings, once they are known to match.
 
-        Args:
-            title: of what is trained, for people.
-            made: what is written; all else in the file stays.
+        ``title`` is for people; ``made`` is written, and all else in the file stays.
         """
         if not self.folder.policy.is_dir():
-            # Until all is learned, or this object is gone: another training would write into the same files.
+            # Until training is complete, or this object is gone: another training would write into the same files.
             self.hold = own(self.folder.root)
         self.check_same()
         metadata: dict[str, Any] = {}
         if not started(self.folder):
-            # Of an attempt that ended before its first checkpoint, or of a training whose files were removed.
+            # Left by an attempt that ended before its first checkpoint, or by a training whose files were removed.
             metadata = new_metadata(title)
             self.folder.train_log.unlink(missing_ok=True)
             self.run.drop_intermediate(self.stage)
@@ -187,7 +185,7 @@ class Work(ABC):
             name: of the time.
             title: of the progress bar.
             fit: the training; takes a progress callback and what to call with itself at its intermediate evaluations.
-            policy: what acts at a point of the training; None: there are no evaluations.
+            policy: makes a policy from a point of the training; None: no evaluations.
         """
         evaluating: list[float] = []
 
@@ -207,7 +205,7 @@ class Work(ABC):
         return trained
 
     def _evaluate_intermediate(self, policy: Policy, step: int, steps: int) -> None:
-        """Roll out in the middle of the training, unless the rows are in intermediate.jsonl already."""
+        """Roll out during training, unless the rows are in intermediate.jsonl already."""
         config = replace(self.evaluation, episodes=self.intermediate_episodes)
         mark = (self.stage, step, steps, config.episodes, config.shift)
         known = self.run.read_intermediate()
@@ -222,10 +220,7 @@ class Work(ABC):
     def roll_out(self, policy: Policy, name: str, encoder: str = "") -> list[RolloutResult]:
         """Roll out a policy with its last weights; write episodes, and rows of the run's table.
 
-        Args:
-            policy: what acts.
-            name: of it in the evaluation's name.
-            encoder: of a baseline; empty: what was trained.
+        ``name`` is the policy's in the evaluation's name; ``encoder`` that of a baseline, empty for the trained one.
         """
         results, _ = roll_out(
             self.run,
@@ -241,12 +236,12 @@ class Work(ABC):
         return results
 
     def check_rollouts(self) -> None:
-        """Refuse now what could not be rolled out after the training: :func:`classact.run.evaluate.check_rollouts`."""
+        """Refuse early what could not be rolled out: :func:`classact.run.evaluate.check_rollouts`."""
         check_rollouts(self.run, self.simulator)
 
 
 def started(folder: Run) -> bool:
-    """Whether a folder holds anything that was learned under the settings it was started with."""
+    """Whether a folder holds anything that was learned."""
     made = (folder.encoder, folder.policy, folder.summary)
     return folder.config.exists() and (
         any(path.exists() for path in made) or bool(list_checkpoints(folder.checkpoints))

@@ -7,27 +7,20 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError, DataError
 
-# Below this many points a perplexity is meaningless, and the two principal components are drawn instead.
+# For fewer points a perplexity is meaningless, and the two principal components are drawn instead.
 SMALLEST = 8
 
 
 def clipped_perplexity(n: int, perplexity: float) -> float:
-    """The perplexity used for n points: at most (n - 1) / 3, since 3 x perplexity neighbours are looked at."""
+    """The perplexity for n points: at most (n - 1) / 3, since 3 x perplexity neighbours are considered."""
     return min(float(perplexity), (n - 1) / 3)
 
 
 def latent_map(latents: NDArray[np.float32], seed: int, perplexity: float = 100) -> NDArray[np.float32]:
-    """t-SNE of latents (n, d), finite, under cosine distance, the distance that retrieval uses.
+    """(n, 2) float32 t-SNE, centred at the origin, of finite latents (n, d) under cosine distance, as in retrieval.
 
-    The same latents and seed give the same map on the same machine. The perplexity is clipped by
-    :func:`clipped_perplexity`; fewer than 8 points are placed by their two principal components.
-
-    Returns:
-        (n, 2) float32, centred at the origin.
-
-    Raises:
-        DataError: latents of another shape, or not finite.
-        ConfigError: perplexity of 0 or less.
+    The same latents and seed give the same map on the same machine. The perplexity, which must be positive, is clipped
+    by :func:`clipped_perplexity`; fewer than 8 points are placed by their two principal components.
     """
     latents = np.asarray(latents, dtype=np.float32)
     if latents.ndim != 2 or 0 in latents.shape:
@@ -43,8 +36,8 @@ def latent_map(latents: NDArray[np.float32], seed: int, perplexity: float = 100)
         return start.astype(np.float32)
     from openTSNE import TSNE
 
-    # A start from principal components keeps the layout's global shape and leaves nothing to chance; scaled down
-    # as openTSNE advises, so that early forces are small.
+    # Principal components as initial positions keep the global layout and leave nothing to chance; scaled down as
+    # openTSNE advises, so that early forces are small.
     spread = float(start[:, 0].std())
     if spread == 0:
         start = np.random.default_rng(seed).normal(size=(n, 2))

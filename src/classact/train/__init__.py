@@ -1,1 +1,1 @@
-"""The training loop, and what one step of representation learning or of a head computes."""
+"""The training loop, and the steps of representation learning and of heads."""

@@ -21,7 +21,7 @@ from classact.train.config import AugmentConfig
 class Part:
     """Rows of a batch of ``total``: what one process or one micro-batch computes of it.
 
-    Random numbers are drawn for the whole batch and then cut, so that a batch gets the same views however it is shared.
+    Random numbers are drawn for the whole batch and then cut, so that its views do not depend on how it is shared.
     """
 
     rows: slice
@@ -44,11 +44,9 @@ def _whole(images: Tensor, part: Part | None) -> Part:
 def random_crop(
     images: Tensor, size: int, generator: torch.Generator, *, per: str = "image", part: Part | None = None
 ) -> Tensor:
-    """(B, H, W, 3) uint8 images -> (B, size, size, 3) random crops of them, or of the rows of a larger batch that they
-    are; ``per`` as ``crop`` of :class:`AugmentConfig`.
+    """(B, H, W, 3) uint8 images -> (B, size, size, 3) random crops; ``per`` is ``crop`` of :class:`AugmentConfig`.
 
-    Raises:
-        ConfigError: the crop is larger than the images.
+    A crop larger than the images is a ConfigError.
     """
     B, H, W, _ = images.shape
     if not 1 <= size <= min(H, W):
@@ -72,7 +70,7 @@ def random_crop(
 def _color_bases(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Projection onto the grey axis, identity, and cross product with that axis: (3, 3) each.
 
-    Kept, because to copy them onto a GPU makes the host wait.
+    Cached, because copying them onto a GPU synchronises with it.
     """
     with torch.inference_mode(False):
         cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=dtype, device=device) / math.sqrt(3)
@@ -129,7 +127,8 @@ def augment(
     images: Tensor, crop_size: int, config: AugmentConfig, generator: torch.Generator, part: Part | None = None
 ) -> Tensor:
     """One random view of each (B, H, W, 3) uint8 image: (B, 3, crop_size, crop_size) float32 pixels, within
-    :func:`color_range`. Images that are a part of a larger batch get the views that they get in that batch."""
+    :func:`color_range`. Images of a ``part`` get the views of the whole batch.
+    """
     whole = _whole(images, part)
     cropped = random_crop(images, crop_size, generator, per=config.crop, part=whole)
     pixels = change_color(cropped.permute(0, 3, 1, 2).float().contiguous(), config, generator, whole)

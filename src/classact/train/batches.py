@@ -10,16 +10,10 @@ from classact.data.types import IntArray
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, first_step: int) -> Iterator[IntArray]:
-    """Batches of step indices from ``first_step`` on, without end.
+    """Batches of B = min(``batch_size``, ``n``) step indices from batch ``first_step`` on, without end.
 
     Each epoch is a permutation drawn from (seed, epoch); batches run across its end, so that every step occurs equally
-    often and no batch is short. A run that is resumed continues with the same batches.
-
-    Args:
-        n: steps of the data set.
-        batch_size: B; min(B, n) are drawn.
-        seed: of the permutations.
-        first_step: number of the first batch.
+    often and no batch is short. A resumed run continues with the same batches.
     """
     batch = min(batch_size, n)
     drawn, order = -1, np.empty(0, np.int64)

@@ -30,9 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a training needs to go on exactly where it was.
-
-    Random numbers are no part of it: every draw is a function of the seed and the step.
+    """All that a training needs to be resumed exactly; draws are functions of seed and step, so no generator state.
 
     Attributes:
         step: updates done.
@@ -45,7 +43,7 @@ class TrainingState:
     meta: Mapping[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with ``prefix``, under the rest of their names."""
+        """The tensors whose names begin with ``prefix``, without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
@@ -77,12 +75,10 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Write ``folder/step-XXXXXXXX`` in one step, then drop all but the newest :data:`KEEP` up to this step.
+    """Write ``folder/step-XXXXXXXX`` atomically, then drop all but the newest :data:`KEEP` up to this step.
 
-    A checkpoint of this or a later step can only be one that :func:`load_latest` passed over as damaged: it is
-    replaced or dropped, so that it never counts as one of those that are kept.
-
-    From then on no other process may save there, until this one ends, or whoever owns the folder lets it go
+    A checkpoint of this or a later step can only be one that :func:`load_latest` skipped as damaged: it is replaced or
+    dropped, so that it never counts as kept. From then on the folder is locked until this process ends or releases it
     (:func:`classact.utils.locks.own`).
 
     Raises:
@@ -119,11 +115,7 @@ def load_checkpoint(path: Path) -> TrainingState:
 
 
 def load_latest(folder: Path) -> TrainingState | None:
-    """The newest checkpoint that is intact; damaged ones are passed over with a warning.
-
-    Raises:
-        CheckpointError: there are checkpoints and every one is damaged.
-    """
+    """The newest intact checkpoint; damaged ones are skipped with a warning. If all are damaged, a CheckpointError."""
     problems: list[CheckpointError] = []
     found = list_checkpoints(folder)
     for number, (_, path) in enumerate(reversed(found), 1):

@@ -1,20 +1,19 @@
-"""The training loop that all objectives share: one process or many, stopped and continued anywhere.
+"""The training loop that all objectives share: one process or many, interrupted and resumed at any step.
 
-A training says what a batch's gradients are (:meth:`Training.gradients`); everything else is here: batches cut among
-ranks, gradients summed over them, clipping, schedule, weight averages, checkpoints, logs, and what happens when
-something goes wrong.
+A training computes a batch's gradients (:meth:`Training.gradients`); everything else is here: batches cut among ranks,
+gradients summed over them, clipping, schedule, weight averages, checkpoints, logs, and error handling.
 
-Three rules make "the same result on any number of processes" true:
+Three rules give the same result on any number of processes:
 
-* a batch is global: which steps it holds depends on (seed, step) alone, and each rank computes a contiguous part;
+* a batch is global: its steps depend on (seed, step) alone, and each rank computes a contiguous part;
 * random numbers are drawn for the whole batch from a generator seeded by (seed, step), then cut (:class:`Part`);
 * gradients are those of the loss over the whole batch. A contrastive loss needs all features: each rank computes the
   full loss on the gathered features as a leaf, and takes back the gradient of its own part. So micro-batches
-  (``accumulate``) give the gradient of the large batch, too, and not that of several small ones.
+  (``accumulate``) give the gradient of the large batch, not that of several small ones.
 
-Results differ between numbers of ranks or micro-batches by the order in which sums are rounded, and in nothing else;
-so long as the ranks' devices are alike: what a GPU draws from a seed depends on its kind, and is not what a CPU
-draws. A checkpoint knows nothing of ranks: a training may go on with another number of them.
+Results for different numbers of ranks or micro-batches differ only by the rounding of sums, as long as the ranks'
+devices are alike: the numbers that a GPU draws from a seed depend on its kind, and differ from a CPU's. Checkpoints do
+not depend on ranks: a training may be resumed with another number of them.
 """
 
 from __future__ import annotations
@@ -81,14 +80,14 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    # Without the instructions bfloat16 is emulated and slower than float32.
+    # Without hardware support bfloat16 is emulated and slower than float32.
     return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
 
 
 def spelled_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a training in which "auto" is the precision that it came to, on whatever machine it began.
+    """Settings of a training with "auto" replaced by the precision that it became on the machine where it began.
 
-    ``flags`` says which of :data:`PRECISION_FLAGS` are bfloat16; what is not there stays "auto".
+    ``flags`` says which of :data:`PRECISION_FLAGS` are bfloat16; others stay "auto".
     """
     came_to = {
         name: "bfloat16" if flags[flag] else "float32" for name, flag in PRECISION_FLAGS.items() if flag in flags
@@ -97,7 +96,7 @@ def spelled_out(settings: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[s
 
 
 def precision_flags(checkpoints: Path) -> dict[str, bool]:
-    """What :func:`spelled_out` needs, of the newest checkpoint in a folder; empty where there is none."""
+    """The ``flags`` of :func:`spelled_out` from the newest checkpoint in a folder; empty where there is none."""
     for _, path in reversed(list_checkpoints(checkpoints)):
         with suppress(CheckpointError):
             identity = read_json(path / META, CheckpointError)["identity"]
@@ -113,7 +112,7 @@ def _cpu_flags() -> str:
 
 
 def in_order(rows: IntArray) -> IntArray:
-    """Rows of a batch by their first step: neighbours in the file are read together, and no loss depends on it."""
+    """Rows of a batch by their first step: neighbours in the file are read together; no loss depends on the order."""
     return np.sort(rows) if rows.ndim == 1 else rows[np.argsort(rows[:, 0], kind="stable")]
 
 
@@ -124,10 +123,10 @@ def step_generator(seed: int, step: int, device: torch.device) -> torch.Generato
 
 
 def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: int) -> None:
-    """Refuse what cannot be computed so, with ``batch_size`` of all ranks together and N ``examples``.
+    """Refuse impossible settings, with ``batch_size`` of all ranks together and N ``examples``.
 
     Raises:
-        ConfigError: fewer rows in a batch than there are ranks and micro-batches.
+        ConfigError: fewer rows in a batch than ranks times micro-batches.
         MissingDependencyError: a tracker's package is not installed.
     """
     require(engine.trackers)
@@ -141,13 +140,13 @@ def check_engine(engine: EngineConfig, ranks: Ranks, batch_size: int, examples: 
 
 @dataclass(eq=False)
 class Training(ABC):
-    """A training that can be stopped anywhere and shared by processes. Subclasses are dataclasses that call
+    """A training that can be interrupted anywhere and shared by processes. Subclasses are dataclasses that call
     :func:`check_engine` before anything that takes long, and :meth:`start` once their networks are made.
 
     Args:
         demonstrations: actions, and images (N, S, S, 3) of the encoder's cameras and image size.
         config: settings.
-        folder: where checkpoints, train.jsonl and what trackers write go; None keeps nothing.
+        folder: for checkpoints, train.jsonl and trackers' files; None keeps nothing.
         device: "cpu" or "cuda".
         engine: how it is computed.
         ranks: this process among those that share the training.
@@ -157,7 +156,7 @@ class Training(ABC):
         networks: what is trained or kept, by name; frozen parameters are neither changed nor averaged.
         averages: those of them that act later, with averaged (EMA) weights.
         step, steps: updates done and in all.
-        seconds: time spent in training, over all interruptions.
+        seconds: training time, over all interruptions.
     """
 
     demonstrations: Demonstrations
@@ -178,7 +177,7 @@ class Training(ABC):
         images: Mapping[str, ImageArray],
         loads: bool = True,
     ) -> None:
-        """Set up what the loop needs.
+        """Set up the loop.
 
         Args:
             networks, averages: see :class:`Training`.
@@ -188,7 +187,7 @@ class Training(ABC):
             loads: whether steps need them.
 
         Raises:
-            ConfigError: images that do not fit where they are to be kept.
+            ConfigError: images that do not fit in memory.
         """
         self.networks, self.averages = dict(networks), dict(averages)
         self.optimizer, self.schedule, self.images = optimizer, schedule, dict(images)
@@ -206,7 +205,8 @@ class Training(ABC):
     @abstractmethod
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """(B,) or (B, M) steps of the data for each update from ``first_step`` on, the same on every rank: B rows, each
-        of an anchor and M - 1 other steps that go with it."""
+        of an anchor and M - 1 context frames.
+        """
 
     @abstractmethod
     def gradients(self, rows: IntArray, part: slice, images: Batch, generator: torch.Generator) -> Stats:
@@ -218,11 +218,12 @@ class Training(ABC):
             images: of :meth:`timesteps` of ``rows[part]``; empty where the loader is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
-        Returns what is logged, "loss" among it: the same on every rank.
+        Returns:
+            Scalars to log, "loss" among them: the same on every rank.
         """
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be continued."""
+        """What a checkpoint must agree with to be resumed."""
         return {
             "data": self.demonstrations.fingerprint(),
             "schema": to_json(self.demonstrations.schema),
@@ -231,21 +232,22 @@ class Training(ABC):
 
     @cached_property
     def _images_digest(self) -> str | dict[str, str]:
-        """Which images these are; of one camera its digest alone."""
+        """SHA-256 of the images by camera; a single camera's alone."""
         digests = {camera: frames_digest(array) for camera, array in self.images.items()}
         return next(iter(digests.values())) if len(digests) == 1 else digests
 
     @abstractmethod
     def settle(self, flags: Mapping[str, Any]) -> None:
-        """Compute what is "auto" as another machine did, which began this training or is its rank 0: ``flags`` is its
-        identity, which has the :data:`PRECISION_FLAGS`."""
+        """Resolve "auto" as rank 0, or the machine where this training began, did: ``flags`` is its identity with the
+        :data:`PRECISION_FLAGS`.
+        """
 
     def sizes(self) -> str:
-        """What takes memory beside the batch and its images, as a part of a list; nothing unless a subclass says so."""
+        """What else takes memory beside batch and images, as part of a list for messages."""
         return ""
 
     def timesteps(self, rows: IntArray) -> IntArray:
-        """The images that a step needs for ``rows``: these steps' own, row by row, unless a subclass says otherwise."""
+        """The images that a step needs for ``rows``: by default of these steps, row by row."""
         return rows.reshape(-1)
 
     def images_per_row(self) -> int:
@@ -253,10 +255,10 @@ class Training(ABC):
         return 1
 
     def after_step(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
-        """Called after each update: where networks follow those that are trained."""
+        """Called after each update, for networks that follow the trained ones."""
 
     def prepare(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
-        """What is done once, by all ranks together, before the first step of :meth:`run`."""
+        """What all ranks do together once, before the first step of :meth:`run`."""
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -297,7 +299,7 @@ class Training(ABC):
         logged: dict[str, float] = {}
         while len(self._pending) > left:
             step, rate, rows, stats = self._pending.pop(0)
-            # One transfer for all: each makes the host wait for the device.
+            # One transfer for all: each synchronises with the device.
             values = torch.stack([value.detach().double().reshape(()) for value in stats.values()]).tolist()
             logged = dict(zip(stats, values, strict=True))
             if not np.isfinite([logged["loss"], logged["grad_norm"]]).all():
@@ -335,8 +337,8 @@ class Training(ABC):
         Args:
             progress: called on rank 0 with (steps done, in all, a short status) after each step.
             intermediate: called on rank 0 with this training after each of ``config.intermediates``, to evaluate its
-                averages, once the checkpoint of that step is written. A run that goes on from such a step calls it for
-                that step again, with the same weights, because it may have been stopped before or in it.
+                averages, once the checkpoint of that step is written. A run resumed from such a step calls it again,
+                with the same weights, because it may have been interrupted before or in it.
 
         Raises:
             TrainingInterrupted: Ctrl-C or SIGTERM; the state was saved.
@@ -344,10 +346,10 @@ class Training(ABC):
             BusyError: another process trains in ``folder``.
             ConfigError: the ranks have other settings or data than rank 0, or a tracker cannot start.
             ClassactError: the loss became NaN or infinite, memory ran out, or another rank was lost; the last
-                checkpoint is from before.
+                checkpoint precedes it.
         """
         with self._connected():
-            # First: a checkpoint that one rank alone refuses would leave the others waiting.
+            # First: a checkpoint that only one rank refuses would leave the others waiting.
             self._agree()
             self.ranks.on_first(self._own)
             self.resume()
@@ -365,7 +367,7 @@ class Training(ABC):
                         paused = time.perf_counter()
                         assert intermediate is not None
                         with self._connected():
-                            # Its errors reach all, which would wait for it forever.
+                            # Its errors reach all ranks, which would otherwise wait forever.
                             self.ranks.on_first(partial(self._evaluate, intermediate))
                         paused = time.perf_counter() - paused  # evaluation is no training time
                         begin, window = begin + paused, window + paused
@@ -376,8 +378,7 @@ class Training(ABC):
                         last = self.step == self.steps
                         logs = self.step % self.config.log_every == 0 or last
                         saves = self.step % self.config.checkpoint_every == 0 or last or self.step in due
-                        # Beyond a log or a checkpoint nothing may be unknown; else the device need not wait for the
-                        # host.
+                        # Only a log or a checkpoint needs all figures; otherwise the host need not synchronise.
                         stats = self._settle(0 if logs or saves else self.lag)
                     now = time.perf_counter()
                     self.seconds = spent + now - begin
@@ -413,7 +414,7 @@ class Training(ABC):
             trackers.close()
 
     def _agree(self) -> None:
-        """Refuse ranks of other settings or data than rank 0's."""
+        """Refuse ranks with other settings or data than rank 0's."""
         if self.ranks.world == 1:
             return
         first = self.ranks.broadcast_object(to_json(self.identity()))
@@ -449,12 +450,12 @@ class Training(ABC):
     def _stopped(self, interrupted: bool, saves: bool) -> bool:
         if self.ranks.world == 1:
             return interrupted
-        # All stop after the same step, or one would wait for the others forever.
+        # All ranks stop after the same step, or one would wait for the others forever.
         asked = saves or not self.lag or self.step % AGREE_EVERY == 0
         return asked and self.ranks.any(interrupted)
 
     def _together(self) -> None:
-        # A launcher that sees one rank end may end the others, and rank 0 may be writing a checkpoint.
+        # A launcher that sees one rank end may kill the others, and rank 0 may be writing a checkpoint.
         with self._connected():
             self.ranks.barrier()
 
@@ -545,7 +546,7 @@ class Training(ABC):
         save_checkpoint(self.folder / "checkpoints", TrainingState(self.step, tensors, meta))
 
     def changes(self, name: str) -> bool:
-        """Whether a network is trained: a frozen one is as it was, and no part of a checkpoint."""
+        """Whether a network is trained; a frozen one is no part of a checkpoint."""
         return any(p.requires_grad for p in self.networks[name].parameters())
 
     def _saved(self) -> Iterator[tuple[str, nn.Module]]:
@@ -570,7 +571,7 @@ class Training(ABC):
         where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
         began = state.meta["identity"]
         self.settle(began)
-        # By the settings' names, which is what can be changed; what they came to says the same.
+        # By the settings' names, which users can change, rather than what they resolved to.
         named = {**began, "config": spelled_out(began["config"], began)}
         made, own = (without(to_json(value), *PRECISION_FLAGS.values()) for value in (named, self.identity()))
         if difference := first_difference(made, own, ""):

@@ -1,6 +1,6 @@
-"""Images on their way to training: batches of uint8 rows on the device, from its memory or read ahead from disk.
+"""Images on their way to training: batches of uint8 rows on the device, from its memory or prefetched from disk.
 
-Both ways give the same bytes in the same order; augmentation and normalisation happen on the device, behind this.
+Both give the same bytes in the same order; augmentation and normalisation happen later, on the device.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def count_images(images: Mapping[str, ImageArray]) -> int:
 def _check_rows(rows: IntArray, count: int) -> IntArray:
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise DataError(f"expected rows of shape (B,) and dtype int64, got {rows.shape} {rows.dtype}.")
-    # A row that is not there would be answered by numpy with another one, by a GPU with an abort.
+    # For a missing row numpy would return another one, and a GPU abort.
     for row in (int(rows.min()), int(rows.max())) if len(rows) else ():
         if not 0 <= row < count:
             raise DataError(f"row {row} was asked of {count} images: expected 0 <= row < {count}.")
@@ -54,7 +54,7 @@ def _check_rows(rows: IntArray, count: int) -> IntArray:
 
 
 def upload(rows: IntArray, device: torch.device) -> Tensor:
-    """Rows as an index on ``device``, without waiting for a GPU."""
+    """Rows as an index on ``device``, without synchronising with a GPU."""
     index = torch.from_numpy(rows)
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
@@ -62,20 +62,16 @@ def upload(rows: IntArray, device: torch.device) -> Tensor:
 def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
     """(B, S, S, 3) copies of the rows, in one thread."""
     out = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
-    # The rows were checked; told to check them again, numpy would gather into a buffer of its own first.
+    # The rows were checked; with its own check numpy would gather into a buffer first.
     np.take(array, rows, axis=0, out=out.numpy(), mode="clip")
     return out
 
 
 class ResidentLoader:
-    """All images at hand: on a GPU as one tensor per camera, on a CPU the arrays themselves.
+    """All images in the device's memory: on a GPU one tensor per camera, on a CPU the arrays themselves.
 
-    A memory map is read as a whole, block by block, onto a GPU. On a CPU it stays one: the operating system keeps in
-    memory what is used.
-
-    Raises:
-        DataError: as :func:`count_images`.
-        ConfigError: the images do not fit.
+    A memory map is read as a whole, block by block, onto a GPU. On a CPU it stays one, cached by the operating system.
+    Images that do not fit in memory are a ConfigError.
     """
 
     def __init__(self, images: Mapping[str, ImageArray], device: str | torch.device) -> None:
@@ -88,8 +84,9 @@ class ResidentLoader:
             self._tensors = {camera: _copy(array, self.device) for camera, array in images.items()}
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order; rows may come twice. Does not
-        wait for a GPU."""
+        """Camera -> (B, S, S, 3) uint8 on the device, for (B,) int64 rows in any order, also repeated; does not
+        synchronise with a GPU.
+        """
         _check_rows(rows, self.count)
         if self.device.type == "cpu":
             return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}
@@ -98,17 +95,17 @@ class ResidentLoader:
 
     @property
     def device_bytes(self) -> int:
-        """What the images take of a GPU's memory; 0 on a CPU."""
+        """The images' share of a GPU's memory; 0 on a CPU."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def batches(self, rows: Iterable[IntArray]) -> Generator[LoadedBatch]:
-        """A batch for each element of ``rows``, in their order; errors as of :meth:`take`."""
+        """A batch for each element of ``rows``, in order."""
         for batch in rows:
             yield batch, self.take(batch)
 
 
 def _select(tensor: Tensor, index: Tensor) -> Tensor:
-    """Rows of (N, S, S, 3); moved as 8-byte words where possible, which are an eighth of the elements."""
+    """Rows of (N, S, S, 3); moved as 8-byte words where possible, an eighth of the elements."""
     flat = tensor.view(len(tensor), -1)
     if flat.shape[1] % 8 == 0:
         flat = flat.view(torch.int64)
@@ -118,7 +115,7 @@ def _select(tensor: Tensor, index: Tensor) -> Tensor:
 def _copy(array: ImageArray, device: torch.device) -> Tensor:
     try:
         out = torch.empty(array.shape, dtype=torch.uint8, device=device)
-    except RuntimeError as error:  # torch's own class for it exists for GPUs only
+    except RuntimeError as error:  # torch's own class for it is for GPUs only
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise ConfigError(
@@ -128,15 +125,16 @@ def _copy(array: ImageArray, device: torch.device) -> Tensor:
     for start in range(0, len(array), step):
         block = array[start : start + step]
         with warnings.catch_warnings():
-            # A memory map may be read-only; nobody writes to this view of it.
+            # A memory map may be read-only; this view is never written to.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             out[start : start + len(block)].copy_(torch.from_numpy(np.ascontiguousarray(block)))
     return out
 
 
 class PrefetchLoader:
-    """Batches gathered by threads, ``depth`` ahead of the one in use, from memory maps or arrays; onto a GPU through
-    pinned memory."""
+    """Batches gathered by threads from memory maps or arrays, ``depth`` ahead of the one in use; onto a GPU through
+    pinned memory.
+    """
 
     def __init__(
         self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2
@@ -144,18 +142,19 @@ class PrefetchLoader:
         self.count, self.device = count_images(images), torch.device(device)
         self.depth, self.workers = depth, workers
         self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
-        # Copies run beside the training's kernels, on a stream of their own.
+        # Copies run beside the training's kernels, on their own stream.
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def take(self, rows: IntArray) -> dict[str, Tensor]:
-        """See :meth:`ResidentLoader.take`. Reads at once, in this thread."""
+        """See :meth:`ResidentLoader.take`; reads in this thread."""
         return self._receive(*self._load(_check_rows(rows, self.count)))
 
     def batches(self, rows: Iterable[IntArray]) -> Generator[LoadedBatch]:
-        """See :meth:`ResidentLoader.batches`. Elements of ``rows`` are taken in advance, in this thread; what goes
-        wrong then is raised when its batch is due. Close the iterator where it is not used up."""
+        """See :meth:`ResidentLoader.batches`. Elements of ``rows`` are taken in advance, in this thread; an error is
+        raised when its batch is due. Close the iterator where it is not used up.
+        """
         waiting: deque[tuple[IntArray, Future[tuple[dict[str, Tensor], torch.cuda.Event | None]]]] = deque()
         source: Iterator[IntArray] | None = iter(rows)
         problem: Exception | None = None
@@ -178,15 +177,15 @@ class PrefetchLoader:
                 batch, loaded = waiting.popleft()
                 yield batch, self._receive(*loaded.result())
         finally:
-            # Batches that were begun are finished, at most one per thread; the others are not begun.
+            # Running batches are finished, at most one per thread; the others are not begun.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _load(self, rows: IntArray) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """In a worker: the images, and when they will have arrived."""
+        """In a worker: the images, and the event of their arrival."""
         if self._stream is None:
             return {camera: _gather(array, rows, pinned=False) for camera, array in self._arrays.items()}, None
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            # Torch keeps the pinned memory from being used again until its copy is done.
+            # Torch does not reuse pinned memory until its copy is done.
             out = {
                 camera: _gather(array, rows, pinned=True).to(self.device, non_blocking=True)
                 for camera, array in self._arrays.items()
@@ -194,7 +193,7 @@ class PrefetchLoader:
             return out, self._stream.record_event()
 
     def _receive(self, images: dict[str, Tensor], arrived: torch.cuda.Event | None) -> dict[str, Tensor]:
-        """In the consumer: let its stream, not its thread, wait."""
+        """In the consumer: make its stream, not its thread, wait."""
         if arrived is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(arrived)
@@ -246,10 +245,10 @@ def make_loader(
     Args:
         images: camera -> (N, S, S, 3) uint8.
         device: where the batches go.
-        mode: "resident": all of them in the device's memory (a CPU reads the memory maps, which the operating system
-            then keeps in memory); "prefetch": read as needed, by threads that are ahead; "auto": resident where they
-            fit into :data:`IMAGE_SHARE` of what is free, else prefetch.
-        say: called with one line: what is needed, what is free, what is done.
+        mode: "resident": all in the device's memory (a CPU reads memory maps through the operating system's cache);
+            "prefetch": read by threads as needed; "auto": resident where they fit into :data:`IMAGE_SHARE` of the free
+            memory, else prefetch.
+        say: called with one line: memory needed and free, and the choice.
 
     Raises:
         DataError: as :func:`count_images`.
@@ -261,7 +260,7 @@ def make_loader(
     place = "main memory" if device.type == "cpu" else str(device)
     have = f"{describe_bytes(free)} of {describe_bytes(total)} free in {place}"
     mapped = any(_mapped(array) for array in images.values())
-    # Arrays that are in main memory already need no more of it.
+    # Arrays in main memory need no more of it.
     needed = sum(array.nbytes for array in images.values())
     fits = (device.type == "cpu" and not mapped) or needed <= IMAGE_SHARE * free
     if mode == "resident" and not fits:

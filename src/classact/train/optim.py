@@ -23,7 +23,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
         from timm.optim.lars import Lars
 
         # timm adapts no group whose weight decay is zero: exactly the released code's rule for ndim <= 1. The others
-        # adapt whatever their weight decay.
+        # adapt for any weight decay.
         groups[0]["always_adapt"] = True
         return Lars(groups, lr=config.learning_rate, momentum=config.momentum, trust_coeff=0.001)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999))

@@ -1,8 +1,8 @@
-"""Representation learning (paper sections 4.2, 4.3, 5.2, C.1) with any objective: what a step computes; the loop is
-:mod:`classact.train.engine`'s.
+"""Representation learning (paper sections 4.2, 4.3, 5.2, C.1) with any objective: the steps of
+:mod:`classact.train.engine`'s loop.
 
-Every random draw is a function of (seed, step). So a run that was killed and resumed ends with the same bits as one
-that was not, and there is no generator state to save.
+Every random draw is a function of (seed, step), so a resumed run ends with the same bits as an uninterrupted one, and
+there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dic
 def random_views(
     images: Batch, encoder: EncoderConfig, config: AugmentConfig, generator: torch.Generator, part: Part
 ) -> torch.Tensor:
-    """(B, V, 3, crop, crop) pixels: one random view of each camera's image, each camera drawn by itself."""
+    """(B, V, 3, crop, crop) pixels: one random view of each camera's image, cameras drawn independently."""
     views = [augment(images[camera], encoder.crop_size, config, generator, part) for camera in encoder.cameras]
     return views[0][:, None] if len(views) == 1 else torch.stack(views, dim=1)
 
@@ -77,11 +77,11 @@ def memory_format(engine: EngineConfig, device: torch.device) -> torch.memory_fo
 
 
 class EncoderPass:
-    """An encoder as training runs it: compiled and channels-last where the engine says so. Its averaged weights are
-    laid out alike, so that averaging walks both in memory's order.
+    """An encoder as training runs it: compiled and channels-last where the engine says so, as are its averaged weights,
+    so that averaging walks both in memory order.
 
-    What goes wrong in the first compiled call is taken for a failure to compile: under "auto" the encoder then runs as
-    it is, with a warning.
+    An error in the first compiled call counts as a failure to compile: under "auto" the encoder then runs uncompiled,
+    with a warning.
     """
 
     def __init__(self, encoder: ImageEncoder, engine: EngineConfig, *, bf16: bool, average: ImageEncoder) -> None:
@@ -99,7 +99,7 @@ class EncoderPass:
         return self._compiled(inputs) if self._untried else self.run(inputs, bf16=self.bf16)
 
     def inputs(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Normalised, and laid out as the network likes it."""
+        """Normalised, in the network's memory format."""
         inputs = self.encoder.normalize(pixels)
         if self.format == torch.channels_last:
             flat = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -113,7 +113,7 @@ class EncoderPass:
         except (torch.OutOfMemoryError, ClassactError):
             raise
         except Exception as error:
-            inner = getattr(error, "inner_exception", error)  # the compiler's own, where torch says whose it is
+            inner = getattr(error, "inner_exception", error)  # the compiler's own, where torch names it
             lines = str(inner).strip().splitlines()
             what = f"{type(inner).__name__}: {lines[0]}" if lines else type(inner).__name__
             if self.compile == "yes":
@@ -126,7 +126,7 @@ class EncoderPass:
 
 
 def _measured(data: Demonstrations, config: PretrainConfig, folder: Path | None) -> DistanceDistribution | None:
-    """Threshold and CDF, where ``classact similarity`` wrote them into ``folder``."""
+    """Threshold and CDF that ``classact similarity`` wrote into ``folder``, if any."""
     if folder is None:
         return None
     identity = similarity_identity(window_stream(data, config.similarity), config.similarity)
@@ -134,8 +134,9 @@ def _measured(data: Demonstrations, config: PretrainConfig, folder: Path | None)
 
 
 def check_training(data: Demonstrations, config: PretrainConfig, similarity_folder: Path | None = None) -> int:
-    """Refuse now, of data without images, what :class:`Trainer` would refuse: settings that do not fit, a similarity of
-    other ones, missing packages or initial weights. Returns the number of the encoder's features."""
+    """Refuse early, without images, what :class:`Trainer` would refuse: impossible settings, another similarity,
+    missing packages or initial weights. Returns the number of the encoder's features.
+    """
     features = ImageEncoder(config.encoder, seed=config.seed).feature_dim
     if isinstance(config.objective, NoneConfig):
         return features
@@ -154,8 +155,8 @@ class Trainer(Training):
     """One training of a representation.
 
     Args:
-        similarity_folder: written by ``classact similarity`` for the same data and settings: its threshold and CDF
-            are used, not measured again.
+        similarity_folder: written by ``classact similarity`` for the same data and settings; its threshold and CDF are
+            reused.
         progress: called with (pairs done, pairs in all, status) while the similarity is measured.
     """
 
@@ -184,7 +185,7 @@ class Trainer(Training):
                 weights=self._weights,
             ),
         ).to(device)
-        # Now that the settings are known to fit: this may take a while.
+        # Once the settings are known to be possible: this may take a while.
         if self.config.objective.needs_similarity:
             with naming(data):
                 distribution = _measured(data, config, self.similarity_folder)
@@ -207,7 +208,7 @@ class Trainer(Training):
         )
 
     def batches(self, first_step: int) -> Iterator[IntArray]:
-        """Anchors, and the steps that the objective draws to go with them."""
+        """Anchors, and the context frames that the objective draws for them."""
         every = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, first_step)
         for step, anchors in enumerate(every, first_step):
             if self.config.objective.companions:
@@ -249,7 +250,7 @@ class Trainer(Training):
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in objective.parameters():
             if parameter.grad is not None:
-                # Each rank has the whole of it, and those of all ranks are summed.
+                # Each rank has the full gradient, and those of all ranks are summed.
                 parameter.grad.div_(self.ranks.world)
         assert z.grad is not None
         gradient = z.grad[own]
@@ -282,7 +283,7 @@ class Trainer(Training):
         return views[0] if R == 1 else torch.stack(views, dim=1).flatten(0, 1)
 
     def after_step(self) -> None:
-        """The target network, and what the objective keeps beside it, follow."""
+        """Update the target network, and what the objective keeps beside it."""
         if (decay := self.config.objective.target_decay) is not None:
             update_ema(self.target, self.encoder, decay)
         self.objective.after_step()
@@ -314,6 +315,7 @@ class Trainer(Training):
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
-        """The encoder's, then those of the objective that are not copies. In the networks' order, not that of the
-        optimizer's groups: the gradient's norm is summed in it."""
+        """The encoder's, then those of the objective that are not copies, in the networks' order, in which the
+        gradient's norm is summed.
+        """
         return [*self.encoder.parameters(), *(p for p in self.objective.parameters() if p.requires_grad)]

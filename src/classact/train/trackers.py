@@ -1,7 +1,7 @@
-"""Where the numbers of a training go: always ``train.jsonl``, and experiment trackers beside it. None needs an account.
+"""Where a training's numbers go: always ``train.jsonl``, and experiment trackers beside it. None needs an account.
 
-The trackers' packages are used directly. Those of Hugging Face Accelerate log through its process state, which a single
-process does not set up, and add a new record of the settings whenever a run is continued.
+The trackers' packages are used directly: Hugging Face Accelerate's log through its process state, which a single
+process does not set up, and add a new record of the settings whenever a run is resumed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 class Trackers:
     """All places where the rows of one training go.
 
-    A tracker that fails during the training is left out from then on, with a warning: it must not cost a training. What
-    goes wrong with ``train.jsonl`` is an error.
+    A tracker that fails during the training is dropped with a warning: it must not cost a training. Failures of
+    ``train.jsonl`` are errors.
 
     Args:
         names: "tensorboard" (files in ``folder/tensorboard``), "wandb" (Weights & Biases; files in ``folder/wandb``,
-            sent with ``wandb sync``, those of a run that was continued with ``wandb sync --append``; the variable
-            WANDB_MODE may be "online", which needs an account). Rows go to ``folder/train.jsonl`` in any case.
+            sent with ``wandb sync``, those of a resumed run with ``wandb sync --append``; the variable WANDB_MODE may
+            be "online", which needs an account).
         folder: of the training, whose name the run has there; None tracks nothing.
         config: settings to show beside the numbers.
-        start: updates done already, where a training is continued. Such a folder continues the same run.
+        start: updates already done by a resumed training, whose run is continued.
 
     Raises:
         ConfigError: trackers without a folder, or a tracker that cannot start.
@@ -69,12 +69,9 @@ class Trackers:
             raise
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Log a row of JSON values; trackers other than the JSONL file get its numbers only.
+        """Log a row of JSON values, of which trackers other than the JSONL file get the numbers only.
 
-        A run that is continued logs some steps again.
-
-        Raises:
-            StorageError: ``train.jsonl`` cannot be written.
+        A resumed run logs some steps again. A StorageError if ``train.jsonl`` cannot be written.
         """
         if self.path is not None:
             append_jsonl(self.path, {"step": step, **row})
@@ -122,7 +119,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, config: dict[str, Any], start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an interrupted process logged after its last checkpoint is logged again: the page shows the new rows.
+        # Steps after an interrupted process's last checkpoint are logged again: the page shows the new rows.
         self.writer: Any = SummaryWriter(str(folder / self.name), purge_step=start + 1)
         if start == 0:
             self.writer.add_text("config", "    " + json.dumps(config, indent=2).replace("\n", "\n    "), 0)
@@ -153,9 +150,9 @@ class _Wandb:
             dir=str(folder),
             config=config,
             mode=mode,
-            resume="allow" if mode == "online" else None,  # offline there is nobody to ask what was logged before
+            resume="allow" if mode == "online" else None,  # offline nobody knows what was logged before
             reinit="create_new",
-            # The terminal is not for it to record: progress bars rewrite it many times a second.
+            # It shall not record the terminal: progress bars rewrite it many times a second.
             settings=wandb.Settings(console="off", silent=True, save_code=False),
         )
         # Its own counter must not decrease; as a number of the row the step may.
@@ -175,7 +172,7 @@ TRACKERS: Mapping[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tenso
 
 
 def require(names: Sequence[str]) -> None:
-    """Look for the trackers' packages without importing them: before anything that takes long."""
+    """Check that the trackers' packages are installed, without importing them, before anything that takes long."""
     for name in names:
         if not (sys.modules[name] if name in sys.modules else find_spec(name)):
             raise _missing(name, f"no module named {name!r}")
