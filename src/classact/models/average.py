@@ -10,14 +10,14 @@ def ema_decay(step: int, power: float) -> float:
     """Decay of the weight average after update number ``step`` (from 1): 1 - (1 + step) ** -power.
 
     0.70 after 4 steps, 0.97 after 100, 0.998 after 4,000 at the paper's power of 0.75. This is the warm-up of the
-    diffusers package (EMAModel, use_ema_warmup), which the released code means to use, one update ahead of it.
+    diffusers package (EMAModel, use_ema_warmup), which the released code intends, one update ahead of it.
     """
     return 1.0 - (1.0 + step) ** -power
 
 
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """In place, for all parameters that are trained: average = decay * average + (1 - decay) * network."""
+    """In place, for all trained parameters: average = decay * average + (1 - decay) * network."""
     pairs = zip(average.parameters(), network.parameters(), strict=True)
     trained = [(kept, value) for kept, value in pairs if value.requires_grad]
     if trained:

@@ -14,7 +14,7 @@ from classact.errors import CheckpointError
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Initial weights of networks that are made within are drawn from ``seed``, whatever was drawn before."""
+    """Draw initial weights within from ``seed``, independently of earlier draws."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         yield

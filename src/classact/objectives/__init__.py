@@ -31,9 +31,9 @@ class Entry:
     """One objective.
 
     Attributes:
-        config: class of its settings, which says what it is.
+        config: class of its settings.
         make: the :class:`~classact.objectives.base.Objective`, called with settings and material, or "module:class" of
-            it, imported when it is trained; None: nothing is trained.
+            it, imported when trained; None: nothing is trained.
     """
 
     config: type[ObjectiveConfig]
@@ -61,7 +61,7 @@ def objective_config(name: str, options: Sequence[str] = (), start: ObjectiveCon
     Args:
         name: a key of :data:`OBJECTIVES`, or a sum such as ``class+0.1*byol``.
         options: such as ``weighting=hard``; in a sum with the objective's name before it: ``byol.decay=0.99``.
-        start: settings that are changed, where they are of this objective (of a preset); else its defaults are.
+        start: settings to change (of a preset), used if they are of this objective; else its defaults are.
 
     Raises:
         ConfigError: an unknown name or key, or a value of another type than the setting's.

@@ -1,7 +1,7 @@
-"""What an objective says: which steps it looks at together, and what their features should be like.
+"""What an objective defines: the steps of a batch's rows, and a loss on their features.
 
-One file per objective: its loss as a pure function of features, its settings (a frozen dataclass with a ``name``), and
-a subclass of :class:`Objective`; :data:`classact.objectives.OBJECTIVES` lists them. The training
+One file per objective: its loss as a pure function of features, and a subclass of :class:`Objective`;
+:data:`classact.objectives.OBJECTIVES` lists them with their settings. The training
 (:class:`classact.train.representation.Trainer`) does the rest: images, random views, encoder, ranks, target network,
 checkpoints.
 """
@@ -37,8 +37,7 @@ class Material:
         seed: of initial weights.
         device: where losses are computed.
         weights: steps (C,) and B -> (B, C) soft positive weights of the first B of them on ``device``, zero on the
-            diagonal; a step that occurs twice is its own positive of weight 1. None where no action similarity was
-            measured.
+            diagonal; a step that occurs twice is its own positive of weight 1. None without action similarity.
     """
 
     feature_dim: int
@@ -69,20 +68,17 @@ class Material:
 
 
 class Objective(nn.Module, ABC):
-    """A loss on the features of a batch of anchors and what is drawn to go with them.
+    """A loss on the features of a batch of anchors and their context frames.
 
-    A row of a batch is an anchor, a step of the data, and the steps that :meth:`draw` adds; its settings say how many,
+    A row of a batch is an anchor, a step of the data, and the steps that :meth:`draw` adds; the settings say how many,
     and in how many random views each image is seen. Modules of an objective (a projector, a dynamics model) are trained
-    with the encoder, and left behind with the training.
-
-    Attributes:
-        config: settings, of a subclass of :class:`classact.objectives.config.ObjectiveConfig`.
+    with the encoder, and discarded afterwards.
     """
 
     config: Any
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
-        """Steps (B, companions) to go with the anchors (B,)."""
+        """Context frames (B, companions) of the anchors (B,), as steps."""
         return np.empty((len(anchors), 0), np.int64)
 
     @abstractmethod
@@ -99,11 +95,11 @@ class Objective(nn.Module, ABC):
         """
 
     def after_step(self) -> None:
-        """Called once after each update: where target copies of own modules follow."""
+        """Called once after each update, for target copies of own modules."""
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean of the values that count, by a mask of their shape; zero (with zero gradient) where none does, None: all."""
+    """Mean of the values under a mask of their shape (None: all); zero, with zero gradient, where it is empty."""
     if valid is None:
         return values.mean()
     return torch.where(valid, values, torch.zeros_like(values)).sum() / valid.sum().clamp_min(1)

@@ -1,7 +1,7 @@
-"""Bootstrap Your Own Latent (Grill et al., arXiv 2006.07733), with which VINN (arXiv 2112.01511) learns what it sees.
+"""Bootstrap Your Own Latent (Grill et al., arXiv 2006.07733), the representation learning of VINN (arXiv 2112.01511).
 
-What CLASS's paper (section 5.2, C.1) calls VINN is BYOL of the repository lucidrains/byol-pytorch; its networks are
-followed as they were before simplicial embeddings became their default in 2026.
+What CLASS's paper (section 5.2, C.1) calls VINN is BYOL of the repository lucidrains/byol-pytorch, followed here as
+before simplicial embeddings became its default in 2026.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from classact.objectives.config import BYOLConfig
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean over the images of 2 - 2 cos(q_1, t_2) + 2 - 2 cos(q_2, t_1), within 0..8.
 
-    Args:
-        predictions: (B, 2, P) q of the two views. Computed in float32, or in float64 if they are.
-        targets: (B, 2, P) t of the two views by the target network; no gradient goes there.
+    ``predictions`` (B, 2, P) are q of the two views, in float32 or float64; ``targets`` (B, 2, P) are t of the two
+    views by the target network, without gradient.
     """
     if predictions.ndim != 3 or predictions.shape[1] != 2 or predictions.shape != targets.shape:
         raise ConfigError(
@@ -45,9 +44,8 @@ def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class BYOL(Objective):
     """Predict, from one view of an image, what the target network makes of the other.
 
-    Both views go through the networks as one batch, so BatchNorm's statistics are of both (the repository, since
-    2023). The target projector runs in the same mode, so in training with statistics of its batch, not with running
-    ones; only its parameters follow.
+    Both views go through the networks as one batch, so BatchNorm's statistics are of both (the repository, since 2023).
+    The target projector runs in training mode, too, with statistics of its batch; only its parameters follow.
     """
 
     def __init__(self, config: BYOLConfig, material: Material) -> None:
@@ -60,7 +58,7 @@ class BYOL(Objective):
         self.to(material.device)
 
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
-        """The loss; logged is the spread of directions of the targets: 0 where all collapsed into one, at most 1."""
+        """Logs the spread of the targets' directions: 0 where all collapsed into one, at most 1."""
         if target is None or target.shape != z.shape or z.shape[1:3] != (1, 2):
             got = "none" if target is None else f"{tuple(target.shape)}"
             raise ConfigError(

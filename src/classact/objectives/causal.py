@@ -1,4 +1,4 @@
-"""A small causal transformer over the frames of a context, in the manner of GPT-2: the dynamics models of DynaMo."""
+"""A small causal transformer in the style of GPT-2 over the frames of a context: the dynamics models of DynaMo."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ STD = 0.02
 
 
 class CausalBlock(nn.Module):
-    """Attention to the frames so far, ``length`` at most, then an MLP of four times the width; both normalised before
-    (pre-LN) and added to what came in."""
+    """Causal attention over at most ``length`` frames, then an MLP of 4 x the width, both pre-LN with residuals."""
 
     future: Tensor
 
@@ -30,8 +29,8 @@ class CausalBlock(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, T, width)."""
-        # Written out: for a few frames it takes no longer than the fused kernels, whose gradients on GPUs are not
-        # deterministic unless they are asked to be.
+        # Written out: for a few frames as fast as the fused kernels, whose gradients on GPUs are not deterministic by
+        # default.
         B, T, width = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)
@@ -47,8 +46,7 @@ class CausalBlock(nn.Module):
 
 
 class CausalTransformer(nn.Module):
-    """Sequence to sequence: output t is a function of inputs 1..t. No dropout. Each of the ``length`` positions has a
-    learned vector."""
+    """Sequence to sequence: output t is a function of inputs 1..t. Learned positions, no dropout."""
 
     def __init__(self, input_dim: int, output_dim: int, *, length: int, layers: int, heads: int, width: int) -> None:
         super().__init__()

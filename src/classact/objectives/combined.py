@@ -1,7 +1,7 @@
 """Several objectives at once: the weighted sum of their losses on the same anchors.
 
-The parts share anchors, encoder and random views. What each draws to go with an anchor is appended to its row, and each
-sees the anchor and its own companions only.
+The parts share anchors, encoder and random views. The context frames of each are appended to the row, and each sees the
+anchor and its own context frames only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from classact.objectives.config import CombinedConfig
 
 
 class Combined(Objective):
-    """The weighted sum of objectives, made of ``config.parts`` in their order."""
+    """The weighted sum of the objectives of ``config.parts``, in their order."""
 
     def __init__(self, config: CombinedConfig, parts: Sequence[Objective]) -> None:
         super().__init__()
@@ -27,12 +27,13 @@ class Combined(Objective):
         self._parts = list(parts)
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
-        """The companions of all parts, side by side."""
+        """The context frames of all parts, side by side."""
         return np.concatenate([part.draw(anchors, rng) for part in self._parts], axis=1)
 
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
-        """Each part's loss on its own columns and views; it is logged as NAME_loss, other figures by their names, or as
-        NAME_FIGURE where a part before has that name, too."""
+        """Each part's loss on its own columns and views, logged as NAME_loss; other figures by their names, or as
+        NAME_FIGURE where an earlier part has that name, too.
+        """
         total, column = z.new_zeros(()), 1
         stats: Stats = {}
         for part, weight in zip(self._parts, self.config.weights, strict=True):

@@ -1,4 +1,4 @@
-"""Settings of the objectives, and what all code needs to know of one without making it. No torch here."""
+"""Settings of the objectives, and what callers need to know of one without making it, without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TAU_RANGE = (0.01, 1.0)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an objective is trained in the paper (C.1), where nothing else is said.
+    """How the paper trains an objective (C.1).
 
     Attributes:
         batch_size: anchors per step.
@@ -38,10 +38,10 @@ class ObjectiveConfig:
         label: for tables.
         about: one line.
         recipe: the paper's training.
-        companions: steps drawn for each anchor, so that a row of a batch is M = 1 + ``companions`` images.
+        companions: context frames drawn for each anchor, so that a row of a batch is M = 1 + ``companions`` images.
         views: R, random views of each image.
-        together: whether all images of a row are seen in the same random view (crop, colours), as where dynamics
-            between them are to be predicted.
+        together: whether all images of a row share a random view (crop, colours), as for predicting dynamics between
+            them.
         needs_similarity: whether it reads the similarity of actions.
     """
 
@@ -61,7 +61,7 @@ class ObjectiveConfig:
 
     @property
     def images_per_anchor(self) -> int:
-        """Views that the encoder sees for each anchor of a batch: what a budget in images counts."""
+        """Views that the encoder sees per anchor, the unit of budgets in images."""
         return (1 + self.companions) * self.views
 
     @property
@@ -87,7 +87,7 @@ class ObjectiveConfig:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ObjectiveConfig:
-        """What :meth:`to_json` wrote, of whichever objective."""
+        """Inverse of :meth:`to_json`, for any objective."""
         from classact.objectives import OBJECTIVES
 
         name = str(value.get("name")) if isinstance(value, dict) else ""
@@ -285,7 +285,7 @@ class TimeContrastiveConfig(ObjectiveConfig):
         similarity: "l2": negative L2 distance of the features (R3M), or "cosine".
         temperature: that similarities are divided by (R3M: 1). For "cosine", which lies within -1..1, 0.1 is usual.
         negatives: rows of other episodes that each of the two terms contrasts with (R3M: 3); 0: all of the batch.
-        window: steps that k is after i at most; 0: the whole rest of the episode (R3M).
+        window: largest distance in steps of k after i; 0: the whole rest of the episode (R3M).
     """
 
     name = "time-contrastive"
@@ -310,7 +310,7 @@ class TimeContrastiveConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class NoneConfig(ObjectiveConfig):
-    """Settings of no training: there are none. Which weights these are is the encoder's ``init``."""
+    """Settings of no training; the encoder's ``init`` decides its weights."""
 
     name = "none"
     label = "Initial weights"

@@ -1,20 +1,20 @@
 """DynaMo: in-domain dynamics pre-training (Cui et al. 2024, arXiv 2409.12192; jeffacce/dynamo_ssl).
 
 An inverse model gives each frame of a context a small latent, z_t = inverse(s_1 .. s_t). A forward model predicts the
-features s_{t+1} from (s_1, z_2) .. (s_t, z_{t+1}). So z_{t+1} has seen s_{t+1}, and has to say in a few numbers what
+features s_{t+1} from (s_1, z_2) .. (s_t, z_{t+1}). So z_{t+1} has seen s_{t+1}, and must say in a few numbers what
 changed. No action is read.
 
 Where the paper and the released code differ, or the paper is silent:
 
-- Covariance penalty: the code averages the squared off-diagonal entries, the paper writes (1/d) sum, which is d - 1
-  times as much. ``covariance``; default the code.
+- Covariance penalty: the code averages the squared off-diagonal entries, the paper writes (1/d) sum, d - 1 times as
+  much. ``covariance``; default the code.
 - Target: the code predicts stop-gradient features on Push-T, LIBERO and Kitchen, those of an averaged encoder on
   Block-Push and the xArm. ``target``; default stop-gradient. With an averaged encoder, the code raises the decay from
   0.99 to 1, and takes z from an averaged inverse model without gradient, so that the inverse model keeps its initial
   weights. Here the decay is constant, and both models are trained.
-- Ends of episodes: the code leaves out contexts that do not fit into their episode. Here every step is an anchor;
-  beyond the end the last step is repeated, and what is repeated enters neither term.
-- The features enter both models and the loss as they are: no projector, no normalisation (code).
+- Ends of episodes: the code leaves out contexts that exceed their episode. Here every step is an anchor; beyond the end
+  the last step is repeated, and repeated frames enter neither term.
+- The features enter both models and the loss without projector or normalisation (code).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from classact.objectives.config import DynaMoConfig
 
 
 def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """1 - cos(predicted, target), the mean over valid transitions; zero (with zero gradient) where none is.
+    """1 - cos(predicted, target), the mean over valid transitions; zero (with zero gradient) where there are none.
 
     Args:
         predicted: (B, T - 1, F) predictions of the next frame's features.
-        target: (B, T - 1, F) what is predicted; gets no gradient.
+        target: (B, T - 1, F) without gradient.
         valid: (B, T - 1) bool, transitions that exist.
     """
     if target.shape != predicted.shape or valid.shape != predicted.shape[:-1]:
@@ -53,12 +53,8 @@ def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def covariance_penalty(s: Tensor, valid: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
     """Squared off-diagonal entries of the features' covariance (as in VICReg, arXiv 2105.04906), against collapse.
 
-    Zero of fewer than two valid rows, or one dimension.
-
-    Args:
-        s: (n, F) features.
-        valid: (n,) bool, rows that count.
-        reduction: see ``covariance`` of :class:`DynaMoConfig`.
+    Over the ``valid`` (n,) rows of ``s`` (n, F); zero for fewer than two of them, or one dimension. ``reduction`` is
+    ``covariance`` of :class:`DynaMoConfig`.
     """
     if s.ndim != 2 or valid.shape != s.shape[:1]:
         raise ConfigError(
@@ -98,7 +94,7 @@ class DynaMo(Objective):
         if target is None and self.config.target == "ema":
             raise ConfigError("target 'ema' needs the features of an averaged encoder, got none.")
         s = z[:, :, 0]
-        # Frames that are steps of their own; the repeated ones come last, and nothing before them sees them.
+        # Frames that are not repeated; repeated ones come last, and nothing before sees them.
         new = torch.from_numpy(np.diff(rows, axis=1, prepend=-1) > 0).to(s.device)
         latent = self.inverse_model(s)
         predicted = self.forward_model(torch.cat([s[:, :-1], latent[:, 1:]], dim=-1))

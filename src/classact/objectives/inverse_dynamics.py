@@ -1,7 +1,7 @@
 """Inverse dynamics: which actions lead from one step to a later one (Pathak et al. 2017, arXiv 1705.05363).
 
-Like CLASS it learns from images and recorded actions, but looks at one pair of steps at a time: actions are regressed,
-not compared between demonstrations. No method of the paper's tables; beside CLASS it tells what comparing adds.
+Like CLASS it learns from images and recorded actions, but from one pair of steps at a time: actions are regressed, not
+compared between demonstrations. Not in the paper's tables; beside CLASS it tells what comparing adds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from classact.objectives.config import InverseDynamicsConfig
 
 
 def inverse_dynamics_loss(predicted: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of (B, h, A) predicted and demonstrated actions a_t .. a_{t+h-1}, of rows whose step t + h
-    exists, by (B,) bool ``valid``; zero (with zero gradient) where none does."""
+    """Mean squared error of (B, h, A) predicted and demonstrated actions a_t .. a_{t+h-1}, over the (B,) ``valid``
+    rows, whose step t + h exists; zero (with zero gradient) without any.
+    """
     if actions.shape != predicted.shape or predicted.ndim != 3 or valid.shape != predicted.shape[:1]:
         raise ConfigError(
             f"expected predictions and actions of shape (B, h, A) and a mask of shape (B,), got "
@@ -50,7 +51,7 @@ class InverseDynamics(Objective):
         """Squared error of scaled actions, the mean over the rows whose step t + h exists."""
         h, device = self.config.horizon, z.device
         valid = torch.from_numpy(rows[:, 1] - rows[:, 0] == h).to(device)
-        # Rows that do not count read no step of another episode either.
+        # Masked rows read no step of another episode either.
         steps = np.minimum(rows[:, :1] + np.arange(h), rows[:, 1:])
         actions = self.material.actions[torch.from_numpy(steps).to(device)]
         predicted = self.mlp(z[:, :, 0].flatten(1)).view(actions.shape)

@@ -29,7 +29,7 @@ def soft_infonce(
     ignore: Tensor | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
-    """L_CL of eq. (1).
+    """L_CL of eq. (1); zero (with zero gradient) where no anchor has a positive.
 
     Args:
         z: (B, F) features; L2-normalised here. Computed in float32, or in float64 if z is.
@@ -37,9 +37,7 @@ def soft_infonce(
         temperature: tau > 0.
         reduction: see :class:`SoftInfoNCEConfig`.
         ignore: (B, C) bool, pairs left out of numerator and denominator.
-        keys: (C, F) what the anchors are compared with; its first B rows are z. None: z alone, C = B.
-
-    Returns a scalar; zero (with zero gradient) where no anchor has a positive.
+        keys: (C, F) that the anchors are compared with; the first B rows are z. None: z alone, C = B.
     """
     SoftInfoNCEConfig(temperature=0.05 if isinstance(temperature, Tensor) else temperature, reduction=reduction)
     count = len(z) if keys is None else len(keys)
@@ -56,7 +54,7 @@ def soft_infonce(
     z = torch.nn.functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
     others = z if keys is None else torch.nn.functional.normalize(keys.to(z.dtype), dim=1)
     S = (z @ others.T / temperature).masked_fill(out, -torch.inf)
-    # An anchor with every pair left out has an empty softmax; its weights are zero, so any finite value will do.
+    # An anchor without any pair has an empty softmax; its weights are zero, so any finite value will do.
     S = torch.where(out.all(dim=1, keepdim=True), torch.zeros_like(S), S)
     log_p = torch.log_softmax(S, dim=1).masked_fill(out, 0.0)
     total = w.sum(dim=1)
@@ -86,7 +84,7 @@ class SoftInfoNCE(Objective):
         if config.learned_temperature:
             self.scaled_log_tau = nn.Parameter(torch.tensor(math.log(config.temperature) / TAU_SCALE))
         if config.queue:
-            # Saved with checkpoints, for a training that goes on must contrast with the same. -1: not filled yet.
+            # Saved with checkpoints, so that a resumed training contrasts with the same. -1: not filled yet.
             self.register_buffer("queue_z", torch.zeros(config.queue, material.feature_dim))
             self.register_buffer("queue_steps", torch.full((config.queue,), -1))
             # Of the module that is loaded, which may be a copy of this one.
@@ -95,7 +93,7 @@ class SoftInfoNCE(Objective):
         self.to(material.device)
 
     def _read_queue(self) -> None:
-        # Weights are computed from steps at hand: a GPU is not waited for.
+        # Weights are computed from steps on the host, without synchronising with a GPU.
         steps = self.queue_steps.cpu().numpy()
         self._queued: IntArray = steps[steps >= 0]
 
@@ -106,7 +104,7 @@ class SoftInfoNCE(Objective):
         return (TAU_SCALE * self.scaled_log_tau).exp()
 
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
-        """Soft InfoNCE over all views of the anchors' images, and over what is in the queue.
+        """Soft InfoNCE over all views of the anchors' images, and over the queue.
 
         Logs positives per anchor and the share of anchors with any, both within the batch, and a learned tau.
         """
@@ -143,7 +141,7 @@ class SoftInfoNCE(Objective):
         R = self.config.views
         own = torch.eye(count, weights.shape[1], dtype=torch.bool, device=weights.device)
         weights = weights.masked_fill(own, 1.0)
-        # Other views of the same image are positives whatever their episode; a view and itself are left out later.
+        # Other views of the same image are positives whatever their episode; a view and itself are excluded later.
         ignore = None if ignore is None else ignore & ~own
 
         def spread(matrix: Tensor) -> Tensor:
@@ -156,14 +154,14 @@ class SoftInfoNCE(Objective):
     def after_step(self) -> None:
         """A learned temperature stays within its range."""
         if self.config.learned_temperature:
-            # Clamped where it is used, it would get no gradient beyond a limit, and never come back.
+            # Clamping at use would leave no gradient beyond a limit, and no way back.
             low, high = TAU_RANGE
             self.scaled_log_tau.clamp_(math.log(low) / TAU_SCALE, math.log(high) / TAU_SCALE)
 
     @torch.no_grad()
     def _push(self, z: Tensor, anchors: IntArray, generator: torch.Generator) -> None:
-        """The newest first; what no longer fits is dropped."""
-        # Batches are in the order of the data: cut as they are, the first episodes would never stay.
+        """Newest first; what no longer fits is dropped."""
+        # Batches are in data order: without a shuffle the first episodes would never stay.
         order = torch.randperm(len(z), generator=generator, device=generator.device).to(z.device)
         size = len(self.queue_z)
         self.queue_z = torch.cat([z[order], self.queue_z])[:size]

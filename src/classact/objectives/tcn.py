@@ -1,6 +1,6 @@
 """Single-view time-contrastive network (Sermanet et al., arXiv 1704.06888): near in time is near in features.
 
-What CLASS's paper (section 5.2, C.1) calls TCN is the repository kekeblom/tcn; its triplets and its loss are followed.
+What CLASS's paper (section 5.2, C.1) calls TCN is the repository kekeblom/tcn, whose triplets and loss are followed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from classact.objectives.config import TCNConfig
 def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
     """Squared L2 distances d+ and d-, (B,) each, of embeddings of length ``scale``.
 
-    Args:
-        z: (B, 3, F) features of anchor, positive, negative; L2-normalised here. Computed in float32, or in float64 if
-            z is.
+    ``z`` (B, 3, F) are features of anchor, positive, negative; L2-normalised here, in float32 or float64.
     """
     if z.ndim != 3 or z.shape[1] != 3:
         raise ConfigError(f"expected z of shape (B, 3, F): anchor, positive, negative; got {tuple(z.shape)}.")
@@ -32,7 +30,7 @@ def tcn_distances(z: Tensor, *, scale: float = 10.0) -> tuple[Tensor, Tensor]:
 class TCN(Objective):
     """Triplets of anchor, positive and negative in time.
 
-    An anchor whose episode has no other step has no positive: it is drawn as its own, and the row does not count.
+    An anchor whose episode has no other step has no positive: it is drawn as its own, and the row is masked.
     """
 
     def __init__(self, config: TCNConfig, material: Material) -> None:
@@ -41,9 +39,9 @@ class TCN(Objective):
         self.config, self.material = config, material
 
     def draw(self, anchors: IntArray, rng: np.random.Generator) -> IntArray:
-        """Positive and negative of each anchor, each uniform over the steps that are allowed.
+        """Positive and negative of each anchor, each uniform over the allowed steps.
 
-        Positive: within ``positive_margin`` of the anchor in its episode, the anchor excepted. Negative: at least
+        Positive: another step within ``positive_margin`` of the anchor in its episode. Negative: at least
         ``negative_margin`` away in its episode; where that is too short, a step of another episode (the repository
         fails there); where there is no other, the farthest step of the episode. The repository's bounds leave out the
         episode's last step, the one exactly ``positive_margin`` later and the one exactly ``negative_margin`` earlier.
@@ -71,7 +69,7 @@ class TCN(Objective):
         return np.where(before + after > 0, within, np.where(others > 0, elsewhere, farthest))
 
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
-        """The triplet loss; logged are mean distances and the share of triplets in the right order."""
+        """Logs mean distances and the share of triplets in the right order."""
         near, far = tcn_distances(z[:, :, 0], scale=self.config.scale)
         valid = torch.from_numpy(rows[:, 1] != rows[:, 0]).to(z.device)
         loss = masked_mean((self.config.margin + near - far).clamp_min(0.0), valid)

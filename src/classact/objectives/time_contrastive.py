@@ -1,7 +1,7 @@
 """InfoNCE across time: the time-contrastive term of R3M (Nair et al., arXiv 2203.12601, section 3.1).
 
 Of three timesteps i < j < k of an episode, j shall be more similar to i than k is, and more similar to k than i is; and
-both more than timesteps of other episodes are. The defaults are those of facebookresearch/r3m (r3m/trainer.py).
+both more than timesteps of other episodes. The defaults are those of facebookresearch/r3m (r3m/trainer.py).
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ def time_similarity(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"] = 
     """S (B, B), S[a, b] of features x[a] and y[b], (B, F) each: -||x - y||, or the cosine."""
     if similarity == "cosine":
         return torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(y, dim=1).T
-    # The faster way by a matrix product loses the digits of distances that are small against the features.
+    # The faster matrix product loses the digits of distances that are small against the features.
     return -torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def draw_negatives(candidates: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of the (B, B) bool candidates of each row, uniformly and without repetition; all where there are fewer,
-    or ``count`` is 0. Drawn on the generator's device."""
+    """``count`` of the (B, B) bool candidates of each row, uniformly and without repetition, drawn on the generator's
+    device; all where there are fewer, or ``count`` is 0.
+    """
     if count == 0:
         return candidates
     keys = torch.rand(candidates.shape, generator=generator, device=generator.device).to(candidates.device)
@@ -44,7 +45,7 @@ def time_contrastive_loss(
     similarity: Literal["l2", "cosine"] = "l2",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Mean of the two terms, over the rows that count.
+    """Mean of the two terms, over the valid rows.
 
     With s = S / temperature and sums over the negatives n of the row::
 
@@ -52,14 +53,14 @@ def time_contrastive_loss(
         L_k = -log e^s(j, k) / (e^s(j, k) + e^s(i, k) + sum_n e^s(k, k_n))
         L = mean((L_i + L_k) / 2)
 
-    R3M adds 1e-8 within the logarithm, which bounds L by 18.4 and takes the gradient of the worst rows away; here the
+    R3M adds 1e-8 within the logarithm, which bounds L by 18.4 and removes the gradient of the worst rows; here the
     logarithm is computed in one piece.
 
     Args:
         z: (B, 3, F) features at i, j, k. Computed in float32, or in float64 if z is.
         negatives: two (B, B) bool: rows whose i is contrasted with the row's i, rows whose k with its k.
-        valid: (B,) bool, rows that count; None: all. Rows that do not may be negatives of others. Where none does, the
-            loss and its gradient are zero.
+        valid: (B,) bool; None: all. Invalid rows may be negatives of others. Without a valid row, loss and gradient are
+            zero.
         similarity, temperature: see :class:`TimeContrastiveConfig`.
     """
     TimeContrastiveConfig(similarity=similarity, temperature=temperature)
@@ -90,8 +91,8 @@ def _pairs(x: Tensor, y: Tensor, similarity: Literal["l2", "cosine"]) -> Tensor:
 class TimeContrastive(Objective):
     """Three timesteps of an episode, and timesteps of others.
 
-    The anchor is i. An episode's last two steps have no two later ones: they are drawn as their own j and k, and their
-    rows do not count, though other rows are contrasted with them. Both are seen as j and k, as in R3M.
+    The anchor is i. For an episode's last two steps j and k are the anchor itself, and their rows are masked, though
+    other rows are contrasted with them. Both occur as j and k, as in R3M.
     """
 
     def __init__(self, config: TimeContrastiveConfig, material: Material) -> None:
@@ -115,7 +116,7 @@ class TimeContrastive(Objective):
         return np.where(later[:, None] >= 2, pairs, anchors[:, None])
 
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
-        """The two terms; logged are the shares of rows that count, and of those whose three timesteps are in order."""
+        """Logs the shares of valid rows, and of those whose three timesteps are in order."""
         config, timesteps = self.config, z[:, :, 0]
         episodes = torch.from_numpy(self.material.bounds(rows[:, 0])[0]).to(z.device)
         candidates = episodes[:, None] != episodes[None, :]

@@ -1,1 +1,1 @@
-"""What everything else stands on: files, locks, progress, processes, statistics."""
+"""Shared basics: files, locks, progress, processes, statistics."""

@@ -1,8 +1,7 @@
 """Frozen dataclasses as JSON, and back: the one way that settings, rows and metadata are written and read.
 
-A class may have ``to_json(self)`` and ``from_json(cls, value, where)`` of its own where its JSON is not one entry per
-field; fields of such a class are written and read by them. Everything else follows from the fields' types; a field with
-the metadata ``{"json": False}`` is left out, and read as its default.
+The fields' types decide the format. A class whose JSON is not one entry per field has its own ``to_json(self)`` and
+``from_json(cls, value, where)``; a field with the metadata ``{"json": False}`` is left out, and read as its default.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass, or what may be a field of one, as JSON has it: dicts, lists, strings, numbers, booleans, None.
-
-    Raises:
-        TypeError: something that has no form in JSON.
-    """
+    """A dataclass, or the value of a field of one, as JSON values; a TypeError where it has no such form."""
     if hasattr(value, "to_json") and not isinstance(value, type):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -47,7 +42,7 @@ def to_json(value: Any) -> Any:
 
 
 def fields_to_json(value: Any) -> dict[str, Any]:
-    """One entry per field of a dataclass, whatever ``to_json`` of its own it has."""
+    """One entry per field of a dataclass, ignoring its own ``to_json``."""
     return {field.name: to_json(getattr(value, field.name)) for field in _written(type(value))}
 
 
@@ -64,8 +59,8 @@ def from_json(
         cls: a dataclass.
         value: JSON that was read.
         where: names it in messages: a file, and the path within it.
-        error: class of what is raised.
-        partial: take the defaults of fields that are not there; else every field must be.
+        error: class of the errors.
+        partial: whether missing fields take their defaults rather than being errors.
 
     Raises:
         ClassactError: of class ``error``: an unknown, missing or mistyped field, by its path, or a value that the class
@@ -77,12 +72,12 @@ def from_json(
 def fields_from_json(
     cls: type[T], value: Any, where: str, *, error: type[ClassactError] = DataError, partial: bool = False
 ) -> T:
-    """What :func:`fields_to_json` wrote; arguments and errors as of :func:`from_json`."""
+    """Inverse of :func:`fields_to_json`; arguments and errors as of :func:`from_json`."""
     return _Reader(error, partial).fields(cls, value, where)
 
 
 def without(value: Any, *paths: str) -> Any:
-    """A JSON object without some entries, named by dotted paths such as "frames.workers"; other values as they are."""
+    """A JSON object without some entries, named by dotted paths such as "frames.workers"; other values unchanged."""
     if not isinstance(value, dict):
         return value
     kept = {}
@@ -93,7 +88,7 @@ def without(value: Any, *paths: str) -> Any:
 
 
 def first_difference(found: Any, expected: Any, name: str) -> str | None:
-    """Names the first setting that differs between JSON that was read and as it is now; None where all agree.
+    """The first setting that differs between JSON that was read and the present one; None where all agree.
 
     ``name`` is that of the whole, before the first dot; "" names the keys alone.
     """
@@ -192,7 +187,7 @@ class _Reader:
     def fields(self, cls: Any, value: Any, where: str) -> Any:
         self._expect(isinstance(value, dict), f"an object with the fields of {cls.__name__}", value, where)
         fields = {field.name: field for field in _written(cls)}
-        whose = "" if self.partial else " Another version may have written it."  # what is partial, people write
+        whose = "" if self.partial else " Another version may have written it."  # partial JSON is written by people
         for name in value:
             if name not in fields:
                 raise self.error(f"{where}: {choose('field', name, fields)}.{whose}")

@@ -1,4 +1,4 @@
-"""Inputs that users name: paths, and what the operating system says of them."""
+"""Inputs that users name: paths, and the operating system's errors about them."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _ADVICE = {
 
 
 def is_from_system(problem: BaseException) -> TypeGuard[OSError]:
-    """Whether an error is the operating system's answer; libraries also raise OSError, without a number, for damage."""
+    """Whether an error is the operating system's; libraries also raise OSError, without a number, for damage."""
     return isinstance(problem, OSError) and problem.errno is not None
 
 
 def cannot_read(path: str | os.PathLike[str], problem: OSError) -> str:
-    """The operating system's answer on an input: which file (``problem`` may name another one), why, what to do."""
+    """Message for an unreadable input: which file (``problem`` may name another one), why, what to do."""
     where = Path(os.fsdecode(problem.filename) if isinstance(problem.filename, str | bytes) else path)
     if problem.errno is None:
         return f"{where} cannot be read ({problem})."
     advice = _ADVICE.get(problem.errno, "")
     if problem.errno == errno.ENOENT and where.is_symlink():
         advice = f" It is a link to {where.readlink()}, which does not exist."
-    # Not problem.strerror, where libraries put paragraphs of their own.
+    # Not problem.strerror, where libraries put their own paragraphs.
     return f"{where} cannot be read ({os.strerror(problem.errno)}).{advice}"
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what the operating system says of an input into one clear DataError."""
+    """Turns the operating system's errors on an input into a DataError."""
     try:
         yield
     except ClassactError:
@@ -52,10 +52,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataError) -> Path:
-    """A path as a user writes it, with ``~`` and ``~user`` replaced.
-
-    Raises:
-        ClassactError: of type ``error``: empty, without such a user, or no path at all.
+    """A path as a user writes it, with ``~`` and ``~user`` expanded; an ``error`` if empty, of no such user, or no
+    path.
     """
     name = os.fspath(text)
     if not name or "\0" in name:
@@ -63,7 +61,7 @@ def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataErr
     try:
         return Path(name).expanduser()
     except RuntimeError:
-        if os.path.lexists(name):  # a name may begin so
+        if os.path.lexists(name):  # a name may begin with ~
             return Path(name)
         who = Path(name).parts[0][1:]
         whose = f"user {who!r}" if who else "the user that runs this"
@@ -71,10 +69,10 @@ def user_path(text: str | os.PathLike[str], error: type[ClassactError] = DataErr
 
 
 def input_path(text: str | os.PathLike[str], missing: Callable[[], str] = str) -> Path:
-    """A file or folder, as a user writes it (:func:`user_path`), that exists and may be read.
+    """An existing, readable file or folder, as a user writes it (:func:`user_path`).
 
     Raises:
-        MissingDataError: it does not exist; ends with what ``missing`` says.
+        MissingDataError: it does not exist; ends with the text of ``missing``.
         DataError: it cannot be read.
     """
     path = user_path(text)

@@ -15,9 +15,10 @@ AGAIN_SECONDS = 1.0
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a flag that is looked at between pieces of work; a later signal acts at once.
+    """Turn SIGINT and SIGTERM into a flag to check between pieces of work; a second signal, somewhat later, acts at
+    once.
 
-    For one Ctrl-C the terminal and ``torchrun`` send a signal each, therefore later.
+    For one Ctrl-C the terminal and ``torchrun`` each send a signal, hence the delay.
     """
     caught: list[float] = []
     if threading.current_thread() is not threading.main_thread():

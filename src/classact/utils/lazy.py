@@ -1,4 +1,4 @@
-"""Exports of a package that are imported when they are asked for, so that importing the package stays cheap."""
+"""Exports of a package that are imported on first use, so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` (PEP 562) of the package with these ``__name__`` and ``__file__``.
 
-    They export what its ``if TYPE_CHECKING:`` block imports. So exports are written once, where type checkers read
-    them: ``from module import Name as Name``.
+    They export the imports of its ``if TYPE_CHECKING:`` block (``from module import Name as Name``), so that exports
+    are written once, where type checkers read them.
     """
     exports: dict[str, str] = {}
     for block in ast.parse(Path(file).read_text(encoding="utf-8")).body:
@@ -34,7 +34,7 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
 
 
 def resolve(reference: Any) -> Any:
-    """What ``"module:attribute"`` names; anything but a string is returned as it is."""
+    """The target of ``"module:attribute"``; anything but a string is returned unchanged."""
     if not isinstance(reference, str):
         return reference
     module, _, attribute = reference.partition(":")

@@ -1,4 +1,4 @@
-"""What settings may be: the names that their types list, and ranges of numbers."""
+"""Allowed values of settings: the names that their types list, and ranges of numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from classact.errors import ConfigError, UnknownNameError, choose
 def check_names(config: Any, **called: str) -> None:
     """Refuse a dataclass with a field of type ``Literal[...]``, or a tuple of such, that has another value.
 
-    Args:
-        config: the dataclass.
-        called: what the UnknownNameError calls a field whose name does not say what it is of.
+    ``called`` is what the UnknownNameError calls a field whose own name is not clear enough.
     """
     cls: Any = type(config)
     for name, known in _listed(cls).items():
@@ -44,10 +42,7 @@ def check_range(
 ) -> None:
     """Refuse a dataclass with a number outside of the range that ``names`` share; None is in every one, NaN in none.
 
-    Numbers are larger than ``above`` or not smaller than ``least``, smaller than ``below`` or not larger than ``most``.
-
-    Raises:
-        ConfigError: naming the field, its range and its value.
+    Numbers are > ``above`` or >= ``least``, < ``below`` or <= ``most``; the ConfigError names field, range and value.
     """
     left = ((above, "<", operator.gt), (least, "<=", operator.ge))
     right = ((below, "<", operator.lt), (most, "<=", operator.le))

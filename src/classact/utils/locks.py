@@ -1,7 +1,7 @@
-"""Which of several processes does what: locks on files, which the kernel releases when their process dies.
+"""File locks between processes, which the kernel releases when their process dies.
 
-A training has its folder to itself (:func:`own`); what all may add to, such as a run's tables, is changed by one at a
-time (:func:`update_json`). Lock files are hidden, and stay.
+A training owns its folder (:func:`own`); shared files, such as a run's tables, are changed by one process at a time
+(:func:`update_json`). Lock files are hidden, and stay.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class BusyError(StorageError):
-    """Another process has the lock at ``path``."""
+    """Another process holds the lock at ``path``."""
 
     def __init__(self, path: Path) -> None:
         text = f"{path} is locked by another process"
@@ -58,7 +58,7 @@ def _owner(path: Path) -> str:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not said so yet
+    except (OSError, ValueError, KeyError, TypeError):  # not written yet
         return "another process"
 
 
@@ -68,7 +68,7 @@ def _say_unlocked(folder: Path, reason: str) -> None:
 
 
 def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
-    """Lock an open file; False where another process holds it. True as well where there are no locks, which is said."""
+    """Lock an open file; False where another process holds it. True, with a warning, where locks are not supported."""
     if sys.platform == "win32":
         _say_unlocked(path.parent, "locks are not supported on Windows")
         return True
@@ -84,7 +84,7 @@ def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file still is what lies at a path: its folder may have been removed."""
+    """Whether an open file is still the one at a path: its folder may have been removed."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def _take(path: Path, *, wait: bool) -> int:
                 try:
                     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
                 except PermissionError:
-                    descriptor = os.open(path, os.O_RDONLY)  # another user's, which can be locked all the same
+                    descriptor = os.open(path, os.O_RDONLY)  # another user's, which can still be locked
                 unless_taken.callback(os.close, descriptor)
                 free = _lock(descriptor, path, wait=wait)
                 if free and _is_at(descriptor, path):
@@ -114,10 +114,10 @@ def _take(path: Path, *, wait: bool) -> int:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is made and stays. Within a process, threads wait for each other, too.
+    """Hold the lock of a file, created if missing; it also excludes other threads of the process.
 
     Raises:
-        BusyError: it is not free, and ``wait`` is False.
+        BusyError: it is taken, and ``wait`` is False.
         StorageError: it cannot be made.
     """
     descriptor = _take(path, wait=wait)
@@ -128,14 +128,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def lock_of(path: Path) -> Path:
-    """The file whose lock is that of a file or folder: beside it, for it may not be there yet, or be replaced."""
+    """The lock file of a file or folder: beside it, because it may not exist yet, or be replaced."""
     return path.with_name(f".{path.name}.lock")
 
 
 def update_json(path: Path, change: Callable[[Any], Any], new: Any = None, error: type[Exception] = DataError) -> Any:
-    """Put what ``change`` makes of a JSON file's content in its place, while no other process changes it.
+    """Replace a JSON file's content by ``change`` of it, under a lock; returns the new content.
 
-    Where there is no file, ``change`` gets ``new``; where it is damaged, ``error`` is raised. Returns the new content.
+    ``change`` gets ``new`` where there is no file; a damaged one is an ``error``.
     """
     with locked(lock_of(path)):
         content = change(read_json(path, error) if path.exists() else new)
@@ -144,7 +144,7 @@ def update_json(path: Path, change: Callable[[Any], Any], new: Any = None, error
 
 
 class Hold:
-    """A folder that this process has to itself for as long as this object lives. Made by :func:`own`."""
+    """A folder that this process owns for as long as this object lives. Made by :func:`own`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / OWNER
@@ -157,11 +157,11 @@ class Hold:
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, f"{json.dumps(owner)}\n".encode())
         except OSError as error:
-            if error.errno not in (errno.EBADF, errno.EINVAL):  # another user's file, locked but not ours to write
+            if error.errno not in (errno.EBADF, errno.EINVAL):  # another user's file, locked but not writable
                 raise explain(error, self.path) from error
 
     def intact(self) -> bool:
-        """Whether the folder is still the one that was taken, and not removed or replaced."""
+        """Whether the folder is still the one that was locked, and not removed or replaced."""
         return _is_at(self._descriptor, self.path)
 
 
@@ -171,13 +171,10 @@ _mutex = threading.Lock()
 
 
 def own(folder: Path, *, forever: bool = False) -> Hold:
-    """Have a folder, which is made where it is missing, to oneself while the result lives: no other process can own it.
+    """Own a folder, created if missing, while the result lives: no other process can own it.
 
-    A process that owns it already goes on owning it. Where it was removed in the meantime it is taken anew.
-
-    Args:
-        folder: which.
-        forever: until the process ends, unless this process holds it already.
+    A process that already owns it continues to; a folder removed in the meantime is locked anew. ``forever`` is until
+    the process ends, unless this process holds it already.
 
     Raises:
         BusyError: another process owns it; says which.

@@ -20,8 +20,9 @@ CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """Cores that this process may use, at least 1: what PYTHON_CPU_COUNT says, else those of its affinity mask, and no
-    more than the quota of its container or job, rounded up."""
+    """Cores that this process may use, at least 1: PYTHON_CPU_COUNT, else those of its affinity mask, but at most the
+    quota of its container or job, rounded up.
+    """
     said = os.environ.get("PYTHON_CPU_COUNT", "")
     if said.isdigit() and int(said):
         return int(said)
@@ -44,7 +45,7 @@ def _quotas() -> Iterator[int]:
 
 
 def memory_limits() -> list[tuple[int, int]]:
-    """(free, total) bytes under each limit on the memory of this process's container or job."""
+    """(free, total) bytes under each memory limit of this process's container or job."""
     found = []
     for group in _control_groups("memory"):
         limit = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
@@ -53,7 +54,7 @@ def memory_limits() -> list[tuple[int, int]]:
             continue
         words = _words(group / "memory.stat")
         stat = dict(zip(words[::2], words[1::2], strict=False))
-        # Files that the system keeps in memory count as used, but give way. Version 1 counts groups within apart.
+        # The page cache counts as used, but gives way. Version 1 counts sub-groups separately.
         files = sum(int(stat.get(f"total_{name}", stat.get(name, 0))) for name in ("active_file", "inactive_file"))
         found.append((max(0, int(limit[0]) - int(used[0]) + files), int(limit[0])))
     return found
@@ -71,7 +72,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         inner = PurePosixPath(path.lstrip("/"))
-        if ".." not in inner.parts:  # a group outside of what is mounted here
+        if ".." not in inner.parts:  # a group outside of this mount
             yield from (CGROUP / (controller if controllers else "") / part for part in (inner, *inner.parents))
 
 
@@ -83,11 +84,11 @@ def _words(path: Path) -> list[str]:
 
 
 def prepare_threads() -> None:
-    """How threads of torch, numba and other libraries wait, and how many there are, where the user chose nothing.
+    """How threads of torch, numba and other libraries wait, and how many there are, unless the user chose.
 
-    Child processes inherit it. Libraries that were imported before stay as they are.
+    Child processes inherit it; libraries that were already imported do not change.
     """
-    # Threads that spin at barriers take the time of whoever else computes on the machine, and of each other.
+    # Threads that spin at barriers take the time of other processes, and of each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if (count := cores()) < _scheduled():  # the libraries know the affinity mask, but no quota
         for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -95,10 +96,9 @@ def prepare_threads() -> None:
 
 
 def choose_device(name: str) -> str:
-    """ "cpu" or "cuda" for a device setting; "auto" takes a GPU if torch sees one.
+    """ "cpu" or "cuda" for a device setting; "auto" is a GPU if torch sees one.
 
-    Raises:
-        ConfigError: an unknown name, or "cuda" where there is none.
+    An unknown name, or "cuda" without a GPU, is a ConfigError.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UnknownNameError(choose("device", name, ("auto", "cpu", "cuda")))
@@ -110,11 +110,7 @@ def choose_device(name: str) -> str:
 
 
 def check_device(name: str | torch.device) -> torch.device:
-    """A device that networks can be moved to: "cpu", "cuda", "cuda:1".
-
-    Raises:
-        ConfigError: an unknown name, or a GPU that torch does not see.
-    """
+    """A device that networks can be moved to, "cpu", "cuda" or "cuda:1"; a ConfigError where torch does not see it."""
     import torch
 
     try:
@@ -134,7 +130,7 @@ def check_device(name: str | torch.device) -> torch.device:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
+    """Versions of the packages that results depend on."""
     names = "classact torch torchvision triton accelerate numpy numba pymunk gym-pusht opencv-python"
     out = {"python": platform.python_version()}
     for name in names.split():

@@ -1,7 +1,6 @@
-"""Progress bars with time left, for people; plain lines where standard error is no terminal that can redraw a line.
+"""Progress bars with time left; plain lines where standard error is no terminal that can redraw a line.
 
-What is said here is news of work that goes on whether or not somebody listens: standard error may be closed, or its
-reader gone.
+Work goes on where standard error is closed, or its reader gone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _BAR_COLUMNS = 60
 
 @contextmanager
 def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
-    """Show how far a stage is: bar, time spent and time left; nothing where ``quiet``."""
+    """Show a stage's progress: bar, elapsed and remaining time; nothing where ``quiet``."""
     if quiet:
         yield lambda *_: None
         return
@@ -50,7 +49,7 @@ def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callback]:
 
 
 def teller(*, quiet: bool = False) -> Callable[[str], None] | None:
-    """Prints single lines of news beside the bars; None where nothing is to be shown."""
+    """Prints single lines beside the bars; None where ``quiet``."""
     return None if quiet else tell
 
 
@@ -79,7 +78,7 @@ def _line_printer(title: str) -> Callback:
         nonlocal last, first
         now = time.monotonic()
         if first is None:
-            first = max(0, done - 1)  # a resumed training starts far in; what was done before took no time now
+            first = max(0, done - 1)  # a resumed training starts far in, with no time spent yet
         if now - last < _LINE_SECONDS and done < total:
             return
         last = now

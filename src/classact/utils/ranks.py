@@ -1,8 +1,8 @@
 """Processes that do one job together, as ``torchrun`` or ``accelerate launch`` start them.
 
 A sweep's ranks exchange file names, its data go through files; a training's ranks exchange features and gradients.
-They are connected by Hugging Face Accelerate, which is imported only where there are several. (On CPUs start them
-with ``torchrun``: ``accelerate launch`` starts several processes on GPUs only.)
+Hugging Face Accelerate, imported only where there are several, connects them. (On CPUs use ``torchrun``: ``accelerate
+launch`` starts several processes on GPUs only.)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Ranks:
     Attributes:
         rank: number of this process, 0 <= rank < world.
         world: number of processes.
-        local_rank: number of this process on its machine, which is that of its GPU.
+        local_rank: number of this process on its machine, and of its GPU.
     """
 
     rank: int = 0
@@ -48,12 +48,11 @@ class Ranks:
 
     @staticmethod
     def from_environment(backend: str = "gloo") -> Ranks:
-        """The rank that the launcher gave to this process; a single one where there is no launcher.
+        """The rank that the launcher gave to this process; a single one without a launcher.
 
         Args:
-            backend: "gloo" for CPUs, and for sweeps on GPUs as well, whose ranks tell each other nothing but
-                names; "nccl" for training on GPUs: one GPU per rank, number LOCAL_RANK of its machine, which becomes
-                the current one.
+            backend: "gloo" for CPUs, and for sweeps on GPUs, whose ranks exchange only names; "nccl" for training on
+                GPUs: one GPU per rank, number LOCAL_RANK of its machine, which becomes the current one.
 
         Raises:
             ConfigError: an incomplete or contradictory environment, an unknown backend, or "nccl" without a GPU for
@@ -83,7 +82,7 @@ class Ranks:
         return self.rank == 0
 
     def alone(self) -> Ranks:
-        """This process by itself, which waits for nobody; :meth:`on_first` still runs nothing but on the first."""
+        """This process without the others; :meth:`on_first` still runs nothing but on the first."""
         return Ranks(self.rank, 1, self.local_rank)
 
     def share(self, items: list[int]) -> list[int]:
@@ -91,7 +90,7 @@ class Ranks:
         return items[self.rank % self.world :: self.world]
 
     def part(self, count: int) -> slice:
-        """This rank's run of ``count`` rows: the ranks' runs follow each other, their lengths differ by at most 1."""
+        """This rank's run of ``count`` rows: runs are consecutive, their lengths differ by at most 1."""
         each, more = divmod(count, self.world)
         number = self.rank % self.world  # but for a rank alone, its own
         start = number * each + min(number, more)
@@ -115,9 +114,8 @@ class Ranks:
         return box[0]
 
     def on_first(self, function: Callable[[], _T]) -> _T:
-        """Run ``function`` on rank 0 and give its result, or the error it raised, to every rank.
-
-        So none waits for one that gave up.
+        """Run ``function`` on rank 0 and give its result, or the error it raised, to every rank, so that none waits in
+        vain.
         """
         outcome: tuple[_T | None, Exception | None] = (None, None)
         if self.first:
@@ -175,7 +173,7 @@ class Ranks:
                     f"rank {self.rank} gathers rows of {width} bytes, the ranks gather rows of {widths} bytes: give "
                     f"tensors of one dtype and shape (n, ...) on all ranks."
                 )
-            # As bytes, for not every backend knows every dtype; of one length, for not every backend takes several.
+            # As bytes, because not every backend has every dtype; of one length, because not all take several.
             sent = torch.zeros(max(counts) * width, dtype=torch.uint8, device=_carrier(tensor.device))
             sent[: tensor.nbytes].copy_(tensor.detach().reshape(-1).view(torch.uint8))
             received = [torch.empty_like(sent) for _ in range(self.world)]
@@ -184,9 +182,9 @@ class Ranks:
             return whole.to(tensor.device).view(tensor.dtype).reshape(sum(counts), *tensor.shape[1:])
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, in place; every rank ends with the same bits.
+        """Replace each tensor by its sum over the ranks, in place, with the same bits on every rank.
 
-        The tensors have the same shapes and dtypes, in the same order, on every rank.
+        Shapes, dtypes and order must be the same on every rank.
         """
         if self.world == 1:
             return
@@ -197,7 +195,7 @@ class Ranks:
                 _sum_bucket(bucket)
 
     def close(self) -> None:
-        """Leave the group; not after an error, for it may wait for ranks that did not fail. A process joins once."""
+        """Leave the group; not after an error, which other ranks may not share. A process joins once."""
         if self.world > 1:
             import torch.distributed
 
@@ -205,13 +203,13 @@ class Ranks:
 
 
 def _carrier(device: torch.device) -> torch.device:
-    """Where a tensor of ``device`` has to be for the ranks to exchange it."""
+    """The device on which the ranks exchange a tensor of ``device``."""
     import torch
     import torch.distributed
 
     backends = str(torch.distributed.get_backend_config())  # such as "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
-        return device if "cuda:nccl" in backends else torch.device("cpu")  # gloo knows few operations on GPUs
+        return device if "cuda:nccl" in backends else torch.device("cpu")  # gloo supports few operations on GPUs
     return device if "cpu:" in backends else torch.device("cuda", torch.cuda.current_device())
 
 
@@ -259,7 +257,7 @@ def _connect(backend: str, rank: int, world: int, local: int) -> None:
         if backend == "gloo":
             state = PartialState(cpu=True, backend="gloo", timeout=TIMEOUT)
         else:
-            # Beside NCCL, names and flags go through gloo: no rank has to wait for its GPU to tell them.
+            # Beside NCCL, names and flags go through gloo, without synchronising with a GPU.
             both = "cpu:gloo,cuda:nccl" if torch.distributed.is_gloo_available() else "nccl"
             state = PartialState(backend=both, timeout=TIMEOUT)
     found = (state.process_index, state.num_processes)
@@ -273,7 +271,7 @@ def _connect(backend: str, rank: int, world: int, local: int) -> None:
 @contextmanager
 def _launched(local: int) -> Iterator[None]:
     """Variables that Accelerate looks for; those that the launcher did not set are removed afterwards."""
-    # Without the number of threads Accelerate chooses one and warns: how many there are is not for this module to say.
+    # Without a number of threads Accelerate chooses one and warns.
     added = {"LOCAL_RANK": str(local), "OMP_NUM_THREADS": "1"}
     added = {name: value for name, value in added.items() if name not in os.environ}
     os.environ.update(added)

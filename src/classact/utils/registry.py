@@ -1,10 +1,10 @@
 """Names of what can be chosen: objectives, readers, simulators, shifts, heads. Other packages may add to them.
 
-A plugin is a module that calls ``register`` of one of the registries when it is imported. It is imported when a name is
-looked up that is not there, or names are listed, if it is named
+A plugin is a module that calls ``register`` of a registry at import. Plugins are imported when names are listed, or an
+unknown one is looked up. They are
 
-* in the environment variable ``CLASSACT_PLUGINS`` (modules, separated by commas), or
-* by an installed distribution, as an entry point of the group ``classact.plugins``.
+* modules named in the environment variable ``CLASSACT_PLUGINS`` (separated by commas), and
+* entry points of the group ``classact.plugins`` of installed distributions.
 """
 
 from __future__ import annotations
@@ -27,24 +27,20 @@ _registered: dict[str, list[str]] = {}
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Name -> entry, in the order of registration; ``kind`` says in messages what is registered: "objective"."""
+    """Name -> entry, in the order of registration; ``kind`` is what messages call an entry: "objective"."""
 
     def __init__(self, kind: str, entries: Mapping[str, Entry]) -> None:
         self.kind, self._entries = kind, dict(entries)
 
     def register(self, name: str, entry: Entry) -> None:
-        """Add an entry.
-
-        Raises:
-            ConfigError: the name is taken by another entry.
-        """
+        """Add an entry; a ConfigError where another entry has the name."""
         if self._entries.setdefault(name, entry) != entry:
             raise ConfigError(f"{self.kind} {name!r} is registered already. Give yours another name.")
         if _loading:
             _registered[_loading[-1]].append(f"{self.kind} {name!r}")
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of this name; an UnknownNameError where even plugins have none lists those that there are."""
+        """The entry of this name; an UnknownNameError, if even plugins have none, lists the known names."""
         if name not in self._entries:
             load_plugins()
         if name not in self._entries:
@@ -61,11 +57,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def load_plugins() -> None:
-    """Import the plugins that were not imported yet.
-
-    Raises:
-        ConfigError: one cannot be imported.
-    """
+    """Import the plugins that were not imported yet; a ConfigError where that fails."""
     for name in map(str.strip, os.environ.get(VARIABLE, "").split(",")):
         if name and name not in _loaded:
             _load(name, f"the environment variable {VARIABLE}")

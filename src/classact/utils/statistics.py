@@ -1,4 +1,4 @@
-"""Intervals and paired tests for success rates: a mean without an interval is not reported anywhere in classact."""
+"""Intervals and paired tests for success rates: classact reports no mean without an interval."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ class Estimate:
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion, each bound in [0, 1].
 
-    Raises:
-        ConfigError: no trials, or more successes than trials.
+    No trials, or more successes than trials, are a ConfigError.
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ConfigError(f"expected 0 <= successes <= trials and trials >= 1, got {successes} of {trials}.")
@@ -59,16 +58,16 @@ def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
 def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Exact two-sided test that two methods, each trained several times, succeed equally often.
 
-    Under the hypothesis the S + S' outcomes from an initial state could have gone to the two methods in any other way.
-    So how many of a state's successes are the first method's is hypergeometric, and the chance of any difference of the
-    means comes from convolving the states: computed, not sampled. With one training each this is McNemar's exact test.
+    Under the hypothesis the S + S' outcomes from an initial state are exchangeable between the methods, so the number
+    of a state's successes that are the first method's is hypergeometric; convolving the states gives the exact chance
+    of any difference of the means. With one training each this is McNemar's exact test.
 
     Args:
         first: (S, N) 0 or 1, of S trainings from N initial states.
         second: (S', N) 0 or 1, from the same initial states.
 
     Raises:
-        ConfigError: shapes that do not fit, or other values.
+        ConfigError: shapes that do not match, or other values.
     """
     from scipy.stats import hypergeom
 
@@ -80,7 +79,7 @@ def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
         one = hypergeom.pmf(np.arange(S + 1), all_of, total, S)
         for _ in range(states):
             chance = np.convolve(chance, one)
-    # The difference of the means times S S': whole numbers, of which equal ones are equal.
+    # The difference of the means times S S': integers, so that equality is exact.
     difference = all_of * np.arange(len(chance)) - S * int(totals.sum())
     observed = abs(all_of * int(a.sum()) - S * int(totals.sum()))
     return min(1.0, float(chance[np.abs(difference) >= observed].sum()))
@@ -90,12 +89,12 @@ def paired_difference(won: int, lost: int, states: int) -> Estimate:
     """Difference of two success rates from the same initial states, with Tango's 95 % score interval.
 
     The interval holds the differences that a score test does not reject (Tango 1998, Statistics in Medicine 17,
-    891-908); it stays within [-1, 1] and has a width where no state tells the policies apart, unlike Wald's.
+    891-908); unlike Wald's it stays within [-1, 1] and has a width where no state tells the policies apart.
 
     Args:
         won: initial states from which only the first policy succeeds.
         lost: those from which only the second one does.
-        states: how many in all.
+        states: their total number.
     """
     low, high = -_tango_upper(lost, won, states), _tango_upper(won, lost, states)
     value = (won - lost) / states
@@ -109,7 +108,7 @@ def _tango_upper(b: int, c: int, n: int) -> float:
         q = max(((max(B * B - 4 * A * C, 0.0)) ** 0.5 - B) / (2 * A), 0.0, -delta)
         return (b - c - n * delta) ** 2 <= _Z * _Z * n * (2 * q + delta * (1 - delta))
 
-    # The statistic falls with delta, so what is inside is one interval, from the estimate on.
+    # The statistic decreases with delta, so the accepted differences are one interval around the estimate.
     low, high = (b - c) / n, 1.0
     if inside(high):
         return high
@@ -122,7 +121,7 @@ def _tango_upper(b: int, c: int, n: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values adjusted for their number by Holm's step-down procedure (Holm 1979), in the given order.
 
-    What is below alpha then was found with a chance of at most alpha of any false finding among all of them.
+    Calling those below alpha significant makes any false finding among all of them with a chance of at most alpha.
     """
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
@@ -138,15 +137,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def success_over_seeds(outcomes: NDArray[Any], rng: np.random.Generator) -> Estimate:
     """Mean success of several trainings from the same initial states, with its 95 % interval.
 
-    Outcomes from one state are alike, so states are drawn anew, each with all its outcomes (percentile bootstrap). The
-    interval is about states: what other seeds would give, it does not know. One training has Wilson's interval.
+    Outcomes from one state are dependent, so states are resampled by ``rng``, each with all its outcomes (percentile
+    bootstrap). The interval covers states, not other seeds. One training has Wilson's interval.
 
-    Args:
-        outcomes: (S, N) 0 or 1, of S trainings from N initial states.
-        rng: draws states.
-
-    Raises:
-        ConfigError: another shape or other values.
+    ``outcomes`` are (S, N) 0 or 1, of S trainings from N initial states; anything else is a ConfigError.
     """
     found = _outcomes(outcomes)
     if len(found) == 1:
@@ -160,13 +154,7 @@ def difference_over_seeds(first: NDArray[Any], second: NDArray[Any], rng: np.ran
 
     One training each: :func:`paired_difference`. Else a bootstrap over states, as in :func:`success_over_seeds`.
 
-    Args:
-        first: (S, N) 0 or 1.
-        second: (S', N) 0 or 1, from the same initial states.
-        rng: draws states.
-
-    Raises:
-        ConfigError: shapes that do not fit, or other values.
+    ``first`` (S, N) and ``second`` (S', N) are 0 or 1, from the same initial states; anything else is a ConfigError.
     """
     a, b = _paired(first, second)
     if len(a) == len(b) == 1:
@@ -193,10 +181,10 @@ def _outcomes(outcomes: NDArray[Any]) -> NDArray[np.int64]:
 def _bootstrap_mean(values: NDArray[np.float64], rng: np.random.Generator, least: float) -> Estimate:
     n, value = len(values), float(values.mean())
     if np.ptp(values) < 1e-12:
-        # A bootstrap of equal values has no width. This is what Wilson has for 0 of n, and Tango for no discordant one.
+        # A bootstrap of equal values has no width. Wilson has this for 0 of n, and Tango for no discordant state.
         half = _Z * _Z / (n + _Z * _Z)
         return Estimate(value, max(least, value - half), min(1.0, value + half))
-    # How often each value is drawn is all that a mean needs, and there are few different ones.
+    # A mean needs only how often each value is drawn, and there are few different ones.
     distinct, counts = np.unique(values, return_counts=True)
     means = rng.multinomial(n, counts / n, size=RESAMPLES) @ distinct / n
     low, high = np.quantile(means, BOUNDS)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write to a temporary name, sync, rename; checksums beside tensors."""
+"""Files that are either complete or absent: write to a temporary name, sync, rename; checksums beside tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from classact.errors import CheckpointError, ConfigError, DataError, StorageErro
 from classact.utils.codec import to_json
 from classact.utils.inputs import cannot_read, reading
 
-# Read once, while the program has one thread: looking at it means setting it.
+# Read at import, with a single thread: reading it means setting it.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -51,7 +51,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def explain(error: OSError, path: Path, *, done: bool = False) -> StorageError:
-    """What to say where ``path`` cannot be written, or is ``done`` and yet not confirmed by the disk."""
+    """The error where ``path`` cannot be written, or is ``done`` but not confirmed by the disk."""
     if done:
         return StorageError(
             f"{path} was written, but the disk did not confirm it ({error.strerror or error}): it may be gone after a "
@@ -67,15 +67,10 @@ def explain(error: OSError, path: Path, *, done: bool = False) -> StorageError:
 
 
 def check_writable(path: Path, *, folder: bool = False, appended: bool = False) -> None:
-    """Refuse now what could not be written after hours of work; leaves nothing behind.
+    """Refuse early what could not be written after hours of work; leaves nothing behind.
 
-    Args:
-        path: a file that is to be written, or a ``folder`` that files are to be written into.
-        folder: whether it is one.
-        appended: whether an existing file is to be added to rather than replaced.
-
-    Raises:
-        StorageError: a file stands in the way, no permission, a read-only disk, or a full one.
+    ``path`` is a file to write, or ``appended`` to, or a ``folder`` to write into. A StorageError for an obstructing
+    file, no permission, a read-only disk, or a full one.
     """
     path = Path.cwd() / path
     there = path if folder else path.parent
@@ -104,10 +99,9 @@ MAX_NAME = 200
 
 
 def check_name(name: str, kind: str) -> str:
-    """A name that a user gave to something of some ``kind`` and that becomes one of a folder.
+    """A user's name for something of some ``kind``, which becomes a folder's name.
 
-    Raises:
-        ConfigError: it would be a path, hidden, or of characters that not every disk takes.
+    A path, a hidden name, or characters that not every disk takes are a ConfigError.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) or len(name) > MAX_NAME:
         shown = name if len(name) <= MAX_NAME else f"{name[:40]}..."
@@ -119,7 +113,7 @@ def check_name(name: str, kind: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Any text as a name that :func:`check_name` takes; long ones end in a digest of the text."""
+    """Any text as a name that :func:`check_name` accepts; long ones end in a digest of the text."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-") or "_"
     if len(plain) > MAX_NAME:
         plain = f"{plain[: MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -128,14 +122,14 @@ def slug(name: str) -> str:
 
 def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
     try:
-        # Succeeds only if nothing, or an empty folder, is there: two writers cannot both get through.
+        # Succeeds only if nothing, or an empty folder, is there: two writers cannot both succeed.
         temporary.rename(path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not replace:
             return
-        # A folder cannot be replaced in one step: move the old one aside first, then delete it.
+        # A folder cannot be replaced atomically: move the old one aside first, then delete it.
         aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old.tmp")
         path.rename(aside)
         try:
@@ -150,10 +144,8 @@ def _put_folder(temporary: Path, path: Path, replace: bool) -> None:
 def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` to write a file or a folder to; renamed to ``path`` on success only.
 
-    Where a folder is there already and shall not be replaced, the first writer wins: the new one is thrown away.
-
-    Raises:
-        StorageError: disk full or no permission; the temporary is removed and ``path`` left as it was.
+    Of two writers of a folder that shall not be replaced, the first wins. On a StorageError (disk full, no permission)
+    the temporary is removed and ``path`` left unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
@@ -177,13 +169,13 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise explain(error, path, done=done) from error
     except Exception as error:
-        # safetensors reports a full disk as an error of its own that keeps the operating system's number as text.
+        # safetensors reports a full disk as its own error, with the operating system's number in the text.
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None or type(error).__name__ != "SafetensorError":
             raise
         raise explain(OSError(int(found[1]), os.strerror(int(found[1]))), path) from error
     finally:
-        # What went wrong above must not be hidden by a failure to clean up.
+        # A failure to clean up must not hide the error above.
         with contextlib.suppress(OSError):
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -192,7 +184,7 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def _sync_file(path: Path) -> None:
-    with contextlib.suppress(OSError):  # some network disks know no modes
+    with contextlib.suppress(OSError):  # some network disks have no modes
         path.chmod(0o666 & ~_UMASK)  # safetensors leaves its files readable by the owner alone
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -208,12 +200,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys as given, a list of plain values on one line; NaN and infinities are refused."""
+    """Write JSON atomically, keys in order, a list of plain values on one line; NaN and infinities are refused."""
     write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=to_json)) + "\n")
 
 
 def _flat_lists(indented: str) -> str:
-    """Indented JSON, each list that holds neither lists nor objects on one line: episodes are thousands of values."""
+    """Indented JSON, each list without lists or objects on one line: episodes are thousands of values."""
     out: list[str] = []
     opened: int | None = None  # the line that opens the innermost list, while that holds plain values alone
     for line in indented.split("\n"):
@@ -229,7 +221,7 @@ def _flat_lists(indented: str) -> str:
 
 
 def read_json(path: Path, error: type[Exception] = DataError) -> Any:
-    """Read JSON; a missing or damaged file is one clear error of type ``error``, one not to be read a DataError."""
+    """Read JSON; a missing or damaged file is an ``error``, an unreadable one a DataError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -262,7 +254,7 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _drop_torn_line(file: BinaryIO) -> None:
-    # A row appended right behind half a row would make a damaged line in the middle, and the file unreadable.
+    # A row appended to a torn one would be a damaged line in the middle, and the file unreadable.
     file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
     if file.read(1) in (b"", b"\n"):
         return
@@ -277,7 +269,7 @@ def _drop_torn_line(file: BinaryIO) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read rows; a torn last line (the writer was killed) is left out."""
+    """Read rows; a torn last line (of a killed writer) is left out."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -308,7 +300,7 @@ def read_arrays(path: Path, error: type[Exception] = DataError) -> dict[str, NDA
     with reading(path):
         if not path.exists():
             raise error(f"{path} does not exist. Expected a folder written by classact.")
-        path.open("rb").close()  # safetensors says of a file that may not be read what it says of a damaged one
+        path.open("rb").close()  # safetensors does not distinguish unreadable files from damaged ones
     try:
         return dict(load_file(path))
     except SafetensorError as problem:
@@ -325,7 +317,7 @@ CHECKSUMS = "checksums.json"
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write files into a new folder; add checksums; put it at ``path`` in one step."""
+    """Let ``fill`` write files into a new folder; add checksums; move it to ``path`` atomically."""
     with atomic_path(path) as temporary:
         temporary.mkdir()
         fill(temporary)
@@ -335,11 +327,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def verify_folder(path: Path, remedy: str = "Use another checkpoint, or train again.") -> None:
-    """Check a folder written by :func:`write_folder` against its checksums; ``remedy`` ends the message.
+    """Verify the checksums of a folder of :func:`write_folder`; ``remedy`` ends the message.
 
     Raises:
-        CheckpointError: naming the file, expected and found size or digest.
-        DataError: a file may not be read; it may be whole, so that no other checkpoint may take its place.
+        CheckpointError: names the file, expected and found size or digest.
+        DataError: an unreadable file, which may be intact, so that no older checkpoint may replace it.
     """
     with reading(path):
         if not path.is_dir():

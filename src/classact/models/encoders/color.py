@@ -11,7 +11,7 @@ FLOOR = 4.0
 
 
 def _median(flat: Tensor) -> Tensor:
-    """(B, 3, P) -> (B, 3, 1), of two middle values the lower."""
+    """(B, 3, P) -> (B, 3, 1), the lower of two middle values."""
     if flat.is_cuda and torch.are_deterministic_algorithms_enabled():
         return _sorted_median(flat)  # torch's own is refused there
     return flat.median(dim=-1, keepdim=True).values
@@ -23,14 +23,12 @@ def _sorted_median(flat: Tensor) -> Tensor:
 
 
 def whiten(pixels: Tensor) -> Tensor:
-    """Remove each image's own colour statistics.
+    """Remove each image's own colour statistics from (B, 3, H, W) float pixels, 0..255.
 
-    The median of each channel (the background of a table-top scene) moves to zero and the 3 x 3 second-moment matrix
-    of the differences from it to the identity. In an image where one colour fills more than half, any affine change of
-    its colours (tint, contrast, another palette of up to four colours) leaves the result unchanged up to a rotation of
-    colour space and the regularisation; in others the median may be another colour after the change.
-
-    Pixels are (B, 3, H, W) float, 0..255.
+    The median of each channel (the background of a table-top scene) moves to zero and the 3 x 3 second-moment matrix of
+    the differences from it to the identity. In an image where one colour fills more than half, any affine change of its
+    colours (tint, contrast, another palette of up to four colours) leaves the result unchanged up to a rotation of
+    colour space and the regularisation; in others the median may become another colour.
     """
     flat = pixels.flatten(2)
     flat = flat - _median(flat)

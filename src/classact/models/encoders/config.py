@@ -1,4 +1,4 @@
-"""Settings of image encoders, and their backbones by name; nothing here imports torch."""
+"""Settings of image encoders, and their backbones by name, without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from classact.utils.limits import check_names, check_range
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network that makes maps of an image, and how its maps become features.
+    """A network from images to maps, and its pooling.
 
     Attributes:
         make: "module:Class" of width -> network, (B, 3, S, S) -> maps (B, C, H, W).

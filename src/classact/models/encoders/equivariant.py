@@ -1,9 +1,9 @@
-"""An encoder that turns with the picture: the image encoder of Equivariant Diffusion Policy (arXiv 2407.01812).
+"""An encoder that turns with the image: the image encoder of Equivariant Diffusion Policy (arXiv 2407.01812).
 
-Its features are fields over the eight rotations of the group C8. Rotating the image by 45 degrees shifts each field by
-one place. The filters that do so are weighted sums of a fixed basis, which the package escnn computes
-(arXiv 1911.08251). The layers below are plain PyTorch around these bases: escnn's own keep expanded filters in
-evaluation mode, which averaged weights would leave behind, and their names in a checkpoint depend on the mode.
+Its features are fields over the eight rotations of the group C8: rotating the image by 45 degrees shifts each field by
+one place. The filters are weighted sums of a fixed basis, which the package escnn computes (arXiv 1911.08251). The
+layers are plain PyTorch around these bases: escnn's own keep expanded filters in evaluation mode, which averaged
+weights would not update, and their names in a checkpoint depend on the mode.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def _wigner_d_matrix(*_: Any, **__: Any) -> Any:
 
 @contextmanager
 def _without_lie_learn() -> Iterator[None]:
-    """Let escnn be imported where lie_learn is absent or broken (its binaries end with NumPy 1).
+    """Let escnn be imported where lie_learn is missing or broken (its binaries end with NumPy 1).
 
-    escnn imports one function of it for rotations in space, and calls it for these only. A lie_learn that works is
-    never replaced, and what is put into its place is gone again after the import.
+    escnn uses one function of it, for rotations in space only. A working lie_learn is never replaced, and the stand-in
+    is removed after the import.
     """
     works = None
     with suppress(Exception):  # a binary for another NumPy fails with whatever it meets first
@@ -70,9 +70,9 @@ def _escnn() -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings(), _without_lie_learn():
             warnings.filterwarnings("ignore", "`py3nj` package not found", UserWarning)
-            warnings.filterwarnings("ignore", ".*invalid escape sequence")  # a docstring, when it is first compiled
+            warnings.filterwarnings("ignore", ".*invalid escape sequence")  # in a docstring, when it is first compiled
             return importlib.import_module("escnn.gspaces"), importlib.import_module("escnn.nn")
-    except (ImportError, OSError) as error:  # OSError: it makes a folder for its cache beside its code
+    except (ImportError, OSError) as error:  # OSError: its cache is a folder beside its code
         raise MissingDependencyError(
             f"the encoder 'equivariant' needs the package escnn ({error}). In a checkout install it with: uv sync "
             f"--extra equivar. With pip: pip install joblib && pip install --no-deps escnn==1.0.11 (it names py3nj and "
@@ -82,14 +82,14 @@ def _escnn() -> tuple[Any, Any]:
 
 @cache
 def steerable_basis(kernel_size: int, regular: bool) -> tuple[Tensor, Tensor]:
-    """All filters from one field to one regular field that turn with the picture.
+    """All filters from one field to one regular field that turn with the image.
 
     Args:
         kernel_size: k, side of the filters.
         regular: whether the input is a regular field (c = 8 channels), or a trivial one (c = 1, a colour).
 
-    Returns a (D, 8, c, k, k) float32 basis of D filters, and (D,) the standard deviation that He initialisation,
-    generalised to steerable filters (arXiv 1711.07289), gives to each coefficient where there is one input field.
+    Returns a (D, 8, c, k, k) float32 basis of D filters, and (D,) the standard deviation of each coefficient by He
+    initialisation, generalised to steerable filters (arXiv 1711.07289), for one input field.
     """
     gspaces, layers = _escnn()
     with torch.random.fork_rng(devices=[]):
@@ -131,7 +131,7 @@ class SteerableConv(nn.Module):
         self.kernel_size, self.padding, self.channels = kernel_size, padding, basis.shape[2]
         self.weight = nn.Parameter(torch.randn(fields, fields_in, len(basis)) * deviation / fields_in**0.5)
         self.bias = nn.Parameter(torch.zeros(fields)) if bias else None
-        # Saved with the coefficients, which mean nothing in another basis; flat, for it is no image to lay out.
+        # Saved with the coefficients, which mean nothing in another basis; flat, because it has no image layout.
         self.register_buffer("basis", basis.flatten(1).clone())
 
     def filters(self) -> Tensor:
@@ -166,8 +166,8 @@ class SteerableBlock(nn.Module):
 def shrink(maps: Tensor, side: int) -> Tensor:
     """Maximum pooling of square maps to ``side`` x ``side``, symmetric, so that it commutes with quarter turns.
 
-    The stride is floor(S / side). Windows are as large as they have to be for the last one to end at the last pixel:
-    where ``side`` divides S they lie beside each other, else they overlap, and no pixel is left out.
+    The stride is floor(S / side). Windows are as large as needed for the last one to end at the last pixel: where
+    ``side`` divides S they are adjacent, else they overlap.
     """
     size = maps.shape[-1]
     stride = size // side
@@ -178,9 +178,9 @@ class EquivariantResNet(nn.Module):
     """The C8-equivariant residual network: (B, 3, S, S) -> (B, 1024 width, 1, 1), regular fields of eight channels.
 
     At width 1: a 5x5 convolution to 16 fields, pairs of residual blocks of 16, 32, 64 and 128 fields with the maps
-    halved between them, maximum pooling to 3 x 3, a 3x3 convolution; 4.5 million parameters. At 76 pixels, the size
-    that it was published for, the maps are 72, 36, 18, 9, 3, 1; at the paper's 224 (C.2) 220, 110, 55, 27, 3, 1. At
-    every size the features turn exactly with quarter turns of the image, with odd eighths as far as pixels allow.
+    halved between them, maximum pooling to 3 x 3, a 3x3 convolution; 4.5 million parameters. At the published 76 pixels
+    the maps are 72, 36, 18, 9, 3, 1; at the paper's 224 (C.2) 220, 110, 55, 27, 3, 1. At every size the features turn
+    exactly with quarter turns of the image, with odd eighths as far as pixels allow.
     """
 
     def __init__(self, width: float = 1.0) -> None:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class View(nn.Module):
-    """What one view passes through: backbone, then what makes F features (``feature_dim``) of its maps."""
+    """The network of one view: backbone, then pooling of its maps to F features (``feature_dim``)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class View(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Maps the images of one timestep to features: of each view backbone and pooling, mostly a spatial softmax (4.2,
+    """Maps the images of one timestep to features: per view backbone and pooling, by default a spatial softmax (4.2,
     C.1).
 
     Attributes:
@@ -79,14 +79,15 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(..., 3, H, W) float pixels 0..255 -> network input. The colour part of the declared transform."""
+        """(..., 3, H, W) float pixels 0..255 -> network input: the colour part of the declared transform."""
         if self.config.color == "whiten":
             return whiten(pixels.flatten(0, -4)).reshape(pixels.shape)
         return (pixels - self.mean) / self.std
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
-        """(B, V, 3, crop, crop) normalised inputs, one image for each camera -> (B, V F) float32 features, not yet
-        L2-normalised; ``bf16`` runs the backbone's convolutions in bfloat16."""
+        """(B, V, 3, crop, crop) normalised inputs, one image per camera -> (B, V F) float32 features, not yet
+        L2-normalised; ``bf16`` runs the backbone's convolutions in bfloat16.
+        """
         B, count = inputs.shape[0], len(self.config.cameras)
         if inputs.ndim != 5 or inputs.shape[1] != count:
             raise ConfigError(
@@ -103,7 +104,7 @@ class ImageEncoder(nn.Module):
 
         Raises:
             ConfigError: a camera is missing, or views differ in length or in shape from those trained on.
-            DataError: what is there are no images.
+            DataError: not images.
         """
         cameras = self.config.cameras
         if not isinstance(images, Mapping):
@@ -133,7 +134,7 @@ class ImageEncoder(nn.Module):
                 f"what it sees."
             )
         if 2 * min(height, width) < size and not self._warned:
-            self._warned = True  # once: a robot would say it at every step
+            self._warned = True  # once: a robot would warn at every step
             logger.warning(
                 "camera %r: images are %d x %d pixels, upscaled to %d x %d: they hold less than half of the detail "
                 "that this encoder has room for. Unless it was trained on images as small, pass larger ones.",
@@ -144,7 +145,7 @@ class ImageEncoder(nn.Module):
     def encode(
         self, images: Mapping[str, Images] | Images, *, batch_size: int = 512, bf16: bool = False
     ) -> np.ndarray[Any, Any]:
-        """(N, V F) float32 features of images as they are at run time: resize, centre crop, normalise, encode.
+        """(N, V F) float32 features of images as at run time: resize, centre crop, normalise, encode.
 
         Args:
             images: camera -> (N, H, W, 3) uint8; or one array for an encoder of one camera.
@@ -166,7 +167,7 @@ class ImageEncoder(nn.Module):
         return np.concatenate(parts) if parts else np.zeros((0, self.feature_dim), np.float32)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, with checksums, in one step."""
+        """Write config.json and model.safetensors, checksummed, atomically."""
         from safetensors.torch import save_file
 
         def fill(path: Path) -> None:
@@ -179,8 +180,7 @@ class ImageEncoder(nn.Module):
     def from_pretrained(folder: str | Path) -> ImageEncoder:
         """Load a folder written by :meth:`save_pretrained`, or a Hugging Face hub id of such a folder.
 
-        Raises:
-            CheckpointError: damaged, incomplete, or of another architecture.
+        A damaged or incomplete folder, or another architecture, is a CheckpointError.
         """
         from safetensors.torch import load_file
 
@@ -195,17 +195,13 @@ class ImageEncoder(nn.Module):
 
 
 def pretrained_config(folder: str | Path) -> EncoderConfig:
-    """The settings of an encoder that :meth:`ImageEncoder.from_pretrained` would load; no network is built.
-
-    Raises:
-        CheckpointError: no encoder, a damaged one, or one of another version.
-    """
+    """The settings of a saved encoder, without a network; errors as of :meth:`ImageEncoder.from_pretrained`."""
     return _read_metadata(_local(folder)).encoder
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What config.json of a saved encoder holds; ``feature_dim``: of all views, for other readers."""
+    """config.json of a saved encoder; ``feature_dim``, of all views, is for other readers."""
 
     format: str
     feature_dim: int
@@ -213,7 +209,7 @@ class Metadata:
 
 
 def _read_metadata(path: Path) -> Metadata:
-    """Of a saved encoder, whose files are whole."""
+    """Of a saved encoder with verified checksums."""
     verify_folder(path)
     value = read_json(path / CONFIG, CheckpointError)
     found = value.get("format") if isinstance(value, dict) else value

@@ -18,7 +18,7 @@ def group_norm(channels: int, groups: int = 16) -> nn.GroupNorm:
 
 
 def replace_batch_norm(module: nn.Module, groups: int = 16) -> nn.Module:
-    """Put a fresh GroupNorm in the place of every BatchNorm2d (paper C.1).
+    """Replace every BatchNorm2d by a new GroupNorm (paper C.1).
 
     Affine parameters and running statistics are discarded: of pre-trained weights only the convolutions stay.
     """
@@ -31,11 +31,11 @@ def replace_batch_norm(module: nn.Module, groups: int = 16) -> nn.Module:
 
 
 def backward_without_barriers(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-    """A forward hook of 3x3 convolutions with stride 2: on two cores, one thread computes their backward pass where it
+    """A forward hook of 3x3 convolutions with stride 2: on two cores, their backward pass uses one thread where that
     computes the same bits as two.
 
-    In bfloat16 oneDNN shares transposed pixels among threads there and spins until all have done their part, for as
-    long as another process has the other core: beside a busy one this took several times as long as all else.
+    In bfloat16 oneDNN shares transposed pixels among threads there and spins until all are done, also while another
+    process has the other core: beside a busy one this took several times as long as everything else.
     """
     if torch.compiler.is_compiling() or out.grad_fn is None or (out.device.type, out.dtype) != ("cpu", torch.bfloat16):
         return
@@ -49,7 +49,7 @@ def backward_without_barriers(module: nn.Module, inputs: tuple[Tensor, ...], out
 
 @cache
 def _one_thread_is_as_two(*shapes: torch.Size) -> bool:
-    """Tried once for each shape of inputs, weights and outputs: how oneDNN splits sums among threads depends on it."""
+    """Tested once per shape of inputs, weights and outputs, on which oneDNN's split of sums among threads depends."""
     generator = torch.Generator().manual_seed(0)
     x, w, y = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
     found = []
@@ -82,7 +82,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
-    """Where in the image each map is high (paper C.1)."""
+    """Spatial softmax: where in the image each map is high (paper C.1)."""
     if min(height, width) < 2:
         raise ConfigError(
             f"encoder {config.backbone!r} makes {height} x {width} maps of a crop of {config.crop_size} pixels, where "
@@ -92,14 +92,13 @@ def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
 
 
 def values(*_: object) -> nn.Module:
-    """The maps' cells themselves."""
+    """The cells of the maps, unpooled."""
     return nn.Flatten()
 
 
 class Subsample(nn.Module):
-    """Keep every ``stride``-th pixel.
-
-    Before a 1x1 convolution the same as giving that convolution the stride, whose backward pass is slow on CPUs.
+    """Keep every ``stride``-th pixel: before a 1x1 convolution the same as its stride, whose backward pass is slow on
+    CPUs.
     """
 
     def __init__(self, stride: int) -> None:

@@ -40,7 +40,7 @@ class ResNet18(nn.Module):
         return out
 
     def load_torchvision(self, state: dict[str, Tensor], source: str) -> None:
-        """Take the convolutions of a torchvision ResNet-18 state dict; norms and fc are left out."""
+        """Load the convolutions of a torchvision ResNet-18 state dict; norms and fc are left out."""
         names = {"conv1": "stem.0"} | {f"layer{i}": f"layers.{i - 1}" for i in range(1, 5)}
         own, taken = self.state_dict(), 0
         for key, value in state.items():
