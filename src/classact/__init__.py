@@ -1,4 +1,4 @@
-"""classact: behaviour-aligned visual representations from demonstrations, and policies you can see the reasons of.
+"""classact: behaviour-aligned visual representations from demonstrations, and policies with visible reasons.
 
 CLASS (arXiv 2508.01600): observations that lead to similar future action sequences lie close, whatever they look like.
 """
@@ -31,8 +31,8 @@ prepare_threads()  # before torch or numba is imported: they read it once
 __version__ = "0.1.0"
 
 if not {"NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT"} & os.environ.keys():
-    # Numba keeps what it compiled beside the code or in the home folder, and refuses to be imported where it can write
-    # to neither: an installation of another user's, and no home.
+    # Numba caches compiled code beside the source or in the home folder, and refuses to be imported where neither is
+    # writable.
     _places = [Path(__file__).parent, Path(os.path.expanduser("~"))]  # noqa: PTH111
     if not any(place.is_absolute() and os.access(place, os.W_OK) for place in _places):
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="classact-numba-")

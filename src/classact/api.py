@@ -1,7 +1,4 @@
-"""What classact does, as functions: the command line's main commands for use in Python.
-
-Exported by :mod:`classact`, which imports them when they are first used.
-"""
+"""The command line's main commands as Python functions, exported lazily by :mod:`classact`."""
 
 from __future__ import annotations
 
@@ -31,21 +28,20 @@ def pretrain(
     quiet: bool = False,
     **settings: Any,
 ) -> Run:
-    """Learn a representation and build the retrieval policy; the same call continues what lies in ``out``.
+    """Learn a representation and build the retrieval policy; the same call resumes what is in ``out``.
 
     Args:
-        data: a path, an embedded name, what :func:`read` returned, or the settings that :func:`configure` returned.
+        data: a path, an embedded name, or the results of :func:`read` or :func:`configure`.
         out: folder of the run.
-        preset: see :func:`configure`.
+        preset, settings: see :func:`configure`.
         device: "auto", "cpu" or "cuda".
         quiet: no progress bars.
-        settings: see :func:`configure`.
 
     Returns:
         The run's folder: ``run.root``, ``run.policy``, ``run.encoder``.
 
     Raises:
-        ConfigError: settings that do not fit each other, the data, or those that ``out`` was started with.
+        ConfigError: settings that contradict each other, the data, or those that ``out`` was started with.
         DataError: data that cannot be used.
         StorageError: the folder cannot be written.
     """
@@ -75,7 +71,7 @@ def finetune(
     device: str = "auto",
     quiet: bool = False,
 ) -> Run:
-    """Train a policy head on a run's encoder; the same call continues a training that was stopped.
+    """Train a policy head on a run's encoder; the same call resumes an interrupted training.
 
     Args:
         run: a run's folder.
@@ -83,7 +79,7 @@ def finetune(
         preset: named settings of heads; None: small for a small encoder, else the paper's for the task.
         frozen: train the head only.
         name: of the head's folder; None: made of the settings.
-        config: all settings, in the place of ``head``, ``preset`` and ``frozen``.
+        config: all settings, instead of ``head``, ``preset`` and ``frozen``.
         device: "auto", "cpu" or "cuda".
         quiet: no progress bars.
 
@@ -91,7 +87,7 @@ def finetune(
         The head's folder, laid out like a run's, for :func:`load_policy`.
 
     Raises:
-        ConfigError, CheckpointError, DataError: settings or a run that do not fit.
+        ConfigError, CheckpointError, DataError: settings or a run that do not match.
     """
     from classact.run.finetune import HeadPipeline
 
@@ -107,11 +103,7 @@ def finetune(
 
 
 def report(run: Run | str | Path) -> Path:
-    """Draw a run's page from its files; returns where it is.
-
-    Raises:
-        DataError: no run, or damaged files.
-    """
+    """Draw a run's page from its files; returns its path. A folder without a run, or damaged files, are DataErrors."""
     from classact.pages import build_report
 
     return build_report(_run(run).root)

@@ -1,7 +1,7 @@
 """Every error that classact raises on purpose.
 
-One base class, so that callers can catch all of them at once; each also derives from the Python exception that users
-expect in its place. A message says what was found, where, what was expected (both numbers) and what to do about it.
+One base class, so that callers can catch all of them; each also derives from the Python exception that users expect. A
+message says what was found, where, what was expected (both numbers) and what to do about it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class DataError(ClassactError, ValueError):
 
 
 class MissingDataError(DataError, FileNotFoundError):
-    """Files that are not there."""
+    """Missing files."""
 
 
 class ConfigError(ClassactError, ValueError):
-    """A setting that contradicts the data, another setting or the range that is allowed."""
+    """A setting that contradicts the data, another setting or its allowed range."""
 
 
 class UnknownNameError(ConfigError, KeyError):
-    """A name that nothing has: the message lists those that there are."""
+    """An unknown name; the message lists the known ones."""
 
     def __str__(self) -> str:
         return Exception.__str__(self)  # KeyError would show the message's representation
@@ -42,7 +42,7 @@ class StorageError(ClassactError, OSError):
 
 
 class MissingDependencyError(ClassactError, ImportError):
-    """An optional package, simulator or download that is not here. The message names the remedy."""
+    """A missing optional package, simulator or download. The message names the remedy."""
 
 
 class TrainingInterrupted(ClassactError):  # noqa: N818 (no error: it was asked for)

@@ -1,4 +1,4 @@
-"""The commands: a dataclass of flags each, whose ``main`` does the work. What they need is imported when they run."""
+"""The commands: a dataclass of flags each, whose ``main`` does the work and imports what it needs."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def objective_runs(flags: Compare, ranks: Any) -> dict[tuple[str, int], Callable
 
 
 def flags_of(flags: Compare, written: str, seed: int) -> Compare:
-    """The flags of one run. Those that its objective does not read are left out: they are meant for others."""
+    """The flags of one run, without those that only other objectives read."""
     found = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]+)\])?", written)
     if found is None:
         raise ConfigError(f"expected an objective such as class or 'class[queue=1280]', got {written!r}.")
@@ -94,7 +94,7 @@ def flags_of(flags: Compare, written: str, seed: int) -> Compare:
 
 
 def _rollouts(flags: Compare, make: Callable[[], Any], notes: list[str]) -> bool:
-    """Whether what is learned can be rolled out. A simulator that was named must fit the data."""
+    """Whether the learned policies can be rolled out. A simulator named by a flag must suit the data."""
     try:
         make().check_rollouts()
     except ConfigError as error:

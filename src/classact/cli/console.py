@@ -1,4 +1,4 @@
-"""What commands print with: whatever standard output is, results are printed as well as it can, and work goes on."""
+"""Output of commands: results are printed as well as standard output allows, and work goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME_COLUMNS = 16
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    """Of what an encoding lacks, something that looks alike; question marks for the rest."""
+    """Similar characters for those that an encoding lacks; question marks for the rest."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(c, "?") for c in error.object[error.start : error.end]), error.end
@@ -28,11 +28,11 @@ codecs.register_error("classact", _replace)
 
 
 def prepare_streams() -> None:
-    """Standard streams that can be printed to, closed or not, in any encoding; for the process of a command."""
+    """Make standard streams printable, closed or not, in any encoding; for the process of a command."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would get what other libraries print
+        except OSError:  # otherwise the next opened file would get what other libraries print
             os.open(os.devnull, os.O_RDWR)
         stream = getattr(sys, name)
         if getattr(stream, "closed", True):
@@ -50,12 +50,12 @@ def _make_lenient() -> None:
 
 
 def forget_output() -> None:
-    """Standard output has no reader any more: what is printed from now on goes nowhere."""
+    """Discard further output: standard output has no reader any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str = "") -> None:
-    """Print lines to standard output as they are; with none, what was printed before is sent off."""
+    """Print lines to standard output as they are; without any, flush it."""
     _make_lenient()
     try:
         print(text, end="\n" if text else "", flush=True)
@@ -71,9 +71,9 @@ def _unwritten(error: OSError) -> ClassactError:
 
 
 def console() -> Any:
-    """A terminal for tables; names of files may hold brackets, so there is no markup.
+    """A terminal for tables, without markup, because file names may hold brackets.
 
-    Tables fold names in narrow lines and keep numbers whole, in lines that are longer than the terminal's if need be.
+    Tables fold names in narrow columns and keep numbers whole, in lines longer than the terminal's if need be.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -108,7 +108,7 @@ def console() -> Any:
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, str] | None]) -> None:
-    """A table of names and what they are; None stands between groups."""
+    """A table of names and their descriptions; None stands between groups."""
     from rich.table import Table
 
     table = Table(title=title, show_header=False, title_justify="left")
@@ -129,9 +129,9 @@ def print_notes(notes: Iterable[str]) -> None:
 
 
 def print_summary(rows: Sequence[EvaluationRow]) -> None:
-    """The success table with its intervals; what is the same in all rows stands above it.
+    """The success table with its intervals; what all rows share stands above it.
 
-    A maximum over training stands beside the last checkpoint of the same training, with a note that it is biased.
+    A maximum over training is beside the last checkpoint of the same training, with a note that it is biased.
     """
     from rich.table import Table
 
@@ -160,7 +160,7 @@ def print_summary(rows: Sequence[EvaluationRow]) -> None:
             cells.append(f"{row.metrics['coverage']:.3f}" if "coverage" in row.metrics else "")
         if maxima and before and label != before:
             table.add_section()
-        # Cells of two lines under one name, which need not be said twice.
+        # Cells of two lines under one name, which need not be repeated.
         table.add_row("" if maxima and label == before else label, row.criterion, *cells)
         before = label
     console().print(table)

@@ -26,9 +26,9 @@ from classact.utils.storage import check_writable
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was tried, its version, speed or what is wrong, and what to do about that.
+    """One line of the table: what was tested, its version, speed or problem, and the remedy.
 
-    ``required``: whether the main job needs it.
+    ``required``: whether the main task needs it.
     """
 
     name: str
@@ -103,7 +103,7 @@ def hold_action(sim: Simulator) -> FloatArray:
 
 
 def try_simulator(name: str) -> str:
-    """Start a simulator, step it and render it, and say how fast."""
+    """Start a simulator, step it and render it; returns its speed in words."""
     sim = make_simulator(name)
     try:
         sim.reset(0)
@@ -126,7 +126,7 @@ def try_simulator(name: str) -> str:
 
 
 def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_simulator) -> list[Check]:
-    """One check for each simulator, tried in a process of their own: broken GL may take its process with it."""
+    """One check per simulator, each in its own process: broken GL may crash it."""
     checks, process = [], Process(attempt, PATIENCE)
     for name in names:
         title, extra = f"simulator {name}", SIMULATORS[name].extra
@@ -146,7 +146,7 @@ def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_sim
 
 
 def _said(error: Exception, extra: str | None) -> tuple[str, str]:
-    """(what is wrong, what to do) of an error; those of classact say both, in this order."""
+    """(problem, remedy) of an error; classact's messages say both, in this order."""
     text = " ".join(str(error).split())
     install = "uv sync" if extra is None else f"pip install --force-reinstall 'classact[{extra}]'"
     detail, remedy = f"{type(error).__name__}: {text}"[:160], install
@@ -234,7 +234,7 @@ OPTIONAL: tuple[tuple[str, Callable[[], str], str], ...] = (
 
 
 def examine() -> list[Check]:
-    """Try everything; nothing is downloaded."""
+    """Test everything; nothing is downloaded."""
     found = {name: ", ".join(registered) for name, registered in plugins().items()}
     return [
         *(_try(*one) for one in NEEDED),
@@ -249,7 +249,7 @@ class Doctor:
     """Try what is installed: kernel, simulators, decoder, GPU; say what to do about what fails."""
 
     def main(self) -> int:
-        """Return 1 where something that the main job needs fails."""
+        """Return 1 where something that the main task needs fails."""
         from rich.table import Table
         from rich.text import Text
 

@@ -22,6 +22,6 @@ def training_ranks(device: str) -> Iterator[Any]:
     from classact.utils.ranks import Ranks
 
     ranks = Ranks.from_environment("nccl" if choose_device(device) == "cuda" else "gloo")
-    # An error of this rank alone ends it at once: to leave the group it would have to wait for the others.
+    # An error of this rank alone ends it at once: leaving the group would wait for the others.
     yield ranks
     ranks.close()

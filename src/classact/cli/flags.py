@@ -1,9 +1,9 @@
 """Flags from dataclasses; argparse reads them and prints the help.
 
 A command is a frozen dataclass. Its fields are flags, and :func:`settings` makes flags of every field of a
-configuration: ``--encoder.backbone`` is ``backbone`` of ``encoder``, with the docstring's line as its help and, if it
-is used daily, a short name. What was given is kept by path, so that whatever stands below (a preset, a file, the
-folder of a run) shows through where nothing was.
+configuration: ``--encoder.backbone`` is ``backbone`` of ``encoder``, with the docstring's line as its help and
+optionally a short name. Given values are kept by path, so that a preset, a file, or the settings of a run's folder
+supply the others.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Settings:
     """How the fields of a configuration become flags. Keys are the flags' names without dashes.
 
     Attributes:
-        kind: class of the configuration, or what says when it is needed which fields of several are flags.
-        prefix: what the names of all flags begin with.
+        kind: class of the configuration, or what gives, when needed, which fields of several are flags.
+        prefix: of the names of all flags.
         inline: paths of fields whose own name is left out: with "pretrain", ``pretrain.encoder.backbone`` is
             ``--encoder.backbone``.
-        hidden: what is no flag; with a field, those below it, too.
+        hidden: fields that are no flags, nor those below them.
         short: further names of flags.
         about: help where the docstring's is not for the command line.
         choices: names to choose from, listed in the help.
@@ -81,7 +81,7 @@ def flag(
 
 
 def changed(config: T, given: Given) -> T:
-    """A configuration with what was given; its checks see all changes at once. What is None starts from defaults."""
+    """A configuration with what was given; its checks see all changes at once. None starts from defaults."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for path, value in given.items():
@@ -101,8 +101,7 @@ def changed(config: T, given: Given) -> T:
 def from_file(kind: type[T], path: Path) -> T:
     """The configuration in a JSON file of the settings alone, or that has them under "settings".
 
-    Raises:
-        ConfigError: an unknown, missing or mistyped field, by its path.
+    An unknown, missing or mistyped field is a ConfigError with its path.
     """
     value = read_json(path)
     nested = isinstance(value, dict) and "settings" in value
@@ -128,8 +127,8 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     A static method ``shown(word)`` of the command may say which configurations the help shows as defaults, by field.
 
     Raises:
-        UsageError: an unknown flag, a flag without a value or with one that cannot be read, or a missing one.
-        SystemExit: the help was asked for and printed.
+        UsageError: an unknown or missing flag, or one without a value or with one that cannot be read.
+        SystemExit: the help was requested and printed.
     """
     asks = any(word in ("-h", "--help") for word in words)
     word = _words(words)
@@ -176,7 +175,7 @@ def _words(words: Sequence[str]) -> Word:
 class _Flag:
     """One flag: ``path`` is within the configuration in the command's ``field``, empty for the command's own.
 
-    ``name`` is all of it, without dashes; what stands before the first dot is the group in the help.
+    ``name`` is without dashes; the part before the first dot is the group in the help.
     """
 
     field: str
@@ -205,7 +204,7 @@ class _Flag:
 
     @property
     def forms(self) -> list[str]:
-        """All words that name it: of a switch, those that turn it off as well."""
+        """All words that name it, including those that turn a switch off."""
         if self.kind is not bool:
             return self.names
         off = [re.sub(r"([^.]*)$", r"no-\1", name[2:], count=1) for name in self.names]
@@ -267,7 +266,7 @@ class _Help(argparse.HelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         words: Sequence[str] = action.option_strings
         if isinstance(action, _Switch):
-            words = words[: len(action.const) + 1]  # that turn it off there are as many, of which one is enough
+            words = words[: len(action.const) + 1]  # there are as many that turn it off, of which one is enough
         return " ".join([", ".join(words), str(action.metavar or "")]).strip()
 
     def _split_lines(self, text: str, width: int) -> list[str]:
@@ -282,7 +281,7 @@ class _Switch(argparse.Action):
 
 
 def _parser(found: Sequence[_Flag], prog: str, about: str) -> argparse.ArgumentParser:
-    """Reads the words of every flag that is given, under its place among those that were found."""
+    """Reads the words of every given flag, under its index in ``found``."""
     parser: Any = argparse.ArgumentParser(
         prog=prog,
         usage=" ".join(["%(prog)s", *(_metavar(one) for one in found if one.positional), "[flags]"]),
@@ -377,7 +376,7 @@ def _reader(kind: Any) -> _Reader:
         return _reader(inner[0])
     if origin is Literal:
         names = {str(value): value for value in inner}
-        # What is none of them is for the configuration to refuse: it says what it is and what comes near.
+        # The configuration refuses anything else: it knows its name and near matches.
         return _Reader(1, f"{{{','.join(names)}}}", "one of them", lambda words: names.get(words[0], words[0]))
     if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
         return _optional(_reader(next(one for one in inner if one is not type(None))))

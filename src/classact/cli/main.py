@@ -1,4 +1,4 @@
-"""The command line: parse, dispatch, say what went wrong."""
+"""The command line: parse, dispatch, report errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``classact`` command.
 
     Returns:
-        Exit status: 0, 1 for errors raised on purpose (their message is printed), 2 for wrong usage, 130 after Ctrl-C.
+        Exit status: 0, 1 for errors of classact (their message is printed), 2 for wrong usage, 130 after Ctrl-C.
     """
     prepare_streams()
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))
-        say()  # while a reader that is gone, or a full disk, can still be told from success
+        say()  # while a closed reader or a full disk can still be told from success
     except ClassactError as error:
         tell(f"{PROGRAM}: error: {error}")
         return 1

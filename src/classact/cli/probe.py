@@ -70,7 +70,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
 
     queries = result["queries"]
     out = console()
-    # Without padding between the borders and what they hold, two representations fit into 80 columns.
+    # Without padding inside the borders, two representations fit into 80 columns.
     title = f"{result['data']['name']}, encoder {result['encoder']}"
     table = Table(title=title, title_justify="left", pad_edge=False, collapse_padding=True)
     names = list(result["representations"])

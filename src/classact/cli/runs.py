@@ -98,9 +98,9 @@ class RunFlags:
 
 
 def run_config(flags: RunFlags) -> RunConfig:
-    """The run's settings: the preset or the file, changed by the flags that were given.
+    """The run's settings: the preset or the file, changed by the given flags.
 
-    How it is evaluated stays as the folder says it, where no flag says it now: later commands read it there.
+    Without flags, evaluation settings stay as in the folder, where later commands read them.
     """
     from classact.run.folder import Run
     from classact.run.stages import started
@@ -142,7 +142,7 @@ def run_config(flags: RunFlags) -> RunConfig:
         from classact.run.similarity import NUMBERS
 
         pretrain = replace(pretrain, similarity=from_file(SimilarityConfig, Path(given["similarity"]) / NUMBERS))
-    # Evaluations during training act as the run does, but for what is said of them.
+    # Evaluations during training act as the run does, apart from their own flags.
     acting = below(given, "intermediate_retrieval")
     others = {path: value for path, value in given.items() if not path.startswith("intermediate_retrieval.")}
     config = changed(replace(config, pretrain=pretrain), others)
@@ -151,7 +151,7 @@ def run_config(flags: RunFlags) -> RunConfig:
 
 
 def _from_file(flags: RunFlags) -> RunConfig:
-    """The settings of --config; of another objective, trained as that is."""
+    """The settings of --config; with another objective, trained by that one's defaults."""
     if flags.preset is not None:
         raise ConfigError("--preset and --config both say what to start from. Give one of the two.")
     config = from_file(RunConfig, Path(str(flags.config)))
@@ -170,7 +170,7 @@ TRAINING = (
 
 
 def idle(given: Given, objective: ObjectiveConfig) -> list[str]:
-    """Which of the settings that were given the objective does not read."""
+    """The given settings that the objective does not read."""
     unread: tuple[str, ...] = () if objective.needs_similarity else SIMILARITY
     unread += TRAINING if objective.written == "none" else ()
     return [path for path, value in given.items() if path.startswith(unread) and (path, value) != (TRAINING[-1], 0)]
@@ -230,7 +230,7 @@ class Pretrain(RunFlags):
 
 
 def _acting() -> Iterable[tuple[type[Any], Iterable[str]]]:
-    """What may be chosen of a saved policy: of retrieval, and of whatever head there is."""
+    """Settings of acting that can be changed for a saved policy: of retrieval, and of any head."""
     yield RetrievalConfig, [entry.name for entry in fields(RetrievalConfig)]
     yield ParametricConfig, ("seed", "bf16")
     yield from ((entry.config, entry.config.acting) for entry in HEADS.values())

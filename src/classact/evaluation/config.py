@@ -1,4 +1,4 @@
-"""Settings of evaluations. No torch here."""
+"""Settings of evaluations, without torch."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class EvaluationConfig:
         first_seed: of the first episode; training data have seeds below :data:`FIRST_SEED`.
         shift: the simulator's visual shift.
         image_size: side of rendered images in pixels; the policy resizes to what it was trained on.
-        max_steps: time limit in control steps; None takes the simulator's own.
-        workers: simulator processes; 0 takes one per core. Changes the speed, not the result.
+        max_steps: time limit in control steps; None: the simulator's own.
+        workers: simulator processes; 0: one per core. Changes the speed, not the result.
         execute: receding horizon: actions of a chunk that are executed before the next decision; None: all T_a.
         ensemble: temporal ensembling, with ``execute``: m of the weights exp(-m i) of overlapping chunks; None: none.
     """

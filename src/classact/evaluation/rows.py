@@ -1,4 +1,4 @@
-"""Rows of results, as a run's tables keep them. No torch here."""
+"""Rows of results in a run's tables, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from classact.errors import ConfigError
 
 @dataclass(frozen=True)
 class Alarms:
-    """Episodes in which the novelty alarm was raised before success, by how they ended."""
+    """Episodes in which the novelty alarm was raised before success, by outcome."""
 
     failures: int
     successes: int
@@ -18,12 +18,12 @@ class Alarms:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """What one evaluation reached by one criterion.
+    """The result of one evaluation by one criterion.
 
     Attributes:
-        policy: what acted: "retrieval", or the name of a head.
+        policy: "retrieval", or the name of a head.
         encoder: by its objective ("class"), "random", "imagenet" or "r3m" where nothing was learned, "untrained",
-            "state", "scratch" or "other: FOLDER"; with what differs from the run's settings after it, as "class-k5".
+            "state", "scratch" or "other: FOLDER"; followed by what differs from the run's settings, as "class-k5".
         simulator, shift: where.
         evaluation: name of its folder; of a maximum that of the evaluation with the last weights.
         criterion: of success.
@@ -33,8 +33,8 @@ class EvaluationRow:
         metrics: mean over episodes of the largest value of each of the simulator's metrics.
         training: "representation only", "frozen", "fine-tuned", "from scratch"; "none" where nothing was trained.
         augmentation: random views of the training, as :func:`classact.train.config.describe` says them.
-        maximum_of: the largest success over so many evaluations during one training (the paper's Table 1), which is
-            biased upwards; None: of the last weights.
+        maximum_of: number of evaluations during one training of which this is the largest success (the paper's Table
+            1), which is biased upwards; None: of the last weights.
         alarms: where the policy has an alarm level.
         faults: how often worker processes were restarted; faults.jsonl says why.
     """
@@ -65,11 +65,11 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class IntermediateRow(EvaluationRow):
-    """What an evaluation during a training reached.
+    """The result of an evaluation during training.
 
     Attributes:
         stage: "pretrain" or "heads/NAME".
-        step, steps: after how many updates, of how many in all.
+        step, steps: updates done, and in all.
     """
 
     stage: str = field(kw_only=True)
@@ -79,7 +79,7 @@ class IntermediateRow(EvaluationRow):
 
 @dataclass(frozen=True)
 class VideoRow:
-    """A rollout that a run's analysis/videos shows: the "best", "median" or "worst" of an evaluation.
+    """A rollout shown in a run's analysis/videos: the "best", "median" or "worst" of an evaluation.
 
     Attributes:
         file: .mp4, beside the table.

@@ -116,7 +116,7 @@ def strip_figure(evaluations: Sequence[Evaluation]) -> go.Figure:
     for i, evaluation in enumerate(evaluations):
         colour, symbol = look[evaluation.series]
         values = evaluation.maxima
-        # A fixed golden-ratio offset spreads points evenly: no randomness, the same picture every time.
+        # A fixed golden-ratio offset spreads points evenly, the same in every figure.
         offset = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
         figure.add_scatter(
             x=values.round(4),
@@ -166,7 +166,7 @@ def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
 def novelty_figure(novelty: EpisodeNovelty, success: bool, colour: str, alarm: float | None, longest: int) -> go.Figure:
     """Novelty of every decision: one thin line per episode, first alarms as dots, the alarm level dashed.
 
-    What comes after success is drawn lighter and has no dots.
+    After success lines are lighter and have no dots.
 
     Args:
         novelty: of one evaluation.

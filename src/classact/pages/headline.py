@@ -10,11 +10,11 @@ from classact.pages.table import BASELINES, plain, policy_name, row_augmentation
 
 
 def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
-    """The row the headline is about: retrieval with the learned encoder, without shift, by the criterion listed first.
+    """The row of the headline: retrieval with the learned encoder, without shift, by the criterion listed first.
 
-    Where there is none, another policy with that encoder, else the first row that is neither a baseline nor the true
-    state, else the first row. Never a maximum over training: that is biased upwards. ``own`` is how rows name the run's
-    encoder, evaluated with its own settings.
+    Otherwise another policy with that encoder, else the first row that is neither a baseline nor the true state, else
+    the first row. Never a maximum over training, which is biased upwards. ``own`` is the name of the run's encoder in
+    rows, evaluated with its own settings.
     """
     rows = [row for row in rows if row.maximum_of is None]
     learned = [row for row in rows if row.encoder == own]
@@ -39,7 +39,7 @@ def comparisons(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> lis
 
 
 def heads(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
-    """What trained heads reach where the main row was measured, at their last checkpoints, one phrase each."""
+    """Results of trained heads under the main row's conditions, at their last checkpoints, one phrase each."""
     if row is None:
         return []
     found = [r for r in rows if _where(r, row) and r.policy != "retrieval" and r.maximum_of is None]

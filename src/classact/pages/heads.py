@@ -21,7 +21,7 @@ class Head:
     Attributes:
         name: of the folder.
         title: for people.
-        notes: training and augmentation, each only where the title does not say it.
+        notes: training and augmentation, unless the title says them.
         settings: all of its settings.
         timings: stage -> seconds.
         training: logged steps.
@@ -48,11 +48,7 @@ def read_log(run: Run) -> list[Row]:
 
 
 def read_heads(run: Run) -> list[Head]:
-    """All heads that have a ``config.json``, by name.
-
-    Raises:
-        DataError: a config or a train log is damaged (named).
-    """
+    """All heads that have a ``config.json``, by name; a damaged config or train log is a DataError that names it."""
     return [_head(Run(path.parent)) for path in sorted(run.heads.glob("[!.]*/config.json"))]
 
 

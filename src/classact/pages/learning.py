@@ -40,7 +40,7 @@ def _curve(figure: go.Figure, steps: NDArray[np.int64], values: NDArray[Any], li
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, colour: str = BLUE) -> go.Figure:
-    """One logged quantity over training steps; where there are many rows, thin raw values under a smooth line."""
+    """One logged quantity over training steps; for many rows, thin raw values under a smooth line."""
     steps, values = _logged(rows, key)
     figure = _steps_figure(title)
     hover = f"step %{{x}}: %{{y:.4g}}<extra>{label(title)}</extra>"
@@ -56,7 +56,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], key: str, title: str, col
 
 
 def rates_figure(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Learning rates of a head and of the encoder under it; the latter only where it learns."""
+    """Learning rates of a head and of the encoder under it; the latter only where it is trained."""
     legend = {"y": 1.0, "yanchor": "bottom", "x": 0, "orientation": "h"}
     margin = {"l": 56, "r": 16, "t": 34, "b": 44}
     figure = _steps_figure("learning rate", showlegend=True, legend=legend, margin=margin)
@@ -74,12 +74,8 @@ def intermediate_figure(
 ) -> go.Figure:
     """Success over training steps, one line per stage with its 95% interval as a band (paper, Figure 10).
 
-    Several criteria become views, of which the first is shown.
-
-    Args:
-        rows: of intermediate.jsonl, in the order of steps.
-        names: stage -> name.
-        looks: stage -> colour and marker.
+    Of several criteria the first is shown, and the others by buttons. ``rows`` are in the order of steps; ``names`` are
+    names of stages, ``looks`` their colours and markers.
     """
     stages = list(dict.fromkeys(row.stage for row in rows))
     criteria = list(dict.fromkeys(row.criterion for row in rows))
@@ -102,7 +98,7 @@ def intermediate_figure(
             colour, symbol = looks[stage]
             steps = [row.step for row in part]
             success, low, high = ([getattr(row, key) for row in part] for key in ("success", "low", "high"))
-            # A band around one point has no area: there, the interval is a whisker.
+            # A band around one point has no area: its interval is a whisker.
             single = len(part) == 1
             figure.add_scatter(
                 x=steps * 2 if single else steps + steps[::-1],
@@ -140,7 +136,7 @@ def intermediate_figure(
 def similarity_figure(similarity: Mapping[str, Any], zoom: bool) -> go.Figure:
     """Distribution of DTW distances of analysis/similarity.json; those under the threshold, positives, are coloured.
 
-    ``zoom``: only the part around what is kept, on a linear axis; else everything, on a logarithmic one.
+    ``zoom``: only the range around the positives, on a linear axis; else everything, on a logarithmic one.
     """
     edges = np.asarray(similarity["histogram"]["edges"], dtype=np.float64)
     counts = np.asarray(similarity["histogram"]["counts"], dtype=np.float64)
@@ -189,7 +185,7 @@ def latent_figure(xy: NDArray[np.float32], episode: NDArray[Any], progress: NDAr
     """t-SNE of latents: one spline per episode (paper, appendix J.1), or every step coloured by progress.
 
     At most 40 episodes are drawn, evenly spaced over the episode numbers. Splines pass through positions averaged by a
-    Gaussian of 1.5 steps; points in the progress view are where t-SNE put them.
+    Gaussian of 1.5 steps; points in the progress view are unchanged.
 
     Args:
         xy: (n, 2) positions.

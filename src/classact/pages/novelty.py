@@ -26,8 +26,8 @@ class EpisodeNovelty:
         steps: per episode the (n,) control steps of its decisions.
         scores: per episode the (n,) scores in [0, 1].
         success: (E,) whether the episode succeeded, by ``criterion``.
-        until: (E,) decisions before this control step count: that of success, or one beyond the last decision. What
-            comes after success was never demonstrated.
+        until: (E,) decisions before this control step count: that of success, after which nothing was demonstrated, or
+            one beyond the last decision.
         alarmed: (E,) whether it raised an alarm that counts; None where there is no alarm level.
         criterion: name.
     """
@@ -49,7 +49,7 @@ class EpisodeNovelty:
 
 
 def read_calibration(run: Run) -> Novelty | None:
-    """The calibrated score of a run's retrieval policy; None where there is no policy, or it has none."""
+    """The calibrated score of a run's retrieval policy; None where either is missing."""
     path = run.policy / METADATA
     card = mapping(path).get("novelty") if path.exists() else None
     return None if card is None else Novelty.from_json(card, f"{path}: novelty")
@@ -65,10 +65,8 @@ def read_novelty(
 ) -> EpisodeNovelty | None:
     """Novelty of one evaluation's decisions, from its two files; None where its policy gave none.
 
-    Success is judged by ``criterion``, where episodes know it; else by their first one.
-
-    Raises:
-        DataError: arrays and episodes do not fit each other, or scores lie outside [0, 1].
+    Success is by ``criterion``, where episodes have it; else by their first one. Arrays and episodes that do not match,
+    and scores outside [0, 1], are DataErrors.
     """
     if "novelty" not in arrays:
         return None

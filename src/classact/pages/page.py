@@ -39,10 +39,10 @@ from classact.utils.storage import check_writable
 def build_report(root: Path) -> Path:
     """Write ``report.html`` into a run's folder, from that folder's files alone, and return its path.
 
-    Sections whose files are absent are left out, and the page says which and why.
+    Sections whose files are missing are left out, and the page says which and why.
 
     Raises:
-        DataError: the folder does not exist, holds nothing to report, or one of its files is damaged (named).
+        DataError: the folder does not exist, holds nothing to report, or a file is damaged (named).
         StorageError: the page cannot be written; an older page is left as it was.
     """
     sources = read_sources(root)
@@ -131,9 +131,9 @@ def settings(config: Row, *, timings: bool = True) -> list[tuple[str, list[tuple
 
 
 def times(sources: Sources) -> list[tuple[str, list[tuple[str, float, float]]]]:
-    """How long each stage of the run and of its heads took: titled rows of (stage, seconds, share of all).
+    """Duration of each stage of the run and of its heads: titled rows of (stage, seconds, share of all).
 
-    Empty where no head says how long it took: then the run's own times stand among its settings.
+    Empty without times of heads: the run's own are then among its settings.
     """
     if not any(head.timings for head in sources.heads):
         return []
@@ -262,7 +262,7 @@ def _intermediate_plots(sources: Sources) -> list[Plot]:
         if part:
             words = _intermediate_words(part, names)
             figure = learning.intermediate_figure(part, names, looks)
-            # With several heads the sentence grows too long to read; the table above says the same.
+            # For several heads the sentence would be too long; the table above has the same numbers.
             caption = words if len(chosen) == 1 else ""
             plots.append(make_plot(key, figure, f"Success over training steps. {words}", caption, title))
     return plots

@@ -1,4 +1,4 @@
-"""What pages are made of: figures with words, and templates."""
+"""Parts of pages: figures with words, and templates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure for the page: its JSON, what a screen reader says, and the sentence beneath."""
+    """A figure for the page: its JSON, alternative text, and caption."""
 
     key: str
     figure: dict[str, Any]
@@ -44,14 +44,11 @@ def duration(seconds: float) -> str:
 
 
 def write_page(path: Path, template: Path, content: Mapping[str, Any], **filters: Callable[[Any], str]) -> Path:
-    """Write what a template makes of ``content``, and return ``path``.
+    """Render a template of this folder with ``content`` to ``path``, and return it.
 
     The page needs no network: plotly.js, images and videos are inside, and a content security policy forbids the
-    browser to load anything. Templates are escaped, strict about names that are not there, and may use those beside
-    this module.
-
-    Raises:
-        StorageError: the page cannot be written; an older page is left as it was.
+    browser to load anything. Templates are escaped and strict about unknown names. A StorageError leaves an older page
+    unchanged.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

@@ -48,8 +48,8 @@ def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
 def reasons(arrays: Mapping[str, NDArray[Any]]) -> list[Row]:
     """All queries of analysis/neighbors.safetensors with their neighbours, heaviest first, ready to draw.
 
-    ``held`` is the share of weight of the neighbours that are shown; of a neighbour, ``share`` is its part of the whole
-    weight, and ``bar`` that part relative to the heaviest one's.
+    ``held`` is the shown neighbours' share of the weight; a neighbour's ``share`` is its part of the total weight, and
+    ``bar`` that part relative to the heaviest one's.
     """
     return [_reason(arrays, q) for q in range(len(arrays["query_images"]))]
 

@@ -43,11 +43,7 @@ def build_similarity_page(folder: Path) -> Path:
 
 
 def read_numbers(folder: Path) -> Row:
-    """The content of similarity.json.
-
-    Raises:
-        DataError: it does not exist, is damaged, or lacks something.
-    """
+    """The content of similarity.json; a DataError where it is missing, damaged, or incomplete."""
     path = folder / NUMBERS
     numbers = read_json(path)
     wanted = ("data", "settings", "threshold", "kept", "pairs", "anchors", "histogram", "positives", "batch", "batches")
@@ -121,7 +117,7 @@ def anchors_figure(positives: Mapping[str, Any]) -> go.Figure:
     parts = counts / max(total, 1)
     parts[0] = max(parts[0] - none, 0.0)
     width = float(edges[1] - edges[0])
-    # Bins hold whole numbers: the bin from a to b holds a .. b - 1, and stands over the middle of these.
+    # Bins hold whole numbers: the bin from a to b holds a .. b - 1, and is centred on these.
     middle = edges[:-1] + (width - 1) / 2
     figure = figure_base(
         height=270,
@@ -190,7 +186,7 @@ def examples(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> list[Row]:
 
 
 def widest(windows: NDArray[Any], most: int = MOST_DIMENSIONS) -> list[int]:
-    """The at most ``most`` dimensions of (K, T, D) windows with the largest range, in their own order."""
+    """The at most ``most`` dimensions of (K, T, D) windows with the largest range, in order."""
     span = windows.max(axis=(0, 1)) - windows.min(axis=(0, 1))
     return sorted(int(d) for d in np.argsort(-span, kind="stable")[:most])
 

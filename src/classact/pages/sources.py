@@ -1,4 +1,4 @@
-"""What a run's folder holds for the report: read, checked, or absent with a reason."""
+"""The contents of a run's folder for the report: read, checked, or missing with a reason."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything the report draws; None or empty where the files are absent, with the reason in ``absent``.
+    """Everything the report draws; None or empty where files are missing, with the reason in ``absent``.
 
-    ``own`` is how rows name the run's encoder.
+    ``own`` is the name of the run's encoder in rows.
     """
 
     root: Path
@@ -58,11 +58,7 @@ class Sources:
 
 
 def read_sources(root: Path) -> Sources:
-    """Read a run's folder.
-
-    Raises:
-        DataError: the folder does not exist, holds nothing to report, or one of its files is damaged (named).
-    """
+    """Read a run's folder; a DataError if it does not exist, holds nothing to report, or a file is damaged (named)."""
     run = Run(Path(root))
     if not run.root.is_dir():
         raise DataError(f"{run.root} does not exist or is not a folder. Expected a run's folder written by classact.")
@@ -123,7 +119,7 @@ def read_sources(root: Path) -> Sources:
 
 def _evaluations(run: Run, summary: list[EvaluationRow]) -> list[Evaluation]:
     first: dict[str, EvaluationRow] = {}
-    # A maximum names the folder of the last checkpoint's evaluation, which is the latter's.
+    # A maximum names the folder of the last checkpoint's evaluation, whose row that is.
     for row in sorted(summary, key=lambda row: row.maximum_of is not None):
         first.setdefault(row.evaluation, row)
     folder = run.evaluation("x").parent
@@ -184,11 +180,7 @@ def _similarity(path: Path) -> Row:
 
 
 def read_latent_map(path: Path) -> Arrays:
-    """Points of a run's latent map.
-
-    Raises:
-        DataError: not there, damaged, or without points.
-    """
+    """Points of a run's latent map; a DataError where it is missing, damaged, or empty."""
     arrays = read_arrays(path)
     n = len(arrays.get("xy", ()))
     shapes(path, arrays, {"xy": (n, 2), "episode": (n,), "progress": (n,)})
@@ -200,8 +192,7 @@ def read_latent_map(path: Path) -> Arrays:
 def read_neighbors(path: Path) -> Arrays:
     """Timesteps of a run's rollouts, and the demonstrated ones that decisions came from.
 
-    Raises:
-        DataError: not there, damaged, or of shapes that do not belong together.
+    Missing or damaged files, and shapes that do not match, are DataErrors.
     """
     arrays = read_arrays(path)
     q, k = (*arrays["neighbor_images"].shape, 0, 0)[:2] if "neighbor_images" in arrays else (0, 0)

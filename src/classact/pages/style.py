@@ -1,8 +1,8 @@
 """Colours, markers and text that every figure shares.
 
-Colours that depend on light or dark mode (text, grid) are set by the page; series colours are of middle lightness, so
-that they hold at least 3:1 contrast on both backgrounds, and come from a palette that colour-blind readers can tell
-apart. Every encoder also has its own marker.
+The page sets colours that depend on light or dark mode (text, grid). Series colours are of middle lightness, with at
+least 3:1 contrast on both backgrounds, from a palette that colour-blind readers can tell apart; every encoder also has
+its own marker.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def percent(value: float) -> str:
 
 
 def figure_base(height: int, **layout: Any) -> go.Figure:
-    """An empty figure with the margins and manners of all others."""
+    """An empty figure with the margins and style of all others."""
     base: dict[str, Any] = {
         "template": "none",
         "height": height,
@@ -51,7 +51,7 @@ def figure_base(height: int, **layout: Any) -> go.Figure:
 
 
 def mark(figure: go.Figure, x: float, text: str, *, log: bool = False) -> None:
-    """A dashed upright line with a text above it; on a logarithmic axis plotly places texts by exponent."""
+    """A dashed vertical line with a text above it; on a logarithmic axis plotly places texts by exponent."""
     figure.add_vline(x=x, line={"color": ORANGE, "width": 2, "dash": "dash"})
     at = float(np.log10(x)) if log else x
     figure.add_annotation(x=at, y=1.01, yref="paper", yanchor="bottom", text=text, showarrow=False)
@@ -64,7 +64,7 @@ def label(value: object) -> str:
 
 
 def wrapped(text: str, width: int = 24) -> str:
-    """A label of parts joined by commas, broken into lines of whole parts, as page.js does where a page is narrow."""
+    """A label of comma-separated parts, broken between parts, as page.js does where a page is narrow."""
     lines: list[str] = []
     for part in text.split(", "):
         if lines and len(f"{lines[-1]}, {part}") <= width:

@@ -1,4 +1,4 @@
-"""Rows of the success table: what tells them apart, and the maximum over training beside the last checkpoint."""
+"""Rows of the success table: what distinguishes them, and the maximum over training beside the last checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def policy_name(name: str) -> str:
 
 
 def augmentation_name(name: str) -> str:
-    """``"crop, noise"`` as ``"crop + noise"``; "none" is said."""
+    """``"crop, noise"`` as ``"crop + noise"``; "none" is kept."""
     return "no augmentation" if name == "none" else name.replace(", ", " + ")
 
 
@@ -71,10 +71,10 @@ def told_apart(row: EvaluationRow, rows: Sequence[EvaluationRow], name: Callable
 
 
 def row_parts(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> tuple[str, str]:
-    """What acted (policy and encoder), and whatever else tells this row apart, each only where rows differ.
+    """Policy and encoder, and whatever else distinguishes this row, each only where rows differ.
 
-    The second part is empty where rows do not differ by policy, training or augmentation: a short name needs none.
-    Where two evaluations have the same labels, their names tell them apart.
+    The second part is empty where rows do not differ by policy, training or augmentation. Evaluations with equal labels
+    are distinguished by their names.
     """
     shown = {key for key in LABELS if varies(rows, key)}
 
@@ -107,7 +107,7 @@ def series(row: EvaluationRow) -> str:
 
 
 def row_label(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> str:
-    """Encoder, and whatever else tells this row apart, each only where rows differ."""
+    """Encoder, and whatever else distinguishes this row, each only where rows differ."""
     return ", ".join(filter(None, row_parts(row, rows)))
 
 
@@ -125,14 +125,14 @@ class Result:
 
     @property
     def row(self) -> EvaluationRow:
-        """The row that says what this result is of."""
+        """The row with this result's labels."""
         row = self.last or self.maximum
         assert row is not None
         return row
 
     @property
     def of(self) -> int | None:
-        """Over how many evaluations the maximum is."""
+        """Number of evaluations behind the maximum."""
         return None if self.maximum is None else self.maximum.maximum_of
 
 
@@ -151,7 +151,7 @@ def results(rows: Sequence[EvaluationRow]) -> list[Result]:
 
 
 def evaluations_of_maxima(rows: Sequence[EvaluationRow]) -> str:
-    """Over how many evaluations the maxima are: "10", "8 or 10", "" without any."""
+    """Numbers of evaluations behind the maxima: "10", "8 or 10", "" without any."""
     return " or ".join(map(str, sorted({row.maximum_of for row in rows if row.maximum_of is not None})))
 
 

@@ -53,7 +53,7 @@ RANDOM_CHUNKS = 16
 
 CORRELATION_RESAMPLES = 300
 _BYTES = 1 << 27  # of the distances between a block of queries and the bank
-# Each part of the measurement has random numbers of its own, so that none depends on which others were measured.
+# Each part of the measurement has its own random numbers, so that none depends on which others were measured.
 _QUERIES, _ANCHORS, _PAIRS, _STEPS, _INTERVALS = range(5)
 
 
@@ -62,16 +62,16 @@ class ProbeConfig:
     """Settings of a probe.
 
     Attributes:
-        ks: k_nn, numbers of neighbours whose chunks are averaged; those beyond the bank are lowered to it.
+        ks: k_nn, numbers of neighbours whose chunks are averaged; lowered to the bank's size.
         temperature: tau_nn of the softmax over their cosines.
-        min_actions: timesteps with fewer demonstrated actions left than this are not retrieved.
+        min_actions: timesteps with fewer demonstrated actions left are not retrieved.
         similarity: what action distance and positives are: T_p, metric, K.
-        queries: steps of held-out episodes that are retrieved for, a sample; all where there are fewer.
+        queries: sample of held-out steps that are retrieved for; all where there are fewer.
         pairs: pairs of a query and a training step, of which distances are correlated.
         steps: training steps of which neighbours, alignment and uniformity are measured.
         states: that are drawn twice, to see whether they are recognised.
-        seed: of all samples and intervals. Which steps are taken depends on it and on the episodes alone: two
-            encoders are asked the same.
+        seed: of all samples and intervals. The steps depend on it and on the episodes alone, so they are the same for
+            all encoders.
     """
 
     ks: tuple[int, ...] = (1, 4, 16, 64)
@@ -99,11 +99,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Steps of episodes with one representation of them or several.
+    """Steps of episodes with one or several representations.
 
     Attributes:
-        latents: name -> (N, d) latent of every step. Only directions count: they are scaled to length 1 where they are
-            not of that length yet.
+        latents: name -> (N, d) latent of every step, scaled to length 1 if necessary.
         actions: (N, D) unnormalised.
         episode_ends: (E,) int64, cumulative.
     """
@@ -130,7 +129,7 @@ class Encoded:
 
     @cached_property
     def groups(self) -> IntArray:
-        """(E,) number of each episode, copies (:func:`classact.data.copies.first_copies`) sharing one."""
+        """(E,) number of each episode, shared by copies (:func:`classact.data.copies.first_copies`)."""
         return np.unique(first_copies(self.actions, self.episode_ends), return_inverse=True)[1]
 
     def episodes(self) -> IntArray:
@@ -138,7 +137,7 @@ class Encoded:
         return np.repeat(self.groups, np.diff(self.episode_ends, prepend=0))
 
     def sorted(self) -> Encoded:
-        """The same with copies side by side; itself where they are, or there are none."""
+        """The same with copies adjacent; itself where they are, or there are none."""
         if (np.diff(self.groups) >= 0).all():
             return self
         order = np.argsort(self.groups, kind="stable")
@@ -148,7 +147,7 @@ class Encoded:
 
 
 def _unit(z: FloatArray) -> FloatArray:
-    """The rows at length 1, not copied where they are."""
+    """The rows at length 1; not copied if they already are."""
     squares = np.einsum("nd,nd->n", z, z)
     return z if z.dtype == np.float32 and (np.abs(squares - 1) < 1e-5).all() else unit(z)
 
@@ -158,8 +157,7 @@ class Queries:
     """Steps that are retrieved for, and the bank's rows that they may find.
 
     Attributes:
-        kind: "held-out": of other episodes than the bank's; "leave-one-out": of the bank's own, each without the
-            episode that it is of.
+        kind: "held-out": of episodes outside the bank; "leave-one-out": of the bank's, each without its own episode.
         steps: (Q,) of the held-out steps, or of the training steps, ascending.
         episodes: (Q,) that they are of.
         without: (Q, 2) retrievable rows [from, to) of the own episode; empty ranges where held out.
@@ -187,8 +185,8 @@ def choose_queries(
         training_ends: (E,) of the bank's episodes.
         heldout_ends: (H,) of the held-out episodes; None: a sample of the bank's episodes is left out in turn.
         config: how many, and which seed.
-        groups: (E,) or (H,) number of each of the episodes asked for, copies sharing one and side by side: what counts
-            as an episode. None: there are no copies.
+        groups: (E,) or (H,) number of each of the query episodes, shared by copies, which are adjacent. None: no
+            copies.
 
     Raises:
         ConfigError: nothing can be left out, or nothing may be retrieved.
@@ -268,10 +266,10 @@ class _Actions:
     def rank(
         self, found: Mapping[str, IntArray], progress: Callable[[int], None]
     ) -> tuple[dict[str, FloatArray], FloatArray, IntArray]:
-        """Gains of what was found, the largest gains there are, and the nearest row by DTW.
+        """Gains of the ``found`` retrievable rows, the largest gains there are, and the nearest row by DTW.
 
         Returns:
-            name -> (Q, k) gains of the ``found`` retrievable rows, (Q, k) largest first, and (Q,) retrievable rows.
+            name -> (Q, k) gains, (Q, k) largest gains first, and (Q,) retrievable rows.
         """
         k = next(iter(found.values())).shape[1]
         bank = self.bank.windows(self.queries.bank)
@@ -302,7 +300,7 @@ class _Actions:
         right += np.where(right >= first, own, 0)
         if self.asked is self.bank:
             return left, right, stream_pairs(self.bank, self.queries.steps[left], self.queries.bank[right], **self.how)
-        # Actions alone: of latents such a copy would be large.
+        # Actions alone: such a copy of latents would be large.
         both = WindowStream(
             np.concatenate([self.bank.values, self.asked.values], axis=1),
             np.concatenate([self.bank.starts, self.asked.starts + self.bank.values.shape[1]]),
@@ -325,17 +323,16 @@ def probe_latents(
 
     Args:
         training: steps that may be retrieved, on which action scaling and positives are fitted.
-        heldout: steps of other episodes, with the same representations, that are retrieved for. None: a sample of
-            the training episodes is, each without itself in the bank; where the encoder was trained on them, it has
-            seen what it is asked.
+        heldout: query steps of other episodes, with the same representations. None: a sample of the training episodes,
+            each left out of the bank for its own queries, though the encoder may have been trained on them.
         config: None takes the defaults.
         action_space: whose rotations are averaged, and scaled, as rotations; None: there are none.
         device: where cosines are computed.
-        progress: called with (done, total, what is being done).
+        progress: called with (done, total, description).
 
     Returns:
         Plain JSON: "settings", "queries" (which), "positives" (threshold at K), "anchors" (errors without any
-        representation) and "representations": name -> metrics, each with value, low and high.
+            representation) and "representations": name -> metrics, each with value, low and high.
 
     Raises:
         ConfigError: settings that the data do not allow: one episode only, or too few steps.
@@ -415,7 +412,7 @@ def probe_latents(
 
 
 def _mean(values: Any, actions: _Actions) -> dict[str, float | None]:
-    # The same resamples for all: differences of encoders are not those of their intervals' random numbers.
+    # The same resamples for all, so that encoders do not differ by their intervals' random numbers.
     return episode_mean(values, actions.queries.episodes, actions.config.rng(_INTERVALS)).to_json()
 
 
@@ -429,7 +426,7 @@ def _retrieval_error(actions: _Actions, rows: IntArray, cosine: FloatArray, k: i
 
 
 def _anchor_errors(actions: _Actions, nearest: IntArray) -> dict[str, Any]:
-    """Errors of random chunks, of the mean chunk, and of the best one that was demonstrated."""
+    """Errors of random chunks, of the mean chunk, and of the best demonstrated one."""
     Q = len(nearest)
     rows = actions.random_rows()
     dtw, l2 = np.empty((2, Q, rows.shape[1]))

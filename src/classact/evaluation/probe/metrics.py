@@ -1,7 +1,7 @@
 """Metrics of a representation: pure functions of arrays.
 
-Steps of one episode are not independent, episodes are. So intervals (95 %) come from a bootstrap over episodes: whole
-episodes are drawn with replacement by ``rng``, ``resamples`` times, and what was measured in them is averaged again.
+Steps of one episode are not independent, episodes are. So the 95 % intervals come from a bootstrap over episodes:
+``resamples`` times, ``rng`` draws whole episodes with replacement, and their measurements are averaged again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from classact.utils.statistics import BOUNDS
 
 RESAMPLES = 1000
 JACKKNIFE_GROUPS = 20
-_PAIRS = 1 << 22  # differences of latents that are held at a time, in numbers
+_PAIRS = 1 << 22  # differences of latents in memory at once, in numbers
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Metric:
     """A number with its interval.
 
     Attributes:
-        value: NaN where it is not defined: a correlation with a constant, a mean of nothing.
-        low, high: 95 % interval; None where there are fewer than 2 episodes.
+        value: NaN where undefined: a correlation with a constant, a mean of nothing.
+        low, high: 95 % interval; None for fewer than 2 episodes.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Metric:
     high: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
-        """Plain JSON; what is not defined is null."""
+        """Plain JSON; undefined values are null."""
         parts = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if part is None or not math.isfinite(part) else float(part) for name, part in parts.items()}
 
@@ -54,7 +54,7 @@ def _interval(values: StateArray) -> tuple[float | None, float | None]:
 def episode_mean(
     values: NDArray[Any], episodes: IntArray, rng: np.random.Generator, *, resamples: int = RESAMPLES
 ) -> Metric:
-    """Mean over steps of (Q,) values, NaN where a step has none and is left out; ``episodes`` (Q,) are the steps'."""
+    """Mean over steps of (Q,) values, without those that are NaN; ``episodes`` (Q,) are the steps'."""
     known = np.isfinite(values)
     if not known.any():
         return Metric(math.nan)
@@ -82,14 +82,10 @@ def pair_mean(
     transform: Callable[[Any], Any] = lambda mean: mean,
     resamples: int = RESAMPLES,
 ) -> Metric:
-    """``transform`` of the mean over pairs of steps.
+    """``transform`` of the mean over pairs of steps, of (P,) ``values`` and (P,) episodes ``left``, ``right``.
 
-    A pair of episodes that were drawn m and n times counts m n times, one within an episode drawn m times, m times:
-    copies of an episode are not compared with each other.
-
-    Args:
-        values: (P,) one number per pair.
-        left, right: (P,) episodes of its two steps.
+    A pair of episodes drawn m and n times counts m n times, one within an episode drawn m times, m times: copies of an
+    episode are not compared with each other.
     """
     if len(values) == 0:
         return Metric(math.nan)
@@ -117,7 +113,7 @@ def pair_mean(
 def average_chunks(
     chunks: FloatArray, cosine: FloatArray, temperature: float, space: ActionSpace | None = None
 ) -> FloatArray:
-    """What retrieval acts: neighbours' chunks averaged with softmax(cosine / tau_nn) (paper section 4.4).
+    """The action that retrieval takes: neighbours' chunks averaged with softmax(cosine / tau_nn) (paper section 4.4).
 
     Args:
         chunks: (Q, k, T, D) unnormalised actions.
@@ -136,11 +132,11 @@ def average_chunks(
 def chunk_errors(
     predicted: FloatArray, true: FloatArray, *, cost: str = "sqeuclidean", band: int | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """How far (Q, T, D) chunks of actions are from the true ones, both scaled to [-1, 1].
+    """Errors of predicted (Q, T, D) chunks of actions, scaled to [-1, 1] like the true ones.
 
     Returns:
         (Q,) DTW distances (:func:`classact.similarity.dtw` by ``cost`` and ``band``, summed along the alignment), and
-        (Q,) L2 distances (Euclidean, mean over the T steps).
+            (Q,) L2 distances (Euclidean, mean over the T steps).
     """
     Q, T, D = true.shape
     steps = np.concatenate([predicted.reshape(-1, D), true.reshape(-1, D)])
@@ -152,17 +148,14 @@ def chunk_errors(
 
 
 def ndcg(gains: NDArray[Any], ideal: NDArray[Any]) -> StateArray:
-    """Normalised discounted cumulative gain at k, with linear gains.
+    """(Q,) normalised discounted cumulative gain at k, in [0, 1], with linear gains; NaN where nothing has any gain.
 
     DCG = sum over ranks r = 1..k of gain_r / log2(r + 1), divided by the DCG of the best ranking (Jarvelin and
     Kekalainen, 2002).
 
     Args:
-        gains: (Q, k) of what was ranked first, second, ...
+        gains: (Q, k) in ranked order.
         ideal: (Q, k) the largest gains there are, largest first.
-
-    Returns:
-        (Q,) in [0, 1]; NaN where nothing has any gain.
     """
     discount = 1 / np.log2(np.arange(2, gains.shape[1] + 2))
     best = ideal.astype(np.float64) @ discount
@@ -187,7 +180,7 @@ def spearman(
     Args:
         x, y: (P,) two numbers of each pair.
         left, right: (P,) episodes of the pairs' two steps, in 0 .. sum of ``sizes`` - 1; never the same.
-        sizes: how many episodes there are in each set that is drawn from by itself: (held-out, training).
+        sizes: number of episodes in each set that is resampled by itself: (held-out, training).
     """
     if len(x) < 2:
         return Metric(math.nan)
@@ -218,7 +211,7 @@ def _rank_correlation(x: IntArray, y: IntArray, weights: StateArray) -> float:
 def view_matches(
     first: FloatArray, second: FloatArray, episodes: IntArray, steps: IntArray, tolerance: int = 2
 ) -> dict[str, StateArray]:
-    """Whether the same states are recognised when they look different.
+    """Whether states are recognised under another appearance.
 
     Args:
         first, second: (M, d) unit latents of the same states, drawn in two ways.
@@ -226,9 +219,9 @@ def view_matches(
         tolerance: steps between states of one episode that are nearly the same.
 
     Returns:
-        Name -> (M,) of each state: the cosine of its two drawings, the mean cosine of the first one with second
-        drawings of other episodes' states (NaN where there are none), their difference, and whether the nearest second
-        drawing is of the same state, and of nearly the same one.
+        Name -> (M,) per state: the cosine of its two drawings, the mean cosine of the first with second drawings of
+            other episodes' states (NaN where there are none), their difference, and whether the nearest second drawing
+            is of the same state, and of nearly the same one.
     """
     cosine = first.astype(np.float64) @ second.T.astype(np.float64)
     other = episodes[:, None] != episodes[None, :]
@@ -263,9 +256,8 @@ def squared_distances(z: FloatArray, left: IntArray, right: IntArray, other: Flo
 
 
 def alignment(z: FloatArray, left: IntArray, right: IntArray, episodes: IntArray, rng: np.random.Generator) -> Metric:
-    """Mean squared distance of positive pairs (P,) of unit latents (N, d) of ``episodes`` (N,).
-
-    Wang and Isola, arXiv 2005.10242, alpha = 2.
+    """Mean squared distance of positive pairs (P,) of unit latents (N, d) (Wang and Isola, arXiv 2005.10242, alpha =
+    2).
     """
     return pair_mean(squared_distances(z, left, right), episodes[left], episodes[right], rng)
 
@@ -281,8 +273,7 @@ def all_squared_distances(z: FloatArray) -> StateArray:
 def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator) -> Metric:
     """log of the mean of exp(-2 |z_i - z_j|^2) over all pairs i < j of unit latents (N, d) (arXiv 2005.10242).
 
-    The lower, the more evenly the latents fill the sphere; 0 where they are all one point, not below -8. N^2 numbers
-    are held.
+    The lower, the more evenly the latents fill the sphere; 0 where all are equal, at least -8. Holds N^2 numbers.
     """
     left, right = np.triu_indices(len(z), k=1)
     kernel = np.exp(-2.0 * all_squared_distances(z))
@@ -292,9 +283,8 @@ def uniformity(z: FloatArray, episodes: IntArray, rng: np.random.Generator) -> M
 def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JACKKNIFE_GROUPS) -> Metric:
     """exp of the entropy of the normalised singular values of centred latents (Roy and Vetterli, EUSIPCO 2007).
 
-    Between 1, where one direction holds everything (and, by convention, where all rows are equal), and d. The interval
-    is from a jackknife that leaves groups of episodes out in turn (at most ``groups``, to which they are dealt): a
-    bootstrap would repeat episodes, and repeated rows lower a rank.
+    Between 1, where one direction holds everything (by convention also where all rows are equal), and d. The interval
+    is a jackknife's over at most ``groups`` groups of episodes: a bootstrap would repeat rows, which lowers a rank.
     """
     labels, inverse = np.unique(episodes, return_inverse=True)
     G = min(groups, len(labels))
@@ -317,7 +307,7 @@ def effective_rank_estimate(z: FloatArray, episodes: IntArray, groups: int = JAC
 def _rank_of(n: int, total: StateArray, gram: StateArray) -> float:
     """Effective rank of n rows with the given sum (d,) and sum of outer products (d, d)."""
     squared = np.linalg.eigvalsh(gram - np.outer(total, total) / max(n, 1))
-    # What rounding leaves of zero, against the size of the rows before they were centred.
+    # The rounding error of zero, relative to the size of the rows before centring.
     squared = squared[squared > 1e-13 * max(float(np.trace(gram)), 1e-300)]
     if len(squared) == 0:
         return 1.0

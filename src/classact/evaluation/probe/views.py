@@ -1,4 +1,4 @@
-"""The same states, drawn in two ways: whether a representation sees that they are the same."""
+"""The same states, drawn in two ways: whether a representation recognises them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from classact.sims.shifts import is_plain
 TOLERANCE = 2
 """Steps within which a state of the same episode counts as nearly the same."""
 
-_STREAM = 5  # of random numbers, behind those of probe/latents.py
+_STREAM = 5  # of random numbers, after those of probe/latents.py
 _FIRST, _SECOND = 0x70726F62, 0x70726F63
 """Seeds of the two drawings' appearances. Trainings use small ones, so what they showed is not shown again."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What draws states: a simulator (registry name), the visual shift of appearances, and the images' side."""
+    """How states are drawn: simulator (registry name), visual shift, and the images' side."""
 
     simulator: str
     shift: str
@@ -67,18 +67,10 @@ def reason_against(data: Demonstrations, latents: Any, drawing: Drawing) -> str 
 def draw_rows(
     data: Demonstrations, rows: IntArray, cameras: Sequence[str], size: int, drawing: Drawing, seed: int
 ) -> dict[str, ImageArray]:
-    """Images of some steps, drawn from their states.
+    """Images camera -> (M, size, size, 3) uint8 of the steps ``rows`` (M,), ascending, drawn from their states.
 
-    Args:
-        data: with states.
-        rows: (M,) steps, ascending.
-        cameras: which views.
-        size: of the images, made of what is drawn as in :func:`classact.run.frames.prepare_frames`.
-        drawing: what draws.
-        seed: of the appearances; each episode has its own.
-
-    Returns:
-        camera -> (M, size, size, 3) uint8.
+    They are resized as in :func:`classact.run.frames.prepare_frames`; each episode has its own appearance, from
+    ``seed``.
     """
     assert data.states is not None
     out = {camera: np.empty((len(rows), size, size, 3), np.uint8) for camera in cameras}
@@ -121,8 +113,8 @@ def probe_views(
         candidates: steps to take states from.
         latents: encoder and proprioception, which is the same in both drawings.
         config: ``states`` and ``seed``.
-        drawing: what draws.
-        progress: called with (done, total, what is being done).
+        drawing: how they are drawn.
+        progress: called with (done, total, description).
 
     Returns:
         Plain JSON: "shift", "states", "tolerance" and "representations": name -> metrics.
@@ -140,7 +132,7 @@ def probe_views(
         progress(2, 2, "draw states")
     episodes = data.episode_index()[rows]
     steps = rows - (data.episode_ends - data.lengths)[episodes]
-    # By chance: any of the states is the nearest.
+    # By chance, any of the states is the nearest.
     near = (episodes[:, None] == episodes) & (np.abs(steps[:, None] - steps) <= TOLERANCE)
     out: dict[str, Any] = {
         "shift": drawing.shift,
@@ -158,9 +150,9 @@ def probe_views(
 
 
 def representations(latents: Any, z: Any) -> dict[str, Any]:
-    """The representations that latents (N, d) of a policy hold: all of it, and image features alone.
+    """The representations in latents (N, d) of a policy: all of it, and image features alone.
 
-    Features come first in a latent, and their direction is not changed by what is appended and scaled with them.
+    Features come first, and their direction does not depend on what is appended and scaled with them.
     """
     if not isinstance(latents, ImageLatents):
         return {"latents": z}
