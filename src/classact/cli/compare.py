@@ -16,8 +16,7 @@ from classact.cli.runs import RunFlags, idle, pipeline, run_config
 from classact.errors import ConfigError
 from classact.objectives import objective_config
 
-SHOWN = ("dtw_error@1", "ndcg", "rank_correlation")
-"""Metrics without rollouts that are printed."""
+SHOWN = ("dtw_error@1", "ndcg", "rank_correlation")  # metrics without rollouts that are printed
 
 
 @dataclass(frozen=True, kw_only=True)

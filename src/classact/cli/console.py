@@ -13,8 +13,7 @@ from classact.errors import ClassactError
 from classact.evaluation.rows import EvaluationRow
 
 _PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
-_NAME_COLUMNS = 16
-"""Names in tables are folded to no less."""
+_NAME_COLUMNS = 16  # names in tables are folded to no less
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

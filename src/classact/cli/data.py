@@ -13,8 +13,7 @@ from classact.data.readers import EMBEDDED, READERS
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
 
-MAX_RANGES = 20
-"""Of vectors with more dimensions, the range of all is shown, not of each."""
+MAX_RANGES = 20  # of vectors with more dimensions, the range of all is shown, not of each
 
 
 def sources() -> Iterable[str]:

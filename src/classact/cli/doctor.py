@@ -79,8 +79,7 @@ def _gpu() -> str:
 
 
 STEPS, FRAMES = 20, 5
-PATIENCE = 300.0
-"""Seconds that a simulator gets to start, step and render."""
+PATIENCE = 300.0  # seconds that a simulator gets to start, step and render
 
 
 def hold_action(sim: Simulator) -> FloatArray:

@@ -24,8 +24,7 @@ from classact.utils.codec import from_json
 from classact.utils.storage import read_json
 
 T = TypeVar("T")
-Given = Mapping[str, Any]
-"""Dotted path of a configuration's field -> the value that a flag gave it."""
+Given = Mapping[str, Any]  # dotted path of a configuration's field -> the value that a flag gave it
 Word = Callable[[str], str | None]
 """Name of a flag -> its value on the command line, before anything is parsed; None where it is not there."""
 

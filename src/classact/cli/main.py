@@ -16,9 +16,7 @@ from classact.utils.lazy import resolve
 from classact.utils.progress import tell
 
 PROGRAM = "classact"
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 _GROUPS = {name.split()[0] for name in COMMANDS if " " in name}
 
 

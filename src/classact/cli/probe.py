@@ -11,8 +11,7 @@ from classact.cli.console import console, print_notes, say
 from classact.cli.flags import Device, flag
 from classact.sims.shifts import SHIFTS
 
-LOWER, HIGHER = "↓", "↑"
-"""Which way is better."""
+LOWER, HIGHER = "↓", "↑"  # which way is better
 
 
 @dataclass(frozen=True)

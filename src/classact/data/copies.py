@@ -10,8 +10,7 @@ import numpy as np
 from classact.data.normalize import LEAST_MAGNITUDE, ROUNDING
 from classact.data.types import FloatArray, IntArray
 
-ALIKE = 1e-5
-"""Actions of two exports are the same where they differ by at most this share of their dimension's range."""
+ALIKE = 1e-5  # actions of two exports are the same where they differ by at most this share of their dimension's range
 
 
 def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:

@@ -44,9 +44,7 @@ from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read
 
 ImageArray = NDArray[np.uint8]
 ImageMap = np.memmap[Any, np.dtype[np.uint8]]
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
-
+Progress = Callable[[int, int], None]  # called with (images done, images in all)
 CACHE_VARIABLE = "CLASSACT_CACHE"
 IMAGES = "images.npy"
 META = "meta.json"
@@ -204,8 +202,7 @@ class ImageSource(ABC):
         return np.asarray(self.read(np.arange(len(self))), dtype)
 
 
-Images = ImageArray | ImageSource
-"""Images that are there, such as a memory map, or that will be decoded."""
+Images = ImageArray | ImageSource  # images that are there, such as a memory map, or that will be decoded
 
 
 class ArrayImages(ImageSource):

@@ -23,9 +23,7 @@ from classact.data.types import FloatArray
 from classact.errors import ConfigError, StorageError, UnknownNameError, choose
 from classact.utils.storage import atomic_path
 
-SIZE = 768
-"""Dimensions of an embedding."""
-
+SIZE = 768  # dimensions of an embedding
 BERT = "bert-base-uncased"
 STAND_IN = "stand-in"
 SOURCES = (BERT, STAND_IN)

@@ -12,8 +12,7 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
 
-UNIT = 1e-3
-"""Four numbers of length 1, but for this, at every step are a quaternion."""
+UNIT = 1e-3  # four numbers of length 1, but for this, at every step are a quaternion
 
 
 @dataclass(frozen=True)

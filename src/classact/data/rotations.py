@@ -23,9 +23,7 @@ from classact.errors import DataError, UnknownNameError, choose
 
 F = TypeVar("F", np.float32, np.float64)
 
-CONVENTIONS = ("rows", "columns")
-"""Which two vectors of the matrix the 6-D representation holds, one after the other."""
-
+CONVENTIONS = ("rows", "columns")  # which two vectors of the matrix the 6-D representation holds, one after the other
 ORDERS = ("xyzw", "wxyz")
 """Where the scalar of a quaternion stands: last (SciPy, robosuite, ROS) or first (MuJoCo, PyTorch3D)."""
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
-PROPRIOCEPTION = "proprioception"
-"""The only key where data declare none."""
+PROPRIOCEPTION = "proprioception"  # the only key where data declare none
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from classact.data.types import IntArray
 from classact.errors import ConfigError
 
-Stats = dict[str, Tensor]
-"""Scalars that are logged, still on the device."""
-
+Stats = dict[str, Tensor]  # scalars that are logged, still on the device
 Loss = tuple[Tensor, Stats]
 
 

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-STD = 0.02
-"""Of initial weights; the last layer of each branch gets STD / sqrt(2 layers), as in GPT-2."""
+STD = 0.02  # of initial weights; the last layer of each branch gets STD / sqrt(2 layers), as in GPT-2
 
 
 class CausalBlock(nn.Module):

@@ -10,8 +10,7 @@ from classact.errors import ConfigError, DataError, choose
 from classact.utils.codec import fields_from_json, fields_to_json
 from classact.utils.limits import check_names, check_range
 
-TAU_RANGE = (0.01, 1.0)
-"""Limits of a learned temperature: below, single pairs decide; above, nothing is told apart."""
+TAU_RANGE = (0.01, 1.0)  # limits of a learned temperature: below, single pairs decide; above, nothing is told apart
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ LABELS = ("policy", "encoder", "training", "augmentation", "simulator", "shift")
 """What a result was obtained with; with the criterion it tells results apart."""
 
 
-BASELINES = ("untrained", "state")
-"""Encoders that no training led to."""
+BASELINES = ("untrained", "state")  # encoders that no training led to
 
 
 def plain(value: object) -> str:

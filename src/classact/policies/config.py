@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.utils.limits import check_range
 
-BACKENDS = ("auto", "torch", "faiss")
-"""How neighbours are searched, see :func:`classact.policies.search.make_search`."""
-
-NPROBE = 32
-"""Lists that an index of faiss looks at where its name does not say."""
+BACKENDS = ("auto", "torch", "faiss")  # how neighbours are searched, see classact.policies.search.make_search
+NPROBE = 32  # lists that an index of faiss looks at where its name does not say
 
 
 @dataclass(frozen=True)

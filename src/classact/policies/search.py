@@ -18,12 +18,8 @@ from classact.policies.config import NPROBE, parse_backend
 
 logger = logging.getLogger(__name__)
 
-AUTO_ROWS = 1_000_000
-"""Up to so many rows "auto" searches with torch. Beyond, an index of faiss where it is installed."""
-
-MAX_BYTES = 256 * 2**20
-"""Bytes of cosines that an exact search holds at a time."""
-
+AUTO_ROWS = 1_000_000  # up to so many rows "auto" searches with torch. Beyond, an index of faiss where it is installed.
+MAX_BYTES = 256 * 2**20  # bytes of cosines that an exact search holds at a time
 Ties = Literal["row", "any"]
 
 _COLUMNS = 8192

@@ -27,9 +27,7 @@ from classact.utils.codec import to_json
 from classact.utils.storage import write_arrays, write_json
 
 MAP_EPISODES = 20
-PERPLEXITY = 100.0
-"""As in the paper's J.1."""
-
+PERPLEXITY = 100.0  # as in the paper's J.1
 PICTURE = 160
 VIDEO = 256
 VIDEO_STRIDE = 2

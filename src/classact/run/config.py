@@ -14,8 +14,7 @@ from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
 from classact.utils.storage import slug
 
-RANDOM = "random"
-"""How tables name an encoder of random weights that a run is about."""
+RANDOM = "random"  # how tables name an encoder of random weights that a run is about
 
 NON_IDENTITY_FIELDS = (
     *("data", "evaluation", "baselines", "similarity", "intermediate_episodes", "intermediate_retrieval", "layout"),
@@ -28,11 +27,8 @@ layout lie decides nothing; what they hold is compared by itself."""
 KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout")
 """Those of them that stay as a run was started with them where a later call names none."""
 
-UNTRAINED = {"training": "none", "augmentation": "none"}
-"""Labels of what was not trained."""
-
-OWN_STARTS = ("run", "scratch")
-"""What a head's training starts from, besides folders of other encoders."""
+UNTRAINED = {"training": "none", "augmentation": "none"}  # labels of what was not trained
+OWN_STARTS = ("run", "scratch")  # what a head's training starts from, besides folders of other encoders
 
 
 @dataclass(frozen=True)

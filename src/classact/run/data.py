@@ -27,9 +27,7 @@ from classact.utils.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-SAME = ("fingerprint", "schema", "images")
-"""What a run's metadata says of its data that must stay as it is."""
-
+SAME = ("fingerprint", "schema", "images")  # what a run's metadata says of its data that must stay as it is
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 

@@ -73,8 +73,7 @@ class Pipeline(Work):
         for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
             make_simulator(self.simulator, image_size=size, shift=shift).close()
         self.source = RunData(config, quiet=self.quiet)
-        self.data_metadata: dict[str, Any] = {}
-        """What the data are; empty before they are read."""
+        self.data_metadata: dict[str, Any] = {}  # what the data are; empty before they are read
         self.ranks.on_first(self._check_folder)
 
     def _check_folder(self) -> None:

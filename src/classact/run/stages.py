@@ -77,10 +77,8 @@ class Work(ABC):
     """
 
     stages: tuple[Stage, ...]
-    stage: str
-    """In intermediate.jsonl: "pretrain" or "heads/NAME"."""
-    advice: str
-    """What to do about a folder that was started with other settings."""
+    stage: str  # in intermediate.jsonl: "pretrain" or "heads/NAME"
+    advice: str  # what to do about a folder that was started with other settings
 
     def __init__(
         self, run: Run, folder: Run, ranks: Ranks, *, quiet: bool, device: str, engine: EngineConfig | None
@@ -164,10 +162,8 @@ class Work(ABC):
 
     # -- training and rollouts ---------------------------------------------------------------------
 
-    label: str
-    """How tables name the encoder."""
-    labels: dict[str, str]
-    """How tables say what was trained."""
+    label: str  # how tables name the encoder
+    labels: dict[str, str]  # how tables say what was trained
     simulator: str
     evaluation: EvaluationConfig
     intermediate_episodes: int

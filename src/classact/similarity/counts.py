@@ -19,8 +19,7 @@ _WAITING = 1 << 22  # distances collected and sorted before they are counted, fo
 _BLOCK = 1 << 20
 _FULL = (1 << 32) - 1
 
-Counted = tuple[NDArray[np.uint32], NDArray[np.int64]]
-"""Distinct bit patterns, ascending, and how often each occurs."""
+Counted = tuple[NDArray[np.uint32], NDArray[np.int64]]  # distinct bit patterns, ascending, and how often each occurs
 
 
 @nb.njit(cache=True)  # type: ignore[untyped-decorator]

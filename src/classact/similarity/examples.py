@@ -14,9 +14,7 @@ from classact.similarity.reference import alignment
 from classact.similarity.stream import WindowStream
 
 KINDS = ("near", "threshold", "far")
-FAR = 0.9
-"""Quantile of the anchor's own distances that the far timestep stands at."""
-
+FAR = 0.9  # quantile of the anchor's own distances that the far timestep stands at
 CANDIDATES = 32  # anchors considered, with all their distances
 MOST_OTHERS = 1 << 19
 _CELLS = 1 << 22  # distances that are computed at once

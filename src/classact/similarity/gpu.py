@@ -25,30 +25,20 @@ from classact.similarity.stream import Pairs, Sweep, WindowStream
 if TYPE_CHECKING:
     import torch
 
-LANES = 32
-"""Threads of a program: one warp, so that pruning skips the work of a warp where its own windows allow it."""
-
+LANES = 32  # threads of a program: one warp, so that pruning skips the work of a warp where its own windows allow it
 ANCHORS = 8
 """Anchors that a program aligns in turn: neighbours, which share all but one row of costs, by then in its L1 cache."""
 
-TILE_ANCHORS = 512
-"""Anchors of a tile: their points are 3 % more than their windows at T = 16."""
-
+TILE_ANCHORS = 512  # anchors of a tile: their points are 3 % more than their windows at T = 16
 MEMORY = 2 << 30
 """Bytes of device memory for a sweep's costs, counters and selected pairs, where half of what is free is not less."""
 
-BLOCK = 1 << 21
-"""Pairs that one block of :meth:`GpuSweep.pairs` holds at most: 24 MiB."""
-
+BLOCK = 1 << 21  # pairs that one block of GpuSweep.pairs holds at most: 24 MiB
 COUNTED = 1 << 30
 """Pairs after which counters of 31 bits are looked at: one that has come half of the way cannot overflow until then."""
 
-LONGEST_STREAM = (1 << 31) - (1 << 27)
-"""Steps that 32 bits can number, with room for a tile."""
-
-WIDEST = 128
-"""Accumulated costs of a thread's windows that fit into its registers."""
-
+LONGEST_STREAM = (1 << 31) - (1 << 27)  # steps that 32 bits can number, with room for a tile
+WIDEST = 128  # accumulated costs of a thread's windows that fit into its registers
 _READ = 1 << 22  # counters read out at once
 _GRID = 1 << 15  # rows of a batch at once: the second dimension of a grid has at most 65,535 programs
 _BATCH_CELLS = 1 << 26  # costs of a batch in memory at once: 256 MiB

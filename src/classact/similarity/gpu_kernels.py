@@ -18,15 +18,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-ROWS = 16
-"""Rows of costs per program of :func:`point_distances`."""
-
-COLUMNS = 512
-"""Columns of costs per program of :func:`point_distances`."""
-
-INFINITY = tl.constexpr(0x7F800000)
-"""Bit pattern."""
-
+ROWS = 16  # rows of costs per program of point_distances
+COLUMNS = 512  # columns of costs per program of point_distances
+INFINITY = tl.constexpr(0x7F800000)  # bit pattern
 _COST_SCALARS = ["row", "rows", "x_plane", "x_step", "column", "columns", "width", "y_plane", "y_columns", "y_step"]
 _SWEEP_SCALARS = [
     *("margin", "ld", "width", "origin", "column", "anchor", "anchors", "group", "groups", "out_ld"),

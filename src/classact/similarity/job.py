@@ -28,16 +28,12 @@ from classact.utils.interruptions import interruptible
 from classact.utils.ranks import Ranks
 from classact.utils.storage import read_arrays, read_json, verify_folder, write_arrays, write_folder, write_json
 
-METADATA, ARRAYS = "part.json", "part.safetensors"
-"""Files of a part: what it is of and its units, and what was counted."""
-
-SAVE_SECONDS = 20.0
-"""At least so long between two writes of a part."""
+METADATA, ARRAYS = "part.json", "part.safetensors"  # files of a part: what it is of and its units, and what was counted
+SAVE_SECONDS = 20.0  # at least so long between two writes of a part
 SAVE_FACTOR = 20.0
 """And at least so many times the duration of the last write, so that a slow disk takes 5 % of the time at most."""
 
-UNIT_PAIRS = 1 << 27
-"""Pairs of a unit: two seconds of a small computer, little enough to lose."""
+UNIT_PAIRS = 1 << 27  # pairs of a unit: two seconds of a small computer, little enough to lose
 LEAST_UNITS, MOST_UNITS = 64, 1 << 16
 _TILE = 128  # anchors; large sets are cut at multiples of it, as sweeps cut their work
 

@@ -24,12 +24,8 @@ from numba.extending import intrinsic
 
 from classact.similarity.threads import parallel
 
-LANES = 16
-"""Pairs per vector: one AVX-512 register."""
-
-MAX_UNROLLED = 24
-"""Longest row that is kept in registers; longer ones are kept in memory."""
-
+LANES = 16  # pairs per vector: one AVX-512 register
+MAX_UNROLLED = 24  # longest row that is kept in registers; longer ones are kept in memory
 _F32 = ir.FloatType()
 _I64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)

@@ -17,8 +17,7 @@ from classact.similarity.threads import parallel
 if TYPE_CHECKING:
     import torch
 
-Windows = TypeVar("Windows", FloatArray, "torch.Tensor")
-"""(N, T, D), NumPy or torch."""
+Windows = TypeVar("Windows", FloatArray, "torch.Tensor")  # (N, T, D), NumPy or torch
 
 
 @kernel

@@ -46,9 +46,7 @@ class PandaSimulator(MujocoSimulator):
     """One Panda and some objects; a task builds its robosuite environment and calls :meth:`_bind`."""
 
     views = VIEWS
-    bodies: Mapping[str, str] = {}
-    """Thing -> body of the model, for :meth:`object_pose`."""
-
+    bodies: Mapping[str, str] = {}  # thing -> body of the model, for object_pose
     env: Any
     site: str  # the grip site's name in the model
     fingers: tuple[str, str]  # names of the finger joints

@@ -21,9 +21,7 @@ from classact.utils.storage import read_json, verify_folder, write_folder, write
 
 STATE = "state.safetensors"
 META = "state.json"
-KEEP = 2
-"""Checkpoints that stay: the newest, and the one before it in case the disk damages the newest."""
-
+KEEP = 2  # checkpoints that stay: the newest, and the one before it in case the disk damages the newest
 _NAME = re.compile(r"step-(\d{8})")
 logger = logging.getLogger(__name__)
 

@@ -67,11 +67,8 @@ CPUs, whose steps take longer than that, they do after each: ``torchrun`` kills 
 EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What errors say where memory ran out, beside those that have a class of their own."""
 
-Batch = Mapping[str, Tensor]
-"""camera -> (B, S, S, 3) uint8 of this rank's part of a batch."""
-
-Stats = dict[str, Tensor]
-"""Scalars of a step, still on the device: fetching them makes the host wait."""
+Batch = Mapping[str, Tensor]  # camera -> (B, S, S, 3) uint8 of this rank's part of a batch
+Stats = dict[str, Tensor]  # scalars of a step, still on the device: fetching them makes the host wait
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

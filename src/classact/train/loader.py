@@ -26,8 +26,7 @@ LoadedBatch = tuple[IntArray, dict[str, Tensor]]
 
 IMAGE_SHARE = 0.75
 """Of the free memory, what images may take; the rest is for the network, its gradients and activations."""
-BLOCK_BYTES = 256 * 2**20
-"""Copied at once when images move as a whole."""
+BLOCK_BYTES = 256 * 2**20  # copied at once when images move as a whole
 THREAD_NAME = "classact-images"
 
 

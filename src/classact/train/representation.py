@@ -34,9 +34,7 @@ from classact.train.engine import Batch, Stats, Training, check_engine, spelled_
 from classact.train.optim import make_optimizer
 from classact.utils.codec import to_json, without
 
-_COMPANIONS = 2
-"""Third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views."""
-
+_COMPANIONS = 2  # third word of the seeds of what is drawn to go with anchors: (seed, step) alone seeds views
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-AGAIN_SECONDS = 1.0
-"""A signal so much later than the first is another one."""
+AGAIN_SECONDS = 1.0  # a signal so much later than the first is another one
 
 
 @contextmanager

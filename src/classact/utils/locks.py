@@ -28,9 +28,7 @@ from classact.utils.storage import explain, read_json, write_json
 if sys.platform != "win32":
     import fcntl
 
-OWNER = ".lock"
-"""File in a folder that has an owner: which process that is (JSON)."""
-
+OWNER = ".lock"  # file in a folder that has an owner: which process that is (JSON)
 UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 """What file systems without locks answer."""
 

@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-Callback = Callable[..., None]
-"""Called with (done, total) or (done, total, status)."""
-
+Callback = Callable[..., None]  # called with (done, total) or (done, total, status)
 _LINE_SECONDS = 15.0
 _BAR_COLUMNS = 60
 

@@ -13,12 +13,8 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError
 
-RESAMPLES = 10_000
-"""Of a bootstrap: enough for two digits of a 95 % interval."""
-
-BOUNDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]
-"""Quantiles that bound a 95 % interval."""
-
+RESAMPLES = 10_000  # of a bootstrap: enough for two digits of a 95 % interval
+BOUNDS = [(1 - 0.95) / 2, (1 + 0.95) / 2]  # quantiles that bound a 95 % interval
 _Z = NormalDist().inv_cdf(BOUNDS[1])
 
 

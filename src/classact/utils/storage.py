@@ -94,8 +94,7 @@ def check_writable(path: Path, *, folder: bool = False, appended: bool = False) 
         raise explain(error, path) from error
 
 
-MAX_NAME = 200
-"""Characters: file systems take 255 bytes, and temporary names are longer."""
+MAX_NAME = 200  # characters: file systems take 255 bytes, and temporary names are longer
 
 
 def check_name(name: str, kind: str) -> str:

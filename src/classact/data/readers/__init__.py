@@ -37,8 +37,7 @@ READERS: Registry[Any] = Registry(
 """Format name -> :class:`Reader`, or the name of a module that has its members. Modules are imported only when a path
 is read; what they need beyond NumPy, even later. Which format a path has is tried in this order."""
 
-EMBEDDED = ("pusht-expert", "embedded")
-"""Sources that come with classact, instead of a path."""
+EMBEDDED = ("pusht-expert", "embedded")  # sources that come with classact, instead of a path
 
 
 class Reader(Protocol):
@@ -48,8 +47,7 @@ class Reader(Protocol):
     its registry name, or "".
     """
 
-    DESCRIPTION: str
-    """One line: what files of this format look like."""
+    DESCRIPTION: str  # one line: what files of this format look like
 
     def matches(self, path: Path) -> bool:
         """Whether ``path`` looks like this format, even if damaged; cheap."""

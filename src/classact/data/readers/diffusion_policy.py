@@ -26,9 +26,7 @@ from classact.errors import ConfigError, DataError
 from classact.utils.codec import fields_from_json, to_json
 
 DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
-LAYOUT_FILE = "classact.json"
-"""The layout that lies in the store itself, beside ``data`` and ``meta``."""
-
+LAYOUT_FILE = "classact.json"  # the layout that lies in the store itself, beside data and meta
 _DECLARE = f"declare which array is what in a layout (--layout FILE.json, {LAYOUT_FILE} in the store, or a ZarrLayout)"
 
 

@@ -24,9 +24,7 @@ UNKNOWN = "unknown"
 """Recorded as the version of a package that decided the data where the file does not say which it was."""
 
 Package = Literal["robosuite"]
-ACCEPTED: tuple[str, ...] = get_args(Package)
-"""Packages that a layout may accept."""
-
+ACCEPTED: tuple[str, ...] = get_args(Package)  # packages that a layout may accept
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"

@@ -55,12 +55,8 @@ _ASSUMPTION = (
 )
 _DEMO = "demonstrations demo_0, demo_1, ..."
 _ENDING = "_demo"
-_JOINTS = slice(1, 8)
-"""Where a state [time, qpos, qvel] holds the arm's joints: LIBERO's models begin with the robot."""
-
-Embed = Callable[[str], tuple[FloatArray, str]]
-"""Instruction -> (D_l,) float32, and what made it."""
-
+_JOINTS = slice(1, 8)  # where a state [time, qpos, qvel] holds the arm's joints: LIBERO's models begin with the robot
+Embed = Callable[[str], tuple[FloatArray, str]]  # instruction -> (D_l,) float32, and what made it
 F64 = NDArray[np.float64]
 
 

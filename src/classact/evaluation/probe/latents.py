@@ -39,18 +39,10 @@ from classact.similarity.model import sample_distances, scale_rotation
 from classact.similarity.pairwise import stream_pairs
 from classact.utils.limits import check_range
 
-Progress = Callable[..., None]
-"""Called with (done, total, what is being done)."""
-
-RANKED = 16
-"""k of NDCG and of the share of neighbours from other episodes."""
-
-LEFT_OUT_EPISODES = 50
-"""Episodes that queries come from where none are held out."""
-
-RANDOM_CHUNKS = 16
-"""Random chunks per query, whose errors are averaged."""
-
+Progress = Callable[..., None]  # called with (done, total, what is being done)
+RANKED = 16  # k of NDCG and of the share of neighbours from other episodes
+LEFT_OUT_EPISODES = 50  # episodes that queries come from where none are held out
+RANDOM_CHUNKS = 16  # random chunks per query, whose errors are averaged
 CORRELATION_RESAMPLES = 300
 _BYTES = 1 << 27  # of the distances between a block of queries and the bank
 # Each part of the measurement has its own random numbers, so that none depends on which others were measured.

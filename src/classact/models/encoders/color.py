@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 RIDGE = 0.02
-FLOOR = 4.0
-"""Variance (grey levels squared) below which a colour direction counts as noise and is not amplified."""
+FLOOR = 4.0  # variance (grey levels squared) below which a colour direction counts as noise and is not amplified
 
 
 def _median(flat: Tensor) -> Tensor:

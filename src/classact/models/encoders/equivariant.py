@@ -24,11 +24,9 @@ from torch.nn import functional
 
 from classact.errors import ConfigError, MissingDependencyError
 
-ROTATIONS = 8
-"""Elements of C8, the channels of one regular field."""
+ROTATIONS = 8  # elements of C8, the channels of one regular field
 WIGNER = "lie_learn.representations.SO3.wigner_d"
-LAST_MAPS = 3
-"""Side of the maps that the last convolution turns into one cell."""
+LAST_MAPS = 3  # side of the maps that the last convolution turns into one cell
 HALVINGS = 3
 FIRST_KERNEL = 5
 SMALLEST_CROP = LAST_MAPS * 2**HALVINGS + FIRST_KERNEL - 1

@@ -22,9 +22,7 @@ from classact.sims.processes import FaultError, run_tasks
 from classact.utils.codec import to_json
 from classact.utils.storage import atomic_path, read_json, write_json
 
-END_SEED = 100_000
-"""Evaluation episodes are seeded from here on (:data:`classact.evaluation.config.FIRST_SEED`)."""
-
+END_SEED = 100_000  # evaluation episodes are seeded from here on (FIRST_SEED)
 TRIES = 3  # processes that may be lost with one seed
 
 START_SECONDS, STEP_SECONDS = 120.0, 0.5

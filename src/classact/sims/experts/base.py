@@ -24,8 +24,7 @@ between them. The generator draws what makes one demonstration differ from anoth
 _STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the initial state drawn from the same seed
 
 
-PLANNED = "pusht"
-"""The task whose expert is no script but a planner (:mod:`classact.sims.experts.pusht`)."""
+PLANNED = "pusht"  # the task whose expert is no script but a planner (classact.sims.experts.pusht)
 
 
 class GiveUpError(Exception):
