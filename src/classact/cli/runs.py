@@ -83,8 +83,7 @@ class RunFlags:
     run: Given = settings(RUN)
     engine: Given = settings(ENGINE)
 
-    baselines: ClassVar[bool | None] = None
-    """Whether those of the run are evaluated where no flag says it; None: as it was started, else not."""
+    baselines: ClassVar[bool | None] = None  # default where no flag is given; None: as the run was started, else not
 
     @staticmethod
     def shown(word: Word) -> Mapping[str, Any]:

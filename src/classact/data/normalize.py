@@ -18,8 +18,7 @@ ROUNDING = 8
 """A dimension whose values span at most so many units in the last place counts as one that never changes: what other
 arithmetic or another order of the same sum leaves."""
 
-LEAST_MAGNITUDE = 1e-3
-"""Values nearer to 0 count as rounded at this magnitude: what spans less than 1e-9 (metres, radians) never changes."""
+LEAST_MAGNITUDE = 1e-3  # of rounding: values nearer to 0 that span less than 1e-9 (metres, radians) never change
 
 
 def constant_dimensions(values: NDArray[Any], magnitude: NDArray[Any] | float = 0.0) -> NDArray[np.bool_]:

@@ -24,14 +24,9 @@ from classact.errors import DataError, UnknownNameError, choose
 F = TypeVar("F", np.float32, np.float64)
 
 CONVENTIONS = ("rows", "columns")  # which two vectors of the matrix the 6-D representation holds, one after the other
-ORDERS = ("xyzw", "wxyz")
-"""Where the scalar of a quaternion stands: last (SciPy, robosuite, ROS) or first (MuJoCo, PyTorch3D)."""
-
-DEGENERATE = 1e-5
-"""Vectors shorter than this, or closer to parallel (sine), span no plane: what would come out is rounding noise."""
-
-NOT_A_ROTATION = 5e-3
-"""How far R R^T may be from the identity: float16 storage and long products in float32 stay well below."""
+ORDERS = ("xyzw", "wxyz")  # the quaternion's scalar is last (SciPy, robosuite, ROS) or first (MuJoCo, PyTorch3D)
+DEGENERATE = 1e-5  # vectors shorter than this, or closer to parallel (sine), span no plane up to rounding
+NOT_A_ROTATION = 5e-3  # distance of R R^T from the identity, well above float16 storage and long products in float32
 
 
 def rotation_6d_to_matrix(values: NDArray[F], convention: str = "rows") -> NDArray[F]:

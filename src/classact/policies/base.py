@@ -13,8 +13,7 @@ from classact.data.schema import Schema
 from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
 
-Timestep: TypeAlias = Observation | Sequence[Observation]
-"""What one decision is made from: an observation or, for T_o > 1, the last T_o of them, oldest first."""
+Timestep: TypeAlias = Observation | Sequence[Observation]  # one observation or, for T_o > 1, the last T_o, oldest first
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ AUTO_ROWS = 1_000_000  # up to so many rows "auto" searches with torch. Beyond, 
 MAX_BYTES = 256 * 2**20  # bytes of cosines that an exact search holds at a time
 Ties = Literal["row", "any"]
 
-_COLUMNS = 8192
-"""Bank rows that a block shall have at least: fewer queries are taken at a time where they would not fit."""
+_COLUMNS = 8192  # least bank rows of a block; fewer queries are taken at a time where they would not fit
 
 
 class ExactSearch:

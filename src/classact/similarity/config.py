@@ -12,8 +12,7 @@ Metric = Literal["dtw", "l2"]
 Cost = Literal["sqeuclidean", "euclidean"]
 Estimate = Literal["auto", "exact", "sampled"]
 
-AUTO_EXACT_PAIRS = 5_000_000_000
-"""Up to so many pairs (100,000 steps) "auto" measures them all; on two CPU cores that takes about a minute."""
+AUTO_EXACT_PAIRS = 5_000_000_000  # limit of "auto" (100,000 steps), about a minute on two CPU cores
 
 
 @dataclass(frozen=True)

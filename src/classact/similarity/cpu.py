@@ -21,9 +21,7 @@ from classact.similarity.reference import check_alignment, float32_limit, roundi
 from classact.similarity.stream import Pairs, Sweep, WindowStream
 
 ANCHORS = 256
-COLUMNS = 256
-"""Size of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the first cache, its pairs in the second."""
-
+COLUMNS = 256  # of a tile: its ring of rows, T x (COLUMNS + T) float32, stays in the L1 cache, its pairs in the L2
 _TILES, _MOST_TILES = 64, 256  # in flight; half a megabyte each at most
 _LEAST_LANES = 5  # mean number of windows per vector above which tiles are faster
 _PACKED = 2048

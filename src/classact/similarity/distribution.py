@@ -26,9 +26,7 @@ HISTOGRAM_BINS = 120
 _METADATA, _ARRAYS = "distribution.json", "distribution.safetensors"
 _ARRAY_FIELDS = ("values", "weight", "edges", "counts")
 _NUMBER_FIELDS = ("quantile", "threshold", "kept", "pairs", "exact", "epsilon")
-_BRACKET_DELTA = 1e-9
-"""How rarely the bracket of an exact threshold may fail; then it is widened and the pairs are counted again."""
-
+_BRACKET_DELTA = 1e-9  # chance that the bracket of an exact threshold fails and is widened for another count
 _log = logging.getLogger("classact")
 
 

@@ -26,17 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 LANES = 32  # threads of a program: one warp, so that pruning skips the work of a warp where its own windows allow it
-ANCHORS = 8
-"""Anchors that a program aligns in turn: neighbours, which share all but one row of costs, by then in its L1 cache."""
-
+ANCHORS = 8  # aligned by a program in turn: neighbours share all but one row of costs, by then in its L1 cache
 TILE_ANCHORS = 512  # anchors of a tile: their points are 3 % more than their windows at T = 16
-MEMORY = 2 << 30
-"""Bytes of device memory for a sweep's costs, counters and selected pairs, where half of what is free is not less."""
-
+MEMORY = 2 << 30  # bytes of device memory for a sweep's costs, counters and pairs, but at most half of what is free
 BLOCK = 1 << 21  # pairs that one block of GpuSweep.pairs holds at most: 24 MiB
-COUNTED = 1 << 30
-"""Pairs after which counters of 31 bits are looked at: one that has come half of the way cannot overflow until then."""
-
+COUNTED = 1 << 30  # pairs after which 31-bit counters are checked: one at less than half cannot overflow until then
 LONGEST_STREAM = (1 << 31) - (1 << 27)  # steps that 32 bits can number, with room for a tile
 WIDEST = 128  # accumulated costs of a thread's windows that fit into its registers
 _READ = 1 << 22  # counters read out at once

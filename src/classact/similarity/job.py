@@ -30,9 +30,7 @@ from classact.utils.storage import read_arrays, read_json, verify_folder, write_
 
 METADATA, ARRAYS = "part.json", "part.safetensors"  # files of a part: what it is of and its units, and what was counted
 SAVE_SECONDS = 20.0  # at least so long between two writes of a part
-SAVE_FACTOR = 20.0
-"""And at least so many times the duration of the last write, so that a slow disk takes 5 % of the time at most."""
-
+SAVE_FACTOR = 20.0  # and at least so many durations of the last write: a slow disk takes 5 % of the time at most
 UNIT_PAIRS = 1 << 27  # pairs of a unit: two seconds of a small computer, little enough to lose
 LEAST_UNITS, MOST_UNITS = 64, 1 << 16
 _TILE = 128  # anchors; large sets are cut at multiples of it, as sweeps cut their work

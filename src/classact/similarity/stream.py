@@ -20,8 +20,7 @@ from classact.errors import ConfigError
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.reference import check_finite
 
-SLACK = 64
-"""Zeros on either side of the stream, and T more, so that vectors of neighbouring windows may be read past its ends."""
+SLACK = 64  # zeros on either side of the stream beyond T, so that vectors of windows may be read past its ends
 
 
 @dataclass(frozen=True)

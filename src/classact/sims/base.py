@@ -20,8 +20,7 @@ ROUNDING = 1e-6  # float32 rounding of an action at its limit is not beyond it
 GROUP = 50  # default number of episodes evaluated side by side
 OPEN, CLOSED = -1.0, 1.0  # gripper commands of pose actions
 
-APART = ("libero", "robosuite")
-"""Extras that need different versions of one package, so that one environment cannot hold both."""
+APART = ("libero", "robosuite")  # extras that need different versions of one package, and so different environments
 
 
 def install_advice(extra: str) -> str:

@@ -47,9 +47,7 @@ FIRST_EVALUATION_SEED = 100_000
 SETTLE = 10  # control steps for objects to come to rest before an episode starts
 JOINT_NOISE = 0.02  # standard deviation of the arm's initial state, radians
 
-TARGET = (0.0, 0.0, 0.2)
-"""What moving cameras look at, 0.2 m above the floor: the released target is 0.2 m above its table."""
-
+TARGET = (0.0, 0.0, 0.2)  # of moving cameras, 0.2 m above the floor as the released one is above its table
 _PLACING_STREAM = 0x6C696265
 
 

@@ -21,9 +21,7 @@ from classact.sims.renderer import mujoco
 
 VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 
-_DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")
-"""MuJoCo's warnings of positions, velocities or accelerations that are not finite or too large."""
-
+_DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")  # MuJoCo's warnings of non-finite or too large values
 _HIDDEN = 3  # a visual group that MuJoCo does not draw unless asked to
 
 

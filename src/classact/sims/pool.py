@@ -20,9 +20,7 @@ from classact.errors import SimulatorError
 from classact.sims import Simulator, make_simulator
 from classact.sims.processes import FaultError, Process
 
-TIMEOUT = 300.0
-"""Seconds without any sign of life after which a worker counts as hung; it gives one after each of its episodes."""
-
+TIMEOUT = 300.0  # seconds without a sign of life, given after each episode, until a worker counts as hung
 RESTARTS = 3  # how often a worker is restarted for one request
 
 

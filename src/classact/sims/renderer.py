@@ -88,9 +88,7 @@ TILES, MIN_TILE = 4, 16
 """A frame's roughness is looked for in so many tiles per side, of so many pixels at least: memory that was never drawn
 may be a part of it, but smaller tiles of real scenes are as rough."""
 
-MAX_ROUGHNESS = 65.0
-"""Mean absolute difference of neighbouring pixels (0..255) beyond which a tile looks like uninitialised memory."""
-
+MAX_ROUGHNESS = 65.0  # mean absolute difference of neighbouring pixels (0..255) of uninitialised memory
 AWAY = 5.0
 """Things that fly freely are out of sight at this distance from the world's origin, metres: tasks park there what they
 do not need (robosuite's Square its round nut, which falls for seconds)."""

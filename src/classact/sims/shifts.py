@@ -26,9 +26,7 @@ MIN_COLOR_DISTANCE = 100.0
 """Smallest Euclidean distance in 0..255 RGB between any two colours. The paper (E.2) asks for a minimum without giving
 it; 100 of the 441 possible still separates every pair at a glance and accepts about one draw in five."""
 
-MAX_BACKGROUND_REDNESS = 60
-"""Largest excess of red over the stronger of green and blue in a background (the paper: "avoid strong red tones")."""
-
+MAX_BACKGROUND_REDNESS = 60  # largest excess of red over green and blue in a background ("avoid strong red tones")
 _MAX_DRAWS = 10_000
 _APPEARANCE_STREAM = 0x70757368
 

@@ -33,8 +33,7 @@ class Part:
 
 
 PIXEL_RANGE = (0.0, 255.0)
-WIDE_RANGE = (-94.0, 349.0)
-"""Beyond 0..255 on purpose (a rotated RGB cube): clamping to it would make different colours of one palette equal."""
+WIDE_RANGE = (-94.0, 349.0)  # beyond 0..255 (a rotated RGB cube): clamping would merge colours of a palette
 
 
 def _whole(images: Tensor, part: Part | None) -> Part:

@@ -23,9 +23,7 @@ from classact.utils.codec import to_json
 from classact.utils.storage import append_jsonl, read_json, write_json
 
 ROWS = "train.jsonl"
-IDENTITY = "tracking.json"
-"""Remembers under which id wandb knows a folder's run, so that a continued run is the same one."""
-
+IDENTITY = "tracking.json"  # holds wandb's id of a folder's run, so that a resumed run is the same one
 logger = logging.getLogger(__name__)
 
 

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKENDS = ("gloo", "nccl")
-BUCKET_BYTES = 32 * 2**20
-"""How much :meth:`Ranks.sum_` sends at once: many small tensors cost little more than one, and little memory."""
-
+BUCKET_BYTES = 32 * 2**20  # sent by Ranks.sum_ at once: many small tensors cost little more than one
 TIMEOUT = timedelta(days=30)
 """How long a rank waits for the slowest. A rank that died is not noticed by this: gloo notices its closed connection;
 on GPUs the launcher, which sees it end, ends the survivors."""

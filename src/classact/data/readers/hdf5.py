@@ -20,9 +20,7 @@ from classact.errors import ConfigError, DataError, UnknownNameError, choose
 from classact.utils.inputs import cannot_read, is_from_system
 
 SUFFIXES = (".hdf5", ".h5")
-UNKNOWN = "unknown"
-"""Recorded as the version of a package that decided the data where the file does not say which it was."""
-
+UNKNOWN = "unknown"  # a package's version where the file does not declare it
 Package = Literal["robosuite"]
 ACCEPTED: tuple[str, ...] = get_args(Package)  # packages that a layout may accept
 logger = logging.getLogger(__name__)

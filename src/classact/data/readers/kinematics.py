@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from classact.data.rotations import axis_angle_to_matrix, quaternion_to_matrix
 from classact.errors import DataError
 
-SITES = ("gripper0_grip_site", "gripper0_right_grip_site")
-"""What robosuite calls the grip site of the first arm: before 1.5, and since."""
-
+SITES = ("gripper0_grip_site", "gripper0_right_grip_site")  # the first arm's, before robosuite 1.5 and since
 ARM_JOINTS = "robot0_joint"
 GRIPPER_JOINTS = ("gripper0_finger_joint", "gripper0_right_finger_joint")
 

@@ -21,8 +21,7 @@ from classact.sims.shifts import is_plain
 
 TOLERANCE = 2  # steps within which a state of the same episode counts as nearly the same
 _STREAM = 5  # of random numbers, after those of probe/latents.py
-_FIRST, _SECOND = 0x70726F62, 0x70726F63
-"""Seeds of the two drawings' appearances. Trainings use small ones, so what they showed is not shown again."""
+_FIRST, _SECOND = 0x70726F62, 0x70726F63  # seeds of the drawings' appearances, far from the small ones of trainings
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ from classact.utils.storage import check_writable
 PUSHT_PACKAGES = ("classact", "gym-pusht", "numba", "numpy", "pymunk", "shapely")
 PACKAGES = ("classact", "numpy")  # whose versions are recorded, besides the simulator's own
 
-Stage = Callable[[str], AbstractContextManager[Callback]]
-"""Title -> a context that gives what is called with (done, in all, status)."""
+Stage = Callable[[str], AbstractContextManager[Callback]]  # title -> a context that gives a progress callback
 
 
 def no_bars(title: str) -> AbstractContextManager[Callback]:

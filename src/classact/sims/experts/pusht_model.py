@@ -35,8 +35,7 @@ CORNERS = np.array(
 WALL_REACH = 100.0  # no corner is farther than this from the centre of mass
 MAX_CONTACTS = 2 + 2 * len(CORNERS)
 
-STATE_SIZE = 13
-"""Planning state: agent x, y, vx, vy; centre of mass x, y, angle; velocity x, y, w; correction velocity x, y, w."""
+STATE_SIZE = 13  # agent x, y, vx, vy; centre of mass x, y, angle; velocity x, y, w; correction velocity x, y, w
 
 
 def planning_state(state: Any, agent_velocity: tuple[float, float], block_velocity: tuple[float, float, float]) -> Any:

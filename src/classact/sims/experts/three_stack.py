@@ -19,18 +19,14 @@ from classact.sims.experts.base import GiveUpError
 HALF = {"cubeA": 0.020, "cubeB": 0.025, "cubeC": 0.020}  # half sides of the cubes, metres
 TRIES = 4  # times that one cube is taken before giving up
 
-FINGER = (0.048, 0.012, 0.011)
-"""An open finger's centre from the grip site along the opening, and its half sizes along and across it, metres."""
-
+FINGER = (0.048, 0.012, 0.011)  # an open finger: centre along the opening, half sizes along and across it, metres
 PALM = (0.105, 0.033)
 """Half sizes of the hand along and across the opening, metres; it begins PALM_HEIGHT above the grip site."""
 PALM_HEIGHT = 0.04
 
 ROOM = 0.006  # clearance that the hand wants from other cubes, metres
 
-SHOULDER, WRIST, HAND = 1.245, 0.088, 0.21
-"""Height of the arm's shoulder, how far outside its wrist the hand hangs, and wrist to grip site, metres."""
-
+SHOULDER, WRIST, HAND = 1.245, 0.088, 0.21  # height of the shoulder, hand outside the wrist, wrist to grip site, metres
 STRETCH, SHRINK, MAX_TILT = 0.68, 0.33, 0.5
 """Metres from shoulder to wrist at most (at 0.72 the elbow is straight, and then bends the wrong way), and metres from
 the arm's axis to the hand at least. Where a cube is too far, the hand is tilted outwards (radians), which brings the
