@@ -32,13 +32,10 @@ def pretrain(
 
     Args:
         data: a path, an embedded name, or the results of :func:`read` or :func:`configure`.
-        out: folder of the run.
+        out: folder of the run, which is returned: ``run.root``, ``run.policy``, ``run.encoder``.
         preset, settings: see :func:`configure`.
         device: "auto", "cpu" or "cuda".
         quiet: no progress bars.
-
-    Returns:
-        The run's folder: ``run.root``, ``run.policy``, ``run.encoder``.
 
     Raises:
         ConfigError: settings that contradict each other, the data, or those that ``out`` was started with.
@@ -83,11 +80,8 @@ def finetune(
         device: "auto", "cpu" or "cuda".
         quiet: no progress bars.
 
-    Returns:
-        The head's folder, laid out like a run's, for :func:`load_policy`.
-
-    Raises:
-        ConfigError, CheckpointError, DataError: settings or a run that do not match.
+    Returns the head's folder, laid out like a run's, for :func:`load_policy`. Settings or a run that do not match are a
+    ConfigError, CheckpointError or DataError.
     """
     from classact.run.finetune import HeadPipeline
 

@@ -250,21 +250,13 @@ class ActionSpace:
     # Averages
 
     def average(self, actions: NDArray[F], weights: NDArray[Any]) -> NDArray[F]:
-        """Weighted mean of K chunks whose rotations are rotations again (paper section 4.4, and the released code).
+        """Weighted mean of K chunks (..., K, T, D) whose rotations are rotations again (paper section 4.4, and the
+        released code).
 
-        Where a mean of rotations is not determined (opposite ones of equal weight), the one with the largest weight is
-        taken: a demonstrated rotation rather than rounding noise.
-
-        Args:
-            actions: (..., K, T, D).
-            weights: (..., K) non-negative, not all zero; divided by their sum.
-
-        Returns:
-            (..., T, D). Everything but rotations and angles, grippers too, is the plain weighted mean; angles come back
-                within half a turn of the one with the largest weight.
-
-        Raises:
-            DataError: shapes that do not match, bad weights, degenerate rotations among the actions.
+        ``weights`` (..., K) are non-negative, not all zero. Everything but rotations and angles, grippers too, is the
+        plain weighted mean; angles come back within half a turn of the one with the largest weight. Where a mean of
+        rotations is not determined (opposite ones of equal weight), the one with the largest weight is taken: a
+        demonstrated rotation rather than rounding noise. Bad shapes, weights or rotations are DataErrors.
         """
         self.check(actions)
         if actions.ndim < 3 or getattr(weights, "shape", None) != actions.shape[:-2]:

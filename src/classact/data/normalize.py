@@ -34,11 +34,7 @@ def constant_dimensions(values: NDArray[Any], magnitude: NDArray[Any] | float = 
 
 @dataclass(frozen=True)
 class MinMax:
-    """Affine map of each dimension's data range [low, high] to [-1, 1].
-
-    Attributes:
-        low, high: (D,) float32, low < high after widening of constant dimensions.
-    """
+    """Affine map of each dimension's data range [low, high], (D,) float32, low < high, to [-1, 1]."""
 
     low: NDArray[np.float32]
     high: NDArray[np.float32]

@@ -65,12 +65,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class IntermediateRow(EvaluationRow):
-    """The result of an evaluation during training.
-
-    Attributes:
-        stage: "pretrain" or "heads/NAME".
-        step, steps: updates done, and in all.
-    """
+    """The result of an evaluation after ``step`` of ``steps`` updates of ``stage``, "pretrain" or "heads/NAME"."""
 
     stage: str = field(kw_only=True)
     step: int = field(kw_only=True)
@@ -81,10 +76,7 @@ class IntermediateRow(EvaluationRow):
 class VideoRow:
     """A rollout shown in a run's analysis/videos: the "best", "median" or "worst" of an evaluation.
 
-    Attributes:
-        file: .mp4, beside the table.
-        coverage: the largest, of simulators that measure it.
-        success: by the first criterion.
+    ``coverage`` is the largest, of simulators that measure it; ``success`` is by the first criterion.
     """
 
     file: str

@@ -36,10 +36,8 @@ from classact.objectives.config import DynaMoConfig
 def dynamics_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """1 - cos(predicted, target), the mean over valid transitions; zero (with zero gradient) where there are none.
 
-    Args:
-        predicted: (B, T - 1, F) predictions of the next frame's features.
-        target: (B, T - 1, F) without gradient.
-        valid: (B, T - 1) bool, transitions that exist.
+    ``predicted`` and ``target`` (B, T - 1, F), the latter without gradient, are the next frame's features; ``valid``
+    (B, T - 1) says which transitions exist.
     """
     if target.shape != predicted.shape or valid.shape != predicted.shape[:-1]:
         raise ConfigError(

@@ -166,14 +166,8 @@ def curves_figure(evaluation: Evaluation, colour: str = BLUE) -> go.Figure:
 def novelty_figure(novelty: EpisodeNovelty, success: bool, colour: str, alarm: float | None, longest: int) -> go.Figure:
     """Novelty of every decision: one thin line per episode, first alarms as dots, the alarm level dashed.
 
-    After success lines are lighter and have no dots.
-
-    Args:
-        novelty: of one evaluation.
-        success: draw the successful episodes, else the failed ones.
-        colour: of the lines.
-        alarm: level above which a score is an alarm; None draws no level and no dots.
-        longest: last step of the axis.
+    After success lines are lighter and have no dots. ``success`` selects the successful or the failed episodes;
+    ``longest`` is the last step of the axis; without an ``alarm`` level there are no dots.
     """
     figure = figure_base(
         height=260,

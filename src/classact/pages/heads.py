@@ -16,16 +16,7 @@ PRETRAIN = "pretrain"
 
 @dataclass(frozen=True)
 class Head:
-    """One folder under ``heads/``.
-
-    Attributes:
-        name: of the folder.
-        title: for people.
-        notes: training and augmentation, unless the title says them.
-        settings: all of its settings.
-        timings: stage -> seconds.
-        training: logged steps.
-    """
+    """One folder under ``heads/``; ``notes`` are training and augmentation, unless the title says them."""
 
     name: str
     title: str

@@ -184,13 +184,9 @@ def _steps(
 def latent_figure(xy: NDArray[np.float32], episode: NDArray[Any], progress: NDArray[Any]) -> go.Figure:
     """t-SNE of latents: one spline per episode (paper, appendix J.1), or every step coloured by progress.
 
-    At most 40 episodes are drawn, evenly spaced over the episode numbers. Splines pass through positions averaged by a
-    Gaussian of 1.5 steps; points in the progress view are unchanged.
-
-    Args:
-        xy: (n, 2) positions.
-        episode: (n,) episode of each point.
-        progress: (n,) in 0..1, position within the episode.
+    Positions are (n, 2), with episode and progress in 0..1 of each. At most 40 episodes are drawn, evenly spaced over
+    the episode numbers. Splines pass through positions averaged by a Gaussian of 1.5 steps; points in the progress view
+    are unchanged.
     """
     from scipy.ndimage import gaussian_filter1d
 

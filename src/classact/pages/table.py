@@ -112,12 +112,7 @@ def row_label(row: EvaluationRow, rows: Sequence[EvaluationRow]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the success table.
-
-    Attributes:
-        last: the row of the last checkpoint, None where only the maximum is known.
-        maximum: the row of the largest success over the evaluations during training.
-    """
+    """One line of the success table: the last checkpoint's row, None if unknown, and the maximum over training."""
 
     last: EvaluationRow | None
     maximum: EvaluationRow | None = None

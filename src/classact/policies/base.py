@@ -90,12 +90,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class FunctionPolicy:
-    """A function as a policy, without preparation or novelty score.
-
-    Args:
-        spec: of the policy.
-        act: (B timesteps) -> (B, T_a, D) unnormalised actions.
-    """
+    """A function ``act``, (B timesteps) -> (B, T_a, D) unnormalised actions, as a policy without novelty score."""
 
     spec: PolicySpec
     act: Callable[[Sequence[Timestep]], FloatArray]

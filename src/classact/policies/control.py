@@ -60,14 +60,13 @@ class Controller:
         """What to execute now: the policy's decision with, as its chunk, the (B, n, D) actions until the next call.
 
         Args:
-            observations: per environment the observations since the last call, oldest first. At the first call of an
-                episode that is one, which also stands for those before it; later those after each of the n last
-                actions, of which all but the last T_o may be left out.
+            observations: per environment those since the last call, oldest first. At the first call of an episode that
+                is one, which also stands for those before it; later those after each of the n last actions, of which
+                all but the last T_o may be left out.
 
         Raises:
             DataError: another number of environments or steps, or observations that the policy refuses.
-            ConfigError: the policy gave unusable actions. After any error, the call may be repeated with other
-                observations.
+            ConfigError: unusable actions. After any error, the call may be repeated with other observations.
         """
         now = self._with(observations)
         timesteps: list[Timestep] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
@@ -146,10 +145,8 @@ def aligned(chunks: FloatArray, execute: int, m: float) -> tuple[FloatArray, NDA
 class Runner:
     """One robot, one action at a time: calls the policy only when its actions are used up.
 
-    The policy is prepared when the runner is made, which on a GPU may take a minute.
-
-    Attributes:
-        decision: the latest, with the (1, n, D) actions that were to be executed; None before the first.
+    The policy is prepared when the runner is made, which on a GPU may take a minute. ``decision`` is the latest, with
+    the (1, n, D) actions that were to be executed; None before the first.
     """
 
     def __init__(

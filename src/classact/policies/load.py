@@ -21,9 +21,7 @@ KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
 def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> RetrievalPolicy | ParametricPolicy:
     """The policy in a folder that a policy's ``save`` wrote.
 
-    Args:
-        device: where to compute.
-        overrides: settings to change, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
+    ``overrides`` change settings, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
 
     Raises:
         CheckpointError: no policy's folder, a damaged one, or one of another version.

@@ -168,17 +168,10 @@ def left_out_distances(
     m: int,
     progress: Progress | None = None,
 ) -> StateArray:
-    """Distance of every step to the m nearest timesteps of all other episodes, from N x N cosines of which few are held
-    at a time.
+    """Distance of every step to the m nearest timesteps of all other episodes, from N x N cosines in blocks.
 
-    Args:
-        search: over ``latents[rows]``.
-        rows: (R,) steps that may be retrieved, ascending.
-        latents: (N, d) of all steps.
-        progress: called with (steps done, N).
-
-    Raises:
-        ConfigError: an episode without which fewer than m timesteps are left.
+    ``search`` is over ``latents[rows]``: (N, d) of all steps, (R,) that may be retrieved, ascending. An episode without
+    which fewer than m are left is a ConfigError; ``progress`` is called with (steps done, N).
     """
     starts = np.concatenate([[0], episode_ends[:-1]])
     bounds = np.searchsorted(rows, np.stack([starts, episode_ends], axis=1))

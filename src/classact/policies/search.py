@@ -215,10 +215,9 @@ for k < 1 or k > N."""
 def make_search(
     bank: FloatArray, backend: str = "auto", *, device: str | torch.device = "cpu", ties: Ties = "row"
 ) -> Search:
-    """A search over a bank.
+    """A search over a bank (N, d) of float32 unit rows.
 
     Args:
-        bank: (N, d) float32 unit rows.
         backend: "torch", exact; "faiss", its exact index; "faiss:FACTORY", another one, such as "faiss:IVF1024,Flat",
             or with :data:`~classact.policies.config.NPROBE` "faiss:IVF1024,Flat@64"; "auto": torch on a GPU and up to
             ``AUTO_ROWS`` rows, beyond that the exact index of faiss if installed.

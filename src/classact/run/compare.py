@@ -123,12 +123,10 @@ def _states(episodes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
 
 
 def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outcomes:
-    """What a run reached: with retrieval in its own simulator, or in an evaluation that is named.
+    """What a run reached with retrieval in its own simulator, or in a given evaluation.
 
-    Args:
-        path: folder of a run, or of one of its evaluations (RUN/evaluations/NAME).
-        name: of what is compared; empty: the run's title, with the evaluation's name if given.
-        rollouts: whether a missing evaluation is a DataError.
+    ``path`` is the folder of a run, or of one of its evaluations (RUN/evaluations/NAME); the name is by default the
+    run's title, with the evaluation's if given. With ``rollouts`` a missing evaluation is a DataError.
     """
     named = path.parent.name == "evaluations"
     run = Run(path.parent.parent if named else path)

@@ -41,13 +41,7 @@ def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
 
 
 class RunData:
-    """The demonstrations of a run and the images that its encoder sees, read once.
-
-    Args:
-        settings: of the run.
-        encoder: whose cameras and image size are prepared; None: the run's.
-        quiet: no progress bars.
-    """
+    """The demonstrations of a run and the images that its encoder sees (or those of ``encoder``), read once."""
 
     def __init__(self, settings: RunConfig, encoder: EncoderConfig | None = None, *, quiet: bool = False) -> None:
         self.settings, self.quiet = settings, quiet

@@ -82,7 +82,7 @@ def probe_run(
 
     Returns:
         What :func:`probe_latents` returns, with "views" (:func:`probe_views`, or why it was skipped), "run", "encoder",
-            "notes", "hardware", "versions", "created".
+        "notes", "hardware", "versions", "created".
 
     Raises:
         DataError: not a run's folder, or unreadable data.

@@ -56,16 +56,8 @@ def roll_out(
 ) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
 
-    Args:
-        run: the folder.
-        name: of the evaluation.
-        policy: what acts.
-        encoder: label for tables, as ``labels`` are.
-        evaluation: simulator and settings.
-        labels: further ones.
-        stage: of intermediate.jsonl, whose maximum is added to the table as well; None: none.
-        title: of the progress bar.
-        quiet: no progress bar.
+    ``labels`` and ``encoder`` are those of the rows, ``name`` the evaluation's. The maximum of ``stage`` in
+    intermediate.jsonl is added to the table as well.
     """
     simulator, config = evaluation
     run.check_writable()

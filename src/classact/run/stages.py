@@ -71,9 +71,7 @@ class Work(ABC):
         run: the run's folder, whose tables evaluations join.
         folder: for settings, checkpoints and policy: the run's, or that of a head.
         ranks: this process among those that share the training; all but the first only train.
-        quiet: no progress bars.
         device: "cpu", "cuda" or "auto": a GPU if there is one.
-        engine: how training is computed.
     """
 
     stages: tuple[Stage, ...]
@@ -175,13 +173,10 @@ class Work(ABC):
         fit: Callable[[Callback, Callable[[Any], None] | None], Any],
         policy: Callable[[Any], Policy] | None,
     ) -> Any:
-        """Train, with evaluations on the way; notes how long both took.
+        """Train, with evaluations on the way; notes under ``name`` how long both took.
 
-        Args:
-            name: of the time.
-            title: of the progress bar.
-            fit: the training; takes a progress callback and what to call with itself at its intermediate evaluations.
-            policy: makes a policy from a point of the training; None: no evaluations.
+        ``fit`` trains, given a progress callback and what to call with itself at its intermediate evaluations, of which
+        ``policy`` makes a policy (None: no evaluations).
         """
         evaluating: list[float] = []
 

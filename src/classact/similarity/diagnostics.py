@@ -71,12 +71,8 @@ def positives_per_anchor(positives: Positives, bins: int = HISTOGRAM_BINS) -> Po
 
 @dataclass(frozen=True)
 class BatchPositives:
-    """What a batch of distinct steps, drawn uniformly, holds of an anchor's positives.
-
-    Attributes:
-        batch_size: B; at most N.
-        positives: expected positives of an anchor in its batch, mean over anchors.
-        none: expected share of a batch's anchors without a positive in the batch: they add nothing to the loss.
+    """Positives of an anchor in a batch of ``batch_size`` distinct steps, drawn uniformly: their expected number, mean
+    over anchors, and the expected share of anchors without any, which add nothing to the loss.
     """
 
     batch_size: int
@@ -88,12 +84,8 @@ def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = No
     """Expected positives per anchor in a batch, exactly: the other B - 1 are drawn from N - 1 without replacement.
 
     An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability C(N - 1
-    - d, B - 1) / C(N - 1, B - 1).
-
-    Args:
-        positives: (M,) of each anchor in the whole data set.
-        batch_size: B, at most N.
-        n: N, number of windows; None where ``positives`` is of all of them.
+    - d, B - 1) / C(N - 1, B - 1). ``positives`` (M,) are those in the whole data set, of all N anchors if ``n`` is
+    None.
     """
     from scipy.special import gammaln
 
@@ -136,13 +128,8 @@ def jaccard(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 @dataclass(frozen=True)
 class QuantileRow:
-    """The positives that one K gives.
-
-    Attributes:
-        quantile, threshold: K, and its threshold over the sampled pairs.
-        least, median: positives per sampled anchor, among all windows.
-        none: share of sampled anchors without any.
-        same_episode: share of their positives in the anchor's own episode.
+    """The positives that one K gives: threshold over the sampled pairs, positives per sampled anchor among all windows,
+    share of anchors without any, share of positives in the anchor's own episode.
     """
 
     quantile: float
@@ -158,11 +145,9 @@ class AgreementRow:
     """The positives of one setting compared with the current ones, both at their own K-quantile.
 
     Attributes:
-        name: of the setting, for tables.
         threshold: its K-quantile of the sampled pairs; comparable only for equal horizon and metric.
         jaccard: intersection over union of both settings' positives.
         same_episode: share of its positives within one episode.
-        current: whether this is the current setting.
     """
 
     name: str
@@ -254,11 +239,7 @@ def agreement(
 ) -> list[AgreementRow]:
     """How far the positives under each setting agree with those under the current one.
 
-    Args:
-        settings, current: those to compare, and the one in use.
-        distances: (P,) of one and the same sample of pairs, under a setting.
-        quantile: K; each setting's threshold is at this quantile of the sample.
-        same_episode: (P,) whether a pair lies within one episode.
+    ``distances`` (P,) and ``same_episode`` (P,) are of one sample of pairs, in which each setting's threshold is at K.
     """
 
     def positives(setting: Setting) -> tuple[float, NDArray[np.bool_]]:

@@ -22,13 +22,7 @@ _CELLS = 1 << 22  # distances that are computed at once
 
 @dataclass(frozen=True)
 class ExamplePair:
-    """A timestep paired with the anchor.
-
-    Attributes:
-        row: window number of the other timestep.
-        distance: from the anchor.
-        path: aligned steps (p of the anchor, q of the other).
-    """
+    """A timestep paired with the anchor: window number, distance, and aligned steps (p of the anchor, q of it)."""
 
     kind: str
     row: int
@@ -65,8 +59,6 @@ def choose_examples(
         episode: (N,) episode of each window, ascending.
         threshold: largest distance of a positive pair.
         count: anchors wanted, at most one per window.
-        cost, band: as for :func:`classact.similarity.dtw`.
-        seed: of the candidates.
     """
     n = len(stream)
     if n < 2:

@@ -165,7 +165,6 @@ class GpuSweep(Sweep):
 
     Args:
         stream, cost, band: as for :func:`classact.similarity.make_sweep`.
-        device: a CUDA device.
         memory: bytes of device memory beside the stream; None for :data:`MEMORY`, or half of the free memory.
 
     Raises:

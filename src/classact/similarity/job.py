@@ -105,13 +105,13 @@ def tally_pairs(
     Args:
         new: makes an empty tally.
         n: number of windows.
-        metadata: JSON of the data and settings; parts of other ones are refused.
-        folder: for the parts, on a disk that all ranks share, for the caller to delete; None keeps nothing.
+        metadata: JSON of the data and settings; parts of other ones are a ConfigError.
+        folder: for the parts, on a disk that all ranks share, for the caller to delete; None, for one rank, keeps
+            nothing.
         ranks: the processes that share the work; None is this one alone.
         progress: called with (pairs done, pairs to do, status) of this rank's share.
 
     Raises:
-        ConfigError: ``folder`` holds parts of other data or settings, or several ranks without a folder.
         StorageError: disk full, or a part vanished.
         TrainingInterrupted: Ctrl-C or SIGTERM; what was counted is saved.
     """

@@ -191,12 +191,8 @@ def step_distances(
 ) -> Any:
     """Distances of one point to neighbouring points, dimensions added in order.
 
-    Args:
-        x: (D,) float32, contiguous.
-        values: (D, P) float32, contiguous.
-        start, count: the points [start, start + count); ``count`` is a multiple of :data:`LANES`.
-        squared: squared Euclidean distances, else plain ones.
-        out: (R, S) float32, contiguous: receives them in ``out[row, at : at + count]``.
+    ``x`` (D,) and ``values`` (D, P) are contiguous float32. The points [start, start + count), ``count`` a multiple of
+    :data:`LANES`, have their (squared) Euclidean distances written to ``out[row, at : at + count]``, (R, S) float32.
     """
     position = types.intp
     signature = types.void(x, values, position, position, types.boolean, out, position, position)

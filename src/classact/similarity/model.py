@@ -111,12 +111,8 @@ def _compared(windows: Windows, anchors: int | None) -> tuple[Windows, Windows |
 class ActionSimilarity:
     """Similarity of the future action windows of one data set.
 
-    Args:
-        demonstrations: the data.
-        config: settings.
-        device: "cpu" or "cuda".
-        distribution: threshold and CDF where already known.
-        progress: called with (pairs done, pairs in all, status) while all pairs are measured.
+    ``distribution`` is threshold and CDF where already known; otherwise all pairs are measured, on "cpu" or "cuda", and
+    ``progress`` is called with (pairs done, pairs in all, status).
     """
 
     def __init__(

@@ -216,15 +216,8 @@ def dtw_pairs(
 ) -> FloatArray:
     """(P,) float32 DTW distances of pairs of windows of one data set; pair k is (left[k], right[k]).
 
-    Args:
-        actions: (N, D) float32, normalised.
-        windows: (N, T) step indices, from :func:`classact.data.windows.window_indices`.
-        left, right: (P,) window numbers.
-        cost, band: as for :func:`dtw_pairwise`.
-
-    Raises:
-        ConfigError: unknown cost, a negative band, or indices out of range.
-        DataError: NaN or infinite values.
+    ``actions`` (N, D) are normalised float32, ``windows`` (N, T) from :func:`classact.data.windows.window_indices`;
+    errors are those of :func:`dtw_pairwise`.
     """
     actions = np.ascontiguousarray(actions, np.float32)
     check_finite("actions", actions)

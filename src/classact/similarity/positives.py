@@ -30,11 +30,8 @@ def _count(left: Any, right: Any, episode: Any, total: Any, same_episode: Any) -
 
 @dataclass(frozen=True)
 class Positives:
-    """How many positives anchors have in the whole data set.
-
-    Attributes:
-        total: (N,) int64; each pair below the threshold counts for both of its ends.
-        same_episode: (N,) int64, those in the anchor's own episode.
+    """Positives per anchor in the whole data set: (N,) int64 in total, where each pair counts for both of its ends, and
+    of these in the anchor's own episode.
     """
 
     total: IntArray
@@ -76,14 +73,10 @@ def count_positives(
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Positives:
-    """Positives of every anchor, by one sweep over the pairs i < j of N windows.
+    """Positives of every anchor, pairs of at most ``threshold``, by one sweep over the pairs i < j of N windows.
 
-    Args:
-        sweep: over the windows.
-        threshold: largest distance of a positive pair.
-        episode: (N,) int64, episode of each window.
-        identity: JSON of the data and settings.
-        folder, ranks, progress: see :func:`classact.similarity.job.tally_pairs`, also for errors.
+    ``episode`` (N,) int64 is each window's episode, ``identity`` JSON of the data and settings; for the rest and errors
+    see :func:`classact.similarity.job.tally_pairs`.
     """
     n = len(episode)
     metadata = {"identity": identity or {}, "n": n, "threshold": float(threshold)}

@@ -117,8 +117,8 @@ def make_simulator(
 
     Args:
         image_size: side of the square images in pixels; None: the simulator's own.
-        shift: the visual shift that appearances are drawn from, see :func:`classact.sims.shifts.parse_shift`; None:
-            none. One that changes the finished image works with every simulator.
+        shift: of the appearances, see :func:`classact.sims.shifts.parse_shift`; one that changes the finished image
+            works with every simulator.
         cameras: which views observations hold (``SimulatorSpec.cameras``); None: the first.
 
     Raises:

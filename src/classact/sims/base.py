@@ -37,16 +37,10 @@ def install_advice(extra: str) -> str:
 def check_installed(
     task: str, extra: str, ranges: Mapping[str, tuple[str, str]], installed: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse versions that a task does not run on.
+    """Refuse versions that a task does not run on; the ConfigError names all versions, and ``extra`` to install.
 
-    Args:
-        task, extra: for the message; the extra installs versions that work.
-        ranges: package -> (first version, first later one that does not work), as "3.1".
-        installed: package -> version; None: what is installed.
-
-    Raises:
-        ConfigError: names all versions and what to install.
-        ModuleNotFoundError: a package is not installed.
+    ``ranges`` are package -> (first version, first later one that does not work), as "3.1"; ``installed`` are versions
+    by package, by default those here. A missing package is a ModuleNotFoundError.
     """
     found = {package: importlib.metadata.version(package) for package in ranges} if installed is None else installed
     for package, (low, high) in ranges.items():

@@ -59,14 +59,8 @@ def run_chunk(
 ) -> tuple[list[Observation], list[Mapping[str, float]], list[StateArray]]:
     """Execute (T, D_a) actions open-loop.
 
-    Args:
-        sim: at the state where the chunk starts.
-        chunk: the actions.
-        render: whether observations hold images.
-        history: number of observations returned, at most T; only these are made and rendered.
-
-    Returns:
-        The observations after the last ``min(history, T)`` actions, oldest first, and metrics and state after each.
+    Returns the observations after the last ``min(history, T)`` actions, oldest first (only these are made, and rendered
+    if ``render``), and metrics and state after each action.
     """
     observations, metrics, states = [], [], []
     for left, action in zip(range(len(chunk) - 1, -1, -1), chunk, strict=True):
@@ -78,12 +72,7 @@ def run_chunk(
 
 
 class Worker:
-    """A simulator process and what is needed to replace it.
-
-    Args:
-        arguments: of :class:`Simulators`.
-        faults: gets a message for each fault that was repaired.
-    """
+    """A simulator process and what is needed to replace it; ``faults`` gets a message for each repaired fault."""
 
     def __init__(self, arguments: tuple[Any, ...], faults: list[str]) -> None:
         self._job, self._faults = Simulators(*arguments), faults

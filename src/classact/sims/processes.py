@@ -143,12 +143,10 @@ def run_tasks(
         job: see :class:`Process`.
         next_task: called with the running tasks; None where there is no other. A task that was lost with its process is
             done again if it is given again.
-        workers: processes.
         timeout: seconds that a task may take.
         request: what the job is called with.
 
-    Yields:
-        (task, its answer or :class:`FaultError`), in the order in which they end.
+    Yields (task, its answer or :class:`FaultError`), in the order in which they end.
     """
     idle: list[Process] = []
     busy: dict[Connection, tuple[Process, Task]] = {}

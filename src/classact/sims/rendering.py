@@ -49,12 +49,10 @@ def render_states(
     """Render one camera's view of every step of a set of demonstrations into ``out``.
 
     Args:
-        simulator_name: a name of :data:`classact.sims.SIMULATORS`.
         states: (N, D_s) float64 simulator states.
         episode_ends: (E,) cumulative steps.
         image_size: side of the images in pixels.
         shift: the visual shift; episode e is drawn with :func:`appearance_seed` (seed, e).
-        seed: seed of the appearances.
         out: (N, S, S, 3) uint8; where S differs from ``image_size`` frames are resized as observations are
             (:func:`classact.data.images.resize_images`). Several workers write to the file of a ``numpy.memmap``
             themselves; other arrays are filled from what they send back.

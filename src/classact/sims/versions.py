@@ -30,16 +30,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 def check_versions(data: Demonstrations, spec: SimulatorSpec, *, rendered: bool) -> str:
     """Compare the versions that recorded the states with the installed ones, of ``spec.packages``.
 
-    Args:
-        data: undeclared versions are not compared; an unknown one is a warning.
-        spec: of the simulator.
-        rendered: whether images are to be drawn from the states; otherwise any difference is a warning.
-
-    Returns:
-        A warning that names the packages that differ; empty where none does.
-
-    Raises:
-        ConfigError: states are to be rendered, and a package of :data:`STRICT` differs in its major or minor version.
+    Returns a warning that names the packages that differ, or are unknown; empty where none is. A ConfigError if states
+    are to be ``rendered``, and a package of :data:`STRICT` differs in its major or minor version.
     """
     installed = installed_versions(spec.packages)
     different = []

@@ -180,11 +180,9 @@ class Training(ABC):
             networks, averages: see :class:`Training`.
             optimizer: its groups may hold their "peak" rate, else that of ``schedule``.
             schedule: warm-up, peak rate, clipping, averaging.
-            images: camera -> (N, S, S, 3) uint8 that batches are taken from.
+            images: camera -> (N, S, S, 3) uint8 that batches are taken from; a ConfigError where they exceed the
+                memory.
             loads: whether steps need them.
-
-        Raises:
-            ConfigError: images that do not fit in memory.
         """
         self.networks, self.averages = dict(networks), dict(averages)
         self.optimizer, self.schedule, self.images = optimizer, schedule, dict(images)
@@ -215,8 +213,7 @@ class Training(ABC):
             images: of :meth:`timesteps` of ``rows[part]``; empty where the loader is not used.
             generator: seeded by (seed, step); draw for the whole batch, in the same order on every rank.
 
-        Returns:
-            Scalars to log, "loss" among them: the same on every rank.
+        Returns scalars to log, "loss" among them: the same on every rank.
         """
 
     def identity(self) -> dict[str, Any]:
@@ -553,8 +550,7 @@ class Training(ABC):
     def resume(self) -> bool:
         """Load the newest intact checkpoint of ``folder``; False where there is none.
 
-        Raises:
-            CheckpointError: it belongs to another training, or the ranks do not see the same one.
+        A checkpoint of another training, or not the same one on all ranks, is a CheckpointError.
         """
         state = load_latest(self.folder / "checkpoints") if self.folder else None
         found = 0 if state is None else state.step

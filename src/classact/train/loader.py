@@ -238,11 +238,9 @@ def make_loader(
     mode: Loader = "auto",
     say: Callable[[str], None] | None = None,
 ) -> ImageLoader:
-    """Choose how images get to the device, and say so before anything is copied.
+    """Choose how images, camera -> (N, S, S, 3) uint8, get to the device, and say so before anything is copied.
 
     Args:
-        images: camera -> (N, S, S, 3) uint8.
-        device: where the batches go.
         mode: "resident": all in the device's memory (a CPU reads memory maps through the operating system's cache);
             "prefetch": read by threads as needed; "auto": resident where they fit into :data:`IMAGE_SHARE` of the free
             memory, else prefetch.

@@ -59,12 +59,9 @@ def from_json(
         cls: a dataclass.
         value: JSON that was read.
         where: names it in messages: a file, and the path within it.
-        error: class of the errors.
+        error: raised for an unknown, missing or mistyped field, with its path, or a value that the class itself
+            refuses.
         partial: whether missing fields take their defaults rather than being errors.
-
-    Raises:
-        ClassactError: of class ``error``: an unknown, missing or mistyped field, by its path, or a value that the class
-            itself refuses.
     """
     return _Reader(error, partial).read(cls, value, where)
 

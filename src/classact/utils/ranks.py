@@ -32,12 +32,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that do the same job.
-
-    Attributes:
-        rank: number of this process, 0 <= rank < world.
-        world: number of processes.
-        local_rank: number of this process on its machine, and of its GPU.
+    """This process, 0 <= ``rank`` < ``world``, among those that do the same job; ``local_rank`` is its number on its
+    machine, and that of its GPU.
     """
 
     rank: int = 0
@@ -141,16 +137,10 @@ class Ranks:
         return bool(box.item())
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all ranks, rank by rank; the same on every rank, without gradient.
+        """The rows (sum of the ranks' n, ...) of all ranks, rank by rank; the same on every rank, without gradient.
 
-        Args:
-            tensor: (n, ...) of any dtype; n may differ between ranks and may be 0, the rest of the shape may not.
-
-        Returns:
-            (sum of the ranks' n, ...) on the device of ``tensor``. In one process ``tensor`` itself, detached.
-
-        Raises:
-            ConfigError: a tensor without rows, or, on every rank, rows of different size.
+        ``tensor`` (n, ...) may be of any dtype; n may differ between ranks and may be 0. In one process it is returned
+        itself, detached. A tensor without rows, or, on every rank, rows of different size, are ConfigErrors.
         """
         import torch
 

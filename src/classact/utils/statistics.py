@@ -58,12 +58,8 @@ def permutation_p(first: NDArray[Any], second: NDArray[Any]) -> float:
     of a state's successes that are the first method's is hypergeometric; convolving the states gives the exact chance
     of any difference of the means. With one training each this is McNemar's exact test.
 
-    Args:
-        first: (S, N) 0 or 1, of S trainings from N initial states.
-        second: (S', N) 0 or 1, from the same initial states.
-
-    Raises:
-        ConfigError: shapes that do not match, or other values.
+    ``first`` (S, N) and ``second`` (S', N) are 0 or 1, of S and S' trainings from the same N initial states; anything
+    else is a ConfigError.
     """
     from scipy.stats import hypergeom
 
@@ -85,12 +81,8 @@ def paired_difference(won: int, lost: int, states: int) -> Estimate:
     """Difference of two success rates from the same initial states, with Tango's 95 % score interval.
 
     The interval holds the differences that a score test does not reject (Tango 1998, Statistics in Medicine 17,
-    891-908); unlike Wald's it stays within [-1, 1] and has a width where no state tells the policies apart.
-
-    Args:
-        won: initial states from which only the first policy succeeds.
-        lost: those from which only the second one does.
-        states: their total number.
+    891-908); unlike Wald's it stays within [-1, 1] and has a width where no state tells the policies apart. Of
+    ``states`` initial states only the first policy succeeds from ``won``, only the second from ``lost``.
     """
     low, high = -_tango_upper(lost, won, states), _tango_upper(won, lost, states)
     value = (won - lost) / states

@@ -88,8 +88,7 @@ def read_demonstrations(
 
     Raises:
         DataError: no such path, unknown format, or unusable data; names the file and field.
-        ConfigError: ``episodes`` below one or more than there are; a layout that is invalid, or that the format does
-            not take.
+        ConfigError: invalid ``episodes`` or ``layout``, or a format without layouts.
     """
     if isinstance(source, str) and source in EMBEDDED:
         from classact.data.readers.generated import load_embedded

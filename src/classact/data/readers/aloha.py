@@ -64,7 +64,7 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
 
     Returns:
         Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",
-            no states, images at native resolution.
+        no states, images at native resolution.
 
     Raises:
         DataError: damage, missing groups, arrays that do not match, NaN, images that cannot be decoded; names the file.

@@ -96,12 +96,9 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
-    """Read a store; images are decoded on demand.
+    """Read a store (a folder or ``.zarr.zip``); images are decoded on demand.
 
-    Args:
-        path: folder, or ``.zarr.zip`` file.
-        episodes: only the first so many demonstrations.
-        layout: which array is what, or a JSON file of it; by default ``classact.json`` in the store, else Push-T's.
+    The layout is by default ``classact.json`` in the store, else Push-T's.
 
     Raises:
         DataError: missing or damaged files, arrays that match neither each other nor the layout, unusable values.
@@ -270,10 +267,8 @@ def _columns(array: Zarr2Array, key: str, columns: tuple[int, ...] | None) -> ND
 
 
 class ZarrImages(ImageSource):
-    """A camera's images in the first ``steps`` rows of an array.
-
-    Raises:
-        DataError: missing or truncated chunk files, or numbers other than 0..255.
+    """A camera's images in the first ``steps`` rows of an array; missing or truncated chunks, and numbers other than
+    0..255, are DataErrors.
     """
 
     def __init__(self, array: Zarr2Array, steps: int) -> None:

@@ -61,7 +61,6 @@ class Images:
         shift: the visual shift that they show.
         size: side in pixels.
         seed: of the appearances (:func:`classact.sims.rendering.appearance_seed`).
-        cameras: views.
         draw: fills a camera's (N, size, size, 3) uint8 memory map, given its name and the map.
     """
 
@@ -88,9 +87,7 @@ def write(
         data: with states; only the images of ``images`` are stored.
         seeds: (E,) of the episodes' initial states.
         instructions: (E,) in words; empty where the task has none.
-        facts: further entries of the header, beside simulator, versions, schema, instructions and a description of
-            ``images``.
-        images: to store beside the states.
+        facts: further entries of the header.
     """
     assert data.states is not None
     header: dict[str, Any] = {

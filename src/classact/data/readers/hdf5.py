@@ -227,14 +227,7 @@ def json_attribute(node: Any, name: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Recording:
-    """One demonstration as read: L steps.
-
-    Attributes:
-        where: file and demonstration, for messages.
-        actions: (L, D_a).
-        proprioception: (L, D_p).
-        states: (L, D_s), None where none were recorded.
-    """
+    """One demonstration of L steps: arrays (L, D), and in ``where`` file and demonstration, for messages."""
 
     where: str
     actions: StateArray

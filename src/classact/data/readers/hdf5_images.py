@@ -22,13 +22,10 @@ class Frames:
     """The images of one demonstration and camera, in the file.
 
     Attributes:
-        path, dataset: the file, and the dataset's path in it.
         rows: how many of its images count, from the first.
         shape: (H, W, 3).
         chunk: how many are compressed together.
-        jpeg: whether rows are JPEG files.
-        flip: whether they are stored upside down.
-        bgr: whether red and blue are swapped.
+        jpeg, flip, bgr: whether they are JPEG files, upside down, with red and blue swapped.
     """
 
     path: Path
@@ -77,8 +74,7 @@ def frames(
 ) -> Frames:
     """The (L, H, W, 3) images ``key`` of a group, for L = ``rows`` actions, of which ``used`` count.
 
-    Raises:
-        DataError: missing, no images, or not one per action.
+    Missing images, another type, or not one per action are DataErrors.
     """
     import h5py
 

@@ -40,15 +40,12 @@ class ArmModel:
     """The first arm of a robosuite model: joints, fingers, grip site.
 
     Args:
-        xml: MJCF, as MuJoCo saves it.
+        xml: MJCF, as MuJoCo saves it; a DataError without a grip site, or with orientations in another form.
         where: file and demonstration, for messages.
 
     Attributes:
         nq, nv: sizes of qpos and qvel; a recorded state [time, qpos, qvel] has 1 + nq + nv numbers.
         arm, fingers: qpos addresses of the arm's and of the gripper's joints.
-
-    Raises:
-        DataError: no MJCF, no grip site, or orientations in a form that MuJoCo does not save.
     """
 
     def __init__(self, xml: str, where: str) -> None:

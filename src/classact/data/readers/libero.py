@@ -113,9 +113,9 @@ def read(
 
     Returns:
         Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, language, upright images
-            of cameras "agentview" and "wrist". Where all tasks are of LIBERO-Object, ``simulator`` is "libero-object",
-            with (N, D_s) states [task, time, qpos, qvel]; else empty, with states [time, qpos, qvel], None where tasks
-            differ in their size.
+        of cameras "agentview" and "wrist". Where all tasks are of LIBERO-Object, ``simulator`` is "libero-object",
+        with (N, D_s) states [task, time, qpos, qvel]; else empty, with states [time, qpos, qvel], None where tasks
+        differ in their size.
 
     Raises:
         DataError: damage, missing groups or keys, arrays that do not match, NaN, controllers other than OSC_POSE; names

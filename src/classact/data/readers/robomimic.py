@@ -50,14 +50,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a file's demonstrations were recorded.
-
-    Attributes:
-        name: of the environment; empty where unknown.
-        version: of robosuite, or "unknown".
-        controller: how actions are meant; None where unknown.
-        robots: robosuite's names of them; empty where unknown.
-    """
+    """Where a file's demonstrations were recorded; robosuite's ``version`` may be "unknown", the rest empty or None."""
 
     name: str
     version: str
@@ -97,7 +90,7 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
 
     Returns:
         Demonstrations with (N, 10) actions (:meth:`ActionSpace.pose`), (N, 18) proprioception, (N, D_s) states [time,
-            qpos, qvel], images at native resolution; ``simulator`` as in :data:`SIMULATORS`, else empty.
+        qpos, qvel], images at native resolution; ``simulator`` as in :data:`SIMULATORS`, else empty.
 
     Raises:
         DataError: damage, missing groups or keys, arrays that do not match, NaN, controllers other than OSC_POSE; names

@@ -27,11 +27,7 @@ _BLOSC_HEADER = 16
 
 
 class Zarr2Store:
-    """Read access to a store's folder or zip file, open as long as one of its arrays is in use.
-
-    Raises:
-        DataError: a truncated or damaged zip file; another Zarr version.
-    """
+    """Read access to a store's folder or zip file, open as long as one of its arrays is in use."""
 
     def __init__(self, path: Path) -> None:
         from zarr.storage import LocalStore, ZipStore
@@ -125,13 +121,7 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 class Zarr2Array:
-    """One array: its metadata, and checked reading.
-
-    Attributes:
-        store, key: where it is (``data/action``).
-        where: store and array, for messages.
-        shape, chunks, dtype: as declared in its ``.zarray``.
-    """
+    """One array: its metadata, and checked reading; ``where`` is store and array, for messages."""
 
     def __init__(self, store: Zarr2Store, key: str, array: Any) -> None:
         self.store, self.key, self._array = store, key, array

@@ -176,12 +176,7 @@ def choose_queries(
     Args:
         training_ends: (E,) of the bank's episodes.
         heldout_ends: (H,) of the held-out episodes; None: a sample of the bank's episodes is left out in turn.
-        config: how many, and which seed.
-        groups: (E,) or (H,) number of each of the query episodes, shared by copies, which are adjacent. None: no
-            copies.
-
-    Raises:
-        ConfigError: nothing can be left out, or nothing may be retrieved.
+        groups: (E,) or (H,) number of each of the query episodes, shared by adjacent copies. None: no copies.
     """
     rng = config.rng(_QUERIES)
     left = np.repeat(training_ends, np.diff(training_ends, prepend=0)) - np.arange(int(training_ends[-1]))
@@ -317,14 +312,13 @@ def probe_latents(
         training: steps that may be retrieved, on which action scaling and positives are fitted.
         heldout: query steps of other episodes, with the same representations. None: a sample of the training episodes,
             each left out of the bank for its own queries, though the encoder may have been trained on them.
-        config: None takes the defaults.
         action_space: whose rotations are averaged, and scaled, as rotations; None: there are none.
         device: where cosines are computed.
         progress: called with (done, total, description).
 
     Returns:
         Plain JSON: "settings", "queries" (which), "positives" (threshold at K), "anchors" (errors without any
-            representation) and "representations": name -> metrics, each with value, low and high.
+        representation) and "representations": name -> metrics, each with value, low and high.
 
     Raises:
         ConfigError: settings that the data do not allow: one episode only, or too few steps.

@@ -26,12 +26,7 @@ _PAIRS = 1 << 22  # differences of latents in memory at once, in numbers
 
 @dataclass(frozen=True)
 class Metric:
-    """A number with its interval.
-
-    Attributes:
-        value: NaN where undefined: a correlation with a constant, a mean of nothing.
-        low, high: 95 % interval; None for fewer than 2 episodes.
-    """
+    """A number, NaN where undefined (a mean of nothing), with its 95 % interval, None for fewer than 2 episodes."""
 
     value: float
     low: float | None = None
@@ -115,11 +110,7 @@ def average_chunks(
 ) -> FloatArray:
     """The action that retrieval takes: neighbours' chunks averaged with softmax(cosine / tau_nn) (paper section 4.4).
 
-    Args:
-        chunks: (Q, k, T, D) unnormalised actions.
-        cosine: (Q, k) of the neighbours.
-        temperature: tau_nn.
-        space: whose rotations are averaged as rotations; None: every dimension is averaged by itself.
+    ``chunks`` (Q, k, T, D) are unnormalised, ``cosine`` (Q, k); rotations of ``space`` are averaged as rotations.
     """
     c = cosine.astype(np.float64) / temperature
     weights = np.exp(c - c.max(axis=1, keepdims=True))
@@ -136,7 +127,7 @@ def chunk_errors(
 
     Returns:
         (Q,) DTW distances (:func:`classact.similarity.dtw` by ``cost`` and ``band``, summed along the alignment), and
-            (Q,) L2 distances (Euclidean, mean over the T steps).
+        (Q,) L2 distances (Euclidean, mean over the T steps).
     """
     Q, T, D = true.shape
     steps = np.concatenate([predicted.reshape(-1, D), true.reshape(-1, D)])
@@ -151,11 +142,7 @@ def ndcg(gains: NDArray[Any], ideal: NDArray[Any]) -> StateArray:
     """(Q,) normalised discounted cumulative gain at k, in [0, 1], with linear gains; NaN where nothing has any gain.
 
     DCG = sum over ranks r = 1..k of gain_r / log2(r + 1), divided by the DCG of the best ranking (Jarvelin and
-    Kekalainen, 2002).
-
-    Args:
-        gains: (Q, k) in ranked order.
-        ideal: (Q, k) the largest gains there are, largest first.
+    Kekalainen, 2002). ``gains`` (Q, k) are in ranked order, ``ideal`` (Q, k) the largest there are, largest first.
     """
     discount = 1 / np.log2(np.arange(2, gains.shape[1] + 2))
     best = ideal.astype(np.float64) @ discount
@@ -173,14 +160,10 @@ def spearman(
     *,
     resamples: int = RESAMPLES,
 ) -> Metric:
-    """Spearman's rank correlation of two numbers of each pair of steps; ties have their mean rank.
+    """Spearman's rank correlation of two numbers x, y (P,) of each pair of steps; ties have their mean rank.
 
-    A pair counts as often as its two episodes were drawn, multiplied.
-
-    Args:
-        x, y: (P,) two numbers of each pair.
-        left, right: (P,) episodes of the pairs' two steps, in 0 .. sum of ``sizes`` - 1; never the same.
-        sizes: number of episodes in each set that is resampled by itself: (held-out, training).
+    A pair counts as often as its two episodes ``left``, ``right`` (P,) were drawn, multiplied; these number the
+    episodes of all sets, and are never the same. ``sizes`` of (held-out, training) sets are resampled by themselves.
     """
     if len(x) < 2:
         return Metric(math.nan)
@@ -220,8 +203,8 @@ def view_matches(
 
     Returns:
         Name -> (M,) per state: the cosine of its two drawings, the mean cosine of the first with second drawings of
-            other episodes' states (NaN where there are none), their difference, and whether the nearest second drawing
-            is of the same state, and of nearly the same one.
+        other episodes' states (NaN where there are none), their difference, and whether the nearest second drawing
+        is of the same state, and of nearly the same one.
     """
     cosine = first.astype(np.float64) @ second.T.astype(np.float64)
     other = episodes[:, None] != episodes[None, :]

@@ -110,11 +110,9 @@ def probe_views(
         candidates: steps to take states from.
         latents: encoder and proprioception, which is the same in both drawings.
         config: ``states`` and ``seed``.
-        drawing: how they are drawn.
         progress: called with (done, total, description).
 
-    Returns:
-        Plain JSON: "shift", "states", "tolerance" and "representations": name -> metrics.
+    Returns plain JSON: "shift", "states", "tolerance" and "representations": name -> metrics.
     """
     rng = config.rng(_STREAM)
     rows = np.sort(rng.choice(candidates, min(config.states, len(candidates)), replace=False))

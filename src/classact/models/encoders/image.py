@@ -147,10 +147,8 @@ class ImageEncoder(nn.Module):
     ) -> np.ndarray[Any, Any]:
         """(N, V F) float32 features of images as at run time: resize, centre crop, normalise, encode.
 
-        Args:
-            images: camera -> (N, H, W, 3) uint8; or one array for an encoder of one camera.
-            batch_size: images per pass and camera.
-            bf16: as in :meth:`forward`.
+        ``images`` are (N, H, W, 3) uint8 by camera, or one array for an encoder of one camera; ``batch_size`` is per
+        camera.
         """
         views = self.images(images)
         size, crop = self.config.image_size, self.config.crop_size

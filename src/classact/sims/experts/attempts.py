@@ -204,20 +204,10 @@ def run_attempts(
     seconds: float,
     report: Callable[[], None] | None = None,
 ) -> list[int]:
-    """Try seeds until the plan has what it wants. The process that makes an attempt stores it in ``work``.
+    """Try seeds until the plan, whose ``outcomes`` are filled, has what it wants; returns the chosen ones.
 
-    A process that dies or hangs is replaced, and its seed tried again.
-
-    Args:
-        recorder: unused so far, as it is sent to the processes.
-        plan: its ``outcomes`` are filled.
-        work: the work folder.
-        workers: processes.
-        seconds: after which an attempt counts as hung.
-        report: called after each attempt.
-
-    Returns:
-        The chosen seeds.
+    The process that makes an attempt stores it in ``work``. One that dies, or hangs for ``seconds``, is replaced, and
+    its seed tried again. The recorder is sent there unused.
 
     Raises:
         SimulatorError: a script failed other than by giving up or by its actions, or one seed cost :data:`TRIES`

@@ -59,7 +59,6 @@ def generate_demonstrations(
     demonstrations.
 
     Args:
-        simulator: whose expert.
         episodes: demonstrations to keep, of each of the simulator's tasks (``SimulatorSpec.tasks``).
         out: the .npz file, or with images the folder; attempts are kept in ``<out>.work`` until it is complete.
         seed: the first seed; with images also the seed of appearances.
