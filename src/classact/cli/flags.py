@@ -194,7 +194,6 @@ class _Flag:
 
     @property
     def called(self) -> str:
-        """In messages."""
         return self.name.upper() if self.positional else self.names[0]
 
     @property

@@ -222,8 +222,6 @@ class ArrayImages(ImageSource):
 
 
 class _Rows(ImageSource):
-    """Some images of another source, in any order."""
-
     def __init__(self, source: ImageSource, rows: NDArray[np.int64]) -> None:
         inner = source if isinstance(source, _Rows) else None
         self._source: ImageSource = source if inner is None else inner._source

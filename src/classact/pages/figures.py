@@ -66,7 +66,6 @@ def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:
 
 
 def _names_axis(positions: Sequence[float], names: Sequence[str], limits: list[float]) -> dict[str, Any]:
-    """A vertical axis with a name at each position and no lines."""
     plain = {"showgrid": False, "zeroline": False, "showline": False, "automargin": True, "fixedrange": True}
     return {"range": limits, "tickvals": list(positions), "ticktext": list(names), "ticklabelstandoff": 8, **plain}
 

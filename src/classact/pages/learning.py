@@ -18,13 +18,11 @@ MAX_EPISODES = 40  # in the latent map
 
 
 def _logged(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps and values of the rows that have a quantity."""
     has = [row for row in rows if row.get(key) is not None]
     return np.array([row["step"] for row in has], np.int64), np.array([row[key] for row in has], np.float64)
 
 
 def _steps_figure(title: str, **layout: Any) -> go.Figure:
-    """An empty figure of a quantity over training steps."""
     return figure_base(
         height=230,
         xaxis={"title": "training step", "zeroline": False, "rangemode": "tozero"},

@@ -284,7 +284,6 @@ def _intermediate_words(rows: list[IntermediateRow], names: Mapping[str, str]) -
 
 
 def _novelty(sources: Sources) -> list[Row]:
-    """Per evaluation with novelty: its name, its figures, and alarms of successes and of failures."""
     found: list[Row] = []
     for evaluation in sources.evaluations:
         if (given := evaluation.novelty) is not None:

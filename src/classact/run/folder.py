@@ -47,8 +47,6 @@ class RunInfo:
 
 
 class _Place:
-    """A path in a run's folder."""
-
     def __init__(self, name: str) -> None:
         self.name = name
 

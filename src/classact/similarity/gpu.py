@@ -39,7 +39,6 @@ _BATCH_CELLS = 1 << 26  # costs of a batch in memory at once: 256 MiB
 
 
 def _kernels(device: torch.device) -> Any:
-    """The kernels' module, for tensors of ``device``."""
     import torch
 
     try:

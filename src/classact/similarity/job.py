@@ -154,7 +154,6 @@ def tally_pairs(
 def _count(
     tally: Tally, cut: IntArray, pairs: IntArray, units: list[int], done: int, progress: Progress | None
 ) -> Iterator[int]:
-    """Count units; yields each once counted."""
     total = done + int(pairs[units].sum())
     if progress is not None:
         progress(done, total, "")
@@ -167,8 +166,6 @@ def _count(
 
 
 class _Parts(Generic[T]):
-    """One rank's counts, and the parts of all ranks."""
-
     def __init__(self, folder: Path, metadata: Mapping[str, Any], new: Callable[[], T], total: int) -> None:
         self.folder, self.metadata, self.new, self.total = folder, metadata, new, total
         self.tally = new()

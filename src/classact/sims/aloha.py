@@ -88,7 +88,6 @@ class AlohaTransfer(MujocoSimulator):
 
     @property
     def model(self) -> Any:
-        """The mujoco.MjModel, shared by all simulators of the process."""
         return self.physics.model.ptr
 
     @property

@@ -37,7 +37,6 @@ class Simulators:
         return getattr(self, command)(*payload)
 
     def reset(self, seeds: Sequence[int], render: bool) -> Iterator[Observation]:
-        """Start the episodes of some seeds."""
         for index, seed in enumerate(seeds):
             if index == len(self._sims):
                 self._sims.append(self._make())
@@ -45,7 +44,6 @@ class Simulators:
             yield self._sims[index].observe(render=render)
 
     def step(self, chunks: FloatArray, render: bool, history: int) -> Iterator[tuple[Any, ...]]:
-        """Execute a chunk (T, D_a) in each episode, see :func:`run_chunk`."""
         for sim, chunk in zip(self._sims, chunks, strict=False):
             yield run_chunk(sim, chunk, render, history)
 

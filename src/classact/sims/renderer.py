@@ -194,7 +194,6 @@ class Renderer:
         return moved > FROZEN_MOTION and np.array_equal(image, last)
 
     def close(self) -> None:
-        """Free the GL context."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None

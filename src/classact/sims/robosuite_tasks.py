@@ -49,8 +49,6 @@ def _compiled(xml: str) -> Any:
 
 
 class _Shared:
-    """An environment whose model is compiled once per process."""
-
     def _initialize_sim(self, xml_string: str | None = None) -> None:
         env: Any = self
         xml = xml_string or env.model.get_xml()
@@ -66,8 +64,6 @@ class _Square(_Shared, NutAssemblySquare):  # type: ignore[misc]
 
 
 class _ThreeStack(_Shared, Stack):  # type: ignore[misc]
-    """robosuite's Stack with cube C, as large as A."""
-
     def __init__(self, *, reach: float, **settings: Any) -> None:
         self.reach = reach
         super().__init__(**settings)

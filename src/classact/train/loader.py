@@ -280,7 +280,6 @@ def make_loader(
 
 
 def _mapped(array: ImageArray) -> bool:
-    """Whether an array, or what it is a view of, is a memory map."""
     base: object = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap):

@@ -248,7 +248,6 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and arrays, optionally only those named in ``only``."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             found = list(content)

@@ -412,7 +412,6 @@ def _retrieval_error(actions: _Actions, rows: IntArray, cosine: FloatArray, k: i
 
 
 def _anchor_errors(actions: _Actions, nearest: IntArray) -> dict[str, Any]:
-    """Errors of random chunks, of the mean chunk, and of the best demonstrated one."""
     Q = len(nearest)
     rows = actions.random_rows()
     dtw, l2 = np.empty((2, Q, rows.shape[1]))
@@ -465,7 +464,6 @@ def _training_sample(training: Encoded, actions: _Actions, config: ProbeConfig) 
 
 
 def _geometry(training: Encoded, sample: _Sample, config: ProbeConfig, name: str, device: str) -> dict[str, Any]:
-    """Neighbours, alignment, uniformity and effective rank of the training steps."""
     z, episodes = training.latents[name], training.episodes()
     chosen = z[sample.rows]
     cross = sample.episodes[sample.left] != sample.episodes[sample.right]

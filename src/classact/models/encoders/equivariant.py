@@ -64,7 +64,6 @@ def _without_lie_learn() -> Iterator[None]:
 
 @cache
 def _escnn() -> tuple[Any, Any]:
-    """escnn's modules ``gspaces`` and ``nn``."""
     try:
         with warnings.catch_warnings(), _without_lie_learn():
             warnings.filterwarnings("ignore", "`py3nj` package not found", UserWarning)

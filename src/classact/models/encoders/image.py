@@ -207,7 +207,6 @@ class Metadata:
 
 
 def _read_metadata(path: Path) -> Metadata:
-    """Of a saved encoder with verified checksums."""
     verify_folder(path)
     value = read_json(path / CONFIG, CheckpointError)
     found = value.get("format") if isinstance(value, dict) else value

@@ -84,7 +84,6 @@ class Wander:
         self._raw, self._smooth = np.zeros(len(sizes)), np.zeros(len(sizes))
 
     def __call__(self) -> StateArray:
-        """The noise of the next control step."""
         kick = np.sqrt(2 / self.MEMORY) * self._rng.normal(size=len(self._sizes))
         self._raw = np.clip(self._raw * (1 - 1 / self.MEMORY) + kick, -3, 3)
         self._smooth = self._smooth + (self._raw - self._smooth) / self.SMOOTHING

@@ -118,7 +118,6 @@ class ScriptRecorder:
         self._simulator: Simulator | None = None
 
     def __call__(self, seed: int) -> Attempt:
-        """One attempt from the initial state of ``seed``."""
         entry = self._entry
         if self._simulator is None:
             self._simulator = resolve(entry.factory)(image_size=None, shift=entry.plain, cameras=None)

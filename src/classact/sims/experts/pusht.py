@@ -314,7 +314,6 @@ class PlanRecorder:
         self.config = config
 
     def __call__(self, seed: int) -> Attempt:
-        """One attempt from the initial state of ``seed``."""
         solution = solve(PushT(), seed, self.config)
         reason = self.refuse(solution)
         return Attempt(
