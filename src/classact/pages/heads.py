@@ -45,13 +45,13 @@ def read_heads(run: Run) -> list[Head]:
 
 def _head(folder: Run) -> Head:
     path = folder.config
-    card = mapping(path)
-    need(path, card, ("title", "settings", "timings"), "top level")
+    metadata = mapping(path)
+    need(path, metadata, ("title", "settings", "timings"), "top level")
     settings = head_settings(folder)
     training, augmentation = settings.labels["training"], augmentation_name(settings.labels["augmentation"])
-    title = str(card["title"])
+    title = str(metadata["title"])
     notes = ", ".join(word for word in (training, augmentation) if word and word not in title)
-    return Head(folder.root.name, title, notes, settings, dict(card["timings"]), read_log(folder))
+    return Head(folder.root.name, title, notes, settings, dict(metadata["timings"]), read_log(folder))
 
 
 def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:

@@ -51,8 +51,8 @@ class EpisodeNovelty:
 def read_calibration(run: Run) -> Novelty | None:
     """The calibrated score of a run's retrieval policy; None where either is missing."""
     path = run.policy / METADATA
-    card = mapping(path).get("novelty") if path.exists() else None
-    return None if card is None else Novelty.from_json(card, f"{path}: novelty")
+    metadata = mapping(path).get("novelty") if path.exists() else None
+    return None if metadata is None else Novelty.from_json(metadata, f"{path}: novelty")
 
 
 def alarm_level(calibration: Novelty | None) -> float | None:

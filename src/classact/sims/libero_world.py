@@ -88,7 +88,7 @@ class _Task(_Floor):  # type: ignore[misc]
     classact_task: int
 
     def _assert_problem_name(self) -> None:
-        pass
+        """Not asserted: the name is the parent's."""
 
     def _initialize_sim(self, xml_string: str | None = None) -> None:
         if self.classact_task not in _MODELS:
