@@ -80,8 +80,11 @@ def finetune(
         device: "auto", "cpu" or "cuda".
         quiet: no progress bars.
 
-    Returns the head's folder, laid out like a run's, for :func:`load_policy`. Settings or a run that do not match are a
-    ConfigError, CheckpointError or DataError.
+    Returns:
+        The head's folder, laid out like a run's, for :func:`load_policy`.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: settings or a run that do not match.
     """
     from classact.run.finetune import HeadPipeline
 
@@ -97,7 +100,11 @@ def finetune(
 
 
 def report(run: Run | str | Path) -> Path:
-    """Draw a run's page from its files; returns its path. A folder without a run, or damaged files, are DataErrors."""
+    """Draw a run's page from its files; returns its path.
+
+    Raises:
+        DataError: no run, or damaged files.
+    """
     from classact.pages import build_report
 
     return build_report(_run(run).root)
