@@ -16,4 +16,4 @@ COMMANDS: dict[str, str] = {
     "presets": "classact.cli.presets:Presets",
     "doctor": "classact.cli.doctor:Doctor",
 }
-"""Name, of one word or two -> "module:class" of its flags. ``main()`` returns the exit status (None: 0)."""
+"""Name, of one word or two -> "module:class" of its flags; ``main()`` returns the exit status (None: 0)."""

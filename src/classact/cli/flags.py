@@ -26,7 +26,7 @@ from classact.utils.storage import read_json
 T = TypeVar("T")
 Given = Mapping[str, Any]  # dotted path of a configuration's field -> the value that a flag gave it
 Word = Callable[[str], str | None]
-"""Name of a flag -> its value on the command line, before anything is parsed; None where it is not there."""
+"""Name of a flag -> its value on the command line, before parsing; None where it is missing."""
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -37,7 +37,7 @@ KINDS: dict[str, int | None] = {
     "wrapped_angle": None,
     "point_2d": 2,
 }
-"""What a part may be, with its number of dimensions; None for any number."""
+"""Kind of a part -> its number of dimensions; None for any."""
 
 ROTATION_MEANS = ("gram_schmidt", "chordal")
 

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from classact.errors import DataError
 
 CONSTANT_MARGIN = 0.1
-"""A dimension that never changes is widened by this much on either side, so that it maps to 0, not to NaN; from 2048
-on by 1/1024 to 1/512 of its value, for float32 holds 7 digits."""
+"""Constant dimensions are widened by this on either side, so that they map to 0, not to NaN; from 2048 on by 1/1024 to
+1/512 of their value, because float32 holds 7 digits."""
 
-ROUNDING = 8
-"""A dimension whose values span at most so many units in the last place counts as one that never changes: what other
-arithmetic or another order of the same sum leaves."""
+ROUNDING = 8  # largest span in units in the last place of a constant dimension, as after another order of the same sum
 
 LEAST_MAGNITUDE = 1e-3  # of rounding: values nearer to 0 that span less than 1e-9 (metres, radians) never change
 

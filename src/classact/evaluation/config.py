@@ -8,7 +8,7 @@ from classact.policies.config import ControlConfig
 from classact.utils.limits import check_range
 
 FIRST_SEED = 100_000
-"""Evaluation episodes are seeded from here on (as Diffusion Policy and the released code do), training data below."""
+"""First seed of evaluation episodes (as in Diffusion Policy and the released code); training data are below."""
 
 
 @dataclass(frozen=True)

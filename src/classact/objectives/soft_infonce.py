@@ -16,8 +16,8 @@ from classact.objectives.base import Loss, Material, Objective
 from classact.objectives.config import TAU_RANGE, SoftInfoNCEConfig
 
 TAU_SCALE = 0.3
-"""log tau per unit of its parameter: what a step changes it by shrinks with the square. LARS gives single numbers plain
-momentum at its full rate of 0.5, with which log tau itself would leave its range within the warm-up."""
+"""log tau per unit of its parameter; its steps shrink with the square. LARS gives scalars plain momentum at its full
+rate of 0.5, with which log tau itself would leave its range within the warm-up."""
 
 
 def soft_infonce(

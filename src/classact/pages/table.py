@@ -18,7 +18,7 @@ ENCODER_NAMES = {
 }
 POLICY_NAMES = {"retrieval": "Retrieval", "mlp": "MLP", "diffusion": "Diffusion Policy"}
 LABELS = ("policy", "encoder", "training", "augmentation", "simulator", "shift")
-"""What a result was obtained with; with the criterion it tells results apart."""
+"""Labels of a result, which with the criterion identify it."""
 
 
 BASELINES = ("untrained", "state")  # encoders that no training led to

@@ -205,11 +205,10 @@ class FaissSearch:
 
 
 Search = ExactSearch | FaissSearch
-"""Finds the nearest rows of a bank of N unit rows: ``search(queries, k)`` gives, for (B, d) float32 unit rows, (B, k)
-int64 row numbers and (B, k) float32 cosines, nearest first, equal cosines in the order of their row numbers.
+"""Nearest rows of a bank of N unit rows: ``search(queries, k)`` gives, for (B, d) float32 unit rows, (B, k) int64 row
+numbers and (B, k) float32 cosines, nearest first, equal cosines by row number.
 
-Every search raises a DataError for queries of another width than the bank's or that are not finite, and a ConfigError
-for k < 1 or k > N."""
+Queries of another width, or not finite, are a DataError, k < 1 or k > N a ConfigError."""
 
 
 def make_search(

@@ -21,11 +21,11 @@ NON_IDENTITY_FIELDS = (
     *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
-"""Settings of a run that do not decide what is learned: how it is evaluated, on how many processes. Where data and
-layout lie decides nothing; what they hold is compared by itself."""
+"""Settings of a run that do not decide what is learned: evaluation, processes, and paths of data and layout, whose
+content is compared by itself."""
 
 KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout")
-"""Those of them that stay as a run was started with them where a later call names none."""
+"""Those of them that keep their initial values where a later call names none."""
 
 UNTRAINED = {"training": "none", "augmentation": "none"}  # labels of what was not trained
 OWN_STARTS = ("run", "scratch")  # what a head's training starts from, besides folders of other encoders

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 COSTS = ("sqeuclidean", "euclidean")
-"""Step costs: ``sqeuclidean`` is what the paper's released code computes (aeon's DTW), ``euclidean`` is what section
-4.1 writes. They rank pairs differently."""
+"""Step costs, ranking pairs differently: ``sqeuclidean`` (released code, aeon's DTW), ``euclidean`` (section 4.1)."""
 
 
 def check_alignment(cost: str, band: int | None) -> None:

@@ -27,7 +27,7 @@ NEEDED = (
     "stable_scanned_objects/basket/basket.xml",
     "textures",
 )
-"""What tells that a folder has the assets of LIBERO-Object."""
+"""Files by which the assets of LIBERO-Object are recognised."""
 
 
 def package_folder() -> Path:

@@ -80,18 +80,15 @@ class Pose:
     fovy: float
 
 
-FROZEN_MOTION = 0.05
-"""Motion of a joint or of the camera (radians, metres) that must change a picture: one that stays the same for longer
-is suspicious."""
+FROZEN_MOTION = 0.05  # motion of a joint or of the camera (radians, metres) that must change an image
 
 TILES, MIN_TILE = 4, 16
-"""A frame's roughness is looked for in so many tiles per side, of so many pixels at least: memory that was never drawn
-may be a part of it, but smaller tiles of real scenes are as rough."""
+"""Tiles per side, of at least so many pixels, in which roughness is measured: undrawn memory may be a part of a frame,
+but smaller tiles of real scenes are as rough."""
 
 MAX_ROUGHNESS = 65.0  # mean absolute difference of neighbouring pixels (0..255) of uninitialised memory
 AWAY = 5.0
-"""Things that fly freely are out of sight at this distance from the world's origin, metres: tasks park there what they
-do not need (robosuite's Square its round nut, which falls for seconds)."""
+"""Distance from the world's origin, metres, at which free objects are out of sight: tasks park unused ones there."""
 
 CONTEXTS = 3  # number of new GL contexts in which a doubtful image is drawn before giving up
 

@@ -23,8 +23,8 @@ from classact.utils.registry import Registry
 Color = tuple[int, ...]
 
 MIN_COLOR_DISTANCE = 100.0
-"""Smallest Euclidean distance in 0..255 RGB between any two colours. The paper (E.2) asks for a minimum without giving
-it; 100 of the 441 possible still separates every pair at a glance and accepts about one draw in five."""
+"""Smallest Euclidean RGB distance between any two colours. The paper (E.2) gives no value; 100 of the 441 possible
+separates every pair at a glance and accepts about one draw in five."""
 
 MAX_BACKGROUND_REDNESS = 60  # largest excess of red over green and blue in a background ("avoid strong red tones")
 _MAX_DRAWS = 10_000
@@ -287,9 +287,8 @@ SHIFTS: Registry[Shift] = Registry(
         "rotation-static": ImageRotation(rate=0.0),
     },
 )
-"""Name -> shift. ``dynamic`` and ``random-static`` are the released code's cameras, with which the paper's numbers
-were made: they stay in front of the robot and above the table. The ``-paper`` ones are E.1 to the letter; from the
-lower half of its polar angles the table hides the task."""
+"""Name -> shift. ``dynamic`` and ``random-static`` are the released code's cameras, which gave the paper's numbers: in
+front of the robot and above the table. The ``-paper`` ones follow E.1, where the table may hide the task."""
 
 
 def parse_shift(text: str, adapt: Callable[[Shift], Shift] | None = None) -> Shift:

@@ -14,8 +14,7 @@ from classact.errors import ConfigError
 from classact.sims.base import SimulatorSpec
 
 STRICT = ("gym-aloha", "robosuite")
-"""Packages that define scenes and controllers: from one minor version to the next the same states are other scenes
-(bodies, joints and their order), and the same actions other motions."""
+"""Packages that define scenes and controllers: across minor versions the same states and actions mean others."""
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -58,14 +58,14 @@ from classact.utils.storage import read_json, write_json
 
 DIVERGED = "diverged.json"
 PRECISION_FLAGS = {"precision": "bfloat16", "head_precision": "head_bfloat16"}
-"""Settings that may be "auto", and where a checkpoint's identity says what they came to on the machine it began on."""
+"""Settings that may be "auto" -> where a checkpoint's identity says what they became on the first machine."""
 
 AGREE_EVERY = 8
-"""Steps on GPUs after which several ranks tell each other whether one was asked to stop: it costs a message. On
-CPUs, whose steps take longer than that, they do after each: ``torchrun`` kills 30 s after it asked."""
+"""Steps on GPUs after which ranks exchange whether one was asked to stop. On CPUs, with longer steps, they do after
+each: ``torchrun`` kills 30 s after its signal."""
 
 EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What errors say where memory ran out, beside those that have a class of their own."""
+"""In messages of errors where memory ran out, besides those with their own class."""
 
 Batch = Mapping[str, Tensor]  # camera -> (B, S, S, 3) uint8 of this rank's part of a batch
 Stats = dict[str, Tensor]  # scalars of a step, still on the device: fetching them makes the host wait

@@ -22,7 +22,7 @@ from classact.train.config import Loader
 from classact.utils.machine import memory_limits
 
 LoadedBatch = tuple[IntArray, dict[str, Tensor]]
-"""Rows (B,) as they were asked for, and for each camera their images (B, S, S, 3) uint8 on the device."""
+"""Rows (B,) in order, and per camera their images (B, S, S, 3) uint8 on the device."""
 
 IMAGE_SHARE = 0.75  # of the free memory, for images; the rest is for the network, its gradients and activations
 BLOCK_BYTES = 256 * 2**20  # copied at once when images move as a whole

@@ -166,7 +166,7 @@ class _Wandb:
 
 Tracker = _TensorBoard | _Wandb
 TRACKERS: Mapping[str, Callable[[Path, dict[str, Any], int], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
-"""Name of a tracker, of its package and of its extra -> what opens it, of folder, settings and updates done."""
+"""Name of a tracker, its package and its extra -> what opens it, given folder, settings and updates done."""
 
 
 def require(names: Sequence[str]) -> None:

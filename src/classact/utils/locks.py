@@ -30,7 +30,7 @@ if sys.platform != "win32":
 
 OWNER = ".lock"  # file in a folder that has an owner: which process that is (JSON)
 UNLOCKABLE = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 
 logger = logging.getLogger(__name__)
 

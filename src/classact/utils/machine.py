@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux says what this process may use: as part of a container or of a job (control groups, versions 1 and 2)."""
+"""Linux's limits of this process, in a container or a job (control groups, versions 1 and 2)."""
 
 
 def cores() -> int:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 BACKENDS = ("gloo", "nccl")
 BUCKET_BYTES = 32 * 2**20  # sent by Ranks.sum_ at once: many small tensors cost little more than one
 TIMEOUT = timedelta(days=30)
-"""How long a rank waits for the slowest. A rank that died is not noticed by this: gloo notices its closed connection;
-on GPUs the launcher, which sees it end, ends the survivors."""
+"""Of waiting for the slowest rank. Lost ranks are noticed otherwise: by gloo as a closed connection, on GPUs by the
+launcher, which then ends the others."""
 
 _T = TypeVar("_T")
 

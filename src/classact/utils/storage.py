@@ -27,7 +27,7 @@ os.umask(_UMASK)
 
 
 UNSYNCABLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""What disks answer that cannot sync a folder, or anything (CIFS, VirtualBox shares, WSL's DrvFs, FUSE)."""
+"""Errors of disks that cannot sync a folder, or anything (CIFS, VirtualBox shares, WSL's DrvFs, FUSE)."""
 
 
 def _sync(descriptor: int) -> None:

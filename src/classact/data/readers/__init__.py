@@ -34,8 +34,8 @@ READERS: Registry[Any] = Registry(
         "robomimic": "classact.data.readers.robomimic",
     },
 )
-"""Format name -> :class:`Reader`, or the name of a module that has its members. Modules are imported only when a path
-is read; what they need beyond NumPy, even later. Which format a path has is tried in this order."""
+"""Format name -> :class:`Reader`, or the name of a module with its members, imported when a path is read. The format of
+a path is tried in this order."""
 
 EMBEDDED = ("pusht-expert", "embedded")  # sources that come with classact, instead of a path
 

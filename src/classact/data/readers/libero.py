@@ -44,7 +44,7 @@ PRODUCTS = (
 """What LIBERO-Object's tasks put into the basket, in the benchmark's order."""
 
 TASKS = tuple(f"pick_up_the_{product}_and_place_it_in_the_basket" for product in PRODUCTS)
-"""LIBERO-Object's tasks in the benchmark's order; a state's first number is the place here."""
+"""LIBERO-Object's tasks in the benchmark's order; a state's first number is an index here."""
 
 CAMERAS: Mapping[str, str] = {"agentview": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
 """Names of the cameras in classact's simulator -> keys of images."""

@@ -38,10 +38,10 @@ SIMULATORS: Mapping[str, str] = {
     "StackThree_D0": "three-stack-d0",
     "StackThree_D1": "three-stack-d1",
 }
-"""robosuite's or MimicGen's name of an environment -> classact's of the simulator that its states belong to."""
+"""robosuite's or MimicGen's name of an environment -> classact's of its simulator."""
 
 CAMERAS: Mapping[str, str] = {"agentview_image": "agentview", "robot0_eye_in_hand_image": "wrist"}
-"""Keys of images -> names of the cameras in classact's simulators; other keys lose their ``_image``."""
+"""Keys of images -> camera names in classact's simulators; other keys lose their ``_image``."""
 
 _DEMO = "demonstrations demo_0, demo_1, ..."
 

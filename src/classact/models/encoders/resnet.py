@@ -13,9 +13,9 @@ from classact.models.encoders.layers import replace_batch_norm
 from classact.utils.inputs import cannot_read, is_from_system
 
 R3M_URL = "https://drive.google.com/uc?id=1A1ic-p4KtYlKXdXHcV2QV0cUzI4kn0u-"
-"""ResNet-18 checkpoint of R3M (arXiv 2203.12601), as its authors' loader names it."""
+"""R3M's ResNet-18 (arXiv 2203.12601), as in its authors' loader."""
 R3M_DIRECT_URL = R3M_URL.replace("drive.google.com/uc?", "drive.usercontent.google.com/download?confirm=t&")
-"""The same without the page that warns of files above 100 MB (this one holds R3M's language model as well)."""
+"""The same without the warning page for files above 100 MB (this one holds R3M's language model as well)."""
 
 
 class ResNet18(nn.Module):

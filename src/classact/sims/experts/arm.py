@@ -36,10 +36,10 @@ _PEAK = 1.875  # a minimum-jerk motion's highest speed over its mean speed
 _RAMP = 0.1  # per step: how fast noise fades in and out
 
 Position = StateArray | tuple[float, float, float] | Callable[[], StateArray]
-"""(3,) metres, or what gives it, asked before each step."""
+"""(3,) metres, or a function that returns it, called before each step."""
 
 Rotation = float | StateArray | Callable[[], "float | StateArray"]
-"""Yaw of a gripper that points straight down, or a (3, 3) matrix, or what gives either."""
+"""Yaw of a gripper that points straight down, or a (3, 3) matrix, or a function that returns either."""
 
 Steps = Generator[FloatArray, None, None]  # a motion
 

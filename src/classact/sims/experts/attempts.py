@@ -26,8 +26,8 @@ END_SEED = 100_000  # evaluation episodes are seeded from here on (FIRST_SEED)
 TRIES = 3  # processes that may be lost with one seed
 
 START_SECONDS, STEP_SECONDS = 120.0, 0.5
-"""An attempt counts as hung after START_SECONDS (imports and compilation included) and STEP_SECONDS for each step of
-the task's time limit: ten times what the slowest simulator needs."""
+"""An attempt counts as hung after START_SECONDS (imports, compilation) and STEP_SECONDS per step of the task's time
+limit: ten times what the slowest simulator needs."""
 
 LATE = 10.0  # seconds that processes of a killed call may go on writing
 HOPELESS = 100  # failed attempts in a row that show that something is wrong with the expert

@@ -18,8 +18,8 @@ from classact.sims import SIMULATORS, Entry, Simulator
 from classact.utils.lazy import resolve
 
 Script = Callable[[Any, np.random.Generator], Iterator[FloatArray]]
-"""(simulator at its start, the attempt's generator) -> actions (D_a,), one per control step. The simulator may be read
-between them. The generator draws what makes one demonstration differ from another: speed, path, grasp, noise."""
+"""(simulator at its initial state, generator of the attempt's variation: speed, path, grasp, noise) -> actions (D_a,),
+one per control step, between which the simulator may be read."""
 
 _STYLE_STREAM = 0x65787074  # keeps the expert's choices independent of the initial state drawn from the same seed
 

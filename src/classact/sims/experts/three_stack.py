@@ -28,9 +28,8 @@ ROOM = 0.006  # clearance that the hand wants from other cubes, metres
 
 SHOULDER, WRIST, HAND = 1.245, 0.088, 0.21  # height of the shoulder, hand outside the wrist, wrist to grip site, metres
 STRETCH, SHRINK, MAX_TILT = 0.68, 0.33, 0.5
-"""Metres from shoulder to wrist at most (at 0.72 the elbow is straight, and then bends the wrong way), and metres from
-the arm's axis to the hand at least. Where a cube is too far, the hand is tilted outwards (radians), which brings the
-wrist nearer."""
+"""Greatest distance from shoulder to wrist (at 0.72 the elbow is straight, and then bends the wrong way), and least
+from the arm's axis to the hand, metres, and greatest outward tilt, radians, which brings the wrist nearer."""
 
 
 def script(sim: Any, rng: np.random.Generator) -> Iterator[FloatArray]:
