@@ -170,8 +170,8 @@ def left_out_distances(
 ) -> StateArray:
     """Distance of every step to the m nearest timesteps of all other episodes, from N x N cosines in blocks.
 
-    ``search`` is over ``latents[rows]``: (N, d) of all steps, (R,) that may be retrieved, ascending. An episode without
-    which fewer than m are left is a ConfigError; ``progress`` is called with (steps done, N).
+    ``latents`` (N, d) are of all steps; ``search`` is over those of ``rows`` (R,), ascending. An episode without which
+    fewer than m are left is a ConfigError; ``progress`` is called with (steps done, N).
     """
     starts = np.concatenate([[0], episode_ends[:-1]])
     bounds = np.searchsorted(rows, np.stack([starts, episode_ends], axis=1))

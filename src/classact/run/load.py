@@ -37,11 +37,7 @@ def load_policy(folder: Run | str | Path, *, device: str = "cpu", **overrides: A
 
 
 def trained_head(run: Run, name: str) -> HeadRunConfig:
-    """The settings of a head that can act.
-    The settings of a trained head; a CheckpointError where the run has none of this name.
-        Raises:
-            CheckpointError: the run has no trained head of this name.
-    """
+    """The settings of a trained head; a CheckpointError where the run has none of this name."""
     head = Run(run.head(name))
     if not head.policy.is_dir():
         there = sorted(path.parent.name for path in run.heads.glob("*/policy")) or "none"

@@ -83,9 +83,9 @@ class BatchPositives:
 def positives_per_batch(positives: IntArray, batch_size: int, n: int | None = None) -> BatchPositives:
     """Expected positives per anchor in a batch, exactly: the other B - 1 are drawn from N - 1 without replacement.
 
-    An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability C(N - 1
-    - d, B - 1) / C(N - 1, B - 1). ``positives`` (M,) are those in the whole data set, of all N anchors if ``n`` is
-    None.
+    An anchor with d positives expects (B - 1) d / (N - 1) of them, and none with the hypergeometric probability
+    C(N - 1 - d, B - 1) / C(N - 1, B - 1). ``positives`` (M,) are those in the whole data set, of all N anchors if ``n``
+    is None.
     """
     from scipy.special import gammaln
 

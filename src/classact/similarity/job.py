@@ -266,7 +266,7 @@ def count_pairs(
 ) -> DistanceCounts:
     """How often each distance up to ``limit`` occurs among the pairs i < j of the ``n`` windows of ``sweep``.
 
-    ``identity`` is the ``metadata`` of :func:`tally_pairs`, as the rest.
+    ``identity`` is the ``metadata`` of :func:`tally_pairs`, which describes the rest.
     """
     top = float(limit) if np.isfinite(limit) else "infinite"
     metadata = {"identity": identity, "n": n, "limit": top}

@@ -162,8 +162,8 @@ def spearman(
 ) -> Metric:
     """Spearman's rank correlation of two numbers x, y (P,) of each pair of steps; ties have their mean rank.
 
-    A pair counts as often as its two episodes ``left``, ``right`` (P,) were drawn, multiplied; these number the
-    episodes of all sets, and are never the same. ``sizes`` of (held-out, training) sets are resampled by themselves.
+    A pair counts as often as its two episodes ``left``, ``right`` (P,), never the same, were drawn, multiplied.
+    ``sizes`` are the numbers of episodes in the sets that are resampled by themselves: (held-out, training).
     """
     if len(x) < 2:
         return Metric(math.nan)
