@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 # Workers that run tests side by side (pytest -n) would each take every core, and wait for each other. Before torch and
 # numba are imported, for their processes, too.
@@ -29,6 +30,9 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", UNTIMED, derandomize=True, database=None)
 settings.register_profile("search", UNTIMED, derandomize=False, max_examples=500, print_blob=True)
 settings.load_profile("same")
+
+# A shell starts what it runs in the background with Ctrl-C ignored; tests of it press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HUMAN_VARIABLE = "CLASSACT_PUSHT_HUMAN"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

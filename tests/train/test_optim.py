@@ -77,7 +77,7 @@ def test_update_ema() -> None:
     first = average[0]
     update_ema(average, values, 0.75)
     assert torch.equal(first, torch.tensor([1.25, 2.5]))
-    assert float(average[1]) == 3  # frozen ones stay as they are
+    assert average[1].item() == 3  # frozen ones stay as they are
     assert torch.equal(values[0], torch.tensor([2.0, 4.0]))
 
 
