@@ -287,11 +287,27 @@ class Observation:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named success rule: the largest value of ``metric`` over the episode exceeds ``threshold``."""
+    """A named success rule: at some control step ``metric`` exceeds ``threshold``.
+
+    Attributes:
+        name: in tables.
+        metric: of the simulator.
+        threshold: to be exceeded.
+        steps: control steps within which it must happen; None: the whole episode.
+        inclusive: reaching the threshold is enough.
+    """
 
     name: str
     metric: str
     threshold: float
+    steps: int | None = None
+    inclusive: bool = False
+
+    def first(self, values: Sequence[float]) -> int | None:
+        """The first control step, counted from 1, at which the values of ``metric`` fulfil it; None: never."""
+        judged = np.asarray(values[: self.steps])
+        reached = judged >= self.threshold if self.inclusive else judged > self.threshold
+        return int(np.argmax(reached)) + 1 if reached.any() else None
 
 
 @dataclass(frozen=True)

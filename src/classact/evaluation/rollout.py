@@ -182,11 +182,8 @@ def _result(
     trace: Sequence[Mapping[str, float]],
 ) -> RolloutResult:
     metrics = {name: np.asarray([row[name] for row in trace], np.float32) for name in trace[0]}
-    first: dict[str, int | None] = {}
-    for criterion in criteria:
-        # Judged in float64 as the simulator gave it; float32 is for keeping.
-        reached = np.asarray([row[criterion.metric] for row in trace]) > criterion.threshold
-        first[criterion.name] = int(np.argmax(reached)) + 1 if reached.any() else None
+    # Judged in float64 as the simulator gave it; float32 is for keeping.
+    first = {criterion.name: criterion.first([row[criterion.metric] for row in trace]) for criterion in criteria}
     return RolloutResult(
         seed=seed,
         steps=len(actions),

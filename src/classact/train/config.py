@@ -247,8 +247,14 @@ class FinetuneConfig:
         weights: of a pre-training's checkpoint: "average" (EMA; what ``encoder/`` of a run holds) or "last" (the
             released code starts from these).
         frozen: train the head only.
-        augment: random views, as in pre-training; None takes the centre crop. With a frozen encoder and None, features
-            are computed once, which makes training much faster.
+        augment: random views, as in pre-training; None takes the centre crop.
+        views: of a frozen encoder: random views of every image, whose features are computed once; each decision of a
+            batch draws one of them. 0: fresh views at each step, which takes many times as long. With augment None
+            there is one view, computed once.
+        standardize: scale each image feature to mean 0 and standard deviation 1 over the demonstrations.
+        noise: standard deviation of Gaussian noise on the image features of each decision. An encoder's features of
+            what it was trained on are cleaner than those of a new episode.
+        samples: draws of noise, and of whatever a head draws, for each decision of a batch: they share its features.
         optimizer: rates, schedule, averaging.
         epochs: passes over all steps; steps of training = ceil(N epochs / batch_size). Table 9 has 250 for Push-T
             after pre-training; see :data:`TABLE_9`.
@@ -271,6 +277,10 @@ class FinetuneConfig:
     weights: Literal["average", "last"] = "average"
     frozen: bool = False
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    views: int = 0
+    standardize: bool = False
+    noise: float = 0.0
+    samples: int = 1
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     epochs: float = 250.0
     batch_size: int = 64
@@ -289,7 +299,12 @@ class FinetuneConfig:
         check_names(self)
         head_entry(self.head)
         check_range(self, "epochs", above=0)
-        check_range(self, "batch_size", "log_every", "checkpoint_every", "history", least=1)
+        check_range(self, "batch_size", "log_every", "checkpoint_every", "history", "samples", least=1)
+        check_range(self, "views", "noise", least=0)
+        if self.views and not self.frozen:
+            raise ConfigError(
+                f"features of {self.views} views can be computed once only for a frozen encoder. Set frozen, or views 0."
+            )
         check_range(self, "chunk_length", least=1, most=self.horizon)
         check_range(self, "seed", "evaluations", least=0)
 

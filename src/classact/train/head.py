@@ -32,9 +32,15 @@ from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
 from classact.train.config import INCIDENTAL, FinetuneConfig
 from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
-from classact.train.loader import upload
+from classact.train.loader import describe_bytes, upload
 from classact.train.representation import EncoderPass, encoder_images, random_views
 from classact.utils.codec import from_json, to_json, without
+
+
+VIEW_CHUNK = 512
+"""Images whose views are encoded together; a constant, so that any number of ranks draws the same views."""
+
+VIEW_STREAM = 0x76696577  # keeps views that are drawn once apart from those of steps
 
 
 def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
@@ -116,20 +122,22 @@ class FineTuner(Training):
         self.average_head = copy.deepcopy(self.head).requires_grad_(False)
         self.average_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self._encode = EncoderPass(self.encoder, self.engine, bf16=self.bf16, average=self.average_encoder)
-        self._fixed_features: Tensor | None = None
+        self._views: Tensor | None = None
         self.start(
             networks={"encoder": self.encoder, "head": self.head},
             averages={"encoder": self.average_encoder, "head": self.average_head},
             optimizer=self._optimizer(),
             schedule=config.optimizer.schedule(),
             images=images,
-            loads=not self.features_are_fixed,
+            loads=self.count == 0,
         )
 
     @property
-    def features_are_fixed(self) -> bool:
-        """Whether each step of the data has one feature vector throughout: a frozen encoder, no random views."""
-        return self.config.frozen and self.config.augment is None
+    def count(self) -> int:
+        """V, views of every image whose features are computed once; 0: those of a batch are computed with it."""
+        if not self.config.frozen:
+            return 0
+        return 1 if self.config.augment is None else self.config.views
 
     def _optimizer(self) -> torch.optim.AdamW:
         config = self.config.optimizer
@@ -166,31 +174,37 @@ class FineTuner(Training):
         own = upload(rows[part], device)
         timesteps = self._timesteps[own].reshape(-1)
         of_timesteps = Part(slice(part.start * history, part.stop * history), B * history)
-        pixels = self._views(images, generator, of_timesteps)
-        noise = self._feature_noise(generator, of_timesteps)
-        drawn = self.head.draw(B, generator, device)
+        S, shown = self.config.samples, len(own)
+        given = self._given(images, timesteps, generator, of_timesteps)
+        shape = (B * history, S, self.encoder.feature_dim)
+        noise = torch.randn(shape, generator=generator, device=device)[of_timesteps.rows] if self.config.noise else None
+        drawn = [values[part.start * S : part.stop * S] for values in self.head.draw(B * S, generator, device)]
         actions = self._actions[self._windows[own]]
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for piece in np.array_split(np.arange(len(own)), self.engine.accumulate):
+        for piece in np.array_split(np.arange(shown), self.engine.accumulate):
             first, last = int(piece[0]), int(piece[-1]) + 1
             inside = slice(first * history, last * history)
-            features = self._features(None if pixels is None else pixels[inside], timesteps[inside])
-            if noise is not None:
-                features = features + noise[inside]
-            joined = torch.cat([features, self._lowdim[timesteps[inside]]], dim=1).reshape(last - first, -1)
-            share = tuple(values[part][first:last] for values in drawn)
+            image = given[inside] if self.count else self._encoded(given[inside])
+            features = self._standardized(image, timesteps[inside], None if noise is None else noise[inside])
             with torch.autocast(device.type, torch.bfloat16, enabled=self.head_bf16):
-                losses = self.head.losses(joined, actions[first:last], share)
-            loss = losses.float().sum() / B
+                share = tuple(values[first * S : last * S] for values in drawn)
+                losses = self.head.losses(features, actions[first:last].repeat_interleave(S, dim=0), share)
+            loss = losses.float().sum() / (B * S)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().double()
         if self.ranks.world > 1:
             self.ranks.sum_([total])
         return {"loss": total}
 
-    def _views(self, images: Batch, generator: torch.Generator, part: Part) -> Tensor | None:
-        if self.features_are_fixed:
-            return None
+    def _given(self, images: Batch, timesteps: Tensor, generator: torch.Generator, part: Part) -> Tensor:
+        """Of each timestep of this part: features of one of its views where they are there, else the pixels of one."""
+        if self.count:
+            views = self._all_views()
+            drawn = torch.randint(self.count, (part.total,), generator=generator, device=generator.device)
+            return views[part.cut(drawn), timesteps]
+        return self._pixels(images, generator, part)
+
+    def _pixels(self, images: Batch, generator: torch.Generator, part: Part) -> Tensor:
         encoder = self.encoder.config
         if self.config.augment is not None:
             return random_views(images, encoder, self.config.augment, generator, part)
@@ -199,34 +213,62 @@ class FineTuner(Training):
         views = [images[camera][:, inside, inside].permute(0, 3, 1, 2).float() for camera in encoder.cameras]
         return torch.stack(views, dim=1).contiguous()
 
-    def _feature_noise(self, generator: torch.Generator, part: Part) -> Tensor | None:
-        augment = self.config.augment
-        if augment is None or not augment.feature_noise:
-            return None
-        shape = (part.total, self.encoder.feature_dim)
-        return augment.feature_noise * part.cut(torch.randn(shape, generator=generator, device=generator.device))
-
-    def _features(self, pixels: Tensor | None, timesteps: Tensor) -> Tensor:
-        if pixels is None:
-            return self._all_features()[timesteps]
+    def _encoded(self, pixels: Tensor) -> Tensor:
         with torch.set_grad_enabled(not self.config.frozen):
             return self._encode(pixels)
 
-    def prepare(self) -> None:
-        """Compute the features of a frozen encoder, where they are fixed."""
-        if self.features_are_fixed:
-            self._all_features()
+    def _standardized(self, image: Tensor, timesteps: Tensor, noise: Tensor | None) -> Tensor:
+        """(b S, C) what the head sees of the image features (b T_o, F) of b decisions, under S draws of noise."""
+        S, F = self.config.samples, image.shape[1]
+        joined = torch.cat([image, self._lowdim[timesteps]], dim=1).reshape(-1, self.head.feature_dim)
+        features = self.head.standardize(joined)
+        if noise is None:
+            return features.repeat_interleave(S, dim=0)
+        each = features.reshape(len(features), 1, self.config.history, -1).repeat(1, S, 1, 1)
+        spread = noise.reshape(len(features), self.config.history, S, F).transpose(1, 2)
+        each[..., :F] += self.config.noise * spread
+        return each.reshape(len(features) * S, -1)
 
-    def _all_features(self) -> Tensor:
-        # The encoder as it is at run time, once for all steps; each rank computes its part of them.
-        if self._fixed_features is None:
-            if self.say is not None and self.ranks.first:
-                self.say(f"frozen encoder: computing the features of {self.examples:,} steps once, before training")
-            part = self.ranks.part(self.examples)
-            images = {camera: array[part] for camera, array in self.images.items()}
-            own = torch.from_numpy(self.encoder.encode(images, bf16=self.bf16))
-            self._fixed_features = self.ranks.gather(own).to(self.device)
-        return self._fixed_features
+    def prepare(self) -> None:
+        """Compute the features of a frozen encoder, where they are computed once; fit their standardisation."""
+        if self.count:
+            self._all_views()
+        if self.config.standardize and self.step == 0:
+            self._fit_standardization(self._all_views() if self.count else self._encode_views(1))
+
+    def _fit_standardization(self, views: Tensor) -> None:
+        flat = views.flatten(0, 1).double()
+        center = torch.cat([flat.mean(0), flat.new_zeros(self.lowdim.dim)]).repeat(self.config.history)
+        spread = torch.cat([flat.std(0).clamp(min=1e-6), flat.new_ones(self.lowdim.dim)]).repeat(self.config.history)
+        for head in (self.head, self.average_head):
+            head.center.copy_(center)
+            head.scale.copy_(spread)
+
+    def _all_views(self) -> Tensor:
+        if self._views is None:
+            self._views = self._encode_views(self.count)
+        return self._views
+
+    @torch.no_grad()
+    def _encode_views(self, count: int) -> Tensor:
+        """(V, N, F) features of ``count`` views of every image; each rank computes its part of them."""
+        if self.say is not None and self.ranks.first:
+            size = describe_bytes(4 * count * self.examples * self.encoder.feature_dim)
+            self.say(f"features of {count} x {self.examples:,} images are computed once, before training ({size})")
+        views = []
+        for view in range(count):
+            chunks = list(range(0, self.examples, VIEW_CHUNK))
+            own = [self._encode_chunk(view, first) for first in chunks[self.ranks.part(len(chunks))]]
+            empty = torch.zeros((0, self.encoder.feature_dim), device=self.device)
+            views.append(self.ranks.gather(torch.cat([empty, *own])))
+        return torch.stack(views)
+
+    def _encode_chunk(self, view: int, first: int) -> Tensor:
+        last = min(first + VIEW_CHUNK, self.examples)
+        images = {name: torch.from_numpy(array[first:last]).to(self.device) for name, array in self.images.items()}
+        entropy = np.random.SeedSequence([self.seed, VIEW_STREAM, view, first]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
+        return self._encode(self._pixels(images, generator, Part(slice(0, last - first), last - first)))
 
     def rates(self, rate: float) -> dict[str, float]:
         """The head's and the encoder's."""

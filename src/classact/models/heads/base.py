@@ -24,9 +24,12 @@ class Head(nn.Module, ABC):
         feature_dim: C, features of one decision: those of T_o observations one behind the other.
         action_dim: D.
         horizon: T_p, actions of a chunk.
+        center, scale: (C,) of :meth:`standardize`; 0 and 1 where nothing else was set.
     """
 
     config: HeadConfig
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__()
@@ -36,6 +39,12 @@ class Head(nn.Module, ABC):
                 f"{action_dim}, horizon {horizon}."
             )
         self.feature_dim, self.action_dim, self.horizon = feature_dim, action_dim, horizon
+        self.register_buffer("center", torch.zeros(feature_dim))
+        self.register_buffer("scale", torch.ones(feature_dim))
+
+    def standardize(self, features: Tensor) -> Tensor:
+        """(B, C) features as :meth:`losses` and :meth:`generate` take them."""
+        return (features - self.center) / self.scale
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:  # noqa: ARG002
         """All that is random in the loss of a batch; nothing, unless a head says otherwise.
@@ -62,7 +71,7 @@ class Head(nn.Module, ABC):
         """(B,) behaviour-cloning losses, each the mean over steps and dimensions; a function of its own row alone.
 
         Args:
-            features: (B, C).
+            features: (B, C), standardised.
             actions: (B, T_p, D) in [-1, 1].
             drawn: the rows of :meth:`draw` that belong to these.
 
@@ -88,7 +97,7 @@ class Head(nn.Module, ABC):
         """Chunks (B, T_p, D) of normalised actions; nothing is drawn here.
 
         Args:
-            features: (B, C).
+            features: (B, C), standardised.
             noise: from :meth:`sampling_noise`, for B rows.
         """
 
@@ -106,7 +115,7 @@ class Head(nn.Module, ABC):
             ConfigError: another number of features than the head was made for, or of generators than rows.
         """
         self.check(features, generator=generator)
-        return self.generate(features, self.sampling_noise(len(features), generator, features.device))
+        return self.generate(self.standardize(features), self.sampling_noise(len(features), generator, features.device))
 
     def check(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classact.models.heads.base import Generators, Head, standard_normal
 from classact.models.heads.config import DiffusionConfig
-from classact.models.heads.unet1d import ConditionalUNet1d, check_horizon
+from classact.models.heads.networks import chunk_losses, make_network
 
 
 def signal_left(config: DiffusionConfig) -> Tensor:
@@ -87,13 +87,12 @@ class DiffusionHead(Head):
 
     def __init__(self, config: DiffusionConfig, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__(feature_dim, action_dim, horizon)
-        check_horizon(horizon, config.unet)
         self.config = config
         left = signal_left(config)
         self.register_buffer("signal", left**0.5, persistent=False)
         self.register_buffer("spread", (1 - left) ** 0.5, persistent=False)
         self.steps = denoising_steps(config)
-        self.unet = ConditionalUNet1d(action_dim, feature_dim, config.unet)
+        self.network = make_network(config, feature_dim, action_dim, horizon)
 
     def draw(self, count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
         """A denoising step (B,) and noise (B, T_p, D) for each row."""
@@ -105,7 +104,7 @@ class DiffusionHead(Head):
         self.check(features, actions, drawn=drawn)
         k, noise = drawn
         noisy = self.signal[k][:, None, None] * actions + self.spread[k][:, None, None] * noise
-        return torch.nn.functional.mse_loss(self.unet(noisy, features, k), noise, reduction="none").mean(dim=(1, 2))
+        return chunk_losses(self.network(noisy, features, k), noise, "l2")
 
     def sampling_noise(self, count: int, generator: Generators, device: torch.device) -> tuple[Tensor, ...]:
         """(B, S, T_p, D): for DDIM the first noise only (S = 1), for DDPM one more after each step but the last."""
@@ -121,7 +120,7 @@ class DiffusionHead(Head):
         x = drawn[:, 0].contiguous()
         for number, step in enumerate(self.steps, 1):
             k = torch.full((len(features),), step.k, dtype=torch.int64, device=features.device)
-            seen = self.unet(x, features, k)
+            seen = self.network(x, features, k)
             clean = (x - step.spread * seen) / step.signal
             if self.config.clip_sample:
                 clean = clean.clamp(-1, 1)
@@ -131,5 +130,5 @@ class DiffusionHead(Head):
         return x
 
     def accelerate(self) -> None:
-        """Compile the U-Net."""
-        self.unet.compile(mode="reduce-overhead", dynamic=False)
+        """Compile the network."""
+        self.network.compile(mode="reduce-overhead", dynamic=False)

@@ -1,4 +1,4 @@
-"""Direct regression of action chunks (paper C.2, "MLP"): the U-Net of Diffusion Policy without diffusion."""
+"""Direct regression of action chunks (paper C.2, "MLP"): the network of Diffusion Policy without diffusion."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from classact.models.heads.base import Head
 from classact.models.heads.config import MLPConfig
-from classact.models.heads.unet1d import ConditionalUNet1d, check_horizon
+from classact.models.heads.networks import chunk_losses, make_network
 
 
 class MLPHead(Head):
-    """A learned (1, T_p, D) sequence in the place of the noisy chunk, trained by the mean squared error of actions.
+    """A learned (1, T_p, D) sequence in the place of the noisy chunk, trained by the error of actions.
 
     Args:
         config: settings.
@@ -20,25 +20,24 @@ class MLPHead(Head):
 
     def __init__(self, config: MLPConfig, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__(feature_dim, action_dim, horizon)
-        check_horizon(horizon, config.unet)
         self.config = config
         self.start = nn.Parameter(torch.randn(1, horizon, action_dim))
-        self.unet = ConditionalUNet1d(action_dim, feature_dim, config.unet, steps=False)
+        self.network = make_network(config, feature_dim, action_dim, horizon, steps=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) -> (B, T_p, D)."""
         return self.generate(features, ())
 
     def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
-        """Squared error of the actions, the mean over a row."""
+        """Error of the actions, the mean over a row."""
         self.check(features, actions)
-        return torch.nn.functional.mse_loss(self(features), actions, reduction="none").mean(dim=(1, 2))
+        return chunk_losses(self(features), actions, self.config.loss)
 
     def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """The predicted chunks: one pass."""
-        chunk: Tensor = self.unet(self.start.expand(len(features), -1, -1), features)
+        chunk: Tensor = self.network(self.start.expand(len(features), -1, -1), features)
         return chunk
 
     def accelerate(self) -> None:
-        """Compile the U-Net."""
-        self.unet.compile(mode="reduce-overhead", dynamic=False)
+        """Compile the network."""
+        self.network.compile(mode="reduce-overhead", dynamic=False)
