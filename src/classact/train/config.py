@@ -303,7 +303,7 @@ class FinetuneConfig:
         check_range(self, "views", "noise", least=0)
         if self.views and not self.frozen:
             raise ConfigError(
-                f"features of {self.views} views can be computed once only for a frozen encoder. Set frozen, or views 0."
+                f"features of {self.views} views are computed once only of a frozen encoder. Set frozen, or views 0."
             )
         check_range(self, "chunk_length", least=1, most=self.horizon)
         check_range(self, "seed", "evaluations", least=0)

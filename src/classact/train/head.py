@@ -36,7 +36,6 @@ from classact.train.loader import describe_bytes, upload
 from classact.train.representation import EncoderPass, encoder_images, random_views
 from classact.utils.codec import from_json, to_json, without
 
-
 VIEW_CHUNK = 512
 """Images whose views are encoded together; a constant, so that any number of ranks draws the same views."""
 
@@ -266,7 +265,7 @@ class FineTuner(Training):
     def _encode_chunk(self, view: int, first: int) -> Tensor:
         last = min(first + VIEW_CHUNK, self.examples)
         images = {name: torch.from_numpy(array[first:last]).to(self.device) for name, array in self.images.items()}
-        entropy = np.random.SeedSequence([self.seed, VIEW_STREAM, view, first]).generate_state(1, np.uint64)[0]
+        entropy = np.random.SeedSequence([self.config.seed, VIEW_STREAM, view, first]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
         return self._encode(self._pixels(images, generator, Part(slice(0, last - first), last - first)))
 

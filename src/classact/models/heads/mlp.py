@@ -18,6 +18,8 @@ class MLPHead(Head):
         feature_dim, action_dim, horizon: C, D and T_p.
     """
 
+    config: MLPConfig
+
     def __init__(self, config: MLPConfig, feature_dim: int, action_dim: int, horizon: int) -> None:
         super().__init__(feature_dim, action_dim, horizon)
         self.config = config
