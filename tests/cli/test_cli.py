@@ -429,7 +429,9 @@ def test_the_flags_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     plain = HeadRunConfig(HEAD_PRESETS["head-debug"].config("diffusion"), evaluation=evaluation)
     assert head() == plain
     found = head("--head", "mlp", "--head.unet.widths", "8", "16", "--test-episodes", "3", "--execute", "4")
-    assert found.finetune.head == MLPConfig(replace(MLPConfig.preset("debug").unet, widths=(8, 16)))
+    assert found.finetune.head == replace(
+        MLPConfig.preset("debug"), unet=replace(MLPConfig.preset("debug").unet, widths=(8, 16))
+    )
     assert found.evaluation == replace(evaluation, episodes=3, execute=4)
     ddpm = replace(DiffusionConfig.preset("debug"), scheduler="ddpm")
     assert head("--scheduler", "ddpm", "--frozen").finetune.head == ddpm

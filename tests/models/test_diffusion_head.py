@@ -80,7 +80,9 @@ def test_noise_follows_the_squared_cosine() -> None:
 @pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (100, 16), (1, 1), (1000, 77)])
 @pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
 def test_schedules_have_the_bits_of_diffusers(schedule: str, training: int, inference: int, scheduler: str) -> None:
-    config = DiffusionConfig(TINY.unet, scheduler, training, inference, schedule)
+    config = replace(
+        TINY, scheduler=scheduler, training_steps=training, inference_steps=inference, beta_schedule=schedule
+    )
     theirs = make_scheduler(config)
     theirs.set_timesteps(inference)
     assert torch.equal(signal_left(config), theirs.alphas_cumprod)
@@ -89,7 +91,7 @@ def test_schedules_have_the_bits_of_diffusers(schedule: str, training: int, infe
 
 def test_the_loss_is_the_error_of_the_noise_at_random_steps() -> None:
     made = head()
-    made.unet = unet = Instead(noise_of)  # type: ignore[assignment]
+    made.network = unet = Instead(noise_of)  # type: ignore[assignment]
     features = torch.randn(500, 4, generator=generator(1))
     actions = torch.rand(500, 8, 2, generator=generator(2)) * 2 - 1
     loss = made.loss(features, actions, generator(3))
@@ -113,7 +115,7 @@ def test_the_loss_is_the_error_of_the_noise_at_random_steps() -> None:
 @pytest.mark.parametrize("inference", [16, 4])
 def test_ddim_equals_equation_12_of_song_et_al(clip: bool, inference: int) -> None:
     made = head(replace(TINY, clip_sample=clip, inference_steps=inference))
-    made.unet = Instead(noise_of)  # type: ignore[assignment]
+    made.network = Instead(noise_of)  # type: ignore[assignment]
     got = made.sample(torch.zeros(5, 4), generator(4))
     x = torch.randn(5, 8, 2, generator=generator(4)).double()
     bar = torch.from_numpy(cosine_alpha_bar(K))
@@ -130,7 +132,7 @@ def test_ddim_equals_equation_12_of_song_et_al(clip: bool, inference: int) -> No
 
 def test_ddpm_equals_equations_6_and_7_of_ho_et_al() -> None:
     made = head(replace(TINY, scheduler="ddpm"))
-    made.unet = Instead(noise_of)  # type: ignore[assignment]
+    made.network = Instead(noise_of)  # type: ignore[assignment]
     got = made.sample(torch.zeros(5, 4), generator(4))
     source = generator(4)
     x = torch.randn(5, 8, 2, generator=source).double()
@@ -153,7 +155,7 @@ def sample_by_diffusers(made: DiffusionHead, features: Tensor, generator: Any) -
     scheduler.set_timesteps(made.config.inference_steps)
     with torch.no_grad():
         for k in scheduler.timesteps.tolist():
-            noise = made.unet(states[-1], features, torch.full((len(features),), k))
+            noise = made.network(states[-1], features, torch.full((len(features),), k))
             options = {"eta": 0.0} if made.config.scheduler == "ddim" else {"generator": generator}
             states.append(scheduler.step(noise, k, states[-1], **options).prev_sample)
     return states
@@ -165,7 +167,7 @@ def sample_by_diffusers(made: DiffusionHead, features: Tensor, generator: Any) -
 def test_each_step_equals_diffusers(schedule: str, training: int, inference: int, scheduler: str, clip: bool) -> None:
     options: dict[str, Any] = {"training_steps": training, "inference_steps": inference}
     made = head(replace(TINY, scheduler=scheduler, beta_schedule=schedule, clip_sample=clip, **options))
-    made.unet = unet = Instead(noise_of)  # type: ignore[assignment]
+    made.network = unet = Instead(noise_of)  # type: ignore[assignment]
     features = torch.zeros(5, 4)
     states = sample_by_diffusers(made, features, generator(4))
     unet.calls.clear()
@@ -179,7 +181,7 @@ def test_each_step_equals_diffusers(schedule: str, training: int, inference: int
 @pytest.mark.parametrize("per_row", [True, False])
 def test_noise_is_drawn_as_diffusers_draws_it(scheduler: str, per_row: bool) -> None:
     made = head(replace(TINY, scheduler=scheduler, inference_steps=4))
-    made.unet = unet = Instead(lambda x, *_: 0 * x)  # type: ignore[assignment]
+    made.network = unet = Instead(lambda x, *_: 0 * x)  # type: ignore[assignment]
     mine, theirs = ([generator(s) for s in (7, 8, 9)] if per_row else generator(7) for _ in range(2))
     states = sample_by_diffusers(made, torch.zeros(3, 4), theirs)
     unet.calls.clear()
@@ -194,7 +196,7 @@ def test_noise_is_drawn_as_diffusers_draws_it(scheduler: str, per_row: bool) -> 
 
 def test_noise_is_added_as_diffusers_adds_it() -> None:
     made = head()
-    made.unet = unet = Instead(noise_of)  # type: ignore[assignment]
+    made.network = unet = Instead(noise_of)  # type: ignore[assignment]
     actions = torch.rand(40, 8, 2, generator=generator(2)) * 2 - 1
     k, noise = made.draw(40, generator(3), torch.device("cpu"))
     made.losses(torch.zeros(40, 4), actions, (k, noise))
@@ -211,7 +213,7 @@ def test_of_data_that_are_one_chunk_every_sample_is_that_chunk(scheduler: str) -
         b = bar[step][:, None, None]
         return (x - b.sqrt() * chunk) / (1 - b).sqrt()
 
-    made.unet = Instead(exact)  # type: ignore[assignment]
+    made.network = Instead(exact)  # type: ignore[assignment]
     assert_allclose(made.sample(torch.zeros(6, 4), generator()), chunk.expand(6, 8, 2), atol=1e-4)
 
 

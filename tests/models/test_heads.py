@@ -17,9 +17,11 @@ from classact.errors import CheckpointError, ConfigError
 from classact.models.heads import (
     HEADS,
     DiffusionConfig,
+    FlowConfig,
     HeadConfig,
     MLPConfig,
     MLPHead,
+    ResidualConfig,
     UNetConfig,
     make_head,
 )
@@ -27,7 +29,15 @@ from classact.models.weights import load_weights
 from classact.utils.codec import from_json, to_json
 
 TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
-CONFIGS: list[HeadConfig] = [DiffusionConfig(TINY, scheduler="ddpm"), MLPConfig(TINY)]
+RESIDUAL: dict[str, Any] = {"network": "residual", "residual": ResidualConfig(16, 2, 8)}
+CONFIGS: list[HeadConfig] = [
+    DiffusionConfig(TINY, scheduler="ddpm"),
+    MLPConfig(TINY),
+    FlowConfig(TINY),
+    DiffusionConfig(**RESIDUAL),
+    MLPConfig(loss="l1", **RESIDUAL),
+    FlowConfig(loss="l2", **RESIDUAL),
+]
 WHERE = Path("x/policy.json")
 
 
@@ -39,7 +49,7 @@ def test_every_registered_head_is_tried_here() -> None:
     assert {config.name for config in CONFIGS} == HEADS.keys()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.network}")
 def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig) -> None:
     made = make_head(config, 6, 3, 8)
     features = torch.randn(5, 6, generator=generator(), requires_grad=True)
@@ -54,7 +64,7 @@ def test_a_head_has_a_loss_with_gradient_and_samples_without(config: HeadConfig)
     assert (made.feature_dim, made.action_dim, made.horizon, made.config) == (6, 3, 8, config)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.network}")
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 12), max_size=3), seed=st.integers(0, 2**31))
 def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: list[int], seed: int) -> None:
@@ -77,7 +87,7 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(config: HeadConfig, cuts: 
     assert_allclose(loss, whole.mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.network}")
 def test_weights_are_a_function_of_the_seed(config: HeadConfig) -> None:
     before = torch.random.get_rng_state()
     one, two, other = (make_head(config, 6, 3, 8, seed=s).state_dict() for s in (0, 0, 1))
@@ -94,8 +104,11 @@ def test_settings_survive_json(config: HeadConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'mlp'"),
-        ({"name": "mlp"}, r"policy.json: unknown field 'scheduler': available are 'unet'.* Another version"),
+        ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'mlp', 'flow'"),
+        (
+            {"name": "mlp"},
+            r"policy.json: unknown field 'scheduler': available are 'unet', 'network', 'residual', 'loss'.* Another version",
+        ),
         ({"unet": {"widths": [8]}}, r"policy.json.unet: field 'kernel_size' is missing"),
         ({"unet": None}, r"policy.json.unet: expected an object with the fields of UNetConfig, got None"),
         ({"unet": {"widths": ["8"]}}, r"policy.json.unet.widths\[0\]: expected a whole number, got '8'"),
@@ -132,24 +145,71 @@ def test_every_head_has_every_size(size: str) -> None:
 
 
 def test_settings_of_no_head() -> None:
-    with pytest.raises(ConfigError, match=r"DiffusionConfig \(diffusion\), MLPConfig \(mlp\); got UNetConfig"):
+    with pytest.raises(
+        ConfigError, match=r"DiffusionConfig \(diffusion\), MLPConfig \(mlp\), FlowConfig \(flow\); got UNet"
+    ):
         make_head(TINY, 6, 3, 8)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="got feature_dim 0, action_dim 3, horizon 8"):
         make_head(CONFIGS[1], 0, 3, 8)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.network}")
 def test_weights_of_another_architecture_are_refused(config: HeadConfig) -> None:
     made = make_head(config, 6, 3, 8)
     state = make_head(config, 6, 3, 8, seed=1).state_dict()
     load_weights(made, state, WHERE)
     assert all(torch.equal(v, state[k]) for k, v in made.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"film.1.weight has shape .*, expected .*another architecture"):
+    with pytest.raises(CheckpointError, match=r"has shape .*, expected .*another architecture"):
         load_weights(made, make_head(config, 7, 3, 8).state_dict(), WHERE)
     with pytest.raises(CheckpointError, match=r"holds zzz .1 tensors unknown here., which this .*Head"):
         load_weights(made, state | {"zzz": torch.zeros(1)}, WHERE)
-    with pytest.raises(CheckpointError, match=r"lacks unet.out.1.bias .1 of \d+ tensors missing., which this .*Head"):
-        load_weights(made, {k: v for k, v in state.items() if k != "unet.out.1.bias"}, WHERE)
+    name = "network.out.1.bias"
+    with pytest.raises(CheckpointError, match=rf"lacks {name} .1 of \d+ tensors missing., which this .*Head"):
+        load_weights(made, {k: v for k, v in state.items() if k != name}, WHERE)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.network}")
+def test_features_are_standardised_where_a_head_acts_and_not_where_it_learns(config: HeadConfig) -> None:
+    made, plain = make_head(config, 6, 3, 8), make_head(config, 6, 3, 8)
+    made.center.copy_(torch.arange(6.0))
+    made.scale.fill_(2.0)
+    features = torch.randn(4, 6, generator=generator())
+    assert torch.equal(made.sample(2 * features + made.center, generator()), plain.sample(features, generator()))
+    zeros = torch.zeros(4, 8, 3)
+    assert torch.equal(made.loss(features, zeros, generator()), plain.loss(features, zeros, generator()))
+
+
+# The two-step flow
+
+
+def test_flow_goes_from_noise_to_what_is_predicted() -> None:
+    made = make_head(FlowConfig(**RESIDUAL), 6, 3, 8)
+    features, noise = torch.randn(4, 6, generator=generator()), torch.randn(4, 8, 3, generator=generator(1))
+    seen: list[tuple[torch.Tensor, float]] = []
+    target = torch.rand(4, 8, 3, generator=generator(2))
+
+    class Exact(torch.nn.Module):
+        def forward(self, x: torch.Tensor, _: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            seen.append((x, float(time[0])))
+            return target
+
+    made.network = Exact()
+    assert torch.equal(made.generate(features, (noise,)), target)
+    (first, at), (second, later) = seen
+    assert (at, later) == (0, 8)
+    assert torch.equal(first, noise)
+    assert_allclose(second, (noise + target) / 2, atol=1e-6)
+    time = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    loss = made.losses(features, target + 1, (time, noise))
+    assert_allclose(loss, [1] * 4, rtol=1e-6)
+    x, _ = seen[-1]
+    assert_allclose(x, (1 - time)[:, None, None] * noise + time[:, None, None] * (target + 1), atol=1e-6)
+
+
+def test_a_residual_network_starts_as_the_same_for_all_conditions() -> None:
+    network = make_head(MLPConfig(**RESIDUAL), 6, 3, 8).network
+    out = network(torch.randn(1, 8, 3, generator=generator()).expand(4, -1, -1), torch.randn(4, 6))
+    assert_allclose(out.detach(), out[:1].expand(4, -1, -1).detach(), atol=1e-6)
 
 
 # Direct regression
@@ -159,10 +219,10 @@ def test_mlp_has_a_learned_sequence_and_no_steps() -> None:
     made = make_head(CONFIGS[1], 6, 3, 8)
     assert isinstance(made, MLPHead)
     assert made.start.shape == (1, 8, 3)
-    assert made.unet.embedding is None
+    assert made.network.embedding is None
     features = torch.randn(4, 6, generator=generator())
     actions = torch.rand(4, 8, 3, generator=generator(1))
-    expected = made.unet(made.start.repeat(4, 1, 1), features)
+    expected = made.network(made.start.repeat(4, 1, 1), features)
     loss, mean = made.loss(features, actions, generator()).detach(), (expected - actions).square().mean().detach()
     assert_allclose(loss, mean, rtol=1e-6)  # the mean of rows is rounded otherwise than that of all
     assert torch.equal(made.sample(features, generator(0)), made.sample(features, generator(1)))

@@ -76,7 +76,7 @@ def test_each_objective_and_seed_is_an_ordinary_run(whole: Path, capsys: pytest.
         assert set(run["probe"]) == set(found["runs"][0]["probe"])
         assert len(run["initial_states"]) == 3
     assert [(line["name"], line["criterion"]) for line in found["lines"]] == [
-        (name, criterion) for criterion in ("coverage>0.90", "iou>0.90") for name in WRITTEN
+        (name, criterion) for criterion in fakes.CRITERIA for name in WRITTEN
     ]
     assert [line["p"] is None for line in found["lines"]] == [True, False, False] * 2
     assert "none was tuned on these data" in found["notes"][0]

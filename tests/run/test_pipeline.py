@@ -85,9 +85,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run,
 def test_a_run_leaves_encoder_policy_evaluations_and_summary(finished: tuple[Run, list[EvaluationRow]]) -> None:
     run, rows = finished
     assert [(row.encoder, row.criterion) for row in rows] == [
-        (encoder, criterion)
-        for encoder in ("class", "untrained", "state")
-        for criterion in ("coverage>0.90", "iou>0.90")
+        (encoder, criterion) for encoder in ("class", "untrained", "state") for criterion in fakes.CRITERIA
     ]
     for row in rows:
         assert row.evaluation == f"retrieval-{row.encoder}-fixed-color"

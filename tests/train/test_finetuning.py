@@ -18,22 +18,25 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted
 from classact.models.average import ema_decay
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.models.heads import DiffusionConfig, HeadConfig, MLPConfig, UNetConfig
+from classact.models.heads import DiffusionConfig, FlowConfig, HeadConfig, MLPConfig, ResidualConfig, UNetConfig
 from classact.policies.parametric import ParametricPolicy
 from classact.train import checkpoints, engine
-from classact.train.augment import augment
+from classact.train.augment import Part, augment
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AdamWConfig, AugmentConfig, FinetuneConfig
 from classact.train.engine import DIVERGED, step_generator
-from classact.train.head import FineTuner, history_indices, load_encoder
+from classact.train.head import VIEW_STREAM, FineTuner, history_indices, load_encoder
+from classact.train.loader import describe_bytes
 from classact.train.optim import learning_rate
-from classact.train.representation import Trainer
+from classact.train.representation import Trainer, random_views
 from classact.utils.ranks import Ranks
 from classact.utils.storage import read_jsonl
 
 TINY = UNetConfig(widths=(8, 16), kernel_size=3, groups=4, step_dim=8)
 DIFFUSION, MLP = DiffusionConfig(TINY), MLPConfig(TINY)
 ENCODER = EncoderConfig(width=0.25, image_size=32, crop_size=28)
+RESIDUAL: dict[str, Any] = {"network": "residual", "residual": ResidualConfig(64, 2, 16)}
+CPU = torch.device("cpu")
 FOUR = 4 * 16 / sum(fakes.STEPS)
 """Epochs of four steps."""
 
@@ -58,6 +61,10 @@ def config(**changes: Any) -> FinetuneConfig:
         "checkpoint_every": 2,
     }
     return FinetuneConfig(**(standard | changes))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def tuner(folder: Path | None = None, start: Path | None = None, **changes: Any) -> FineTuner:
@@ -92,7 +99,9 @@ def test_the_defaults_are_the_papers() -> None:
     paper = FinetuneConfig()
     assert (paper.batch_size, paper.horizon, paper.history, paper.chunk_length) == (64, 16, 1, 12)
     assert paper.optimizer == AdamWConfig(1e-4, 1e-5, (0.9, 0.99), 1e-6, 500, 0.5, 0.75)
-    assert paper.head == DiffusionConfig(UNetConfig((256, 512, 1024), 5, 8, 256), "ddim", 16, 16)
+    assert paper.head == DiffusionConfig(
+        UNetConfig((256, 512, 1024), 5, 8, 256), "unet", scheduler="ddim", training_steps=16, inference_steps=16
+    )
     assert paper.augment == AugmentConfig()
     assert (paper.epochs, paper.evaluations) == (TABLE_9["pusht"][1], 10)
     assert paper.intermediates(1000) == list(range(100, 1001, 100))
@@ -138,7 +147,7 @@ def test_one_step_word_by_word(head: HeadConfig) -> None:
     norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
     assert_allclose(stats["grad_norm"], norm, rtol=1e-4)
     # Clipped after backward, to 0.5; Adam's first step is the rate times the gradient's sign.
-    kernel, grad = "unet.out.1.weight", dict(twin.head.named_parameters())["unet.out.1.weight"].grad
+    kernel, grad = "network.out.1.weight", dict(twin.head.named_parameters())["network.out.1.weight"].grad
     assert grad is not None
     clipped = grad * min(1.0, 0.5 / float(norm))
     start, after = twin.head.state_dict()[kernel], made.head.state_dict()[kernel]
@@ -162,8 +171,14 @@ def test_same_seed_same_bits_other_seed_other_bits() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"head": MLP, "history": 2}, {"frozen": True}, {"frozen": True, "augment": None}],
-    ids=["diffusion", "mlp", "frozen", "fixed-features"],
+    [
+        {},
+        {"head": MLP, "history": 2, "standardize": True},
+        {"frozen": True},
+        {"frozen": True, "augment": None},
+        {"head": FlowConfig(**RESIDUAL), "frozen": True, "views": 2, "standardize": True, "noise": 1.0, "samples": 2},
+    ],
+    ids=["diffusion", "mlp", "frozen", "fixed-features", "flow-on-kept-views"],
 )
 def test_two_steps_then_resume_to_four_equals_four_straight(tmp_path: Path, changes: dict[str, Any]) -> None:
     straight = fitted(tmp_path / "a", **changes)
@@ -306,27 +321,74 @@ def test_fixed_features_are_those_of_run_time() -> None:
     assert not head_input(tuner(frozen=True), rows).requires_grad
 
 
-def test_ranks_compute_fixed_features_together() -> None:
-    whole = tuner(augment=None, frozen=True)
-    features = torch.from_numpy(whole.encoder.encode(whole.images))
+def test_views_that_are_kept_are_those_that_would_be_streamed() -> None:
+    kept, streamed = tuner(frozen=True, views=3), tuner(frozen=True)
+    views = kept._all_views()
+    assert views.shape == (3, 120, kept.encoder.feature_dim)
+    for view in range(3):
+        entropy = np.random.SeedSequence([0, VIEW_STREAM, view, 0]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+        images = {"top": torch.from_numpy(streamed.images["top"])}
+        pixels = random_views(images, ENCODER, AugmentConfig(), generator, Part(slice(0, 120), 120))
+        assert_allclose(views[view], streamed._encoded(pixels), atol=1e-5)
+    assert len({tuple(view[0].tolist()) for view in views}) == 3
+    rows = np.arange(120)
+    got = head_input(kept, rows)[:, :-2]
+    drawn = [int((views[:, row] - got[row]).abs().sum(dim=1).argmin()) for row in rows]
+    assert_allclose(got, views[drawn, rows])
+    assert set(drawn) == {0, 1, 2}
+    assert kept.loader is None  # no image is read again
+
+
+def test_ranks_compute_views_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classact.train.head.VIEW_CHUNK", 50)
+    options: dict[str, Any] = {"frozen": True, "views": 2}
+    whole = tuner(**options)._all_views()
     sent: list[torch.Tensor] = []
 
     class Second(Ranks):
         def gather(self, tensor: torch.Tensor) -> torch.Tensor:
             sent.append(tensor)
-            return torch.cat([features[:60], tensor])
+            return torch.cat([whole[len(sent) - 1, :100], tensor])
 
     said: list[str] = []
-    settings = config(augment=None, frozen=True)
     for ranks, count in ((Second(1, 2), 0), (Ranks(), 1)):
-        made = FineTuner(fakes.demonstrations(), settings, ranks=ranks, say=said.append)
+        made = FineTuner(fakes.demonstrations(), config(**options), ranks=ranks, say=said.append)
         made.prepare()
         made.prepare()
         assert len(said) == count
-        assert_allclose(made._all_features(), features, atol=1e-6)
-    assert [len(own) for own in sent] == [60]
-    assert said == ["frozen encoder: computing the features of 120 steps once, before training"]
-    tuner(frozen=True).prepare()  # random views: nothing is fixed
+        assert_allclose(made._all_views(), whole, atol=1e-6)
+    assert [len(own) for own in sent] == [20, 20]
+    size = 4 * 2 * 120 * made.encoder.feature_dim
+    assert said == [f"features of 2 x 120 images are computed once, before training ({describe_bytes(size)})"]
+    tuner(frozen=True).prepare()  # fresh views at each step: nothing is kept
+
+
+@pytest.mark.parametrize("options", [{"frozen": True, "views": 4}, {"frozen": True, "augment": None}, {}], ids=str)
+def test_standardized_features_have_mean_0_and_deviation_1_and_so_at_run_time(options: dict[str, Any]) -> None:
+    made = tuner(standardize=True, history=2, **options)
+    made.prepare()
+    F = made.encoder.feature_dim
+    if made.count:
+        scaled = made.head.standardize(head_views(made))
+        assert_allclose(scaled[:, :F].mean(dim=0), np.zeros(F), atol=1e-4)
+        deviation = scaled[:, :F].std(dim=0)
+        assert_allclose(deviation[made.head.scale[:F] > 1e-6], 1, rtol=1e-3)
+    for start in (F, 2 * F + 2):  # proprioception stays as it is
+        assert_array_equal(made.head.center[start : start + 2], [0, 0])
+        assert_array_equal(made.head.scale[start : start + 2], [1, 1])
+    features = torch.randn(3, made.head.feature_dim, generator=torch.Generator().manual_seed(0))
+    policy = made.policy()
+    expected = policy.head.generate(policy.head.standardize(features), policy.head.sampling_noise(3, seeded(), CPU))
+    assert torch.equal(policy.head.sample(features, seeded()), expected)
+    assert not torch.equal(policy.head.standardize(features), features)
+
+
+def head_views(made: FineTuner) -> torch.Tensor:
+    """(V N, C) kept features as decisions whose observations are twice the same one."""
+    views = made._all_views().flatten(0, 1)
+    lowdim = made._lowdim.repeat(made.count, 1)
+    return torch.cat([views, lowdim], dim=1).repeat(1, 2)
 
 
 def test_fixed_features_are_computed_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,13 +402,26 @@ def test_fixed_features_are_computed_before_the_first_step(monkeypatch: pytest.M
     assert order == ["prepare", *["step"] * 4]
 
 
-def test_feature_noise() -> None:
+def test_noise_is_on_image_features_alone_and_drawn_anew_for_each_sample() -> None:
     rows = np.arange(50)
-    plain = head_input(tuner(augment=AugmentConfig()), rows)
-    noisy = head_input(tuner(augment=AugmentConfig(feature_noise=0.1)), rows)
-    difference = (noisy - plain).detach()
-    assert 0.09 < difference[:, :-2].std() < 0.11
-    assert difference[:, -2:].abs().max() == 0  # proprioception has none
+    options: dict[str, Any] = {"frozen": True, "augment": None, "history": 2}
+    plain = head_input(tuner(**options), rows)
+    noisy = head_input(tuner(noise=0.1, samples=3, **options), rows).reshape(50, 3, -1)
+    difference = noisy - plain[:, None]
+    F = (plain.shape[1] - 4) // 2
+    image = torch.cat([difference[..., :F], difference[..., F + 2 : -2]], dim=-1)
+    assert 0.095 < image.std() < 0.105
+    assert abs(np.corrcoef(image[:, 0].flatten(), image[:, 1].flatten())[0, 1]) < 0.05
+    assert difference[..., F : F + 2].abs().max() == difference[..., -2:].abs().max() == 0  # proprioception has none
+
+
+def test_settings_that_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="features of 3 views are computed once only of a frozen encoder"):
+        config(views=3)
+    with pytest.raises(ConfigError, match=r"augment.feature_noise 0.1 is of pre-training.*Set noise instead"):
+        config(augment=AugmentConfig(feature_noise=0.1))
+    with pytest.raises(ConfigError, match="samples of at least 1, got 0"):
+        config(samples=0)
 
 
 def test_histories_repeat_the_first_observation_of_their_episode() -> None:
@@ -371,7 +446,17 @@ def chunk_error(policy: ParametricPolicy, data: Demonstrations) -> float:
     return float(np.linalg.norm(policy.decide(seen).chunk - wanted, axis=-1).mean())
 
 
-@pytest.mark.parametrize("head", [DiffusionConfig(UNetConfig((16, 32), 3, 8, 16)), MLP], ids=lambda head: head.name)
+@pytest.mark.parametrize(
+    "head",
+    [
+        DiffusionConfig(UNetConfig((16, 32), 3, 8, 16)),
+        MLP,
+        DiffusionConfig(**RESIDUAL),
+        MLPConfig(loss="l1", **RESIDUAL),
+        FlowConfig(**RESIDUAL),
+    ],
+    ids=lambda head: f"{head.name}-{head.network}",
+)
 def test_learns_to_act_and_survives_its_folder(head: HeadConfig, tmp_path: Path) -> None:
     data = fakes.demonstrations(lengths=(40,) * 3)
     quick = AdamWConfig(head_lr=5e-3, encoder_lr=1e-3, warmup_steps=10)
@@ -395,7 +480,7 @@ def test_a_head_in_bfloat16_learns_as_in_float32_and_acts_in_float32(head: HeadC
     ends, modes = {}, []
     for precision in ("float32", "bfloat16"):
         made = tuner(tmp_path / precision, head_precision=precision, **options)
-        kernel, seen = made.head.unet.out[1], []
+        kernel, seen = made.head.network.out[1], []
         watch = kernel.register_forward_hook(lambda _, __, out: seen.append(out.dtype))  # noqa: B023
         policy = made.fit()
         watch.remove()
@@ -404,7 +489,7 @@ def test_a_head_in_bfloat16_learns_as_in_float32_and_acts_in_float32(head: HeadC
         ends[precision] = float(np.mean(losses[-8:]))
         assert {p.dtype for p in (*made.head.parameters(), *policy.head.parameters())} == {torch.float32}
         acting: list[torch.dtype] = []
-        policy.head.unet.out[1].register_forward_hook(lambda _, __, out: acting.append(out.dtype))  # noqa: B023
+        policy.head.network.out[1].register_forward_hook(lambda _, __, out: acting.append(out.dtype))  # noqa: B023
         data = made.demonstrations
         policy.decide([Observation({"top": data.images["top"][0]}, data.proprioception[0])])
         assert set(acting) == {torch.float32}

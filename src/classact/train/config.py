@@ -301,6 +301,11 @@ class FinetuneConfig:
         check_range(self, "epochs", above=0)
         check_range(self, "batch_size", "log_every", "checkpoint_every", "history", "samples", least=1)
         check_range(self, "views", "noise", least=0)
+        if self.augment is not None and self.augment.feature_noise:
+            raise ConfigError(
+                f"augment.feature_noise {self.augment.feature_noise:g} is of pre-training; heads have noise of their own. "
+                f"Set noise instead."
+            )
         if self.views and not self.frozen:
             raise ConfigError(
                 f"features of {self.views} views are computed once only of a frozen encoder. Set frozen, or views 0."

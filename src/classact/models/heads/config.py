@@ -160,13 +160,13 @@ class NetworkHeadConfig(HeadConfig):
     """Of heads that stand on a network from chunks and features to chunks.
 
     Attributes:
-        network: "unet" (the paper's), or "residual", a residual MLP over the flattened chunk.
         unet: architecture of the U-Net.
+        network: "unet" (the paper's), or "residual", a residual MLP over the flattened chunk.
         residual: architecture of the residual MLP.
     """
 
-    network: Literal["unet", "residual"] = "unet"
     unet: UNetConfig = field(default_factory=UNetConfig)
+    network: Literal["unet", "residual"] = "unet"
     residual: ResidualConfig = field(default_factory=ResidualConfig)
 
     def __post_init__(self) -> None:
