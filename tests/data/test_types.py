@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations
+from classact.data.types import Criterion, Demonstrations
 from classact.errors import DataError
 
 ENDS = (3, 4, 9)
@@ -139,3 +139,12 @@ def test_what_demonstrations_refuse(changed: dict[str, Any], expected: str) -> N
     with pytest.raises(DataError, match=expected) as caught:
         demonstrations(**changed)
     assert str(caught.value).startswith("tiny (some/file): ")
+
+
+def test_criteria_say_when_they_were_first_met() -> None:
+    values = [0.1, 0.95, 0.9, 0.96]
+    assert Criterion("c", "coverage", 0.95).first(values) == 4
+    assert Criterion("c", "coverage", 0.95, inclusive=True).first(values) == 2
+    assert Criterion("c", "coverage", 0.95, steps=3).first(values) is None
+    assert Criterion("c", "coverage", 0.95, steps=4).first(values) == 4
+    assert Criterion("c", "coverage", 0.05).first(values) == 1

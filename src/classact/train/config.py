@@ -303,8 +303,8 @@ class FinetuneConfig:
         check_range(self, "views", "noise", least=0)
         if self.augment is not None and self.augment.feature_noise:
             raise ConfigError(
-                f"augment.feature_noise {self.augment.feature_noise:g} is of pre-training; heads have noise of their own. "
-                f"Set noise instead."
+                f"augment.feature_noise {self.augment.feature_noise:g} is of pre-training; heads have noise of their "
+                f"own. Set noise instead."
             )
         if self.views and not self.frozen:
             raise ConfigError(
