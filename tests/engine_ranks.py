@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_objectives import small
 
 import fakes
 from classact.data.types import Demonstrations
@@ -29,6 +28,7 @@ from classact.train.engine import Training
 from classact.train.head import FineTuner
 from classact.train.representation import Trainer
 from classact.utils.ranks import Ranks
+from small_objectives import small
 
 KINDS = ("class", "mlp", "diffusion")
 OBJECTIVES: Mapping[str, ObjectiveConfig] = {

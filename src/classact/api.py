@@ -62,7 +62,7 @@ def finetune(
     head: str = "diffusion",
     *,
     preset: str | None = None,
-    frozen: bool = False,
+    frozen: bool | None = None,
     name: str | None = None,
     config: HeadRunConfig | None = None,
     device: str = "auto",

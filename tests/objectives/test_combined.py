@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_objectives import TRAINED, small
 from torch import Tensor
 
 from classact.errors import ConfigError
 from classact.objectives import CombinedConfig, make_objective, objective_config, split_sum
 from classact.objectives.base import Material, Objective
 from classact.objectives.combined import Combined
+from small_objectives import TRAINED, small
 
 F, ENDS = 6, np.array([20, 26, 60], np.int64)
 SUMS = [f"{one}+0.3*{two}" for one, two in permutations(TRAINED, 2)] + ["0.5*class+tcn+3*dynamo+0.1*byol"]

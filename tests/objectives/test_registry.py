@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_objectives import TRAINED, small
 
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.objectives import (
@@ -26,6 +25,7 @@ from classact.objectives import (
 )
 from classact.objectives.base import Material, Objective
 from classact.utils.codec import from_json, to_json
+from small_objectives import TRAINED, small
 
 NAMES = pytest.mark.parametrize("name", OBJECTIVES)
 SUMS = [f"{one}+0.5*{two}" for one, two in combinations(TRAINED, 2)]

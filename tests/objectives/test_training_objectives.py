@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from small_objectives import TRAINED, small
 from torch import Tensor
 
 import fakes
@@ -28,6 +27,7 @@ from classact.train.config import AugmentConfig, EngineConfig
 from classact.train.engine import in_order, step_generator
 from classact.train.representation import Trainer, random_views
 from classact.utils.storage import read_jsonl
+from small_objectives import TRAINED, small
 
 STEPS, BATCH = 4, 16
 QUEUE = ("queue=24", "views=2", "learned_temperature=true", "pairs=cross-episode", "temperature=0.2")

@@ -158,7 +158,7 @@ def _start(flags: Finetune, run: Any) -> HeadRunConfig:
     """The settings of --config, or of the preset."""
     start = "scratch" if flags.scratch else "run" if flags.encoder is None else str(flags.encoder)
     if flags.config is None:
-        frozen = bool(flags.training.get("finetune.frozen"))
+        frozen = flags.training.get("finetune.frozen")
         return configure_head(run.settings(), flags.head or HEAD, preset=flags.preset, start=start, frozen=frozen)
     if flags.preset is not None:
         raise ConfigError("--preset and --config both say what to start from. Give one of the two.")

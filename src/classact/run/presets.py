@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,24 +207,47 @@ class HeadPreset:
 
     Attributes:
         size: of the network: "paper", "small" or "debug", see :meth:`classact.models.heads.HeadConfig.preset`.
-        epochs: (trained from scratch, fine-tuned after pre-training), as in table 9.
+        finetune: of training on an encoder that CLASS has taught; its head and augmentation are replaced.
         about: one line.
+        other: what differs on any other encoder: the paper trains longer there (table 9).
+        scratch: what differs, beside that, where the encoder starts from its initial weights.
     """
 
     size: str
-    optimizer: AdamWConfig
-    epochs: tuple[float, float]
+    finetune: FinetuneConfig
     about: str
+    other: Mapping[str, Any] = field(default_factory=dict)
+    scratch: Mapping[str, Any] = field(default_factory=dict)
 
-    def config(self, head: str, *, scratch: bool = False, frozen: bool = False) -> FinetuneConfig:
-        """Settings of a training; ``scratch``: for as many epochs as all heads but those on CLASS (table 9)."""
-        return FinetuneConfig(
-            head=HEADS[head].config.preset(self.size),
-            optimizer=self.optimizer,
-            epochs=self.epochs[0 if scratch else 1],
-            frozen=frozen,
-            augment=None if frozen else AugmentConfig(),
-        )
+    def config(
+        self,
+        head: str,
+        *,
+        encoder: Literal["class", "other", "scratch"] = "class",
+        frozen: bool | None = None,
+        augment: AugmentConfig | None = None,
+    ) -> FinetuneConfig:
+        """Settings of a training.
+
+        Args:
+            head: a key of :data:`classact.models.heads.HEADS`.
+            encoder: what it starts from: taught by CLASS, by anything else, or by nothing yet.
+            frozen: train the head only; None: as the preset does.
+            augment: random views, as in pre-training; None: crop and noise.
+        """
+        changes = {"class": {}, "other": self.other, "scratch": {**self.other, **self.scratch}}[encoder]
+        made = replace(self.finetune, **changes)
+        frozen = made.frozen if frozen is None else frozen
+        views = made.views if frozen else 0
+        # A frozen encoder whose views are not kept has one view, the centre crop: fresh ones would cost all the time.
+        seen = None if frozen and not views else replace(augment or AugmentConfig(), feature_noise=0.0)
+        size = HEADS[head].config.preset(self.size)
+        return replace(made, head=size, frozen=frozen, views=views, augment=seen)
+
+
+def _paper_head(task: str, epochs: tuple[float, float]) -> HeadPreset:
+    others, ours = epochs
+    return HeadPreset("paper", FinetuneConfig(epochs=ours), f"the paper's settings for {task}", {"epochs": others})
 
 
 HEAD_PRESETS: Registry[HeadPreset] = Registry(
@@ -232,18 +255,33 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
     {
         "head-cpu": HeadPreset(
             "small",
-            AdamWConfig(head_lr=1e-3, encoder_lr=1e-4, warmup_steps=100),
-            (8, 4),
-            "a small head on a small encoder, within minutes on two CPU cores",
+            FinetuneConfig(
+                frozen=True,
+                views=8,
+                standardize=True,
+                noise=1.0,
+                optimizer=AdamWConfig(
+                    head_lr=1e-3,
+                    encoder_lr=1e-4,
+                    betas=(0.9, 0.999),
+                    weight_decay=1e-4,
+                    warmup_steps=100,
+                    clip_norm=1.0,
+                ),
+                batch_size=256,
+                epochs=40,
+                head_precision="auto",
+            ),
+            "a residual network on features that are computed once, in two minutes on two CPU cores",
+            scratch={"frozen": False, "views": 0, "noise": 0.0, "batch_size": 64, "epochs": 20},
         ),
-        **{
-            f"paper-{task}": HeadPreset("paper", AdamWConfig(), epochs, f"the paper's settings for {task}")
-            for task, epochs in TABLE_9.items()
-        },
+        **{f"paper-{task}": _paper_head(task, epochs) for task, epochs in TABLE_9.items()},
         "head-debug": HeadPreset(
             "debug",
-            AdamWConfig(head_lr=1e-3, encoder_lr=1e-4, warmup_steps=5),
-            (0.5, 0.5),
+            FinetuneConfig(
+                optimizer=AdamWConfig(head_lr=1e-3, encoder_lr=1e-4, warmup_steps=5),
+                epochs=0.5,
+            ),
             "seconds, for tests: nothing useful is learned",
         ),
     },
@@ -341,15 +379,22 @@ def configure(
 
 
 def configure_head(
-    run: RunConfig, head: str = "diffusion", *, preset: str | None = None, start: str = "run", frozen: bool = False
+    run: RunConfig,
+    head: str = "diffusion",
+    *,
+    preset: str | None = None,
+    start: str = "run",
+    frozen: bool | None = None,
 ) -> HeadRunConfig:
-    """The settings of a head of a run; ``start`` as in :class:`HeadRunConfig`.
+    """The settings of a head of a run; ``start`` as in :class:`HeadRunConfig`, ``frozen`` None: as the preset has it.
 
     Raises:
         ConfigError: an unknown name, or no preset for the task.
     """
     name = preset or default_head_preset(run.pretrain.encoder.backbone, run.frames.simulator)
-    # Table 9 has fewer epochs for heads on CLASS's representation than for all others.
     learned = "class" in [term.name for term in run.pretrain.objective.terms]
-    scratch = start == "scratch" or (start == "run" and not learned)
-    return HeadRunConfig(HEAD_PRESETS[name].config(head, scratch=scratch, frozen=frozen), start=start)
+    encoder: Literal["class", "other", "scratch"] = "class" if start == "run" and learned else "other"
+    if start == "scratch":
+        encoder = "scratch"
+    config = HEAD_PRESETS[name].config(head, encoder=encoder, frozen=frozen, augment=run.pretrain.augment)
+    return HeadRunConfig(config, start=start)
