@@ -74,7 +74,7 @@ def finetune(
         run: a run's folder.
         head: a key of :data:`classact.models.heads.HEADS`: "mlp", "diffusion".
         preset: named settings of heads; None: small for a small encoder, else the paper's for the task.
-        frozen: train the head only.
+        frozen: train the head only; None: as the preset has it.
         name: of the head's folder; None: made of the settings.
         config: all settings, instead of ``head``, ``preset`` and ``frozen``.
         device: "auto", "cpu" or "cuda".
