@@ -17,11 +17,12 @@ from classact.models.encoders import BACKBONES
 from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
-from classact.run.config import RunConfig
-from classact.run.presets import PRESETS, configure, with_backbone, with_objective
+from classact.run.config import HeadRunConfig, RunConfig
+from classact.run.presets import PRESETS, configure, configure_head, with_backbone, with_objective
 from classact.similarity.config import SimilarityConfig
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
+from classact.train.config import EngineConfig
 
 RUN = Settings(
     RunConfig,
@@ -179,7 +180,6 @@ def pipeline(flags: RunFlags, config: RunConfig, ranks: Any) -> Any:
     """The pipeline of a run."""
     from classact.run.folder import Run
     from classact.run.pretrain import Pipeline
-    from classact.train.config import EngineConfig
 
     return Pipeline(
         Run(flags.out),
@@ -193,7 +193,13 @@ def pipeline(flags: RunFlags, config: RunConfig, ranks: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(RunFlags):
-    """Learn a representation from demonstrations, act by retrieval, and show it: DIR/report.html."""
+    """Learn a representation from demonstrations, act by retrieval and by a head, and show it: DIR/report.html.
+
+    Attributes:
+        head: Trained on the representation, with its own defaults; or none.
+    """
+
+    head: str = flag("mlp", choices=lambda: ("none", *HEADS))
 
     baselines: ClassVar[bool | None] = True
 
@@ -203,15 +209,30 @@ class Demo(RunFlags):
         with training_ranks(self.device) as ranks:
             made = pipeline(self, run_config(self), ranks)
             made.check_rollouts()
+            preset = None if self.preset is None else PRESETS[self.preset].head
+            config = None if self.head == "none" else configure_head(made.config, self.head, preset=preset)
             made.pretrain()
+            head = None if config is None else self._trained(made, config, ranks)
             if not ranks.first:
                 return
             made.evaluate()
             made.analyze()
+            if head is not None:
+                head.evaluate()
             page = build_report(self.out)
         print_summary(made.run.read_summary())
         print_timings(made.run.info().timings)
         say(f"Report: {page}")
+
+    def _trained(self, made: Any, config: HeadRunConfig, ranks: Any) -> Any:
+        """The head's pipeline, trained by all ranks together; without evaluations on the way."""
+        from classact.run.finetune import HeadPipeline
+
+        config = replace(config, finetune=replace(config.finetune, evaluations=0), evaluation=made.evaluation)
+        engine = changed(EngineConfig(), self.engine)
+        head = HeadPipeline(made.run, config, quiet=self.quiet, device=self.device, engine=engine, ranks=ranks)
+        head.train()
+        return head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ class Preset:
         about: one line.
         simulator: where the policy is evaluated, unless the demonstrations or the user name another.
         render_size: side in pixels of the pictures that the simulator draws.
+        head: preset of the head that ``classact demo`` trains; None: see :func:`default_head_preset`.
     """
 
     pretrain: PretrainConfig
@@ -53,6 +54,7 @@ class Preset:
     about: str
     simulator: str = "pusht"
     render_size: int = 96
+    head: str | None = None
 
 
 def _paper(
@@ -161,6 +163,7 @@ PRESETS: Registry[Preset] = Registry(
             RetrievalConfig(k=8, temperature=0.005),
             0.005,
             "seconds, for tests: nothing useful is learned",
+            head="head-debug",
         ),
     },
 )
