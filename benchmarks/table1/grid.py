@@ -11,7 +11,7 @@ from classact.errors import ConfigError, UnknownNameError, choose
 from classact.run.config import RunConfig
 from classact.run.presets import HEAD_PRESETS, PRESETS, default_head_preset, from_preset
 from classact.sims import SIMULATORS
-from classact.train.config import FinetuneConfig
+from classact.train.config import AugmentConfig, FinetuneConfig
 from classact.utils.storage import slug
 from table1.methods import Method, parse_method
 
@@ -273,8 +273,7 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
         heldout=protocol.heldout,
         episodes=None if cell.demonstrations is None else cell.demonstrations + protocol.heldout,
     )
-    pretrain = replace(made.pretrain, seed=cell.seed)
-    pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cast(Any, cell.augmentation)))
+    pretrain = replace(made.pretrain, seed=cell.seed, augment=augmentation(cell, protocol))
     pretrain = cell.method.config(pretrain)
     if rate is not None:
         pretrain = replace(pretrain, optimizer=replace(pretrain.optimizer, learning_rate=rate))
@@ -300,6 +299,13 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
         # What suits a cell best is chosen when it is trained; until then this favours nobody.
         intermediate_retrieval=replace(retrieval, k=1),
     )
+
+
+def augmentation(cell: Cell, protocol: Protocol) -> AugmentConfig:
+    """Random views of a cell's images, of its head as of its pre-training: the method's own colours, else the cell's."""
+    pretrain = PRESETS[protocol.preset].pretrain
+    pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cast(Any, cell.augmentation)))
+    return cell.method.config(pretrain).augment
 
 
 def images_per_step(config: RunConfig, steps: int) -> int:
@@ -328,13 +334,16 @@ def head_config(
     # By the preset's backbone, not the cell's: heads of one table are of one size.
     backbone = PRESETS[protocol.preset].pretrain.encoder.backbone
     name = "head-debug" if protocol.preset == "debug" else default_head_preset(backbone, protocol.task)
-    made = HEAD_PRESETS[name].config(HEAD_NAMES[cell.trained_head], scratch=cell.method.scratch)
-    assert made.augment is not None
+    made = HEAD_PRESETS[name].config(
+        HEAD_NAMES[cell.trained_head],
+        encoder="scratch" if cell.method.scratch else "class",
+        frozen=False,
+        augment=augmentation(cell, protocol),
+    )
     made = replace(
         made,
         seed=cell.seed,
         epochs=images / steps,
-        augment=replace(made.augment, color=cast(Any, cell.augmentation)),
         optimizer=made.optimizer if rate is None else replace(made.optimizer, encoder_lr=rate),
         evaluations=protocol.evaluations,
         checkpoint_every=HEAD_CHECKPOINT_EVERY,

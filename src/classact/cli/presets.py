@@ -34,13 +34,14 @@ class Presets:
         console().print(table)
         heads = Table("preset of a head", "settings", show_lines=True)
         for name, head in HEAD_PRESETS.items():
-            rates = head.optimizer
+            made, others = head.finetune, head.other.get("epochs", head.finetune.epochs)
             heads.add_row(
                 name,
                 f"{head.about}\n"
-                f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {rates.head_lr:g}, encoder "
-                f"{rates.encoder_lr:g}\n"
-                f"{head.epochs[0]:g} epochs from scratch, {head.epochs[1]:g} after pre-training",
+                f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {made.optimizer.head_lr:g}, "
+                f"encoder {'frozen' if made.frozen else f'{made.optimizer.encoder_lr:g}'}\n"
+                f"{made.epochs:g} epochs of batches of {made.batch_size} on CLASS, {others:g} on other encoders, "
+                f"{head.scratch.get('epochs', others):g} from scratch",
             )
         console().print(heads)
         objectives = Table("objective", "what it learns, and its options", show_lines=True)
