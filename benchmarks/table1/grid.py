@@ -302,7 +302,7 @@ def run_config(cell: Cell, protocol: Protocol, steps: int, rate: float | None, i
 
 
 def augmentation(cell: Cell, protocol: Protocol) -> AugmentConfig:
-    """Random views of a cell's images, of its head as of its pre-training: the method's own colours, else the cell's."""
+    """Random views of a cell's images, in pre-training and of heads: the method's own colours, else the cell's."""
     pretrain = PRESETS[protocol.preset].pretrain
     pretrain = replace(pretrain, augment=replace(pretrain.augment, color=cast(Any, cell.augmentation)))
     return cell.method.config(pretrain).augment
