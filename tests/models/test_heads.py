@@ -104,10 +104,10 @@ def test_settings_survive_json(config: HeadConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'mlp', 'flow'"),
+        ({"name": "gaussian"}, r"policy.json: unknown head 'gaussian': available are 'diffusion', 'flow', 'mlp'"),
         (
             {"name": "mlp"},
-            r"policy.json: unknown field 'scheduler': available are 'unet', .* Another version",
+            r"policy.json: unknown field 'scheduler': available are 'loss', 'network', .* Another version",
         ),
         ({"unet": {"widths": [8]}}, r"policy.json.unet: field 'kernel_size' is missing"),
         ({"unet": None}, r"policy.json.unet: expected an object with the fields of UNetConfig, got None"),
@@ -174,7 +174,9 @@ def test_features_are_standardised_where_a_head_acts_and_not_where_it_learns(con
     made.center.copy_(torch.arange(6.0))
     made.scale.fill_(2.0)
     features = torch.randn(4, 6, generator=generator())
-    assert torch.equal(made.sample(2 * features + made.center, generator()), plain.sample(features, generator()))
+    assert_allclose(
+        made.sample(2 * features + made.center, generator()), plain.sample(features, generator()), atol=1e-4
+    )
     zeros = torch.zeros(4, 8, 3)
     assert torch.equal(made.loss(features, zeros, generator()), plain.loss(features, zeros, generator()))
 
@@ -204,12 +206,6 @@ def test_flow_goes_from_noise_to_what_is_predicted() -> None:
     assert_allclose(loss, [1] * 4, rtol=1e-6)
     x, _ = seen[-1]
     assert_allclose(x, (1 - time)[:, None, None] * noise + time[:, None, None] * (target + 1), atol=1e-6)
-
-
-def test_a_residual_network_starts_as_the_same_for_all_conditions() -> None:
-    network = make_head(MLPConfig(**RESIDUAL), 6, 3, 8).network
-    out = network(torch.randn(1, 8, 3, generator=generator()).expand(4, -1, -1), torch.randn(4, 6))
-    assert_allclose(out.detach(), out[:1].expand(4, -1, -1).detach(), atol=1e-6)
 
 
 # Direct regression

@@ -420,7 +420,7 @@ def test_settings_that_contradict_each_other() -> None:
         config(views=3)
     with pytest.raises(ConfigError, match=r"augment.feature_noise 0.1 is of pre-training.*Set noise instead"):
         config(augment=AugmentConfig(feature_noise=0.1))
-    with pytest.raises(ConfigError, match="samples of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="expected samples >= 1, got 0"):
         config(samples=0)
 
 

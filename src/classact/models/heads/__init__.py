@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from classact.models.heads.config import (
     HEADS,
     DiffusionConfig,
+    FlowConfig,
     HeadConfig,
     HeadEntry,
     MLPConfig,
+    ResidualConfig,
     UNetConfig,
     head_entry,
 )
@@ -21,9 +23,21 @@ if TYPE_CHECKING:
     from classact.models.heads.base import make_head as make_head
     from classact.models.heads.base import standard_normal as standard_normal
     from classact.models.heads.diffusion import DiffusionHead as DiffusionHead
+    from classact.models.heads.flow import FlowHead as FlowHead
     from classact.models.heads.mlp import MLPHead as MLPHead
+    from classact.models.heads.networks import ResidualMLP as ResidualMLP
     from classact.models.heads.unet1d import ConditionalUNet1d as ConditionalUNet1d
 
 __getattr__, __dir__ = attach(__name__, __file__)
 
-__all__ = ["HEADS", "DiffusionConfig", "HeadConfig", "HeadEntry", "MLPConfig", "UNetConfig", "head_entry"]
+__all__ = [
+    "HEADS",
+    "DiffusionConfig",
+    "FlowConfig",
+    "HeadConfig",
+    "HeadEntry",
+    "MLPConfig",
+    "ResidualConfig",
+    "UNetConfig",
+    "head_entry",
+]

@@ -10,18 +10,13 @@ from classact.models.heads.unet1d import ConditionalUNet1d, StepEmbedding, check
 
 
 class ResidualBlock(nn.Module):
-    """A two-layer perceptron beside a shortcut; conditions scale and shift what it reads (FiLM, Perez et al. 2018).
-
-    It starts as the identity.
-    """
+    """A two-layer perceptron beside a shortcut; conditions scale and shift what it reads (FiLM, Perez et al. 2018)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.film = nn.Linear(width, 2 * width)
         self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, W) under conditions (B, W) -> (B, W)."""
