@@ -81,7 +81,7 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
         folder = run.head(name)
         title = f"{'MLP' if head == 'mlp' else 'Diffusion Policy'}, {training}"
         scratch, frozen = training == "from scratch", training == "frozen"
-        made = HEAD_PRESETS["paper-pusht"].config(head, scratch=scratch, frozen=frozen)
+        made = HEAD_PRESETS["paper-pusht"].config(head, encoder="scratch" if scratch else "class", frozen=frozen)
         settings = HeadRunConfig(made, "scratch" if scratch else "run")
         timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "intermediate": 900.0}
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})

@@ -23,7 +23,7 @@ from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Simulators
 from classact.train.config import AugmentConfig, OptimizerConfig, PretrainConfig
 
-CRITERIA = ["iou>0.90", "coverage>0.90", "coverage>=0.95 in 300"]  # of Push-T
+CRITERIA = ["iou>0.90", "coverage>0.90", "cov>=0.95@300"]  # of Push-T
 STEPS = (30, 25, 7, 33, 25)  # one episode is shorter than a window
 LENGTHS = (25, 20, 7, 25, 20, 25)  # of the demonstrations of a whole run
 

@@ -18,6 +18,7 @@ from classact.cli.main import main
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
+from classact.models.heads import MLPConfig
 from classact.policies import MonitoredPolicy, ParametricPolicy, RetrievalPolicy
 from classact.run import data as rundata
 from classact.run.config import HeadRunConfig
@@ -30,6 +31,7 @@ from classact.run.pretrain import Pipeline
 from classact.sims.specs import PUSHT
 from classact.train import engine
 from classact.train.checkpoints import list_checkpoints
+from classact.train.config import AugmentConfig
 from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
 from classact.utils.codec import to_json
@@ -57,7 +59,8 @@ def run(pretrained: Path, tmp_path: Path) -> Run:
 
 
 def config(head: str = "mlp", *, start: str = "run", **changes: Any) -> HeadRunConfig:
-    made = HEAD_PRESETS["head-debug"].config(head, scratch=start == "scratch", frozen=changes.pop("frozen", False))
+    encoder = "scratch" if start == "scratch" else "class"
+    made = HEAD_PRESETS["head-debug"].config(head, encoder=encoder, frozen=changes.pop("frozen", False))
     settings = {"evaluations": 2, "batch_size": 16, "precision": "float32", "epochs": 1} | changes
     return HeadRunConfig(replace(made, **settings), start, intermediate_episodes=2)
 
@@ -259,8 +262,14 @@ def test_head_presets_are_the_papers() -> None:
     made = HEAD_PRESETS["paper-pusht"].config("diffusion")
     assert (made.epochs, made.optimizer.head_lr, made.optimizer.encoder_lr) == (250, 1e-4, 1e-5)
     assert made.head.unet.widths == (256, 512, 1024)
-    assert HEAD_PRESETS["paper-three-stack"].config("mlp", scratch=True).epochs == 100
-    assert HEAD_PRESETS["head-cpu"].config("mlp", frozen=True).augment is None
+    assert HEAD_PRESETS["paper-three-stack"].config("mlp", encoder="other").epochs == 100
+    assert HEAD_PRESETS["paper-pusht"].config("mlp", frozen=True).augment is None
+    small = HEAD_PRESETS["head-cpu"].config("mlp", augment=AugmentConfig(color="rotate", feature_noise=0.1))
+    assert (small.frozen, small.views, small.augment) == (True, 8, AugmentConfig(color="rotate"))
+    assert small.head == MLPConfig(network="residual", loss="l1", unet=small.head.unet)
+    for encoder, frozen in (("class", False), ("scratch", None)):
+        tuned = HEAD_PRESETS["head-cpu"].config("mlp", encoder=encoder, frozen=frozen)
+        assert (tuned.frozen, tuned.views, tuned.augment) == (False, 0, AugmentConfig())
     assert np.isclose(made.optimizer.ema_power, 0.75)
 
 
@@ -387,7 +396,7 @@ def test_a_head_of_another_package_goes_all_the_way(
     assert main(["presets"]) == 0
     assert main(["finetune", str(run.root), "--head", "plian", *flags]) == 1
     message = capsys.readouterr().err
-    assert "unknown head 'plian': available are 'diffusion', 'mlp', 'plain' (did you mean 'plain'?)" in message
+    assert "unknown head 'plian': available are 'diffusion', 'flow', 'mlp', 'plain' (did you mean 'plain'?)" in message
 
 
 def test_any_folder_of_a_run_gives_its_policy(run: Run) -> None:

@@ -193,13 +193,13 @@ def pipeline(flags: RunFlags, config: RunConfig, ranks: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(RunFlags):
-    """Learn a representation from demonstrations, act by retrieval and by a head, and show it: DIR/report.html.
+    """Learn a representation from demonstrations, act by retrieval (and a head), and show it: DIR/report.html.
 
     Attributes:
-        head: Trained on the representation, with its own defaults; or none.
+        head: A policy head to train on the representation as well, with the defaults of finetune.
     """
 
-    head: str = flag("mlp", choices=lambda: ("none", *HEADS))
+    head: str = flag("none", choices=lambda: ("none", *HEADS))
 
     baselines: ClassVar[bool | None] = True
 

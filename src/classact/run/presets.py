@@ -396,8 +396,8 @@ def configure_head(
     """
     name = preset or default_head_preset(run.pretrain.encoder.backbone, run.frames.simulator)
     learned = "class" in [term.name for term in run.pretrain.objective.terms]
-    encoder: Literal["class", "other", "scratch"] = "class" if start == "run" and learned else "other"
-    if start == "scratch":
-        encoder = "scratch"
+    encoder: Literal["class", "other", "scratch"] = "class"  # of another run's encoder it is not known
+    if start in ("run", "scratch"):
+        encoder = "scratch" if start == "scratch" else "class" if learned else "other"
     config = HEAD_PRESETS[name].config(head, encoder=encoder, frozen=frozen, augment=run.pretrain.augment)
     return HeadRunConfig(config, start=start)

@@ -26,7 +26,7 @@ PUSHT = SimulatorSpec(
         Criterion("iou>0.90", "iou", 0.9),  # the paper's
         Criterion("coverage>0.90", "coverage", 0.9),
         # Diffusion Policy's and LeRobot's
-        Criterion("coverage>=0.95 in 300", "coverage", 0.95, steps=300, inclusive=True),
+        Criterion("cov>=0.95@300", "coverage", 0.95, steps=300, inclusive=True),
     ),
     shifts=("fixed-color", "rand-color"),
     world=(0.0, 512.0),
