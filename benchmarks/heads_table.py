@@ -112,7 +112,8 @@ def page_lines() -> list[str]:
     lines = [
         f"Push-T, {data['episodes']} embedded demonstrations ({data['steps']:,} steps), of which {data['heldout']} are "
         f"held out to calibrate the novelty alarm; 50 unseen initial states, 95 % Wilson intervals; settings "
-        f"`pusht-demo` and `head-cpu`, one seed ({machine['cores']} cores, {machine['cpu']}):",
+        f"`pusht-demo` and `head-cpu`, one seed ({machine['cores']} cores, {machine['cpu']}). The heads' network "
+        f"was a small U-Net then; `head-cpu` now has a residual MLP, which these rows do not tell of:",
         "",
         *success_lines(results),
         "",

@@ -53,7 +53,9 @@ def main() -> None:
     keep(run, options.json)
     for name in options.only:
         head, start, frozen = HEADS[name]
-        config = HEAD_PRESETS["head-cpu"].config(head, scratch=start == "scratch", frozen=frozen)
+        config = HEAD_PRESETS["head-cpu"].config(
+            head, encoder="scratch" if start == "scratch" else "class", frozen=frozen
+        )
         HeadPipeline(run, HeadRunConfig(config, start), name=name).evaluate()
         keep(run, options.json)
     print(f"Report: {build_report(run.root)}")

@@ -78,7 +78,7 @@ def test_each_objective_and_seed_is_an_ordinary_run(whole: Path, capsys: pytest.
     assert [(line["name"], line["criterion"]) for line in found["lines"]] == [
         (name, criterion) for criterion in fakes.CRITERIA for name in WRITTEN
     ]
-    assert [line["p"] is None for line in found["lines"]] == [True, False, False] * 2
+    assert [line["p"] is None for line in found["lines"]] == [True, False, False] * 3
     assert "none was tuned on these data" in found["notes"][0]
     assert main(["report", str(whole / "none-seed1")]) == 0
     assert "report.html" in capsys.readouterr().out

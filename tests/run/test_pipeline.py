@@ -336,9 +336,9 @@ def test_evaluations_of_a_run(finished: tuple[Run, list[EvaluationRow]], data: P
         (name, "class-episodes1-first_seed7-k2-temperature0.01", 1)
     }
     assert (run.evaluation(name) / "rollouts.safetensors").exists()
-    assert len(run.read_summary()) == count + 2
+    assert len(run.read_summary()) == count + 3
     evaluate_run(run, workers=1, episodes=1, max_steps=5, name=name, quiet=True)
-    assert len(run.read_summary()) == count + 2
+    assert len(run.read_summary()) == count + 3
     shifted = evaluate_run(run, workers=1, episodes=1, shift="rand-color", quiet=True)
     assert shifted[0].evaluation == "retrieval-class-rand-color-episodes1"
 

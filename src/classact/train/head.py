@@ -264,7 +264,9 @@ class FineTuner(Training):
 
     def _encode_chunk(self, view: int, first: int) -> Tensor:
         last = min(first + VIEW_CHUNK, self.examples)
-        images = {name: torch.from_numpy(array[first:last]).to(self.device) for name, array in self.images.items()}
+        # Copies: images of the store cannot be written to, which torch warns of.
+        images = {name: torch.from_numpy(np.array(array[first:last])) for name, array in self.images.items()}
+        images = {name: pixels.to(self.device) for name, pixels in images.items()}
         entropy = np.random.SeedSequence([self.config.seed, VIEW_STREAM, view, first]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
         return self._encode(self._pixels(images, generator, Part(slice(0, last - first), last - first)))
