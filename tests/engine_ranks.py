@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,12 @@ def make(
             "optimizer": AdamWConfig(head_lr=2e-3, encoder_lr=2e-4, warmup_steps=2),
             "history": 2,
             "evaluations": 0,
+            "augment": replace(VIEWS, feature_noise=0.0),
+            "noise": 0.001,
+            "samples": 2,
+            "standardize": True,
         }
+        del shared["augment"]
         made = FineTuner(data or demonstrations(), FinetuneConfig(**(standard | shared | changes)), **options)
     assert made.steps == steps
     return made
