@@ -273,8 +273,6 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
                 ),
                 batch_size=256,
                 epochs=40,
-                # Better than the paper's 12 on tuning episodes of Push-T: the policy rests less often near the goal.
-                chunk_length=16,
                 head_precision="auto",
             ),
             "a residual network on features that are computed once, in two minutes on two CPU cores",
