@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -133,7 +134,7 @@ def parse(command: type[T], words: Sequence[str], prog: str) -> T:
     word = _words(words)
     defaults: Any = getattr(command, "shown", None)
     found = list(_flags(command, word, defaults(word) if asks and defaults is not None else {}))
-    parser = _parser(found, prog, (command.__doc__ or "").strip().partition("\n")[0])
+    parser = _parser(found, prog, (command.__doc__ or "").strip().partition("\n")[0], asks)
     if asks:
         parser.print_help()
         raise SystemExit(0)
@@ -161,7 +162,7 @@ def _unknown(word: str, known: Iterable[str]) -> str:
 def _words(words: Sequence[str]) -> Word:
     def word(name: str) -> str | None:
         found = None
-        for text, after in zip(words, [*words[1:], None], strict=True):
+        for text, after in zip_longest(words, words[1:]):
             key, equals, value = text.partition("=")
             if key == f"--{name}":
                 found = value if equals else after
@@ -278,8 +279,11 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, word in self.const)
 
 
-def _parser(found: Sequence[_Flag], prog: str, about: str) -> argparse.ArgumentParser:
-    """Reads the words of every given flag, under its index in ``found``."""
+def _parser(found: Sequence[_Flag], prog: str, about: str, asks: bool) -> argparse.ArgumentParser:
+    """Reads the words of every given flag, under its index in ``found``.
+
+    Choices are listed only where the help is asked for: to list some imports every plugin.
+    """
     parser: Any = argparse.ArgumentParser(
         prog=prog,
         usage=" ".join(["%(prog)s", *(_metavar(one) for one in found if one.positional), "[flags]"]),
@@ -293,7 +297,7 @@ def _parser(found: Sequence[_Flag], prog: str, about: str) -> argparse.ArgumentP
     groups[""] = parser
     for at, one in enumerate(found):
         reader = _reader(one.kind)
-        known = f"Known: {', '.join(one.choices())}." if one.choices is not None else ""
+        known = f"Known: {', '.join(one.choices())}." if asks and one.choices is not None else ""
         text = " ".join(filter(None, (one.about, known, _hint(one)))).replace("%", "%%")
         add = groups[one.group].add_argument
         if one.positional:
