@@ -270,6 +270,7 @@ def test_head_presets_are_the_papers() -> None:
     for encoder, frozen in (("class", False), ("scratch", None)):
         tuned = HEAD_PRESETS["head-cpu"].config("mlp", encoder=encoder, frozen=frozen)
         assert (tuned.frozen, tuned.views, tuned.augment) == (False, 0, AugmentConfig())
+        assert (tuned.noise, tuned.batch_size, tuned.epochs) == (0, 64, 20)  # what suits kept features does not suit it
     assert np.isclose(made.optimizer.ema_power, 0.75)
 
 

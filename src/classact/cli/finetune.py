@@ -39,7 +39,7 @@ class Finetune:
         config: Settings to start from instead of a preset, which other flags change: RUN/heads/NAME/config.json.
         scratch: Start the encoder from its initial weights: behaviour cloning without pre-training.
         encoder: Start from another encoder's folder instead.
-        augment: Random crops and noise: yes, no, or auto: yes, but not for a frozen encoder.
+        augment: Random views, as in pre-training: yes, no, or auto: yes, but not for a frozen encoder without --views.
         name: Of the head's folder. Default: made of the settings.
         workers: Simulator processes; 0: one per core. Changes no result.
         device: Where it is trained; auto: on a GPU if there is one.
@@ -131,7 +131,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     finetune = config.finetune
     colors = below(given, "finetune.augment")
     if flags.augment != "auto":
-        finetune = replace(finetune, augment=AugmentConfig() if flags.augment == "yes" else None)
+        finetune = replace(finetune, augment=(finetune.augment or AugmentConfig()) if flags.augment == "yes" else None)
     if finetune.augment is None and colors == {"color": "none"}:
         del given["finetune.augment.color"]
     elif flags.augment == "no" and colors:

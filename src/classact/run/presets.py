@@ -213,14 +213,14 @@ class HeadPreset:
         finetune: of training on an encoder that CLASS has taught; its head and augmentation are replaced.
         about: one line.
         other: what differs on any other encoder: the paper trains longer there (table 9).
-        scratch: what differs, beside that, where the encoder starts from its initial weights.
+        trained: what differs where the encoder is trained, too.
     """
 
     size: str
     finetune: FinetuneConfig
     about: str
     other: Mapping[str, Any] = field(default_factory=dict)
-    scratch: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
     def config(
         self,
@@ -235,17 +235,16 @@ class HeadPreset:
         Args:
             head: a key of :data:`classact.models.heads.HEADS`.
             encoder: what it starts from: taught by CLASS, by anything else, or by nothing yet.
-            frozen: train the head only; None: as the preset does.
+            frozen: train the head only; None: as the preset does, but never from scratch.
             augment: random views, as in pre-training; None: crop and noise.
         """
-        changes = {"class": {}, "other": self.other, "scratch": {**self.other, **self.scratch}}[encoder]
-        made = replace(self.finetune, **changes)
-        frozen = made.frozen if frozen is None else frozen
-        views = made.views if frozen else 0
+        made = self.finetune if encoder == "class" else replace(self.finetune, **self.other)
+        if frozen is None:
+            frozen = made.frozen and encoder != "scratch"
+        made = replace(made, frozen=frozen, **({} if frozen else self.trained))
         # A frozen encoder whose views are not kept has one view, the centre crop: fresh ones would cost all the time.
-        seen = None if frozen and not views else replace(augment or AugmentConfig(), feature_noise=0.0)
-        size = HEADS[head].config.preset(self.size)
-        return replace(made, head=size, frozen=frozen, views=views, augment=seen)
+        seen = None if frozen and not made.views else replace(augment or AugmentConfig(), feature_noise=0.0)
+        return replace(made, head=HEADS[head].config.preset(self.size), augment=seen)
 
 
 def _paper_head(task: str, epochs: tuple[float, float]) -> HeadPreset:
@@ -275,8 +274,8 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
                 epochs=40,
                 head_precision="auto",
             ),
-            "a residual network on features that are computed once, in two minutes on two CPU cores",
-            scratch={"frozen": False, "views": 0, "noise": 0.0, "batch_size": 64, "epochs": 20},
+            "a residual network on features that are computed once, in minutes on two CPU cores",
+            trained={"views": 0, "noise": 0.0, "batch_size": 64, "epochs": 20},
         ),
         **{f"paper-{task}": _paper_head(task, epochs) for task, epochs in TABLE_9.items()},
         "head-debug": HeadPreset(
