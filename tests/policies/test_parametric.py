@@ -291,7 +291,7 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-2', got"),
+        (lambda card: card.update(format="classact-retrieval-1"), r"expected format 'classact-parametric-3', got"),
         (lambda card: card.pop("actions"), r"policy.json: field 'actions' is missing. Another version"),
         (
             lambda card: card.update(actions=None),

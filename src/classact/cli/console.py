@@ -124,7 +124,7 @@ def print_facts(title: str, facts: Iterable[tuple[str, str] | None]) -> None:
 def print_notes(notes: Iterable[str]) -> None:
     """A line for each, however long."""
     for note in notes:
-        console().print(f"Note: {note}", soft_wrap=True)
+        say(f"Note: {note}")
 
 
 def print_summary(rows: Sequence[EvaluationRow]) -> None:

@@ -125,7 +125,7 @@ def try_simulator(name: str) -> str:
 
 
 def try_simulators(names: Iterable[str], attempt: Callable[[str], str] = try_simulator) -> list[Check]:
-    """One check per simulator, each in its own process: broken GL may crash it."""
+    """One check per simulator, in a process that is replaced when it is lost: broken GL may crash it."""
     checks, process = [], Process(attempt, PATIENCE)
     for name in names:
         title, extra = f"simulator {name}", SIMULATORS[name].extra

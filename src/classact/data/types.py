@@ -303,11 +303,13 @@ class Criterion:
     steps: int | None = None
     inclusive: bool = False
 
+    def met(self, value: float) -> bool:
+        """Whether a value of ``metric`` is enough, whenever it was reached."""
+        return value >= self.threshold if self.inclusive else value > self.threshold
+
     def first(self, values: Sequence[float]) -> int | None:
         """The first control step, counted from 1, at which the values of ``metric`` fulfil it; None: never."""
-        judged = np.asarray(values[: self.steps])
-        reached = judged >= self.threshold if self.inclusive else judged > self.threshold
-        return int(np.argmax(reached)) + 1 if reached.any() else None
+        return next((step for step, value in enumerate(values[: self.steps], 1) if self.met(value)), None)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class ParametricConfig:
     Attributes:
         chunk_length: T_a, actions executed open-loop per decision (table 7: 12).
         history: T_o, observations that a decision is made from (table 7: 1).
-        seed: of the noise that a diffusion head starts from.
+        seed: of the noise that a head starts from.
         bf16: run the encoder's backbone in bfloat16.
     """
 

@@ -28,7 +28,7 @@ from classact.utils.machine import check_device
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "classact-parametric-2"
+FORMAT = "classact-parametric-3"
 WEIGHTS = "head.safetensors"
 BEYOND = 0.05
 """Share of half the demonstrated range by which actions may leave it without a word: networks overshoot a little."""

@@ -76,9 +76,9 @@ def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[Ev
     It is biased upwards, increasingly with the number of evaluations, which the rows state; they are named as those of
     the evaluation with the last weights.
     """
-    out = []
+    out, rows = [], [m for m in run.read_intermediate() if m.stage == stage]
     for row in last:
-        found = [m for m in run.read_intermediate() if m.stage == stage and m.criterion == row.criterion]
+        found = [m for m in rows if m.criterion == row.criterion]
         found = [m for m in found if (m.steps, m.shift) == (found[-1].steps, row.shift)]
         if len(found) > 1:
             best = max(found, key=lambda m: m.success)

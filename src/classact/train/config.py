@@ -251,9 +251,10 @@ class FinetuneConfig:
         views: of a frozen encoder: random views of every image, whose features are computed once; each decision of a
             batch draws one of them. 0: fresh views at each step, which takes many times as long. With augment None
             there is one view, computed once.
-        standardize: scale each image feature to mean 0 and standard deviation 1 over the demonstrations.
-        noise: standard deviation of Gaussian noise on the image features of each decision. An encoder's features of
-            what it was trained on are cleaner than those of a new episode.
+        standardize: scale each image feature to mean 0 and standard deviation 1 over the demonstrations, as the encoder
+            gives them before training.
+        noise: standard deviation of Gaussian noise on the image features of each decision, after they are standardised.
+            An encoder's features of what it was trained on are cleaner than those of a new episode.
         samples: draws of noise, and of whatever a head draws, for each decision of a batch: they share its features.
         optimizer: rates, schedule, averaging.
         epochs: passes over all steps; steps of training = ceil(N epochs / batch_size). Table 9 has 250 for Push-T

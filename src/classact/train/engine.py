@@ -113,8 +113,8 @@ def in_order(rows: IntArray) -> IntArray:
     return np.sort(rows) if rows.ndim == 1 else rows[np.argsort(rows[:, 0], kind="stable")]
 
 
-def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of one step's augmentations and noise."""
+def step_generator(seed: int, step: int | tuple[int, ...], device: torch.device) -> torch.Generator:
+    """The generator of one step's augmentations and noise, or of what else several numbers tell apart."""
     entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
 
@@ -262,7 +262,10 @@ class Training(ABC):
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train_step(self, rows: IntArray) -> dict[str, float]:
-        """One update on ``rows`` (B,) or (B, M), steps of the data; returns what :meth:`run` would log."""
+        """One update on ``rows`` (B,) or (B, M), steps of the data; returns what :meth:`run` would log.
+
+        Call :meth:`prepare` before the first.
+        """
         rows = in_order(rows)
         images = {} if self.loader is None else self.loader.take(self.timesteps(rows[self.ranks.part(len(rows))]))
         self._launch(rows, images)

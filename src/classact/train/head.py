@@ -31,7 +31,7 @@ from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
 from classact.train.config import INCIDENTAL, FinetuneConfig
-from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, use_bfloat16
+from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, step_generator, use_bfloat16
 from classact.train.loader import describe_bytes, upload
 from classact.train.representation import EncoderPass, encoder_images, random_views
 from classact.utils.codec import from_json, to_json, without
@@ -233,6 +233,8 @@ class FineTuner(Training):
         if self.count:
             self._all_views()
         if self.config.standardize and self.step == 0:
+            if not self.count:
+                self._tell(f"features of {self.examples:,} images are computed, to standardise them")
             self._fit_standardization(self._all_views() if self.count else self._encode_views(1))
 
     def _fit_standardization(self, views: Tensor) -> None:
@@ -245,15 +247,19 @@ class FineTuner(Training):
 
     def _all_views(self) -> Tensor:
         if self._views is None:
+            size = describe_bytes(4 * self.count * self.examples * self.encoder.feature_dim)
+            images = f"{self.count} x {self.examples:,} images"
+            self._tell(f"features of {images} are computed once, before training ({size})")
             self._views = self._encode_views(self.count)
         return self._views
+
+    def _tell(self, text: str) -> None:
+        if self.say is not None and self.ranks.first:
+            self.say(text)
 
     @torch.no_grad()
     def _encode_views(self, count: int) -> Tensor:
         """(V, N, F) features of ``count`` views of every image; each rank computes its part of them."""
-        if self.say is not None and self.ranks.first:
-            size = describe_bytes(4 * count * self.examples * self.encoder.feature_dim)
-            self.say(f"features of {count} x {self.examples:,} images are computed once, before training ({size})")
         views = []
         for view in range(count):
             chunks = list(range(0, self.examples, VIEW_CHUNK))
@@ -267,8 +273,7 @@ class FineTuner(Training):
         # Copies: images of the store cannot be written to, which torch warns of.
         images = {name: torch.from_numpy(np.array(array[first:last])) for name, array in self.images.items()}
         images = {name: pixels.to(self.device) for name, pixels in images.items()}
-        entropy = np.random.SeedSequence([self.config.seed, VIEW_STREAM, view, first]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(self.device).manual_seed(int(entropy >> np.uint64(1)))
+        generator = step_generator(self.config.seed, (VIEW_STREAM, view, first), torch.device(self.device))
         return self._encode(self._pixels(images, generator, Part(slice(0, last - first), last - first)))
 
     def rates(self, rate: float) -> dict[str, float]:
@@ -320,8 +325,9 @@ class FineTuner(Training):
             self.head_bf16 = bool(flags["head_bfloat16"])
 
     def sizes(self) -> str:
-        """The head's."""
-        return f", the head's size (now {self.config.head.describe()})"
+        """The head's, and of what is computed once."""
+        views = f", views (now {self.count})" if self.count > 1 else ""
+        return f", the head's size (now {self.config.head.describe()}){views}"
 
 
 def _digest(module: nn.Module) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from classact.errors import ConfigError
 from classact.models.heads.config import HeadConfig, head_entry
+from classact.models.weights import seeded
 from classact.utils.lazy import resolve
 
 Generators = torch.Generator | Sequence[torch.Generator]
@@ -166,7 +167,6 @@ def make_head(config: HeadConfig, feature_dim: int, action_dim: int, horizon: in
         ConfigError: settings of no registered head, or a horizon that the architecture cannot make.
     """
     make = resolve(head_entry(config).make)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         head: Head = make(config, feature_dim, action_dim, horizon)
     return head

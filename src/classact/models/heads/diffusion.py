@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classact.models.heads.base import Generators, Head, standard_normal
+from classact.models.heads.base import Generators, standard_normal
 from classact.models.heads.config import DiffusionConfig
-from classact.models.heads.networks import chunk_losses, make_network
+from classact.models.heads.networks import NetworkHead, chunk_losses, make_network
 
 
 def signal_left(config: DiffusionConfig) -> Tensor:
@@ -73,7 +73,7 @@ def denoising_steps(config: DiffusionConfig) -> tuple[DenoisingStep, ...]:
     return tuple(out)
 
 
-class DiffusionHead(Head):
+class DiffusionHead(NetworkHead):
     """Predicts the noise in a noisy chunk; samples by removing it step by step.
 
     Args:
@@ -128,7 +128,3 @@ class DiffusionHead(Head):
             if step.of_noise > 0:
                 x = x + step.of_noise * drawn[:, number]
         return x
-
-    def accelerate(self) -> None:
-        """Compile the network."""
-        self.network.compile(mode="reduce-overhead", dynamic=False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classact.models.heads.base import Generators, Head, standard_normal
+from classact.models.heads.base import Generators, standard_normal
 from classact.models.heads.config import FlowConfig
-from classact.models.heads.networks import chunk_losses, make_network
+from classact.models.heads.networks import NetworkHead, chunk_losses, make_network
 
 TIME_SCALE = 16.0
 """Times 0..1 are embedded as steps 0..16 are."""
 
 
-class FlowHead(Head):
+class FlowHead(NetworkHead):
     """At time t a chunk a and noise z make x = t a + (1 - t) z; the network sees x and t, and predicts a.
 
     Sampling starts from x = z at t = 0 and goes along the straight line from z to what is predicted.
@@ -55,7 +55,3 @@ class FlowHead(Head):
             when = torch.full((len(features),), time * TIME_SCALE, device=features.device)
             chunk = self.network(torch.lerp(start, chunk, time), features, when)
         return chunk
-
-    def accelerate(self) -> None:
-        """Compile the network."""
-        self.network.compile(mode="reduce-overhead", dynamic=False)

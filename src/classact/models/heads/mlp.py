@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from classact.models.heads.base import Head
 from classact.models.heads.config import MLPConfig
-from classact.models.heads.networks import chunk_losses, make_network
+from classact.models.heads.networks import NetworkHead, chunk_losses, make_network
 
 
-class MLPHead(Head):
+class MLPHead(NetworkHead):
     """A learned (1, T_p, D) sequence in the place of the noisy chunk, trained by the error of actions.
 
     Args:
@@ -39,7 +38,3 @@ class MLPHead(Head):
         """The predicted chunks: one pass."""
         chunk: Tensor = self.network(self.start.expand(len(features), -1, -1), features)
         return chunk
-
-    def accelerate(self) -> None:
-        """Compile the network."""
-        self.network.compile(mode="reduce-overhead", dynamic=False)

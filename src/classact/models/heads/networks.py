@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from classact.models.heads.base import Head
 from classact.models.heads.config import NetworkHeadConfig, ResidualConfig
 from classact.models.heads.unet1d import ConditionalUNet1d, StepEmbedding, check_horizon
 
@@ -33,7 +34,7 @@ class ResidualMLP(nn.Module):
         feature_dim: C.
         horizon: T.
         config: architecture.
-        steps: embed a denoising step or time and add it to the features.
+        steps: embed a denoising step or time, beside the features.
     """
 
     def __init__(
@@ -83,6 +84,16 @@ def make_network(
         return ResidualMLP(action_dim, feature_dim, horizon, config.residual, steps=steps)
     check_horizon(horizon, config.unet)
     return ConditionalUNet1d(action_dim, feature_dim, config.unet, steps=steps)
+
+
+class NetworkHead(Head):
+    """A head that stands on a network, in which nearly all of its time is spent."""
+
+    network: nn.Module
+
+    def accelerate(self) -> None:
+        """Compile the network."""
+        self.network.compile(mode="reduce-overhead", dynamic=False)
 
 
 def chunk_losses(predicted: Tensor, actions: Tensor, loss: str) -> Tensor:

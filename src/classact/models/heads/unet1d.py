@@ -27,7 +27,7 @@ class StepEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
 
     def forward(self, step: Tensor) -> Tensor:
-        """(B,) integer steps -> (B, dim)."""
+        """(B,) steps, whole or not -> (B, dim)."""
         angles = step[:, None].to(self.frequencies.dtype) * self.frequencies
         embedded: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
         return embedded

@@ -82,7 +82,7 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
         actions.append(action)
         proprioception.append(seen.proprioception)
         metrics = simulator.step(action)
-        if reached is None and metrics[criterion.metric] > criterion.threshold:
+        if reached is None and criterion.met(metrics[criterion.metric]):
             reached = step + 1
     else:
         reason = f"no success within {simulator.spec.max_steps} steps"
