@@ -599,5 +599,5 @@ def test_another_format(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     sums["policy.json"] = [file.stat().st_size, sha256_file(file)]
     (tmp_path / "checksums.json").write_text(json.dumps(sums))
-    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-2', got 'classact-retrieval-9'"):
+    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-3', got 'classact-retrieval-9'"):
         RetrievalPolicy.load(tmp_path)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
 
 Timestep: TypeAlias = Observation | Sequence[Observation]  # one observation or, for T_o > 1, the last T_o, oldest first
+
+Memory: TypeAlias = Sequence[FloatArray]
+"""Of each of B environments the (n, d) latents of its earlier decisions, oldest first; empty: nothing is remembered."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,17 @@ class Decision:
         chunk: (B, T_a, D) float32 unnormalised actions, to be executed open-loop.
         novelty: (B,) float32 in [0, 1]: how far each observation is from what was demonstrated, calibrated on held-out
             demonstrations; None where the policy has no such score.
-        neighbors: the demonstrated timesteps it was decided from, if any.
+        neighbors: the demonstrated timesteps it was decided from, if any; of a monitored policy those of its monitor.
+        latents: (B, d) what the next decisions of these episodes must be given as memory; None where the policy does
+            not remember.
+        visits: (B,) how often each episode had been at such an observation before; None where it does not remember.
     """
 
     chunk: FloatArray
     novelty: FloatArray | None = None
     neighbors: Neighbors | None = None
+    latents: FloatArray | None = None
+    visits: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class PolicySpec:
             dimension is averaged by itself.
         alarm: the novelty above which an observation counts as unknown: infinite where too few episodes calibrated it,
             None where the policy has no such score.
+        remembers: decisions depend on the latents of earlier ones of the episode, which the caller keeps
+            (:class:`Remembering`).
     """
 
     name: str
@@ -64,6 +74,7 @@ class PolicySpec:
     schema: Schema | None = None
     action_space: ActionSpace | None = None
     alarm: float | None = None
+    remembers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):
@@ -86,6 +97,13 @@ class Policy(Protocol):
 
     def prepare(self, batch: int = 1) -> None:
         """Do now what would slow the first decisions of ``batch`` environments."""
+
+
+class Remembering(Policy, Protocol):
+    """A policy that also looks at earlier decisions of an episode; it keeps nothing itself."""
+
+    def decide(self, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
+        """What to do in B environments, whose earlier decisions had the latents ``memory``; () for none."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +135,9 @@ def as_histories(observations: Sequence[Timestep], history: int) -> list[list[Ob
     return histories
 
 
-def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
+def decide(policy: Policy, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
     """Call a policy, users' own included, for its decision at B timesteps: a chunk (B, T_a, D), T_a >= 1 and finite.
+    A policy that does not remember is not given the memory.
 
     Raises:
         DataError: a timestep with another number of observations than the policy decides from.
@@ -126,7 +145,9 @@ def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
     """
     count, name = len(observations), policy.spec.name
     as_histories(observations, policy.spec.history)
-    given: object = policy.decide(observations)
+    given: object = (
+        cast(Remembering, policy).decide(observations, memory) if policy.spec.remembers else policy.decide(observations)
+    )
     if not isinstance(given, Decision):
         raise ConfigError(
             f"policy {name!r}: decide returned {type(given).__name__}, expected a classact.policies.Decision. "
@@ -151,4 +172,4 @@ def decide(policy: Policy, observations: Sequence[Timestep]) -> Decision:
             f"policy {name!r} gave novelty scores {novelty.tolist()} of shape {novelty.shape}, expected "
             f"({count},) finite numbers."
         )
-    return Decision(chunk, novelty, given.neighbors)
+    return replace(given, chunk=chunk, novelty=novelty)

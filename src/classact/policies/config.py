@@ -27,6 +27,9 @@ class RetrievalConfig:
         proprioception_weight: factor on the normalised proprioception beside image features before both are jointly
             scaled to length 1. 1 is the paper's: a few numbers in [-1, 1] hardly count beside hundreds of features.
             Does not affect the encoder, so a saved policy's can be changed.
+        revisit: cosine with an earlier decision of the episode above which an observation counts as one where it has
+            been before, as it rests or goes round in circles; the n-th time the nearest demonstrations but n - 1 are
+            passed over, and one is followed, instead of an average of them. None: never (the paper).
         search: how neighbours are searched: "auto", "torch" (exact) or "faiss", as in "faiss:IVF1024,Flat". All but
             approximate indexes find the same up to rounding.
     """
@@ -37,12 +40,14 @@ class RetrievalConfig:
     horizon: int = 16
     min_actions: int = 1
     proprioception_weight: float = 1.0
+    revisit: float | None = None
     search: str = "auto"
 
     def __post_init__(self) -> None:
         check_range(self, "k", least=1)
         check_range(self, "temperature", above=0)
         check_range(self, "proprioception_weight", least=0, below=math.inf)
+        check_range(self, "revisit", above=-1, below=1)
         for name in ("min_actions", "chunk_length"):
             if not 1 <= (value := getattr(self, name)) <= self.horizon:
                 raise ConfigError(f"expected 1 <= {name} <= horizon, got {name} {value}, horizon {self.horizon}.")

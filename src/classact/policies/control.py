@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,13 @@ from classact.errors import ConfigError, DataError
 from classact.policies.base import Decision, Policy, Timestep, decide
 from classact.policies.config import ControlConfig
 
+MEMORY = 1000
+"""Latest decisions of an episode that a policy may remember: a robot's episode has no end."""
+
 
 class Controller:
-    """B environments controlled in lockstep. Holds their last T_o observations and the chunks that still count.
+    """B environments controlled in lockstep. Holds their last T_o observations, the chunks that still count and, for a
+    policy that remembers, the latents of their decisions.
 
     Args:
         policy: any policy.
@@ -46,6 +51,7 @@ class Controller:
         kept = 1 if self.config.ensemble is None or execute is None else math.ceil(spec.chunk_length / execute)
         self._chunks: deque[FloatArray] = deque(maxlen=kept)
         self._seen: list[deque[Observation]] = []
+        self._memory: list[deque[FloatArray]] = []
         self._given = 0
 
     def reset(self, count: int = 1) -> None:
@@ -53,6 +59,7 @@ class Controller:
         if count < 1:
             raise ConfigError(f"expected at least 1 environment, got {count}.")
         self._seen = [deque(maxlen=self.history) for _ in range(count)]
+        self._memory = [deque(maxlen=MEMORY) for _ in range(count)]
         self._chunks.clear()
         self._given = 0
 
@@ -70,7 +77,7 @@ class Controller:
         """
         now = self._with(observations)
         timesteps: list[Timestep] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
-        decision = decide(self.policy, timesteps)
+        decision = decide(self.policy, timesteps, [np.asarray(list(kept), np.float32) for kept in self._memory])
         chunk, execute = decision.chunk, self.config.execute
         if execute is not None:
             spec = self.policy.spec
@@ -86,7 +93,10 @@ class Controller:
                 chunk = self._ensemble(proposed, execute, self.config.ensemble)
                 self._chunks = proposed
         self._seen, self._given = now, chunk.shape[1]
-        return Decision(chunk, decision.novelty, decision.neighbors)
+        if decision.latents is not None:
+            for kept, latents in zip(self._memory, decision.latents, strict=True):
+                kept.append(latents)
+        return replace(decision, chunk=chunk)
 
     def _with(self, observations: Sequence[Sequence[Observation]]) -> list[deque[Observation]]:
         """The last T_o observations of each environment with the new ones."""

@@ -16,7 +16,7 @@ from classact.data.copies import describe_copies, first_copies, group_copies
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.policies.base import Decision, Neighbors, PolicySpec, Timestep, as_histories
+from classact.policies.base import Decision, Memory, Neighbors, PolicySpec, Timestep, as_histories
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import ImageLatents, Latents, LatentSettings, load_latents, unit, warm_up
@@ -35,7 +35,9 @@ from classact.utils.storage import read_arrays
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "classact-retrieval-2"
+FORMAT = "classact-retrieval-3"
+PASSED_OVER = 1024
+"""Nearest timesteps among whose episodes one is followed where an episode returns to an observation."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class RetrievalPolicy:
             )
         self.device = torch.device("cpu")
         self._search = self._make_search()
-        self._chunks = window_indices(episode_ends, config.horizon)[:, : config.chunk_length]
+        self._windows = window_indices(episode_ends, config.horizon)
 
     @staticmethod
     def build(
@@ -198,6 +200,7 @@ class RetrievalPolicy:
             schema=self.latents.schema,
             action_space=self.action_space,
             alarm=None if self.calibration is None else self.calibration.alarm,
+            remembers=self.config.revisit is not None,
         )
 
     def to(self, device: str | torch.device) -> Self:
@@ -319,17 +322,60 @@ class RetrievalPolicy:
 
     def chunks(self, rows: IntArray) -> FloatArray:
         """(..., T_a, D) demonstrated actions from the given bank rows on."""
-        return self.actions[self._chunks[rows]]
+        return self.actions[self._windows[rows][..., : self.config.chunk_length]]
 
-    def decide(self, observations: Sequence[Timestep]) -> Decision:
-        """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores."""
-        z = self.latents.observations([timestep for (timestep,) in as_histories(observations, 1)])
+    def decide(self, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
+        """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores.
+
+        Args:
+            observations: of B environments.
+            memory: latents of their episodes' earlier decisions; where one of them comes back (``config.revisit``), the
+                neighbours are of different episodes, and all weight is on the one that is followed.
+        """
+        z = self._weigh(self.latents.observations([timestep for (timestep,) in as_histories(observations, 1)]))
         k, calibration = self.config.k, self.calibration
         m = 0 if calibration is None else calibration.config.m
-        rows, cosine = self._search.search(self._weigh(z), max(k, m))
+        rows, cosine = self._search.search(z, max(k, m))
         neighbors = self._neighbors(rows[:, :k], cosine[:, :k])
         novelty = None if calibration is None else calibration.score(distance(cosine[:, :m]))
-        return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors)
+        if self.config.revisit is None:
+            return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors)
+        visits = self._visits(z, memory)
+        if visits.any():
+            neighbors = self._pass_over(z, neighbors, visits)
+        return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors, z, visits)
+
+    def _visits(self, z: FloatArray, memory: Memory) -> IntArray:
+        """(B,) how many of an episode's earlier decisions had latents like these."""
+        assert self.config.revisit is not None
+        visits = np.zeros(len(z), np.int64)
+        for b, earlier in enumerate(memory):
+            if len(earlier):
+                visits[b] = np.count_nonzero(earlier @ z[b] > self.config.revisit)
+        return visits
+
+    def _pass_over(self, z: FloatArray, neighbors: Neighbors, visits: IntArray) -> Neighbors:
+        """The neighbours with those of environments that have been there before replaced: the nearest timestep of each
+        of the nearest episodes, all weight on the n-th at the n-th return. After the last of them comes the first.
+        """
+        again = np.flatnonzero(visits)
+        rows, cosine = self._search.search(z[again], min(max(PASSED_OVER, self.config.k), len(self._rows)))
+        rows = self._rows[rows]
+        episodes = np.searchsorted(self.episode_ends, rows, side="right")
+        found = Neighbors(neighbors.rows.copy(), neighbors.cosine.copy(), neighbors.weights.copy())
+        for i, b in enumerate(again):
+            first = np.sort(np.unique(episodes[i], return_index=True)[1])
+            followed = first[(visits[b] - 1) % len(first)]
+            # As many as of other environments: the followed one, the nearest others, and timesteps without weight.
+            others = [j for j in (*first, *range(len(rows[i]))) if j != followed]
+            shown = np.sort([followed, *list(dict.fromkeys(others))[: self.config.k - 1]])
+            found.rows[b], found.cosine[b], found.weights[b] = rows[i, shown], cosine[i, shown], shown == followed
+        return found
+
+    def followed(self, neighbors: Neighbors, length: int) -> FloatArray:
+        """(B, ``length``, D) demonstrated actions from the heaviest neighbour of each environment on."""
+        heaviest = np.take_along_axis(neighbors.rows, neighbors.weights.argmax(axis=1)[:, None], axis=1)[:, 0]
+        return self.actions[self._windows[heaviest][:, :length]]
 
     def _average(self, chunks: FloatArray, weights: FloatArray) -> FloatArray:
         """(B, k, T_a, D) chunks and (B, k) weights -> (B, T_a, D), rotations orthonormal."""

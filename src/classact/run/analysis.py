@@ -17,6 +17,7 @@ from classact.data.video import write_mp4
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rows import VideoRow
 from classact.policies import RetrievalPolicy
+from classact.policies.base import decide
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
 from classact.run.tsne import latent_map
@@ -92,11 +93,14 @@ def write_neighbors(
         reached = min((step for step in result.first_success.values() if step), default=result.steps)
         fraction = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6]
         assert result.decisions is not None
-        step = int(result.decisions[np.searchsorted(result.decisions, max(1, fraction * reached)) - 1])
+        chosen = int(np.searchsorted(result.decisions, max(1, fraction * reached))) - 1
         sim.reset(result.seed)
-        sim.set_state(result.states[step], step=step)
-        observation = sim.observe()
-        decision = policy.decide([observation])
+        memory: list[Any] = []
+        for step in result.decisions[: chosen + 1] if policy.spec.remembers else [result.decisions[chosen]]:
+            sim.set_state(result.states[step], step=int(step))
+            observation = sim.observe()
+            decision = decide(policy, [observation], [np.asarray(memory, np.float32)])
+            memory.extend([] if decision.latents is None else decision.latents)
         neighbors = decision.neighbors
         assert neighbors is not None
         rows = neighbors.rows[0]
