@@ -1,101 +1,275 @@
-"""Policies on CLASS on Push-T by three criteria: retrieval and heads, fixed and random colours, 500 episodes each.
+"""Policies on Push-T by three criteria: what is learned x retrieval and heads x fixed and random colours.
+
+Every row sees the same 206 human demonstrations and is judged by the same 500 initial states (from seed 400,000). What
+is chosen is chosen for each row from one grid, on 100 others (from 300,000): k, tau and T_a of retrieval, T_a of a
+head, and the learning rate of objectives other than CLASS, at a quarter of their images. All policies, those from
+scratch included, leave circles in the same way (``revisit``), each by a bank of its own encoder.
 
 Kill it anywhere and start it again: finished rows are kept, the one under way continues from its checkpoint. Run it
-alone on the machine: its times are kept as well. Settings were chosen on episodes from seed 300,000 on; those of the
-table begin at 400,000.
+alone on the machine: its times are kept as well.
 
     uv run python benchmarks/pusht_policies.py --data pusht_human.zarr                  everything
-    uv run python benchmarks/pusht_policies.py --data pusht_human.zarr --columns fixed --heads mlp
+    uv run python benchmarks/pusht_policies.py --data pusht_human.zarr --columns fixed --methods class --policies mlp
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from classact.data.types import RolloutResult
+from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rollout import evaluate
+from classact.models.encoders import ImageEncoder
+from classact.policies import RetrievalPolicy
+from classact.policies.base import Policy
+from classact.policies.monitored import monitored
+from classact.policies.parametric import ParametricPolicy
+from classact.run.config import RunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.presets import configure, configure_head
-from classact.run.pretrain import Pipeline
+from classact.run.pretrain import Pipeline, state_policy
+from classact.utils.locks import update_json
 from classact.utils.machine import hardware, versions
-from classact.utils.storage import read_json, write_json
+from classact.utils.progress import progress_bar
+from classact.utils.storage import read_json
 from common import RESULTS, command
 
 COLUMNS = {"fixed": ("pusht-plus", None), "rand": ("pusht-rand-plus", "rand-color")}
 """Column -> preset, shift."""
 
-FIRST_SEED = 400_000
+METHODS = {
+    "class": "class",
+    "byol": "byol",
+    "untrained": "none",
+    "scratch": "none",
+    "state": "none",
+}
+"""Row -> objective; heads of "scratch" train their encoder, "state" is retrieval by the true state."""
+
+TUNING, TABLE = 300_000, 400_000
+"""First seeds of the initial states on which settings are chosen, and of the table's."""
+
+CRITERION = "iou>0.90"
+
+Choice = Mapping[str, Any]
+
+RETRIEVALS: tuple[Choice, ...] = tuple(
+    {"k": k, "temperature": tau, "chunk_length": length}
+    for k, tau in ((1, 0.004), (8, 0.004), (32, 0.004), (64, 0.016))
+    for length in (8, 12, 16)
+)
+HEADS: tuple[Choice, ...] = tuple({"chunk_length": length} for length in (8, 12, 16))
+RATES = (5e-4, 1e-3, 2e-3)
+"""Of objectives other than CLASS, whose rate is the preset's."""
 
 
 @dataclass
 class Flags:
-    """Policies on CLASS on Push-T by three criteria.
+    """Policies on Push-T by three criteria.
 
     Attributes:
         data: the human demonstrations.
         runs: folder of the trainings.
         json: where the results go.
         columns: of the table.
-        seeds: of pre-training and heads.
-        heads: beside retrieval.
-        scratch: the same heads from initial weights, too.
+        methods: of the table.
+        policies: of the table; retrieval with an encoder "from scratch" is of the first head's.
+        seeds: of all trainings.
         episodes: of each evaluation.
+        tuning: episodes of each choice.
     """
 
     data: str
     runs: Path = Path("runs/pusht-policies")
     json: Path = RESULTS / "pusht_policies.json"
     columns: tuple[Literal["fixed", "rand"], ...] = ("fixed", "rand")
+    methods: tuple[str, ...] = tuple(METHODS)
+    policies: tuple[str, ...] = ("retrieval", "mlp", "flow", "diffusion")
     seeds: tuple[int, ...] = (0, 1, 2)
-    heads: tuple[str, ...] = ("mlp", "flow", "diffusion")
-    scratch: bool = False
     episodes: int = 500
+    tuning: int = 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table for one column and seed."""
+
+    method: str
+    policy: str
+    column: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the results file."""
+        return f"{self.method}/{self.policy}/{self.column}/seed{self.seed}"
+
+
+def rows(flags: Flags) -> list[Row]:
+    """The rows that are asked for, all of a seed before the next."""
+    return [
+        Row(method, policy, column, seed)
+        for seed in flags.seeds
+        for method in flags.methods
+        for column in flags.columns
+        for policy in flags.policies
+        if not (method == "state" and (policy, column, seed) != ("retrieval", "fixed", 0))
+        and not (method == "untrained" and policy != "retrieval")  # an untrained encoder carries no head
+    ]
 
 
 def main(flags: Flags) -> None:
     """Train and evaluate what the results file does not hold."""
-    for seed in flags.seeds:
-        for column in flags.columns:
-            preset, shift = COLUMNS[column]
-            made = configure(flags.data, preset=preset, shift=shift, baselines=False)
-            evaluation = replace(made.evaluation, episodes=flags.episodes, first_seed=FIRST_SEED)
-            made = replace(made, pretrain=replace(made.pretrain, seed=seed), evaluation=evaluation)
-            run = Run(flags.runs / f"{column}-seed{seed}")
-            rows = ["retrieval", *flags.heads, *(f"{head}-scratch" for head in flags.heads if flags.scratch)]
-            for name in rows:
-                key = f"{name}/{column}/seed{seed}"
-                if key in kept(flags.json):
-                    continue
-                if name == "retrieval":
-                    pipeline = Pipeline(run, made)
-                    results, timings = pipeline.evaluate()[pipeline.label], pipeline.run.info().timings
-                else:
-                    head, _, start = name.partition("-")
-                    config = configure_head(made, head, start=start or "run")
-                    config = replace(config, finetune=replace(config.finetune, seed=seed, evaluations=0))
-                    pipeline_of_head = HeadPipeline(run, replace(config, evaluation=evaluation), name=name)
-                    results, timings = pipeline_of_head.evaluate(), pipeline_of_head.folder.info().timings
-                keep(flags.json, key, results, timings)
+    for row in rows(flags):
+        if row.name not in kept(flags.json, "rows"):
+            measure(flags, row)
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """Rows that were measured."""
-    return dict(read_json(path)["rows"]) if path.exists() else {}
+def measure(flags: Flags, row: Row) -> None:
+    """Train, choose, evaluate and keep one row."""
+    pipeline = trained(flags, row)
+    seconds = dict(pipeline.run.info().timings)
+    grid = RETRIEVALS if row.policy == "retrieval" else HEADS
+    if row.method == "state":
+        state = state_policy(pipeline.source.states(), "pusht")
+        # The few dimensions of a state differ less in direction than features do.
+        policy_with = partial(_retrieval, state, min_actions=pipeline.config.retrieval.min_actions, revisit=0.9999)
+        grid = tuple({**choice, "temperature": choice["temperature"] / 20} for choice in RETRIEVALS)
+    elif row.policy == "retrieval" and row.method != "scratch":
+        policy_with = partial(_retrieval, pipeline.policy)
+    else:
+        head, bank = trained_head(row, pipeline)
+        seconds |= {f"head: {name}": value for name, value in head.folder.info().timings.items()}
+        if row.policy == "retrieval":
+            policy_with = partial(_retrieval, bank)
+        else:
+            policy_with = partial(_head, head.folder.policy, bank)
+    shift = pipeline.config.evaluation.shift
+    tries = [(choice, rate(rollouts(flags, row, policy_with(choice), shift, tuning=True))) for choice in grid]
+    chosen = max(tries, key=lambda one: one[1])[0]  # of equals the first
+    results = rollouts(flags, row, policy_with(chosen), shift)
+    keep(
+        flags.json,
+        "rows",
+        row.name,
+        {
+            "chosen": chosen,
+            "tries": [{**choice, CRITERION: value} for choice, value in tries],
+            "first_seed": results[0].seed,
+            "success": {name: [int(result.success[name]) for result in results] for name in results[0].success},
+            "max_coverage": [round(result.maxima["coverage"], 4) for result in results],
+            "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "hardware": hardware(),
+        },
+    )
+    found = ", ".join(f"{name} {rate(results, name):.3f}" for name in results[0].success)
+    print(f"{row.name}: {chosen}: {found}", flush=True)
 
 
-def keep(path: Path, key: str, results: list[RolloutResult], timings: Any) -> None:
-    """Add a row: outcomes of each episode by each criterion, 0 or 1, in the order of their seeds."""
-    row = {
-        "first_seed": results[0].seed,
-        "success": {name: [int(result.success[name]) for result in results] for name in results[0].success},
-        "max_coverage": [round(result.maxima["coverage"], 4) for result in results],
-        "seconds": {name: round(value, 1) for name, value in timings.items()},
-    }
-    write_json(path, {"rows": kept(path) | {key: row}, "hardware": hardware(), "versions": versions()})
-    rates = ", ".join(f"{name} {sum(row['success'][name]) / len(results):.3f}" for name in row["success"])
-    print(f"{key}: {rates}", flush=True)
+def _retrieval(policy: RetrievalPolicy, choice: Choice, **changes: Any) -> Policy:
+    config = replace(policy.config, **choice, **changes)
+    return RetrievalPolicy(policy.latents, policy.bank, policy.actions, policy.episode_ends, config)
+
+
+def _head(folder: Path, bank: RetrievalPolicy, choice: Choice) -> Policy:
+    return monitored(ParametricPolicy.load(folder, **choice), bank)
+
+
+# -- trainings -------------------------------------------------------------------------------------
+
+
+def settings(flags: Flags, row: Row) -> RunConfig:
+    """Of a row's pre-training."""
+    preset, shift = COLUMNS[row.column]
+    made = configure(flags.data, preset=preset, shift=shift, objective=METHODS[row.method], baselines=False)
+    return replace(made, pretrain=replace(made.pretrain, seed=row.seed))
+
+
+def trained(flags: Flags, row: Row) -> Pipeline:
+    """The row's pre-training, done; its learning rate chosen first where that is open."""
+    made = settings(flags, row)
+    if row.method not in ("class", "untrained", "scratch", "state"):
+        chosen = learning_rate(flags, row)
+        made = replace(made, pretrain=with_rate(made, chosen))
+    base = "untrained" if METHODS[row.method] == "none" else row.method
+    pipeline = Pipeline(Run(flags.runs / f"{base}-{row.column}-seed{row.seed}"), made)
+    pipeline.pretrain()
+    return pipeline
+
+
+def with_rate(made: RunConfig, learning_rate: float) -> Any:
+    """The run's pre-training at another rate."""
+    return replace(made.pretrain, optimizer=replace(made.pretrain.optimizer, learning_rate=learning_rate))
+
+
+def learning_rate(flags: Flags, row: Row) -> float:
+    """The rate of a column's method whose retrieval is best after a quarter of the images; of the first seed."""
+    name = f"{row.method}/{row.column}"
+    if name not in kept(flags.json, "rates"):
+        first = replace(row, seed=flags.seeds[0])
+        made = settings(flags, first)
+        made = replace(made, pretrain=replace(made.pretrain, epochs=made.pretrain.epochs / 4))
+        found = {}
+        for one in RATES:
+            run = Run(flags.runs / f"{row.method}-{row.column}-rate{one:g}")
+            pipeline = Pipeline(run, replace(made, pretrain=with_rate(made, one)))
+            pipeline.pretrain()
+            results = rollouts(flags, first, pipeline.policy, made.evaluation.shift, tuning=True)
+            found[f"{one:g}"] = rate(results)
+            print(f"{name}: rate {one:g}: {found[f'{one:g}']:.3f}", flush=True)
+        keep(flags.json, "rates", name, found)
+    tried = kept(flags.json, "rates")[name]
+    return float(max(tried, key=lambda one: tried[one]))
+
+
+def trained_head(row: Row, pipeline: Pipeline) -> tuple[HeadPipeline, RetrievalPolicy]:
+    """A row's head, trained, and the bank of its encoder."""
+    kind = "mlp" if row.policy == "retrieval" else row.policy
+    start = "scratch" if row.method == "scratch" else "run"
+    config = configure_head(pipeline.config, kind, start=start)
+    config = replace(config, finetune=replace(config.finetune, seed=row.seed, evaluations=0))
+    head = HeadPipeline(pipeline.run, config, name=f"{kind}-{start}")
+    head.train()
+    if start == "run":
+        return head, pipeline.policy
+    bank = head.folder.root / "retrieval"
+    if not bank.is_dir():
+        pipeline.retrieval_with(ImageEncoder.from_pretrained(head.folder.policy / "encoder")).save(bank)
+    return head, RetrievalPolicy.load(bank)
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+def rollouts(flags: Flags, row: Row, policy: Policy, shift: str, *, tuning: bool = False) -> list[RolloutResult]:
+    """Episodes of the table, or those that settings are chosen on."""
+    count, first = (flags.tuning, TUNING) if tuning else (flags.episodes, TABLE)
+    with progress_bar(f"{row.name}: {'choose' if tuning else 'evaluate'}") as bar:
+        return evaluate(policy, "pusht", EvaluationConfig(episodes=count, first_seed=first, shift=shift), bar)
+
+
+def rate(results: list[RolloutResult], criterion: str = CRITERION) -> float:
+    """Success rate."""
+    return sum(result.success[criterion] for result in results) / len(results)
+
+
+def kept(path: Path, part: str) -> dict[str, Any]:
+    """What was measured."""
+    return dict(read_json(path).get(part, {})) if path.exists() else {}
+
+
+def keep(path: Path, part: str, name: str, value: Any) -> None:
+    """Add to the results file."""
+
+    def added(before: dict[str, Any]) -> dict[str, Any]:
+        return before | {part: before.get(part, {}) | {name: value}, "versions": versions()}
+
+    update_json(path, added, {})
 
 
 if __name__ == "__main__":

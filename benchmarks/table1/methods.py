@@ -77,6 +77,7 @@ RETRIEVAL: Mapping[str, Callable[[str], Any]] = {
     "min_actions": int,
     "chunk_length": int,
     "proprioception_weight": float,
+    "revisit": float,
 }
 """Settings of acting by retrieval, see :class:`classact.policies.RetrievalConfig`."""
 
@@ -137,12 +138,13 @@ class Method:
         return config
 
     def retrieval_config(self, preset: RetrievalConfig) -> RetrievalConfig:
-        """The preset's retrieval, changed to this method's.
+        """The preset's retrieval, as the paper's in what it looks at, changed to this method's.
 
         Raises:
             ConfigError: a setting that does not fit.
         """
-        return replace(preset, **dict(self.retrieval))
+        paper = {"proprioception_weight": 1.0, "revisit": None}
+        return replace(preset, **paper | dict(self.retrieval))
 
 
 def parse_method(written: str) -> Method:

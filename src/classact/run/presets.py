@@ -32,6 +32,8 @@ from classact.utils.registry import Registry
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+RETURNED = 0.99
+"""``revisit`` of the presets that have it; 0.97 to 0.995 do as well on Push-T."""
 SMALL_ADAMW = OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_steps=100)
 
 
@@ -102,7 +104,10 @@ def _cpu(
         optimizer=SMALL_ADAMW,
         epochs=epochs,
     )
-    return Preset(pretrain, RetrievalConfig(k=32, temperature=0.004, min_actions=8), 0.004, about)
+    # Chosen on 200 initial states that no table uses: without revisit by IoU > 0.90 0.79 instead of 0.865, with full
+    # weight on proprioception 0.83.
+    retrieval = RetrievalConfig(k=32, temperature=0.004, min_actions=8, proprioception_weight=0.5, revisit=RETURNED)
+    return Preset(pretrain, retrieval, 0.004, about)
 
 
 def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht") -> Preset:
