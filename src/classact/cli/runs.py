@@ -37,6 +37,7 @@ RUN = Settings(
         "optimizer.learning-rate": "learning-rate",
         **{f"retrieval.{name}": name for name in ("k", "temperature", "chunk-length", "min-actions", "search")},
         "retrieval.proprioception-weight": "proprioception-weight",
+        "retrieval.revisit": "revisit",
         "evaluation.episodes": "test-episodes",
         **{f"evaluation.{name}": name for name in ("execute", "ensemble")},
         "frames.source": "frames",

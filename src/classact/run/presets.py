@@ -94,10 +94,12 @@ def _cpu(
     augmentation: ColorAugmentation = "none",
     color: Literal["rgb", "whiten"] = "rgb",
     queue: int = 0,
+    size: tuple[int, int] = (64, 56),
 ) -> Preset:
+    image, crop = size
     pretrain = PretrainConfig(
         objective=SoftInfoNCEConfig(queue=queue),
-        encoder=EncoderConfig(color=color),
+        encoder=EncoderConfig(color=color, image_size=image, crop_size=crop),
         augment=AugmentConfig(color=augmentation),
         # Sampled: the committed results were made with it. On the human data exact weights differ by less than 0.01.
         similarity=SimilarityConfig(quantile=0.015, estimate="sampled"),
@@ -140,14 +142,21 @@ PRESETS: Registry[Preset] = Registry(
         "pusht-rand-whiten": _cpu(
             8, "Rand-Color with colours whitened and randomly rotated", augmentation="rotate", color="whiten"
         ),
-        # What helped among the ideas of docs/comparison.md, at the cost of the others.
-        "pusht-plus": _cpu(20, "pusht-cpu, with features of earlier batches contrasted as well (ours)", queue=1280),
+        # What helped among the ideas of docs/comparison.md, and images as large as they were recorded: to place the
+        # block with 3 of 512 px, as the paper's criterion asks, is half a pixel of 96. With a head within 20 minutes.
+        "pusht-plus": _cpu(
+            16,
+            "Push-T with 96-pixel images, and features of earlier batches contrasted as well (ours)",
+            queue=1280,
+            size=(96, 84),
+        ),
         "pusht-rand-plus": _cpu(
-            20,
-            "Rand-Color with colours whitened and randomly rotated, and features of earlier batches (ours)",
+            16,
+            "the same for Rand-Color, with colours whitened and randomly rotated (ours)",
             augmentation="rotate",
             color="whiten",
             queue=1280,
+            size=(96, 84),
         ),
         "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer"),
         "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
