@@ -72,6 +72,9 @@ HEADS = {
 }
 """Name -> head, training, augmentation, encoder, skill."""
 
+CHUNKS_OF = "mlp-frozen"
+"""The head that was asked what it would do at the queries: every action 30 further down and right."""
+
 
 def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random.Generator) -> None:
     """Trained heads, evaluations during training with their maxima, and novelty."""
@@ -86,6 +89,10 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
         timings = {"training": 1800.0 * (1 + (head == "diffusion")), "evaluate": 260.0, "intermediate": 900.0}
         write_json(Run(folder).config, {"title": title, "settings": to_json(settings), "timings": timings})
         write_jsonl(Run(folder).train_log, head_rows(training, rng))
+        if name == CHUNKS_OF:
+            queries = read_arrays(run.neighbors)
+            asked = {key: queries[key] for key in ("query_seed", "query_step")}
+            write_arrays(Run(folder).chunks, {"chunks": queries["query_chunk"] + 30, **asked})
         own = evaluation(run, encoder, "none", episodes, rng, policy=head, skill=skill, name=f"{name}-none")
         own = [replace(row, training=training, augmentation=augmentation) for row in own]
         steps = stage_rows(f"heads/{name}", own, np.linspace(300, 3000, 10), rng)

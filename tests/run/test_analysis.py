@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
+import fakes
 from classact.cli.doctor import hold_action
 from classact.data.images import ImageStore, resize_images
 from classact.data.lowdim import LowDim
-from classact.data.types import Demonstrations
+from classact.data.types import Demonstrations, FloatArray
 from classact.data.video import read_video
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import evaluate
@@ -109,6 +112,53 @@ def test_pictures_of_a_task_with_moving_views(demonstrations: Demonstrations, tm
         other = picture(result.seed, result.states[2 * index], 2 * index + 60)
         near, far = (np.abs(shown.astype(int) - image).mean() for image in (expected, other))
         assert near < far / 2  # lossy
+
+
+@pytest.mark.parametrize("revisit", [None, 0.5])
+def test_reasons_are_those_of_the_rollout_and_heads_are_asked_the_same(tmp_path: Path, revisit: float | None) -> None:
+    data = fakes.demonstrations()
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top",)))
+    latents = ImageLatents(encoder, LowDim.fit(data))
+    policy = RetrievalPolicy.build(latents, data, RetrievalConfig(k=3, temperature=1.0, chunk_length=2, revisit=revisit))
+    config = EvaluationConfig(episodes=2, max_steps=30, workers=1)
+    results = evaluate(policy, "pusht", config)
+    run, head = Run(tmp_path / "run"), Run(tmp_path / "run" / "heads" / "chase")
+    recorded = FramesConfig(source="recorded", workers=1)
+    assert not needs_rendering(data, "top", recorded)
+    analysis.write_neighbors(run, policy, data, None, results, "pusht", config, queries=2)
+    arrays = read_arrays(run.neighbors)
+    for q in range(2):
+        (result,) = (r for r in results if r.seed == int(arrays["query_seed"][q]))
+        step = int(arrays["query_step"][q])
+        # What was done, not a guess; rounded otherwise, for here there is one episode in a batch.
+        assert_allclose(arrays["query_chunk"][q], result.actions[step : step + 2], rtol=1e-5)
+        assert (arrays["weights"][q].max() == 1) == (revisit is not None)  # cosines of this encoder are all above 0.5
+
+    asked: list[Any] = []
+
+    class Asked(fakes.Acts):
+        cameras = ("top",)
+
+        def act(self, observations: Any) -> FloatArray:
+            asked.extend(observations)
+            return np.full((len(observations), 4, 2), 7, np.float32)
+
+    analysis.write_head_chunks(run, head, Asked())
+    assert_array_equal(read_arrays(head.chunks)["chunks"], np.full((2, 4, 2), 7))
+    assert_array_equal(read_arrays(head.chunks)["query_step"], arrays["query_step"])
+    shown = policy.latents.observations(asked)
+    sim = make_simulator("pusht", image_size=config.image_size)
+    for q, z in enumerate(shown):
+        (result,) = (r for r in results if r.seed == int(arrays["query_seed"][q]))
+        sim.reset(result.seed)
+        sim.set_state(result.states[int(arrays["query_step"][q])])
+        assert_allclose(policy.latents.observations([sim.observe()])[0], z, atol=1e-5)
+    sim.close()
+    other = Run(tmp_path / "run" / "heads" / "watchful")
+    analysis.write_head_chunks(run, other, fakes.WatchfulPolicy())
+    assert not other.chunks.exists()  # it decides from two observations, and one is kept
+    analysis.write_head_chunks(Run(tmp_path / "none"), other, Asked())
+    assert not other.chunks.exists()
 
 
 def test_recorded_pictures_are_shown_as_the_encoder_saw_them(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import HeadRunConfig, RunConfig
-from classact.run.presets import PRESETS, configure, configure_head, with_backbone, with_objective
+from classact.run.presets import PRESETS, configure, configure_head, default_preset, with_backbone, with_objective
 from classact.similarity.config import SimilarityConfig
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
@@ -194,13 +194,14 @@ def pipeline(flags: RunFlags, config: RunConfig, ranks: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(RunFlags):
-    """Learn a representation from demonstrations, act by retrieval (and a head), and show it: DIR/report.html.
+    """Learn a representation from demonstrations, act by retrieval and by a head, and show it: DIR/report.html.
 
     Attributes:
-        head: A policy head to train on the representation as well, with the defaults of finetune.
+        head: The policy head that is trained on the representation as well, with the defaults of finetune; none: no
+            head.
     """
 
-    head: str = flag("none", choices=lambda: ("none", *HEADS))
+    head: str = flag("mlp", choices=lambda: ("none", *HEADS))
 
     baselines: ClassVar[bool | None] = True
 
@@ -210,7 +211,7 @@ class Demo(RunFlags):
         with training_ranks(self.device) as ranks:
             made = pipeline(self, run_config(self), ranks)
             made.check_rollouts()
-            preset = None if self.preset is None else PRESETS[self.preset].head
+            preset = self._head_preset(made.config)
             config = None if self.head == "none" else configure_head(made.config, self.head, preset=preset)
             made.pretrain()
             head = None if config is None else self._trained(made, config, ranks)
@@ -224,6 +225,13 @@ class Demo(RunFlags):
         print_summary(made.run.read_summary())
         print_timings(made.run.info().timings)
         say(f"Report: {page}")
+
+    def _head_preset(self, config: RunConfig) -> str | None:
+        """The preset of a head that goes with the run's; None: by encoder and task."""
+        if self.config is not None:
+            return None
+        frames = config.frames
+        return PRESETS[self.preset or default_preset(config.data, frames.simulator, frames.shift)].head
 
     def _trained(self, made: Any, config: HeadRunConfig, ranks: Any) -> Any:
         """The head's pipeline, trained by all ranks together; without evaluations on the way."""

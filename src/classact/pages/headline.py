@@ -10,45 +10,49 @@ from classact.pages.table import BASELINES, plain, policy_name, row_augmentation
 
 
 def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
-    """The row of the headline: retrieval with the learned encoder, without shift, by the criterion listed first.
+    """The row of the headline: the best policy with the learned encoder, without shift, by the criterion listed first.
 
-    Otherwise another policy with that encoder, else the first row that is neither a baseline nor the true state, else
-    the first row. Never a maximum over training, which is biased upwards. ``own`` is the name of the run's encoder in
-    rows, evaluated with its own settings.
+    Of equally good ones the first. Where there is none, the first row that is neither a baseline nor the true state,
+    else the first row. Never a maximum over training, which is biased upwards. ``own`` is the name of the run's encoder
+    in rows, evaluated with its own settings.
     """
     rows = [row for row in rows if row.maximum_of is None]
     learned = [row for row in rows if row.encoder == own]
-    retrieval = [row for row in learned if row.policy == "retrieval"]
-    choices = [[r for r in rs if not plain(r.shift)] or rs for rs in (retrieval, learned)]
+    learned = [row for row in learned if not plain(row.shift)] or learned
+    if learned:
+        return max((row for row in learned if _where(row, learned[0])), key=lambda row: row.success)
     others = [row for row in rows if row.encoder not in BASELINES]
-    return next((candidates[0] for candidates in (*choices, others, rows) if candidates), None)
+    return next(iter(others or rows), None)
 
 
 def _where(row: EvaluationRow, other: EvaluationRow) -> bool:
-    return all(getattr(row, key) == getattr(other, key) for key in ("simulator", "shift", "criterion"))
+    same = ("simulator", "shift", "criterion", "episodes")
+    return all(getattr(row, key) == getattr(other, key) for key in same)
 
 
 def comparisons(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
-    """The main row's baseline and true-state reference, one phrase each."""
+    """Retrieval with an untrained encoder and by the true state under the main row's conditions, one phrase each."""
     if row is None:
         return []
-    beside = [r for r in rows if r is not row and r.maximum_of is None and r.policy == row.policy and _where(r, row)]
+    beside = [r for r in rows if r is not row and r.maximum_of is None and r.policy == "retrieval" and _where(r, row)]
     names = (("untrained", "an untrained encoder"), ("state", "the true state as latent"))
     found = [(name, next((r for r in beside if r.encoder == encoder), None)) for encoder, name in names]
-    return [f"{name} reaches {percent(r.success)} ({r.successes} of {r.episodes})" for name, r in found if r]
+    return [
+        f"retrieval with {name} reaches {percent(r.success)} ({r.successes} of {r.episodes})" for name, r in found if r
+    ]
 
 
 def heads(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]:
-    """Results of trained heads under the main row's conditions, at their last checkpoints, one phrase each."""
+    """What else was learned under the main row's conditions, at the last checkpoints, one phrase each."""
     if row is None:
         return []
-    found = [r for r in rows if _where(r, row) and r.policy != "retrieval" and r.maximum_of is None]
-    return [_reaches(head, found) for head in found if head is not row]
+    found = [r for r in rows if _where(r, row) and r.maximum_of is None and r.encoder not in BASELINES]
+    return [_reaches(other, found) for other in found if other is not row]
 
 
 def _reaches(head: EvaluationRow, heads: Sequence[EvaluationRow]) -> str:
     augmentation = row_augmentation(head) if varies(heads, "augmentation") else ""
     training = training_name(head) or plain(head.training)
-    how = ", ".join(filter(None, (training, augmentation)))
+    how = "" if head.policy == "retrieval" else ", ".join(filter(None, (training, augmentation)))
     reached = f"{percent(head.success)} ({head.successes} of {head.episodes})"
     return f"{policy_name(head.policy)}{f', {how},' if how else ''} {reached}"

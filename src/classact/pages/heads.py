@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from classact.pages.checks import mapping, need
+from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.table import Row, augmentation_name
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run, head_settings
-from classact.utils.storage import read_jsonl
+from classact.utils.storage import read_arrays, read_jsonl
 
 PRETRAIN = "pretrain"
 
 
 @dataclass(frozen=True)
 class Head:
-    """One folder under ``heads/``; ``notes`` are training and augmentation, unless the title says them."""
+    """One folder under ``heads/``; ``notes`` are training and augmentation, unless the title says them.
+
+    ``chunks`` are what it plans where the run's reasons are shown.
+    """
 
     name: str
     title: str
@@ -24,6 +27,7 @@ class Head:
     settings: HeadRunConfig
     timings: dict[str, float]
     training: list[Row]
+    chunks: Arrays | None = None
 
     @property
     def stage(self) -> str:
@@ -51,7 +55,12 @@ def _head(folder: Run) -> Head:
     training, augmentation = settings.labels["training"], augmentation_name(settings.labels["augmentation"])
     title = str(metadata["title"])
     notes = ", ".join(word for word in (training, augmentation) if word and word not in title)
-    return Head(folder.root.name, title, notes, settings, dict(metadata["timings"]), read_log(folder))
+    file = folder.chunks
+    chunks = read_arrays(file) if file.exists() else None
+    if chunks is not None:
+        q = len(chunks.get("chunks", ()))
+        shapes(file, chunks, {"chunks": (q, None, None), "query_seed": (q,), "query_step": (q,)})
+    return Head(folder.root.name, title, notes, settings, dict(metadata["timings"]), read_log(folder), chunks)
 
 
 def stage_names(heads: Sequence[Head], stages: Sequence[str]) -> dict[str, str]:

@@ -9,8 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from classact.evaluation.rows import EvaluationRow, IntermediateRow
 from classact.pages import figures, headline, learning, novelty
+from classact.pages.checks import Arrays
 from classact.pages.heads import PRETRAIN, Head, stage_names
 from classact.pages.plots import HERE, Plot, duration, make_plot, write_page
 from classact.pages.reasons import reasons, world_size
@@ -90,12 +93,22 @@ def context(sources: Sources) -> dict[str, Any]:
         "similarity_facts": sources.similarity,
         "videos": _videos(sources),
         "latent": _latent_plot(sources),
-        "reasons": reasons(sources.neighbors) if sources.neighbors else [],
+        "reasons": reasons(sources.neighbors, _head_chunks(sources, sources.neighbors)) if sources.neighbors else [],
         "world": world_size(sources.neighbors) if sources.neighbors else 0,
         "settings": settings(config, timings=not times(sources))
         + [(f"Head: {head.title}", flatten(to_json(head.settings))) for head in sources.heads],
         "absent": sources.absent,
     }
+
+
+def _head_chunks(sources: Sources, queries: Arrays) -> dict[str, Any]:
+    """What heads plan at the shown queries, by title; without those that were asked about others."""
+
+    def asked(head: Arrays) -> bool:
+        same = all(np.array_equal(head[name], queries[name]) for name in ("query_seed", "query_step"))
+        return same and head["chunks"].shape[2] == queries["query_chunk"].shape[2]
+
+    return {h.title: h.chunks["chunks"] for h in sources.heads if h.chunks is not None and asked(h.chunks)}
 
 
 def _date(text: str) -> str:

@@ -45,16 +45,35 @@ def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(values / values.sum())
 
 
-def reasons(arrays: Mapping[str, NDArray[Any]]) -> list[Row]:
+def reasons(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]] | None = None) -> list[Row]:
     """All queries of analysis/neighbors.safetensors with their neighbours, heaviest first, ready to draw.
 
     ``held`` is the shown neighbours' share of the weight; a neighbour's ``share`` is its part of the total weight, and
-    ``bar`` that part relative to the heaviest one's.
+    ``bar`` that part relative to the heaviest one's. ``heads`` are chunks (Q, T, D) by name: each is drawn, with its
+    mean distance from retrieval's chunk (``apart``) and from the nearest of the demonstrated ones (``nearest``), and
+    that of retrieval's chunk (``usual``), in units of actions over the steps that both have.
     """
-    return [_reason(arrays, q) for q in range(len(arrays["query_images"]))]
+    return [_reason(arrays, heads or {}, q) for q in range(len(arrays["query_images"]))]
 
 
-def _reason(arrays: Mapping[str, NDArray[Any]], q: int) -> Row:
+def _distance(chunk: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """(...,) mean distance of a chunk (T, D) from others (..., T', D)."""
+    steps = min(len(chunk), others.shape[-2])
+    difference = others[..., :steps, :].astype(np.float64) - chunk[:steps]
+    return np.asarray(np.linalg.norm(difference, axis=-1).mean(axis=-1))
+
+
+def _head(name: str, chunk: NDArray[Any], retrieved: NDArray[Any], demonstrated: NDArray[Any]) -> Row:
+    return {
+        "name": name,
+        "chunk": chunk_path(chunk),
+        "apart": float(_distance(chunk, retrieved)),
+        "nearest": float(_distance(chunk, demonstrated).min()),
+        "usual": float(_distance(retrieved, demonstrated).min()),
+    }
+
+
+def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]], q: int) -> Row:
     part = shares(arrays["weights"][q])
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
     neighbors = [
@@ -75,6 +94,10 @@ def _reason(arrays: Mapping[str, NDArray[Any]], q: int) -> Row:
         "step": int(arrays["query_step"][q]),
         "chunk": chunk_path(arrays["query_chunk"][q]),
         "neighbors": neighbors,
+        "heads": [
+            _head(name, chunks[q], arrays["query_chunk"][q], arrays["neighbor_chunks"][q])
+            for name, chunks in heads.items()
+        ],
         "retrieved": len(part),
         "held": float(part[order].sum()),
     }

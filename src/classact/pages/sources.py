@@ -91,7 +91,7 @@ def read_sources(root: Path) -> Sources:
         if not there:
             absent[section] = reason
     similarity_path = run.analysis / "similarity.json"
-    map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.analysis / "neighbors.safetensors"
+    map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.neighbors
     videos_path = run.analysis / "videos" / "videos.json"
     sources = Sources(
         root=run.root,

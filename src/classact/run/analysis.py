@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from classact.data.images import resize_images
-from classact.data.types import Demonstrations, ImageArray, IntArray, RolloutResult
+from classact.data.types import Demonstrations, ImageArray, IntArray, Observation, RolloutResult
 from classact.data.video import write_mp4
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rows import VideoRow
 from classact.policies import RetrievalPolicy
-from classact.policies.base import decide
+from classact.policies.base import Policy, decide
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
 from classact.run.tsne import latent_map
@@ -25,8 +25,9 @@ from classact.similarity import ActionSimilarity
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.utils.codec import to_json
-from classact.utils.storage import write_arrays, write_json
+from classact.utils.storage import read_arrays, write_arrays, write_json
 
+OBSERVED = "observed:"  # before a camera's name
 MAP_EPISODES = 20
 PERPLEXITY = 100.0  # as in the paper's J.1
 PICTURE = 160
@@ -117,6 +118,10 @@ def write_neighbors(
             "query_step": np.int64(step),
             "query_chunk": decision.chunk[0],
             "neighbor_chunks": policy.chunks(rows),
+            # What was observed, so that heads can be asked about it later.
+            **{f"{OBSERVED}{camera}": image for camera, image in observation.images.items()},
+            "proprioception": observation.proprioception,
+            **({} if observation.language is None else {"language": observation.language}),
         }
         for key, value in row.items():
             out.setdefault(key, []).append(value)
@@ -125,7 +130,31 @@ def write_neighbors(
     arrays = {key: np.stack(values) for key, values in out.items()}
     if world is not None:  # otherwise actions are no points that could be drawn onto an image
         arrays["world"] = np.asarray(world[1] - world[0], np.float64)
-    write_arrays(run.analysis / "neighbors.safetensors", arrays)
+    write_arrays(run.neighbors, arrays)
+
+
+def write_head_chunks(run: Run, head: Run, policy: Policy) -> None:
+    """analysis/chunks.safetensors of a head: what it plans where the run's reasons are shown, (Q, T_a, D).
+
+    Nothing is written where none are shown, or where the head decides from several observations.
+    """
+    if not (path := run.neighbors).exists() or policy.spec.history > 1:
+        return
+    arrays = read_arrays(path)
+    language = arrays.get("language")
+    cameras = {name.removeprefix(OBSERVED): images for name, images in arrays.items() if name.startswith(OBSERVED)}
+    if not set(policy.spec.cameras) <= set(cameras):
+        return
+    seen = [
+        Observation(
+            {camera: images[q] for camera, images in cameras.items()},
+            proprioception,
+            language=None if language is None else language[q],
+        )
+        for q, proprioception in enumerate(arrays["proprioception"])
+    ]
+    queries = {name: arrays[name] for name in ("query_seed", "query_step")}
+    write_arrays(head.chunks, {"chunks": decide(policy, seen).chunk, **queries})
 
 
 def _picture(sim: Any, fallback: ImageArray) -> ImageArray:

@@ -19,6 +19,7 @@ from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
 from classact.policies.monitored import monitored
 from classact.policies.parametric import ParametricPolicy
+from classact.run import analysis
 from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
 from classact.run.folder import Run
@@ -176,7 +177,9 @@ def train(work: HeadPipeline) -> ParametricPolicy:
 def roll_out(work: HeadPipeline) -> list[RolloutResult]:
     """Rollouts of the trained policy, monitored by the run's own where it started from the run's encoder."""
     policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))
-    return work.roll_out(policy, work.name)
+    results = work.roll_out(policy, work.name)
+    analysis.write_head_chunks(work.run, work.folder, work.policy)
+    return results
 
 
 def load_policy(work: HeadPipeline) -> ParametricPolicy:

@@ -12,7 +12,8 @@ DIR/summary.json                    one row (:mod:`classact.evaluation.rows`) pe
 DIR/intermediate.jsonl              such rows, of evaluations during training: also stage ("pretrain" or
                                     "heads/NAME"), step and steps
 DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
-DIR/analysis/                       data of the report's figures
+DIR/analysis/                       data of the report's figures; neighbors.safetensors: decisions with their reasons;
+                                    in a head's folder chunks.safetensors: what it plans at the same observations
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
 """
@@ -69,6 +70,8 @@ class Run:
     summary = _Place("summary.json")
     intermediates = _Place("intermediate.jsonl")
     analysis = _Place("analysis")
+    neighbors = _Place("analysis/neighbors.safetensors")
+    chunks = _Place("analysis/chunks.safetensors")
     report = _Place("report.html")
 
     def evaluation(self, name: str) -> Path:
