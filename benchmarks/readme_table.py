@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import comparison_table
-import heads_table
+import policies_table
 import similarity_table
 import simulators_table
-from classact.utils.statistics import wilson_interval
 from common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -26,59 +24,26 @@ POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
 SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
 RESULTS_PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 COMPARISON = Path(__file__).parent.parent / "docs" / "comparison.md"
-ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
-RECIPES = {
-    "pusht-demo": "crop and noise (the paper's)",
-    "pusht-cpu": "crop and noise (the paper's)",
-    "pusht-rand-paper": "crop and noise (the paper's)",
-    "pusht-rand-hsv": "hue, saturation, brightness (F.2)",
-    "pusht-rand-whiten": "colours whitened, randomly rotated (ours)",
-}
 
 
-def success_table(results: dict[str, Any]) -> list[str]:
-    """One line per data set, shift, recipe and encoder; seeds of one line are pooled."""
-    pooled: dict[tuple[str, str, str, str], dict[str, Any]] = {}
-    for cell in results.values():
-        for row in cell["rows"]:
-            key = (cell["data"], cell["shift"], RECIPES[cell["preset"]], row["encoder"])
-            entry = pooled.setdefault(key, {"seeds": set(), "minutes": [], "images": cell["images"]})
-            entry["seeds"].add(cell["seed"])
-            entry["minutes"].append(cell["timings"]["pre-training"] / 60)
-            done, all_ = entry.get(row["criterion"], (0, 0))
-            entry[row["criterion"]] = (done + row["successes"], all_ + row["episodes"])
-    lines = [
-        "| demonstrations | appearance | augmentation | latent | images seen | coverage > 0.90 | IoU > 0.90 "
-        "| starts x seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for (data, shift, recipe, encoder), entry in pooled.items():
-        seeds = len(entry["seeds"])
-        learned = encoder == "class"
-        columns = [data, shift, recipe if learned else "", ENCODERS[encoder]]
-        columns.append(f"{entry['images'] / 1000:.0f}k" if learned else "")
-        for criterion in ("coverage>0.90", "iou>0.90"):
-            done, all_ = entry[criterion]
-            low, high = wilson_interval(done, all_)
-            columns.append(f"{100 * done / all_:.0f} % ({100 * low:.0f} to {100 * high:.0f})")
-        columns.append(f"{entry['coverage>0.90'][1] // seeds} x {seeds}")
-        lines.append("| " + " | ".join(columns) + " |")
-    return lines
+def demo_rates(rows: list[dict[str, Any]]) -> str:
+    """What the demo's policies reach by each criterion."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        who = row["policy"] if row["encoder"] == "class" else f"{row['policy']} with encoder {row['encoder']!r}"
+        found.setdefault(who, []).append(f"{row['successes']} by {row['criterion']}")
+    return "; ".join(f"{who} {', '.join(rates)}" for who, rates in found.items())
 
 
 def block() -> str:
     """The generated part of docs/results.md."""
     parts: list[str] = []
-    results = json.loads((RESULTS / "pusht.json").read_text(encoding="utf-8"))
-    machine = next(iter(results.values()))["hardware"]
-    parts += success_table(results)
-    parts.append("")
     demo = json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
-    human = [sum(c["timings"].values()) / 60 for name, c in results.items() if name.startswith("human-fixed")]
+    machine = demo["hardware"]
     parts.append(
-        f"The first command above took {demo['seconds_in_all'] / 60:.1f} minutes in all on a fresh clone, images, "
-        f"training and rollouts on the human demonstrations {statistics.median(human):.1f} (median of {len(human)} "
-        f"seeds; {machine['cores']} cores, {machine['cpu']}). Seeds share their starts and are pooled."
+        f"The first command of the README took {demo['seconds_in_all'] / 60:.1f} minutes in all on a fresh clone "
+        f"({machine['cores']} cores, {machine['cpu']}); its policies, successes from {demo['rows'][0]['episodes']} "
+        f"unseen initial states: {demo_rates(demo['rows'])}."
     )
     throughput = RESULTS / "training_throughput.json"
     if throughput.exists():
@@ -111,12 +76,12 @@ def main() -> int:
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
     pages = [
-        (README, "results", "\n".join(comparison_table.readme_lines()) + "\n"),
+        (README, "results", "\n".join(policies_table.readme_lines()) + "\n"),
         (RESULTS_PAGE, "results", block()),
         (SIMULATORS, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
         (COMPARISON, "comparison", "\n".join(comparison_table.page_lines()) + "\n"),
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
-        (POLICIES, "heads", "\n".join(heads_table.page_lines()) + "\n"),
+        (POLICIES, "heads", "\n".join(policies_table.page_lines()) + "\n"),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
     ]
     for path, name, new in pages:

@@ -105,15 +105,15 @@ def test_figures_keep_their_names_unless_an_earlier_part_has_them() -> None:
         names[text] = set(made.loss(z, rows, target=None, generator=generator())[1])
     assert names == {
         "class+time-contrastive": {
-            *("positives", "anchors", "class_loss"),
+            *("positives", "anchors", "kl", "class_loss"),
             *("time_contrastive_anchors", "aligned", "time_contrastive_loss"),
         },
         "time-contrastive+class": {
             *("anchors", "aligned", "time_contrastive_loss"),
-            *("positives", "class_anchors", "class_loss"),
+            *("positives", "class_anchors", "kl", "class_loss"),
         },
         "class+tcn": {
-            *("positives", "anchors", "class_loss"),
+            *("positives", "anchors", "kl", "class_loss"),
             *("distance_positive", "distance_negative", "ordered", "tcn_loss"),
         },
     }

@@ -392,10 +392,37 @@ def test_without_views_and_queue_it_is_the_plain_loss_to_the_last_bit() -> None:
     for one, two in zip(torch.autograd.grad(loss, z), torch.autograd.grad(expected, z), strict=True):
         assert torch.equal(one, two)
     positives = (similar()[np.ix_(steps, steps)] > 0).sum(axis=1)
-    assert {key: float(value) for key, value in stats.items()} == {
-        "positives": positives.mean(),
-        "anchors": (positives > 0).mean(),
-    }
+    assert stats.keys() == {"positives", "anchors", "kl"}
+    assert (float(stats["positives"]), float(stats["anchors"])) == (positives.mean(), (positives > 0).mean())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SoftInfoNCEConfig(temperature=TAU),
+        SoftInfoNCEConfig(temperature=TAU, reduction="batch"),
+        SoftInfoNCEConfig(temperature=TAU, pairs="cross-episode"),
+        SoftInfoNCEConfig(temperature=TAU, weighting="hard"),
+    ],
+)
+def test_the_divergence_of_proposition_1_is_logged(config: SoftInfoNCEConfig) -> None:
+    steps = np.array([0, 4, 9, 11, 17, 20, 25, 29])
+    z = draw(8)[0]
+    _, stats = compute(build(config), z[:, None], list(steps))
+    w = similar()[np.ix_(steps, steps)].astype(float)
+    w = (w > 0).astype(float) if config.weighting == "hard" else w
+    episode = np.searchsorted(ENDS, steps, side="right")
+    left_out = np.eye(8, dtype=bool) if config.pairs == "all" else episode[:, None] == episode[None]
+    unit = (z / z.norm(dim=1, keepdim=True)).numpy()
+    p = np.where(left_out, 0, np.exp(unit @ unit.T / TAU))
+    divergences = []
+    for i in range(8):
+        q = np.where(left_out[i], 0, w[i])
+        if q.sum() > 0:
+            divergences.append(rel_entr(q / q.sum(), p[i] / p[i].sum()).sum())
+    assert 0 < len(divergences) < 8 or config.pairs == "all"
+    expected = sum(divergences) / (len(divergences) if config.reduction == "anchors" else 8)
+    assert float(stats["kl"]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_two_views_of_one_image_are_positives_where_nothing_else_is() -> None:

@@ -119,7 +119,9 @@ def test_reasons_are_those_of_the_rollout_and_heads_are_asked_the_same(tmp_path:
     data = fakes.demonstrations()
     encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=("top",)))
     latents = ImageLatents(encoder, LowDim.fit(data))
-    policy = RetrievalPolicy.build(latents, data, RetrievalConfig(k=3, temperature=1.0, chunk_length=2, revisit=revisit))
+    policy = RetrievalPolicy.build(
+        latents, data, RetrievalConfig(k=3, temperature=1.0, chunk_length=2, revisit=revisit)
+    )
     config = EvaluationConfig(episodes=2, max_steps=30, workers=1)
     results = evaluate(policy, "pusht", config)
     run, head = Run(tmp_path / "run"), Run(tmp_path / "run" / "heads" / "chase")

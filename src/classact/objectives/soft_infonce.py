@@ -66,6 +66,24 @@ def soft_infonce(
     return loss
 
 
+@torch.no_grad()
+def weight_entropy(
+    w: Tensor, *, reduction: Literal["anchors", "batch"] = "anchors", ignore: Tensor | None = None
+) -> Tensor:
+    """Mean entropy in nats of q_ij = w_ij / sum_j w_ij, the constant of Proposition 1: L_CL = D_KL(Q || P) + entropy.
+
+    Arguments as of :func:`soft_infonce`.
+    """
+    out = torch.eye(*w.shape, dtype=torch.bool, device=w.device)
+    w = w.masked_fill(out if ignore is None else out | ignore, 0.0).double()
+    total = w.sum(dim=1)
+    has_positive = total > 1e-6
+    q = w / total.clamp_min(1e-6)[:, None]
+    per_anchor = torch.where(has_positive, torch.special.entr(q).sum(dim=1), torch.zeros_like(total))
+    mean: Tensor = per_anchor.sum() / (has_positive.sum().clamp_min(1) if reduction == "anchors" else len(w))
+    return mean
+
+
 class SoftInfoNCE(Objective):
     """CLASS, with its ablations and extensions as settings."""
 
@@ -106,7 +124,8 @@ class SoftInfoNCE(Objective):
     def loss(self, z: Tensor, rows: IntArray, *, target: Tensor | None, generator: torch.Generator) -> Loss:
         """Soft InfoNCE over all views of the anchors' images, and over the queue.
 
-        Logs positives per anchor and the share of anchors with any, both within the batch, and a learned tau.
+        Logs positives per anchor and the share of anchors with any, both within the batch, the divergence D_KL(Q || P)
+        of Proposition 1, which is the loss without what no representation could change, and a learned tau.
         """
         config, views = self.config, self.config.views
         anchors = rows[:, 0]
@@ -130,6 +149,7 @@ class SoftInfoNCE(Objective):
             keys = torch.cat([features, self.queue_z[:filled]])
         tau = self.temperature()
         loss = soft_infonce(features, weights, temperature=tau, reduction=config.reduction, ignore=ignore, keys=keys)
+        stats["kl"] = loss.detach().double() - weight_entropy(weights, reduction=config.reduction, ignore=ignore)
         if config.queue:
             self._push(z[:, 0, 0].detach(), anchors, generator)
         if config.learned_temperature:

@@ -231,6 +231,7 @@ def _training_plots(name: str, rows: list[Row]) -> list[Plot]:
     plots = []
     for key, axis, title, colour in (
         ("loss", "loss", "Loss", BLUE),
+        ("kl", "nats", "Divergence of latent from action similarity (Proposition 1)", GREEN),
         ("lr", "learning rate", "Learning rate", GREY),
         ("positives", "positives per anchor", "Positives per anchor, mean over the batch", TEAL),
         ("grad_norm", "gradient norm", "Gradient norm", PURPLE),

@@ -1,0 +1,172 @@
+"""The main table of README.md and the measured part of docs/policies.md, from pusht_policies.json and latency.json."""
+
+from __future__ import annotations
+
+import json
+from statistics import median
+from typing import Any
+
+from classact.utils.statistics import holm, wilson_interval
+from common import RESULTS, mcnemar_p
+from table1.report.paper import paper_cell
+
+Rows = dict[str, dict[str, Any]]
+
+METHODS = {
+    "state": "the true state",
+    "untrained": "an untrained encoder",
+    "byol": "BYOL",
+    "scratch": "behaviour cloning from scratch",
+    "class": "CLASS",
+}
+POLICIES = {"retrieval": "retrieval", "mlp": "MLP head", "flow": "flow head", "diffusion": "Diffusion Policy head"}
+PAPER_HEADS = {"retrieval": "rep", "mlp": "mlp", "diffusion": "dp"}
+PAPER_METHODS = {"byol": "byol", "class": "class", "scratch": "random"}
+COLUMNS = ("fixed", "rand")
+CRITERIA = ("iou>0.90", "coverage>0.90", "cov>=0.95@300")
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def seeds(rows: Rows, method: str, policy: str, column: str) -> list[dict[str, Any]]:
+    """What was measured of one cell, a row for each seed."""
+    start = f"{method}/{policy}/{column}/seed"
+    return [row for name, row in sorted(rows.items()) if name.startswith(start)]
+
+
+def pooled(cell: list[dict[str, Any]], criterion: str) -> str:
+    """Rate and Wilson interval over all seeds; empty where nothing was measured."""
+    outcomes = [one for row in cell for one in row["success"][criterion]]
+    if not outcomes:
+        return ""
+    low, high = wilson_interval(sum(outcomes), len(outcomes))
+    return f"{sum(outcomes) / len(outcomes):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def cells(rows: Rows) -> list[tuple[str, str]]:
+    """(method, policy) that were measured, in the order of the table."""
+    return [
+        (method, policy)
+        for policy in POLICIES
+        for method in METHODS
+        if any(seeds(rows, method, policy, column) for column in COLUMNS)
+    ]
+
+
+def readme_lines() -> list[str]:
+    """The paper's criterion beside the paper's number, LeRobot's beside LeRobot's."""
+    rows: Rows = read("pusht_policies")["rows"]
+    lines = [
+        "| | Fixed: IoU > 0.90 | paper | coverage >= 0.95 in 300 steps | Random colours: IoU > 0.90 | paper | seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for method, policy in cells(rows):
+        columns = [f"{POLICIES[policy]}, {METHODS[method]}"]
+        for column in COLUMNS:
+            cell = seeds(rows, method, policy, column)
+            paper = None
+            if policy in PAPER_HEADS and method in PAPER_METHODS:
+                paper = paper_cell("pusht", column, PAPER_METHODS[method], PAPER_HEADS[policy])
+            columns += [pooled(cell, CRITERIA[0]) or "–", "" if paper is None else f"{paper:.2f}"]
+            if column == "fixed":
+                columns.append(pooled(cell, CRITERIA[2]).partition(" [")[0] or "–")
+        counts = [len(seeds(rows, method, policy, column)) for column in COLUMNS]
+        lines.append(f"| {' | '.join([*columns, ', '.join(str(n) for n in counts if n)])} |")
+    lines.append("| Diffusion Policy of LeRobot (7 hours of an RTX 3090) |  |  | 0.64 |  |  |  |")
+    return lines
+
+
+def page_lines() -> list[str]:
+    """All of docs/policies.md that is measured."""
+    rows: Rows = read("pusht_policies")["rows"]
+    lines = [*success_lines(rows), "", *test_lines(rows)]
+    if (RESULTS / "latency.json").exists():
+        lines += ["", *latency_lines(read("latency"))]
+    return lines
+
+
+def success_lines(rows: Rows) -> list[str]:
+    """All criteria, what was chosen, and minutes."""
+    lines = [
+        "| policy | colours | IoU > 0.90 | coverage > 0.90 | coverage >= 0.95 in 300 steps | mean largest coverage "
+        "| chosen on other initial states | minutes of training | seeds |",
+        "|---|---|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for column in COLUMNS:
+        for method, policy in cells(rows):
+            cell = seeds(rows, method, policy, column)
+            if not cell:
+                continue
+            largest = [value for row in cell for value in row["max_coverage"]]
+            columns = [f"{POLICIES[policy]}, {METHODS[method]}", {"fixed": "fixed", "rand": "random"}[column]]
+            columns += [pooled(cell, criterion) for criterion in CRITERIA]
+            columns += [f"{sum(largest) / len(largest):.2f}", "; ".join(dict.fromkeys(map(chosen, cell)))]
+            spent = [minutes(row) for row in cell]
+            columns += [f"{median(spent):.1f}" if max(spent) >= 0.1 else "", str(len(cell))]
+            lines.append(f"| {' | '.join(columns)} |")
+    return lines
+
+
+def chosen(row: dict[str, Any]) -> str:
+    """The settings that a row acts by."""
+    names = {"k": "k", "temperature": "tau", "chunk_length": "T_a"}
+    return ", ".join(f"{names[key]} = {value:g}" for key, value in row["chosen"].items())
+
+
+def minutes(row: dict[str, Any]) -> float:
+    """Pre-training and head."""
+    return sum(row["seconds"].get(name, 0.0) for name in ("pre-training", "head: training")) / 60
+
+
+def test_lines(rows: Rows) -> list[str]:
+    """CLASS against every other method that acts in the same way, by the paper's criterion, on the same states."""
+    found = []
+    for column in COLUMNS:
+        for method, policy in cells(rows):
+            ours, others = (seeds(rows, name, policy, column)[:1] for name in ("class", method))
+            if method == "class" or not ours or not others:
+                continue
+            pairs = list(zip(ours[0]["success"][CRITERIA[0]], others[0]["success"][CRITERIA[0]], strict=True))
+            won, lost = (pairs.count(outcome) for outcome in ((1, 0), (0, 1)))
+            found.append((f"{POLICIES[policy]}, {column}: CLASS against {METHODS[method]}", won, lost))
+    if not found:
+        return []
+    adjusted = holm([mcnemar_p(won, lost) for _, won, lost in found])
+    lines = [
+        "McNemar's exact test by IoU > 0.90 on the same initial states, first seeds, corrected by Holm:",
+        "",
+        "| | won | lost | p |",
+        "|---|---:|---:|---:|",
+    ]
+    for (name, won, lost), p in zip(found, adjusted, strict=True):
+        lines.append(f"| {name} | {won} | {lost} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |")
+    return lines
+
+
+def latency_lines(results: dict[str, Any]) -> list[str]:
+    """Milliseconds per decision, one observation at a time."""
+    machine = results["act"]["hardware"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    lines = [
+        f"Milliseconds of one decision, one observation at a time ({where}; p50, p95 in brackets):",
+        "",
+        "| policy | encode | search or sample | whole | paper, mean of tasks, A40 |",
+        "|---|---|---|---|---|",
+    ]
+    by_name: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results["act"]["rows"]:
+        if row["batch"] == 1:
+            by_name.setdefault(row["name"], {})[row["stage"]] = row
+    for name, stages in by_name.items():
+        middle = stages.get("search") or stages.get("sample")
+        paper = stages["whole"].get("paper_ms")
+        columns = [name, *(ms(stages.get("encode"))), *(ms(middle)), *(ms(stages["whole"]))]
+        columns.append(f"{paper:g}" if paper else "")
+        lines.append("| " + " | ".join(columns) + " |")
+    return lines
+
+
+def ms(row: dict[str, Any] | None) -> list[str]:
+    return [""] if row is None else [f"{row['p50_ms']:.3g} ({row['p95_ms']:.3g})"]
