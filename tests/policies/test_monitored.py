@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 import fakes
@@ -13,10 +15,13 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.models.heads import MLPConfig, make_head
 from classact.policies import ImageLatents, MonitoredPolicy, NoveltyConfig, RetrievalConfig, RetrievalPolicy
 from classact.policies.base import PolicySpec, decide
+from classact.policies.config import ParametricConfig
 from classact.policies.control import Runner
 from classact.policies.monitored import monitored
+from classact.policies.parametric import ParametricPolicy
 
 
 def monitor(data: Demonstrations | None = None, *, calibrated: bool = True) -> RetrievalPolicy:
@@ -101,3 +106,28 @@ def test_preparing_retrieval_changes_nothing() -> None:
     bank.prepare(5)
     assert [z.shape for z in passes] == [(5, bank.bank.shape[1])]
     assert bank.decide(seen).chunk.tobytes() == before.chunk.tobytes()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_one_pass_of_a_shared_encoder_serves_both(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, bank = fakes.demonstrations(), monitor()
+    assert isinstance(bank.latents, ImageLatents)
+    encoder = copy.deepcopy(bank.latents.encoder)
+    if not frozen:
+        with torch.no_grad():
+            next(encoder.parameters()).add_(0.01)
+    lowdim = LowDim.fit(data)
+    head = make_head(MLPConfig(network="residual"), encoder.feature_dim + lowdim.dim, 2, 16, seed=0)
+    acting = ParametricPolicy(encoder, head, data.action_range(), lowdim, ParametricConfig(chunk_length=8))
+    seen = fakes.observations(data, [3, 9, 60])
+    own, watched = acting.decide(seen), bank.decide(seen)
+    passes: list[int] = []
+    encode = ImageEncoder.encode
+    monkeypatch.setattr(ImageEncoder, "encode", lambda *a, **k: (passes.append(1), encode(*a, **k))[1])
+    decision = MonitoredPolicy(acting, bank).decide(seen)
+    assert len(passes) == (1 if frozen else 2)
+    assert_array_equal(decision.chunk, own.chunk)
+    assert_array_equal(decision.novelty, watched.novelty)
+    assert decision.neighbors is not None
+    assert watched.neighbors is not None
+    assert_array_equal(decision.neighbors.rows, watched.neighbors.rows)

@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from classact.errors import ConfigError
 from classact.policies.base import Decision, Memory, Policy, PolicySpec, Timestep, as_histories, decide
+from classact.policies.latents import ImageLatents, unit
+from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
+from classact.utils.codec import to_json
 
 
 def monitored(policy: Policy, monitor: RetrievalPolicy | None) -> Policy:
     """The policy, beside a monitor if there is one that would do anything."""
     useful = monitor is not None and (monitor.calibration is not None or monitor.spec.remembers)
     return MonitoredPolicy(policy, monitor) if monitor is not None and useful else policy
+
+
+def _sees_alike(policy: ParametricPolicy, monitor: RetrievalPolicy) -> bool:
+    """Whether one pass of an encoder serves both: a frozen one, that the head was trained on."""
+    latents = monitor.latents
+    if not isinstance(latents, ImageLatents) or policy.config.history > 1:
+        return False
+    theirs = (latents.encoder.config, to_json(latents.lowdim), latents.bf16)
+    if theirs != (policy.encoder.config, to_json(policy.lowdim), policy.config.bf16):
+        return False
+    own = latents.encoder.state_dict()
+    return all(torch.equal(value.cpu(), own[name].cpu()) for name, value in policy.encoder.state_dict().items())
 
 
 class MonitoredPolicy:
@@ -33,6 +50,7 @@ class MonitoredPolicy:
         if monitor.calibration is None and not remembers:
             raise ConfigError("the monitoring policy has no calibrated novelty score: call its calibrate first.")
         self.policy, self.monitor = policy, monitor
+        self._shared = policy if isinstance(policy, ParametricPolicy) and _sees_alike(policy, monitor) else None
         own, bank = policy.spec.schema, monitor.spec.schema
         if difference := "" if own is None or bank is None else own.difference(bank):
             raise ConfigError(
@@ -60,9 +78,14 @@ class MonitoredPolicy:
 
     def decide(self, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
         """The policy's chunk, or a demonstrated one; the rest as the monitor has it of each newest observation."""
-        newest = [history[-1] for history in as_histories(observations, self.policy.spec.history)]
-        seen = self.monitor.decide(newest, memory)
-        chunk = decide(self.policy, observations).chunk
+        histories = as_histories(observations, self.policy.spec.history)
+        if self._shared is not None:
+            features = self._shared.features([one for (one,) in histories])
+            seen = self.monitor.decide_from(unit(features), memory)
+            chunk = self._shared.decide_from(features, histories).chunk
+        else:
+            seen = self.monitor.decide([history[-1] for history in histories], memory)
+            chunk = decide(self.policy, observations).chunk
         if seen.visits is not None and seen.visits.any():
             assert seen.neighbors is not None
             again = seen.visits > 0

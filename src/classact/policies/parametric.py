@@ -139,7 +139,10 @@ class ParametricPolicy:
         histories = as_histories(observations, self.config.history)
         if not histories:
             return Decision(np.zeros((0, self.config.chunk_length, self.head.action_dim), np.float32))
-        features = self.features([observation for history in histories for observation in history])
+        return self.decide_from(self.features([one for history in histories for one in history]), histories)
+
+    def decide_from(self, features: FloatArray, histories: Sequence[Sequence[Observation]]) -> Decision:
+        """:meth:`decide`, from the (B T_o, F + D_p) features of all observations."""
         joined = torch.from_numpy(features.reshape(len(histories), -1)).to(self.encoder.mean.device)
         generators = [self._generator(history) for history in histories]
         chunks = self.head.sample(joined, generators).cpu().numpy()[:, : self.config.chunk_length]

@@ -332,7 +332,11 @@ class RetrievalPolicy:
             memory: latents of their episodes' earlier decisions; where one of them comes back (``config.revisit``), the
                 neighbours are of different episodes, and all weight is on the one that is followed.
         """
-        z = self._weigh(self.latents.observations([timestep for (timestep,) in as_histories(observations, 1)]))
+        return self.decide_from(self.latents.observations([one for (one,) in as_histories(observations, 1)]), memory)
+
+    def decide_from(self, latents: FloatArray, memory: Memory = ()) -> Decision:
+        """:meth:`decide`, from (B, d) unit latents of the observations."""
+        z = self._weigh(latents)
         k, calibration = self.config.k, self.calibration
         m = 0 if calibration is None else calibration.config.m
         rows, cosine = self._search.search(z, max(k, m))
