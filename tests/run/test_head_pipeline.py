@@ -265,7 +265,7 @@ def test_head_presets_are_the_papers() -> None:
     assert HEAD_PRESETS["paper-three-stack"].config("mlp", encoder="other").epochs == 100
     assert HEAD_PRESETS["paper-pusht"].config("mlp", frozen=True).augment is None
     small = HEAD_PRESETS["head-cpu"].config("mlp", augment=AugmentConfig(color="rotate", feature_noise=0.1))
-    assert (small.frozen, small.views, small.augment) == (True, 8, AugmentConfig(color="rotate"))
+    assert (small.frozen, small.views, small.augment) == (True, 6, AugmentConfig(color="rotate"))
     assert small.head == MLPConfig(network="residual", loss="l1", unet=small.head.unet)
     for encoder, frozen in (("class", False), ("scratch", None)):
         tuned = HEAD_PRESETS["head-cpu"].config("mlp", encoder=encoder, frozen=frozen)

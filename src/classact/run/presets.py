@@ -272,7 +272,7 @@ HEAD_CPU = HeadPreset(
     "small",
     FinetuneConfig(
         frozen=True,
-        views=8,
+        views=6,
         standardize=True,
         noise=1.0,
         optimizer=AdamWConfig(
