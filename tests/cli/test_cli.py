@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from numpy.testing import assert_array_equal
 
 import fakes
 from classact import __version__
@@ -39,7 +41,7 @@ from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_backbo
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
 from classact.utils.codec import to_json
-from classact.utils.storage import write_json
+from classact.utils.storage import read_arrays, write_json
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +67,7 @@ def arguments(command: str, out: Path, data: Path, *more: str) -> list[str]:
 def demo(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Run, str]:
     """A finished demo: its command, its folder and what it printed."""
     root = tmp_path_factory.mktemp("demo") / "run [1]"  # brackets are markup to rich
-    command = arguments("demo", root, data, "--test-episodes", "2")
+    command = arguments("demo", root, data, "--test-episodes", "2", "--head", "none")
     printed = captured(command)
     return command, Run(root), printed
 
@@ -136,6 +138,23 @@ def test_the_same_demo_again_trains_nothing(demo: tuple[list[str], Run, str], mo
     assert [replace(row, seconds=0) for row in run.read_summary()] == before
 
 
+def test_demo_trains_a_head_unless_told_not_to(
+    demo: tuple[list[str], Run, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, run, _ = demo
+    copied = Run(Path(shutil.copytree(run.root, tmp_path / "run")))
+    monkeypatch.setattr(analysis, "write_latent_map", lambda *_: None)
+    monkeypatch.setattr(pipeline, "Trainer", None)
+    printed = captured([str(copied.root) if word == str(run.root) else word for word in command[:-2]])
+    assert {row.policy for row in copied.read_summary()} == {"retrieval", "mlp"}
+    head = Run(copied.head("mlp"))
+    assert head.policy.is_dir()
+    queries = read_arrays(copied.neighbors)
+    assert_array_equal(read_arrays(head.chunks)["query_step"], queries["query_step"])
+    assert "MLP" in printed
+    assert "from the retrieved actions" in copied.report.read_text(encoding="utf-8")
+
+
 def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixture[str]) -> None:
     command, run, _ = demo
     message = error([*command, "--epochs", "3"], capsys)
@@ -145,7 +164,7 @@ def test_demo_with_other_settings(demo: tuple[list[str], Run, str], capsys: pyte
 
 def test_pretrain_then_demo_is_one_run(demo: tuple[list[str], Run, str]) -> None:
     command, run, _ = demo
-    printed = captured(["pretrain", *command[1:-2]])
+    printed = captured(["pretrain", *command[1:-4]])
     assert f"Encoder: {run.encoder}" in printed
     assert f"Policy:  {run.policy}" in printed
 
