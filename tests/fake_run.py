@@ -317,6 +317,7 @@ def neighbor_arrays(rng: np.random.Generator, queries: int, neighbors: int, size
         "step": rng.integers(0, 160, (queries, neighbors)),
         "query_seed": np.full(queries, 10_003),
         "query_step": np.arange(queries) * 24,
+        "visits": np.arange(queries) % 3,
     }
 
 

@@ -62,6 +62,7 @@ def test_a_heads_plan_stands_beside_the_reasons(page, whole_run):
         said = f"MLP, frozen: {away:.3g} from the retrieved actions, {nearest[q].min():.3g} from the nearest demonst"
         assert said in page.text
     assert "The path of MLP, frozen at the same observation is green" in page.text
+    assert page.text.count("The episode had been here once before: nearest demonstrations are passed over") == 1
 
 
 def test_settings_are_shown(page):

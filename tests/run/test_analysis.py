@@ -135,6 +135,7 @@ def test_reasons_are_those_of_the_rollout_and_heads_are_asked_the_same(tmp_path:
         # What was done, not a guess; rounded otherwise, for here there is one episode in a batch.
         assert_allclose(arrays["query_chunk"][q], result.actions[step : step + 2], rtol=1e-5)
         assert (arrays["weights"][q].max() == 1) == (revisit is not None)  # cosines of this encoder are all above 0.5
+        assert (arrays["visits"][q] > 0) == (revisit is not None)
 
     asked: list[Any] = []
 

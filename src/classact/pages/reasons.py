@@ -94,6 +94,7 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
         "step": int(arrays["query_step"][q]),
         "chunk": chunk_path(arrays["query_chunk"][q]),
         "neighbors": neighbors,
+        "visits": int(arrays["visits"][q]),
         "heads": [
             _head(name, chunks[q], arrays["query_chunk"][q], arrays["neighbor_chunks"][q])
             for name, chunks in heads.items()

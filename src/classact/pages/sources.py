@@ -201,6 +201,7 @@ def read_neighbors(path: Path) -> Arrays:
         "query_images": (q, None, None, 3),
         "query_seed": (q,),
         "query_step": (q,),
+        "visits": (q,),
         "query_chunk": (q, None, None),
         "neighbor_chunks": (q, k, None, None),
         **dict.fromkeys(("weights", "cosine", "episode", "step"), (q, k)),

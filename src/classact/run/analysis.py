@@ -118,6 +118,7 @@ def write_neighbors(
             "query_step": np.int64(step),
             "query_chunk": decision.chunk[0],
             "neighbor_chunks": policy.chunks(rows),
+            "visits": np.int64(0 if decision.visits is None else decision.visits[0]),
             # What was observed, so that heads can be asked about it later.
             **{f"{OBSERVED}{camera}": image for camera, image in observation.images.items()},
             "proprioception": observation.proprioception,
