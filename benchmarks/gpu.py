@@ -201,7 +201,7 @@ def decisions(name: str, dry: bool) -> dict[str, Any]:
 
     config = latency.LatencyConfig("cuda", calls=200, seconds=2.0)
     if dry:
-        tiny = latency.Case("tiny", EncoderConfig(width=0.25, image_size=24, crop_size=20), 2, (8, 16), (200,))
+        tiny = latency.Case("tiny", EncoderConfig(width=0.25, image_size=24, crop_size=20), 2, "debug", (200,))
         latency.CASES, latency.BATCHES = (tiny,), (1, 3)
         config = latency.LatencyConfig("cpu", calls=1, seconds=0.5, compiled=False)
     return latency.run((name,), config, say=lambda _: None)[name]

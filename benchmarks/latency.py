@@ -34,14 +34,7 @@ from classact.data.schema import Schema
 from classact.data.types import FloatArray, IntArray, Observation
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.models.heads import (
-    DiffusionConfig,
-    Head,
-    HeadConfig,
-    MLPConfig,
-    UNetConfig,
-    make_head,
-)
+from classact.models.heads import HEADS, Head, HeadConfig, make_head
 from classact.policies.base import Neighbors, Timestep
 from classact.policies.config import ParametricConfig, RetrievalConfig
 from classact.policies.latents import ImageLatents, StateLatents
@@ -78,25 +71,20 @@ class Case:
         name: as printed.
         encoder: image encoder.
         proprioception: D_p.
-        widths: of the U-Net of both heads.
+        size: of the heads, see :meth:`classact.models.heads.HeadConfig.preset`.
         banks: demonstrated timesteps of the retrieval policies.
     """
 
     name: str
     encoder: EncoderConfig
     proprioception: int
-    widths: tuple[int, ...]
+    size: str
     banks: tuple[int, ...]
-
-    @property
-    def unet(self) -> UNetConfig:
-        """Architecture of both heads."""
-        return UNetConfig(self.widths)
 
 
 CASES = (
-    Case("small", EncoderConfig(), 8, (64, 128, 256), BANKS[:1]),
-    Case("paper", EncoderConfig(backbone="resnet18", image_size=256, crop_size=224), 10, (256, 512, 1024), BANKS),
+    Case("small", EncoderConfig(image_size=96, crop_size=84), 8, "small", BANKS[:1]),
+    Case("paper", EncoderConfig(backbone="resnet18", image_size=256, crop_size=224), 10, "paper", BANKS),
 )
 DIMENSIONS = (264, 1034)
 """Of a latent: features of the small encoder or of ResNet-18, and proprioception."""
@@ -255,7 +243,7 @@ def measure_head(watch: Watch, config: HeadConfig, case: Case) -> None:
     """Sampling from a head: noise, all passes, nothing before or after."""
     width = ImageEncoder(case.encoder, load_init=False).feature_dim + case.proprioception
     head = make_head(config, width, ACTIONS, HORIZON).eval().to(watch.device)
-    name = f"{'x'.join(map(str, case.widths))}, {sum(p.numel() for p in head.parameters()) / 1e6:.1f} M parameters"
+    name = f"{config.name}, {config.describe()}, {sum(p.numel() for p in head.parameters()) / 1e6:.1f} M parameters"
     for batch in BATCHES:
         features = torch.randn(batch, width, generator=torch.Generator().manual_seed(0)).to(watch.device)
         generator = torch.Generator().manual_seed(1)
@@ -397,13 +385,14 @@ def search(watch: Watch, _: LatencyConfig) -> None:
 def denoise(watch: Watch, _: LatencyConfig) -> None:
     """Diffusion Policy, 16 steps of DDIM, in all ways that this device has."""
     for case in CASES:
-        measure_head(watch, DiffusionConfig(case.unet), case)
+        measure_head(watch, HEADS["diffusion"].config.preset(case.size), case)
 
 
 def mlp(watch: Watch, _: LatencyConfig) -> None:
-    """The MLP head, in all ways that this device has."""
+    """The MLP head, and the flow of two steps, in all ways that this device has."""
     for case in CASES:
-        measure_head(watch, MLPConfig(case.unet), case)
+        for head in ("mlp", "flow"):
+            measure_head(watch, HEADS[head].config.preset(case.size), case)
 
 
 def act(watch: Watch, _: LatencyConfig) -> None:
@@ -414,8 +403,8 @@ def act(watch: Watch, _: LatencyConfig) -> None:
         for timesteps in case.banks:
             name = f"retrieval, {case.name}, {timesteps:,} timesteps"
             measure_policy(watch, retrieval_policy(case, timesteps).to(device), name, BATCHES, paper)
-        for config in (MLPConfig(case.unet), DiffusionConfig(case.unet)):
-            policy = parametric_policy(case, config).to(device)
+        for head in ("mlp", "flow", "diffusion"):
+            policy = parametric_policy(case, HEADS[head].config.preset(case.size)).to(device)
             measure_policy(watch, policy, f"{policy.spec.name}, {case.name}", BATCHES, paper)
 
 

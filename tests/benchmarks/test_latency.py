@@ -23,7 +23,7 @@ from classact.utils.storage import read_json, write_json
 from common import command
 from latency import Case, LatencyConfig, Watch, parametric_policy, retrieval_policy, run
 
-TINY = Case("tiny", EncoderConfig(width=0.25, image_size=24, crop_size=20), 2, (8, 16), (200, 300))
+TINY = Case("tiny", EncoderConfig(width=0.25, image_size=24, crop_size=20), 2, "debug", (200, 300))
 UNET = UNetConfig((8, 16))
 QUICK = LatencyConfig("cpu", calls=2, compiled=False)
 
@@ -86,15 +86,17 @@ def test_every_section_has_its_rows() -> None:
     labels = {name: [(r["name"], r["stage"], r["batch"]) for r in section["rows"]] for name, section in found.items()}
     assert labels["encode"] == [("small at 20", "float32", b) for b in (1, 3)]
     assert labels["search"] == [(f"{n} x 8", f"k = {k}", b) for n, k in ((50, 50), (300, 64)) for b in (1, 3)]
-    for head in ("denoise", "mlp"):
-        assert [label[1:] for label in labels[head]] == [("eager", 1), ("eager", 3)]
-        assert all(label[0].startswith("8x16, 0.") for label in labels[head])
+    for section, heads in (("denoise", ("diffusion",)), ("mlp", ("mlp", "flow"))):
+        assert [label[1:] for label in labels[section]] == [("eager", 1), ("eager", 3)] * len(heads)
+        assert [label[0].partition(",")[0] for label in labels[section]] == [head for head in heads for _ in range(2)]
+        assert all(label[0].endswith(" M parameters") for label in labels[section])
     assert labels["act"] == [
         (name, stage, batch)
         for name, stages in (
             ("retrieval, tiny, 200 timesteps", ("encode", "search", "average", "whole")),
             ("retrieval, tiny, 300 timesteps", ("encode", "search", "average", "whole")),
             ("mlp, tiny", ("encode", "sample", "whole")),
+            ("flow, tiny", ("encode", "sample", "whole")),
             ("diffusion, tiny", ("encode", "sample", "whole")),
         )
         for batch in (1, 3)
@@ -146,15 +148,16 @@ def test_a_results_file_is_continued(tmp_path: Path) -> None:
 def test_compiled_networks_are_measured_or_it_is_said_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     found = run(("mlp",), replace(QUICK, compiled=True), say=lambda _: None)["mlp"]
-    assert [r["stage"] for r in found["rows"]] == ["eager", "compiled", "eager", "compiled"]
+    assert [r["stage"] for r in found["rows"]] == ["eager", "compiled"] * 4
 
     def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
     found = run(("mlp",), replace(QUICK, compiled=True), say=lambda _: None)["mlp"]
-    assert [r["stage"] for r in found["rows"]] == ["eager", "eager"]
-    assert found["notes"] == [f"mlp, batch {b}: not compiled: RuntimeError: no compiler" for b in (1, 3)]
+    assert [r["stage"] for r in found["rows"]] == ["eager"] * 4
+    why = "not compiled: RuntimeError: no compiler"
+    assert found["notes"] == [f"{head}, batch {b}: {why}" for head in ("mlp", "flow") for b in (1, 3)]
 
 
 # A run's policies
