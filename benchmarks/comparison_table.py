@@ -11,9 +11,58 @@ from table1.report import Results, comparison_markdown, read_results
 from table1.report.markdown import plain
 from table1.report.pairs import p_text
 from table1.report.results import Cell
+from table1.report.sheets import PAPER, success_sheet
 
 FILE = RESULTS / "pusht_comparison.json"
 TRIES = RESULTS / "pusht_tries.json"
+
+
+SHORT = {
+    "Rep-Only": {
+        "Random": "untrained encoder",
+        "TCN": "TCN",
+        "VINN (BYOL)": "BYOL (VINN)",
+        "DynaMo": "DynaMo",
+        "CLASS": "CLASS",
+        "CLASS, queue=1280": "CLASS with a queue",
+        "Random, color=whiten": "untrained encoder, whitened colours",
+        "VINN (BYOL), color=whiten color_augmentation=rotate": "BYOL, whitened colours",
+        "CLASS, color=whiten color_augmentation=rotate": "CLASS, whitened colours",
+        "CLASS, color=whiten color_augmentation=rotate queue=1280": "the same with a queue",
+    },
+    "MLP": {"Random": "behaviour cloning from scratch (MLP head)"},
+}
+"""Rows of the short table by group of the whole one: their names there and here."""
+
+
+def short_lines() -> list[str]:
+    """Few rows by both criteria, the paper's numbers beside its own."""
+    results = read_results(FILE)
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for criterion in ("iou>0.90", "coverage>0.90"):
+        sheet = success_sheet(results, criterion, between=" ", measured=True)
+        for group, rows in sheet.groups:
+            for row in rows:
+                cells = found.setdefault((group, row[0], criterion), {})
+                for i, cell in enumerate(row[1:], 1):
+                    shift = sheet.columns[i]
+                    cells[f"{sheet.columns[i - 1]} {PAPER}" if shift == PAPER else shift] = cell
+    lines = [
+        "| | Fixed: IoU > 0.90 | paper | coverage > 0.90 | Random colours: IoU > 0.90 | paper | coverage > 0.90 "
+        "| seeds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for group, names in SHORT.items():
+        for name, title in names.items():
+            iou, coverage = (found[group, name, criterion] for criterion in ("iou>0.90", "coverage>0.90"))
+            columns, seeds = [title], []
+            for shift in ("Fixed-Color", "Rand-Color"):
+                rate, _, times = iou[shift].partition("] ")
+                columns += [f"{rate}]" if times else rate, iou.get(f"{shift} {PAPER}", "")]
+                columns.append(coverage[shift].partition(" [")[0])
+                seeds += [times.split()[0]] if times else []
+            lines.append(f"| {' | '.join([*columns, ', '.join(seeds)])} |")
+    return lines
 
 
 def page_lines() -> list[str]:
