@@ -321,6 +321,13 @@ def test_fixed_features_are_those_of_run_time() -> None:
     assert not head_input(tuner(frozen=True), rows).requires_grad
 
 
+def test_progress_tells_of_features_before_the_first_step() -> None:
+    made, said = tuner(frozen=True, views=2), []
+    made.fit(lambda *now: said.append(now))
+    assert said[:2] == [(0, made.steps, "features: 50%"), (0, made.steps, "features: 100%")]
+    assert [now[0] for now in said[2:]] == list(range(1, made.steps + 1))
+
+
 def test_views_that_are_kept_are_those_that_would_be_streamed() -> None:
     kept, streamed = tuner(frozen=True, views=3), tuner(frozen=True)
     views = kept._all_views()

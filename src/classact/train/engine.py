@@ -189,6 +189,7 @@ class Training(ABC):
         self.examples = self.demonstrations.num_steps
         self.batch_size = min(self.config.batch_size, self.examples)
         self.step, self.steps, self.seconds = 0, self.config.steps(self.examples), 0.0
+        self.status: Callable[[str], None] = lambda _: None  # shown where progress is, before the first step
         self._hold: Hold | None = None
         self.loader: ImageLoader | None = None
         if loads:
@@ -332,7 +333,8 @@ class Training(ABC):
         """Train to the end, from the newest intact checkpoint in ``folder`` if there is one.
 
         Args:
-            progress: called on rank 0 with (steps done, in all, a short status) after each step.
+            progress: called on rank 0 with (steps done, in all, a short status) after each step, and while what steps
+                need is prepared.
             intermediate: called on rank 0 with this training after each of ``config.intermediates``, to evaluate its
                 averages, once the checkpoint of that step is written. A run resumed from such a step calls it again,
                 with the same weights, because it may have been interrupted before or in it.
@@ -345,6 +347,8 @@ class Training(ABC):
             ClassactError: the loss became NaN or infinite, memory ran out, or another rank was lost; the last
                 checkpoint precedes it.
         """
+        if progress is not None and self.ranks.first:
+            self.status = lambda text: progress(self.step, self.steps, text)
         with self._connected():
             # First: a checkpoint that only one rank refuses would leave the others waiting.
             self._agree()

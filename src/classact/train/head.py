@@ -263,7 +263,11 @@ class FineTuner(Training):
         views = []
         for view in range(count):
             chunks = list(range(0, self.examples, VIEW_CHUNK))
-            own = [self._encode_chunk(view, first) for first in chunks[self.ranks.part(len(chunks))]]
+            own = []
+            for first in chunks[self.ranks.part(len(chunks))]:
+                own.append(self._encode_chunk(view, first))
+                done = view * self.examples + min(first + VIEW_CHUNK, self.examples)
+                self.status(f"features: {done / (count * self.examples):.0%}")
             empty = torch.zeros((0, self.encoder.feature_dim), device=self.device)
             views.append(self.ranks.gather(torch.cat([empty, *own])))
         return torch.stack(views)
