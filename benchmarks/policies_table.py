@@ -81,7 +81,8 @@ def readme_lines() -> list[str]:
 def page_lines() -> list[str]:
     """All of docs/policies.md that is measured."""
     rows: Rows = read("pusht_policies")["rows"]
-    lines = [*success_lines(rows), "", *test_lines(rows)]
+    tests = test_lines(rows)
+    lines = [*success_lines(rows), *(["", *tests] if tests else [])]
     if (RESULTS / "latency.json").exists():
         lines += ["", *latency_lines(read("latency"))]
     return lines
