@@ -173,7 +173,8 @@ def measure(flags: Flags, row: Row) -> None:
 
 def _retrieval(policy: RetrievalPolicy, choice: Choice, **changes: Any) -> Policy:
     config = replace(policy.config, **choice, **changes)
-    return RetrievalPolicy(policy.latents, policy.bank, policy.actions, policy.episode_ends, config)
+    parts = (policy.latents, policy.bank, policy.actions, policy.episode_ends)
+    return RetrievalPolicy(*parts, config, action_space=policy.action_space)
 
 
 def _head(folder: Path, bank: RetrievalPolicy, choice: Choice) -> Policy:
@@ -193,7 +194,7 @@ def settings(flags: Flags, row: Row) -> RunConfig:
 def trained(flags: Flags, row: Row) -> Pipeline:
     """The row's pre-training, done; its learning rate chosen first where that is open."""
     made = settings(flags, row)
-    if row.method not in ("class", "untrained", "scratch", "state"):
+    if METHODS[row.method] not in ("class", "none"):
         chosen = learning_rate(flags, row)
         made = replace(made, pretrain=with_rate(made, chosen))
     base = "untrained" if METHODS[row.method] == "none" else row.method

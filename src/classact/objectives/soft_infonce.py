@@ -19,6 +19,9 @@ TAU_SCALE = 0.3
 """log tau per unit of its parameter; its steps shrink with the square. LARS gives scalars plain momentum at its full
 rate of 0.5, with which log tau itself would leave its range within the warm-up."""
 
+LEAST = 1e-6
+"""Sum of weights above which an anchor has a positive."""
+
 
 def soft_infonce(
     z: Tensor,
@@ -47,10 +50,7 @@ def soft_infonce(
                 f"expected {name} of shape {(len(z), count)} for {len(z)} features"
                 f"{'' if keys is None else f' and {count} keys'}, got {tuple(matrix.shape)}."
             )
-    out = torch.eye(len(z), count, dtype=torch.bool, device=z.device)
-    if ignore is not None:
-        out = out | ignore
-    w = w.masked_fill(out, 0.0)
+    w, out = _counted(w, ignore)
     z = torch.nn.functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
     others = z if keys is None else torch.nn.functional.normalize(keys.to(z.dtype), dim=1)
     S = (z @ others.T / temperature).masked_fill(out, -torch.inf)
@@ -58,12 +58,7 @@ def soft_infonce(
     S = torch.where(out.all(dim=1, keepdim=True), torch.zeros_like(S), S)
     log_p = torch.log_softmax(S, dim=1).masked_fill(out, 0.0)
     total = w.sum(dim=1)
-    has_positive = total > 1e-6
-    per_anchor = -(w * log_p).sum(dim=1) / total.clamp_min(1e-6)
-    per_anchor = torch.where(has_positive, per_anchor, torch.zeros_like(per_anchor))
-    divisor = has_positive.sum().clamp_min(1) if reduction == "anchors" else len(z)
-    loss: Tensor = per_anchor.sum() / divisor
-    return loss
+    return _mean(-(w * log_p).sum(dim=1) / total.clamp_min(LEAST), total, reduction)
 
 
 @torch.no_grad()
@@ -74,13 +69,24 @@ def weight_entropy(
 
     Arguments as of :func:`soft_infonce`.
     """
-    out = torch.eye(*w.shape, dtype=torch.bool, device=w.device)
-    w = w.masked_fill(out if ignore is None else out | ignore, 0.0).double()
+    w, _ = _counted(w.double(), ignore)
     total = w.sum(dim=1)
-    has_positive = total > 1e-6
-    q = w / total.clamp_min(1e-6)[:, None]
-    per_anchor = torch.where(has_positive, torch.special.entr(q).sum(dim=1), torch.zeros_like(total))
-    mean: Tensor = per_anchor.sum() / (has_positive.sum().clamp_min(1) if reduction == "anchors" else len(w))
+    return _mean(torch.special.entr(w / total.clamp_min(LEAST)[:, None]).sum(dim=1), total, reduction)
+
+
+def _counted(w: Tensor, ignore: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, C) weights with those of pairs that do not count at zero, and which pairs these are."""
+    out = torch.eye(*w.shape, dtype=torch.bool, device=w.device)
+    if ignore is not None:
+        out = out | ignore
+    return w.masked_fill(out, 0.0), out
+
+
+def _mean(per_anchor: Tensor, total: Tensor, reduction: Literal["anchors", "batch"]) -> Tensor:
+    """Sum of (B,) values over the anchors with a positive weight in ``total`` (B,), divided by their number or by B."""
+    has_positive = total > LEAST
+    divisor = has_positive.sum().clamp_min(1) if reduction == "anchors" else len(total)
+    mean: Tensor = torch.where(has_positive, per_anchor, torch.zeros_like(per_anchor)).sum() / divisor
     return mean
 
 

@@ -46,7 +46,9 @@ def heads(row: EvaluationRow | None, rows: Sequence[EvaluationRow]) -> list[str]
     """What else was learned under the main row's conditions, at the last checkpoints, one phrase each."""
     if row is None:
         return []
-    found = [r for r in rows if _where(r, row) and r.maximum_of is None and r.encoder not in BASELINES]
+    found = [r for r in rows if _where(r, row) and r.maximum_of is None]
+    # Of retrieval only that with the main row's encoder: others are baselines, or the same with other settings.
+    found = [r for r in found if r.policy != "retrieval" or r.encoder == row.encoder]
     return [_reaches(other, found) for other in found if other is not row]
 
 
