@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from classact.errors import CheckpointError, ConfigError, DataError
-from classact.utils.codec import from_json, to_json
+from classact.utils.codec import ADDED, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,16 @@ def test_defaults_fill_what_is_not_there_only_where_asked() -> None:
         from_json(Outer, {}, "file", partial=True)
     with pytest.raises(DataError, match="field 'inner' is missing"):
         from_json(Outer, {"name": "a"}, "file")
+
+
+def test_what_was_added_later_has_its_default_in_files_of_before() -> None:
+    @dataclass(frozen=True)
+    class Grown:
+        size: int
+        speed: float = field(default=1.0, metadata=ADDED)
+
+    assert from_json(Grown, {"size": 2}, "file") == Grown(2)
+    assert from_json(Grown, {"size": 2, "speed": 2.0}, "file") == Grown(2, 2.0)
 
 
 def test_classes_may_have_a_form_of_their_own() -> None:

@@ -148,7 +148,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     if known is None:
         return made
     kept: dict[str, Any] = {"intermediate_episodes": known.intermediate_episodes}
-    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in ("chunk_length", "evaluations")}
+    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in ("chunk_length", "speed", "evaluations")}
     if known.finetune.head.name == made.finetune.head.name:
         kept |= {f"finetune.head.{entry}": value for entry, value in known.finetune.head.acting_settings().items()}
     return changed(made, {path: value for path, value in kept.items() if path not in given})

@@ -35,7 +35,9 @@ RUN = Settings(
         "augment.color": "color-augmentation",
         **{f"similarity.{name}": name for name in ("quantile", "horizon", "metric", "cost", "band", "estimate")},
         "optimizer.learning-rate": "learning-rate",
-        **{f"retrieval.{name}": name for name in ("k", "temperature", "chunk-length", "min-actions", "search")},
+        **{
+            f"retrieval.{name}": name for name in ("k", "temperature", "chunk-length", "speed", "min-actions", "search")
+        },
         "retrieval.proprioception-weight": "proprioception-weight",
         "retrieval.revisit": "revisit",
         "evaluation.episodes": "test-episodes",

@@ -328,6 +328,7 @@ class RolloutResult:
         decisions: (n,) control steps, counted from 0, before which the policy decided; None where it was not kept.
         novelty: (n,) float32, how far each of these observations was from what was demonstrated, in [0, 1]; None
             where the policy does not say.
+        doubt: (n,) float64 that the episode will succeed, as it adds up over its decisions; None as above.
     """
 
     seed: int
@@ -340,3 +341,4 @@ class RolloutResult:
     metrics: Mapping[str, FloatArray]
     decisions: IntArray | None = None
     novelty: FloatArray | None = None
+    doubt: StateArray | None = None

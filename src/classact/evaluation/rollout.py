@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.types import Criterion, FloatArray, RolloutResult
+from classact.data.types import Criterion, FloatArray, RolloutResult, StateArray
 from classact.errors import ConfigError, choose
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rows import Alarms, EvaluationRow
@@ -118,6 +118,7 @@ def _run_group(
     traces: list[list[Mapping[str, float]]] = [[] for _ in seeds]
     decisions: list[int] = []
     scores: list[FloatArray | None] = []
+    doubts: list[StateArray | None] = []
     controller.reset(len(seeds))
     step = 0
     while step < limit:
@@ -125,6 +126,7 @@ def _run_group(
         _check_actions(decision.chunk, policy.name, spec)
         decisions.append(step)
         scores.append(decision.novelty)
+        doubts.append(decision.doubt)
         chunks = decision.chunk[:, : limit - step]
         for worker, share in busy:
             worker.step(chunks[share], render, controller.history)
@@ -142,11 +144,14 @@ def _run_group(
             f"expected all or none."
         )
     novelty = np.stack(given, axis=1) if given else None  # (B, n)
+    added = [doubt for doubt in doubts if doubt is not None]
+    doubt = np.stack(added, axis=1) if added and len(added) == len(doubts) else None
     return [
         replace(
             _result(seed, spec.criteria, np.asarray(states[i]), np.asarray(actions[i], np.float32), traces[i]),
             decisions=np.asarray(decisions, np.int64),
             novelty=None if novelty is None else novelty[i],
+            doubt=None if doubt is None else doubt[i],
         )
         for i, seed in enumerate(seeds)
     ]
@@ -265,9 +270,9 @@ def summarize(
 def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: float | None = None) -> None:
     """episodes.jsonl (one row per episode) and rollouts.safetensors (states, actions, metrics of all steps).
 
-    With novelty scores rows also hold "max_novelty", and the arrays "decisions", "novelty" and "decision_ends" all
-    decisions of all episodes one after another and their cumulative number per episode; with an alarm level as well,
-    rows hold "first_alarm" and "alarm_before_success" (functions of these names).
+    With novelty scores rows also hold "max_novelty", and the arrays "decisions", "novelty", "doubt" and "decision_ends"
+    all decisions of all episodes one after another and their cumulative number per episode; with an alarm level as
+    well, rows hold "first_alarm" and "alarm_before_success" (functions of these names).
     """
     rows: list[dict[str, Any]] = [
         {
@@ -293,6 +298,8 @@ def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: flo
         arrays["decision_ends"] = np.cumsum([len(steps) for steps, _ in scored], dtype=np.int64)
         arrays["decisions"] = np.concatenate([steps for steps, _ in scored])
         arrays["novelty"] = np.concatenate([novelty for _, novelty in scored])
+        if all(result.doubt is not None for result in results):
+            arrays["doubt"] = np.concatenate([result.doubt for result in results if result.doubt is not None])
         for row, result, (_, novelty) in zip(rows, results, scored, strict=True):
             row["max_novelty"] = float(novelty.max())
             if alarm is not None:

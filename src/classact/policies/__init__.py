@@ -11,6 +11,7 @@ from classact.utils.lazy import attach
 if TYPE_CHECKING:
     from classact.policies.control import Controller as Controller
     from classact.policies.control import Runner as Runner
+    from classact.policies.doubt import DoubtAlarm as DoubtAlarm
     from classact.policies.latents import ImageLatents as ImageLatents
     from classact.policies.latents import SceneLatents as SceneLatents
     from classact.policies.latents import StateLatents as StateLatents

@@ -10,7 +10,7 @@ import numpy as np
 
 from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
-from classact.data.types import FloatArray, IntArray, Observation
+from classact.data.types import FloatArray, IntArray, Observation, StateArray
 from classact.errors import ConfigError, DataError
 
 Timestep: TypeAlias = Observation | Sequence[Observation]  # one observation or, for T_o > 1, the last T_o, oldest first
@@ -36,6 +36,9 @@ class Decision:
         chunk: (B, T_a, D) float32 unnormalised actions, to be executed open-loop.
         novelty: (B,) float32 in [0, 1]: how far each observation is from what was demonstrated, calibrated on held-out
             demonstrations; None where the policy has no such score.
+        distance: (B,) the distance behind ``novelty``: one minus the mean cosine of the nearest timesteps.
+        doubt: (B,) float64 that the episode will succeed, added up over its decisions by the caller
+            (:class:`classact.policies.control.Controller`); None where the policy gives no distance.
         neighbors: the demonstrated timesteps it was decided from, if any; of a monitored policy those of its monitor.
         latents: (B, d) what the next decisions of these episodes must be given as memory; None where the policy does
             not remember.
@@ -47,6 +50,8 @@ class Decision:
     neighbors: Neighbors | None = None
     latents: FloatArray | None = None
     visits: IntArray | None = None
+    distance: StateArray | None = None
+    doubt: StateArray | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class PolicySpec:
             None where the policy has no such score.
         remembers: decisions depend on the latents of earlier ones of the episode, which the caller keeps
             (:class:`Remembering`).
+        speed: demonstrated steps per executed one.
     """
 
     name: str
@@ -75,6 +81,7 @@ class PolicySpec:
     action_space: ActionSpace | None = None
     alarm: float | None = None
     remembers: bool = False
+    speed: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):

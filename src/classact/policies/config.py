@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from classact.errors import ConfigError, UnknownNameError, choose
+from classact.policies.speed import check_reach
+from classact.utils.codec import ADDED
 from classact.utils.limits import check_range
 
 BACKENDS = ("auto", "torch", "faiss")  # how neighbours are searched, see classact.policies.search.make_search
@@ -21,6 +23,7 @@ class RetrievalConfig:
         temperature: tau_nn of the softmax over cosine similarities (table 5: 0.001 / 0.002 for Push-T).
         chunk_length: T_a, actions executed open-loop per retrieval (table 4: 16).
         horizon: T_p, actions in a chunk; at least ``chunk_length``.
+        speed: demonstrated steps per executed one: 2 plays demonstrations twice as fast. 1 is the paper's.
         min_actions: timesteps with fewer demonstrated actions left are not retrieved. 1 keeps all (the paper); more
             keeps the policy from resting just short of the goal where demonstrations end on arrival, because their last
             chunks are mostly the repeated last action.
@@ -38,6 +41,7 @@ class RetrievalConfig:
     temperature: float = 0.001
     chunk_length: int = 16
     horizon: int = 16
+    speed: float = field(default=1.0, metadata=ADDED)
     min_actions: int = 1
     proprioception_weight: float = 1.0
     revisit: float | None = None
@@ -46,11 +50,13 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         check_range(self, "k", least=1)
         check_range(self, "temperature", above=0)
+        check_range(self, "speed", above=0, below=math.inf)
         check_range(self, "proprioception_weight", least=0, below=math.inf)
         check_range(self, "revisit", above=-1, below=1)
         for name in ("min_actions", "chunk_length"):
             if not 1 <= (value := getattr(self, name)) <= self.horizon:
                 raise ConfigError(f"expected 1 <= {name} <= horizon, got {name} {value}, horizon {self.horizon}.")
+        check_reach(self.chunk_length, self.speed, self.horizon)
         parse_backend(self.search)
 
 
@@ -82,15 +88,18 @@ class ParametricConfig:
         history: T_o, observations that a decision is made from (table 7: 1).
         seed: of the noise that a head starts from.
         bf16: run the encoder's backbone in bfloat16.
+        speed: demonstrated steps per executed one: 2 plays chunks twice as fast. 1 is the paper's.
     """
 
     chunk_length: int = 12
     history: int = 1
     seed: int = 0
     bf16: bool = False
+    speed: float = field(default=1.0, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_range(self, "chunk_length", "history", least=1)
+        check_range(self, "speed", above=0, below=math.inf)
         check_range(self, "seed", least=0)
 
 

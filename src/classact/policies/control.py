@@ -23,14 +23,15 @@ from classact.data.types import FloatArray, Observation
 from classact.errors import ConfigError, DataError
 from classact.policies.base import Decision, Policy, Timestep, decide
 from classact.policies.config import ControlConfig
+from classact.policies.doubt import RETURN, DoubtAlarm
 
 MEMORY = 1000
 """Latest decisions of an episode that a policy may remember: a robot's episode has no end."""
 
 
 class Controller:
-    """B environments controlled in lockstep. Holds their last T_o observations, the chunks that still count and, for a
-    policy that remembers, the latents of their decisions.
+    """B environments controlled in lockstep. Holds their last T_o observations, the chunks that still count, the doubt
+    (:mod:`classact.policies.doubt`) and, for a policy that remembers, the latents of their decisions.
 
     Args:
         policy: any policy.
@@ -52,6 +53,7 @@ class Controller:
         self._chunks: deque[FloatArray] = deque(maxlen=kept)
         self._seen: list[deque[Observation]] = []
         self._memory: list[deque[FloatArray]] = []
+        self._doubt = np.zeros(0)
         self._given = 0
 
     def reset(self, count: int = 1) -> None:
@@ -60,6 +62,7 @@ class Controller:
             raise ConfigError(f"expected at least 1 environment, got {count}.")
         self._seen = [deque(maxlen=self.history) for _ in range(count)]
         self._memory = [deque(maxlen=MEMORY) for _ in range(count)]
+        self._doubt = np.zeros(count)
         self._chunks.clear()
         self._given = 0
 
@@ -96,7 +99,11 @@ class Controller:
         if decision.latents is not None:
             for kept, latents in zip(self._memory, decision.latents, strict=True):
                 kept.append(latents)
-        return replace(decision, chunk=chunk)
+        if decision.distance is None:
+            return replace(decision, chunk=chunk)
+        returned = 0 if decision.visits is None else RETURN * (decision.visits > 0)
+        self._doubt = self._doubt + decision.distance + returned
+        return replace(decision, chunk=chunk, doubt=self._doubt)
 
     def _with(self, observations: Sequence[Sequence[Observation]]) -> list[deque[Observation]]:
         """The last T_o observations of each environment with the new ones."""
@@ -156,12 +163,21 @@ class Runner:
     """One robot, one action at a time: calls the policy only when its actions are used up.
 
     The policy is prepared when the runner is made, which on a GPU may take a minute. ``decision`` is the latest, with
-    the (1, n, D) actions that were to be executed; None before the first.
+    the (1, n, D) actions that were to be executed; None before the first. ``alarm``, calibrated for this policy (else a
+    ConfigError), tells when an episode is :attr:`failing`.
     """
 
     def __init__(
-        self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
+        self,
+        policy: Policy,
+        config: ControlConfig | None = None,
+        action_space: ActionSpace | None = None,
+        *,
+        alarm: DoubtAlarm | None = None,
     ) -> None:
+        if alarm is not None:
+            alarm.check(policy.spec)
+        self.alarm = alarm
         self._controller = Controller(policy, config, action_space)
         policy.prepare(1)
         self.reset()
@@ -197,3 +213,9 @@ class Runner:
         """Whether the latest decision's novelty exceeds the policy's alarm level: a reason to stop and hand over."""
         level = self._controller.policy.spec.alarm
         return level is not None and self.novelty is not None and self.novelty > level
+
+    @property
+    def failing(self) -> bool:
+        """Whether the episode's doubt is beyond the alarm's level: hardly any that succeeds comes to this."""
+        doubt = None if self.decision is None else self.decision.doubt
+        return self.alarm is not None and doubt is not None and float(doubt[0]) > self.alarm.level

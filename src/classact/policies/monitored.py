@@ -12,6 +12,7 @@ from classact.policies.base import Decision, Memory, Policy, PolicySpec, Timeste
 from classact.policies.latents import ImageLatents, unit
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
+from classact.policies.speed import check_reach
 from classact.utils.codec import to_json
 
 
@@ -57,12 +58,9 @@ class MonitoredPolicy:
                 f"policy {policy.spec.name!r} was trained on other observations or actions than the bank of the "
                 f"monitoring policy holds: {difference}. Watch it with a bank of its own task."
             )
-        if remembers and (most := monitor.config.horizon) < policy.spec.chunk_length:
-            raise ConfigError(
-                f"policy {policy.spec.name!r} executes {policy.spec.chunk_length} actions of a chunk (T_a), the "
-                f"monitoring policy's demonstrations are followed for at most its horizon of {most}. Make a bank of a "
-                f"longer horizon, or switch its revisit off."
-            )
+        if remembers:
+            where = f"policy {policy.spec.name!r}, on the bank of the monitoring policy: "
+            check_reach(policy.spec.chunk_length, policy.spec.speed, monitor.config.horizon, where)
 
     @property
     def spec(self) -> PolicySpec:
@@ -90,5 +88,5 @@ class MonitoredPolicy:
             assert seen.neighbors is not None
             again = seen.visits > 0
             chunk = chunk.copy()
-            chunk[again] = self.monitor.followed(seen.neighbors, chunk.shape[1])[again]
+            chunk[again] = self.monitor.followed(seen.neighbors, chunk.shape[1], self.spec.speed)[again]
         return replace(seen, chunk=chunk)

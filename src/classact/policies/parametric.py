@@ -24,6 +24,7 @@ from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.policies.config import ParametricConfig
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import stack_images, warm_up
+from classact.policies.speed import check_reach, played, reach
 from classact.utils.machine import check_device
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class ParametricPolicy:
                 f"expected chunk_length (T_a) of at most the head's horizon T_p = {head.horizon}, got "
                 f"{self.config.chunk_length}."
             )
+        check_reach(self.config.chunk_length, self.config.speed, head.horizon)
 
     @property
     def spec(self) -> PolicySpec:
@@ -124,10 +126,11 @@ class ParametricPolicy:
             history=self.config.history,
             schema=self.lowdim.schema,
             action_space=self.lowdim.schema.actions,
+            speed=self.config.speed,
         )
 
     def decide(self, observations: Sequence[Timestep]) -> Decision:
-        """Chunks (B, T_a, D); 6-D rotations are orthonormal.
+        """Chunks (B, T_a, D) at the policy's speed; 6-D rotations are orthonormal.
 
         Args:
             observations: of B environments; for T_o > 1 the last T_o observations of each, oldest first (at the start
@@ -145,11 +148,14 @@ class ParametricPolicy:
         """:meth:`decide`, from the (B T_o, F + D_p) features of all observations."""
         joined = torch.from_numpy(features.reshape(len(histories), -1)).to(self.encoder.mean.device)
         generators = [self._generator(history) for history in histories]
-        chunks = self.head.sample(joined, generators).cpu().numpy()[:, : self.config.chunk_length]
+        length, speed = self.config.chunk_length, self.config.speed
+        chunks = self.head.sample(joined, generators).cpu().numpy()[:, : reach(length, speed)]
         self._say_range(chunks)
         actions = self.actions.invert(chunks)
         space = self.lowdim.schema.actions
-        return Decision(actions if space is None or not space.has_rotations else space.orthogonalize(actions))
+        if space is not None and space.has_rotations:
+            actions = space.orthogonalize(actions)
+        return Decision(played(actions, speed, length, space))
 
     def prepare(self, batch: int = 1) -> None:
         """Choose kernels, and on a GPU compile the head, which takes up to a minute.

@@ -30,6 +30,7 @@ from classact.policies.novelty import (
     left_out_distances,
 )
 from classact.policies.search import ExactSearch, Search, Ties, make_search
+from classact.policies.speed import played, reach
 from classact.utils.machine import check_device
 from classact.utils.storage import read_arrays
 
@@ -201,6 +202,7 @@ class RetrievalPolicy:
             action_space=self.action_space,
             alarm=None if self.calibration is None else self.calibration.alarm,
             remembers=self.config.revisit is not None,
+            speed=self.config.speed,
         )
 
     def to(self, device: str | torch.device) -> Self:
@@ -321,8 +323,12 @@ class RetrievalPolicy:
         return self.calibration.score(self.distances(z, self.calibration.config.m))
 
     def chunks(self, rows: IntArray) -> FloatArray:
-        """(..., T_a, D) demonstrated actions from the given bank rows on."""
-        return self.actions[self._windows[rows][..., : self.config.chunk_length]]
+        """(..., T_a, D) demonstrated actions from the given bank rows on, at the policy's speed."""
+        return self._played(rows, self.config.chunk_length, self.config.speed)
+
+    def _played(self, rows: IntArray, length: int, speed: float) -> FloatArray:
+        chunks = self.actions[self._windows[rows][..., : reach(length, speed)]]
+        return played(chunks, speed, length, self.action_space)
 
     def decide(self, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
         """Chunks (B, T_a, D), the neighbours they were averaged from and, where calibrated, novelty scores.
@@ -341,13 +347,18 @@ class RetrievalPolicy:
         m = 0 if calibration is None else calibration.config.m
         rows, cosine = self._search.search(z, max(k, m))
         neighbors = self._neighbors(rows[:, :k], cosine[:, :k])
-        novelty = None if calibration is None else calibration.score(distance(cosine[:, :m]))
+        novelty = away = None
+        if calibration is not None:
+            away = distance(cosine[:, :m])
+            novelty = calibration.score(away)
         if self.config.revisit is None:
-            return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors)
+            chunk = self._average(self.chunks(neighbors.rows), neighbors.weights)
+            return Decision(chunk, novelty, neighbors, distance=away)
         visits = self._visits(z, memory)
         if visits.any():
             neighbors = self._pass_over(z, neighbors, visits)
-        return Decision(self._average(self.chunks(neighbors.rows), neighbors.weights), novelty, neighbors, z, visits)
+        chunk = self._average(self.chunks(neighbors.rows), neighbors.weights)
+        return Decision(chunk, novelty, neighbors, z, visits, away)
 
     def _visits(self, z: FloatArray, memory: Memory) -> IntArray:
         """(B,) how many of an episode's earlier decisions had latents like these."""
@@ -376,10 +387,10 @@ class RetrievalPolicy:
             found.rows[b], found.cosine[b], found.weights[b] = rows[i, shown], cosine[i, shown], shown == followed
         return found
 
-    def followed(self, neighbors: Neighbors, length: int) -> FloatArray:
-        """(B, ``length``, D) demonstrated actions from the heaviest neighbour of each environment on."""
+    def followed(self, neighbors: Neighbors, length: int, speed: float = 1.0) -> FloatArray:
+        """(B, ``length``, D) demonstrated actions from the heaviest neighbour of each environment on, at ``speed``."""
         heaviest = np.take_along_axis(neighbors.rows, neighbors.weights.argmax(axis=1)[:, None], axis=1)[:, 0]
-        return self.actions[self._windows[heaviest][:, :length]]
+        return self._played(heaviest, length, speed)
 
     def _average(self, chunks: FloatArray, weights: FloatArray) -> FloatArray:
         """(B, k, T_a, D) chunks and (B, k) weights -> (B, T_a, D), rotations orthonormal."""

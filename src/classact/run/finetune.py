@@ -185,7 +185,7 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
 def load_policy(work: HeadPipeline) -> ParametricPolicy:
     """The policy, acting as it is asked to now, not as when training began."""
     config = work.finetune
-    acting = {"chunk_length": config.chunk_length, **config.head.acting_settings()}
+    acting = {"chunk_length": config.chunk_length, "speed": config.speed, **config.head.acting_settings()}
     return ParametricPolicy.load(work.folder.policy, device=work.device, **acting)
 
 

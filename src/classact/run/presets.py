@@ -413,7 +413,8 @@ def configure_head(
     start: str = "run",
     frozen: bool | None = None,
 ) -> HeadRunConfig:
-    """The settings of a head of a run; ``start`` as in :class:`HeadRunConfig`, ``frozen`` None: as the preset has it.
+    """The settings of a head of a run, as fast as its retrieval; ``start`` as in :class:`HeadRunConfig`, ``frozen``
+    None: as the preset has it.
 
     Raises:
         ConfigError: an unknown name, or no preset for the task.
@@ -424,4 +425,5 @@ def configure_head(
     if start in ("run", "scratch"):
         encoder = "scratch" if start == "scratch" else "class" if learned else "other"
     config = HEAD_PRESETS[name].config(head, encoder=encoder, frozen=frozen, augment=run.pretrain.augment)
-    return HeadRunConfig(config, start=start)
+    # How fast demonstrations can be played is a fact of the task.
+    return HeadRunConfig(replace(config, speed=run.retrieval.speed), start=start)

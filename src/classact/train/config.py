@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +13,9 @@ from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, HeadConfig, head_entry
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
+from classact.policies.speed import check_reach
 from classact.similarity import SimilarityConfig
+from classact.utils.codec import ADDED
 from classact.utils.limits import check_names, check_range
 
 
@@ -263,6 +266,7 @@ class FinetuneConfig:
         horizon: T_p, actions of a predicted chunk (table 7: 16).
         history: T_o, observations of a decision (table 7: 1); before an episode's start its first one is repeated.
         chunk_length: T_a, actions the trained policy executes per decision (table 7: 12).
+        speed: demonstrated steps per executed one: 2 plays chunks twice as fast (the paper: 1).
         keys: proprioception keys that the policy sees, of those that the data declare; None: all.
         seed: of initial weights, batches, views and noise.
         precision: of the backbone's convolutions: "float32", "bfloat16", or "auto": bfloat16 where it is native.
@@ -288,6 +292,7 @@ class FinetuneConfig:
     horizon: int = 16
     history: int = 1
     chunk_length: int = 12
+    speed: float = field(default=1.0, metadata=ADDED)
     keys: tuple[str, ...] | None = None
     seed: int = 0
     precision: Precision = "auto"
@@ -312,6 +317,8 @@ class FinetuneConfig:
                 f"features of {self.views} views are computed once only of a frozen encoder. Set frozen, or views 0."
             )
         check_range(self, "chunk_length", least=1, most=self.horizon)
+        check_range(self, "speed", above=0, below=math.inf)
+        check_reach(self.chunk_length, self.speed, self.horizon)
         check_range(self, "seed", "evaluations", least=0)
 
     def labels(self, *, scratch: bool) -> dict[str, str]:
@@ -326,7 +333,7 @@ class FinetuneConfig:
     @property
     def acting(self) -> tuple[str, ...]:
         """Dotted names of the settings that may be changed after training."""
-        return ("chunk_length", *(f"head.{name}" for name in self.head.acting))
+        return ("chunk_length", "speed", *(f"head.{name}" for name in self.head.acting))
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""

@@ -300,7 +300,7 @@ class FineTuner(Training):
     def policy(self) -> ParametricPolicy:
         """The policy with the present averaged (EMA) weights, which it shares: they change as training goes on."""
         config = self.config
-        acting = ParametricConfig(config.chunk_length, config.history, config.seed, self.bf16)
+        acting = ParametricConfig(config.chunk_length, config.history, config.seed, self.bf16, config.speed)
         labels = {"head": config.head.name, **config.labels(scratch=self.encoder_folder is None)}
         return ParametricPolicy(
             self.average_encoder,

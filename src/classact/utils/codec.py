@@ -2,6 +2,7 @@
 
 The fields' types decide the format. A class whose JSON is not one entry per field has its own ``to_json(self)`` and
 ``from_json(cls, value, where)``; a field with the metadata ``{"json": False}`` is left out, and read as its default.
+One with :data:`ADDED` was added after files had been written: where it is missing, its default is meant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import numpy as np
 from classact.errors import ClassactError, DataError, choose
 
 T = TypeVar("T")
+
+ADDED = {"added": True}
+"""Metadata of a field whose default is how things were before there was such a field."""
 
 
 def to_json(value: Any) -> Any:
@@ -193,7 +197,7 @@ class _Reader:
         for name, field in fields.items():
             if name not in value:
                 default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-                if field.init and not (self.partial and default):
+                if field.init and not (default and (self.partial or "added" in field.metadata)):
                     raise self.error(f"{where}: field {name!r} is missing.{whose}")
             elif field.init:
                 arguments[name] = self.read(hints[name], value[name], f"{where}.{name}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
-from classact.utils.codec import fields_from_json, fields_to_json
+from classact.utils.codec import ADDED, fields_from_json, fields_to_json
 from classact.utils.limits import check_names, check_range
 from classact.utils.registry import Registry
 
@@ -196,6 +196,8 @@ class DiffusionConfig(NetworkHeadConfig):
         inference_steps: denoising steps in sampling, at most K.
         beta_schedule: of the noise; "squaredcos_cap_v2" is the squared cosine of Nichol and Dhariwal (2021).
         clip_sample: clamp the predicted actions to [-1, 1] at each step.
+        prediction: what the network predicts: the "noise" in a noisy chunk (the paper), or the "chunk" itself, which
+            small networks learn in a fraction of the updates.
     """
 
     name = "diffusion"
@@ -207,10 +209,17 @@ class DiffusionConfig(NetworkHeadConfig):
     inference_steps: int = 16
     beta_schedule: Literal["squaredcos_cap_v2", "linear", "scaled_linear"] = "squaredcos_cap_v2"
     clip_sample: bool = True
+    prediction: Literal["noise", "chunk"] = field(default="noise", metadata=ADDED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "inference_steps", least=1, most=self.training_steps)
+
+    @classmethod
+    def preset(cls, size: str) -> Self:
+        """The chunk is predicted where the network is a residual MLP."""
+        made = super().preset(size)
+        return replace(made, prediction="chunk" if made.network == "residual" else "noise")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def denoising_steps(config: DiffusionConfig) -> tuple[DenoisingStep, ...]:
 
 
 class DiffusionHead(NetworkHead):
-    """Predicts the noise in a noisy chunk; samples by removing it step by step.
+    """Predicts the noise in a noisy chunk, or the chunk; samples by removing noise step by step.
 
     Args:
         config: settings.
@@ -100,11 +100,12 @@ class DiffusionHead(NetworkHead):
         return k.to(device), standard_normal((count, self.horizon, self.action_dim), generator, device)
 
     def losses(self, features: Tensor, actions: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
-        """Squared error of the predicted noise at each row's denoising step, the mean over a row."""
+        """Squared error of what is predicted at each row's denoising step, the mean over a row."""
         self.check(features, actions, drawn=drawn)
         k, noise = drawn
         noisy = self.signal[k][:, None, None] * actions + self.spread[k][:, None, None] * noise
-        return chunk_losses(self.network(noisy, features, k), noise, "l2")
+        target = noise if self.config.prediction == "noise" else actions
+        return chunk_losses(self.network(noisy, features, k), target, "l2")
 
     def sampling_noise(self, count: int, generator: Generators, device: torch.device) -> tuple[Tensor, ...]:
         """(B, S, T_p, D): for DDIM the first noise only (S = 1), for DDPM one more after each step but the last."""
@@ -120,8 +121,11 @@ class DiffusionHead(NetworkHead):
         x = drawn[:, 0].contiguous()
         for number, step in enumerate(self.steps, 1):
             k = torch.full((len(features),), step.k, dtype=torch.int64, device=features.device)
-            seen = self.network(x, features, k)
-            clean = (x - step.spread * seen) / step.signal
+            seen = clean = self.network(x, features, k)
+            if self.config.prediction == "noise":
+                clean = (x - step.spread * seen) / step.signal
+            else:
+                seen = (x - step.signal * clean) / step.spread
             if self.config.clip_sample:
                 clean = clean.clamp(-1, 1)
             x = step.of_clean * clean + step.of_rest * (seen if self.config.scheduler == "ddim" else x)
