@@ -1,4 +1,4 @@
-"""Which sign announces a policy's failures on Push-T: doubt beside distance, spread, variance and the clock.
+"""Which sign announces a policy's failures on Push-T: doubt beside distance, variance and the clock.
 
 Of the runs of ``pusht_policies.py``, by the settings chosen there. Every sign's level is calibrated alike: 5 % of the
 successes among 300 episodes (from 500,000) pass it before they succeed; measured is what share of the failures among
@@ -87,10 +87,7 @@ class Watched:
         decision = decide(self.policy, observations, memory)
         assert decision.latents is not None
         near = self.bank.search(self.bank.latents.observations([one for (one,) in as_histories(observations, 1)]))
-        signs = {
-            "nearest distance (ALT)": 1 - near.cosine[:, 0],
-            "spread of neighbours": deviation(self.bank.chunks(near.rows)),
-        }
+        signs = {"nearest distance (ALT)": 1 - near.cosine[:, 0]}
         if self.sampler is not None:
             histories = as_histories(observations, 1)
             features = self.sampler.features([one for (one,) in histories])

@@ -94,7 +94,7 @@ def page_lines() -> list[str]:
     rows: Rows = read("pusht_policies")["rows"]
     tests = test_lines(rows)
     lines = [*success_lines(rows), *(["", *tests] if tests else [])]
-    lines += ["", *alarm_lines(read("alarms")["rows"])]
+    lines += ["", *speed_lines(read("speeds")), "", *alarm_lines(read("alarms")["rows"])]
     if (RESULTS / "latency.json").exists():
         lines += ["", *latency_lines(read("latency"))]
     return lines
@@ -156,6 +156,21 @@ def test_lines(rows: Rows) -> list[str]:
     ]
     for (name, won, lost), p in zip(found, adjusted, strict=True):
         lines.append(f"| {name} | {won} | {lost} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |")
+    return lines
+
+
+def speed_lines(results: dict[str, Any]) -> list[str]:
+    """Share of episodes that have succeeded after so many control steps, at each speed."""
+    steps = list(next(iter(results["rows"].values()))["reached"])
+    lines = [
+        f"Retrieval, fixed colours: share of {results['episodes']} episodes at IoU > 0.90 after so many steps:",
+        "",
+        f"| speed (T_a) | {' | '.join(steps)} |",
+        f"|---|{'---:|' * len(steps)}",
+    ]
+    for speed, row in results["rows"].items():
+        shares = [f"{row['reached'][limit] / results['episodes']:.2f}" for limit in steps]
+        lines.append(f"| {speed} ({row['chunk_length']}) | {' | '.join(shares)} |")
     return lines
 
 

@@ -36,7 +36,8 @@ def results(monkeypatch: pytest.MonkeyPatch) -> None:
         "announced": {"200": 1, "100": 5, "50": 9, "0": 20},
     }
     alarms = {"mlp/rand": [{"criterion": "iou>0.90", "sign": "doubt", **row_of_sign}]}
-    results = {"pusht_policies": {"rows": rows}, "alarms": {"rows": alarms}, "latency": {"act": 1}}
+    speeds = {"episodes": 20, "rows": {"2": {"chunk_length": 6, "reached": {"500": 9, "1000": 15}}}}
+    results = {"pusht_policies": {"rows": rows}, "alarms": {"rows": alarms}, "latency": {"act": 1}, "speeds": speeds}
     monkeypatch.setattr(policies_table, "read", results.__getitem__)
     monkeypatch.setattr(policies_table, "latency_lines", lambda _: ["latencies"])
 
@@ -62,4 +63,5 @@ def test_the_whole_table() -> None:
     assert "| MLP head, random | iou>0.90 | doubt | 0.040 | 0.05 | 0.25 | 0.45 | 1.00 |" in lines
     assert binomtest(14, 15, 0.5).pvalue < 0.001  # of the first seeds; a single test is not corrected
     assert "| retrieval, fixed: CLASS against BYOL | 14 | 1 | < 0.001 |" in lines
+    assert "| 2 (6) | 0.45 | 0.75 |" in lines
     assert lines[-1] == "latencies"

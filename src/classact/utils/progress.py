@@ -69,18 +69,20 @@ def _can_redraw() -> bool:
 
 
 def _line_printer(title: str) -> Callback:
-    begin = last = time.monotonic()
+    begin = last = working = time.monotonic()
     first: int | None = None
 
     def update(done: int, total: int, status: str = "") -> None:
-        nonlocal last, first
+        nonlocal last, first, working
         now = time.monotonic()
         if first is None:
             first = max(0, done - 1)  # a resumed training starts far in, with no time spent yet
+        if done == 0:
+            working = now  # preparations say nothing about how long the rest takes
         if now - last < _LINE_SECONDS and done < total:
             return
         last = now
-        left = (now - begin) / max(done - first, 1) * (total - done)
-        tell(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s, {left:.0f} s left  {status}")
+        left = f", {(now - working) / max(done - first, 1) * (total - done):.0f} s left" if done else ""
+        tell(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s{left}  {status}")
 
     return update
