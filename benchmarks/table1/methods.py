@@ -76,6 +76,7 @@ RETRIEVAL: Mapping[str, Callable[[str], Any]] = {
     "k": int,
     "min_actions": int,
     "chunk_length": int,
+    "speed": float,
     "proprioception_weight": float,
     "revisit": float,
 }
@@ -138,12 +139,12 @@ class Method:
         return config
 
     def retrieval_config(self, preset: RetrievalConfig) -> RetrievalConfig:
-        """The preset's retrieval, as the paper's in what it looks at, changed to this method's.
+        """The preset's retrieval, as the paper's in what it looks at and how it acts, changed to this method's.
 
         Raises:
             ConfigError: a setting that does not fit.
         """
-        paper = {"proprioception_weight": 1.0, "revisit": None}
+        paper = {"proprioception_weight": 1.0, "revisit": None, "speed": 1.0, "chunk_length": 16}
         return replace(preset, **paper | dict(self.retrieval))
 
 

@@ -17,7 +17,7 @@ import fakes
 from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
 from classact.data.rotations import axis_angle_to_matrix, matrix_to_rotation_6d
-from classact.data.types import Demonstrations, Observation
+from classact.data.types import Demonstrations, Observation, RolloutResult
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
@@ -536,13 +536,16 @@ def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pyt
     made.save(tmp_path / "run" / "policy")
     monkeypatch.chdir(tmp_path)
     stopped: list[bool] = []
+    steps, nothing = np.arange(2) * CONFIG.chunk_length, np.zeros((0, 2), np.float32)
+    known = RolloutResult(0, 2, {}, {"done": True}, {"done": 20}, nothing.astype(np.float64), nothing, {}, steps)
     given = {"frame": data.images["top"][7], "position": data.proprioception[7], "stop": lambda: stopped.append(True)}
-    names: dict[str, Any] = dict(given)
+    names: dict[str, Any] = {**given, "episodes": [replace(known, doubt=np.array([5.0, 9.0]))] * 19}
     exec(code, names)
     assert names["policy"].spec.schema == data.schema
     assert names["decision"].chunk.shape == (1, CONFIG.chunk_length, 2)
     assert names["decision"].novelty.shape == (1,)
     assert names["action"].shape == (2,)
+    assert names["alarm"].level == 9
     assert not stopped
 
 

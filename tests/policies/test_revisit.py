@@ -124,7 +124,8 @@ def test_a_head_follows_its_monitor_where_it_returns() -> None:
 
 def test_a_head_with_chunks_longer_than_demonstrations_are_followed() -> None:
     bank = policy(replace(CONFIG, horizon=6))
-    with pytest.raises(ConfigError, match=r"executes 8 actions of a chunk .* at most its horizon of 6\. Make a bank"):
+    message = r"monitoring policy: chunk_length 8 .* takes 8 actions of a chunk, expected at most its horizon of 6"
+    with pytest.raises(ConfigError, match=message):
         MonitoredPolicy(fakes.ChasePolicy(), bank)
 
 
