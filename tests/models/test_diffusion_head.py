@@ -66,7 +66,7 @@ def make_scheduler(config: DiffusionConfig) -> Any:
         num_train_timesteps=config.training_steps,
         beta_schedule=config.beta_schedule,
         clip_sample=config.clip_sample,
-        prediction_type="epsilon",
+        prediction_type={"noise": "epsilon", "chunk": "sample"}[config.prediction],
     )
 
 
@@ -106,6 +106,15 @@ def test_the_loss_is_the_error_of_the_noise_at_random_steps() -> None:
     assert torch.equal(k, step)
     assert set(step.tolist()) == set(range(K))
     assert_allclose(loss, (noise_of(noisy, seen, step) - noise).square().mean(), rtol=1e-5)
+
+
+def test_of_predicted_chunks_the_loss_is_the_error_of_the_chunk() -> None:
+    made = head(replace(TINY, prediction="chunk"))
+    made.network = unet = Instead(noise_of)  # type: ignore[assignment]
+    features, actions = torch.randn(50, 4, generator=generator(1)), torch.rand(50, 8, 2, generator=generator(2))
+    loss = made.loss(features, actions, generator(3))
+    ((x, seen, k),) = unet.calls
+    assert_allclose(loss, (noise_of(x, seen, k) - actions).square().mean(), rtol=1e-5)
 
 
 # Sampling
@@ -164,8 +173,11 @@ def sample_by_diffusers(made: DiffusionHead, features: Tensor, generator: Any) -
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear", "scaled_linear"])
 @pytest.mark.parametrize(("training", "inference"), [(16, 16), (16, 5), (16, 1), (100, 16), (1, 1)])
 @pytest.mark.parametrize(("scheduler", "clip"), [("ddim", True), ("ddim", False), ("ddpm", True)])
-def test_each_step_equals_diffusers(schedule: str, training: int, inference: int, scheduler: str, clip: bool) -> None:
-    options: dict[str, Any] = {"training_steps": training, "inference_steps": inference}
+@pytest.mark.parametrize("prediction", ["noise", "chunk"])
+def test_each_step_equals_diffusers(
+    schedule: str, training: int, inference: int, scheduler: str, clip: bool, prediction: str
+) -> None:
+    options: dict[str, Any] = {"training_steps": training, "inference_steps": inference, "prediction": prediction}
     made = head(replace(TINY, scheduler=scheduler, beta_schedule=schedule, clip_sample=clip, **options))
     made.network = unet = Instead(noise_of)  # type: ignore[assignment]
     features = torch.zeros(5, 4)

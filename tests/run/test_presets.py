@@ -12,7 +12,9 @@ from classact.run.presets import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     PRESETS,
+    configure_head,
     default_preset,
+    from_preset,
     with_backbone,
     with_objective,
 )
@@ -203,3 +205,12 @@ def test_another_network_starts_from_scratch_with_its_own_scaling(name: str) -> 
             assert made == replace(encoder, backbone=backbone, init="scratch", mean=mean, std=std)
     with pytest.raises(ConfigError, match="unknown encoder backbone 'resnet50'"):
         with_backbone(encoder, "resnet50")
+
+
+def test_heads_play_as_fast_as_their_run_and_decide_as_often_in_demonstrated_steps() -> None:
+    fast = configure_head(from_preset("pusht-plus"), "mlp").finetune
+    slow = configure_head(from_preset("aloha-transfer-cpu"), "mlp").finetune
+    assert (fast.speed, fast.chunk_length, slow.speed, slow.chunk_length) == (2.0, 4, 1.0, 8)
+    made = from_preset("pusht-plus")
+    odd = configure_head(replace(made, retrieval=replace(made.retrieval, speed=1.5)), "mlp").finetune
+    assert (odd.speed, odd.chunk_length) == (1.5, 5)

@@ -52,6 +52,19 @@ def test_time_left_of_a_resumed_training_counts_what_is_done_now(
     assert capsys.readouterr().err.splitlines()[0] == "train: 1,015 of 1,100, 15 s, 85 s left  "
 
 
+def test_no_time_left_is_promised_before_anything_is_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("train") as bar:
+        for share in range(100):
+            clock.now += 1
+            bar(0, 40, f"features: {share}%")
+        for step in range(1, 41):
+            clock.now += 1
+            bar(step, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 0 of 40, 15 s  features: 14%"
+    assert lines[6] == "train: 5 of 40, 105 s, 35 s left  "  # a second each, whatever came before
+
+
 class Closed:
     """What descriptors do whose other end is gone."""
 
