@@ -16,8 +16,9 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from classact.errors import ClassactError, TrainingInterrupted
+from classact.utils.locks import update_json
 from classact.utils.machine import hardware, versions
-from classact.utils.storage import write_json
+from classact.utils.storage import read_json, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -92,3 +93,17 @@ def mcnemar_p(won: int, lost: int) -> float:
 
     n = won + lost
     return min(1.0, float(binomtest(won, n, 0.5).pvalue)) if n else 1.0
+
+
+def kept(path: Path, part: str) -> dict[str, Any]:
+    """What a part of a results file holds, by name; nothing where there is no file."""
+    return dict(read_json(path).get(part, {})) if path.exists() else {}
+
+
+def keep(path: Path, part: str, name: str, value: Any, **facts: Any) -> None:
+    """Add to a part of a results file, beside the versions and other facts."""
+
+    def added(before: dict[str, Any]) -> dict[str, Any]:
+        return before | {part: before.get(part, {}) | {name: value}, "versions": versions(), **facts}
+
+    update_json(path, added, {})

@@ -24,7 +24,7 @@ PAPER_HEADS = {"retrieval": "rep", "mlp": "mlp", "diffusion": "dp"}
 PAPER_METHODS = {"byol": "byol", "class": "class", "scratch": "random"}
 COLUMNS = ("fixed", "rand")
 SLOW = " as demonstrated"
-"""See pusht_policies.py."""
+"""Behind the name of what a row of pusht_policies.py reaches at speed 1."""
 COLOURS = {"fixed": "fixed", "rand": "random"}
 CRITERIA = ("iou>0.90", "coverage>0.90", "cov>=0.95@300")
 

@@ -34,11 +34,10 @@ from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.presets import configure, configure_head
 from classact.run.pretrain import Pipeline, state_policy
-from classact.utils.locks import update_json
-from classact.utils.machine import hardware, versions
+from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar
-from classact.utils.storage import read_json
-from common import RESULTS, command
+from common import RESULTS, command, keep, kept
+from policies_table import SLOW
 
 COLUMNS = {"fixed": ("pusht-plus", None), "rand": ("pusht-rand-plus", "rand-color")}
 """Column -> preset, shift."""
@@ -56,9 +55,6 @@ TUNING, TABLE = 300_000, 400_000
 """First seeds of the initial states on which settings are chosen, and of the table's."""
 
 CRITERION = "iou>0.90"
-
-SLOW = " as demonstrated"
-"""Behind the name of what a row reaches at speed 1."""
 
 Choice = Mapping[str, Any]
 
@@ -278,20 +274,6 @@ def rollouts(flags: Flags, row: Row, policy: Policy, shift: str, *, tuning: bool
 def rate(results: list[RolloutResult], criterion: str = CRITERION) -> float:
     """Success rate."""
     return sum(result.success[criterion] for result in results) / len(results)
-
-
-def kept(path: Path, part: str) -> dict[str, Any]:
-    """What was measured."""
-    return dict(read_json(path).get(part, {})) if path.exists() else {}
-
-
-def keep(path: Path, part: str, name: str, value: Any) -> None:
-    """Add to the results file."""
-
-    def added(before: dict[str, Any]) -> dict[str, Any]:
-        return before | {part: before.get(part, {}) | {name: value}, "versions": versions()}
-
-    update_json(path, added, {})
 
 
 if __name__ == "__main__":

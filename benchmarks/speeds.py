@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import evaluate
 from classact.policies import RetrievalPolicy
 from classact.run.folder import Run
 from classact.run.presets import PRESETS
-from classact.utils.locks import update_json
-from classact.utils.machine import hardware, versions
+from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar
-from classact.utils.storage import read_json
-from common import RESULTS, command
+from common import RESULTS, command, keep, kept
 
 SPEEDS, STEPS = (1.0, 2.0, 3.0), (150, 250, 300, 500, 1000)
 FIRST_SEED, EPISODES, CRITERION = 700_000, 200, "iou>0.90"
@@ -46,7 +43,7 @@ def main(flags: Flags) -> None:
     """Measure the speeds that the results file has not."""
     preset = PRESETS["pusht-plus"].retrieval
     for speed in SPEEDS:
-        if f"{speed:g}" in (read_json(flags.json).get("rows", {}) if flags.json.exists() else {}):
+        if f"{speed:g}" in kept(flags.json, "rows"):
             continue
         acting = {"k": preset.k, "temperature": preset.temperature, "revisit": preset.revisit}
         acting |= {"speed": speed, "chunk_length": int(DEMONSTRATED / speed)}
@@ -59,12 +56,7 @@ def main(flags: Flags) -> None:
             "reached": {str(limit): sum(at is not None and at <= limit for at in reached) for limit in STEPS},
         }
         print(row, flush=True)
-
-        def added(before: dict[str, Any], speed: float = speed, row: dict[str, Any] = row) -> dict[str, Any]:
-            rows = before.get("rows", {}) | {f"{speed:g}": row}
-            return {"rows": rows, "episodes": EPISODES, "versions": versions(), "hardware": hardware()}
-
-        update_json(flags.json, added, {})
+        keep(flags.json, "rows", f"{speed:g}", row, episodes=EPISODES, hardware=hardware())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from classact.errors import ConfigError
 from classact.models.heads import HEADS, HeadConfig
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.presets import HEAD_PRESETS, configure_head
-from classact.train.config import AugmentConfig, Choice, EngineConfig
+from classact.train.config import ACTING, AugmentConfig, Choice, EngineConfig
 
 HEAD = "diffusion"
 
@@ -148,7 +148,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     if known is None:
         return made
     kept: dict[str, Any] = {"intermediate_episodes": known.intermediate_episodes}
-    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in ("chunk_length", "speed", "evaluations")}
+    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in (*ACTING, "evaluations")}
     if known.finetune.head.name == made.finetune.head.name:
         kept |= {f"finetune.head.{entry}": value for entry, value in known.finetune.head.acting_settings().items()}
     return changed(made, {path: value for path, value in kept.items() if path not in given})

@@ -11,7 +11,6 @@ alarm is at most alpha. Demonstrations cannot calibrate it: a policy's episodes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from classact.data.types import RolloutResult
 from classact.errors import ConfigError, DataError, choose
 from classact.policies.base import PolicySpec
-from classact.policies.novelty import episodes_needed, exact_share
+from classact.policies.novelty import conformal_rank, episodes_needed
 from classact.utils.codec import from_json, to_json
 from classact.utils.storage import read_json, write_json
 
@@ -71,7 +70,7 @@ class DoubtAlarm:
         if criterion not in results[0].success:
             raise ConfigError(f"{choose('criterion', criterion, results[0].success)}.")
         reached = np.sort([_before_success(one, criterion).max() for one in results if one.success[criterion]])
-        rank = math.ceil((len(reached) + 1) * (1 - exact_share(alpha)))
+        rank = conformal_rank(len(reached), alpha)
         if rank > len(reached):
             raise ConfigError(
                 f"{len(reached)} of {len(results)} episodes succeeded by {criterion}, but an alarm that at most "

@@ -44,7 +44,14 @@ def episodes_needed(alpha: float) -> int:
     """The smallest number of calibration episodes with which an alarm of level alpha can be raised: (1 - alpha) /
     alpha.
     """
-    return math.ceil(1 / exact_share(alpha) - 1)
+    return math.ceil(1 / _exact(alpha) - 1)
+
+
+def conformal_rank(count: int, alpha: float) -> int:
+    """j = ceil((n + 1)(1 - alpha)): beyond the j-th smallest of n values alpha bounds the chance of another; n + 1
+    where there are too few.
+    """
+    return math.ceil((count + 1) * (1 - _exact(alpha)))
 
 
 def distance(cosine: FloatArray) -> StateArray:
@@ -88,7 +95,7 @@ class Novelty:
     @property
     def rank(self) -> int:
         """j: the alarm is raised beyond the j-th smallest maximum; n + 1 where there are too few."""
-        return math.ceil((self.episodes + 1) * (1 - exact_share(self.config.alpha)))
+        return conformal_rank(self.episodes, self.config.alpha)
 
     @property
     def threshold(self) -> float:
@@ -185,6 +192,6 @@ def left_out_distances(
     return np.concatenate(parts)
 
 
-def exact_share(alpha: float) -> Fraction:
-    """A share as it is written: in binary, (n + 1) * (1 - 0.1) may come out above a whole number."""
+def _exact(alpha: float) -> Fraction:
+    # alpha as written: in binary, (n + 1) * (1 - 0.1) may come out above a whole number.
     return Fraction(str(float(alpha)))

@@ -351,14 +351,11 @@ class RetrievalPolicy:
         if calibration is not None:
             away = distance(cosine[:, :m])
             novelty = calibration.score(away)
-        if self.config.revisit is None:
-            chunk = self._average(self.chunks(neighbors.rows), neighbors.weights)
-            return Decision(chunk, novelty, neighbors, distance=away)
-        visits = self._visits(z, memory)
-        if visits.any():
+        visits = None if self.config.revisit is None else self._visits(z, memory)
+        if visits is not None and visits.any():
             neighbors = self._pass_over(z, neighbors, visits)
         chunk = self._average(self.chunks(neighbors.rows), neighbors.weights)
-        return Decision(chunk, novelty, neighbors, z, visits, away)
+        return Decision(chunk, novelty, neighbors, None if visits is None else z, visits, away)
 
     def _visits(self, z: FloatArray, memory: Memory) -> IntArray:
         """(B,) how many of an episode's earlier decisions had latents like these."""

@@ -25,7 +25,7 @@ from classact.run.data import RunData
 from classact.run.folder import Run
 from classact.run.load import run_monitor
 from classact.run.stages import Stage, Work, started
-from classact.train.config import INCIDENTAL, EngineConfig
+from classact.train.config import ACTING, INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import first_difference, to_json, without
@@ -185,7 +185,7 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
 def load_policy(work: HeadPipeline) -> ParametricPolicy:
     """The policy, acting as it is asked to now, not as when training began."""
     config = work.finetune
-    acting = {"chunk_length": config.chunk_length, "speed": config.speed, **config.head.acting_settings()}
+    acting = {**{name: getattr(config, name) for name in ACTING}, **config.head.acting_settings()}
     return ParametricPolicy.load(work.folder.policy, device=work.device, **acting)
 
 

@@ -96,6 +96,9 @@ TrackerName = Literal["tensorboard", "wandb"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Choice = Literal["auto", "yes", "no"]
 
+ACTING = ("chunk_length", "speed")
+"""Settings of every head's training that only say how the trained policy acts."""
+
 INCIDENTAL = ("log_every", "checkpoint_every", "evaluations", "evaluations_from")
 """Settings of all trainings that do not decide what is learned."""
 
@@ -333,7 +336,7 @@ class FinetuneConfig:
     @property
     def acting(self) -> tuple[str, ...]:
         """Dotted names of the settings that may be changed after training."""
-        return ("chunk_length", "speed", *(f"head.{name}" for name in self.head.acting))
+        return (*ACTING, *(f"head.{name}" for name in self.head.acting))
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""
