@@ -32,16 +32,19 @@ from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, MLPConfig
 from classact.objectives import objective_config
+from classact.policies import DoubtAlarm
 from classact.run import analysis
 from classact.run import pretrain as pipeline
 from classact.run import similarity as similarity_analysis
 from classact.run.config import HeadRunConfig, RunConfig
+from classact.run.evaluate import ALARM
 from classact.run.folder import Run
+from classact.run.load import load_policy
 from classact.run.presets import HEAD_PRESETS, PRESETS, from_preset, with_backbone
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AugmentConfig, PretrainConfig
 from classact.utils.codec import to_json
-from classact.utils.storage import read_arrays, write_json
+from classact.utils.storage import read_arrays, read_json, write_json
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,6 +190,28 @@ def test_evaluate(demo: tuple[list[str], Run, str], capsys: pytest.CaptureFixtur
     message = error(["evaluate", str(run.root), "--quiet"], capsys)
     bank.write_bytes(whole)
     assert "bank.safetensors has" in message
+
+
+def test_evaluate_with_an_alarm(
+    demo: tuple[list[str], Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, run, _ = demo
+    command = ["evaluate", str(run.root), "--episodes", "2", "--workers", "1", "--name", "alarmed", "--quiet"]
+    spec, file = load_policy(run.root).spec, tmp_path / "alarm.json"
+    DoubtAlarm(0.0, 0.05, 19, "coverage>0.90", spec.name, spec.chunk_length, spec.speed).save(file)
+    printed = captured([*command, "--alarm", str(file)])
+    assert "The alarm announced 2 of 2 failures; 0 of 0" in printed
+    assert read_json(run.evaluation("alarmed") / ALARM) == {
+        "announced": 2,
+        "failures": 2,
+        "false": 0,
+        "successes": 0,
+    }
+    message = error([*command, "--alarm", str(file), "--chunk-length", "2"], capsys)
+    assert f"calibrated for policy 'retrieval' with T_a = {spec.chunk_length} at speed" in message
+    message = error([*command, "--calibrate-alarm", str(tmp_path / "new.json")], capsys)
+    assert "0 of 2 episodes succeeded by iou>0.90, but an alarm" in message
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_report(demo: tuple[list[str], Run, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,21 @@ def test_a_heads_plan_stands_beside_the_reasons(page, whole_run):
     assert page.text.count("The episode had been here once before: nearest demonstrations are passed over") == 1
 
 
+def test_the_headline_says_how_fast_the_policy_plays_what_was_demonstrated(page, whole_run, tmp_path):
+    assert "times its speed" not in page.text
+    shutil.copytree(whole_run.root, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    rows = [replace(row, policy="retrieval") for row in run.read_summary()]
+    write_json(run.summary, to_json(rows))
+    run.update_config(lambda config: _at_speed(config, 1.5))
+    assert "It plays what was demonstrated at 1.5 times its speed." in build(run).text
+
+
+def _at_speed(config, speed):
+    config["settings"]["retrieval"] |= {"speed": speed, "chunk_length": 6}
+    return config
+
+
 def test_settings_are_shown(page):
     for word in ("objective.temperature", "0.05", "resnet18", "1 h 30 min", "Intel Xeon", "2.9.0"):
         assert word in page.text

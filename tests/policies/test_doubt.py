@@ -17,7 +17,7 @@ from classact.errors import ConfigError, DataError
 from classact.policies import DoubtAlarm, Novelty, NoveltyConfig, RetrievalConfig, RetrievalPolicy, Runner, StateLatents
 from classact.policies.base import PolicySpec
 from classact.policies.control import Controller
-from classact.policies.doubt import RETURN
+from classact.policies.doubt import RETURN, Announced
 
 SPEC = PolicySpec("fake", 5)
 
@@ -62,6 +62,15 @@ def test_an_alarm_is_raised_at_the_first_decision_beyond_and_not_after_success()
     assert alarm.raised(episode([1, 19, 19.5, 30], 11)) == 10
     with pytest.raises(DataError, match="episode 4 has no doubt"):
         alarm.raised(replace(episode([1], None, 4), doubt=None))
+
+
+def test_what_an_alarm_announced_of_failures_so_long_before_their_end_and_of_successes() -> None:
+    alarm = DoubtAlarm.calibrate(successes(19), SPEC)
+    early, late, never = episode([1, 20, 21, 22], None), episode([1, 2, 3, 20], None), episode([1, 2, 3, 4], None)
+    false, right = episode([20, 21], 7), episode([1, 21], 5)
+    episodes = [early, late, never, false, right]
+    assert alarm.announced(episodes) == Announced(announced=2, failures=3, false=1, successes=2)
+    assert alarm.announced(episodes, lead=5) == Announced(1, 3, 1, 2)  # the late one came 5 steps before the end
 
 
 def test_an_alarm_is_of_one_policy_and_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -276,6 +276,9 @@ class Evaluate:
         head: A head of the run, by the name of its folder in RUN/heads. Default: retrieval.
         simulator: Simulator by name. Default: that of the run.
         name: Name of the evaluation. Default: made of policy, shift and what differs.
+        calibrate_alarm: File for an alarm that announces failures, calibrated on these episodes: 5 % of successes
+            raise it. Take --first-seed and --episodes that nothing else uses.
+        alarm: Such a file: say which of these episodes' failures the alarm announced.
         device: Where the policy computes.
         quiet: No progress bar.
     """
@@ -284,6 +287,8 @@ class Evaluate:
     head: str | None = None
     simulator: str | None = flag(None, choices=lambda: SIMULATORS)
     name: str | None = None
+    calibrate_alarm: Path | None = None
+    alarm: Path | None = None
     device: Device = "auto"
     quiet: bool = False
     evaluation: Given = settings(
@@ -292,8 +297,11 @@ class Evaluate:
     acting: Given = settings(Settings(_acting, defaults=False))
 
     def main(self) -> None:
-        from classact.run.evaluate import evaluate_run
+        from classact.policies.doubt import Announced
+        from classact.run.evaluate import ALARM, evaluate_run
         from classact.run.folder import Run
+        from classact.utils.codec import from_json
+        from classact.utils.storage import read_json
 
         rows = evaluate_run(
             Run(self.run),
@@ -302,10 +310,19 @@ class Evaluate:
             device=self.device,
             name=self.name,
             quiet=self.quiet,
+            calibrate_alarm=self.calibrate_alarm,
+            alarm=self.alarm,
             **self.evaluation,
             **self.acting,
         )
         print_summary(rows)
+        if self.calibrate_alarm is not None:
+            say(f"Alarm: {self.calibrate_alarm}")
+        if self.alarm is not None:
+            file = Run(self.run).evaluation(rows[0].evaluation) / ALARM
+            said = from_json(Announced, read_json(file), str(file))
+            say(f"The alarm announced {said.announced} of {said.failures} failures; {said.false} of {said.successes}")
+            say("successes raised it before they succeeded.")
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "created": _date(plain(config.get("created"))),
         "main": main,
         "main_policy": main.policy if main else "",
+        "speed": sources.speed(main.policy) if main else 1.0,
         "main_shift": plain(main.shift) if main else "",
         "comparisons": headline.comparisons(main, rows),
         "head_results": headline.heads(main, rows),

@@ -16,6 +16,7 @@ from classact.pages.heads import Head, read_heads, read_log
 from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
 from classact.pages.table import Row, row_label, series
 from classact.policies.novelty import Novelty
+from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.utils.codec import from_json
 from classact.utils.storage import read_arrays, read_json, read_jsonl
@@ -38,12 +39,12 @@ class Evaluation:
 class Sources:
     """Everything the report draws; None or empty where files are missing, with the reason in ``absent``.
 
-    ``own`` is the name of the run's encoder in rows.
+    ``settings`` are those of the run, where ``config`` holds any.
     """
 
     root: Path
     config: Row
-    own: str
+    settings: RunConfig | None
     training: list[Row]
     summary: list[EvaluationRow]
     evaluations: list[Evaluation]
@@ -55,6 +56,16 @@ class Sources:
     heads: list[Head] = field(default_factory=list)
     intermediates: list[IntermediateRow] = field(default_factory=list)
     calibration: Novelty | None = None
+
+    @property
+    def own(self) -> str:
+        """The name of the run's encoder in rows."""
+        return self.settings.label if self.settings else ""
+
+    def speed(self, policy: str) -> float:
+        """Demonstrated steps per executed one of a policy of the run, by its name in rows."""
+        speeds = {head.name: head.settings.finetune.speed for head in self.heads}
+        return speeds.get(policy, self.settings.retrieval.speed if self.settings else 1.0)
 
 
 def read_sources(root: Path) -> Sources:
@@ -96,7 +107,7 @@ def read_sources(root: Path) -> Sources:
     sources = Sources(
         root=run.root,
         config=config,
-        own=run.settings().label if "settings" in config else "",
+        settings=run.settings() if "settings" in config else None,
         training=training,
         summary=summary,
         evaluations=evaluations,

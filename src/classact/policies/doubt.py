@@ -29,6 +29,21 @@ RETURN = 0.1
 
 
 @dataclass(frozen=True)
+class Announced:
+    """What an alarm said of episodes.
+
+    Attributes:
+        announced, failures: failures that raised it, of so many.
+        false, successes: successes that raised it before they succeeded, of so many.
+    """
+
+    announced: int
+    failures: int
+    false: int
+    successes: int
+
+
+@dataclass(frozen=True)
 class DoubtAlarm:
     """A level of doubt, calibrated for one policy on episodes of it.
 
@@ -92,6 +107,18 @@ class DoubtAlarm:
         above = doubt > self.level
         assert result.decisions is not None
         return int(result.decisions[np.argmax(above)]) if above.any() else None
+
+    def announced(self, results: Sequence[RolloutResult], lead: int = 0) -> Announced:
+        """How many failures among episodes it announced, more than ``lead`` steps before they ended."""
+        raised = [(self.raised(one), one) for one in results]
+        failed = [(at, one.steps) for at, one in raised if not one.success[self.criterion]]
+        false = [at for at, one in raised if one.success[self.criterion]]
+        return Announced(
+            sum(at is not None and at < steps - lead for at, steps in failed),
+            len(failed),
+            sum(at is not None for at in false),
+            len(false),
+        )
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

@@ -11,6 +11,7 @@ from typing import Any
 from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.rows import EvaluationRow
+from classact.policies import DoubtAlarm
 from classact.run.config import RunConfig
 from classact.run.data import own_simulator
 from classact.run.folder import Run
@@ -18,9 +19,12 @@ from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import simulator_spec
 from classact.sims.versions import check_language
-from classact.utils.codec import from_json
+from classact.utils.codec import from_json, to_json
 from classact.utils.machine import choose_device
-from classact.utils.storage import check_name, slug
+from classact.utils.storage import check_name, check_writable, slug, write_json
+
+ALARM = "alarm.json"
+"""In an evaluation's folder: what an alarm said of its episodes, a :class:`classact.policies.doubt.Announced`."""
 
 
 def evaluate_run(
@@ -38,6 +42,8 @@ def evaluate_run(
     device: str = "auto",
     name: str | None = None,
     quiet: bool = False,
+    calibrate_alarm: Path | None = None,
+    alarm: Path | None = None,
     **overrides: Any,
 ) -> list[EvaluationRow]:
     """Roll out a saved policy of a run and add the result to its table. Rollouts start worker processes.
@@ -56,6 +62,9 @@ def evaluate_run(
         name: of the evaluation's folder; None: policy, encoder, shift and whatever differs from the settings, so that
             no evaluation replaces another one.
         quiet: no progress bar.
+        calibrate_alarm: file for a :class:`classact.policies.DoubtAlarm` that these episodes calibrate. Use initial
+            states that nothing else uses.
+        alarm: such a file; what the alarm says of these episodes goes to :data:`ALARM` in the evaluation's folder.
         overrides: settings of the policy to change, such as ``k=16``.
 
     Returns:
@@ -83,13 +92,18 @@ def evaluate_run(
     check_rollouts(run, simulator)
     run.check_writable()
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
+    level = None if alarm is None else DoubtAlarm.load(alarm)
+    if level is not None:
+        level.check(policy.spec)
+    if calibrate_alarm is not None:
+        check_writable(calibrate_alarm)
     encoder = settings.label if isinstance(own, RunConfig) else own.label(settings.label)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     found = {key: getattr(config, key) for key in asked if key != "shift"}
     differing |= {key: value for key, value in found.items() if value != getattr(usual, key)}
     changed = "".join(f"-{key}{value}" for key, value in sorted((differing | overrides).items()))
     label = f"{encoder}{changed}"
-    _, rows = roll_out(
+    results, rows = roll_out(
         run,
         name or slug(evaluation_name(head or policy.spec.name, encoder, config.shift) + changed),
         policy,
@@ -100,6 +114,10 @@ def evaluate_run(
         title=head or label,
         quiet=quiet,
     )
+    if calibrate_alarm is not None:
+        DoubtAlarm.calibrate(results, policy.spec).save(calibrate_alarm)
+    if level is not None:
+        write_json(run.evaluation(rows[0].evaluation) / ALARM, to_json(level.announced(results)))
     return rows
 
 

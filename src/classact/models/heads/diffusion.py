@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classact.models.heads.base import Generators, standard_normal
 from classact.models.heads.config import DiffusionConfig
-from classact.models.heads.networks import NetworkHead, chunk_losses, make_network
+from classact.models.heads.networks import NetworkHead, chunk_losses, make_network, passes
 
 
 def signal_left(config: DiffusionConfig) -> Tensor:
@@ -119,9 +119,9 @@ class DiffusionHead(NetworkHead):
         """Denoised chunks: as many passes as ``config.inference_steps``."""
         (drawn,) = noise
         x = drawn[:, 0].contiguous()
-        for number, step in enumerate(self.steps, 1):
-            k = torch.full((len(features),), step.k, dtype=torch.int64, device=features.device)
-            seen = clean = self.network(x, features, k)
+        predictions = passes(self.network, features, [step.k for step in self.steps])
+        for number, (step, predict) in enumerate(zip(self.steps, predictions, strict=True), 1):
+            seen = clean = predict(x)
             if self.config.prediction == "noise":
                 clean = (x - step.spread * seen) / step.signal
             else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from classact.models.heads.base import Generators, standard_normal
 from classact.models.heads.config import FlowConfig
-from classact.models.heads.networks import NetworkHead, chunk_losses, make_network
+from classact.models.heads.networks import NetworkHead, chunk_losses, make_network, passes
 
 TIME_SCALE = 16.0
 """Times 0..1 are embedded as steps 0..16 are."""
@@ -50,8 +50,7 @@ class FlowHead(NetworkHead):
         """What is predicted at the last of ``config.inference_steps`` times."""
         (start,) = noise
         chunk = start
-        for number in range(self.config.inference_steps):
-            time = number / self.config.inference_steps
-            when = torch.full((len(features),), time * TIME_SCALE, device=features.device)
-            chunk = self.network(torch.lerp(start, chunk, time), features, when)
+        times = [number / self.config.inference_steps for number in range(self.config.inference_steps)]
+        for time, predict in zip(times, passes(self.network, features, [t * TIME_SCALE for t in times]), strict=True):
+            chunk = predict(torch.lerp(start, chunk, time))
         return chunk

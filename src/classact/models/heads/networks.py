@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +22,9 @@ class ResidualBlock(nn.Module):
         self.film = nn.Linear(width, 2 * width)
         self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, W) under conditions (B, W) -> (B, W)."""
-        scale, shift = self.film(condition).chunk(2, dim=1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """(B, W) under :attr:`film` (B, 2 W) of conditions -> (B, W)."""
+        scale, shift = modulation.chunk(2, dim=1)
         out: Tensor = x + self.narrow(nn.functional.gelu(self.wide(self.norm(x) * (1 + scale) + shift)))
         return out
 
@@ -57,14 +60,44 @@ class ResidualMLP(nn.Module):
             features: (B, C).
             step: (B,) denoising steps, for a network that embeds them.
         """
+        return self.under(self.modulations(features, step), sequence)
+
+    def modulations(self, features: Tensor, step: Tensor | None = None) -> list[Tensor]:
+        """All that a pass depends on beside its sequence: for each block (B, 2 W) of the features and step."""
         if self.embedding is not None:
             features = torch.cat([self.embedding(step), features], dim=1)
         condition = self.condition(features)
+        films: list[nn.Linear] = [block.film for block in self.blocks]  # type: ignore[misc]
+        return [film(condition) for film in films]
+
+    def under(self, modulations: Sequence[Tensor], sequence: Tensor) -> Tensor:
+        """One pass under :meth:`modulations`."""
         x = self.inwards(sequence.flatten(1))
-        for block in self.blocks:
-            x = block(x, condition)
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            x = block(x, modulation)
         out: Tensor = self.out(x).reshape(sequence.shape)
         return out
+
+
+def passes(network: nn.Module, features: Tensor, steps: Sequence[float]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """The passes of sampling, one for each denoising step or time: functions of sequences (B, T, D).
+
+    On a CPU a residual network's modulations are computed for all steps together: its time is that of reading weights.
+    """
+    count = len(features)
+    if isinstance(network, ResidualMLP) and features.device.type == "cpu":
+        each_step = torch.tensor(steps).repeat_interleave(count)
+        together = network.modulations(features.repeat(len(steps), 1), each_step)
+        for at in range(0, count * len(steps), count):
+            yield partial(network.under, [each[at : at + count] for each in together])
+    else:
+        for step in steps:
+            yield partial(_pass, network, features, torch.full((count,), step, device=features.device))
+
+
+def _pass(network: nn.Module, features: Tensor, step: Tensor, sequence: Tensor) -> Tensor:
+    out: Tensor = network(sequence, features, step)
+    return out
 
 
 def make_network(
