@@ -43,6 +43,7 @@ from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.search import make_search
 from classact.run.folder import Run
+from classact.train.engine import use_bfloat16
 from classact.utils.codec import first_difference
 from classact.utils.machine import choose_device
 from classact.utils.storage import CHECKSUMS
@@ -207,20 +208,20 @@ def _lowdim(case: Case) -> LowDim:
     return LowDim(schema, schema.keys, _range(case.proprioception))
 
 
-def retrieval_policy(case: Case, timesteps: int) -> RetrievalPolicy:
+def retrieval_policy(case: Case, timesteps: int, *, bf16: bool = False) -> RetrievalPolicy:
     """An untrained encoder over a random bank."""
-    latents = ImageLatents(ImageEncoder(case.encoder, load_init=False), _lowdim(case))
+    latents = ImageLatents(ImageEncoder(case.encoder, load_init=False), _lowdim(case), bf16=bf16)
     bank = unit_rows(timesteps, latents.encoder.feature_dim + latents.lowdim.dim)
     actions = np.random.default_rng(1).uniform(-1, 1, (timesteps, ACTIONS)).astype(np.float32)
     config = RetrievalConfig(k=min(NEIGHBORS, timesteps), horizon=HORIZON)
     return RetrievalPolicy(latents, bank, actions, _episodes(timesteps), config)
 
 
-def parametric_policy(case: Case, head: HeadConfig) -> ParametricPolicy:
+def parametric_policy(case: Case, head: HeadConfig, *, bf16: bool = False) -> ParametricPolicy:
     """An untrained encoder and head."""
     encoder, lowdim = ImageEncoder(case.encoder, load_init=False), _lowdim(case)
     made = make_head(head, encoder.feature_dim + lowdim.dim, ACTIONS, HORIZON)
-    return ParametricPolicy(encoder.eval(), made.eval(), _range(ACTIONS), lowdim, ParametricConfig())
+    return ParametricPolicy(encoder.eval(), made.eval(), _range(ACTIONS), lowdim, ParametricConfig(bf16=bf16))
 
 
 def ways(watch: Watch, head: Head, batch: int) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -361,7 +362,7 @@ def encode(watch: Watch, _: LatencyConfig) -> None:
     for case in CASES:
         encoder = ImageEncoder(case.encoder, load_init=False).eval().to(watch.device)
         name = f"{case.encoder.backbone} at {case.encoder.crop_size}"
-        for bf16 in (False, True) if watch.device.type == "cuda" else (False,):
+        for bf16 in (False, True) if use_bfloat16("auto", watch.device) else (False,):
             for batch in BATCHES:
                 size = case.encoder.image_size
                 images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -396,15 +397,18 @@ def mlp(watch: Watch, _: LatencyConfig) -> None:
 
 
 def act(watch: Watch, _: LatencyConfig) -> None:
-    """Whole decisions of untrained policies, from observations to actions, with their stages."""
-    device = str(watch.device)
+    """Whole decisions of untrained policies, from observations to actions, with their stages.
+
+    Backbones run in bfloat16 where it is native, as those of trained policies do.
+    """
+    device, bf16 = str(watch.device), use_bfloat16("auto", watch.device)
     for case in CASES:
         paper = PAPER if case.name == "paper" else None  # of another size, the paper's figures are no comparison
         for timesteps in case.banks:
             name = f"retrieval, {case.name}, {timesteps:,} timesteps"
-            measure_policy(watch, retrieval_policy(case, timesteps).to(device), name, BATCHES, paper)
+            measure_policy(watch, retrieval_policy(case, timesteps, bf16=bf16).to(device), name, BATCHES, paper)
         for head in ("mlp", "flow", "diffusion"):
-            policy = parametric_policy(case, HEADS[head].config.preset(case.size)).to(device)
+            policy = parametric_policy(case, HEADS[head].config.preset(case.size), bf16=bf16).to(device)
             measure_policy(watch, policy, f"{policy.spec.name}, {case.name}", BATCHES, paper)
 
 

@@ -19,6 +19,7 @@ from classact.models.heads import DiffusionConfig, MLPConfig, UNetConfig
 from classact.policies import RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.parametric import ParametricConfig
 from classact.run.folder import Run
+from classact.train.engine import use_bfloat16
 from classact.utils.storage import read_json, write_json
 from common import command
 from latency import Case, LatencyConfig, Watch, parametric_policy, retrieval_policy, run
@@ -84,7 +85,8 @@ def test_every_section_has_its_rows() -> None:
     found = run((), QUICK, say=lambda _: None)
     assert tuple(found) == latency.SECTIONS
     labels = {name: [(r["name"], r["stage"], r["batch"]) for r in section["rows"]] for name, section in found.items()}
-    assert labels["encode"] == [("small at 20", "float32", b) for b in (1, 3)]
+    precisions = ("float32", "bfloat16") if use_bfloat16("auto", torch.device("cpu")) else ("float32",)
+    assert labels["encode"] == [("small at 20", precision, b) for precision in precisions for b in (1, 3)]
     assert labels["search"] == [(f"{n} x 8", f"k = {k}", b) for n, k in ((50, 50), (300, 64)) for b in (1, 3)]
     for section, heads in (("denoise", ("diffusion",)), ("mlp", ("mlp", "flow"))):
         assert [label[1:] for label in labels[section]] == [("eager", 1), ("eager", 3)] * len(heads)
