@@ -382,6 +382,8 @@ def _reader(kind: Any) -> _Reader:
         return _Reader(1, f"{{{','.join(names)}}}", "one of them", lambda words: names.get(words[0], words[0]))
     if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
         return _optional(_reader(next(one for one in inner if one is not type(None))))
+    if origin in (Union, types.UnionType) and set(inner) - {type(None)} == {int, str}:
+        return _optional(_Reader(1, "N|0:N", "a number, or numbers and ranges", _number_or_text))
     if origin is tuple:  # of values of one type, so many or any number
         item, several = _reader(inner[0]), inner[1:] == (...,)
         return _Reader(
@@ -393,6 +395,10 @@ def _reader(kind: Any) -> _Reader:
     if kind not in _PLAIN:
         raise TypeError(f"no flag can be made of {kind}: hide the field, or read it here")
     return _PLAIN[kind]
+
+
+def _number_or_text(words: list[str]) -> int | str:
+    return int(words[0]) if words[0].isdecimal() else words[0]
 
 
 def _optional(reader: _Reader) -> _Reader:

@@ -29,7 +29,7 @@ class Similarity:
         config: Settings to start from: DIR/similarity.json of another measurement. Other flags change them.
         html: Write the page.
         layout: JSON file that says which array of the data is what (docs/policies.md).
-        episodes: Use only the first so many demonstrations.
+        episodes: Use only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         quiet: No progress bars.
     """
 
@@ -38,7 +38,7 @@ class Similarity:
     config: Path | None = None
     html: bool = True
     layout: Path | None = None
-    episodes: int | None = None
+    episodes: int | str | None = None
     quiet: bool = False
     analysis: Given = settings(
         Settings(

@@ -6,6 +6,7 @@ on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.utils.codec import ADDED
 
 PROPRIOCEPTION = "proprioception"  # the only key where data declare none
 
@@ -29,6 +31,7 @@ class Schema:
         language: D_l, size of an instruction's embedding; 0 for none.
         actions: what the D_a dimensions of an action mean; None where neither declared nor evident: each dimension is
             then a number by itself.
+        fps: steps per second; None where it is not known.
         assumption: what was assumed rather than declared, in words. It is neither compared nor saved.
     """
 
@@ -36,6 +39,7 @@ class Schema:
     proprioception: tuple[tuple[str, int], ...] = ()
     language: int = 0
     actions: ActionSpace | None = None
+    fps: float | None = field(default=None, metadata=ADDED)
     assumption: str = field(default="", compare=False, metadata={"json": False})
 
     def __post_init__(self) -> None:
@@ -50,6 +54,8 @@ class Schema:
                 raise ConfigError(f"proprioception key {key!r}: expected a size of at least 1, got {size}.")
         if self.language < 0:
             raise ConfigError(f"expected a language embedding of size >= 0, got {self.language}.")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ConfigError(f"expected more than 0 steps per second (fps), got {self.fps}.")
 
     @staticmethod
     def assumed(cameras: Sequence[str], proprioception: int, actions: int, *, values: Any = None) -> Schema:

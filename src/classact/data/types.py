@@ -85,6 +85,7 @@ class Demonstrations:
             where it is not known, or there is none.
         versions: package -> version that recorded the states, and "language" -> what embedded the instructions; empty
             where they are not known.
+        instructions: (E,) the task of each episode in words; () where none are known.
         images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
     """
 
@@ -100,6 +101,7 @@ class Demonstrations:
     simulator: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     images_shift: str = ""
+    instructions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -132,6 +134,10 @@ class Demonstrations:
             check_images(images, f"{where}: camera {camera!r}", steps)
         if self.language is not None:
             _check_matrix("language", self.language, len(ends), np.float32, where)
+        if self.instructions and len(self.instructions) != len(ends):
+            raise DataError(
+                f"{where}: expected one instruction for each of {len(ends)} episodes, got {len(self.instructions)}."
+            )
         proprioception, actions = self.proprioception.shape[1], self.actions.shape[1]
         language = 0 if self.language is None else self.language.shape[1]
         schema = self.schema
@@ -222,6 +228,7 @@ class Demonstrations:
             states=None if self.states is None else self.states[rows],
             images={camera: array[rows] for camera, array in self.images.items()},
             language=None if self.language is None else self.language[episodes],
+            instructions=tuple(np.asarray(self.instructions, object)[episodes]) if self.instructions else (),
         )
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:

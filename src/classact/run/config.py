@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from classact.data.readers import EMBEDDED
+from classact.data.readers.hub import is_hub_name
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
@@ -59,7 +60,7 @@ class RunConfig:
 
     Attributes:
         data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
-        episodes: only the first so many demonstrations.
+        episodes: only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         frames: which images.
         pretrain: representation learning.
         retrieval: acting.
@@ -78,7 +79,7 @@ class RunConfig:
     """
 
     data: str = "pusht-expert"
-    episodes: int | None = None
+    episodes: int | str | None = None
     frames: FramesConfig = field(default_factory=FramesConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -169,5 +170,5 @@ class HeadRunConfig:
 
 
 def whole_path(source: str) -> str:
-    """An absolute path of data; embedded names stay."""
-    return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
+    """An absolute path of data; embedded names and those of the hub stay."""
+    return source if source in EMBEDDED or is_hub_name(source) else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.images import frames_digest
-from classact.data.readers import EMBEDDED, first_episodes, last_episodes, read_demonstrations
+from classact.data.readers import first_episodes, last_episodes, read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
@@ -36,7 +36,7 @@ def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
     """Paths of data and layout relative to a run's folder."""
     root = run.root.resolve()
     places = {"data": settings.data, "layout": settings.layout}
-    paths = {name: path for name, path in places.items() if path is not None and path not in EMBEDDED}
+    paths = {name: path for name, path in places.items() if path is not None and Path(path).is_absolute()}
     return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
 
 

@@ -11,9 +11,12 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+from classact.data.readers.hub import hub_folder, is_hub_name
+from classact.data.readers.selection import chosen_episodes
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 from classact.utils.codec import from_json
@@ -29,6 +32,7 @@ READERS: Registry[Any] = Registry(
     {
         "diffusion-policy-zarr": "classact.data.readers.diffusion_policy",
         "classact": "classact.data.readers.generated",
+        "lerobot": "classact.data.readers.lerobot",
         "libero": "classact.data.readers.libero",
         "aloha": "classact.data.readers.aloha",
         "robomimic": "classact.data.readers.robomimic",
@@ -56,7 +60,8 @@ class Reader(Protocol):
         """Read the first ``episodes`` demonstrations, all by default.
 
         Images are memory maps, or an :class:`~classact.data.images.ImageSource`. Formats with layout files also take
-        ``layout``, a path.
+        ``layout``, a path. A format with ``SELECTS = True`` also takes ``episodes`` as text, "0:50,60", and then reads
+        nothing of others.
         """
 
 
@@ -74,14 +79,15 @@ def takes_layout(reader: Reader) -> bool:
 def read_demonstrations(
     source: str | Path,
     *,
-    episodes: int | None = None,
+    episodes: int | str | None = None,
     layout: str | Path | None = None,
 ) -> Demonstrations:
     """Read demonstrations of any format, or those that come with classact.
 
     Args:
-        source: a file or folder in one of the formats of :data:`READERS`, or a name of :data:`EMBEDDED`.
-        episodes: only the first so many demonstrations.
+        source: a file or folder in one of the formats of :data:`READERS`, a name of :data:`EMBEDDED`, or of a LeRobot
+            data set on the hub, as in ``lerobot/pusht`` or ``lerobot/pusht@v3.0``.
+        episodes: only the first so many demonstrations, or those of these numbers, as in "0:50,60".
         layout: JSON file that declares which array is what (Zarr stores:
             :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
             :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
@@ -95,18 +101,21 @@ def read_demonstrations(
 
         if layout is not None:
             raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
-        return first_episodes(load_embedded(), episodes)
-    path = input_path(source, missing=_available)
+        return some_episodes(load_embedded(), episodes)
+    name = str(source) if is_hub_name(source) else None
+    path = input_path(source, missing=_available) if name is None else hub_folder(name)
     if path.name in ("", ".."):  # demonstrations are named by their path
         path = path.resolve()
     with reading(path):
         data = _read(path, episodes, None if layout is None else user_path(layout, ConfigError))
+    if name is not None:
+        data = replace(data, name=name.partition("@")[0].replace("/", "-"), source=name)
     if data.schema.assumption:
         logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
     return data
 
 
-def _read(path: Path, episodes: int | None, layout: Path | None) -> Demonstrations:
+def _read(path: Path, episodes: int | str | None, layout: Path | None) -> Demonstrations:
     with suppress(OSError):  # which opening it says better
         if layout is not None and not (layout.stat() and (layout.is_file() or layout.is_dir())):
             raise ConfigError(f"layout {layout} is a device, pipe or socket. Expected a JSON file.")
@@ -114,11 +123,13 @@ def _read(path: Path, episodes: int | None, layout: Path | None) -> Demonstratio
         module = reader(name)
         if not module.matches(path):
             continue
-        if layout is None:
-            return module.read(path, episodes=episodes)
-        if not takes_layout(module):
+        if layout is not None and not takes_layout(module):
             raise ConfigError(_no_layout(layout, str(path), name))
-        return cast(Any, module).read(path, episodes=episodes, layout=layout)
+        more: dict[str, Any] = {} if layout is None else {"layout": layout}
+        count = int(episodes) if isinstance(episodes, str) and episodes.isdecimal() else episodes
+        if isinstance(count, str) and not getattr(module, "SELECTS", False):
+            return some_episodes(module.read(path, **more), count)
+        return cast(Any, module).read(path, episodes=count, **more)
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
 
 
@@ -130,7 +141,7 @@ def declared_simulator(source: str | Path) -> str:
     if isinstance(source, str) and source in EMBEDDED:
         return "pusht"
     with suppress(DataError, OSError):
-        path = input_path(source)
+        path = hub_folder(str(source)) if is_hub_name(source) else input_path(source)
         for name in READERS:
             module = reader(name)
             if module.matches(path):
@@ -154,6 +165,13 @@ def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
     except ValueError as problem:
         raise ConfigError(f"{where} is not valid JSON ({problem}).") from None
     return from_json(layout, value, where, error=ConfigError, partial=True)
+
+
+def some_episodes(data: Demonstrations, episodes: int | str | None) -> Demonstrations:
+    """The demonstrations that :func:`read_demonstrations` is asked for."""
+    if isinstance(episodes, str):
+        return data.subset(chosen_episodes(episodes, len(data), f"{data.name} ({data.source})"))
+    return first_episodes(data, episodes)
 
 
 def first_episodes(demonstrations: Demonstrations, episodes: int | None) -> Demonstrations:

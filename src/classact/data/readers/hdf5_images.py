@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classact.data.images import ImageSource, block_rows, file_stamp, remembered_digest
+from classact.data.images import block_rows
 from classact.data.readers import hdf5 as h5
+from classact.data.readers.parts import RecordedImages
 from classact.data.schema import Schema
-from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.data.types import Demonstrations, ImageArray
 from classact.errors import DataError
 
 
@@ -36,6 +37,24 @@ class Frames:
     jpeg: bool = False
     flip: bool = False
     bgr: bool = False
+
+    @property
+    def where(self) -> str:
+        """The data set's name."""
+        return self.dataset.lstrip("/")
+
+    @property
+    def decoder(self) -> str:
+        """OpenCV's version, of JPEG files."""
+        if not self.jpeg:
+            return ""
+        import cv2
+
+        return f"opencv {cv2.__version__}"
+
+    def identity(self) -> list[Any]:
+        """All fields but the path."""
+        return [str(value) for name, value in vars(self).items() if name != "path"]
 
     def decode(self, start: int, stop: int) -> ImageArray:
         """(stop - start, H, W, 3) uint8 RGB images."""
@@ -127,54 +146,6 @@ def _picture(data: ImageArray, where: str, shape: tuple[int, ...] | None) -> Any
     return image
 
 
-class Hdf5Images(ImageSource):
-    """A camera's images in all demonstrations, which must be of one size."""
-
-    def __init__(self, camera: str, parts: Sequence[Frames]) -> None:
-        shape = parts[0].shape
-        for part in parts:
-            if part.shape != shape:
-                raise DataError(
-                    f"{part.path}: {part.dataset.lstrip('/')} holds images of {part.shape[0]} x {part.shape[1]} "
-                    f"pixels, {parts[0].dataset.lstrip('/')} of {shape[0]} x {shape[1]}. Expected one size for camera "
-                    f"{camera!r}; read the demonstrations apart, or re-render them."
-                )
-        self.parts = tuple(parts)
-        self._ends: IntArray = np.cumsum([part.rows for part in parts], dtype=np.int64)
-        self.shape = (int(self._ends[-1]), *shape)
-        if any(part.jpeg for part in parts):
-            import cv2
-
-            self.decoder = f"opencv {cv2.__version__}"
-
-    def digest(self) -> str:
-        """Of all datasets as stored, remembered while the files' stamps stay."""
-        stamps = {str(path.resolve()): file_stamp(path) for path in {part.path for part in self.parts}}
-        meant = [[str(value) for value in vars(part).values()] for part in self.parts]
-
-        def compute() -> str:
-            return hashlib.sha256("".join(part.digest() for part in self.parts).encode()).hexdigest()
-
-        return remembered_digest([stamps, meant], compute)
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Whole chunks of one demonstration."""
-        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
-            rows, first = block_rows(self.shape, part.chunk), end - part.rows
-            yield from ((start, min(start + rows, end)) for start in range(first, end, rows))
-
-    def decode(self, start: int, stop: int) -> ImageArray:
-        """Rows may span demonstrations."""
-        found = []
-        while start < stop:
-            number = int(np.searchsorted(self._ends, start, side="right"))
-            part, end = self.parts[number], int(self._ends[number])
-            first, upto = end - part.rows, min(stop, end)
-            found.append(part.decode(start - first, upto - first))
-            start = upto
-        return np.concatenate(found) if len(found) != 1 else found[0]
-
-
 def demonstrations(
     name: str,
     source: Path,
@@ -192,7 +163,7 @@ def demonstrations(
         episode_ends=np.cumsum([len(part.actions) for part in recordings], dtype=np.int64),
         actions=np.concatenate([part.actions for part in recordings]).astype(np.float32),
         proprioception=np.concatenate([part.proprioception for part in recordings]).astype(np.float32),
-        images={camera: Hdf5Images(camera, parts) for camera, parts in images.items()},
+        images={camera: RecordedImages(camera, parts) for camera, parts in images.items()},
         source=str(source),
         schema=schema,
         **known,
