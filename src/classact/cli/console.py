@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.errors import ClassactError
-from classact.evaluation.rows import EvaluationRow
+from classact.evaluation.rows import ActionError, EvaluationRow, Value
 
 _PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
 _NAME_COLUMNS = 16  # names in tables are folded to no less
@@ -132,6 +132,8 @@ def print_summary(rows: Sequence[EvaluationRow]) -> None:
 
     A maximum over training is beside the last checkpoint of the same training, with a note that it is biased.
     """
+    if not rows:
+        return
     from rich.table import Table
 
     from classact.pages.table import evaluations_of_maxima, results, row_label
@@ -170,6 +172,26 @@ def print_summary(rows: Sequence[EvaluationRow]) -> None:
             f"Actions went beyond their limits and were executed as they are; the largest of an episode by "
             f"{100 * excess:.2g} % of the limits' width, on average"
         )
+
+
+def print_actions(errors: Iterable[ActionError]) -> None:
+    """Errors on held-out demonstrations, the smallest first."""
+    from rich.table import Table
+
+    table = Table(
+        title="held-out actions, scaled to [-1, 1] (95 % intervals over demonstrations)", title_justify="left"
+    )
+    for column in ("policy", "L2, mean of steps", "DTW"):
+        table.add_column(column, no_wrap=column != "policy")
+    for error in sorted(errors, key=lambda one: one.l2.value):
+        table.add_row(error.policy, *(_value(value) for value in (error.l2, error.dtw)))
+    if table.row_count:
+        console().print(table)
+
+
+def _value(value: Value) -> str:
+    interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.3g}{interval}"
 
 
 def _are_same(rows: Sequence[EvaluationRow], key: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from classact.cli.console import print_summary, print_timings, say
+from classact.cli.console import print_actions, print_summary, print_timings, say
 from classact.cli.engine import ENGINE, training_ranks
 from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, settings
 from classact.errors import ConfigError
@@ -111,6 +111,7 @@ class Finetune:
             pipeline.evaluate()
             page = build_report(self.run)
         print_summary(pipeline.run.read_summary())
+        print_actions(pipeline.run.read_actions())
         print_timings(pipeline.folder.info().timings)
         say(f"Policy: {pipeline.folder.policy}\nReport: {page}")
 

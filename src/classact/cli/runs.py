@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from classact.cli.console import print_summary, print_timings, say
+from classact.cli.console import print_actions, print_summary, print_timings, say
 from classact.cli.data import sources
 from classact.cli.engine import ENGINE, training_ranks
 from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, name_of, settings
@@ -20,14 +20,14 @@ from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.presets import PRESETS, configure, configure_head, default_preset, with_backbone, with_objective
 from classact.similarity.config import SimilarityConfig
-from classact.sims import SIMULATORS
+from classact.sims import NO_SIMULATOR, SIMULATORS
 from classact.sims.shifts import SHIFTS
 from classact.train.config import EngineConfig
 
 RUN = Settings(
     RunConfig,
     inline=("pretrain",),
-    hidden=("objective",),
+    hidden=("objective", "encoder.aspect"),  # that is what the data have
     short={
         **{f"encoder.{name}": name for name in ("backbone", "cameras", "color", "init", "init-path")},
         "encoder.shared": "shared-encoder",
@@ -51,9 +51,14 @@ RUN = Settings(
         "evaluations": "Evaluate at so many points of the training (the paper: 10); 0: at its end only. Default: as "
         "the run was started with.",
         "epochs": "Passes over the data, as anchors; adapted to the objective.",
-        "frames.simulator": "What renders and evaluates. Default: what the data declare, else the preset's.",
+        "frames.simulator": "What renders and evaluates. Default: what the data declare, else none: recorded images "
+        "are seen, and held-out demonstrations tell how good a policy is.",
     },
-    choices={"data": sources, "frames.simulator": lambda: SIMULATORS, "encoder.backbone": lambda: BACKBONES},
+    choices={
+        "data": sources,
+        "frames.simulator": lambda: (NO_SIMULATOR, *SIMULATORS),
+        "encoder.backbone": lambda: BACKBONES,
+    },
 )
 
 
@@ -225,6 +230,7 @@ class Demo(RunFlags):
                 head.evaluate()
             page = build_report(self.out)
         print_summary(made.run.read_summary())
+        print_actions(made.run.read_actions())
         print_timings(made.run.info().timings)
         say(f"Report: {page}")
 

@@ -85,3 +85,28 @@ class VideoRow:
     seed: int
     coverage: float | None
     success: bool
+
+
+@dataclass(frozen=True)
+class Value:
+    """A mean over timesteps with its 95 % interval over episodes; None where a single episode gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ActionError:
+    """Of one policy on held-out demonstrations.
+
+    Attributes:
+        policy: name; or "nearest by pixels", "random", "mean", see :mod:`classact.evaluation.actions`.
+        l2, dtw: of whole chunks, actions scaled to [-1, 1].
+        by_episode: mean L2 of each held-out episode, in their order.
+    """
+
+    policy: str
+    l2: Value
+    dtw: Value
+    by_episode: tuple[float, ...]

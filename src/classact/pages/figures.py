@@ -9,13 +9,41 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.evaluation.rows import EvaluationRow
+from classact.evaluation.rows import ActionError, EvaluationRow
+from classact.pages.headline import REFERENCES
 from classact.pages.novelty import EpisodeNovelty
 from classact.pages.sources import Evaluation
 from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
-from classact.pages.table import by_criterion, row_label, series
+from classact.pages.table import by_criterion, policy_name, row_label, series
 
 DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def actions_figure(errors: Sequence[ActionError]) -> go.Figure:
+    """L2 errors of held-out actions as dots with their 95% interval as whiskers, the smallest on top."""
+    ordered = sorted(errors, key=lambda one: one.l2.value)
+    positions = [float(y) for y in range(1, len(ordered) + 1)]
+    names = [label(policy_name(one.policy)) for one in ordered]
+    figure = figure_base(
+        height=round(26 * len(ordered) + 80),
+        xaxis={"title": "distance from what was done (L2, actions scaled to [-1, 1])", "rangemode": "tozero"},
+        yaxis=_names_axis(positions, names, [len(ordered) + 0.6, 0.4]),
+        margin={"l": 8, "r": 16, "t": 6, "b": 44},
+    )
+    for y, name, one in zip(positions, names, ordered, strict=True):
+        colour, l2 = GREY if one.policy in REFERENCES else BLUE, one.l2
+        if l2.low is not None:
+            line = {"color": colour, "width": 2.5}
+            figure.add_scatter(x=[l2.low, l2.high], y=[y] * 2, mode="lines", line=line, hoverinfo="skip")
+        figure.add_scatter(
+            x=[l2.value],
+            y=[y],
+            mode="markers",
+            marker={"color": colour, "size": 11},
+            hovertext=f"{name}<br><b>{l2.value:.3g}</b>",
+            hoverinfo="text",
+        )
+    return figure
 
 
 def success_figure(rows: Sequence[EvaluationRow]) -> go.Figure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from classact.evaluation.rows import EvaluationRow, IntermediateRow
+from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow
 from classact.pages import figures, headline, learning, novelty
 from classact.pages.checks import Arrays
 from classact.pages.heads import PRETRAIN, Head, stage_names
@@ -70,6 +70,10 @@ def context(sources: Sources) -> dict[str, Any]:
         "main_shift": plain(main.shift) if main else "",
         "comparisons": headline.comparisons(main, rows),
         "head_results": headline.heads(main, rows),
+        "actions": sorted(sources.actions, key=lambda one: one.l2.value),
+        "actions_plot": _actions_plot(sources.actions),
+        "best_actions": headline.best_actions(sources.actions),
+        "references": headline.references(sources.actions),
         "criteria": _table(rows),
         "maxima": evaluations_of_maxima(rows),
         "constants": _constants(rows),
@@ -190,6 +194,13 @@ def _success_plot(rows: list[EvaluationRow]) -> Plot | None:
         if row
     )
     return make_plot("success", figures.success_figure(rows), f"Success rates with 95% intervals. {words}.")
+
+
+def _actions_plot(errors: list[ActionError]) -> Plot | None:
+    if not errors:
+        return None
+    words = "; ".join(f"{policy_name(one.policy)} {one.l2.value:.3g}" for one in errors)
+    return make_plot("actions", figures.actions_figure(errors), f"L2 error of held-out actions: {words}.")
 
 
 def _coverage_plots(sources: Sources) -> list[Plot]:

@@ -56,6 +56,21 @@ def reasons(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
     return [_reason(arrays, heads or {}, q) for q in range(len(arrays["query_images"]))]
 
 
+CURVES = (100.0, 42.0)
+"""Width and height of the drawing of a chunk whose actions are no points of the plane."""
+
+
+def curves(chunk: NDArray[Any], low: NDArray[Any], high: NDArray[Any]) -> list[str]:
+    """Each dimension of a chunk (T, D) over its steps, as the points of a line; ``low`` and ``high`` (D,) fill the
+    height.
+    """
+    width, height = CURVES
+    span = np.where(high > low, high - low, 1.0)
+    y = height - 2 - (height - 4) * (chunk.astype(np.float64) - low) / span
+    x = np.linspace(2, width - 2, len(chunk)) if len(chunk) > 1 else np.array([width / 2])
+    return [" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, column, strict=True)) for column in y.T]
+
+
 def _distance(chunk: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
     """(...,) mean distance of a chunk (T, D) from others (..., T', D)."""
     steps = min(len(chunk), others.shape[-2])
@@ -66,7 +81,6 @@ def _distance(chunk: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
 def _head(name: str, chunk: NDArray[Any], retrieved: NDArray[Any], demonstrated: NDArray[Any]) -> Row:
     return {
         "name": name,
-        "chunk": chunk_path(chunk),
         "apart": float(_distance(chunk, retrieved)),
         "nearest": float(_distance(chunk, demonstrated).min()),
         "usual": float(_distance(retrieved, demonstrated).min()),
@@ -75,6 +89,15 @@ def _head(name: str, chunk: NDArray[Any], retrieved: NDArray[Any], demonstrated:
 
 def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]], q: int) -> Row:
     part = shares(arrays["weights"][q])
+    recorded = "done" in arrays
+    planned = arrays["query_chunk"][q]
+    seen = np.concatenate([planned, *arrays["neighbor_chunks"][q], *([arrays["done"][q]] if recorded else [])])
+    low, high = seen.min(axis=0), seen.max(axis=0)
+
+    def drawn(chunk: NDArray[Any]) -> Row:
+        # Only a simulator says where in the picture a point is.
+        return {"chunk": None, "curves": curves(chunk, low, high)} if recorded else {"chunk": chunk_path(chunk)}
+
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
     neighbors = [
         {
@@ -84,7 +107,7 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
             "cosine": float(arrays["cosine"][q, k]),
             "episode": int(arrays["episode"][q, k]),
             "step": int(arrays["step"][q, k]),
-            "chunk": chunk_path(arrays["neighbor_chunks"][q, k]),
+            **drawn(arrays["neighbor_chunks"][q, k]),
         }
         for k in order
     ]
@@ -92,11 +115,13 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
         "image": png_uri(arrays["query_images"][q]),
         "seed": int(arrays["query_seed"][q]),
         "step": int(arrays["query_step"][q]),
-        "chunk": chunk_path(arrays["query_chunk"][q]),
+        **drawn(planned),
+        "done": curves(arrays["done"][q], low, high) if recorded else None,
+        "away": float(_distance(planned, arrays["done"][q])) if recorded else None,
         "neighbors": neighbors,
         "visits": int(arrays["visits"][q]),
         "heads": [
-            _head(name, chunks[q], arrays["query_chunk"][q], arrays["neighbor_chunks"][q])
+            drawn(chunks[q]) | _head(name, chunks[q], planned, arrays["neighbor_chunks"][q])
             for name, chunks in heads.items()
         ],
         "retrieved": len(part),

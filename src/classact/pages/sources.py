@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow, IntermediateRow, VideoRow
+from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow, VideoRow
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.heads import Head, read_heads, read_log
 from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
@@ -18,6 +18,7 @@ from classact.pages.table import Row, row_label, series
 from classact.policies.novelty import Novelty
 from classact.run.config import RunConfig
 from classact.run.folder import Run
+from classact.sims import NO_SIMULATOR
 from classact.utils.codec import from_json
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
@@ -56,6 +57,7 @@ class Sources:
     heads: list[Head] = field(default_factory=list)
     intermediates: list[IntermediateRow] = field(default_factory=list)
     calibration: Novelty | None = None
+    actions: list[ActionError] = field(default_factory=list)
 
     @property
     def own(self) -> str:
@@ -84,11 +86,14 @@ def read_sources(root: Path) -> Sources:
     training = read_log(run) if present("Training", run.train_log) else []
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
-    summary = run.read_summary() if present("Success", run.summary) else []
+    simulated = "settings" not in config or run.settings().frames.simulator != NO_SIMULATOR
+    summary = run.read_summary() if simulated and present("Success", run.summary) else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
     evaluations = _evaluations(run, summary)
-    if not evaluations:
+    if not simulated:
+        absent["Success"] = "there is no simulator to roll out in; held-out actions are compared instead"
+    elif not evaluations:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
     elif all(e.curves is None for e in evaluations):
         absent["Coverage over steps"] = f"no evaluations/NAME/rollouts.safetensors holds {evaluations[0].metric} traces"
@@ -99,7 +104,7 @@ def read_sources(root: Path) -> Sources:
         ("Success during training", intermediates, f"{run.intermediates.name} is not there or holds no row"),
         ("Novelty", any(e.novelty for e in evaluations), "no evaluations/NAME/rollouts.safetensors holds novelty"),
     ):
-        if not there:
+        if not there and (simulated or section == "Heads"):
             absent[section] = reason
     similarity_path = run.analysis / "similarity.json"
     map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.neighbors
@@ -119,11 +124,12 @@ def read_sources(root: Path) -> Sources:
         heads=heads,
         intermediates=intermediates,
         calibration=read_calibration(run),
+        actions=run.read_actions(),
     )
     if videos_path.exists() and not sources.videos:
         absent["Videos"] = "analysis/videos/videos.json lists no video"
     drawn = (config, training, summary, evaluations, sources.similarity, sources.latent_map, sources.neighbors)
-    if not any(drawn) and not any((sources.videos, heads, intermediates)):
+    if not any(drawn) and not any((sources.videos, heads, intermediates, sources.actions)):
         raise DataError(f"{run.root} holds nothing to report: {'; '.join(absent.values())}. Train or evaluate first.")
     return sources
 

@@ -14,10 +14,11 @@ import numpy as np
 from classact.data.images import resize_images
 from classact.data.types import Demonstrations, ImageArray, IntArray, Observation, RolloutResult
 from classact.data.video import write_mp4
+from classact.evaluation.actions import HeldOut
 from classact.evaluation.config import EvaluationConfig
-from classact.evaluation.rows import VideoRow
+from classact.evaluation.rows import ActionError, VideoRow
 from classact.policies import RetrievalPolicy
-from classact.policies.base import Policy, decide
+from classact.policies.base import Decision, Policy, decide
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
 from classact.run.tsne import latent_map
@@ -25,6 +26,7 @@ from classact.similarity import ActionSimilarity
 from classact.sims import make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.utils.codec import to_json
+from classact.utils.locks import update_json
 from classact.utils.storage import read_arrays, write_arrays, write_json
 
 OBSERVED = "observed:"  # before a camera's name
@@ -102,27 +104,10 @@ def write_neighbors(
             observation = sim.observe()
             decision = decide(policy, [observation], [np.asarray(memory, np.float32)])
             memory.extend([] if decision.latents is None else decision.latents)
-        neighbors = decision.neighbors
-        assert neighbors is not None
-        rows = neighbors.rows[0]
-        episodes = np.searchsorted(policy.episode_ends, rows, side="right")
-        first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
-        row = {
+        row = reason_row(policy, data, frames, observation, decision) | {
             "query_images": _picture(sim, next(iter(observation.images.values()))),
-            "neighbor_images": _demonstrated(data, frames, rows, episodes),
-            "weights": neighbors.weights[0],
-            "cosine": neighbors.cosine[0],
-            "episode": episodes.astype(np.int64),
-            "step": (rows - first).astype(np.int64),
             "query_seed": np.int64(result.seed),
             "query_step": np.int64(step),
-            "query_chunk": decision.chunk[0],
-            "neighbor_chunks": policy.chunks(rows),
-            "visits": np.int64(0 if decision.visits is None else decision.visits[0]),
-            # What was observed, so that heads can be asked about it later.
-            **{f"{OBSERVED}{camera}": image for camera, image in observation.images.items()},
-            "proprioception": observation.proprioception,
-            **({} if observation.language is None else {"language": observation.language}),
         }
         for key, value in row.items():
             out.setdefault(key, []).append(value)
@@ -132,6 +117,71 @@ def write_neighbors(
     if world is not None:  # otherwise actions are no points that could be drawn onto an image
         arrays["world"] = np.asarray(world[1] - world[0], np.float64)
     write_arrays(run.neighbors, arrays)
+
+
+def write_recorded_neighbors(
+    run: Run, policy: RetrievalPolicy, data: Demonstrations, held: HeldOut, queries: int = 6
+) -> None:
+    """analysis/neighbors.safetensors, of timesteps of held-out demonstrations (``held``): nothing is rolled out.
+
+    ``query_seed`` is the demonstration's number among all of them, and ``done`` (Q, T_a, D) what was done there.
+    """
+    count = len(held.data)
+    spread = np.linspace(0, count - 1, min(queries, count)).round().astype(int)
+    episodes = np.resize(spread, queries)  # again and again where they are few
+    out: dict[str, list[Any]] = {}
+    for number, episode in enumerate(episodes.tolist()):
+        start, end = held.data.bounds(episode)
+        row = int(start + (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6] * (end - start - 1))
+        ((observation,),) = held.observations(np.array([row]))
+        decision = decide(policy, [observation])
+        values = reason_row(policy, data, None, observation, decision) | {
+            "query_seed": np.int64(len(data) + episode),
+            "query_step": np.int64(row - start),
+            "done": held.chunks(held.data, np.array([row]))[0],
+        }
+        for key, value in values.items():
+            out.setdefault(key, []).append(value)
+    write_arrays(run.neighbors, {key: np.stack(values) for key, values in out.items()})
+
+
+def reason_row(
+    policy: RetrievalPolicy,
+    data: Demonstrations,
+    frames: FramesConfig | None,
+    observation: Observation,
+    decision: Decision,
+) -> dict[str, Any]:
+    """A decision's part of neighbors.safetensors: what was seen, and the demonstrated timesteps it came from."""
+    neighbors = decision.neighbors
+    assert neighbors is not None
+    rows = neighbors.rows[0]
+    episodes = np.searchsorted(policy.episode_ends, rows, side="right")
+    first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
+    return {
+        "query_images": resize_images(next(iter(observation.images.values()))[None], PICTURE)[0],
+        "neighbor_images": _demonstrated(data, frames, rows, episodes),
+        "weights": neighbors.weights[0],
+        "cosine": neighbors.cosine[0],
+        "episode": episodes.astype(np.int64),
+        "step": (rows - first).astype(np.int64),
+        "query_chunk": decision.chunk[0],
+        "neighbor_chunks": policy.chunks(rows),
+        "visits": np.int64(0 if decision.visits is None else decision.visits[0]),
+        # What was observed, so that heads can be asked about it later.
+        **{f"{OBSERVED}{camera}": image for camera, image in observation.images.items()},
+        "proprioception": observation.proprioception,
+        **({} if observation.language is None else {"language": observation.language}),
+    }
+
+
+def write_actions(run: Run, rows: Sequence[ActionError]) -> None:
+    """Add to analysis/actions.json, :class:`~classact.evaluation.actions.ActionError` by policy."""
+
+    def added(before: dict[str, Any]) -> dict[str, Any]:
+        return before | {row.policy: to_json(row) for row in rows}
+
+    update_json(run.actions, added, {})
 
 
 def write_head_chunks(run: Run, head: Run, policy: Policy) -> None:

@@ -14,12 +14,13 @@ from classact.data.images import frames_digest
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
+from classact.evaluation.actions import HeldOut
 from classact.models.encoders import EncoderConfig
 from classact.policies import RetrievalConfig, SceneLatents, StateLatents
 from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
-from classact.sims import SIMULATORS, SimulatorSpec, simulator_spec
+from classact.sims import NO_SIMULATOR, SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
 from classact.utils.codec import first_difference, to_json, without
 from classact.utils.progress import progress_bar, teller
@@ -76,7 +77,7 @@ class RunData:
     def _check(self, data: Demonstrations) -> None:
         """Refuse data without images for the encoder, or that the simulator cannot draw."""
         rendered = [camera for camera in self.encoder.cameras if needs_rendering(data, camera, self.config)]
-        if not rendered and not data.versions:
+        if self.config.simulator == NO_SIMULATOR or (not rendered and not data.versions):
             return
         spec = simulator_spec(self.config.simulator)
         if rendered and data.states is not None and data.states.shape[1] != spec.state_dim:
@@ -133,6 +134,10 @@ class RunData:
     def heldout(self) -> Demonstrations | None:
         """The held-out part, with images; None where there is none."""
         return last_episodes(self._prepared, self.held) if self.held else None
+
+    def held_out(self, steps: int) -> HeldOut:
+        """Timesteps of the held-out part, whose next ``steps`` actions policies are compared with."""
+        return HeldOut.of(last_episodes(self._prepared, self.held), self.frames(), steps)
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:

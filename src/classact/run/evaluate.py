@@ -17,7 +17,7 @@ from classact.run.data import own_simulator
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
-from classact.sims import simulator_spec
+from classact.sims import NO_SIMULATOR, SIMULATORS, simulator_spec
 from classact.sims.versions import check_language
 from classact.utils.codec import from_json, to_json
 from classact.utils.machine import choose_device
@@ -127,6 +127,11 @@ def check_rollouts(run: Run, simulator: str) -> None:
     Raises:
         ConfigError: proprioception, language or actions differ, or the simulator embeds instructions otherwise.
     """
+    if simulator == NO_SIMULATOR:
+        raise ConfigError(
+            f"{run.root} has no simulator to roll out in: its demonstrations declare none. Name one (--simulator "
+            f"NAME, one of {', '.join(SIMULATORS)}), or look at the held-out actions in its report."
+        )
     data = run.read_config().get("data") or {}
     if "schema" not in data:
         return

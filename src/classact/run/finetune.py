@@ -14,6 +14,7 @@ from typing import Any
 
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError
+from classact.evaluation.actions import action_error
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
@@ -29,7 +30,7 @@ from classact.train.config import ACTING, INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import first_difference, to_json, without
-from classact.utils.progress import teller
+from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
 from classact.utils.storage import check_name, sha256_file
 
@@ -84,6 +85,7 @@ class HeadPipeline(Work):
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
         self.intermediate_episodes = config.intermediate_episodes
         self.simulator = settings.frames.simulator
+        self.check_evaluations(config.finetune.evaluations)
         self.encoder_config = encoder_config(run, config, settings)
         keys = settings.keys if config.finetune.keys is None else config.finetune.keys
         self.finetune = replace(config.finetune, encoder=self.encoder_config, keys=keys)
@@ -175,7 +177,20 @@ def train(work: HeadPipeline) -> ParametricPolicy:
 
 
 def roll_out(work: HeadPipeline) -> list[RolloutResult]:
-    """Rollouts of the trained policy, monitored by the run's own where it started from the run's encoder."""
+    """Rollouts of the trained policy, monitored by the run's own where it started from the run's encoder.
+
+    Without a simulator its actions are compared with those of held-out demonstrations instead.
+    """
+    if not work.simulates:
+        if work.source.held:
+            # Over as many steps as retrieval, so that errors are comparable.
+            steps = min(work.run.settings().retrieval.chunk_length, work.finetune.horizon)
+            held = work.source.held_out(steps)
+            own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
+            with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
+                analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
+            analysis.write_head_chunks(work.run, work.folder, work.policy)
+        return []
     policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))
     results = work.roll_out(policy, work.name)
     analysis.write_head_chunks(work.run, work.folder, work.policy)

@@ -13,6 +13,7 @@ DIR/intermediate.jsonl              such rows, of evaluations during training: a
                                     "heads/NAME"), step and steps
 DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       data of the report's figures; neighbors.safetensors: decisions with their reasons;
+                                    actions.json: errors on held-out demonstrations, where there is no simulator;
                                     in a head's folder chunks.safetensors: what it plans at the same observations
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
@@ -28,7 +29,7 @@ from typing import Any
 
 from classact.data.readers import EMBEDDED
 from classact.errors import DataError
-from classact.evaluation.rows import EvaluationRow, IntermediateRow
+from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow
 from classact.run.config import HeadRunConfig, RunConfig, whole_path
 from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import reading
@@ -72,6 +73,7 @@ class Run:
     analysis = _Place("analysis")
     neighbors = _Place("analysis/neighbors.safetensors")
     chunks = _Place("analysis/chunks.safetensors")
+    actions = _Place("analysis/actions.json")
     report = _Place("report.html")
 
     def evaluation(self, name: str) -> Path:
@@ -85,6 +87,19 @@ class Run:
     def head(self, name: str) -> Path:
         """Folder of one head; ``Run(run.head(name))`` has its config, train log, checkpoints and policy."""
         return self.heads / check_name(name, "a head")
+
+    def read_actions(self) -> list[ActionError]:
+        """Errors on held-out demonstrations; () where none were compared.
+
+        Raises:
+            DataError: a damaged file.
+        """
+        if not self.actions.exists():
+            return []
+        value = read_json(self.actions)
+        if not isinstance(value, dict):
+            raise DataError(f"{self.actions}: expected errors by policy. Compare again: run the same command.")
+        return [from_json(ActionError, one, f"{self.actions}: {name}") for name, one in value.items()]
 
     def check_writable(self) -> None:
         """Raise a StorageError now if the folder, its log or its tables cannot be written."""

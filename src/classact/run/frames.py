@@ -9,7 +9,7 @@ from classact.data.images import ArrayImages, Entry, ImageMap, Images, ImageSour
 from classact.data.types import Demonstrations
 from classact.errors import DataError, choose
 from classact.run.config import FramesConfig
-from classact.sims import SIMULATORS, make_simulator, simulator_spec
+from classact.sims import NO_SIMULATOR, SIMULATORS, make_simulator, simulator_spec
 from classact.sims.rendering import render_states
 from classact.sims.shifts import parse_shift
 from classact.sims.versions import installed_versions
@@ -35,6 +35,14 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
             f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
             f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
         )
+    if config.simulator == NO_SIMULATOR:
+        if not recorded:
+            raise DataError(
+                f"{data.name} ({data.source}) holds no images of camera {camera!r}, and no simulator is named that "
+                f"could render them; recorded are {sorted(data.images) or 'no cameras at all'}. Choose a recorded "
+                f"camera, or name the simulator of these states (--simulator NAME)."
+            )
+        return False
     shown = data.images_shift or SIMULATORS[config.simulator].plain
     same = recorded and parse_shift(shown) == parse_shift(config.shift)
     if same and data.simulator and data.states is not None:
@@ -105,23 +113,17 @@ def prepare_frames(
     return data.with_images({camera: images[camera] for camera in cameras}, shift=config.shift)
 
 
-def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float:
-    """Width / height of the images before they are resized to squares; 1 for rendered ones.
-
-    Cameras of several shapes, which one encoder transform cannot serve, are a DataError.
+def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float | tuple[float, ...]:
+    """Width / height of the images before they are resized to squares, 1 for rendered ones; one for each camera where
+    they differ.
     """
     found = dict.fromkeys(cameras, 1.0)
     for camera in cameras:
         if not needs_rendering(data, camera, config):
             height, width = data.images[camera].shape[1:3]
             found[camera] = width / height
-    if max(found.values()) > 1.02 * min(found.values()):
-        shapes = ", ".join(f"{camera} {value:.2f}" for camera, value in found.items())
-        raise DataError(
-            f"{data.name} ({data.source}): the cameras have images of several shapes (width / height: {shapes}). Crop "
-            f"them alike first."
-        )
-    return found[cameras[0]]
+    same = max(found.values()) <= 1.02 * min(found.values())
+    return found[cameras[0]] if same else tuple(found.values())
 
 
 def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress) -> Entry | Images:

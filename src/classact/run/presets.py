@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from classact.data.readers import EMBEDDED, declared_simulator
+from classact.data.readers import EMBEDDED, declared_simulator, read_demonstrations
 from classact.data.types import Demonstrations
-from classact.errors import ConfigError
+from classact.errors import ClassactError, ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import HEADS
@@ -17,7 +18,7 @@ from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_co
 from classact.policies import RetrievalConfig
 from classact.run.config import FramesConfig, HeadRunConfig, RunConfig
 from classact.similarity import SimilarityConfig
-from classact.sims import SIMULATORS, simulator_spec
+from classact.sims import NO_SIMULATOR, SIMULATORS, plain_shift, simulator_spec
 from classact.sims.shifts import is_plain
 from classact.train.config import (
     TABLE_9,
@@ -173,6 +174,18 @@ PRESETS: Registry[Preset] = Registry(
         "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
         "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0"),
         "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object"),
+        "real-cpu": Preset(
+            PretrainConfig(
+                objective=SoftInfoNCEConfig(queue=1280),
+                encoder=EncoderConfig(image_size=96, crop_size=84),
+                similarity=SimilarityConfig(quantile=0.025),
+                optimizer=SMALL_ADAMW,
+                epochs=16,
+            ),
+            RetrievalConfig(k=16, temperature=0.004, chunk_length=8, min_actions=8),
+            0.004,
+            "demonstrations of a robot on two CPU cores: small network, 96-pixel images of all cameras, a queue",
+        ),
         "cpu": _small_cpu("a task that none of them is made for", 0.025, "top"),
         "debug": Preset(
             PretrainConfig(
@@ -333,6 +346,8 @@ def default_head_preset(backbone: str, simulator: str) -> str:
     """
     if backbone == "small":
         return "head-cpu"
+    if simulator == NO_SIMULATOR:
+        return "paper-two-stack"  # the paper trains its three real tasks alike
     if (paper := f"paper-{SIMULATORS[simulator].paper}") not in HEAD_PRESETS:
         raise ConfigError(
             f"the paper has no epochs for a head of encoder {backbone!r} on {simulator!r}. Name the preset: "
@@ -343,6 +358,8 @@ def default_head_preset(backbone: str, simulator: str) -> str:
 
 def default_preset(data: str, simulator: str, shift: str) -> str:
     """The preset for a data source, a simulator and a shift where none is named."""
+    if simulator == NO_SIMULATOR:
+        return "real-cpu"
     entry = SIMULATORS[simulator]
     if not is_plain(shift):
         return entry.shifted_preset or entry.preset
@@ -358,11 +375,12 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
     """
     preset: Preset = PRESETS[name]
     simulator = simulator or preset.simulator
-    shift = shift or SIMULATORS[simulator].plain
+    shift = shift or plain_shift(simulator)
     retrieval = preset.retrieval
     if not is_plain(shift):
         retrieval = replace(retrieval, temperature=preset.tau_shifted)
-    size, pretrain, cameras = preset.render_size, preset.pretrain, simulator_spec(simulator).cameras
+    size, pretrain = preset.render_size, preset.pretrain
+    cameras = pretrain.encoder.cameras if simulator == NO_SIMULATOR else simulator_spec(simulator).cameras
     if not set(pretrain.encoder.cameras) <= set(cameras):
         pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras[:1]))
     return RunConfig(
@@ -391,27 +409,63 @@ def configure(
         preset: named settings, see ``classact presets``; None: what is made for data, simulator and shift.
         objective: what is learned, such as "class" or "class+0.1*byol"; None: the preset's.
         options: settings of the objective, such as "queue=1280".
-        simulator: task that renders and evaluates; None: what the data declare, else the preset's.
+        simulator: task that renders and evaluates; None: what the data declare, else none: recorded cameras are seen
+            then, and a tenth of the demonstrations is held out.
         shift: visual shift of demonstrations and evaluation; None: none.
         changes: other fields of :class:`RunConfig`.
 
     Raises:
         ConfigError: an unknown name, or settings that do not fit each other.
     """
+    known = data if isinstance(data, Demonstrations) else None
     if isinstance(data, Demonstrations):
         data, changes = data.source, {"episodes": len(data)} | changes
     data = str(data)
-    simulator = simulator or declared_simulator(data)
-    if not simulator:
-        simulator = "pusht" if preset is None else PRESETS[preset].simulator
-    shift = shift or SIMULATORS[simulator].plain
+    simulator = simulator or declared_simulator(data) or NO_SIMULATOR
+    if simulator == NO_SIMULATOR and shift is not None and not is_plain(shift):
+        raise ConfigError(
+            f"shift {shift!r} is drawn by a simulator, but {data} declares none. Name it (--simulator NAME, one of "
+            f"{', '.join(SIMULATORS)}), or leave the shift out: images are taken as they were recorded."
+        )
+    shift = shift or plain_shift(simulator)
     name = preset or default_preset(data, simulator, shift)
     config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
+    if simulator == NO_SIMULATOR:
+        config = as_recorded(config, known)
     if objective is None and not options:
         return config
-    known = config.pretrain.objective
-    learned = objective_config(objective or known.written, options, known)
+    before = config.pretrain.objective
+    learned = objective_config(objective or before.written, options, before)
     return replace(config, pretrain=with_objective(config.pretrain, learned))
+
+
+HELD_OUT = 10
+"""One in so many demonstrations is held out where no simulator tells how good a policy is."""
+
+
+def as_recorded(config: RunConfig, data: Demonstrations | None = None) -> RunConfig:
+    """The settings for demonstrations without a simulator: all recorded cameras, some demonstrations held out.
+
+    Args:
+        config: of a run.
+        data: the demonstrations, where they were read already. Where they cannot be read, settings stay as they are:
+            the run says why.
+    """
+    if data is None:
+        logger = logging.getLogger("classact.data")
+        before = logger.level
+        logger.setLevel(logging.ERROR)  # the run says what was assumed
+        try:
+            data = read_demonstrations(config.data, episodes=config.episodes, layout=config.layout)
+        except ClassactError:
+            return config
+        finally:
+            logger.setLevel(before)
+    pretrain, cameras = config.pretrain, tuple(data.images)
+    if cameras and not set(pretrain.encoder.cameras) <= set(cameras):
+        pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras))
+    heldout = config.heldout or (0 if len(data) < 3 else max(1, len(data) // HELD_OUT))
+    return replace(config, pretrain=pretrain, heldout=heldout, baselines=False)
 
 
 def configure_head(
@@ -437,4 +491,6 @@ def configure_head(
     # How fast demonstrations can be played is a fact of the task; a preset's T_a is meant in demonstrated steps.
     speed = run.retrieval.speed
     length = max(1, round(config.chunk_length / speed))
+    if run.frames.simulator == NO_SIMULATOR:
+        config = replace(config, evaluations=0)
     return HeadRunConfig(replace(config, speed=speed, chunk_length=length), start=start)

@@ -17,6 +17,8 @@ from classact.data.lowdim import LowDim
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import UnknownNameError, choose
+from classact.evaluation.actions import action_error, references
+from classact.evaluation.rows import ActionError
 from classact.models.encoders import ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, retrievable
 from classact.policies.retrieval import no_alarm
@@ -28,7 +30,7 @@ from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.recording import evaluation_name
 from classact.run.stages import Stage, Work, started
-from classact.sims import make_simulator, simulator_spec
+from classact.sims import NO_SIMULATOR, make_simulator, simulator_spec
 from classact.train.config import EngineConfig, PretrainConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.representation import Trainer, check_training
@@ -66,12 +68,14 @@ class Pipeline(Work):
         self.label, self.labels = config.label, config.labels
         self.simulator, self.evaluation = config.frames.simulator, config.evaluation
         self.intermediate_episodes = config.intermediate_episodes
-        self.stages = (*pretraining(config), *rollouts(config), pictures(config))
+        self.stages = (*pretraining(config), *rollouts(config), *comparisons(config), pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # Wrong settings fail now, not after an hour of training.
+        self.check_evaluations(config.pretrain.evaluations)
         frames, evaluation = config.frames, config.evaluation
-        for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
-            make_simulator(self.simulator, image_size=size, shift=shift).close()
+        if self.simulates:
+            for shift, size in ((frames.shift, frames.render_size), (evaluation.shift, evaluation.image_size)):
+                make_simulator(self.simulator, image_size=size, shift=shift).close()
         self.source = RunData(config, quiet=self.quiet)
         self.data_metadata: dict[str, Any] = {}  # what the data are; empty before they are read
         self.ranks.on_first(self._check_folder)
@@ -125,7 +129,13 @@ class Pipeline(Work):
         return policy
 
     def evaluate(self) -> dict[str, list[RolloutResult]]:
-        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first."""
+        """Roll out every policy of the run; write episodes and summary. Returns results by encoder, its own first.
+
+        Without a simulator, held-out actions are compared instead, and nothing is returned.
+        """
+        if not self.simulates:
+            self._again(comparisons(self.config))
+            return {}
         self.check_rollouts()
         found = {name.removeprefix("rollouts of "): self.left.get(name) for name in self._again(rollouts(self.config))}
         return {name: results for name, results in found.items() if results is not None}
@@ -143,7 +153,11 @@ class Pipeline(Work):
         return names
 
     def check_rollouts(self) -> None:
-        """Also refuses a simulator that lacks a camera of the encoder."""
+        """Also refuses a simulator that lacks a camera of the encoder. Without any there is nothing to refuse."""
+        if not self.simulates:
+            if not started(self.run):
+                self.make("demonstrations")
+            return
         known = simulator_spec(self.simulator).cameras
         for camera in self.config.pretrain.encoder.cameras:
             if camera not in known:
@@ -273,8 +287,28 @@ def pretraining(config: RunConfig) -> tuple[Stage, ...]:
     )
 
 
+def comparisons(config: RunConfig) -> tuple[Stage, ...]:
+    """Without a simulator: the stage that compares actions with those of held-out demonstrations, if there are any."""
+    if config.frames.simulator != NO_SIMULATOR or not config.heldout:
+        return ()
+    needs = ("policy", "frames")
+    return (Stage("held-out actions", needs, "held-out actions", compare_actions, time="repeated", together=False),)
+
+
+def compare_actions(work: Pipeline) -> list[ActionError]:
+    """Errors of retrieval on held-out demonstrations, and of ways that learn nothing."""
+    held = work.source.held_out(work.policy.config.chunk_length)
+    policy = RetrievalPolicy.load(work.run.policy, device=work.device, speed=1.0)
+    with progress_bar("compare held-out actions", quiet=work.quiet) as bar:
+        found = [action_error(policy, held, "retrieval", bar), *references(held)]
+    analysis.write_actions(work.run, found)
+    return found
+
+
 def rollouts(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages that roll out the learned policy of a run, and baselines."""
+    """The stages that roll out the learned policy of a run, and baselines; none without a simulator."""
+    if config.frames.simulator == NO_SIMULATOR:
+        return ()
 
     def stage(encoder: str, needs: tuple[str, ...], do: Callable[[Pipeline], Any]) -> Stage:
         return Stage(f"evaluate {encoder}", needs, f"rollouts of {encoder}", do, time="repeated", together=False)
@@ -304,13 +338,19 @@ def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
 
 def pictures(config: RunConfig) -> Stage:
     """The stage that shows what a run has learned."""
-    needs = ("policy", "frames", f"rollouts of {config.label}")
+    rolled = () if config.frames.simulator == NO_SIMULATOR else (f"rollouts of {config.label}",)
+    needs = ("policy", "frames", *rolled)
     return Stage("pictures and videos", needs, "pictures", draw, time="repeated", together=False)
 
 
 def draw(work: Pipeline) -> bool:
     """The latent map of the bank; neighbours and videos of the learned policy's rollouts."""
     analysis.write_latent_map(work.run, work.policy, work.config.pretrain.seed)
+    if not work.simulates:
+        if work.source.held:
+            held = work.source.held_out(work.policy.config.chunk_length)
+            analysis.write_recorded_neighbors(work.run, work.policy, work["frames"], held)
+        return True
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)
     name, criterion = evaluation_name("retrieval", work.label, work.evaluation.shift), next(iter(results[0].success))

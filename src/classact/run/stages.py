@@ -19,6 +19,7 @@ from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
 from classact.run.folder import Run
 from classact.run.recording import add_time, evaluation_name, new_metadata, roll_out
+from classact.sims import NO_SIMULATOR
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import EngineConfig
 from classact.utils.locks import Hold, own
@@ -166,6 +167,11 @@ class Work(ABC):
     evaluation: EvaluationConfig
     intermediate_episodes: int
 
+    @property
+    def simulates(self) -> bool:
+        """Whether there is a simulator to roll out in."""
+        return self.simulator != NO_SIMULATOR
+
     def fit(
         self,
         name: str,
@@ -228,7 +234,16 @@ class Work(ABC):
 
     def check_rollouts(self) -> None:
         """Refuse early what could not be rolled out: :func:`classact.run.evaluate.check_rollouts`."""
-        check_rollouts(self.run, self.simulator)
+        if self.simulates:
+            check_rollouts(self.run, self.simulator)
+
+    def check_evaluations(self, count: int) -> None:
+        """Refuse evaluations during a training where there is no simulator."""
+        if count and not self.simulates:
+            raise ConfigError(
+                f"{count} evaluations during training need a simulator, and the data of {self.run.root} declare none. "
+                f"Set evaluations to 0 (--evaluations 0), or name the simulator of pre-training (--simulator NAME)."
+            )
 
 
 def started(folder: Run) -> bool:

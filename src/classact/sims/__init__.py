@@ -11,7 +11,7 @@ from classact.sims.base import Simulator, SimulatorSpec, install_advice
 from classact.utils.lazy import resolve
 from classact.utils.registry import Registry
 
-__all__ = ["SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "simulator_spec"]
+__all__ = ["NO_SIMULATOR", "SIMULATORS", "Entry", "Simulator", "SimulatorSpec", "make_simulator", "simulator_spec"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,16 @@ SIMULATORS: Registry[Entry] = Registry(
     },
 )
 """Name -> simulator."""
+
+
+NO_SIMULATOR = "none"
+"""In the place of a name: there is none, as for demonstrations of a robot. Recorded images are all there is, and
+held-out demonstrations tell how good a policy is."""
+
+
+def plain_shift(simulator: str) -> str:
+    """The name of a simulator's appearance without a shift."""
+    return Entry.plain if simulator == NO_SIMULATOR else SIMULATORS[simulator].plain
 
 
 def make_simulator(

@@ -95,6 +95,19 @@ def matches(path: Path) -> bool:
     return path.name.endswith(".zarr.zip")
 
 
+def declared_simulator(path: Path) -> str:
+    """ "pusht" for a store without a layout whose actions and states have Push-T's sizes; reading says so aloud."""
+    try:
+        store = Zarr2Store(path)
+        if store.size(LAYOUT_FILE) is not None:
+            return ""
+        _push_t(store)
+        sizes = [_array(store, PUSH_T, name).shape[1:] for name in (PUSH_T.action, str(PUSH_T.state))]
+    except (ConfigError, DataError):
+        return ""  # read() reports what is wrong
+    return "pusht" if sizes == [(2,), (5,)] else ""
+
+
 def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
     """Read a store (a folder or ``.zarr.zip``); images are decoded on demand.
 

@@ -15,7 +15,7 @@ from classact.evaluation.probe.latents import ProbeConfig, Progress
 from classact.evaluation.probe.metrics import episode_mean, view_matches
 from classact.policies import ImageLatents
 from classact.policies.latents import unit
-from classact.sims import Simulator, make_simulator
+from classact.sims import NO_SIMULATOR, Simulator, make_simulator
 from classact.sims.rendering import appearance_seed
 from classact.sims.shifts import is_plain
 
@@ -46,8 +46,10 @@ def reason_against(data: Demonstrations, latents: Any, drawing: Drawing) -> str 
     if is_plain(drawing.shift):
         return f"shift {drawing.shift!r} draws every state alike; name one that changes it with --shift"
     encoder = latents.encoder.config
-    if abs(encoder.aspect - 1) > 0.02:
-        return f"the encoder reads images of width / height {encoder.aspect:.2f}, and simulators draw squares"
+    if drawing.simulator == NO_SIMULATOR:
+        return "there is no simulator that could draw states again"
+    if max(abs(aspect - 1) for aspect in encoder.aspects) > 0.02:
+        return f"the encoder reads images of width / height {encoder.aspect}, and simulators draw squares"
     try:
         made = drawing.start(encoder.cameras)
     except ClassactError as error:

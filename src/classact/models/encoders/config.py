@@ -46,7 +46,8 @@ class EncoderConfig:
         crop_size: side of the random crop in training and the centre crop in evaluation (paper: 224).
         mean, std: channel normalisation of 0..255 values; ignored when color is "whiten".
         color: "rgb", or "whiten": remove each image's own colour statistics (see encoders/color.py).
-        aspect: width / height of the camera's images before they are resized to a square; other ones are refused.
+        aspect: width / height of the cameras' images before they are resized to squares; other ones are refused. Of
+            cameras that differ, one for each.
         init: initial weights: "scratch", "imagenet" or "r3m" (the last two for resnet18).
         init_path: local R3M checkpoint.
     """
@@ -60,7 +61,7 @@ class EncoderConfig:
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (64.0, 64.0, 64.0)
     color: Literal["rgb", "whiten"] = "rgb"
-    aspect: float = 1.0
+    aspect: float | tuple[float, ...] = 1.0
     init: Literal["scratch", "imagenet", "r3m"] = "scratch"
     init_path: str | None = None
 
@@ -70,7 +71,16 @@ class EncoderConfig:
         if self.backbone not in BACKBONES:
             raise UnknownNameError(choose("encoder backbone", self.backbone, BACKBONES))
         check_names(self)
-        check_range(self, "width", "aspect", above=0)
+        check_range(self, "width", above=0)
+        if len(self.aspects) != len(self.cameras) or not min(self.aspects) > 0:
+            raise ConfigError(
+                f"expected an aspect above 0, or one for each of {len(self.cameras)} cameras, got {self.aspect}."
+            )
         if not min(self.std) > 0:
             raise ConfigError(f"expected std > 0 in each channel, got {self.std}.")
         check_range(self, "crop_size", least=16, most=self.image_size)
+
+    @property
+    def aspects(self) -> tuple[float, ...]:
+        """Width / height of each camera's images."""
+        return self.aspect if isinstance(self.aspect, tuple) else (self.aspect,) * len(self.cameras)

@@ -125,7 +125,7 @@ class ImageEncoder(nn.Module):
         return chosen
 
     def _check_size(self, camera: str, height: int, width: int) -> None:
-        size, aspect = self.config.image_size, self.config.aspect
+        size, aspect = self.config.image_size, self.config.aspects[self.config.cameras.index(camera)]
         prepared = height == width == size
         if not prepared and abs(width / height / aspect - 1) > ASPECT_TOLERANCE:
             raise ConfigError(
