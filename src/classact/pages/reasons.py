@@ -96,7 +96,9 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
 
     def drawn(chunk: NDArray[Any]) -> Row:
         # Only a simulator says where in the picture a point is.
-        return {"chunk": None, "curves": curves(chunk, low, high)} if recorded else {"chunk": chunk_path(chunk)}
+        if recorded:
+            return {"chunk": None, "curves": curves(chunk, low, high)}
+        return {"chunk": chunk_path(chunk), "curves": []}
 
     order = np.argsort(-part, kind="stable")[:MOST_NEIGHBORS]
     neighbors = [

@@ -22,6 +22,8 @@ from hdf5_files import (
     write_episode,
     write_robomimic,
 )
+from lerobot_files import episode as episode_of_lerobot
+from lerobot_files import write_v3
 
 import fakes
 from classact.cli.main import main
@@ -62,6 +64,10 @@ def _robomimic(folder: Path) -> Path:
     return write_robomimic(folder / "a.hdf5", {"demo_0": demo(3, 0)}, attributes=env_args())
 
 
+def _lerobot(folder: Path) -> Path:
+    return write_v3(folder / "lerobot", [episode_of_lerobot(n, n) for n in (3, 4)])
+
+
 def _npz(folder: Path) -> Path:
     data = fakes.demonstrations(0, 8, (3, 4)).with_images({})
     generated.write(folder / "a.npz", data, seeds=[0, 1])
@@ -81,6 +87,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "aloha": (_aloha, ("episode_9.hdf5", "")),
     "libero": (_libero, (f"{TASK}_demo.hdf5", "")),
     "robomimic": (_robomimic, ("",)),
+    "lerobot": (_lerobot, ("meta/info.json", "data/chunk-000/file-000.parquet", "")),
     "npz": (_npz, ("",)),
     "images": (_images, ("demonstrations.npz", "images-top.npy", "checksums.json", "")),
 }
@@ -89,6 +96,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
 WRITTEN = {
     "diffusion-policy-zarr": ("zarr", "zip"),
     "classact": ("npz", "images"),
+    "lerobot": ("lerobot",),
     "libero": ("libero",),
     "aloha": ("aloha",),
     "robomimic": ("robomimic",),

@@ -23,6 +23,8 @@ def open_parquet(path: Path) -> Iterator[Any]:
 
     if not path.is_file():
         raise DataError(f"{path} is missing. The data set is incomplete: copy or download it again.")
+    with path.open("rb"):  # what the system says of it is said with its name
+        pass
     try:
         with pq.ParquetFile(path) as file:
             yield file
