@@ -272,7 +272,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path} is no text ({problem}): the file is damaged.") from None
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))

@@ -20,7 +20,15 @@ import classact.data.readers
 from classact.cli.main import main
 from classact.data.actions import ActionSpace, Part
 from classact.data.images import ImageStore, resized
-from classact.data.readers import READERS, first_episodes, last_episodes, read_demonstrations, reader, takes_layout
+from classact.data.readers import (
+    READERS,
+    declared_simulator,
+    first_episodes,
+    last_episodes,
+    read_demonstrations,
+    reader,
+    takes_layout,
+)
 from classact.data.readers.diffusion_policy import LAYOUT_FILE, PUSH_T, Columns, ZarrLayout, read
 from classact.errors import ConfigError, DataError
 from classact.utils.codec import to_json
@@ -45,10 +53,14 @@ def arrays(**changed: np.ndarray | None) -> Arrays:
     return {key: value for key, value in content.items() if value is not None}
 
 
-def write(path: Path, content: Arrays, *, rows: int = 7, compressor: Any = ZSTD) -> Path:
-    """Write a Zarr v2 store with ``rows`` rows per chunk; a folder, or a zip file where the name says so."""
+def write(
+    path: Path, content: Arrays, *, rows: int = 7, compressor: Any = ZSTD, version: Any = 2, shards: int = 0
+) -> Path:
+    """Write a Zarr store with ``rows`` rows per chunk, ``shards`` chunks per file (version 3); a folder, or a zip file
+    where the name says so.
+    """
     folder = path.with_suffix("") if path.suffix == ".zip" else path
-    group = zarr.open_group(str(folder), mode="w", zarr_format=2)
+    group = zarr.open_group(str(folder), mode="w", zarr_format=version)
     group.create_group("data")
     group.create_group("meta")
     for key, value in content.items():
@@ -58,6 +70,7 @@ def write(path: Path, content: Arrays, *, rows: int = 7, compressor: Any = ZSTD)
             chunks=(min(rows, max(1, len(value))), *value.shape[1:]),
             dtype=value.dtype,
             compressors=compressor,
+            **({"shards": (shards * min(rows, len(value)), *value.shape[1:])} if shards else {}),
         )
         array[...] = value
     if path.suffix == ".zip":
@@ -469,15 +482,27 @@ def test_without_a_layout_push_t_is_assumed(tmp_path: Path) -> None:
     assert "data/img is missing" in message(tmp_path / "b.zarr", layout=PUSH_T)
 
 
-@pytest.mark.parametrize(
-    ("key", "size", "expected"), [("action", 7, 2), ("action", 3, 2), ("state", 14, 5), ("state", 2, 5)]
-)
-def test_without_a_layout_another_robot_is_refused(target: Path, key: str, size: int, expected: int) -> None:
-    path = write(target, arrays(**{key: np.ones((STEPS, size), np.float32)}))
-    said = message(path)
-    assert f"data/{key} has shape ({STEPS}, {size}), expected (N, {expected})" in said
-    assert f"--layout FILE.json, {LAYOUT_FILE} in the store" in said
-    read(path, layout=ZarrLayout(proprioception={"all": "state"}))
+@pytest.mark.parametrize(("key", "size"), [("action", 7), ("action", 3), ("state", 14), ("state", 2)])
+def test_without_a_layout_another_robot_is_not_taken_for_push_t(target: Path, key: str, size: int) -> None:
+    more = {"depth": np.ones((STEPS, 4, 4), np.float32), "robot_joint": np.ones((STEPS, 6))}
+    path = write(target, arrays(**{key: np.ones((STEPS, size), np.float32), **more}))
+    assert declared_simulator(path) == ""
+    data = read(path)
+    state = size if key == "state" else 5
+    assert data.schema.proprioception == (("robot_joint", 6), ("state", state))
+    assert data.states is None
+    assert set(data.images) == {"img"}
+    words = "proprioception is robot_joint, state, cameras are img; not read: depth, keypoint; "
+    assert data.schema.assumption.startswith(words)
+    assert read(path, layout=ZarrLayout(proprioception={"all": "state"})).schema.keys == ("all",)
+
+
+def test_push_t_is_declared_by_its_sizes_or_not_where_a_layout_says_otherwise(target: Path) -> None:
+    path = write(target, arrays())
+    assert declared_simulator(path) == "pusht"
+    if path.is_dir():
+        declare(path / LAYOUT_FILE, {"proprioception": {"all": "state"}})
+        assert declared_simulator(path) == ""
 
 
 def test_what_is_assumed_is_said_whenever_data_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -739,9 +764,35 @@ def test_zarr_group_that_is_something_else(tmp_path: Path) -> None:
     assert "data/action is missing; arrays in data: none" in message(tmp_path / "a.zarr")
 
 
-def test_zarr_version_3(tmp_path: Path) -> None:
-    zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3)
-    assert "is a Zarr version 3 store, expected version 2" in message(tmp_path / "a.zarr")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compressor": "auto"},
+        {"compressor": None},
+        {"compressor": zarr.codecs.BloscCodec()},
+        {"compressor": zarr.codecs.ZstdCodec(checksum=True), "shards": 3},
+    ],
+)
+def test_zarr_version_3(target: Path, options: dict[str, Any]) -> None:
+    path, content = write(target, arrays(), version=3, **options), arrays()
+    data = read(path)
+    assert_array_equal(data.actions, content["action"])
+    assert_array_equal(np.asarray(data.images["top"]), content["img"].astype(np.uint8))
+    assert declared_simulator(path) == "pusht"
+    if path.is_dir():
+        files = [file for file in sorted((path / "data/action").rglob("*")) if file.is_file() and file.name.isdigit()]
+        files[0].write_bytes(files[0].read_bytes()[:-3])
+        assert "data/action" in message(path)
+        files[0].unlink()
+        assert "is missing" in message(path)
+
+
+def test_version_3_leaves_out_constant_chunks_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    action = np.ones((STEPS, 2), np.float32)
+    action[1] = 0
+    path = write(tmp_path / "a.zarr", arrays(action=action), version=3, rows=1, compressor="auto")
+    assert_array_equal(read(path).actions, action)
+    assert f"data/action: 1 of {STEPS} chunk files are not there, so all their values are 0" in caplog.text
 
 
 def test_registry() -> None:

@@ -1,4 +1,4 @@
-"""Diffusion Policy's Zarr stores: ``data/{img, state, action, ...}`` and ``meta/episode_ends``, Zarr version 2.
+"""Diffusion Policy's Zarr stores: ``data/{img, state, action, ...}`` and ``meta/episode_ends``, Zarr version 2 or 3.
 
 As in ``ReplayBuffer`` of https://github.com/real-stanford/diffusion_policy, every array of ``data`` has one row per
 step; ``meta/episode_ends`` is the cumulative number of steps. ``data/action[t]`` is taken at row t.
@@ -8,6 +8,7 @@ A :class:`ZarrLayout` declares which array is what: in Python, in a JSON file, o
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace
 from classact.data.images import ImageSource
 from classact.data.readers import first_episodes, read_layout
-from classact.data.readers.zarr2 import Zarr2Array, Zarr2Store
+from classact.data.readers.zarr_store import ZarrArray, ZarrStore
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError, DataError
 from classact.utils.codec import fields_from_json, to_json
 
-DESCRIPTION = "a Zarr version 2 folder, or .zarr.zip, with data/action and meta/episode_ends"
+DESCRIPTION = "a Zarr folder, or a .zip of one, with data/action and meta/episode_ends"
+_ROBOT = ("state", "robot", "agent_pos", "qpos", "joint", "eef", "ee_", "gripper", "proprio")
+"""Beginnings of arrays' names that are taken for proprioception where a store declares nothing."""
+
 LAYOUT_FILE = "classact.json"  # the layout that lies in the store itself, beside data and meta
 _DECLARE = f"declare which array is what in a layout (--layout FILE.json, {LAYOUT_FILE} in the store, or a ZarrLayout)"
 
@@ -91,21 +95,31 @@ PUSH_T = ZarrLayout(state="state", proprioception={"agent_pos": Columns("state",
 def matches(path: Path) -> bool:
     """A folder with Zarr metadata or named like a store; a zip file named like one."""
     if path.is_dir():
-        return path.suffix == ".zarr" or (path / ".zgroup").is_file() or (path / "meta/episode_ends").is_dir()
-    return path.name.endswith(".zarr.zip")
+        marks = (path / ".zgroup", path / "zarr.json")
+        return path.suffix == ".zarr" or any(mark.is_file() for mark in marks) or (path / "meta/episode_ends").is_dir()
+    return path.name.endswith(".zarr.zip") or (path.suffix == ".zip" and _is_zipped(path))
+
+
+def _is_zipped(path: Path) -> bool:
+    """Whether an archive holds a store."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return any(f"/{name}".endswith(("/meta/episode_ends/.zarray", "/meta/episode_ends/zarr.json")) for name in names)
 
 
 def declared_simulator(path: Path) -> str:
     """ "pusht" for a store without a layout whose actions and states have Push-T's sizes; reading says so aloud."""
     try:
-        store = Zarr2Store(path)
+        store = ZarrStore(path)
         if store.size(LAYOUT_FILE) is not None:
             return ""
-        _push_t(store)
-        sizes = [_array(store, PUSH_T, name).shape[1:] for name in (PUSH_T.action, str(PUSH_T.state))]
+        _, words = assumed_layout(store)
     except (ConfigError, DataError):
         return ""  # read() reports what is wrong
-    return "pusht" if sizes == [(2,), (5,)] else ""
+    return "pusht" if words == "Push-T's layout" else ""
 
 
 def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
@@ -117,7 +131,7 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
         DataError: missing or damaged files, arrays that match neither each other nor the layout, unusable values.
         ConfigError: more episodes than there are; an invalid layout.
     """
-    store = Zarr2Store(path)
+    store = ZarrStore(path)
     if isinstance(layout, Path):
         layout = read_layout(ZarrLayout, layout, f"layout {layout}")
     elif layout is None and store.size(LAYOUT_FILE) is not None:
@@ -128,9 +142,9 @@ def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path |
     return demonstrations.with_images({camera: ZarrImages(array, steps) for camera, array in cameras.items()})
 
 
-def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, Zarr2Array]]:
+def _without_images(store: ZarrStore, declared: ZarrLayout | None) -> tuple[Demonstrations, dict[str, ZarrArray]]:
     """Everything but the images, and the images' arrays."""
-    layout = _push_t(store) if declared is None else declared
+    layout, assumed_words = assumed_layout(store) if declared is None else (declared, "")
     action = _array(store, layout, layout.action)
     state = None if layout.state is None else _array(store, layout, layout.state)
     robot = {key: Columns(part) if isinstance(part, str) else part for key, part in layout.proprioception.items()}
@@ -148,7 +162,7 @@ def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Dem
     schema = Schema((), tuple((key, part.shape[1]) for key, part in parts.items()), actions=layout.action_space)
     if layout.action_space is None:
         assumed = Schema.assumed((), schema.proprioception_dim, actions.shape[1], values=actions)
-        assumption = f"Push-T's layout; {assumed.assumption}" if declared is None else assumed.assumption
+        assumption = "; ".join(filter(None, (assumed_words, assumed.assumption)))
         schema = replace(schema, actions=assumed.actions, assumption=assumption)
     path = store.path
     demonstrations = Demonstrations(
@@ -167,21 +181,31 @@ def _without_images(store: Zarr2Store, declared: ZarrLayout | None) -> tuple[Dem
     return demonstrations, cameras
 
 
-def _push_t(store: Zarr2Store) -> ZarrLayout:
-    """Push-T's layout, for a store that declares none; a DataError for sizes other than Push-T's."""
-    assert PUSH_T.state is not None
-    for name, size in ((PUSH_T.action, 2), (PUSH_T.state, 5)):
-        array = _array(store, PUSH_T, name)
-        if len(array.shape) == 2 and array.shape[1] != size:
-            raise DataError(
-                f"{array.where} has shape {array.shape}, expected (N, {size}): a store without a layout is taken for "
-                f"Push-T, whose actions are (N, 2) and states (N, 5). Of another robot, {_DECLARE}; docs/policies.md "
-                f"shows one."
-            )
-    return PUSH_T if "img" in store.arrays(PUSH_T.data) else replace(PUSH_T, cameras={})
+def assumed_layout(store: ZarrStore) -> tuple[ZarrLayout, str]:
+    """The layout of a store that declares none, and what it assumes, in words.
+
+    Push-T's, where actions and states have its sizes; else actions are ``action``, proprioception is every array of a
+    row of numbers per step whose name says that it is a robot's, and cameras are all images. A DataError where there
+    are no actions.
+    """
+    action = _array(store, PUSH_T, PUSH_T.action)
+    names = store.arrays(PUSH_T.data)
+    if action.shape[1:] == (2,) and "state" in names and store.array("data/state").shape[1:] == (5,):
+        return (PUSH_T if "img" in names else replace(PUSH_T, cameras={})), "Push-T's layout"
+    arrays = {name: store.array(f"{PUSH_T.data}/{name}") for name in names if name != PUSH_T.action}
+    robot = {name: name for name, array in arrays.items() if name.startswith(_ROBOT) and _is_numbers(array)}
+    images = [name for name, array in arrays.items() if len(array.shape) == 4 and array.shape[3] == 3]
+    left = [name for name in arrays if name not in (*robot, *images)]
+    words = f"proprioception is {', '.join(robot) or 'nothing'}, cameras are {', '.join(images) or 'none'}"
+    words += f"; not read: {', '.join(left)}" if left else ""
+    return ZarrLayout(proprioception=robot), words
 
 
-def _array(store: Zarr2Store, layout: ZarrLayout, name: str) -> Zarr2Array:
+def _is_numbers(array: ZarrArray) -> bool:
+    return len(array.shape) in (1, 2) and array.dtype.kind in "fiu"
+
+
+def _array(store: ZarrStore, layout: ZarrLayout, name: str) -> ZarrArray:
     path = name if "/" in name else f"{layout.data}/{name}"
     group, _, key = path.rpartition("/")
     keys = store.arrays(group)
@@ -193,7 +217,7 @@ def _array(store: Zarr2Store, layout: ZarrLayout, name: str) -> Zarr2Array:
     return store.array(path)
 
 
-def _cameras(store: Zarr2Store, layout: ZarrLayout) -> dict[str, Zarr2Array]:
+def _cameras(store: ZarrStore, layout: ZarrLayout) -> dict[str, ZarrArray]:
     cameras = {camera: _array(store, layout, name) for camera, name in layout.cameras.items()}
     for array in cameras.values():
         if len(array.shape) != 4 or array.shape[3] != 3:
@@ -215,7 +239,7 @@ def _cameras(store: Zarr2Store, layout: ZarrLayout) -> dict[str, Zarr2Array]:
     return cameras
 
 
-def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
+def _episode_ends(store: ZarrStore, layout: ZarrLayout) -> NDArray[np.int64]:
     array = _array(store, layout, layout.episode_ends)
     if array.dtype.kind not in "iu" or len(array.shape) != 1:
         raise DataError(
@@ -225,7 +249,7 @@ def _episode_ends(store: Zarr2Store, layout: ZarrLayout) -> NDArray[np.int64]:
     return array.read().astype(np.int64)
 
 
-def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
+def _language(array: ZarrArray, data: Demonstrations) -> NDArray[np.float32]:
     """(E, D_l): one row per episode, whether stored so or repeated at each step."""
     values = _matrix(array)
     if len(values) not in (len(data), data.num_steps):
@@ -250,7 +274,7 @@ def _language(array: Zarr2Array, data: Demonstrations) -> NDArray[np.float32]:
     return _cast(values, np.float32)
 
 
-def _matrix(array: Zarr2Array, *, flat: bool = False) -> NDArray[Any]:
+def _matrix(array: ZarrArray, *, flat: bool = False) -> NDArray[Any]:
     """(N, D) numbers; where ``flat``, also (N,), as a gripper's opening is often stored."""
     if flat and len(array.shape) == 1 and array.dtype.kind in "fiu":
         return array.read()[:, None]
@@ -267,7 +291,7 @@ def _cast(values: NDArray[Any], dtype: type) -> NDArray[Any]:
         return np.ascontiguousarray(values, dtype=dtype)
 
 
-def _columns(array: Zarr2Array, key: str, columns: tuple[int, ...] | None) -> NDArray[Any]:
+def _columns(array: ZarrArray, key: str, columns: tuple[int, ...] | None) -> NDArray[Any]:
     values = _matrix(array, flat=True)
     if columns is None:
         return values
@@ -284,7 +308,7 @@ class ZarrImages(ImageSource):
     0..255, are DataErrors.
     """
 
-    def __init__(self, array: Zarr2Array, steps: int) -> None:
+    def __init__(self, array: ZarrArray, steps: int) -> None:
         if array.dtype.kind not in "fiu":
             raise DataError(f"{array.where} has dtype {array.dtype}, expected images of numbers from 0 to 255.")
         array.check_files(steps)
@@ -307,7 +331,7 @@ class ZarrImages(ImageSource):
         return _to_uint8(self._array.read(start, stop), self._array, start)
 
 
-def _to_uint8(values: NDArray[Any], array: Zarr2Array, first: int) -> ImageArray:
+def _to_uint8(values: NDArray[Any], array: ZarrArray, first: int) -> ImageArray:
     """Convert whole numbers 0..255 of any dtype exactly; anything else is an error that says where and what."""
     if values.dtype == np.uint8:
         return values

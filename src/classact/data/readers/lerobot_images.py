@@ -83,6 +83,8 @@ class VideoFrames:
         if not container.streams.video:
             raise DataError(f"{self.path} holds no video stream. Copy or download it again.")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError(f"{self.path}: the video's codec is not known. Copy or download it again.")
         stream.codec_context.thread_count = 1  # several blocks are decoded side by side
         found = (stream.codec_context.height, stream.codec_context.width, 3)
         if found != self.shape:

@@ -1,20 +1,25 @@
-"""Arrays of a Zarr version 2 store (a folder or a ``.zip``), read so that no damage passes for data.
+"""Arrays of a Zarr store, version 2 or 3 (a folder or a ``.zip``), read so that no damage passes for data.
 
 The zarr library (3.1) returns the fill value for missing chunk files, and Blosc decodes a truncated chunk to garbage.
-So every chunk file is checked before decoding, which goes chunk by chunk so that errors name the file.
+So every chunk file (of version 3 every shard) is checked before decoding, which goes chunk by chunk so that errors name
+the file. Writers of version 3 leave out chunks that hold the fill value alone, so a few missing ones are said, not
+refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import logging
 import math
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +29,14 @@ from classact.errors import DataError
 from classact.utils.inputs import cannot_read, is_from_system
 
 _BLOSC_HEADER = 16
+_METADATA = {2: ".zarray", 3: "zarr.json"}
+_FEW = 0.1
+"""Share of a version 3 array's chunk files that may be missing."""
+
+logger = logging.getLogger(__name__)
 
 
-class Zarr2Store:
+class ZarrStore:
     """Read access to a store's folder or zip file, open as long as one of its arrays is in use."""
 
     def __init__(self, path: Path) -> None:
@@ -50,11 +60,10 @@ class Zarr2Store:
                     f"damaged. Copy or download it again."
                 ) from error
             self._sizes = {entry.filename: entry.file_size for entry in self._zip.infolist()}
-            groups = sorted((n.removesuffix(".zgroup") for n in self._sizes if f"/{n}".endswith("/.zgroup")), key=len)
-            self._prefix = groups[0] if groups else ""
+            roots = (n.removesuffix(mark) for n in self._sizes for mark in (".zgroup", "zarr.json") if _named(n, mark))
+            self._prefix = min(roots, key=len, default="")
             self._backend = ZipStore(path, mode="r")
-        if self.size("zarr.json") is not None:
-            raise DataError(f"{path} is a Zarr version 3 store, expected version 2. Write it with zarr_format=2.")
+        self.version: Literal[2, 3] = 2 if self.size("zarr.json") is None else 3
 
     def size(self, name: str) -> int | None:
         """Bytes of a file of the store, None where it does not exist."""
@@ -75,7 +84,8 @@ class Zarr2Store:
                     return member.read(count)
             with (self.path / name).open("rb") as file:
                 return file.read(count)
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: the archive is encrypted
+        # RuntimeError: the archive is encrypted.
+        except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             if is_from_system(error):
                 raise DataError(cannot_read(self.path / name, error)) from error
             raise DataError(
@@ -84,26 +94,39 @@ class Zarr2Store:
 
     def arrays(self, group: str) -> list[str]:
         """Sorted names of the arrays directly in a group, by their metadata files."""
-        start = f"{self._prefix}{group}/"
-        names = (n.removeprefix(start) for n in self._sizes if n.startswith(start) and n.endswith("/.zarray"))
-        return sorted(n.removesuffix("/.zarray") for n in names if n.count("/") == 1 and n[0] != ".")
+        start, mark = f"{self._prefix}{group}/", f"/{_METADATA[self.version]}"
+        names = (n.removeprefix(start) for n in self._sizes if n.startswith(start) and n.endswith(mark))
+        found = sorted(n.removesuffix(mark) for n in names if n.count("/") == 1 and n[0] != ".")
+        return found if self.version == 2 else [name for name in found if self._is_array(f"{group}/{name}")]
 
-    def array(self, key: str) -> Zarr2Array:
+    def _is_array(self, key: str) -> bool:
+        try:
+            metadata = json.loads(self.head(f"{key}/zarr.json"))
+        except ValueError:
+            return True  # opening it says what is wrong
+        return not isinstance(metadata, dict) or metadata.get("node_type") != "group"
+
+    def array(self, key: str) -> ZarrArray:
         """An array with checked metadata."""
         import zarr
 
-        self.head(f"{key}/.zarray")  # raises the system's own error
+        name = f"{key}/{_METADATA[self.version]}"
+        self.head(name)  # raises the system's own error
         try:
-            array = zarr.open_array(store=self._backend, path=self._prefix + key, mode="r", zarr_format=2)
+            array = zarr.open_array(store=self._backend, path=self._prefix + key, mode="r", zarr_format=self.version)
             if len(array.shape) != len(array.chunks) or min(array.chunks, default=1) < 1:
                 raise ValueError(f"shape {array.shape} with chunks {array.chunks}")
         except Exception as error:  # of as many kinds as there are fields
             raise DataError(
-                f"{self.path}: {key} cannot be opened ({type(error).__name__}: {error}). Either {key}/.zarray is "
+                f"{self.path}: {key} cannot be opened ({type(error).__name__}: {error}). Either {name} is "
                 f"damaged: copy or download the data again. Or its codec is not installed: install it, or write the "
                 f"array again with Blosc."
             ) from error
-        return Zarr2Array(self, key, array)
+        return ZarrArray(self, key, array)
+
+
+def _named(path: str, name: str) -> bool:
+    return f"/{path}".endswith(f"/{name}")
 
 
 def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
@@ -120,14 +143,14 @@ def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
                 refuse(problem)
 
 
-class Zarr2Array:
+class ZarrArray:
     """One array: its metadata, and checked reading; ``where`` is store and array, for messages."""
 
-    def __init__(self, store: Zarr2Store, key: str, array: Any) -> None:
+    def __init__(self, store: ZarrStore, key: str, array: Any) -> None:
         self.store, self.key, self._array = store, key, array
         self.where = f"{store.path}: {key}"
         self.shape: tuple[int, ...] = array.shape
-        self.chunks: tuple[int, ...] = array.chunks
+        self.chunks: tuple[int, ...] = array.shards or array.chunks  # what a file holds
         self.dtype: np.dtype[Any] = array.dtype
 
     def _grid(self, start: int, stop: int | None) -> Iterator[tuple[str, tuple[slice, ...]]]:
@@ -151,14 +174,21 @@ class Zarr2Array:
         """Check that every chunk (of the first ``rows`` rows) has a file of the size it declares."""
         files = self._files(rows)
         sizes = {file: self.store.size(file) for file in files}
-        if missing := [file for file, size in sizes.items() if size is None]:
+        missing = [file for file, size in sizes.items() if size is None]
+        if missing and self.store.version == 3 and len(missing) <= _FEW * len(files):
+            logger.warning(
+                "%s: %d of %d chunk files are not there, so all their values are %s. Their writer leaves such chunks "
+                "out; if it cannot be so, the copy is incomplete.",
+                *(self.where, len(missing), len(files), self._array.fill_value),
+            )
+        elif missing:
             raise DataError(
                 f"{self.where}: chunk file {missing[0]} is missing ({len(missing)} of {len(files)} chunk files are). "
                 f"Zarr would read it as {self._array.fill_value} without a word. Copy or download the data again; "
                 f"if its writer leaves out constant chunks, write it with write_empty_chunks=True."
             )
         for file, size in sizes.items():
-            if (expected := self._declared_size(file)) not in (None, size):
+            if size is not None and (expected := self._declared_size(file)) not in (None, size):
                 raise DataError(
                     f"{self.where}: chunk file {file} has {size:,} bytes, expected {expected:,}: it was truncated or "
                     f"overwritten. Copy or download the data again."
@@ -166,9 +196,14 @@ class Zarr2Array:
 
     def _declared_size(self, file: str) -> int | None:
         meta = self._array.metadata
-        if meta.compressor is None and not meta.filters:
+        if self.store.version == 2:
+            plain, name = meta.compressor is None and not meta.filters, getattr(meta.compressor, "codec_id", "")
+        else:
+            codecs = [codec.to_dict()["name"] for codec in meta.codecs]
+            plain, name = codecs == ["bytes"], codecs[-1]
+        if plain:
             return math.prod(self.chunks) * self.dtype.itemsize
-        if getattr(meta.compressor, "codec_id", "") != "blosc":
+        if name != "blosc":
             return None
         header = self.store.head(file, _BLOSC_HEADER)
         # Blosc 1 header: four single bytes, then nbytes, blocksize and cbytes, the size of the whole chunk.
@@ -178,7 +213,8 @@ class Zarr2Array:
         """SHA-256 of the metadata and of the checked files of the first ``rows`` rows; remembered while their stamps
         stay.
         """
-        names = [f"{self.key}/.zarray", *self._files(rows)]
+        files = [name for name in self._files(rows) if self.store.size(name) is not None]
+        names = [f"{self.key}/{_METADATA[self.store.version]}", *files]
 
         def compute() -> str:
             digest = hashlib.sha256(str(rows).encode())
