@@ -159,8 +159,8 @@ def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
     """
     for key in SAME:
         if key in known and key in found:
-            # Further views do not matter.
-            before, now = (without(metadata[key], "cameras") for metadata in (known, found))
+            # Further views do not matter, and fps was not always recorded.
+            before, now = (without(metadata[key], "cameras", "fps") for metadata in (known, found))
             if difference := first_difference(before, now, f"data.{key}"):
                 return difference
     return None

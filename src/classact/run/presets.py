@@ -462,7 +462,7 @@ def as_recorded(config: RunConfig, data: Demonstrations | None = None) -> RunCon
         finally:
             logger.setLevel(before)
     pretrain, cameras = config.pretrain, tuple(data.images)
-    if cameras and not set(pretrain.encoder.cameras) <= set(cameras):
+    if cameras:
         pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras))
     heldout = config.heldout or (0 if len(data) < 3 else max(1, len(data) // HELD_OUT))
     return replace(config, pretrain=pretrain, heldout=heldout, baselines=False)

@@ -1,6 +1,6 @@
 """ACT's and ALOHA's HDF5 files: a folder of ``episode_i.hdf5``.
 
-One file is one episode: ``/action`` and ``/observations/qpos`` (T, 14), both arms' joint positions, and
+One file is one episode: ``/action`` and ``/observations/qpos`` (T, n), joint positions, 14 for ALOHA's two arms, and
 ``/observations/images/<camera>``, (T, H, W, 3) or, with the attribute ``compress``, (T, L) bytes of JPEG files padded
 with zeros (``/compress_len`` holds their lengths).
 
@@ -8,18 +8,20 @@ Channels of compressed images: ALOHA's recorder passes RGB arrays to OpenCV, whi
 decode with OpenCV and swap nothing, so both errors cancel, as they do here. Viewers of the JPEG bytes show red and blue
 swapped. Where a writer encoded true RGB, or recorded BGR, declare ``{"bgr": true}`` in a layout.
 
-Simulator states are not recorded, so these episodes cannot be re-rendered.
+Mobile ALOHA's ``/base_action`` (T, 2), the base's linear and angular velocity, follows the joints. Simulator states are
+not recorded, so these episodes cannot be re-rendered.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from classact.data.actions import ActionSpace
+from classact.data.actions import ActionSpace, Part
 from classact.data.readers import hdf5 as h5
 from classact.data.readers.hdf5_images import Frames, demonstrations, frames, jpeg_frames
 from classact.data.schema import Schema
@@ -29,9 +31,14 @@ from classact.errors import ConfigError, DataError
 DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
 _LAYOUT = ("cameras", "bgr")
 
+logger = logging.getLogger(__name__)
+
 SIMULATOR = "aloha-transfer"
 ARM_JOINTS = 6
 DIM = 2 * (ARM_JOINTS + 1)
+BASE = "base_action"
+FPS = 50.0
+"""Of ACT's recorder (DT = 0.02 s); files do not say it."""
 _NAME = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
 
 
@@ -63,8 +70,8 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
     """Read a folder of episodes, by number, or one episode's file; ``layout`` declares ``cameras`` and ``bgr``.
 
     Returns:
-        Demonstrations with (N, 14) actions (``ActionSpace.joints(6, "left", "right")``), (N, 14) proprioception "qpos",
-        no states, images at native resolution.
+        Demonstrations with (N, n) actions, for n = 14 ``ActionSpace.joints(6, "left", "right")``, and a mobile base's
+        two velocities behind them; (N, n) proprioception "qpos", no states, images at native resolution.
 
     Raises:
         DataError: damage, missing groups, arrays that do not match, NaN, images that cannot be decoded; names the file.
@@ -76,13 +83,23 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
         raise DataError(f"{path}: holds 0 files episode_i.hdf5, expected one for each episode.")
     files = files[: h5.check_episodes(episodes, len(files), path)]
     recordings = []
+    joints: int | None = None
+    total, left = 0, list[str]()
     images: list[dict[str, Frames]] = []
     for file in files:
         with h5.open_file(file) as root:
-            actions = h5.matrix(root, "action", DIM)
-            steps = len(actions)
+            actions = h5.matrix(root, "action", joints)
+            joints, steps = actions.shape[1], len(actions)
+            if BASE in root:
+                actions = np.concatenate([actions, h5.matrix(root, BASE, rows=steps)], axis=1)
+            if (dimensions := actions.shape[1]) != (total := total or dimensions):
+                raise DataError(
+                    f"{file}: {dimensions - joints} dimensions of {BASE}, {files[0]} has {total - joints}. Read them "
+                    f"apart."
+                )
             observations = h5.group(root, "observations", "ACT's layout: /action, /observations/qpos and images")
-            recordings.append(h5.Recording(str(file), actions, h5.matrix(observations, "qpos", DIM, steps), None))
+            recordings.append(h5.Recording(str(file), actions, h5.matrix(observations, "qpos", joints, steps), None))
+            left = left or [name for name in ("qvel", "effort") if name in observations]
             pictures = observations.get("images", {})
             cameras = {name: name for name in sorted(pictures)} if chosen.cameras is None else chosen.cameras
             if images and set(cameras) != set(images[0]):
@@ -92,9 +109,22 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
                     f"in a layout (cameras), or read the folders apart."
                 )
             images.append({camera: _frames(observations, key, steps, chosen.bgr) for camera, key in cameras.items()})
-    schema = Schema(tuple(images[0]), (("qpos", DIM),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right"))
+    if left:
+        logger.warning("%s: observations that are not read: %s", path, ", ".join(left))
+    assert joints is not None
+    space = _space(joints, total - joints)
+    assumption = "" if joints == DIM else f"the {joints} dimensions of actions are joint positions"
+    schema = Schema(tuple(images[0]), (("qpos", joints),), actions=space, fps=FPS, assumption=assumption)
     parts = {camera: [of_episode[camera] for of_episode in images] for camera in images[0]}
     return demonstrations(path.stem, path, recordings, parts, schema)
+
+
+def _space(joints: int, base: int) -> ActionSpace:
+    """Of so many joints, and velocities of a base."""
+    arms = (
+        ActionSpace.joints(ARM_JOINTS, "left", "right").parts if joints == DIM else (Part("joints", "joint", joints),)
+    )
+    return ActionSpace((*arms, *((Part("base", "velocity", base),) if base else ())))
 
 
 def _number(path: Path) -> int | None:

@@ -25,6 +25,12 @@ Package = Literal["robosuite"]
 ACCEPTED: tuple[str, ...] = get_args(Package)  # packages that a layout may accept
 logger = logging.getLogger(__name__)
 
+OTHERS = {
+    "DROID's trajectory.h5": ("action", "observation"),
+    "ManiSkill's trajectories": ("traj_0",),
+}
+"""Formats of HDF5 files that are known by name only: members that tell them."""
+
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST = 1e18
 
@@ -146,6 +152,12 @@ def group(parent: Any, name: str, meaning: str) -> Any:
 
     found = parent.get(name)
     if not isinstance(found, h5py.Group):
+        for format_name, members_of in OTHERS.items():
+            if all(member in parent for member in members_of):
+                raise DataError(
+                    f"{where(parent)}: looks like {format_name}, which is not read. Convert it to a LeRobot data set, "
+                    f"or to Zarr with data/action, images and meta/episode_ends."
+                )
         raise DataError(f"{where(parent)}: group {name!r} is missing; there are {members(parent)}. Expected {meaning}.")
     return found
 

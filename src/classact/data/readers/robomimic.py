@@ -5,13 +5,15 @@ same row are taken, images are uint8 and upright. Raw files (as collected, or ``
 states and the model: the robot's pose follows from these (:mod:`classact.data.readers.kinematics`), and images are
 rendered.
 
-Recorded differences or poses become absolute 10-D poses of the grip site (section D), see
-:mod:`classact.data.readers.osc`. Diffusion Policy's conversion (``..._abs.hdf5``) writes poses but leaves ``env_args``
-at differences, so the numbers are checked, too.
+Recorded differences or poses of one Panda become absolute 10-D poses of the grip site (section D), see
+:mod:`classact.data.readers.osc`. Of other robots and controllers, and in files that do not say what their actions mean
+(real robots), actions are taken as they were recorded, and this is said. Diffusion Policy's conversion
+(``..._abs.hdf5``) writes poses but leaves ``env_args`` at differences, so the numbers are checked, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +58,7 @@ class Environment:
     version: str
     controller: Any
     robots: tuple[str, ...] = ()
+    fps: float | None = None
 
     @staticmethod
     def of(data: Any) -> Environment:
@@ -68,7 +71,21 @@ class Environment:
         settings = settings if isinstance(settings, dict) else {}
         robots = settings.get("robots") or ()
         robots = (robots,) if isinstance(robots, str) else tuple(map(str, robots))
-        return Environment(str(args.get("env_name") or ""), str(version), settings.get("controller_configs"), robots)
+        rate = settings.get("control_freq")
+        fps = float(rate) if isinstance(rate, int | float) and 0 < rate < 10_000 else None
+        name, controller = str(args.get("env_name") or ""), settings.get("controller_configs")
+        return Environment(name, str(version), controller, robots, fps)
+
+    @property
+    def other(self) -> str:
+        """Why commands cannot be made poses of a Panda's gripper, in words; empty where they can."""
+        if self.robots and not (len(self.robots) == 1 and self.robots[0].endswith("Panda")):
+            return f"of the robots {', '.join(self.robots)}"
+        if self.controller is None:
+            return "of no declared controller"
+        kind = str(self.controller.get("type", "")) if isinstance(self.controller, dict) else ""
+        parts = self.controller.get("body_parts") if isinstance(self.controller, dict) else None
+        return "" if kind in ("", "OSC_POSE", "BASIC") or parts else f"of controller {kind}"
 
 
 def matches(path: Path) -> bool:
@@ -103,6 +120,9 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
         names = _filtered(file, h5.numbered(data, "demo_", _DEMO), chosen.filter)
         names = names[: h5.check_episodes(episodes, len(names), path)]
         environment = Environment.of(data)
+        if (reason := environment.other) and "obs" in data[names[0]]:
+            made = _as_recorded(path, data, names, reason, chosen.cameras)
+            return replace(made, schema=replace(made.schema, fps=environment.fps))
         controller = controller_of(data, environment)
         raw = [_raw(h5.group(data, name, _DEMO)) for name in names]
         images = _frames(data, names, [len(part.commands) for part in raw], chosen.cameras)
@@ -117,9 +137,57 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
     simulator = SIMULATORS.get(environment.name, "") if states is not None else ""
     rendered = tuple(CAMERAS.values()) if simulator else ()
     cameras = tuple(dict.fromkeys((*rendered, *images)))
-    schema = Schema(cameras, PROPRIOCEPTION, actions=ActionSpace.pose(), assumption=assumption)
+    schema = Schema(cameras, PROPRIOCEPTION, actions=ActionSpace.pose(), fps=environment.fps, assumption=assumption)
     known: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
     return demonstrations(path.stem, path, recordings, images, schema, states=states, **known)
+
+
+_QUATERNION, _ROTATION = "_eef_quat", "_eef_rotation"
+_SEEN = re.compile(r"robot\d+_(eef_pos|eef_quat|joint_pos|gripper_qpos)")
+"""Keys of ``obs`` that are a robot's own; others are of objects, or velocities."""
+
+
+def _as_recorded(
+    path: Path, data: Any, names: list[str], reason: str, cameras: Mapping[str, str] | None
+) -> Demonstrations:
+    """Actions (N, D) as they are, and the robots' own observations; rotations become 6-D."""
+    first = data[names[0]]["obs"]
+    numbers = [
+        key for key in sorted(map(str, first)) if getattr(first[key], "ndim", 0) == 2 and not is_images(first[key])
+    ]
+    numbers = [key for key in numbers if first[key].dtype.kind in "fiu"]
+    used = [key for key in numbers if _SEEN.fullmatch(key)]
+    used = used or [key for key in numbers if "object" not in key]
+    left = [key for key in numbers if key not in used]
+    recordings = []
+    for name in names:
+        demo = data[name]
+        actions = h5.matrix(demo, "actions")
+        obs = h5.group(demo, "obs", "observations")
+        values = [_seen(obs, key, len(actions)) for key in used]
+        recordings.append(
+            h5.Recording(h5.where(demo), actions, np.concatenate([np.zeros((len(actions), 0)), *values], axis=1), None)
+        )
+    sizes = {key: _seen(first, key, len(recordings[0].actions)).shape[1] for key in used}
+    for part in recordings:
+        found = (part.actions.shape[1], part.proprioception.shape[1])
+        if found != (expected := (recordings[0].actions.shape[1], sum(sizes.values()))):
+            raise DataError(
+                f"{part.where}: {found[0]} dimensions of actions and {found[1]} of proprioception, the first "
+                f"demonstration has {expected[0]} and {expected[1]}. Read them apart."
+            )
+    images = _frames(data, names, [len(part.actions) for part in recordings], cameras)
+    words = f"actions ({reason}) are taken as they were recorded; proprioception is {', '.join(used) or 'nothing'}"
+    words += f"; not read: {', '.join(left)}" if left else ""
+    keys = tuple((key.replace(_QUATERNION, _ROTATION), size) for key, size in sizes.items())
+    schema = Schema(tuple(images), keys, actions=None, assumption=words)
+    return demonstrations(path.stem, path, recordings, images, schema)
+
+
+def _seen(obs: Any, key: str, steps: int) -> F64:
+    if not key.endswith(_QUATERNION):
+        return h5.matrix(obs, key, rows=steps)
+    return np.asarray(matrix_to_rotation_6d(quaternion_to_matrix(h5.matrix(obs, key, 4, steps))), np.float64)
 
 
 def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:

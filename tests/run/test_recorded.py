@@ -1,0 +1,108 @@
+"""Runs on data without a simulator: recorded cameras, held-out actions, and a page."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from classact.cli.main import main
+from classact.errors import ConfigError
+from classact.evaluation.rows import ActionError
+from classact.pages import build_report
+from classact.run.evaluate import evaluate_run
+from classact.run.folder import Run
+from classact.run.presets import configure, configure_head
+from classact.run.pretrain import Pipeline
+from classact.utils.storage import read_arrays
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
+from lerobot_files import episode, write_v3
+
+VIEWS = {"observation.images.top": (32, 48), "observation.images.wrist": (24, 24)}
+MOTORS = ["shoulder.pos", "elbow.pos", "gripper.pos"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    episodes = [episode(14 + i, i, actions=3, cameras=VIEWS) for i in range(6)]
+    return write_v3(tmp_path_factory.mktemp("data") / "arm", episodes, names={"action": MOTORS})
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What the demo leaves."""
+    out = tmp_path_factory.mktemp("run") / "demo"
+    command = ["demo", "--data", str(data), "--preset", "debug", "--out", str(out), "--workers", "1", "--quiet"]
+    assert main(command) == 0
+    return Run(out)
+
+
+def test_settings_are_of_what_was_recorded(data: Path) -> None:
+    made = configure(data)
+    assert (made.frames.simulator, made.frames.shift, made.heldout, made.baselines) == ("none", "fixed", 1, False)
+    assert made.pretrain.encoder.cameras == ("top", "wrist")
+    assert made == configure(data, preset="real-cpu")
+    assert configure_head(made).finetune.evaluations == 0
+    assert configure(data, simulator="pusht").frames.simulator == "pusht"
+    with pytest.raises(ConfigError, match=r"shift 'rand-color' is drawn by a simulator, .* declares none\. Name it"):
+        configure(data, shift="rand-color")
+
+
+def test_the_demo_ends_with_errors_on_held_out_demonstrations(finished: Run) -> None:
+    found = {one.policy: one for one in finished.read_actions()}
+    assert set(found) == {"retrieval", "mlp", "nearest by pixels", "random", "mean"}
+    assert all(isinstance(one, ActionError) and np.isfinite(one.l2.value) for one in found.values())
+    assert all(len(one.by_episode) == 1 for one in found.values())
+    assert not finished.summary.exists()
+    assert not (finished.root / "evaluations").exists()
+    encoder = finished.settings().pretrain.encoder
+    assert encoder.cameras == ("top", "wrist")
+
+
+def test_reasons_are_of_held_out_demonstrations(finished: Run) -> None:
+    arrays = read_arrays(finished.neighbors)
+    assert set(arrays["query_seed"].tolist()) == {5}  # the last of six
+    assert arrays["done"].shape == arrays["query_chunk"].shape
+    assert (arrays["episode"] < 5).all()
+    assert "world" not in arrays
+
+
+def test_the_page_says_what_there_is(finished: Run) -> None:
+    page = build_report(finished.root).read_text(encoding="utf-8")
+    assert "On demonstrations that it has not seen, the policy's actions are" in page
+    assert "No simulator is there to roll out in" in page
+    assert 'id="actions"' in page
+    assert 'class="curves"' in page
+    assert "This run has not been evaluated yet" not in page
+    assert "there is no simulator to roll out in; held-out actions are compared instead" in page
+
+
+def test_rollouts_are_refused_by_name(finished: Run, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no simulator to roll out in: .*--simulator NAME"):
+        evaluate_run(finished, quiet=True)
+    made = configure(data, preset="debug")
+    asked = replace(made, pretrain=replace(made.pretrain, evaluations=2))
+    with pytest.raises(ConfigError, match="2 evaluations during training need a simulator"):
+        Pipeline(Run(tmp_path), asked, quiet=True)
+
+
+def test_a_head_is_compared_over_as_many_steps_as_retrieval(finished: Run) -> None:
+    assert (
+        main(["finetune", str(finished.root), "--head", "flow", "--preset", "head-debug", "--name", "f", "--quiet"])
+        == 0
+    )
+    found = {one.policy for one in finished.read_actions()}
+    assert "f" in found
+
+
+def test_too_few_demonstrations_hold_none_out(tmp_path: Path) -> None:
+    data = write_v3(tmp_path / "two", [episode(18, i, cameras={"observation.image": (24, 24)}) for i in range(2)])
+    assert configure(data).heldout == 0
+    out = tmp_path / "out"
+    assert main(["demo", "--data", str(data), "--preset", "debug", "--out", str(out), "--head", "none", "--quiet"]) == 0
+    assert Run(out).read_actions() == []
+    assert "This run has not been evaluated yet" in (out / "report.html").read_text(encoding="utf-8")
