@@ -100,7 +100,7 @@ def test_resnet_starts_as_torchvision_does(width: float) -> None:
         ({"crop_size": 15}, "16 <= crop_size <= 64, got 15"),
         ({"width": 0.0}, r"expected width > 0, got 0\.0"),
         ({"std": (1.0, 0.0, 1.0)}, r"std > 0 in each channel, got \(1\.0, 0\.0, 1\.0\)"),
-        ({"aspect": 0.0}, r"aspect > 0, got 0\.0"),
+        ({"aspect": 0.0}, r"expected an aspect above 0, or one for each of 1 cameras, got 0\.0"),
     ],
 )
 def test_settings_refused(change: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
 import fakes
-from classact.data.actions import ActionSpace
+from classact.data.actions import ActionSpace, Part
 from classact.errors import ConfigError
 from classact.policies import MonitoredPolicy, ParametricConfig, RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.base import decide
@@ -88,3 +88,13 @@ def test_retrieval_plays_the_average_and_monitored_policies_what_they_follow() -
     assert_array_equal(decide(monitored, now, [z[:1], z[1:]]).chunk, decision.chunk)
     with pytest.raises(ConfigError, match=r"on the bank of the monitoring policy: chunk_length 5 .* takes 15 actions"):
         MonitoredPolicy(fast, RetrievalPolicy.build(slow.latents, data, replace(config, horizon=12)))
+
+
+def test_a_base_that_goes_the_same_way_in_less_time_is_faster() -> None:
+    space = ActionSpace((Part("joints", "joint", 1), Part("base", "velocity", 2)))
+    chunks = np.arange(24, dtype=np.float32).reshape(1, 8, 3)
+    for speed in (2.0, 1.5):
+        plain, moving = played(chunks, speed, 4), played(chunks, speed, 4, space)
+        assert_allclose(moving[..., :1], plain[..., :1])
+        assert_allclose(moving[..., 1:], speed * plain[..., 1:])
+    assert_array_equal(played(chunks, 1, 4, space), chunks[:, :4])

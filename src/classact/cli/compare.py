@@ -95,7 +95,11 @@ def flags_of(flags: Compare, written: str, seed: int) -> Compare:
 def _rollouts(flags: Compare, make: Callable[[], Any], notes: list[str]) -> bool:
     """Whether the learned policies can be rolled out. A simulator named by a flag must suit the data."""
     try:
-        make().check_rollouts()
+        made = make()
+        if not made.simulates:
+            notes.append("No rollouts, representations are probed only: the data declare no simulator.")
+            return False
+        made.check_rollouts()
     except ConfigError as error:
         if "frames.simulator" in flags.run:
             raise

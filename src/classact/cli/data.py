@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from classact.data.readers import EMBEDDED, READERS
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
 
+MAX_TASKS = 8
 MAX_RANGES = 20  # of vectors with more dimensions, the range of all is shown, not of each
 
 
@@ -44,6 +46,7 @@ class DataInfo:
         facts: list[tuple[str, str] | None] = [
             ("episodes", f"{len(data):,}"),
             ("steps", f"{data.num_steps:,} ({span})"),
+            ("time", duration(data.num_steps, schema.fps)),
         ]
         for label in ("actions", "proprioception", "states"):
             array = getattr(data, label)
@@ -71,6 +74,11 @@ class DataInfo:
         if data.language is not None:
             different = len(np.unique(data.language, axis=0))
             words = f"{schema.language} numbers for each episode, {different} different instructions"
+        if data.instructions:
+            counts = Counter(data.instructions).most_common(MAX_TASKS)
+            more = len(set(data.instructions)) - len(counts)
+            tasks = "\n".join(f"{count} x {task or 'no words'}" for task, count in counts)
+            facts.append(("tasks", tasks + (f"\nand {more} more" if more else "")))
         space = "none: each dimension is a number by itself" if schema.actions is None else schema.actions.describe()
         facts += [
             None,
@@ -85,6 +93,18 @@ class DataInfo:
         if generated.matches(Path(data.source)):
             facts.append(("expert's attempts", _attempts(generated.read_header(Path(data.source)))))
         print_facts(f"{data.name} ({data.source})", [*facts, None, ("fingerprint", data.fingerprint()[:16])])
+
+
+def duration(steps: int, fps: float | None) -> str:
+    """How long so many steps take, and their rate."""
+    if fps is None:
+        return "steps per second are not known"
+    seconds = steps / fps
+    return (
+        f"{seconds / 60:.1f} min at {fps:g} steps per second"
+        if seconds >= 60
+        else f"{seconds:.1f} s at {fps:g} per second"
+    )
 
 
 def _attempts(header: dict[str, Any]) -> str:

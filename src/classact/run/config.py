@@ -170,5 +170,10 @@ class HeadRunConfig:
 
 
 def whole_path(source: str) -> str:
+    """An absolute path; embedded names stay."""
+    return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
+
+
+def whole_source(data: str) -> str:
     """An absolute path of data; embedded names and those of the hub stay."""
-    return source if source in EMBEDDED or is_hub_name(source) else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
+    return data if is_hub_name(data) else whole_path(data)

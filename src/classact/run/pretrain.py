@@ -24,7 +24,7 @@ from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, Sc
 from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
-from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path
+from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path, whole_source
 from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
@@ -417,7 +417,7 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
             return None
         return whole_path(path)
 
-    return replace(config, data=whole_path(config.data), similarity=place("similarity"), layout=place("layout"))
+    return replace(config, data=whole_source(config.data), similarity=place("similarity"), layout=place("layout"))
 
 
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:

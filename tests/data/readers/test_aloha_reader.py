@@ -186,3 +186,44 @@ def test_bad_files(tmp_path: Path) -> None:
     for file_path in folder.iterdir():
         file_path.unlink()
     assert "holds 0 files episode_i.hdf5" in message(folder)
+
+
+@pytest.mark.parametrize("joints", [6, 8])
+def test_arms_with_any_number_of_joints(tmp_path: Path, joints: int) -> None:
+    contents = [episode(n, n) for n in (3, 4)]
+    for i, content in enumerate(contents):
+        for key in ("action", "observations/qpos"):
+            content[key] = content[key][:, :joints]
+        write_episode(tmp_path / f"episode_{i}.hdf5", content)
+    data = read(tmp_path)
+    assert_allclose(data.actions, np.concatenate([c["action"] for c in contents]), rtol=1e-6)
+    assert data.schema.proprioception == (("qpos", joints),)
+    assert data.schema.actions is not None
+    assert data.schema.actions.describe() == f"0:{joints} joints (joint)"
+    assert data.schema.fps == 50
+    assert "joint positions" in data.schema.assumption
+    contents[0]["observations/qpos"] = contents[0]["observations/qpos"][:, :-1]
+    write_episode(tmp_path / "episode_0.hdf5", contents[0])
+    assert f"qpos is float64 of shape (3, {joints - 1}), expected numbers of shape (3, {joints})" in message(tmp_path)
+
+
+def test_a_mobile_base_moves_as_well(tmp_path: Path) -> None:
+    contents = [episode(n, n) for n in (3, 4)]
+    bases = [np.random.default_rng(n).normal(size=(n, 2)) for n in (3, 4)]
+    for i, (content, base) in enumerate(zip(contents, bases, strict=True)):
+        write_episode(tmp_path / f"episode_{i}.hdf5", content | {"base_action": base})
+    data = read(tmp_path)
+    assert_allclose(data.actions[:, :14], np.concatenate([c["action"] for c in contents]), rtol=1e-6)
+    assert_allclose(data.actions[:, 14:], np.concatenate(bases), rtol=1e-6)
+    assert data.schema.actions is not None
+    assert data.schema.actions.describe().endswith("13:14 right_gripper (gripper), 14:16 base (velocity)")
+    write_episode(tmp_path / "episode_1.hdf5", contents[1])
+    assert "0 dimensions of base_action" in message(tmp_path)
+    assert "has 2. Read them apart" in message(tmp_path)
+
+
+def test_what_is_observed_and_not_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = episode(3, 0)
+    write_episode(tmp_path / "episode_0.hdf5", content | {"observations/qvel": content["action"]})
+    read(tmp_path)
+    assert "observations that are not read: qvel" in caplog.text

@@ -231,7 +231,6 @@ def test_before_1_5_no_rotation_keeps_the_goal() -> None:
 @pytest.mark.parametrize(
     ("controller", "expected"),
     [
-        ({"type": "JOINT_POSITION"}, "name the controller 'JOINT_POSITION', expected 'OSC_POSE'"),
         ({"type": "BASIC", "body_parts": {"left": OSC}}, "name the controller None, expected 'OSC_POSE'"),
         ({**OSC, "impedance_mode": "variable"}, "impedance_mode is 'variable', expected 'fixed'"),
         ({**OSC, "output_max": [1, 2]}, "input and output limits: .*; expected 1 or 6"),
@@ -248,12 +247,57 @@ def test_other_controllers(tmp_path: Path, controller: dict[str, Any], expected:
 
 
 @pytest.mark.parametrize(
-    ("robots", "expected"),
-    [("Sawyer", "the robots Sawyer, expected"), (["Panda", "Panda"], "the robots Panda, Panda, expected one Panda")],
+    ("attributes", "reason"),
+    [
+        (env_args(robots="Sawyer"), "of the robots Sawyer"),
+        (env_args(robots=["Panda", "Panda"]), "of the robots Panda, Panda"),
+        (env_args(controller={"type": "JOINT_POSITION"}), "of controller JOINT_POSITION"),
+        (env_args(controller={"type": "OSC_POSITION"}), "of controller OSC_POSITION"),
+        ({}, "of no declared controller"),
+    ],
 )
-def test_other_robots(tmp_path: Path, robots: Any, expected: str) -> None:
-    path = write_robomimic(tmp_path / "a.hdf5", {"demo_0": demo(3, 0)}, attributes=env_args(robots=robots))
-    assert expected in message(path)
+def test_other_robots_and_controllers_are_taken_as_recorded(
+    tmp_path: Path, attributes: dict[str, Any], reason: str
+) -> None:
+    demos = {f"demo_{i}": demo(3 + i, i, image=8) | {"actions": np.full((3 + i, 4), i + 0.5)} for i in range(2)}
+    data = read_demonstrations(write_robomimic(tmp_path / "a.hdf5", demos, attributes=attributes))
+    assert_array_equal(data.actions, np.repeat([[0.5] * 4, [1.5] * 4], [3, 4], axis=0))
+    assert data.schema.proprioception == (
+        *(("robot0_eef_pos", 3), ("robot0_eef_rotation", 6)),
+        *(("robot0_gripper_qpos", 2), ("robot0_joint_pos", 7)),
+    )
+    rotation = Rotation.from_quat(demos["demo_1"]["obs/robot0_eef_quat"]).as_matrix()[:, :2].reshape(-1, 6)
+    assert_allclose(data.proprioception[3:, 3:9], rotation, atol=1e-6)
+    assert (data.simulator, data.states, data.schema.actions) == ("", None, None)
+    assert set(data.images) == {"agentview", "wrist"}
+    assert f"actions ({reason}) are taken as they were recorded" in data.schema.assumption
+    assert data.schema.assumption.endswith("not read: object")
+
+
+def test_other_robots_without_observations_are_refused(tmp_path: Path) -> None:
+    content = {key: value for key, value in demo(3, 0).items() if not key.startswith("obs/")}
+    path = write_robomimic(tmp_path / "a.hdf5", {"demo_0": content}, attributes=env_args(robots="Sawyer"))
+    assert "the robots Sawyer, expected one Panda" in message(path)
+
+
+def test_demonstrations_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    demos = {f"demo_{i}": demo(3, i) | {"actions": np.zeros((3, 4 + i))} for i in range(2)}
+    path = write_robomimic(tmp_path / "a.hdf5", demos, attributes={})
+    assert "demo_1: 5 dimensions of actions and 18 of proprioception, the first demonstration has 4 and 18" in message(
+        path
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(("action", "observation"), "looks like DROID's trajectory.h5"), (("traj_0",), "looks like ManiSkill's traject")],
+)
+def test_formats_known_by_name_alone_are_named(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    with h5py.File(tmp_path / "trajectory.h5", "w") as file:
+        for name in names:
+            file.create_group(name)
+    assert said in message(tmp_path / "trajectory.h5")
+    assert "Convert it to a LeRobot data set" in message(tmp_path / "trajectory.h5")
 
 
 # Kinematics of the recorded model
@@ -376,8 +420,6 @@ def test_missing_groups(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file.create_group("data/episode_0")
     assert "data: holds 0 demonstrations; there are episode_0. Expected demonstrations demo_0" in message(path)
-    write_robomimic(path, {"demo_0": demo(3, 0)}, attributes={})
-    assert "attribute 'env_args' names no controller_configs" in message(path)
     write_robomimic(path, {"demo_0": demo(3, 0)}, attributes={"env_args": "{"})
     assert "attribute 'env_args' is not valid JSON" in message(path)
     write_robomimic(path, {"demo_0": demo(3, 0)}, attributes={"env_args": "3"})

@@ -49,7 +49,8 @@ def reason_against(data: Demonstrations, latents: Any, drawing: Drawing) -> str 
     if drawing.simulator == NO_SIMULATOR:
         return "there is no simulator that could draw states again"
     if max(abs(aspect - 1) for aspect in encoder.aspects) > 0.02:
-        return f"the encoder reads images of width / height {encoder.aspect}, and simulators draw squares"
+        shapes = ", ".join(f"{aspect:.2f}" for aspect in dict.fromkeys(encoder.aspects))
+        return f"the encoder reads images of width / height {shapes}, and simulators draw squares"
     try:
         made = drawing.start(encoder.cameras)
     except ClassactError as error:
