@@ -30,6 +30,7 @@ class Similarity:
         html: Write the page.
         layout: JSON file that says which array of the data is what (docs/policies.md).
         episodes: Use only the first so many demonstrations, or those of these numbers, as in 0:50,60.
+        fps: Steps per second of them, fewer than recorded.
         quiet: No progress bars.
     """
 
@@ -39,6 +40,7 @@ class Similarity:
     html: bool = True
     layout: Path | None = None
     episodes: int | str | None = None
+    fps: float | None = None
     quiet: bool = False
     analysis: Given = settings(
         Settings(
@@ -61,7 +63,7 @@ class Similarity:
         ranks = Ranks.from_environment()
         try:
             ranks.on_first(lambda: check_writable(self.out, folder=True))
-            data = read_demonstrations(self.data, episodes=self.episodes, layout=self.layout)
+            data = read_demonstrations(self.data, episodes=self.episodes, layout=self.layout, fps=self.fps)
             numbers = analyze_similarity(data, config, self.out, ranks=ranks, quiet=self.quiet)
             if ranks.first:
                 print_similarity(numbers)

@@ -13,6 +13,7 @@ from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
+from classact.utils.codec import ADDED
 from classact.utils.storage import slug
 
 RANDOM = "random"  # how tables name an encoder of random weights that a run is about
@@ -61,6 +62,7 @@ class RunConfig:
     Attributes:
         data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
         episodes: only the first so many demonstrations, or those of these numbers, as in 0:50,60.
+        fps: steps per second of them, fewer than recorded; None: all.
         frames: which images.
         pretrain: representation learning.
         retrieval: acting.
@@ -80,6 +82,7 @@ class RunConfig:
 
     data: str = "pusht-expert"
     episodes: int | str | None = None
+    fps: float | None = field(default=None, metadata=ADDED)
     frames: FramesConfig = field(default_factory=FramesConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)

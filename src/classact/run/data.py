@@ -66,7 +66,7 @@ class RunData:
                 instructions otherwise.
         """
         settings = self.settings
-        data = read_demonstrations(settings.data, episodes=settings.episodes, layout=settings.layout)
+        data = read_demonstrations(settings.data, episodes=settings.episodes, layout=settings.layout, fps=settings.fps)
         if self.held >= len(data):
             raise ConfigError(
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from classact.data.lowdim import LowDim
+from classact.data.rate import short_windows
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import UnknownNameError, choose
@@ -210,6 +211,12 @@ def check(work: Pipeline) -> bool:
     if work.config.pretrain.evaluations:
         work.check_rollouts()
     data, config = work["demonstrations"], training_config(work)
+    if (
+        config.objective.needs_similarity
+        and (said := short_windows(data, config.similarity.horizon))
+        and work.ranks.first
+    ):
+        logger.warning("%s", said)
     folder = None if work.config.similarity is None else Path(work.config.similarity)
     width = check_training(data, config, folder) + data.schema.language
     width += len(data.schema.columns(work.config.keys))

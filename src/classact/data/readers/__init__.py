@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
+from classact.data.rate import at_rate
 from classact.data.readers.hub import hub_folder, is_hub_name
 from classact.data.readers.selection import chosen_episodes
 from classact.data.types import Demonstrations
@@ -81,6 +82,7 @@ def read_demonstrations(
     *,
     episodes: int | str | None = None,
     layout: str | Path | None = None,
+    fps: float | None = None,
 ) -> Demonstrations:
     """Read demonstrations of any format, or those that come with classact.
 
@@ -91,6 +93,7 @@ def read_demonstrations(
         layout: JSON file that declares which array is what (Zarr stores:
             :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
             :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
+        fps: steps per second, a divisor of those recorded (:func:`classact.data.rate.at_rate`); None: as recorded.
 
     Raises:
         DataError: no such path, unknown format, or unusable data; names the file and field.
@@ -101,7 +104,8 @@ def read_demonstrations(
 
         if layout is not None:
             raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
-        return some_episodes(load_embedded(), episodes)
+        data = some_episodes(load_embedded(), episodes)
+        return data if fps is None else at_rate(data, fps)
     name = str(source) if is_hub_name(source) else None
     path = input_path(source, missing=_available) if name is None else hub_folder(name)
     if path.name in ("", ".."):  # demonstrations are named by their path
@@ -112,7 +116,7 @@ def read_demonstrations(
         data = replace(data, name=name.partition("@")[0].replace("/", "-"), source=name)
     if data.schema.assumption:
         logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
-    return data
+    return data if fps is None else at_rate(data, fps)
 
 
 def _read(path: Path, episodes: int | str | None, layout: Path | None) -> Demonstrations:
