@@ -12,6 +12,8 @@ COMMANDS: dict[str, str] = {
     "probe": "classact.cli.probe:Probe",
     "similarity": "classact.cli.similarity:Similarity",
     "data info": "classact.cli.data:DataInfo",
+    "data validate": "classact.cli.data:DataValidate",
+    "data preview": "classact.cli.data:DataPreview",
     "data generate": "classact.cli.data:DataGenerate",
     "presets": "classact.cli.presets:Presets",
     "doctor": "classact.cli.doctor:Doctor",

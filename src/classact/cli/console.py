@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from classact.errors import ClassactError
 from classact.evaluation.rows import ActionError, EvaluationRow, Value
+
+if TYPE_CHECKING:
+    from classact.data.validate import Finding
 
 _PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
 _NAME_COLUMNS = 16  # names in tables are folded to no less
@@ -186,6 +189,17 @@ def print_actions(errors: Iterable[ActionError]) -> None:
     for error in sorted(errors, key=lambda one: one.l2.value):
         table.add_row(error.policy, *(_value(value) for value in (error.l2, error.dtw)))
     if table.row_count:
+        console().print(table)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """A line for each oddity of demonstrations."""
+    from rich.table import Table
+
+    table = Table("", "check", "where", "what")
+    for one in findings:
+        table.add_row(one.kind, one.check, one.where, one.what)
+    if findings:
         console().print(table)
 
 

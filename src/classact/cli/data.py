@@ -117,6 +117,62 @@ def _attempts(header: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
+class DataValidate:
+    """Look for what is odd in demonstrations: a line for each finding; exit status 1 if there are problems.
+
+    Attributes:
+        source: Demonstrations.
+        layout: JSON file that says which array of the data is what (docs/data.md).
+        episodes: Only the first so many demonstrations, or those of these numbers, as in 0:50,60.
+        quiet: No progress bar.
+    """
+
+    source: str = flag(positional=True, choices=sources)
+    layout: Path | None = None
+    episodes: int | str | None = None
+    quiet: bool = False
+
+    def main(self) -> int:
+        from classact.cli.console import print_findings
+        from classact.data.readers import read_demonstrations
+        from classact.data.validate import validate
+        from classact.utils.progress import progress_bar
+
+        data = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
+        with progress_bar("look at frames", quiet=self.quiet or not data.images) as bar:
+            findings = validate(data, lambda done, of: bar(done, of, "cameras"))
+        print_findings(findings)
+        problems = sum(one.kind == "problem" for one in findings)
+        say(f"{data.name}: {len(data)} episodes, {problems} problems, {len(findings) - problems} notes.")
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class DataPreview:
+    """Write a contact sheet of demonstrations (.png), or the video of one (.mp4).
+
+    Attributes:
+        source: Demonstrations.
+        out: File to write.
+        episode: Of the video. Default: the first.
+        layout: JSON file that says which array of the data is what (docs/data.md).
+    """
+
+    source: str = flag(positional=True, choices=sources)
+    out: Path = Path("preview.png")
+    episode: int | None = None
+    layout: Path | None = None
+
+    def main(self) -> None:
+        from classact.data.preview import write_preview
+        from classact.data.readers import read_demonstrations
+        from classact.utils.storage import check_writable
+
+        check_writable(self.out)
+        say(f"Preview: {write_preview(read_demonstrations(self.source, layout=self.layout), self.out, self.episode)}")
+
+
+@dataclass(frozen=True)
 class DataGenerate:
     """Demonstrations of a simulated task by its scripted expert, from seeds; resumable.
 

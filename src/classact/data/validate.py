@@ -1,0 +1,227 @@
+"""What is odd about demonstrations that can be read: things that training does not refuse, and suffers from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classact.data.copies import first_copies
+from classact.data.normalize import constant_dimensions
+from classact.data.types import Demonstrations, FloatArray
+from classact.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+SATURATED = 0.2
+"""Share of all steps at a dimension's lowest or highest value from which it counts as saturated. Grippers are."""
+
+JUMP = 20.0
+"""A step counts as a jump where it is so many times as long as 90 % of those that move, and longer than a tenth of the
+range.
+"""
+
+LONG, SHORT = 4.0, 0.25
+"""Of the median length: episodes beyond are named."""
+
+LAGS = 10
+"""Steps by which actions and proprioception are shifted against each other."""
+
+DARK, FRAMES, STILL = 4.0, 400, 0.5
+"""Mean pixel below which a frame is black; frames looked at of each camera; share of a camera's pairs of neighbouring
+frames that may be equal while the robot moves."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One oddity.
+
+    Attributes:
+        kind: "problem", which will harm, or "note", which is worth knowing.
+        check: what was looked at.
+        where: episode, dimension or camera.
+        what: the finding with its numbers, and what to do.
+    """
+
+    kind: Literal["problem", "note"]
+    check: str
+    where: str
+    what: str
+
+
+def validate(data: Demonstrations, progress: Progress | None = None) -> list[Finding]:
+    """All findings: problems first.
+
+    What cannot be read at all (NaN, missing frames, damaged files) is a DataError of reading; frames that cannot be
+    decoded are findings.
+    """
+    numbers = [("action", data.actions), ("proprioception", data.proprioception)]
+    found = [*_lengths(data), *_copies(data), *_lag(data)]
+    for name, values in numbers:
+        if values.shape[1]:
+            found += [*_constant(data, name, values), *_saturated(data, name, values), *_jumps(data, name, values)]
+    found += _images(data, progress)
+    return sorted(found, key=lambda one: one.kind != "problem")
+
+
+def _lengths(data: Demonstrations) -> Iterator[Finding]:
+    lengths, median = data.lengths, float(np.median(data.lengths))
+    for word, chosen in (("short", lengths < SHORT * median), ("long", lengths > LONG * median)):
+        if chosen.any():
+            names = _some(np.flatnonzero(chosen))
+            what = f"{int(chosen.sum())} of {len(data)} are {word}: {lengths[chosen].min()} to {lengths[chosen].max()} "
+            yield Finding("note", "lengths", f"episodes {names}", f"{what}steps, the median is {median:g}.")
+
+
+def _copies(data: Demonstrations) -> Iterator[Finding]:
+    first = first_copies(data.actions, data.episode_ends)
+    again = np.flatnonzero(first != np.arange(len(first)))
+    if len(again):
+        what = f"{len(again)} have the actions of an earlier one (episode {again[0]} those of {first[again[0]]})."
+        yield Finding("problem", "equal episodes", f"episodes {_some(again)}", f"{what} Remove the copies.")
+
+
+def _dimension(data: Demonstrations, name: str, d: int) -> str:
+    if name == "action":
+        space = data.schema.actions
+        parts = [] if space is None else space.layout()
+        part = next((part.name for part, where in parts if where.start <= d < where.stop), "")
+        return f"action {d}{f' ({part})' if part else ''}"
+    ends = np.cumsum([size for _, size in data.schema.proprioception])
+    key, size = data.schema.proprioception[int(np.searchsorted(ends, d, side="right"))]
+    return f"{key} {d - int(ends[np.searchsorted(ends, d, side='right')] - size)}"
+
+
+def _constant(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
+    for d in np.flatnonzero(constant_dimensions(values)).tolist():
+        yield Finding("note", "constant", _dimension(data, name, d), f"always {values[0, d]:.4g}: it says nothing.")
+
+
+def _saturated(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
+    space = data.schema.actions
+    grippers = np.zeros(values.shape[1], np.bool_)
+    if name == "action" and space is not None:
+        grippers = space.dimensions("gripper")
+    low, high = values.min(axis=0), values.max(axis=0)
+    for d in np.flatnonzero((high > low) & ~grippers).tolist():
+        for word, limit in (("lowest", low[d]), ("highest", high[d])):
+            share = float((values[:, d] == limit).mean())
+            if share >= SATURATED and len(np.unique(values[:, d])) > 2:  # with two values it is a switch
+                what = (
+                    f"{100 * share:.0f} % of all steps are at the {word} value, {limit:.4g}: commands may be clipped."
+                )
+                yield Finding("note", "saturated", _dimension(data, name, d), what)
+
+
+def _jumps(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
+    inside = np.ones(len(values) - 1, np.bool_)
+    inside[data.episode_ends[:-1] - 1] = False
+    steps = np.abs(np.diff(values.astype(np.float64), axis=0))
+    episode = data.episode_index()
+    spans = values.max(axis=0) - values.min(axis=0)
+    for d in range(values.shape[1]):
+        own = steps[inside, d]
+        own = own[own > 0]
+        if len(own) == 0:
+            continue
+        usual = float(np.quantile(own, 0.9))
+        far = inside & (steps[:, d] > max(JUMP * usual, 0.1 * float(spans[d])))
+        if far.any():
+            row = int(np.flatnonzero(far)[0])
+            step = row - data.bounds(int(episode[row]))[0]
+            what = (
+                f"{int(far.sum())} jumps; the first, {values[row, d]:.4g} to {values[row + 1, d]:.4g}, at step {step} "
+                f"of episode {episode[row]}; 90 % of all moves are at most {usual:.3g}. Angles that wrap, lost "
+                f"packets, or two demonstrations in one episode look so."
+            )
+            yield Finding("problem", "jumps", _dimension(data, name, d), what)
+
+
+def _lag(data: Demonstrations) -> Iterator[Finding]:
+    """By how many steps proprioception follows actions of the same number of dimensions."""
+    size = data.actions.shape[1]
+    ends = np.cumsum([0, *(n for _, n in data.schema.proprioception)])
+    for (key, n), start in zip(data.schema.proprioception, ends, strict=False):
+        if n != size:
+            continue
+        scores = lag_scores(data.actions, data.proprioception[:, start : start + n], data)
+        best = int(np.argmax(scores)) - LAGS
+        if best < 0 and scores[best + LAGS] > 0.9:
+            what = (
+                f"{key} is ahead of the actions by {-best} steps (correlation of changes {scores[best + LAGS]:.2f}, "
+                f"{scores[LAGS]:.2f} as recorded): an action should lead to what is observed after it. Shift one of "
+                f"them."
+            )
+            yield Finding("problem", "lag", key, what)
+        elif best > 0 and scores[best + LAGS] > 0.9:
+            what = f"follows the actions by {best} steps (correlation of changes {scores[best + LAGS]:.2f})."
+            yield Finding("note", "lag", key, what)
+
+
+def lag_scores(actions: FloatArray, observed: FloatArray, data: Demonstrations) -> NDArray[np.float64]:
+    """(2 LAGS + 1,) correlation of the changes of actions with those of proprioception so many steps later; 0 where
+    either is constant.
+    """
+    episode = data.episode_index()
+    scores = np.zeros(2 * LAGS + 1)
+    rows = np.arange(len(actions) - 1)
+    rows = rows[episode[rows] == episode[rows + 1]]
+    change, follow = np.diff(actions.astype(np.float64), axis=0), np.diff(observed.astype(np.float64), axis=0)
+    for lag in range(-LAGS, LAGS + 1):
+        later = rows + lag
+        inside = (later >= 0) & (later < len(actions) - 1)
+        inside[inside] &= episode[later[inside]] == episode[rows[inside]]
+        inside[inside] &= episode[np.minimum(later[inside] + 1, len(actions) - 1)] == episode[rows[inside]]
+        a, b = change[rows[inside]], follow[later[inside]]
+        if len(a) < 3:
+            continue
+        moved = (a.std(axis=0) > 0) & (b.std(axis=0) > 0)
+        if moved.any():
+            a, b = a[:, moved] - a[:, moved].mean(axis=0), b[:, moved] - b[:, moved].mean(axis=0)
+            scores[lag + LAGS] = float(np.mean((a * b).mean(axis=0) / (a.std(axis=0) * b.std(axis=0))))
+    return scores
+
+
+def _images(data: Demonstrations, progress: Progress | None) -> list[Finding]:
+    found = []
+    rows = _pairs(data)
+    for number, (camera, images) in enumerate(data.images.items()):
+        try:
+            looked = np.asarray(images[rows.ravel()]).reshape(*rows.shape, -1)
+        except DataError as error:
+            found.append(Finding("problem", "frames", f"camera {camera}", str(error)))
+            continue
+        dark = looked[:, 0].mean(axis=1) < DARK
+        if dark.any():
+            at = int(rows[dark][0, 0])
+            what = f"{int(dark.sum())} of {len(rows)} frames looked at are black; one is step {at} of all."
+            found.append(Finding("problem", "black frames", f"camera {camera}", what))
+        if len(looked) > 1 and (looked[:, 0] == looked[:1, 0]).all():
+            found.append(Finding("problem", "frozen", f"camera {camera}", "all frames looked at are the same."))
+        else:
+            moves = (np.abs(np.diff(data.proprioception[rows], axis=1)) > 0).any(axis=(1, 2)) & ~dark
+            still = (looked[:, 0] == looked[:, 1]).all(axis=1) & moves
+            if moves.any() and still.sum() > STILL * moves.sum():
+                what = f"{int(still.sum())} of {int(moves.sum())} frames equal the next one although the robot moves."
+                found.append(Finding("problem", "frozen", f"camera {camera}", what))
+        if progress is not None:
+            progress(number + 1, len(data.images))
+    return found
+
+
+def _pairs(data: Demonstrations) -> NDArray[np.int64]:
+    """(n, 2) neighbouring steps, evenly over all."""
+    first = np.arange(data.num_steps - 1)
+    episode = data.episode_index()
+    first = first[episode[first] == episode[first + 1]]
+    if len(first) > FRAMES:
+        first = first[np.linspace(0, len(first) - 1, FRAMES).round().astype(np.int64)]
+    return np.asarray(first[:, None] + np.arange(2), np.int64)
+
+
+def _some(numbers: NDArray[Any]) -> str:
+    more = ", ..." if len(numbers) > 6 else ""
+    return ", ".join(str(int(n)) for n in numbers[:6]) + more
