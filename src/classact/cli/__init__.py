@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "data info": "classact.cli.data:DataInfo",
     "data validate": "classact.cli.data:DataValidate",
     "data preview": "classact.cli.data:DataPreview",
+    "data convert": "classact.cli.data:DataConvert",
     "data generate": "classact.cli.data:DataGenerate",
     "presets": "classact.cli.presets:Presets",
     "doctor": "classact.cli.doctor:Doctor",

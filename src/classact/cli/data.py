@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from classact.cli.console import print_facts, say
 from classact.cli.flags import flag
@@ -145,6 +145,41 @@ class DataValidate:
         problems = sum(one.kind == "problem" for one in findings)
         say(f"{data.name}: {len(data)} episodes, {problems} problems, {len(findings) - problems} notes.")
         return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class DataConvert:
+    """Write demonstrations as a LeRobot data set (v3.0), which LeRobot's own tools read.
+
+    Attributes:
+        source: Demonstrations.
+        out: Folder to write, which must not exist.
+        fps: Steps per second, where the data do not say.
+        images: As videos (H.264), or exactly (png), which takes more space.
+        layout: JSON file that says which array of the data is what (docs/data.md).
+        episodes: Only the first so many demonstrations, or those of these numbers, as in 0:50,60.
+        quiet: No progress bar.
+    """
+
+    source: str = flag(positional=True, choices=sources)
+    out: Path = flag()
+    fps: float | None = None
+    images: Literal["video", "png"] = "video"
+    layout: Path | None = None
+    episodes: int | str | None = None
+    quiet: bool = False
+
+    def main(self) -> None:
+        from classact.data.lerobot_writer import write_lerobot
+        from classact.data.readers import read_demonstrations
+        from classact.utils.progress import progress_bar
+
+        data = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
+        with progress_bar("write episodes", quiet=self.quiet) as bar:
+            out = write_lerobot(
+                data, self.out, fps=self.fps, images=self.images, progress=lambda done, of: bar(done, of, "")
+            )
+        say(f"LeRobot data set: {out}")
 
 
 @dataclass(frozen=True)

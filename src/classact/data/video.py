@@ -36,12 +36,7 @@ def write_mp4(path: Path, frames: ImageArray, fps: int) -> Path:
         )
     if fps < 1:
         raise DataError(f"{path}: expected at least 1 frame per second, got {fps}.")
-    encoder = next((name for name in H264_ENCODERS if name in av.codecs_available), None)
-    if encoder is None:
-        raise MissingDependencyError(
-            f"cannot write {path}: PyAV has no H.264 encoder (looked for {', '.join(H264_ENCODERS)}). Install its "
-            f"binary wheel: pip install --force-reinstall --only-binary av av."
-        )
+    encoder = h264_encoder(path)
     frames = np.pad(frames, ((0, 0), (0, shape[1] % 2), (0, shape[2] % 2), (0, 0)), mode="edge")
     # The format is named because the temporary path does not end in .mp4; faststart lets a browser play at once.
     options = {"movflags": "+faststart"}
@@ -54,6 +49,19 @@ def write_mp4(path: Path, frames: ImageArray, fps: int) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def h264_encoder(path: Path) -> str:
+    """PyAV's encoder of H.264; a MissingDependencyError, which names what cannot be written, where it has none."""
+    import av
+
+    for name in H264_ENCODERS:
+        if name in av.codecs_available:
+            return name
+    raise MissingDependencyError(
+        f"cannot write {path}: PyAV has no H.264 encoder (looked for {', '.join(H264_ENCODERS)}). Install its binary "
+        f"wheel: pip install --force-reinstall --only-binary av av."
+    )
 
 
 def read_video(path: Path) -> ImageArray:

@@ -20,6 +20,17 @@ FPS = 10
 INDEX = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 
+PANDAS = {
+    "index_columns": ["task"],
+    "column_indexes": [{"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object"}],
+    "columns": [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, kind, dtype in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
+    ],
+}
+"""As pandas writes the tasks, whose words are its index."""
+
+
 @dataclass
 class Episode:
     """One demonstration: numbers and frames by feature, and its task."""
@@ -153,13 +164,16 @@ def write_v3(
     path = root / "meta/episodes/chunk-000/file-000.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
-    pq.write_table(pa.table({"task_index": list(range(len(tasks))), "task": tasks}), root / "meta/tasks.parquet")
+    words = pa.table({"task_index": list(range(len(tasks))), "task": tasks})
+    words = words.replace_schema_metadata({"pandas": json.dumps(PANDAS)})
+    pq.write_table(words, root / "meta/tasks.parquet")
     made = {
         "codebase_version": "v3.0",
         "fps": FPS,
         "features": features(episodes[0], pictures=pictures, names=names),
         "total_episodes": len(episodes),
         "total_frames": first,
+        "total_tasks": len(tasks),
         "chunks_size": 1000,
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None if pictures else "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",

@@ -9,7 +9,7 @@ version 2 has a file for each episode. A frame belongs to a step by its time. Wh
 - ``observation.images.NAME`` or ``observation.NAME``, videos or images: camera NAME.
 
 Several tasks become embeddings of instructions. Names of action dimensions that end in ``.pos`` are joints, grippers
-where they say so, of an arm where they begin with ``left_`` or ``right_``.
+where they say so, of an arm where they begin with ``left_`` or ``right_``; those that end in ``.vel`` are velocities.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace, Part
 from classact.data.language import embed_instruction
+from classact.data.lerobot_writer import MEANING
 from classact.data.readers.lerobot_images import Pictures, VideoFrames
 from classact.data.readers.parquet import read_columns, read_texts
 from classact.data.readers.parts import RecordedImages
@@ -34,6 +35,7 @@ from classact.data.readers.selection import chosen_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import DataError
+from classact.utils.codec import from_json
 from classact.utils.storage import read_json, read_jsonl
 
 DESCRIPTION = "a LeRobot data set, version 2.0 to 3.0: a folder with meta/info.json"
@@ -148,7 +150,7 @@ def read(path: Path, *, episodes: int | str | None = None) -> Demonstrations:
     schema = Schema(
         tuple(cameras),
         tuple((low[key].short, int(np.prod(low[key].shape))) for key in keys),
-        actions=_action_space(low["action"]),
+        actions=_declared_space(path) or _action_space(low["action"]),
         fps=info.fps,
     )
     if schema.actions is None:
@@ -277,16 +279,25 @@ def _say_left_out(path: Path, info: Info, used: Sequence[str]) -> None:
         )
 
 
+def _declared_space(path: Path) -> ActionSpace | None:
+    """What actions mean in a data set that classact wrote; None in others."""
+    file = path / MEANING
+    if not file.is_file():
+        return None
+    value = read_json(file)
+    return from_json(ActionSpace, value.get("action_space") if isinstance(value, dict) else value, str(file))
+
+
 def _action_space(feature: Feature) -> ActionSpace | None:
-    """Joints and grippers, where every dimension is a motor's position by name; else None."""
+    """Joints, grippers and velocities, where every dimension is a motor's by name; else None."""
     size = feature.shape[0]
-    if len(feature.names) != size or not all(name.endswith(".pos") for name in feature.names):
+    if len(feature.names) != size or not all(name.endswith((".pos", ".vel")) for name in feature.names):
         return None
     parts: list[Part] = []
     for name in feature.names:
         arm = next((side for side in ("left", "right") if name.startswith(f"{side}_")), None)
-        kind = "gripper" if "gripper" in name else "joint"
-        title = "_".join(filter(None, (arm, "gripper" if kind == "gripper" else "joints")))
+        kind = "velocity" if name.endswith(".vel") else "gripper" if "gripper" in name else "joint"
+        title = "_".join(filter(None, (arm, {"gripper": "gripper", "joint": "joints", "velocity": "base"}[kind])))
         if parts and (parts[-1].kind, parts[-1].arm) == (kind, arm):
             parts[-1] = replace(parts[-1], size=parts[-1].size + 1)
         else:
