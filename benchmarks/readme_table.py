@@ -1,4 +1,4 @@
-"""Write the numbers of README.md and docs/{results,similarity,policies,simulators,comparison}.md from their files.
+"""Write the numbers of README.md and docs/{results,similarity,policies,simulators,comparison,data}.md from their files.
 
 uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
@@ -24,6 +24,7 @@ POLICIES = Path(__file__).parent.parent / "docs" / "policies.md"
 SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
 RESULTS_PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 COMPARISON = Path(__file__).parent.parent / "docs" / "comparison.md"
+DATA = Path(__file__).parent.parent / "docs" / "data.md"
 
 
 def demo_rates(rows: list[dict[str, Any]]) -> str:
@@ -64,6 +65,19 @@ def block() -> str:
     return "\n".join(parts) + "\n"
 
 
+def decoding_line() -> str:
+    """Frames per second beside LeRobot's loader."""
+    found = json.loads((RESULTS / "lerobot_decoding.json").read_text(encoding="utf-8"))
+    rate, machine = found["frames per second"], found["hardware"]
+    return (
+        f"{found['frames']:,} AV1 frames of {found['pixels']} pixels, {machine['cores']} cores, {machine['cpu']}, in "
+        f"one process: decoded once into the store at {rate['decode once']:,.0f} frames/s, read from it in random order "
+        f"at {rate['mapped']:,.0f}; LeRobot's own loader (PyAV), which decodes anew and makes float tensors of all "
+        f"features, gives {rate['lerobot pyav']:,.0f} in random order. A store that is there is opened in "
+        f"{1000 * found['seconds to open the store again']:.0f} ms (`benchmarks/lerobot_decoding.py`).\n"
+    )
+
+
 def between(text: str, name: str, new: str) -> str:
     """``text`` with what stands between the markers ``name`` replaced."""
     before, _, rest = text.partition(f"<!-- {name} -->\n")
@@ -83,6 +97,7 @@ def main() -> int:
         (COMPARISON, "comparison", "\n".join(comparison_table.page_lines()) + "\n"),
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
         (POLICIES, "heads", "\n".join(policies_table.page_lines()) + "\n"),
+        (DATA, "decoding", decoding_line()),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
     ]
     for path, name, new in pages:
