@@ -11,6 +11,7 @@ from classact.cli.console import print_actions, print_summary, print_timings, sa
 from classact.cli.data import sources
 from classact.cli.engine import ENGINE, training_ranks
 from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, name_of, settings
+from classact.data.readers.hub import is_hub_name
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import BACKBONES
@@ -18,7 +19,15 @@ from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
 from classact.run.config import HeadRunConfig, RunConfig
-from classact.run.presets import PRESETS, configure, configure_head, default_preset, with_backbone, with_objective
+from classact.run.presets import (
+    PRESETS,
+    configure,
+    configure_head,
+    default_preset,
+    from_preset,
+    with_backbone,
+    with_objective,
+)
 from classact.similarity.config import SimilarityConfig
 from classact.sims import NO_SIMULATOR, SIMULATORS
 from classact.sims.shifts import SHIFTS
@@ -101,7 +110,11 @@ class RunFlags:
             config = from_file(RunConfig, Path(file))
         else:
             named: dict[str, Any] = {name: word(name) for name in ("preset", "objective", "simulator", "shift")}
-            config = configure(word("data") or RunConfig.data, **named)
+            data = word("data") or RunConfig.data
+            if is_hub_name(data):  # nothing is downloaded for a help text
+                config = from_preset(named["preset"] or "real-cpu", simulator=named["simulator"] or NO_SIMULATOR)
+            else:
+                config = configure(data, **named)
         return {"run": replace(config, intermediate_retrieval=config.intermediate_retrieval or config.retrieval)}
 
 

@@ -145,7 +145,9 @@ def declared_simulator(source: str | Path) -> str:
     if isinstance(source, str) and source in EMBEDDED:
         return "pusht"
     with suppress(DataError, OSError):
-        path = hub_folder(str(source)) if is_hub_name(source) else input_path(source)
+        if is_hub_name(source):
+            return ""  # LeRobot's data sets declare none, so nothing is downloaded to ask
+        path = input_path(source)
         for name in READERS:
             module = reader(name)
             if module.matches(path):
