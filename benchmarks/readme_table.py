@@ -72,8 +72,8 @@ def decoding_line() -> str:
     return (
         f"{found['frames']:,} AV1 frames of {found['pixels']} pixels, {machine['cores']} cores, {machine['cpu']}, in "
         f"one process: decoded once into the store at {rate['decode once']:,.0f} frames/s, read from it in random "
-        f"order at {rate['mapped']:,.0f}; LeRobot's own loader (PyAV), which decodes anew and makes float tensors of all "
-        f"features, gives {rate['lerobot pyav']:,.0f} in random order. A store that is there is opened "
+        f"order at {rate['mapped']:,.0f}; LeRobot's own loader (PyAV), which decodes anew and makes float tensors of "
+        f"all features, gives {rate['lerobot pyav']:,.0f} in random order. A store that is there is opened "
         f"in {1000 * found['seconds to open the store again']:.0f} ms (`benchmarks/lerobot_decoding.py`).\n"
     )
 
