@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from classact.data.readers import read_layout
 from classact.data.types import StateArray
-from classact.errors import ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ClassactError, ConfigError, DataError, UnknownNameError, choose
 from classact.utils.inputs import cannot_read, is_from_system
 
 SUFFIXES = (".hdf5", ".h5")
@@ -135,7 +135,9 @@ def open_file(path: Path) -> Iterator[Any]:
     try:
         with file:
             yield file
-    except (OSError, RuntimeError) as problem:  # h5py's errors for damaged chunks and broken links
+    except ClassactError:
+        raise
+    except (OSError, RuntimeError, KeyError) as problem:  # h5py's errors for damaged chunks, headers and broken links
         if is_from_system(problem):
             raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None

@@ -1,0 +1,131 @@
+"""Policies of a run in the form that others load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classact.data.normalize import MinMax
+from classact.errors import CheckpointError, ConfigError
+from classact.run.folder import Run
+from classact.run.load import load_policy, trained_head
+from classact.utils.storage import atomic_path, verify_folder, write_json
+
+TYPE = "classact"
+"""Of LeRobot's policy; the package lerobot_policy_classact registers it."""
+
+FEATURES = {"pusht": {"top": "observation.image", "agent_pos": "observation.state"}}
+"""Simulator -> camera or proprioception key -> the feature that LeRobot's environment of it has."""
+
+
+def export_lerobot(
+    run: Run | str | Path, out: Path, *, head: str | None = None, features: dict[str, str] | None = None
+) -> Path:
+    """Write a policy as LeRobot's commands load it with the package lerobot_policy_classact.
+
+    Args:
+        run: a folder with a policy.
+        out: folder to write, which must not exist.
+        head: of the run's heads; None: retrieval.
+        features: camera or proprioception key -> feature of LeRobot's observation, where it is not
+            ``observation.images.CAMERA``, and ``observation.state`` for the only key, or ``observation.KEY``.
+
+    Raises:
+        CheckpointError: no policy there, or a damaged one.
+        ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
+    """
+    from safetensors.numpy import save_file
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    if out.exists():
+        raise ConfigError(f"{out} exists. Choose another folder, or remove it.")
+    if head is not None:
+        trained_head(run, head)
+    policy = run.policy if head is None else Run(run.head(head)).policy
+    if not policy.is_dir():
+        raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
+    verify_folder(policy)
+    acting: Any = load_policy(policy)
+    spec = acting.spec
+    schema = spec.schema
+    if schema is None or not spec.cameras:
+        raise ConfigError(f"{policy} sees no cameras: a policy of true states has no place in LeRobot.")
+    seen = [*spec.cameras, *schema.keys]
+    if unknown := sorted(set(features or {}) - set(seen)):
+        raise ConfigError(f"{unknown[0]!r} is none of {seen}, what the policy observes.")
+    named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
+    cameras = {camera: named.get(camera, f"observation.images.{camera}") for camera in spec.cameras}
+    alone = len(schema.keys) == 1
+    keys = {key: named.get(key, "observation.state" if alone else f"observation.{key}") for key in schema.keys}
+    files = {path.relative_to(policy).as_posix(): path for path in sorted(policy.rglob("*")) if path.is_file()}
+    content = {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files.items()}
+    sizes = dict(schema.proprioception)
+    size = len(acting.actions.low) if isinstance(acting.actions, MinMax) else acting.actions.shape[1]
+    config: dict[str, Any] = {
+        "type": TYPE,
+        "n_obs_steps": 1,
+        "input_features": {
+            **{name: {"type": "VISUAL", "shape": [3, _side(policy), _side(policy)]} for name in cameras.values()},
+            **{name: {"type": "STATE", "shape": [sizes[key]]} for key, name in keys.items()},
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [size]}},
+        "device": "cpu",
+        "push_to_hub": False,
+        "files": {name: len(array) for name, array in content.items()},
+        "cameras": cameras,
+        "proprioception": keys,
+        "n_action_steps": spec.chunk_length,
+        "normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ACTION", "ENV"), "IDENTITY"),
+    }
+    with atomic_path(out, replace=False) as temporary:
+        temporary.mkdir()
+        write_json(temporary / "config.json", config)
+        arrays = {f"file_{number}": array for number, array in enumerate(content.values())}
+        save_file({**arrays, "unused": np.zeros(1, np.float32)}, temporary / "model.safetensors", {"format": "pt"})
+        for name, steps in _processors(config).items():
+            write_json(temporary / f"policy_{name}.json", {"name": f"policy_{name}", "steps": steps})
+    return out
+
+
+def push_folder(folder: Path, name: str) -> str:
+    """Upload a folder as a model of the hub, made where it is not there; returns its address.
+
+    Raises:
+        ConfigError: no connection, no permission, or not logged in.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(name, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder))
+    except Exception as problem:  # what carries the connection raises errors of its own
+        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        raise ConfigError(f"{folder} could not be uploaded as {name} ({why}). Log in with 'hf auth login'.") from None
+
+
+def _side(policy: Path) -> int:
+    from classact.models.encoders.image import pretrained_config
+
+    return pretrained_config(policy / "encoder").image_size
+
+
+def _processors(config: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Steps of LeRobot's two pipelines, whose normalisation is the identity."""
+    device = {"device": config["device"], "float_dtype": None}
+    shared = {"eps": 1e-8, "norm_map": config["normalization_mapping"]}
+    into = {"features": {**config["input_features"], **config["output_features"]}, **shared}
+    return {
+        "preprocessor": [
+            {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+            {"registry_name": "to_batch_processor", "config": {}},
+            {"registry_name": "device_processor", "config": device},
+            {"registry_name": "normalizer_processor", "config": into},
+        ],
+        "postprocessor": [
+            {"registry_name": "unnormalizer_processor", "config": {"features": config["output_features"], **shared}},
+            {"registry_name": "device_processor", "config": device},
+        ],
+    }
