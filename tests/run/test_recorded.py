@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from classact.cli.flags import parse
 from classact.cli.main import main
+from classact.cli.runs import Pretrain, run_config
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError
 from classact.pages import build_report
@@ -50,6 +52,25 @@ def test_settings_are_of_what_was_recorded(data: Path) -> None:
     assert configure(data, simulator="pusht").frames.simulator == "pusht"
     with pytest.raises(ConfigError, match=r"shift 'rand-color' is drawn by a simulator, .* declares none\. Name it"):
         configure(data, shift="rand-color")
+
+
+def test_a_layout_says_which_cameras_there_are(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    rng = np.random.default_rng(0)
+    for name, array in {
+        "data/command": rng.normal(size=(60, 3)),
+        "data/front": rng.integers(0, 255, (60, 16, 16, 3), np.uint8),
+        "meta/episode_ends": np.array([20, 40, 60]),
+    }.items():
+        root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=array.shape)[:] = array
+    layout = tmp_path / "layout.json"
+    layout.write_text('{"action": "command", "cameras": {"eye": "front"}}')
+    command = ["--data", str(tmp_path / "a.zarr"), "--layout", str(layout), "--out", str(tmp_path / "out")]
+    made = run_config(parse(Pretrain, [*command, "--preset", "debug"], "classact pretrain"))
+    assert (made.pretrain.encoder.cameras, made.frames.simulator, made.heldout) == (("eye",), "none", 1)
+    made = run_config(parse(Pretrain, [*command, "--preset", "debug", "--episodes", "0:2"], "classact pretrain"))
+    assert (made.heldout, made.episodes) == (0, "0:2")
 
 
 def test_the_demo_ends_with_errors_on_held_out_demonstrations(finished: Run) -> None:

@@ -140,6 +140,8 @@ def run_config(flags: RunFlags) -> RunConfig:
             simulator=given.get("frames.simulator"),
             shift=flags.shift,
             baselines=bool(flags.baselines),
+            layout=given.get("layout"),
+            episodes=given.get("episodes"),
         )
         run = Run(flags.out)
         if started(run):
