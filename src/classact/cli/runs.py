@@ -342,8 +342,10 @@ class Evaluate:
         if self.alarm is not None:
             file = Run(self.run).evaluation(rows[0].evaluation) / ALARM
             said = from_json(Announced, read_json(file), str(file))
-            say(f"The alarm announced {said.announced} of {said.failures} failures; {said.false} of {said.successes}")
-            say("successes raised it before they succeeded.")
+            say(
+                f"The alarm announced {said.announced} of {said.failures} failures; {said.false} of {said.successes} "
+                f"successes raised it as well."
+            )
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,12 @@ def read_sources(root: Path) -> Sources:
     if run.train_log.exists() and not training:
         absent["Training"] = f"{run.train_log.name} holds no row yet"
     simulated = "settings" not in config or run.settings().frames.simulator != NO_SIMULATOR
-    summary = run.read_summary() if simulated and present("Success", run.summary) else []
+    rolled = present("Success", run.summary) if simulated else run.summary.exists()
+    summary = run.read_summary() if rolled else []
     if run.summary.exists() and not summary:
         absent["Success"] = f"{run.summary.name} holds no row yet"
     evaluations = _evaluations(run, summary)
-    if not simulated:
+    if not simulated and not summary:
         absent["Success"] = "there is no simulator to roll out in; held-out actions are compared instead"
     elif not evaluations:
         absent["Coverage"] = "no evaluations/NAME/episodes.jsonl is there"
