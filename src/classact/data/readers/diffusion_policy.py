@@ -90,6 +90,7 @@ class ZarrLayout:
 
 PUSH_T = ZarrLayout(state="state", proprioception={"agent_pos": Columns("state", (0, 1))}, cameras={"top": "img"})
 """Diffusion Policy's Push-T: the agent's x and y, in pixels of its 512 x 512 world, are the first two of the state."""
+_PUSH_T_WORDS = "Push-T's layout"
 
 
 def matches(path: Path) -> bool:
@@ -119,7 +120,7 @@ def declared_simulator(path: Path) -> str:
         _, words = assumed_layout(store)
     except (ConfigError, DataError):
         return ""  # read() reports what is wrong
-    return "pusht" if words == "Push-T's layout" else ""
+    return "pusht" if words == _PUSH_T_WORDS else ""
 
 
 def read(path: Path, *, episodes: int | None = None, layout: ZarrLayout | Path | None = None) -> Demonstrations:
@@ -191,7 +192,7 @@ def assumed_layout(store: ZarrStore) -> tuple[ZarrLayout, str]:
     action = _array(store, PUSH_T, PUSH_T.action)
     names = store.arrays(PUSH_T.data)
     if action.shape[1:] == (2,) and "state" in names and store.array("data/state").shape[1:] == (5,):
-        return (PUSH_T if "img" in names else replace(PUSH_T, cameras={})), "Push-T's layout"
+        return (PUSH_T if "img" in names else replace(PUSH_T, cameras={})), _PUSH_T_WORDS
     arrays = {name: store.array(f"{PUSH_T.data}/{name}") for name in names if name != PUSH_T.action}
     robot = {name: name for name, array in arrays.items() if name.startswith(_ROBOT) and _is_numbers(array)}
     images = [name for name, array in arrays.items() if len(array.shape) == 4 and array.shape[3] == 3]

@@ -14,7 +14,6 @@ where they say so, of an arm where they begin with ``left_`` or ``right_``; thos
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -417,7 +416,7 @@ def _tasks(path: Path, info: Info) -> dict[int, str]:
     if info.version.startswith("v3"):
         rows = read_texts(table, ("task_index", "task", "__index_level_0__"))
     else:
-        rows = [json.loads(json.dumps(row)) for row in read_jsonl(path / "meta/tasks.jsonl")]
+        rows = read_jsonl(path / "meta/tasks.jsonl")
     out = {}
     for row in rows:
         words = row.get("task", row.get("__index_level_0__"))
