@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from classact.data.images import resize_images
+from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
 from classact.data.windows import window_indices
 from classact.errors import ConfigError
@@ -79,10 +81,17 @@ class HeldOut:
         """(Q, T_a, D) what was done in some timesteps of ``data``, the last action repeated at the end."""
         return data.actions[window_indices(data.episode_ends, self.steps)[rows]]
 
+    @cached_property
+    def _range(self) -> MinMax:
+        return self.training.action_range()
+
+    @cached_property
+    def _done(self) -> FloatArray:
+        return self._range.apply(self.chunks(self.data, self.rows))
+
     def errors(self, chunks: FloatArray) -> FloatArray:
         """(2, Q) L2 and DTW of (Q, T_a, D) chunks at all timesteps."""
-        scale = self.training.action_range().apply
-        dtw, l2 = chunk_errors(scale(chunks), scale(self.chunks(self.data, self.rows)))
+        dtw, l2 = chunk_errors(self._range.apply(chunks), self._done)
         return np.stack([l2, dtw])
 
     def summary(self, policy: str, errors: FloatArray) -> ActionError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from classact.utils.storage import read_arrays, write_arrays, write_json
 OBSERVED = "observed:"  # before a camera's name
 MAP_EPISODES = 20
 PERPLEXITY = 100.0  # as in the paper's J.1
+MOMENTS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)  # how far into its episode each query of neighbors.safetensors lies
 PICTURE = 160
 VIDEO = 256
 VIDEO_STRIDE = 2
@@ -90,11 +91,11 @@ def write_neighbors(
     )
     order = sorted(range(len(results)), key=lambda i: -_score(results[i]))
     picked = [order[i] for i in np.linspace(0, len(order) - 1, min(queries, len(order))).round().astype(int)]
-    out: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] = []
     for number, index in enumerate(picked):
         result = results[index]
         reached = min((step for step in result.first_success.values() if step), default=result.steps)
-        fraction = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6]
+        fraction = MOMENTS[number % len(MOMENTS)]
         assert result.decisions is not None
         chosen = int(np.searchsorted(result.decisions, max(1, fraction * reached))) - 1
         sim.reset(result.seed)
@@ -109,11 +110,10 @@ def write_neighbors(
             "query_seed": np.int64(result.seed),
             "query_step": np.int64(step),
         }
-        for key, value in row.items():
-            out.setdefault(key, []).append(value)
+        rows.append(row)
     world = sim.spec.world
     sim.close()
-    arrays = {key: np.stack(values) for key, values in out.items()}
+    arrays = _stacked(rows)
     if world is not None:  # otherwise actions are no points that could be drawn onto an image
         arrays["world"] = np.asarray(world[1] - world[0], np.float64)
     write_arrays(run.neighbors, arrays)
@@ -129,10 +129,10 @@ def write_recorded_neighbors(
     count = len(held.data)
     spread = np.linspace(0, count - 1, min(queries, count)).round().astype(int)
     episodes = np.resize(spread, queries)  # again and again where they are few
-    out: dict[str, list[Any]] = {}
+    rows: list[dict[str, Any]] = []
     for number, episode in enumerate(episodes.tolist()):
         start, end = held.data.bounds(episode)
-        row = int(start + (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)[number % 6] * (end - start - 1))
+        row = int(start + MOMENTS[number % len(MOMENTS)] * (end - start - 1))
         ((observation,),) = held.observations(np.array([row]))
         decision = decide(policy, [observation])
         values = reason_row(policy, data, None, observation, decision) | {
@@ -140,9 +140,12 @@ def write_recorded_neighbors(
             "query_step": np.int64(row - start),
             "done": held.chunks(held.data, np.array([row]))[0],
         }
-        for key, value in values.items():
-            out.setdefault(key, []).append(value)
-    write_arrays(run.neighbors, {key: np.stack(values) for key, values in out.items()})
+        rows.append(values)
+    write_arrays(run.neighbors, _stacked(rows))
+
+
+def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: np.stack([row[key] for row in rows]) for key in (rows[0] if rows else ())}
 
 
 def reason_row(
