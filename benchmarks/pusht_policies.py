@@ -6,8 +6,8 @@ of every policy, and the learning rate of objectives other than CLASS, at a quar
 the demonstrations' own speed, the paper's, is measured as well. All policies, those from scratch included, leave
 circles in the same way (``revisit``), each by a bank of its own encoder.
 
-Kill it anywhere and start it again: finished rows are kept, the one under way continues from its checkpoint. Run it
-alone on the machine: its times are kept as well.
+Kill it anywhere and start it again: finished rows are kept, the one under way continues from its checkpoint. Where the
+machine does other work meanwhile, say ``--busy``: times are not kept then.
 
     uv run python benchmarks/pusht_policies.py --data pusht_human.zarr                  everything
     uv run python benchmarks/pusht_policies.py --data pusht_human.zarr --columns fixed --methods class --policies mlp
@@ -87,6 +87,7 @@ class Flags:
         seeds: of all trainings.
         episodes: of each evaluation.
         tuning: episodes of each choice.
+        busy: the machine does other work as well: no times are kept.
     """
 
     data: str
@@ -98,6 +99,7 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 500
     tuning: int = 200
+    busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def measure(flags: Flags, row: Row) -> None:
                 "first_seed": results[0].seed,
                 "success": {name: [int(result.success[name]) for result in results] for name in results[0].success},
                 "max_coverage": [round(result.maxima["coverage"], 4) for result in results],
-                "seconds": {name: round(value, 1) for name, value in seconds.items()},
+                "seconds": {} if flags.busy else {name: round(value, 1) for name, value in seconds.items()},
                 "hardware": hardware(),
             },
         )
