@@ -3,11 +3,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from typing_extensions import TypeAliasType
 
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.utils.codec import ADDED, from_json, to_json
@@ -141,3 +144,19 @@ def test_classes_may_have_a_form_of_their_own() -> None:
 def test_what_json_has_no_form_for_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot write set as JSON"):
         to_json({"a": {1}})
+
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+Alias = TypeAliasType("Alias", np.ndarray[Any, np.dtype[Scalar]], type_params=(Scalar,))  # NumPy 2.5's NDArray is one
+
+
+@dataclass(frozen=True)
+class Ranged:
+    low: Alias[np.float32]
+
+
+def test_an_array_is_read_through_an_alias_of_its_type() -> None:
+    low = from_json(Ranged, {"low": [1, 2.5]}, "file").low
+    assert_array_equal(low, np.array([1, 2.5], np.float32), strict=True)
+    with pytest.raises(DataError, match=r"^file\.low: expected a list of numbers, got 'x'"):
+        from_json(Ranged, {"low": "x"}, "file")

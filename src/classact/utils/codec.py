@@ -113,6 +113,8 @@ class _Reader:
             return value
         if origin is typing.Annotated:
             return self.read(arguments[0], value, where)
+        if (alias := getattr(origin, "__value__", None)) is not None:  # NDArray of NumPy 2.5, on Python 3.12
+            return self.read(alias[arguments], value, where)
         if origin in (Union, types.UnionType):
             return self._union(arguments, value, where)
         if origin is Literal:
