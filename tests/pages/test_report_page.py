@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from classact.errors import ClassactError, DataError
-from classact.pages.page import build_report, duration, flatten, settings
+from classact.pages.page import build_report, flatten, settings
 from classact.run.folder import Run
 from classact.utils.codec import to_json
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
@@ -224,13 +224,6 @@ def test_no_folder_and_an_empty_folder(tmp_path):
 
 
 def test_small_words():
-    assert [duration(s) for s in (0.25, 59.94, 90, 3599, 5400)] == [
-        "0.2 s",
-        "59.9 s",
-        "2 min",
-        "1 h 0 min",
-        "1 h 30 min",
-    ]
     assert flatten({"a": {"b": 1, "c": None}, "d": [1, 2]}) == [("a.b", "1"), ("a.c", "none"), ("d", "[1, 2]")]
     assert settings({"versions": "1.0", "seed": 3}) == [
         ("Versions", [("versions", "1.0")]),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from classact.utils import progress
-from classact.utils.progress import progress_bar, teller
+from classact.utils.progress import duration, progress_bar, teller
 
 
 class Clock:
@@ -22,6 +22,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(progress, "time", made)
     return made
+
+
+def test_durations_in_words() -> None:
+    found = [duration(seconds) for seconds in (0.25, 59.94, 90, 3599, 5400)]
+    assert found == ["0.2 s", "59.9 s", "2 min", "1 h 0 min", "1 h 30 min"]
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from classact.pages.plots import duration
+from classact.utils.progress import duration
 from classact.utils.statistics import wilson_interval
 from table1.report.costs import Budget, Tuning, budgets, tuning
 from table1.report.pairs import Pair, compare, how_compared, of_class, p_text

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.objectives import split_sum
-from classact.pages.plots import duration
+from classact.utils.progress import duration
 from classact.utils.statistics import Estimate, success_over_seeds
 from table1.report.paper import METHODS, SHIFTS, TASKS, paper_cell, paper_methods, shift_name
 from table1.report.results import Cell, Results

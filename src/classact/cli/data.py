@@ -13,6 +13,7 @@ from classact.cli.flags import flag
 from classact.data.readers import EMBEDDED, READERS
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
+from classact.utils.progress import duration
 
 MAX_TASKS = 8
 MAX_RANGES = 20  # of vectors with more dimensions, the range of all is shown, not of each
@@ -46,7 +47,7 @@ class DataInfo:
         facts: list[tuple[str, str] | None] = [
             ("episodes", f"{len(data):,}"),
             ("steps", f"{data.num_steps:,} ({span})"),
-            ("time", duration(data.num_steps, schema.fps)),
+            ("time", _time(data.num_steps, schema.fps)),
         ]
         for label in ("actions", "proprioception", "states"):
             array = getattr(data, label)
@@ -95,16 +96,8 @@ class DataInfo:
         print_facts(f"{data.name} ({data.source})", [*facts, None, ("fingerprint", data.fingerprint()[:16])])
 
 
-def duration(steps: int, fps: float | None) -> str:
-    """How long so many steps take, and their rate."""
-    if fps is None:
-        return "steps per second are not known"
-    seconds = steps / fps
-    return (
-        f"{seconds / 60:.1f} min at {fps:g} steps per second"
-        if seconds >= 60
-        else f"{seconds:.1f} s at {fps:g} per second"
-    )
+def _time(steps: int, fps: float | None) -> str:
+    return "steps per second are not known" if fps is None else f"{duration(steps / fps)} at {fps:g} steps per second"
 
 
 def _attempts(header: dict[str, Any]) -> str:

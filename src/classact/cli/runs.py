@@ -318,11 +318,8 @@ class Evaluate:
     acting: Given = settings(Settings(_acting, defaults=False))
 
     def main(self) -> None:
-        from classact.policies.doubt import Announced
-        from classact.run.evaluate import ALARM, evaluate_run
+        from classact.run.evaluate import evaluate_run
         from classact.run.folder import Run
-        from classact.utils.codec import from_json
-        from classact.utils.storage import read_json
 
         rows = evaluate_run(
             Run(self.run),
@@ -339,9 +336,7 @@ class Evaluate:
         print_summary(rows)
         if self.calibrate_alarm is not None:
             say(f"Alarm: {self.calibrate_alarm}")
-        if self.alarm is not None:
-            file = Run(self.run).evaluation(rows[0].evaluation) / ALARM
-            said = from_json(Announced, read_json(file), str(file))
+        if (said := rows[0].announced) is not None:
             say(
                 f"The alarm announced {said.announced} of {said.failures} failures; {said.false} of {said.successes} "
                 f"successes raised it as well."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from classact.errors import ConfigError
+from classact.policies.doubt import Announced
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class EvaluationRow:
             1), which is biased upwards; None: of the last weights.
         alarms: where the policy has an alarm level.
         faults: how often worker processes were restarted; faults.jsonl says why.
+        announced: what an alarm said of the episodes, where one was asked; a file of its own, not of the table.
     """
 
     policy: str
@@ -57,6 +59,7 @@ class EvaluationRow:
     maximum_of: int | None = None
     alarms: Alarms | None = None
     faults: int = 0
+    announced: Announced | None = field(default=None, metadata={"json": False})
 
     def __post_init__(self) -> None:
         if not (self.episodes >= 1 and 0 <= self.successes <= self.episodes):

@@ -15,7 +15,7 @@ from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow
 from classact.pages import figures, headline, learning, novelty
 from classact.pages.checks import Arrays
 from classact.pages.heads import PRETRAIN, Head, stage_names
-from classact.pages.plots import HERE, Plot, duration, make_plot, write_page
+from classact.pages.plots import HERE, Plot, make_plot, write_page
 from classact.pages.reasons import reasons, world_size
 from classact.pages.similarity import distance_plots
 from classact.pages.sources import Sources, read_sources
@@ -36,6 +36,7 @@ from classact.pages.table import (
 )
 from classact.run.folder import Run
 from classact.utils.codec import to_json
+from classact.utils.progress import duration
 from classact.utils.storage import check_writable
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from classact.pages.style import percent
+from classact.utils.progress import duration
 from classact.utils.storage import write_text
 
 HERE = Path(__file__).parent
@@ -33,14 +34,6 @@ def make_plot(key: str, figure: go.Figure, alt: str, caption: str = "", title: s
     value = json.loads(figure.to_json())
     views = (value["layout"].get("meta") or {}).get("views", {})
     return Plot(key, value, alt, caption, title, list(views))
-
-
-def duration(seconds: float) -> str:
-    """``5400`` as ``1 h 30 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def write_page(path: Path, template: Path, content: Mapping[str, Any], **filters: Callable[[Any], str]) -> Path:

@@ -105,8 +105,8 @@ def write_neighbors(
             observation = sim.observe()
             decision = decide(policy, [observation], [np.asarray(memory, np.float32)])
             memory.extend([] if decision.latents is None else decision.latents)
-        row = reason_row(policy, data, frames, observation, decision) | {
-            "query_images": _picture(sim, next(iter(observation.images.values()))),
+        picture = _picture(sim, next(iter(observation.images.values())))
+        row = reason_row(policy, data, frames, observation, decision, picture) | {
             "query_seed": np.int64(result.seed),
             "query_step": np.int64(step),
         }
@@ -135,7 +135,8 @@ def write_recorded_neighbors(
         row = int(start + MOMENTS[number % len(MOMENTS)] * (end - start - 1))
         ((observation,),) = held.observations(np.array([row]))
         decision = decide(policy, [observation])
-        values = reason_row(policy, data, None, observation, decision) | {
+        picture = resize_images(next(iter(observation.images.values()))[None], PICTURE)[0]
+        values = reason_row(policy, data, None, observation, decision, picture) | {
             "query_seed": np.int64(len(data) + episode),
             "query_step": np.int64(row - start),
             "done": held.chunks(held.data, np.array([row]))[0],
@@ -154,15 +155,19 @@ def reason_row(
     frames: FramesConfig | None,
     observation: Observation,
     decision: Decision,
+    picture: ImageArray,
 ) -> dict[str, Any]:
-    """A decision's part of neighbors.safetensors: what was seen, and the demonstrated timesteps it came from."""
+    """A decision's part of neighbors.safetensors: what was seen, and the demonstrated timesteps it came from.
+
+    ``picture`` (PICTURE, PICTURE, 3) shows the observation.
+    """
     neighbors = decision.neighbors
     assert neighbors is not None
     rows = neighbors.rows[0]
     episodes = np.searchsorted(policy.episode_ends, rows, side="right")
     first = np.concatenate([[0], policy.episode_ends[:-1]])[episodes]
     return {
-        "query_images": resize_images(next(iter(observation.images.values()))[None], PICTURE)[0],
+        "query_images": picture,
         "neighbor_images": _demonstrated(data, frames, rows, episodes),
         "weights": neighbors.weights[0],
         "cosine": neighbors.cosine[0],

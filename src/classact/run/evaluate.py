@@ -64,7 +64,8 @@ def evaluate_run(
         quiet: no progress bar.
         calibrate_alarm: file for a :class:`classact.policies.DoubtAlarm` that these episodes calibrate. Use initial
             states that nothing else uses.
-        alarm: such a file; what the alarm says of these episodes goes to :data:`ALARM` in the evaluation's folder.
+        alarm: such a file; what the alarm says of these episodes is in their rows, and in :data:`ALARM` of
+            the evaluation's folder.
         overrides: settings of the policy to change, such as ``k=16``.
 
     Returns:
@@ -117,7 +118,9 @@ def evaluate_run(
     if calibrate_alarm is not None:
         DoubtAlarm.calibrate(results, policy.spec).save(calibrate_alarm)
     if level is not None:
-        write_json(run.evaluation(rows[0].evaluation) / ALARM, to_json(level.announced(results)))
+        announced = level.announced(results)
+        write_json(run.evaluation(rows[0].evaluation) / ALARM, to_json(announced))
+        rows = [replace(row, announced=announced) for row in rows]
     return rows
 
 

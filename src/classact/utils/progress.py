@@ -1,4 +1,4 @@
-"""Progress bars with time left; plain lines where standard error is no terminal that can redraw a line.
+"""Durations in words, and progress bars with time left: plain lines where standard error cannot redraw a line.
 
 Work goes on where standard error is closed, or its reader gone.
 """
@@ -14,6 +14,14 @@ from contextlib import contextmanager, suppress
 Callback = Callable[..., None]  # called with (done, total) or (done, total, status)
 _LINE_SECONDS = 15.0
 _BAR_COLUMNS = 60
+
+
+def duration(seconds: float) -> str:
+    """``5400`` as ``1 h 30 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager
