@@ -78,6 +78,18 @@ def decoding_line() -> str:
     )
 
 
+def install_line() -> str:
+    """What installing takes, and from there to a page of one's own data."""
+    found = json.loads((RESULTS / "install.json").read_text(encoding="utf-8"))
+    wheel = found["wheel"]
+    return (
+        f"The installed environment has {wheel['installed_mib'] / 1024:.1f} GiB, "
+        f"{wheel['of_which_gpu_mib'] / 1024:.1f} of them PyTorch's libraries for GPUs. From the wheel in a bare environment to the page of a LeRobot folder "
+        f"(`{found['data']}`): {wheel['install_seconds']} s to install, {wheel['demo_seconds'] / 60:.1f} minutes for "
+        f"`classact demo --data` (`benchmarks/install.py`).\n"
+    )
+
+
 def between(text: str, name: str, new: str) -> str:
     """``text`` with what stands between the markers ``name`` replaced."""
     before, _, rest = text.partition(f"<!-- {name} -->\n")
@@ -90,6 +102,7 @@ def main() -> int:
     arguments.add_argument("--check", action="store_true")
     options = arguments.parse_args()
     pages = [
+        (README, "install", install_line()),
         (README, "results", "\n".join(policies_table.readme_lines()) + "\n"),
         (RESULTS_PAGE, "results", block()),
         (SIMULATORS, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ PAGES = [
     *("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/policies.md", "docs/rand-color.md"),
     *("docs/similarity.md", "docs/simulators.md", "docs/objectives.md", "docs/probe.md"),
     *("docs/comparison.md", "docs/commands.md"),
-    "docs/results.md",
+    *("docs/results.md", "docs/index.md"),
 ]
 
 
@@ -109,3 +110,22 @@ def test_folders_in_the_architecture_page_are_those_that_there_are() -> None:
         )
     for named in re.findall(r"`((?:\w+/)+\w+\.py)`", page):
         assert any((ROOT / place / named).exists() for place in ("src/classact", ".")), f"{named} is not there"
+
+
+def test_links_of_the_readme_lead_into_the_repository_from_outside() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = README
+    for rule in pyproject["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    repository = pyproject["project"]["urls"]["Repository"]
+    found = re.findall(r"\]\((.*?)\)", text)
+    inside = [link.removeprefix(repository + "/") for link in found if link.startswith(repository)]
+    assert len(inside) >= 8
+    assert all(link.startswith("https://") for link in found)
+    for link in inside:
+        assert (ROOT / re.sub("^(blob|raw)/main/", "", link)).is_file(), link
+
+
+def test_pages_of_the_site_are_all_listed() -> None:
+    listed = (ROOT / "docs/index.md").read_text(encoding="utf-8").splitlines()
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= set(listed)

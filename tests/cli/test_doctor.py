@@ -76,9 +76,10 @@ def test_a_simulator_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failures_say_what_to_do() -> None:
     checks = {check.name: check for check in try_simulators(SIMULATORS, fail)}
     assert set(checks) == {f"simulator {name}" for name in SIMULATORS}
-    assert {name for name, check in checks.items() if check.required} == {"simulator pusht"}
+    assert not any(check.required for check in checks.values())  # each is an extra
     push_t, square = checks["simulator pusht"], checks["simulator square"]
-    assert (push_t.detail, push_t.remedy) == ("AttributeError: no attribute 'eglQueryString'", "uv sync")
+    assert push_t.detail == "AttributeError: no attribute 'eglQueryString'"
+    assert push_t.remedy == "pip install --force-reinstall 'classact[pusht]'"
     assert square.detail == "GL cannot start with MUJOCO_GL=egl: no device"
     assert square.remedy == "On Debian install libegl1. Or else."
     assert checks["simulator aloha-transfer"].remedy == "Install it: pip install"

@@ -57,6 +57,16 @@ def test_time_left_of_a_resumed_training_counts_what_is_done_now(
     assert capsys.readouterr().err.splitlines()[0] == "train: 1,015 of 1,100, 15 s, 85 s left  "
 
 
+def test_time_left_where_many_are_done_at_once(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("evaluate") as bar:
+        for step in range(200, 1001, 200):
+            clock.now += 20
+            bar(step, 2000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "evaluate: 200 of 2,000, 20 s  "
+    assert lines[1] == "evaluate: 400 of 2,000, 40 s, 160 s left  "
+
+
 def test_no_time_left_is_promised_before_anything_is_done(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("train") as bar:
         for share in range(100):

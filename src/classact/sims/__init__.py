@@ -67,6 +67,7 @@ SIMULATORS: Registry[Entry] = Registry(
         "pusht": Entry(
             "classact.sims.pusht:PushT",
             "Push-T",
+            "pusht",
             plain="fixed-color",
             spec=_SPECS + "PUSHT",
             paper="pusht",

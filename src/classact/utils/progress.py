@@ -77,20 +77,22 @@ def _can_redraw() -> bool:
 
 
 def _line_printer(title: str) -> Callback:
-    begin = last = working = time.monotonic()
-    first: int | None = None
+    begin = last = time.monotonic()
+    started: tuple[int, float] | None = None  # what was done when the work that is timed began, and when that was
 
     def update(done: int, total: int, status: str = "") -> None:
-        nonlocal last, first, working
+        nonlocal last, started
         now = time.monotonic()
-        if first is None:
-            first = max(0, done - 1)  # a resumed training starts far in, with no time spent yet
-        if done == 0:
-            working = now  # preparations say nothing about how long the rest takes
+        if started is None and done == 1:
+            started = 0, begin
+        elif started is None or done == 0:
+            # A resumed training starts far in; and preparations say nothing about how long the rest takes.
+            started = done, now
         if now - last < _LINE_SECONDS and done < total:
             return
         last = now
-        left = f", {(now - working) / max(done - first, 1) * (total - done):.0f} s left" if done else ""
+        before, since = started
+        left = f", {(now - since) / (done - before) * (total - done):.0f} s left" if done > before else ""
         tell(f"{title}: {done:,} of {total:,}, {now - begin:.0f} s{left}  {status}")
 
     return update
