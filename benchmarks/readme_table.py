@@ -84,9 +84,9 @@ def install_line() -> str:
     wheel = found["wheel"]
     return (
         f"The installed environment has {wheel['installed_mib'] / 1024:.1f} GiB, "
-        f"{wheel['of_which_gpu_mib'] / 1024:.1f} of them PyTorch's libraries for GPUs. From the wheel in a bare environment to the page of a LeRobot folder "
-        f"(`{found['data']}`): {wheel['install_seconds']} s to install, {wheel['demo_seconds'] / 60:.1f} minutes for "
-        f"`classact demo --data` (`benchmarks/install.py`).\n"
+        f"{wheel['of_which_gpu_mib'] / 1024:.1f} of them PyTorch's libraries for GPUs. From the wheel in a bare "
+        f"environment to the page of a LeRobot folder (`{found['data']}`): {wheel['install_seconds']} s to install, "
+        f"{wheel['demo_seconds'] / 60:.1f} minutes for `classact demo --data` (`benchmarks/install.py`).\n"
     )
 
 
