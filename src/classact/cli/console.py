@@ -192,6 +192,20 @@ def print_actions(errors: Iterable[ActionError]) -> None:
         console().print(table)
 
 
+def print_ranges(ranges: Sequence[tuple[str, Sequence[float]]], quantiles: Iterable[str]) -> None:
+    """A line for each dimension: its quantiles."""
+    from rich.table import Table
+
+    table = Table(title="ranges", title_justify="left")
+    table.add_column("dimension", no_wrap=True)
+    for name in quantiles:
+        table.add_column(name, no_wrap=True, justify="right")
+    for name, values in ranges:
+        table.add_row(name, *(f"{value:.4g}" for value in values))
+    if ranges:
+        console().print(table)
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
     """A line for each oddity of demonstrations."""
     from rich.table import Table

@@ -6,17 +6,22 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from classact.cli.console import print_facts, say
+from classact.cli.console import print_facts, print_ranges, say
 from classact.cli.flags import flag
 from classact.data.readers import EMBEDDED, READERS
+from classact.errors import DataError
 from classact.sims import SIMULATORS
 from classact.sims.shifts import SHIFTS
 from classact.utils.progress import duration
 
+if TYPE_CHECKING:
+    from classact.data.types import Demonstrations
+
 MAX_TASKS = 8
-MAX_RANGES = 20  # of vectors with more dimensions, the range of all is shown, not of each
+MAX_RANGES = 32  # of vectors with more dimensions, the range of all is shown, not of each
+QUANTILES = {"least": 0.0, "1 %": 0.01, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
 
 
 def sources() -> Iterable[str]:
@@ -51,16 +56,11 @@ class DataInfo:
         ]
         for label in ("actions", "proprioception", "states"):
             array = getattr(data, label)
-            if array is None:
-                facts.append((label, "none"))
-                continue
-            low, high = array.min(0), array.max(0)
-            if len(low) > MAX_RANGES:
-                low, high = low.min(keepdims=True), high.max(keepdims=True)
-            ranges = ", ".join(f"{a:.3g}..{b:.3g}" for a, b in zip(low, high, strict=True))
-            facts.append((label, f"{array.shape[1]} dimensions: {ranges}"))
+            facts.append((label, "none" if array is None else f"{array.shape[1]} dimensions"))
         for camera, images in data.images.items():
-            facts.append((f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels"))
+            by = getattr(images, "decoder", "")
+            made = f", decoded by {by}" if by else ""
+            facts.append((f"camera {camera}", f"{images.shape[2]} x {images.shape[1]} pixels, {len(images):,}{made}"))
         if not data.images:
             if data.states is None:
                 instead = "no states to render from"
@@ -94,6 +94,25 @@ class DataInfo:
         if generated.matches(Path(data.source)):
             facts.append(("expert's attempts", _attempts(generated.read_header(Path(data.source)))))
         print_facts(f"{data.name} ({data.source})", [*facts, None, ("fingerprint", data.fingerprint()[:16])])
+        print_ranges(dimension_ranges(data), QUANTILES)
+
+
+def dimension_ranges(data: Demonstrations) -> list[tuple[str, list[float]]]:
+    """Name of each dimension, and its :data:`QUANTILES`; of arrays with many, one line for all."""
+    import numpy as np
+
+    from classact.data.validate import dimension_name
+
+    found: list[tuple[str, list[float]]] = []
+    for name, values in (("action", data.actions), ("proprioception", data.proprioception), ("state", data.states)):
+        if values is None or not values.shape[1]:
+            continue
+        if values.shape[1] > MAX_RANGES:
+            found.append((f"{name}, all {values.shape[1]}", np.quantile(values, list(QUANTILES.values())).tolist()))
+            continue
+        for d, own in enumerate(np.quantile(values, list(QUANTILES.values()), axis=0).T.tolist()):
+            found.append((f"state {d}" if name == "state" else dimension_name(data, name, d), own))
+    return found
 
 
 def _time(steps: int, fps: float | None) -> str:
@@ -127,16 +146,22 @@ class DataValidate:
 
     def main(self) -> int:
         from classact.cli.console import print_findings
-        from classact.data.readers import read_demonstrations
-        from classact.data.validate import validate
+        from classact.data.readers import check_files, read_demonstrations
+        from classact.data.validate import Finding, validate
         from classact.utils.progress import progress_bar
 
-        data = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
+        try:
+            data = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
+        except DataError as error:  # what cannot be read is a finding, too: NaN, missing and damaged files
+            print_findings([Finding("problem", "reading", self.source, str(error))])
+            say(f"{self.source}: cannot be read, 1 problem.")
+            return 1
         with progress_bar("look at frames", quiet=self.quiet or not data.images) as bar:
-            findings = validate(data, lambda done, of: bar(done, of, "cameras"))
-        print_findings(findings)
-        problems = sum(one.kind == "problem" for one in findings)
-        say(f"{data.name}: {len(data)} episodes, {problems} problems, {len(findings) - problems} notes.")
+            found = validate(data, lambda done, of: bar(done, of, "cameras"))
+        found = sorted([*check_files(self.source, self.episodes), *found], key=lambda one: one.kind != "problem")
+        print_findings(found)
+        problems = sum(one.kind == "problem" for one in found)
+        say(f"{data.name}: {len(data)} episodes, {problems} problems, {len(found) - problems} notes.")
         return 1 if problems else 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.copies import first_copies
+from classact.data.images import ImageSource, resize_images
 from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations, FloatArray
 from classact.errors import DataError
@@ -34,6 +35,17 @@ DARK, FRAMES, STILL = 4.0, 400, 0.5
 """Mean pixel below which a frame is black; frames looked at of each camera; share of a camera's pairs of neighbouring
 frames that may be equal while the robot moves."""
 
+SMALL, ALIKE, TURNED = 24, 0.6, 0.4
+"""Of the search for first frames that are upside down: side in pixels that they are compared at; correlation with the
+other episodes that a scene has at least which is seen by a fixed camera; by how much it must be larger once a frame is
+turned."""
+
+TURNS: dict[str, Callable[[Any], Any]] = {
+    "flipped upside down": lambda frames: frames[:, ::-1],
+    "turned by 180 degrees": lambda frames: frames[:, ::-1, ::-1],
+}
+"""(n, H, W, 3) frames as cameras mounted otherwise, or other programs, give them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -55,8 +67,9 @@ class Finding:
 def validate(data: Demonstrations, progress: Progress | None = None) -> list[Finding]:
     """All findings: problems first.
 
-    What cannot be read at all (NaN, missing frames, damaged files) is a DataError of reading; frames that cannot be
-    decoded are findings.
+    What cannot be read at all (NaN, missing frames, damaged files) is a DataError of reading, which the command shows
+    as the only finding; frames that cannot be decoded are findings. What files hold beyond demonstrations is looked at
+    by :func:`classact.data.readers.check_files`.
     """
     numbers = [("action", data.actions), ("proprioception", data.proprioception)]
     found = [*_lengths(data), *_copies(data), *_lag(data)]
@@ -71,7 +84,7 @@ def _lengths(data: Demonstrations) -> Iterator[Finding]:
     lengths, median = data.lengths, float(np.median(data.lengths))
     for word, chosen in (("short", lengths < SHORT * median), ("long", lengths > LONG * median)):
         if chosen.any():
-            names = _some(np.flatnonzero(chosen))
+            names = some(np.flatnonzero(chosen))
             what = f"{int(chosen.sum())} of {len(data)} are {word}: {lengths[chosen].min()} to {lengths[chosen].max()} "
             yield Finding("note", "lengths", f"episodes {names}", f"{what}steps, the median is {median:g}.")
 
@@ -81,23 +94,28 @@ def _copies(data: Demonstrations) -> Iterator[Finding]:
     again = np.flatnonzero(first != np.arange(len(first)))
     if len(again):
         what = f"{len(again)} have the actions of an earlier one (episode {again[0]} those of {first[again[0]]})."
-        yield Finding("problem", "equal episodes", f"episodes {_some(again)}", f"{what} Remove the copies.")
+        yield Finding("problem", "equal episodes", f"episodes {some(again)}", f"{what} Remove the copies.")
 
 
-def _dimension(data: Demonstrations, name: str, d: int) -> str:
+def dimension_name(data: Demonstrations, name: str, d: int) -> str:
+    """Of a dimension of "action" or "proprioception": its number, with its part, or its key with the number in it."""
     if name == "action":
         space = data.schema.actions
         parts = [] if space is None else space.layout()
-        part = next((part.name for part, where in parts if where.start <= d < where.stop), "")
-        return f"action {d}{f' ({part})' if part else ''}"
+        found = next(((part, where) for part, where in parts if where.start <= d < where.stop), None)
+        if found is None:
+            return f"action {d}"
+        part, where = found
+        return f"action {d} ({part.name}{f' {d - where.start}' if where.stop - where.start > 1 else ''})"
     ends = np.cumsum([size for _, size in data.schema.proprioception])
-    key, size = data.schema.proprioception[int(np.searchsorted(ends, d, side="right"))]
-    return f"{key} {d - int(ends[np.searchsorted(ends, d, side='right')] - size)}"
+    at = int(np.searchsorted(ends, d, side="right"))
+    key, size = data.schema.proprioception[at]
+    return f"{key} {d - int(ends[at] - size)}"
 
 
 def _constant(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
     for d in np.flatnonzero(constant_dimensions(values)).tolist():
-        yield Finding("note", "constant", _dimension(data, name, d), f"always {values[0, d]:.4g}: it says nothing.")
+        yield Finding("note", "constant", dimension_name(data, name, d), f"always {values[0, d]:.4g}: it says nothing.")
 
 
 def _saturated(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
@@ -113,7 +131,7 @@ def _saturated(data: Demonstrations, name: str, values: FloatArray) -> Iterator[
                 what = (
                     f"{100 * share:.0f} % of all steps are at the {word} value, {limit:.4g}: commands may be clipped."
                 )
-                yield Finding("note", "saturated", _dimension(data, name, d), what)
+                yield Finding("note", "saturated", dimension_name(data, name, d), what)
 
 
 def _jumps(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Finding]:
@@ -137,7 +155,7 @@ def _jumps(data: Demonstrations, name: str, values: FloatArray) -> Iterator[Find
                 f"of episode {episode[row]}; 90 % of all moves are at most {usual:.3g}. Angles that wrap, lost "
                 f"packets, or two demonstrations in one episode look so."
             )
-            yield Finding("problem", "jumps", _dimension(data, name, d), what)
+            yield Finding("problem", "jumps", dimension_name(data, name, d), what)
 
 
 def _lag(data: Demonstrations) -> Iterator[Finding]:
@@ -207,9 +225,66 @@ def _images(data: Demonstrations, progress: Progress | None) -> list[Finding]:
             if moves.any() and still.sum() > STILL * moves.sum():
                 what = f"{int(still.sum())} of {int(moves.sum())} frames equal the next one although the robot moves."
                 found.append(Finding("problem", "frozen", f"camera {camera}", what))
+        if finding := _turned(data, camera):
+            found.append(finding)
         if progress is not None:
             progress(number + 1, len(data.images))
     return found
+
+
+def _turned(data: Demonstrations, camera: str) -> Finding | None:
+    """Episodes that a camera shows the other way up than the others, by their first frames."""
+    images, first = data.images[camera], data.episode_ends - data.lengths
+    try:
+        if isinstance(images, ImageSource):
+            frames = images.read(first, SMALL)
+        else:
+            frames = np.concatenate([resize_images(images[row : row + 1], SMALL) for row in first.tolist()])
+    except DataError as error:
+        return Finding("problem", "frames", f"camera {camera}", str(error))
+    for word, turn in TURNS.items():
+        if len(found := turned_frames(frames, turn)):
+            what = (
+                f"{len(found)} of {len(data)} look {word} beside the others. Turn their images, or leave them out."
+                if 2 * len(found) < len(data)
+                else f"these {len(found)} of {len(data)} look {word} beside the other half: one of both is wrong."
+            )
+            return Finding("problem", "upside down", f"camera {camera}, episodes {some(found)}", what)
+    return None
+
+
+def turned_frames(frames: NDArray[np.uint8], turn: Callable[[Any], Any]) -> NDArray[np.int64]:
+    """Which of (E, H, W, 3) first frames fit to the others when turned, and hardly as they are; at most half of them.
+
+    Whatever is the same either way up tells nothing, so frames are split by the sign of the first principal component
+    of what changes when they are turned. The smaller part is turned where its frames, each compared with the mean of
+    all others, say so clearly; where a camera moves, or scenes differ, nothing does.
+    """
+    if len(frames) < 3:
+        return np.zeros(0, np.int64)
+    upright, turned = _standardized(frames), _standardized(turn(frames))
+    odd = upright - turned
+    direction = odd[np.argmax(np.linalg.norm(odd, axis=1))]
+    for _ in range(30):  # power iterations: the sign is clear where there is anything to find
+        direction = odd.T @ (odd @ direction)
+        direction /= max(float(np.linalg.norm(direction)), 1e-9)
+    away = odd @ direction < 0
+    if 2 * away.sum() > len(away) or (2 * away.sum() == len(away) and away[0]):
+        away = ~away
+    right = np.where(away[:, None], turned, upright)
+    others = right.sum(axis=0) - right
+    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-9)
+    as_is, after = (upright * others).sum(axis=1), (turned * others).sum(axis=1)
+    same = float(np.median(np.where(away, after, as_is)))
+    sure = away & (after > max(ALIKE, same - TURNED)) & (after - as_is > TURNED)
+    return np.flatnonzero(sure) if same > ALIKE else np.zeros(0, np.int64)
+
+
+def _standardized(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(E, D) pixels of each frame around their mean, of length 1."""
+    flat = frames.reshape(len(frames), -1).astype(np.float64)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9))
 
 
 def _pairs(data: Demonstrations) -> NDArray[np.int64]:
@@ -222,6 +297,7 @@ def _pairs(data: Demonstrations) -> NDArray[np.int64]:
     return np.asarray(first[:, None] + np.arange(2), np.int64)
 
 
-def _some(numbers: NDArray[Any]) -> str:
+def some(numbers: NDArray[Any]) -> str:
+    """The first few numbers, for messages."""
     more = ", ..." if len(numbers) > 6 else ""
     return ", ".join(str(int(n)) for n in numbers[:6]) + more

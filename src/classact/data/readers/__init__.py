@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from classact.data.rate import at_rate
 from classact.data.readers.hub import hub_folder, is_hub_name
@@ -23,6 +23,9 @@ from classact.errors import ConfigError, DataError
 from classact.utils.codec import from_json
 from classact.utils.inputs import cannot_read, input_path, reading, user_path
 from classact.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from classact.data.validate import Finding
 
 T = TypeVar("T")
 
@@ -49,7 +52,8 @@ class Reader(Protocol):
     """What a format offers, mostly as a module.
 
     Where the data can say which simulator they come from, it also has ``declared_simulator(path)``: a cheap look-up of
-    its registry name, or "".
+    its registry name, or "". Where files hold more than is read, ``CHECKS`` names a module whose ``check(path,
+    episodes)`` yields what is odd about that: :class:`classact.data.validate.Finding`.
     """
 
     DESCRIPTION: str  # one line: what files of this format look like
@@ -154,6 +158,18 @@ def declared_simulator(source: str | Path) -> str:
                 declared: Callable[[Path], str] = getattr(module, "declared_simulator", lambda _: "")
                 return declared(path)
     return ""
+
+
+def check_files(source: str | Path, episodes: int | str | None = None) -> list[Finding]:
+    """What is odd about files of demonstrations beyond what is read from them: recorded statistics, times."""
+    if isinstance(source, str) and source in EMBEDDED:
+        return []
+    path = hub_folder(str(source)) if is_hub_name(source) else input_path(source)
+    with reading(path):
+        module = next((found for found in map(reader, READERS) if found.matches(path)), None)
+        if (checks := getattr(module, "CHECKS", None)) is None:
+            return []
+        return list(importlib.import_module(checks).check(path, episodes))
 
 
 def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:

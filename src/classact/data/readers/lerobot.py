@@ -40,6 +40,7 @@ from classact.utils.storage import read_json, read_jsonl
 DESCRIPTION = "a LeRobot data set, version 2.0 to 3.0: a folder with meta/info.json"
 
 SELECTS = True
+CHECKS = "classact.data.readers.lerobot_checks"
 
 INFO = "meta/info.json"
 CAMERA_TYPES = ("video", "image")
@@ -132,13 +133,13 @@ def read(path: Path, *, episodes: int | str | None = None) -> Demonstrations:
         ConfigError: episodes that are not there.
     """
     info = read_info(path)
-    places = _v3(path, info) if info.version.startswith("v3") else _v2(path, info)
+    places = recorded_episodes(path, info)
     places = [places[e] for e in chosen_episodes(episodes, len(places), path)]
-    low = {name: f for name, f in info.features.items() if name == "action" or _is_proprioception(f)}
+    low = {name: f for name, f in info.features.items() if name == "action" or is_proprioception(f)}
     cameras = {f.short: f for f in info.features.values() if f.name.startswith("observation.") and f.is_camera}
     _say_left_out(path, info, [*low, *(f.name for f in cameras.values())])
     columns = {name: feature.shape for name, feature in low.items()}
-    rows = _rows(info, places, columns | dict.fromkeys(("timestamp", "frame_index", "task_index"), ()))
+    rows = read_rows_of(info, places, columns | dict.fromkeys(("timestamp", "frame_index", "task_index"), ()))
     parts: dict[str, list[Any]] = {camera: [] for camera in cameras}
     for place, own in zip(places, rows, strict=True):
         for camera, feature in cameras.items():
@@ -264,7 +265,8 @@ def _image_shape(file: Path, name: str, shape: list[int], names: Any) -> list[in
     return shape
 
 
-def _is_proprioception(feature: Feature) -> bool:
+def is_proprioception(feature: Feature) -> bool:
+    """Whether it holds numbers that the robot itself observes."""
     inside = feature.name.startswith("observation.") and feature.name != _PRIVILEGED
     return inside and _NUMBERS.fullmatch(feature.dtype) is not None and 0 not in feature.shape
 
@@ -306,6 +308,11 @@ def _action_space(feature: Feature) -> ActionSpace | None:
 
 
 # Episodes
+
+
+def recorded_episodes(path: Path, info: Info) -> list[Recorded]:
+    """Where each episode is, by number."""
+    return _v3(path, info) if info.version.startswith("v3") else _v2(path, info)
 
 
 def _v3(path: Path, info: Info) -> list[Recorded]:
@@ -363,7 +370,9 @@ def _check_count(path: Path, info: Info, indices: NDArray[Any]) -> None:
         )
 
 
-def _rows(info: Info, places: Sequence[Recorded], shapes: dict[str, tuple[int, ...]]) -> list[dict[str, NDArray[Any]]]:
+def read_rows_of(
+    info: Info, places: Sequence[Recorded], shapes: dict[str, tuple[int, ...]]
+) -> list[dict[str, NDArray[Any]]]:
     """Columns of each episode."""
     needed = shapes | {"episode_index": ()}
     out: list[dict[str, NDArray[Any]]] = []
