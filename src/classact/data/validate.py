@@ -35,10 +35,10 @@ DARK, FRAMES, STILL = 4.0, 400, 0.5
 """Mean pixel below which a frame is black; frames looked at of each camera; share of a camera's pairs of neighbouring
 frames that may be equal while the robot moves."""
 
-SMALL, ALIKE, TURNED = 24, 0.6, 0.4
-"""Of the search for first frames that are upside down: side in pixels that they are compared at; correlation with the
-other episodes that a scene has at least which is seen by a fixed camera; by how much it must be larger once a frame is
-turned."""
+SMALL, FEWEST, CONTRAST, VOTERS, SURE = 24, 4, 0.5, 0.02, 0.8
+"""Of the search for first frames that are upside down: side in pixels that they are compared at; episodes that it
+needs; deviations of a frame by which a pixel changes at least when it is turned, to vote; share of pixels that must;
+share of their votes that decides."""
 
 TURNS: dict[str, Callable[[Any], Any]] = {
     "flipped upside down": lambda frames: frames[:, ::-1],
@@ -254,37 +254,46 @@ def _turned(data: Demonstrations, camera: str) -> Finding | None:
 
 
 def turned_frames(frames: NDArray[np.uint8], turn: Callable[[Any], Any]) -> NDArray[np.int64]:
-    """Which of (E, H, W, 3) first frames fit to the others when turned, and hardly as they are; at most half of them.
+    """Which of (E, H, W, 3) first frames fit to the others when turned, and not as they are; at most half of them.
 
-    Whatever is the same either way up tells nothing, so frames are split by the sign of the first principal component
-    of what changes when they are turned. The smaller part is turned where its frames, each compared with the mean of
-    all others, say so clearly; where a camera moves, or scenes differ, nothing does.
+    Pixels vote that are the same in most episodes and others once a frame is turned: what stays in place, such as a
+    table, before a camera that does. Episodes are turned, the reference (the pixels' median) is taken anew, until
+    nothing changes. Where the camera moves, scenes differ, or either way up looks alike, no pixel votes.
     """
-    if len(frames) < 3:
-        return np.zeros(0, np.int64)
+    nobody = np.zeros(0, np.int64)
+    if len(frames) < FEWEST:
+        return nobody
     upright, turned = _standardized(frames), _standardized(turn(frames))
-    odd = upright - turned
+    odd = (upright - turned).reshape(len(frames), -1)
     direction = odd[np.argmax(np.linalg.norm(odd, axis=1))]
-    for _ in range(30):  # power iterations: the sign is clear where there is anything to find
+    for _ in range(30):  # power iterations: the first principal component of what changes
         direction = odd.T @ (odd @ direction)
         direction /= max(float(np.linalg.norm(direction)), 1e-9)
     away = odd @ direction < 0
+    for _ in range(5):
+        right = np.where(away[:, None, None, None], turned, upright)
+        reference = np.median(right, axis=0)
+        spread = np.quantile(np.abs(right - reference), 0.8, axis=0)
+        other = turn(reference[None])[0]
+        voters = np.abs(reference - other) > CONTRAST + 2 * (spread + turn(spread[None])[0])
+        if voters.mean() < VOTERS:
+            return nobody
+        fits = (np.abs(upright - reference) < np.abs(upright - other))[:, voters].mean(axis=1)
+        before, away = away, fits < 0.5
+        if (before == away).all():
+            break
     if 2 * away.sum() > len(away) or (2 * away.sum() == len(away) and away[0]):
-        away = ~away
-    right = np.where(away[:, None], turned, upright)
-    others = right.sum(axis=0) - right
-    others /= np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-9)
-    as_is, after = (upright * others).sum(axis=1), (turned * others).sum(axis=1)
-    same = float(np.median(np.where(away, after, as_is)))
-    sure = away & (after > max(ALIKE, same - TURNED)) & (after - as_is > TURNED)
-    return np.flatnonzero(sure) if same > ALIKE else np.zeros(0, np.int64)
+        away, fits = ~away, 1 - fits
+    if not away.any() or np.quantile(fits[~away], 0.1) < SURE:
+        return nobody
+    return np.flatnonzero(away & (fits < 1 - SURE))
 
 
 def _standardized(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(E, D) pixels of each frame around their mean, of length 1."""
-    flat = frames.reshape(len(frames), -1).astype(np.float64)
-    flat -= flat.mean(axis=1, keepdims=True)
-    return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-9))
+    """Each frame with mean 0 and deviation 1: light changes from day to day."""
+    values = frames.astype(np.float64)
+    values -= values.mean(axis=(1, 2, 3), keepdims=True)
+    return np.asarray(values / np.maximum(values.std(axis=(1, 2, 3), keepdims=True), 1.0))
 
 
 def _pairs(data: Demonstrations) -> NDArray[np.int64]:
