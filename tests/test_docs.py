@@ -60,7 +60,7 @@ PAGES = [
     *("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/policies.md", "docs/rand-color.md"),
     *("docs/similarity.md", "docs/simulators.md", "docs/objectives.md", "docs/probe.md"),
     *("docs/comparison.md", "docs/commands.md"),
-    *("docs/results.md", "docs/index.md"),
+    *("docs/results.md", "docs/index.md", "docs/integrations.md"),
 ]
 
 

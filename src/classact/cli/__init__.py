@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "data preview": "classact.cli.data:DataPreview",
     "data convert": "classact.cli.data:DataConvert",
     "data generate": "classact.cli.data:DataGenerate",
+    "export hub": "classact.cli.export:ExportHub",
     "export lerobot": "classact.cli.export:ExportLerobot",
     "presets": "classact.cli.presets:Presets",
     "doctor": "classact.cli.doctor:Doctor",

@@ -38,7 +38,7 @@ class Finetune:
             else the paper's for the task.
         config: Settings to start from instead of a preset, which other flags change: RUN/heads/NAME/config.json.
         scratch: Start the encoder from its initial weights: behaviour cloning without pre-training.
-        encoder: Start from another encoder's folder instead.
+        encoder: Start from another encoder instead: its folder, or its name on the hub.
         augment: Random views, as in pre-training: yes, no, or auto: yes, but not for a frozen encoder without --views.
         name: Of the head's folder. Default: made of the settings.
         workers: Simulator processes; 0: one per core. Changes no result.

@@ -10,6 +10,7 @@ from classact.policies import parametric, retrieval
 from classact.policies.folder import METADATA, read_format
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
+from classact.utils.hub import model_folder
 
 KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
     retrieval.FORMAT: RetrievalPolicy,
@@ -18,16 +19,19 @@ KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
 """Format of the metadata -> class."""
 
 
-def load_policy(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> RetrievalPolicy | ParametricPolicy:
-    """The policy in a folder that a policy's ``save`` wrote.
+def load_policy(
+    folder: str | Path, *, revision: str | None = None, device: str = "cpu", **overrides: Any
+) -> RetrievalPolicy | ParametricPolicy:
+    """The policy in a folder that a policy's ``save`` wrote, or on the hub: ``user/name``, ``user/name@revision``.
 
     ``overrides`` change settings, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
 
     Raises:
-        CheckpointError: no policy's folder, a damaged one, or one of another version.
+        CheckpointError: no policy's folder, a damaged one, one of another version, or a name on the hub that cannot be
+            downloaded.
         ConfigError: unknown overrides, values out of range, or a missing device.
     """
-    path = Path(folder)
+    path = model_folder(folder, revision)
     if not (path / METADATA).is_file():
         what = "does not exist" if not path.exists() else f"has no {METADATA}"
         raise CheckpointError(f"{path} is no policy: it {what}. Expected a folder that a policy was saved to.")

@@ -24,6 +24,7 @@ from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.policies.config import ParametricConfig
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import stack_images, warm_up
+from classact.policies.published import Published
 from classact.policies.speed import check_reach, played, reach
 from classact.utils.machine import check_device
 
@@ -70,7 +71,7 @@ class ParametricMetadata:
 
 
 @dataclass(eq=False)
-class ParametricPolicy:
+class ParametricPolicy(Published):
     """An image encoder, a head and the normalisations between them and the world.
 
     The noise of a decision comes from a generator that is seeded by ``config.seed`` and by what is observed. So the
@@ -128,6 +129,11 @@ class ParametricPolicy:
             action_space=self.lowdim.schema.actions,
             speed=self.config.speed,
         )
+
+    @property
+    def image_encoder(self) -> ImageEncoder:
+        """Its encoder."""
+        return self.encoder
 
     def decide(self, observations: Sequence[Timestep]) -> Decision:
         """Chunks (B, T_a, D) at the policy's speed; 6-D rotations are orthonormal.

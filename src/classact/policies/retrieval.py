@@ -16,6 +16,7 @@ from classact.data.copies import describe_copies, first_copies, group_copies
 from classact.data.types import Demonstrations, FloatArray, IntArray, StateArray
 from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, DataError
+from classact.models.encoders.image import ImageEncoder
 from classact.policies.base import Decision, Memory, Neighbors, PolicySpec, Timestep, as_histories
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.policies.folder import read_metadata, with_overrides, write_policy
@@ -29,6 +30,7 @@ from classact.policies.novelty import (
     episode_maxima,
     left_out_distances,
 )
+from classact.policies.published import Published
 from classact.policies.search import ExactSearch, Search, Ties, make_search
 from classact.policies.speed import played, reach
 from classact.utils.machine import check_device
@@ -124,7 +126,7 @@ def no_alarm(data: Demonstrations, heldout: Demonstrations | None, rows: IntArra
     return ""
 
 
-class RetrievalPolicy:
+class RetrievalPolicy(Published):
     """k-NN over a bank of demonstrated timesteps.
 
     Args:
@@ -204,6 +206,11 @@ class RetrievalPolicy:
             remembers=self.config.revisit is not None,
             speed=self.config.speed,
         )
+
+    @property
+    def image_encoder(self) -> ImageEncoder | None:
+        """That of the latents."""
+        return self.latents.encoder
 
     def to(self, device: str | torch.device) -> Self:
         """Move bank and encoder; an index of faiss stays on the CPU.

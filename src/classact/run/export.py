@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,50 @@ import numpy as np
 
 from classact.data.normalize import MinMax
 from classact.errors import CheckpointError, ConfigError
+from classact.run.card import run_card
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
-from classact.utils.storage import atomic_path, verify_folder, write_json
+from classact.utils.storage import CARD, atomic_path, verify_folder, write_json
 
 TYPE = "classact"
 """Of LeRobot's policy; the package lerobot_policy_classact registers it."""
+
+USAGE = """
+# pip install classact lerobot_policy_classact
+from lerobot_policy_classact.modeling_classact import ClassactPolicy
+
+policy = ClassactPolicy.from_pretrained("{name}")
+# or: lerobot-eval --policy.path={name} --env.type=pusht
+"""
 
 FEATURES = {"pusht": {"top": "observation.image", "agent_pos": "observation.state"}}
 """Simulator -> camera or proprioception key -> the feature that LeRobot's environment of it has."""
 
 
-def export_lerobot(
-    run: Run | str | Path, out: Path, *, head: str | None = None, features: dict[str, str] | None = None
-) -> Path:
-    """Write a policy as LeRobot's commands load it with the package lerobot_policy_classact.
+def export_hub(run: Run | str | Path, out: Path, *, head: str | None = None, hub: str | None = None) -> Path:
+    """Write a policy as ``classact.load_policy`` loads it from the hub, with a card and the run's page.
 
     Args:
         run: a folder with a policy.
         out: folder to write, which must not exist.
-        head: of the run's heads; None: retrieval.
-        features: camera or proprioception key -> feature of LeRobot's observation, where it is not
-            ``observation.images.CAMERA``, and ``observation.state`` for the only key, or ``observation.KEY``.
+        head: of the run's heads; None: retrieval, whose encoder ``ImageEncoder.from_pretrained`` loads as well.
+        hub: the name that it will have there, for its card; None: the folder's.
 
     Raises:
         CheckpointError: no policy there, or a damaged one.
-        ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
+        ConfigError: the folder exists.
     """
-    from safetensors.numpy import save_file
+    run, policy = _exported(run, out, head)
+    acting: Any = load_policy(policy)
+    with atomic_path(out, replace=False) as temporary:
+        shutil.copytree(policy, temporary)
+        card = run_card(run, acting, hub or out.name, head=head, page=_add_page(run, temporary))
+        (temporary / CARD).write_text(card, encoding="utf-8")
+    return out
 
+
+def _exported(run: Run | str | Path, out: Path, head: str | None) -> tuple[Run, Path]:
+    """The run, and the folder of the policy to be written to ``out``, which is intact."""
     run = run if isinstance(run, Run) else Run(Path(run))
     if out.exists():
         raise ConfigError(f"{out} exists. Choose another folder, or remove it.")
@@ -47,6 +63,42 @@ def export_lerobot(
     if not policy.is_dir():
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
     verify_folder(policy)
+    return run, policy
+
+
+def _add_page(run: Run, folder: Path) -> str | None:
+    """Copy the run's page into a folder; its name there, None where there is no page."""
+    if not run.report.is_file():
+        return None
+    shutil.copy(run.report, folder)
+    return run.report.name
+
+
+def export_lerobot(
+    run: Run | str | Path,
+    out: Path,
+    *,
+    head: str | None = None,
+    features: dict[str, str] | None = None,
+    hub: str | None = None,
+) -> Path:
+    """Write a policy as LeRobot's commands load it with the package lerobot_policy_classact.
+
+    Args:
+        run: a folder with a policy.
+        out: folder to write, which must not exist.
+        head: of the run's heads; None: retrieval.
+        features: camera or proprioception key -> feature of LeRobot's observation, where it is not
+            ``observation.images.CAMERA``, and ``observation.state`` for the only key, or ``observation.KEY``.
+        hub: the name that it will have there, for its card; None: the folder's.
+
+    Raises:
+        CheckpointError: no policy there, or a damaged one.
+        ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
+    """
+    from safetensors.numpy import save_file
+
+    run, policy = _exported(run, out, head)
     acting: Any = load_policy(policy)
     spec = acting.spec
     schema = spec.schema
@@ -86,24 +138,11 @@ def export_lerobot(
         save_file({**arrays, "unused": np.zeros(1, np.float32)}, temporary / "model.safetensors", {"format": "pt"})
         for name, steps in _processors(config).items():
             write_json(temporary / f"policy_{name}.json", {"name": f"policy_{name}", "steps": steps})
+        name = hub or out.name
+        usage = USAGE.format(name=name)
+        card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
+        (temporary / CARD).write_text(card, encoding="utf-8")
     return out
-
-
-def push_folder(folder: Path, name: str) -> str:
-    """Upload a folder as a model of the hub, made where it is not there; returns its address.
-
-    Raises:
-        ConfigError: no connection, no permission, or not logged in.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        api.create_repo(name, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=folder))
-    except Exception as problem:  # what carries the connection raises errors of its own
-        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise ConfigError(f"{folder} could not be uploaded as {name} ({why}). Log in with 'hf auth login'.") from None
 
 
 def _side(policy: Path) -> int:

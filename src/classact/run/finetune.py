@@ -30,6 +30,7 @@ from classact.train.config import ACTING, INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import first_difference, to_json, without
+from classact.utils.hub import model_folder
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
 from classact.utils.storage import check_name, sha256_file
@@ -233,7 +234,7 @@ def encoder_folder(run: Run, config: HeadRunConfig) -> Path:
     Raises:
         CheckpointError: the run has none yet.
     """
-    folder = run.encoder if config.start == "run" else Path(config.start)
+    folder = run.encoder if config.start == "run" else model_folder(config.start)
     if config.start == "run" and not folder.is_dir():
         raise CheckpointError(
             f"{run.root} has no encoder yet: run 'classact pretrain' with this --out first, or train from scratch."

@@ -12,22 +12,26 @@ from classact.policies.monitored import monitored
 from classact.policies.retrieval import RetrievalPolicy
 from classact.run.config import HeadRunConfig
 from classact.run.folder import Run
+from classact.utils.hub import model_folder
 
 
-def load_policy(folder: Run | str | Path, *, device: str = "cpu", **overrides: Any) -> Policy:
+def load_policy(
+    folder: Run | str | Path, *, revision: str | None = None, device: str = "cpu", **overrides: Any
+) -> Policy:
     """The policy that a folder holds: of a run, of a head, or one that was saved by itself.
 
     Args:
         folder: of a run: its retrieval policy. Of a head in a run: as in evaluations, monitored by the run's retrieval
-            policy if it started from the run's encoder.
+            policy if it started from the run's encoder. Or a policy on the hub: ``user/name``, ``user/name@revision``.
+        revision: of the hub: branch, tag or commit.
         device: where to compute.
         overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
 
     Raises:
-        CheckpointError: none of these, a damaged policy, or one of another version.
+        CheckpointError: none of these, a damaged policy, one of another version, or one that cannot be downloaded.
         ConfigError: unknown overrides, values out of range, or a missing device.
     """
-    path = folder.root if isinstance(folder, Run) else Path(folder)
+    path = folder.root if isinstance(folder, Run) else model_folder(folder, revision)
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
         policy = Run(path).policy
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)

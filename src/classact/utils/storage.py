@@ -316,6 +316,8 @@ def sha256_file(path: Path) -> str:
 
 
 CHECKSUMS = "checksums.json"
+CARD = "README.md"
+"""For people, who may edit it: no part of what is checked."""
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -323,7 +325,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     with atomic_path(path) as temporary:
         temporary.mkdir()
         fill(temporary)
-        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        files = sorted(file for file in temporary.rglob("*") if file.is_file() and file.name != CARD)
         sums = {str(file.relative_to(temporary)): [file.stat().st_size, sha256_file(file)] for file in files}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 

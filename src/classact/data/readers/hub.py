@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from classact.errors import MissingDataError
+from classact.utils.hub import hub_name, reason
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _FILES = (".zarr", ".zip", ".hdf5", ".h5", ".npz", ".json")
 
 
 def is_hub_name(source: str | os.PathLike[str]) -> bool:
     """Whether a source is of the form ``user/name`` or ``user/name@revision``, and neither it nor "user" is a path."""
-    text = os.fspath(source)
-    match = _NAME.fullmatch(text)
-    if match is None or text.endswith(_FILES):
-        return False
-    return not os.path.lexists(text) and not os.path.lexists(match[1].split("/")[0])
+    return not os.fspath(source).endswith(_FILES) and hub_name(source) is not None
 
 
 def lerobot_home() -> Path:
@@ -39,9 +34,9 @@ def hub_folder(source: str) -> Path:
     Raises:
         MissingDataError: it is neither here nor can it be downloaded.
     """
-    match = _NAME.fullmatch(source)
-    assert match is not None
-    name, revision = match[1], match[2]
+    found = hub_name(source)
+    assert found is not None
+    name, revision = found
     if revision is None and (lerobot_home() / name / "meta/info.json").is_file():
         return lerobot_home() / name
     from huggingface_hub import HfApi, snapshot_download
@@ -52,7 +47,7 @@ def hub_folder(source: str) -> Path:
         logger.warning("%s: %d files, %.1f MiB, where the hub's cache lacks them", source, len(files), size / 2**20)
         return Path(snapshot_download(name, repo_type="dataset", revision=revision))
     except Exception as problem:  # what carries the connection raises errors of its own
-        why = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        why = reason(problem)
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:

@@ -19,8 +19,9 @@ from classact.models.encoders.color import whiten
 from classact.models.encoders.config import BACKBONES, EncoderConfig
 from classact.models.weights import load_weights, seeded
 from classact.utils.codec import from_json, to_json
+from classact.utils.hub import model_card, model_folder, push_saved
 from classact.utils.lazy import resolve
-from classact.utils.storage import read_json, verify_folder, write_folder, write_json
+from classact.utils.storage import CARD, read_json, verify_folder, write_folder, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -164,25 +165,43 @@ class ImageEncoder(nn.Module):
             parts.append(self(self.normalize(pixels), bf16=bf16).cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.feature_dim), np.float32)
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write config.json and model.safetensors, checksummed, atomically."""
+    def save_pretrained(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write config.json and model.safetensors, checksummed, atomically; a ``card`` as README.md beside them."""
         from safetensors.torch import save_file
 
         def fill(path: Path) -> None:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / WEIGHTS)
             write_json(path / CONFIG, to_json(Metadata(FORMAT, self.feature_dim, self.config)))
+            if card is not None:
+                (path / CARD).write_text(card, encoding="utf-8")
 
         write_folder(Path(folder), fill)
 
-    @staticmethod
-    def from_pretrained(folder: str | Path) -> ImageEncoder:
-        """Load a folder written by :meth:`save_pretrained`, or a Hugging Face hub id of such a folder.
+    def push_to_hub(self, name: str, *, private: bool | None = None, card: str | None = None) -> str:
+        """Upload what :meth:`save_pretrained` writes as ``user/name``, by default with a short card; returns its
+        address.
 
-        A damaged or incomplete folder, or another architecture, is a CheckpointError.
+        Raises:
+            ConfigError: as of :func:`classact.utils.hub.push_folder`.
+        """
+        card = encoder_card(self, name) if card is None else card
+        return push_saved(lambda folder: self.save_pretrained(folder, card=card), name, private=private)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, *, revision: str | None = None) -> ImageEncoder:
+        """Load an encoder.
+
+        Args:
+            folder: written by :meth:`save_pretrained`, that of a policy, which has an encoder, or a model of the hub:
+                ``user/name``, ``user/name@revision``.
+            revision: of the hub.
+
+        Raises:
+            CheckpointError: damaged or incomplete, another architecture, or neither here nor to be downloaded.
         """
         from safetensors.torch import load_file
 
-        path = _local(folder)
+        path = _local(folder, revision)
         encoder = ImageEncoder(_read_metadata(path).encoder, load_init=False)
         load_weights(encoder, load_file(path / WEIGHTS), path / WEIGHTS)
         return encoder
@@ -215,15 +234,33 @@ def _read_metadata(path: Path) -> Metadata:
     return from_json(Metadata, value, str(path / CONFIG), error=CheckpointError)
 
 
-def _local(folder: str | Path) -> Path:
-    path = Path(folder)
-    if path.exists() or len(path.parts) != 2:
-        return path
-    from huggingface_hub import snapshot_download
+def _local(folder: str | Path, revision: str | None = None) -> Path:
+    path = model_folder(folder, revision)
+    inner = path / "encoder"
+    return inner if not (path / WEIGHTS).exists() and (inner / WEIGHTS).is_file() else path
 
-    try:
-        return Path(snapshot_download(str(folder)))
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder} is neither a local folder nor a hub repository that could be downloaded ({error})."
-        ) from None
+
+def encoder_facts(encoder: ImageEncoder) -> dict[str, object]:
+    """What a card says of an encoder."""
+    config = encoder.config
+    sizes = f"resized to {config.image_size} x {config.image_size}, cropped to {config.crop_size} x {config.crop_size}"
+    return {
+        "Backbone": f"{config.backbone}, width {config.width:g}, from {config.init}",
+        "Cameras": config.cameras,
+        "Images": sizes,
+        "Features": encoder.feature_dim,
+        "Parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()):,}",
+    }
+
+
+def encoder_card(encoder: ImageEncoder, name: str) -> str:
+    """The card of an encoder by itself, to be loaded as ``name``."""
+    cameras = ", ".join(f"{camera!r}: frames" for camera in encoder.config.cameras)
+    usage = f"""
+from classact.models.encoders import ImageEncoder
+
+encoder = ImageEncoder.from_pretrained("{name}")
+features = encoder.encode({{{cameras}}})  # (N, H, W, 3) uint8 -> (N, {encoder.feature_dim}) float32
+"""
+    about = "An encoder of robots' camera images that was trained on their demonstrations, with its image transform."
+    return model_card(name.rpartition("/")[2], about, encoder_facts(encoder), usage, tags=["image-feature-extraction"])
