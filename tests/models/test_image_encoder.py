@@ -374,8 +374,9 @@ def test_hub_id(encoder: ImageEncoder, folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
-    def download(name: str) -> str:
+    def download(name: str, revision: str | None) -> str:
         asked.append(name)
+        assert revision is None
         if name == "someone/encoder":
             return str(folder)
         raise OSError("no network")
@@ -383,7 +384,7 @@ def test_hub_id(encoder: ImageEncoder, folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     loaded = ImageEncoder.from_pretrained("someone/encoder")
     assert loaded.encode(FRAMES).tobytes() == encoder.encode(FRAMES).tobytes()
-    with pytest.raises(CheckpointError, match=r"someone/else is neither a local folder nor a hub .*\(no network\)"):
+    with pytest.raises(CheckpointError, match=r"someone/else is no folder here, .* nor found in its cache \(no network\)"):
         ImageEncoder.from_pretrained("someone/else")
     with pytest.raises(CheckpointError, match="does not exist"):
         ImageEncoder.from_pretrained("runs/a/encoder")
