@@ -18,6 +18,10 @@ class DataError(ClassactError, ValueError):
     """Demonstrations that cannot be used: wrong shapes, non-finite values, damaged files."""
 
 
+class UndeclaredError(DataError):
+    """Demonstrations of which nothing says which array is what; a layout is to say it."""
+
+
 class MissingDataError(DataError, FileNotFoundError):
     """Missing files."""
 

@@ -31,22 +31,42 @@ def sources() -> Iterable[str]:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Read demonstrations, check them and say what they hold.
+    """Read demonstrations, check them and say what they hold; of unknown ones, list the arrays and propose a layout.
 
     Attributes:
         source: Demonstrations.
-        layout: JSON file that says which array of the data is what (docs/policies.md).
+        layout: JSON file that says which array of the data is what, or its name, as in umi (docs/data.md).
+        propose: File to write a proposed layout to, which is then looked at and passed as --layout.
+        sheet: File of a contact sheet to write (.png).
     """
 
     source: str = flag(positional=True, choices=sources)
     layout: Path | None = None
+    propose: Path | None = None
+    sheet: Path | None = None
 
     def main(self) -> None:
         import numpy as np
 
+        from classact.data.preview import write_preview
         from classact.data.readers import generated, read_demonstrations
+        from classact.errors import UndeclaredError
+        from classact.utils.storage import check_writable
 
-        data = read_demonstrations(self.source, layout=self.layout)
+        for file in (self.propose, self.sheet):
+            if file is not None:
+                check_writable(file)
+        if self.propose is not None:
+            print_proposal(self.source, self.propose)
+            return
+        try:
+            data = read_demonstrations(self.source, layout=self.layout)
+        except UndeclaredError:
+            if self.layout is None:
+                print_proposal(self.source)
+            raise
+        if self.sheet is not None:
+            say(f"Contact sheet: {write_preview(data, self.sheet)}")
         lengths, schema = data.lengths, data.schema
         span = f"{lengths.min()} to {lengths.max()} each, median {np.median(lengths):.0f}"
         facts: list[tuple[str, str] | None] = [
@@ -87,6 +107,7 @@ class DataInfo:
             ("language", words),
             ("action space", space),
             ("assumed", schema.assumption or "nothing: all of this is declared"),
+            ("not read", ", ".join(data.unread) or "nothing"),
         ]
         if data.simulator:
             versions = ", ".join(f"{package} {version}" for package, version in data.versions.items())
@@ -119,6 +140,30 @@ def _time(steps: int, fps: float | None) -> str:
     return "steps per second are not known" if fps is None else f"{duration(steps / fps)} at {fps:g} steps per second"
 
 
+def print_proposal(source: str, out: Path | None = None) -> None:
+    """The arrays of data, what each is taken for, and a layout that says so; written to ``out`` where given."""
+    from classact.cli.console import print_notes
+    from classact.data.proposal import propose
+    from classact.data.readers import listing
+    from classact.errors import ConfigError
+    from classact.utils.storage import json_text, write_json
+
+    found = listing(source)
+    if found is None:
+        raise ConfigError(f"{source} takes no layout, so none can be proposed.")
+    proposal = propose(found)
+    shapes = {name: " x ".join("N" if n < 0 else f"{n:,}" for n in one.shape) for name, one in found.arrays.items()}
+    lines = [(name, f"{shapes[name]} {one.dtype}: {proposal.roles[name]}") for name, one in found.arrays.items()]
+    where = "" if found.episodes is None else f", of the first of {found.episodes}"
+    print_facts(f"Arrays of {source}{where}", [(name, words.removesuffix(": ")) for name, words in lines])
+    print_notes(proposal.remarks)
+    if out is None:
+        say(f"A layout to look at and to pass as --layout FILE.json:\n{json_text(proposal.layout)}")
+    else:
+        write_json(out, proposal.layout)
+        say(f"Layout to look at, and to pass as --layout: {out}\n{json_text(proposal.layout)}")
+
+
 def _attempts(header: dict[str, Any]) -> str:
     tried, reasons = header.get("attempts", "unknown"), header.get("not_kept", {})
     if isinstance(reasons, int):  # format 1 only counts
@@ -134,7 +179,7 @@ class DataValidate:
 
     Attributes:
         source: Demonstrations.
-        layout: JSON file that says which array of the data is what (docs/data.md).
+        layout: JSON file that says which array of the data is what, or a name, as in umi (docs/data.md).
         episodes: Only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         quiet: No progress bar.
     """
@@ -174,7 +219,7 @@ class DataConvert:
         out: Folder to write, which must not exist.
         fps: Steps per second, where the data do not say.
         images: As videos (H.264), or exactly (png), which takes more space.
-        layout: JSON file that says which array of the data is what (docs/data.md).
+        layout: JSON file that says which array of the data is what, or a name, as in umi (docs/data.md).
         episodes: Only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         quiet: No progress bar.
     """
@@ -208,7 +253,7 @@ class DataPreview:
         source: Demonstrations.
         out: File to write.
         episode: Of the video. Default: the first.
-        layout: JSON file that says which array of the data is what (docs/data.md).
+        layout: JSON file that says which array of the data is what, or a name, as in umi (docs/data.md).
     """
 
     source: str = flag(positional=True, choices=sources)

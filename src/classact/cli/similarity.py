@@ -28,7 +28,7 @@ class Similarity:
         out: Folder of the results. The same command continues what lies there.
         config: Settings to start from: DIR/similarity.json of another measurement. Other flags change them.
         html: Write the page.
-        layout: JSON file that says which array of the data is what (docs/policies.md).
+        layout: JSON file that says which array of the data is what, or a name, as in umi (docs/data.md).
         episodes: Use only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         fps: Steps per second of them, fewer than recorded.
         quiet: No progress bars.

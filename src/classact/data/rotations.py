@@ -13,13 +13,14 @@ inverse rotation), so the convention must be declared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.errors import DataError, UnknownNameError, choose
+from classact.errors import ConfigError, DataError, UnknownNameError, choose
 
 F = TypeVar("F", np.float32, np.float64)
 
@@ -92,6 +93,16 @@ def axis_angle_to_matrix(axis_angle: NDArray[F]) -> NDArray[F]:
     """(..., 3) -> (..., 3, 3); the vector's length is the angle in radians, zero is no rotation."""
     v = _checked(axis_angle, (3,), "axis-angle vectors")
     return _flat(v, lambda flat: _scipy().from_rotvec(flat).as_matrix(), 1, (3, 3)).astype(axis_angle.dtype)
+
+
+def euler_to_matrix(angles: NDArray[F], axes: str = "xyz") -> NDArray[F]:
+    """(..., 3) radians -> (..., 3, 3), about fixed ``axes`` in this order, or moving ones in capitals, as SciPy has
+    it.
+    """
+    if not re.fullmatch("[xyz]{3}|[XYZ]{3}", axes) or axes[0] == axes[1] or axes[1] == axes[2]:
+        raise ConfigError(f"expected three axes of Euler angles, such as 'xyz' or 'ZYX', got {axes!r}.")
+    v = _checked(angles, (3,), "Euler angles")
+    return _flat(v, lambda flat: _scipy().from_euler(axes, flat).as_matrix(), 1, (3, 3)).astype(angles.dtype)
 
 
 def matrix_to_axis_angle(matrix: NDArray[F]) -> NDArray[F]:

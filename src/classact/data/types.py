@@ -86,6 +86,7 @@ class Demonstrations:
         versions: package -> version that recorded the states, and "language" -> what embedded the instructions; empty
             where they are not known.
         instructions: (E,) the task of each episode in words; () where none are known.
+        unread: what the files hold beside, by name, and what is not read.
         images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
     """
 
@@ -102,6 +103,7 @@ class Demonstrations:
     versions: Mapping[str, str] = field(default_factory=dict)
     images_shift: str = ""
     instructions: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"

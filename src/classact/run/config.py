@@ -77,7 +77,8 @@ class RunConfig:
         intermediate_episodes: unseen initial states per evaluation during training (``pretrain.evaluations`` of them).
         intermediate_retrieval: how these act; None: as the run does.
         novelty: of the score that decisions carry.
-        layout: JSON file that says which array of the data is what; None: the file beside the data, or Push-T's.
+        layout: JSON file that says which array of the data is what, or its name, as in umi. None: what the data
+            declare, or their arrays tell.
     """
 
     data: str = "pusht-expert"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from classact.data.lowdim import LowDim
+from classact.data.named_layouts import is_layout_name
 from classact.data.rate import short_windows
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
@@ -420,6 +421,8 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
     def place(name: str) -> str | None:
         asked = getattr(config, name)
         path = getattr(known, name, None) if asked is None else asked
+        if name == "layout" and is_layout_name(path):
+            return path
         if path is None or (asked is None and not Path(path).exists()):
             return None
         return whole_path(path)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from classact.data.language import BERT
-from classact.data.readers.hdf5 import ACCEPTED, UNKNOWN, is_hdf5_name
+from classact.data.layout import ACCEPTED
+from classact.data.readers.hdf5 import UNKNOWN, is_hdf5_name
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.sims.base import SimulatorSpec

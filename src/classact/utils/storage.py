@@ -200,7 +200,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in order, a list of plain values on one line; NaN and infinities are refused."""
-    write_text(path, _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=to_json)) + "\n")
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """What :func:`write_json` writes, without the line's end."""
+    return _flat_lists(json.dumps(value, indent=2, allow_nan=False, default=to_json))
 
 
 def _flat_lists(indented: str) -> str:

@@ -20,6 +20,7 @@ import classact.data.readers
 from classact.cli.main import main
 from classact.data.actions import ActionSpace, Part
 from classact.data.images import ImageStore, resized
+from classact.data.layout import LAYOUT_FILE, Columns, Layout
 from classact.data.readers import (
     READERS,
     declared_simulator,
@@ -29,7 +30,7 @@ from classact.data.readers import (
     reader,
     takes_layout,
 )
-from classact.data.readers.diffusion_policy import LAYOUT_FILE, PUSH_T, Columns, ZarrLayout, read
+from classact.data.readers.diffusion_policy import PUSH_T, read
 from classact.errors import ConfigError, DataError
 from classact.utils.codec import to_json
 
@@ -187,7 +188,7 @@ def test_several_cameras_and_a_declared_layout(tmp_path: Path) -> None:
     content["wrist"] = content["img"][:, :4, :4].astype(np.uint8)
     content["pose"] = np.arange(STEPS * 3, dtype=np.float64).reshape(STEPS, 3)
     path = write(tmp_path / "a.zarr", content)
-    layout = ZarrLayout(proprioception={"arm": "pose"}, cameras={"front": "img"})
+    layout = Layout(proprioception={"arm": "pose"}, cameras={"front": "img"})
     demos = read(path, layout=layout)
     assert sorted(demos.images) == ["front", "wrist"]
     assert_array_equal(demos.images["wrist"], content["wrist"])
@@ -199,7 +200,7 @@ def test_several_cameras_and_a_declared_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize("columns", [(0, 5), (-1,), ()])
 def test_columns_that_do_not_exist(tmp_path: Path, columns: tuple[int, ...]) -> None:
     path = write(tmp_path / "a.zarr", arrays())
-    layout = ZarrLayout(proprioception={"arm": Columns("state", columns)})
+    layout = Layout(proprioception={"arm": Columns("state", columns)})
     expected = f"data/state has 5 columns, but proprioception 'arm' is declared as columns {columns}. Declare columns"
     assert expected in message(path, layout=layout)
 
@@ -317,7 +318,7 @@ def test_language_of_each_episode_or_of_each_step(tmp_path: Path) -> None:
     steps = robot_arrays()
     rows = steps["instruction"][[0, *ENDS[:-1]]]
     path = write(tmp_path / "a.zarr", steps)
-    layout = ZarrLayout.from_json(DECLARED)
+    layout = Layout.from_json(DECLARED)
     one = read(path, layout=layout)
     other = read(write(tmp_path / "b.zarr", robot_arrays(instruction=rows)), layout=layout)
     assert_array_equal(one.language, other.language)
@@ -342,7 +343,7 @@ def test_language_beside_the_episode_ends(tmp_path: Path) -> None:
     words = np.random.default_rng(2).normal(size=(len(ENDS), 5))
     group = zarr.open_group(str(path), mode="a", zarr_format=2)
     group.create_array("meta/words", shape=words.shape, chunks=words.shape, dtype=words.dtype)[...] = words
-    demos = read(path, layout=ZarrLayout.from_json(DECLARED | {"language": "meta/words"}))
+    demos = read(path, layout=Layout.from_json(DECLARED | {"language": "meta/words"}))
     assert_array_equal(demos.language, words.astype(np.float32))
 
 
@@ -357,7 +358,7 @@ def test_language_beside_the_episode_ends(tmp_path: Path) -> None:
             "data/opening has shape (19,), but data/action has shape (20, 10)",
         ),
         ({"opening": np.ones((STEPS, 1, 1))}, "data/opening has shape (20, 1, 1) and dtype float64, expected (N, D)"),
-        ({"rgb": np.ones((STEPS, 3, 6, 8), np.uint8)}, "data/rgb has shape (20, 3, 6, 8), expected images of shape"),
+        ({"rgb": np.ones((STEPS, 6, 8, 4), np.uint8)}, "data/rgb has shape (20, 6, 8, 4), expected images of shape"),
         (
             {"front": np.ones((STEPS, 6, 8, 3), "u1")},
             "data/front holds images, but camera 'front' is declared as data/rgb",
@@ -368,19 +369,27 @@ def test_language_beside_the_episode_ends(tmp_path: Path) -> None:
 )
 def test_data_that_are_not_as_declared(tmp_path: Path, changed: dict[str, Any], expected: str) -> None:
     path = write(tmp_path / "a.zarr", robot_arrays(**changed))
-    assert expected in message(path, layout=ZarrLayout.from_json(DECLARED))
+    assert expected in message(path, layout=Layout.from_json(DECLARED))
 
 
 @pytest.mark.parametrize(
     ("declared", "expected"),
     [
         ("{", r"layout\.json is not valid JSON \(Expecting property name"),
-        ([], r"layout\.json: expected an object with the fields of ZarrLayout, got \[\]"),
-        ({"camera": {}}, r"layout\.json: unknown field 'camera': available are 'action', 'action_space', 'cameras', "),
-        ({"action": None}, r"layout\.json\.action: expected text, got None"),
+        ([], r"layout\.json: expected an object with the fields of Layout, got \[\]"),
+        ({"camera": {}}, r"layout\.json: unknown field 'camera': available are 'accept', 'action', 'action_space', "),
+        ({"action": 3}, r"layout\.json\.action: expected text, or an object with the fields of Columns, got 3"),
+        ({"action": []}, r"layout\.json\.action: expected at least one array, got an empty list"),
+        ({"action": ["a", "FILL IN"]}, r"layout\.json\.action\[1\]: 'FILL IN' stands where the name of an array"),
+        ({"next_state": True}, r"layout\.json: next_state needs action"),
+        ({"fps": 0}, r"layout\.json: fps is 0\.0, expected steps per second above 0"),
+        ({"boundaries": "stops"}, r"layout\.json\.boundaries: unknown value 'stops': available are 'ends', 'last'"),
+        ({"action": {"array": "a", "rotation": "quaternion"}}, r"action: a: unknown rotation 'quaternion'"),
+        ({"cameras": {"front": {"scale": 255}}}, r"cameras\.front: a camera has an array or a video"),
+        ({"bgr": True}, r"layout: unknown field 'bgr': available are 'action'"),
         ({"language": 3}, r"layout\.json\.language: expected text, got 3"),
         ({"cameras": ["rgb"]}, r"layout\.json\.cameras: expected an object, got \['rgb'\]"),
-        ({"cameras": {"front": 1}}, r"cameras\.front: expected text, got 1"),
+        ({"cameras": {"front": 1}}, r"cameras\.front: expected text, or an object with the fields of Camera, got 1"),
         ({"proprioception": "robot"}, r"proprioception: expected an object, got 'robot'"),
         (
             {"proprioception": {"arm": {"columns": [1]}}},
@@ -388,7 +397,7 @@ def test_data_that_are_not_as_declared(tmp_path: Path, changed: dict[str, Any], 
         ),
         (
             {"proprioception": {"arm": {"array": "robot", "column": 1}}},
-            r"proprioception\.arm: unknown field 'column': available are 'array', 'columns'",
+            r"proprioception\.arm: unknown field 'column': available are 'array', 'columns', 'rotation'",
         ),
         (
             {"proprioception": {"arm": {"array": "robot", "columns": [0, True]}}},
@@ -448,11 +457,11 @@ def test_a_layout_that_is_not_there_or_not_taken(tmp_path: Path, monkeypatch: py
 
 def test_action_spaces_in_layouts() -> None:
     space = ActionSpace.joints(3, "left", "right")
-    assert ZarrLayout.from_json({"action_space": to_json(space)}).action_space == space
+    assert Layout.from_json({"action_space": to_json(space)}).action_space == space
     parts = [{"name": "tip", "kind": "position"}, {"name": "hand", "kind": "gripper", "size": 2}]
     expected = ActionSpace((Part("tip", "position"), Part("hand", "gripper", 2)))
-    assert ZarrLayout.from_json({"action_space": {"parts": parts}}).action_space == expected
-    assert ZarrLayout.from_json({}) == ZarrLayout()
+    assert Layout.from_json({"action_space": {"parts": parts}}).action_space == expected
+    assert Layout.from_json({}) == Layout()
 
 
 @pytest.mark.parametrize("D", [10, 20])
@@ -492,9 +501,10 @@ def test_without_a_layout_another_robot_is_not_taken_for_push_t(target: Path, ke
     assert data.schema.proprioception == (("robot_joint", 6), ("state", state))
     assert data.states is None
     assert set(data.images) == {"img"}
-    words = "proprioception is robot_joint, state, cameras are img; not read: depth, keypoint; "
+    words = "proprioception is robot_joint, state, cameras are img; "
     assert data.schema.assumption.startswith(words)
-    assert read(path, layout=ZarrLayout(proprioception={"all": "state"})).schema.keys == ("all",)
+    assert data.unread == ("depth", "keypoint")
+    assert read(path, layout=Layout(proprioception={"all": "state"})).schema.keys == ("all",)
 
 
 def test_push_t_is_declared_by_its_sizes_or_not_where_a_layout_says_otherwise(target: Path) -> None:
@@ -517,11 +527,11 @@ def test_what_is_assumed_is_said_whenever_data_are_read(tmp_path: Path, caplog: 
     declare(layout, {"proprioception": {"arm": "state"}, "action_space": "point"})
     read_demonstrations(path, layout=layout)
     read_demonstrations("pusht-expert", episodes=1)
-    assert not caplog.records
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == ["not read: keypoint"]
 
 
 def test_without_proprioception(tmp_path: Path) -> None:
-    demos = read(write(tmp_path / "a.zarr", arrays()), layout=ZarrLayout())
+    demos = read(write(tmp_path / "a.zarr", arrays()), layout=Layout())
     assert demos.proprioception.shape == (STEPS, 0)
     assert (demos.schema.keys, demos.states, list(demos.images)) == ((), None, ["img"])
 
@@ -530,7 +540,7 @@ def test_without_proprioception(tmp_path: Path) -> None:
 
 
 def test_first_and_last_episodes_are_views(tmp_path: Path) -> None:
-    demos = read(write(tmp_path / "a.zarr", robot_arrays()), layout=ZarrLayout.from_json(DECLARED))
+    demos = read(write(tmp_path / "a.zarr", robot_arrays()), layout=Layout.from_json(DECLARED))
     assert demos.language is not None
     for count in (1, 2, 3):
         last, copied = last_episodes(demos, count), demos.subset(range(3 - count, 3))
@@ -637,7 +647,7 @@ def test_damaged_metadata(target: Path, content: bytes) -> None:
 def test_codec_that_is_not_installed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", arrays())
     edit(path, "data/img/.zarray", lambda raw: raw.replace(b'"blosc"', b'"imagecodecs_jpegxl"'))
-    assert re.search(r"data/img cannot be opened .*imagecodecs_jpegxl.*install it, or write", message(path))
+    assert re.search(r"data/img is compressed with imagecodecs_jpegxl.*pip install imagecodecs", message(path))
 
 
 # Data that do not fit together
@@ -645,7 +655,10 @@ def test_codec_that_is_not_installed(tmp_path: Path) -> None:
 
 def test_missing_arrays(target: Path) -> None:
     write(target, arrays(action=None))
-    assert re.search(r"data/action is missing; arrays in data: img, keypoint, state\..*ZarrLayout", message(target))
+    assert re.search(
+        r"data/action is missing; arrays in data: img, keypoint, state\. Expected .*a layout .*--propose",
+        message(target),
+    )
 
 
 def test_missing_episode_ends(target: Path) -> None:
@@ -698,7 +711,7 @@ def test_actions_beyond_float32(tmp_path: Path) -> None:
         ("action", np.ones((STEPS, 2), bool), "data/action has shape (20, 2) and dtype bool, expected (N, D) numbers"),
         ("state", np.ones((STEPS - 1, 5), np.float32), "data/state has shape (19, 5), but data/action has shape"),
         ("img", np.ones((STEPS - 1, 6, 8, 3), "f4"), "data/img has shape (19, 6, 8, 3), but data/action has shape"),
-        ("img", np.ones((STEPS, 3, 6, 8), "f4"), "data/img has shape (20, 3, 6, 8), expected images of shape (N, H"),
+        ("img", np.ones((STEPS, 4, 6, 8), "f4"), "data/img has shape (20, 4, 6, 8), expected images of shape (N, H"),
         ("img", np.ones((STEPS, 6, 8), "f4"), "data/img has shape (20, 6, 8), expected images of shape (N, H, W, 3)"),
         ("img", np.ones((STEPS, 6, 8, 3), bool), "data/img has dtype bool, expected images of numbers from 0 to 255"),
     ],
@@ -799,7 +812,7 @@ def test_registry() -> None:
     for name in READERS:
         module = reader(name)
         assert module.DESCRIPTION
-        assert takes_layout(module) is (name not in ("classact", "lerobot"))
+        assert takes_layout(module) is (name != "classact")
         assert not module.matches(Path(classact.data.readers.__file__))
 
 

@@ -29,15 +29,15 @@ READABLE = {
     "hdf5/lift_ph_image.hdf5": (10, ("agentview", "wrist"), ""),
     "hdf5/lift_osc_position.hdf5": (4, ("agentview", "wrist"), ""),
     "hdf5/real_no_envargs.hdf5": (7, ("agentview", "wrist"), ""),
+    "hdf5/trajectory.h5": (9, (), ""),
     "hdf5/transport_ph_image.hdf5": (14, ("agentview", "wrist", "robot1_eye_in_hand"), ""),
 }
 """Path -> dimensions of actions, cameras, simulator."""
 
 REFUSED = {
     "hdf5/square_ph_raw_demo.hdf5": "the recorded model has no worldbody",
-    "hdf5/trajectory.h5": r"looks like DROID's trajectory\.h5, which is not read\. Convert it to a LeRobot data set",
-    "zarr/umi_jxl.zarr.zip": "data/action is missing; arrays in data: camera0_rgb",
-    "zarr/real_pusht": r"holds replay_buffer\.zarr, which looks readable",
+    "zarr/umi_jxl.zarr.zip": "imagecodecs_jpegxl .as UMI's images are, in JPEG XL.*pip install imagecodecs",
+    "zarr/real_pusht": r"videos/0/0\.mp4 \(0 bytes\) cannot be decoded .*leave its camera out in a layout",
 }
 
 

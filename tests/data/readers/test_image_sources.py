@@ -27,9 +27,9 @@ from numpy.testing import assert_array_equal
 import fakes
 from classact.data import images as images_module
 from classact.data.images import ImageSource, ImageStore, frames_digest, resize_images, resized
+from classact.data.layout import Layout
 from classact.data.readers import first_episodes, hdf5_images, last_episodes, read_demonstrations
 from classact.data.readers.aloha import read as read_aloha
-from classact.data.readers.hdf5 import Hdf5Layout
 from classact.data.types import Demonstrations
 
 
@@ -185,7 +185,7 @@ def test_the_identity_is_that_of_the_content_wherever_it_lies(kind: str, tmp_pat
 
 def test_how_images_are_decoded_is_part_of_the_identity(tmp_path: Path) -> None:
     path = _aloha(tmp_path)
-    plain, exchanged = (source_of(read_aloha(path, layout=Hdf5Layout(bgr=bgr))) for bgr in (False, True))
+    plain, exchanged = (source_of(read_aloha(path, layout=Layout(bgr=bgr))) for bgr in (False, True))
     assert plain.digest() != exchanged.digest()
     assert plain.decoder == ""
     (tmp_path / "jpeg").mkdir()

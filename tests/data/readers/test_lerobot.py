@@ -125,7 +125,7 @@ def test_what_is_not_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         data = read_demonstrations(write_v3(tmp_path / "a", [one]))
     assert data.schema.keys == ("state", "effort")
-    assert "features that are not read: observation.environment_state, next.reward" in caplog.text
+    assert "not read: observation.environment_state, next.reward" in caplog.text
 
 
 def test_the_first_episodes_or_some_by_number(v3: Path, episodes: list[Episode]) -> None:
@@ -199,7 +199,7 @@ def test_depth_cameras_are_left_out_by_name_and_alone_refused(own: Path, caplog:
     change(own, features=found)
     with caplog.at_level(logging.WARNING):
         assert set(read_demonstrations(own).images) == {"image"}
-    assert "(depth images: observation.images.top)" in caplog.text
+    assert "not read: observation.images.top (depth images)" in caplog.text
     found["observation.image"]["info"] = {"video.is_depth_map": True}
     change(own, features=found)
     with pytest.raises(DataError, match="all cameras are depth cameras, which are not read"):

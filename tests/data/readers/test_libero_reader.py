@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from classact.data.actions import ActionSpace
 from classact.data.language import source_at_hand
+from classact.data.layout import Layout
 from classact.data.readers import READERS, declared_simulator, reader
-from classact.data.readers.hdf5 import Hdf5Layout
 from classact.data.readers.libero import TASKS, matches, read
 from classact.data.rotations import rotation_6d_to_matrix
 from classact.errors import ClassactError, ConfigError
@@ -125,12 +125,12 @@ def test_other_tasks(tmp_path: Path) -> None:
 
 def test_layout(tmp_path: Path) -> None:
     path = write(tmp_path)
-    demos = load(path, layout=Hdf5Layout(cameras={"front": "agentview_rgb"}, accept=("robosuite",)))
+    demos = load(path, layout=Layout(cameras={"front": "agentview_rgb"}, accept=("robosuite",)))
     assert list(demos.images) == ["front"]
-    demos = load(path, layout=Hdf5Layout(cameras={}))
+    demos = load(path, layout=Layout(cameras={}))
     assert (dict(demos.images), demos.schema.cameras) == ({}, ("agentview", "wrist"))  # what can be rendered
     with pytest.raises(ConfigError, match="unknown field 'filter': available are 'accept', 'cameras'"):
-        load(path, layout=Hdf5Layout(filter="train"))
+        load(path, layout=Layout(filter="train"))
 
 
 def test_what_matches(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
 from classact.data.actions import ActionSpace
+from classact.data.layout import Layout
 from classact.data.readers import declared_simulator, read_demonstrations
-from classact.data.readers.hdf5 import Hdf5Layout
 from classact.data.readers.kinematics import ArmModel
 from classact.data.readers.osc import HAND_TO_SITE, Controller, site_rotation
 from classact.data.readers.robomimic import matches, read
@@ -88,9 +88,9 @@ def test_filters(tmp_path: Path) -> None:
     layout.write_text(json.dumps({"filter": "train", "cameras": {}}))
     assert_array_equal(read(path, layout=layout).episode_ends, [7, 11])
     with pytest.raises(ConfigError, match="unknown filter 'valid': available are 'gone', 'none', 'train'"):
-        read(path, layout=Hdf5Layout(filter="valid"))
-    assert "mask/none lists 0 demonstrations" in message(path, layout=Hdf5Layout(filter="none"))
-    assert "mask/gone lists 'demo_7', which is not in data" in message(path, layout=Hdf5Layout(filter="gone"))
+        read(path, layout=Layout(filter="valid"))
+    assert "mask/none lists 0 demonstrations" in message(path, layout=Layout(filter="none"))
+    assert "mask/gone lists 'demo_7', which is not in data" in message(path, layout=Layout(filter="gone"))
 
 
 def test_layouts(tmp_path: Path) -> None:
@@ -102,12 +102,12 @@ def test_layouts(tmp_path: Path) -> None:
     assert list(demos.images) == ["front"]
     assert dict(demos.versions) == {}
     for content, expected in (
-        ('{"camera": {}}', "unknown field 'camera': available are 'accept', 'bgr', 'cameras', 'filter'"),
+        ('{"camera": {}}', "unknown field 'camera': available are 'accept', 'action', .* \\(did you mean 'cameras'"),
         ('{"bgr": true}', "unknown field 'bgr'"),
         ('{"filter": 3}', "filter: expected text, got 3"),
         ('{"cameras": ["a"]}', r"cameras: expected an object, got \['a'\]"),
         ('{"accept": ["numpy"]}', r"accept\[0\]: unknown value 'numpy': available are 'robosuite'"),
-        ("[]", r"expected an object with the fields of Hdf5Layout, got \[\]"),
+        ("[]", r"expected an object with the fields of Layout, got \[\]"),
         ("{", "is not valid JSON"),
     ):
         layout.write_text(content)
@@ -116,7 +116,7 @@ def test_layouts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.json cannot be read"):
         read(path, layout=tmp_path / "missing.json")
     with pytest.raises(ConfigError, match="unknown field 'bgr'"):
-        read(path, layout=Hdf5Layout(bgr=True))
+        read(path, layout=Layout(bgr=True))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_other_robots_and_controllers_are_taken_as_recorded(
     assert (data.simulator, data.states, data.schema.actions) == ("", None, None)
     assert set(data.images) == {"agentview", "wrist"}
     assert f"actions ({reason}) are taken as they were recorded" in data.schema.assumption
-    assert data.schema.assumption.endswith("not read: object")
+    assert data.unread == ("obs/object",)
 
 
 def test_other_robots_without_observations_are_refused(tmp_path: Path) -> None:
@@ -290,14 +290,20 @@ def test_demonstrations_of_different_sizes_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [(("action", "observation"), "looks like DROID's trajectory.h5"), (("traj_0",), "looks like ManiSkill's traject")],
+    [
+        (
+            ("action/joints", "observation/joints"),
+            "looks like DROID's trajectory.h5, but lacks action/cartesian_position",
+        ),
+        (("traj_0/actions", "traj_1/actions"), "looks like ManiSkill's trajectories, which hold no observations"),
+    ],
 )
 def test_formats_known_by_name_alone_are_named(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     with h5py.File(tmp_path / "trajectory.h5", "w") as file:
         for name in names:
-            file.create_group(name)
+            file[name] = np.zeros((3, 7))
     assert said in message(tmp_path / "trajectory.h5")
-    assert "Convert it to a LeRobot data set" in message(tmp_path / "trajectory.h5")
+    assert "--propose layout.json" in message(tmp_path / "trajectory.h5")
 
 
 # Kinematics of the recorded model
@@ -389,8 +395,8 @@ def test_missing_keys(tmp_path: Path) -> None:
         ("obs/robot0_joint_pos", np.zeros((2, 7)), "robot0_joint_pos has 2 rows, but there are 3 actions"),
         ("obs/agentview_image", np.zeros((2, 6, 6, 3), np.uint8), "agentview_image has 2 images, but there are 3"),
         ("obs/agentview_image", np.zeros((3, 5, 6, 3), np.uint8), "images of 5 x 6 pixels, .* of 6 x 6"),
-        ("obs/agentview_image", np.zeros((3, 3, 6, 6), np.uint8), "Channels are first: transpose"),
-        ("obs/agentview_image", np.zeros((3, 6, 6, 3)), "agentview_image is float64 of shape"),
+        ("obs/agentview_image", np.zeros((3, 4, 6, 6), np.uint8), "agentview_image is uint8 of shape"),
+        ("obs/agentview_image", np.zeros((3, 6, 6, 3)), r"the largest value of agentview_image\[0\] is 1 or less"),
     ],
 )
 def test_arrays_that_do_not_fit(tmp_path: Path, key: str, value: np.ndarray, expected: str) -> None:
@@ -416,10 +422,13 @@ def test_missing_groups(tmp_path: Path) -> None:
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
         file["other"] = 1
-    assert "group 'data' is missing; there are other. Expected robomimic's layout" in message(path)
+    assert "nothing says which array is what; arrays are other. Expected" in message(path)
     with h5py.File(path, "w") as file:
-        file.create_group("data/episode_0")
-    assert "data: holds 0 demonstrations; there are episode_0. Expected demonstrations demo_0" in message(path)
+        file["data/episode_0/joints"] = np.zeros((3, 2))
+    assert "nothing says which array is what; arrays are joints. Expected" in message(path)
+    with h5py.File(path, "w") as file:
+        file.create_group("data")
+    assert "data: holds 0 demonstrations; there are none. Expected demonstrations demo_0" in message(path)
     write_robomimic(path, {"demo_0": demo(3, 0)}, attributes={"env_args": "{"})
     assert "attribute 'env_args' is not valid JSON" in message(path)
     write_robomimic(path, {"demo_0": demo(3, 0)}, attributes={"env_args": "3"})

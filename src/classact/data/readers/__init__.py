@@ -25,6 +25,7 @@ from classact.utils.inputs import cannot_read, input_path, reading, user_path
 from classact.utils.registry import Registry
 
 if TYPE_CHECKING:
+    from classact.data.named_layouts import Listing
     from classact.data.validate import Finding
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ READERS: Registry[Any] = Registry(
         "libero": "classact.data.readers.libero",
         "aloha": "classact.data.readers.aloha",
         "robomimic": "classact.data.readers.robomimic",
+        "hdf5": "classact.data.readers.hdf5_arrays",
     },
 )
 """Format name -> :class:`Reader`, or the name of a module with its members, imported when a path is read. The format of
@@ -94,9 +96,8 @@ def read_demonstrations(
         source: a file or folder in one of the formats of :data:`READERS`, a name of :data:`EMBEDDED`, or of a LeRobot
             data set on the hub, as in ``lerobot/pusht`` or ``lerobot/pusht@v3.0``.
         episodes: only the first so many demonstrations, or those of these numbers, as in "0:50,60".
-        layout: JSON file that declares which array is what (Zarr stores:
-            :meth:`classact.data.readers.diffusion_policy.ZarrLayout.from_json`; HDF5 files:
-            :class:`classact.data.readers.hdf5.Hdf5Layout`). None: what the data themselves declare.
+        layout: JSON file that declares which array is what (:class:`classact.data.layout.Layout`), or a name of
+            :data:`classact.data.named_layouts.LAYOUTS`. None: what the data themselves declare.
         fps: steps per second, a divisor of those recorded (:func:`classact.data.rate.at_rate`); None: as recorded.
 
     Raises:
@@ -120,6 +121,8 @@ def read_demonstrations(
         data = replace(data, name=name.partition("@")[0].replace("/", "-"), source=name)
     if data.schema.assumption:
         logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
+    if data.unread:
+        logger.warning("%s (%s): not read: %s", data.name, data.source, ", ".join(data.unread))
     return data if fps is None else at_rate(data, fps)
 
 
@@ -139,6 +142,24 @@ def _read(path: Path, episodes: int | str | None, layout: Path | None) -> Demons
             return some_episodes(module.read(path, **more), count)
         return cast(Any, module).read(path, episodes=count, **more)
     raise DataError(f"{path} is in no known format: {_content(path)}. {_available()}")
+
+
+def listing(source: str | Path) -> Listing | None:
+    """The arrays of data, by name; None for formats that have no layouts.
+
+    Raises:
+        DataError: no such path, an unknown format, or damage.
+    """
+    if isinstance(source, str) and source in EMBEDDED:
+        return None
+    path = input_path(source, missing=_available) if not is_hub_name(source) else hub_folder(str(source))
+    with reading(path):
+        for name in READERS:
+            module = reader(name)
+            if module.matches(path):
+                listed: Callable[[Path], Listing] | None = getattr(module, "listing", None)
+                return None if listed is None else listed(path)
+    return None
 
 
 def declared_simulator(source: str | Path) -> str:
@@ -181,8 +202,12 @@ def read_layout(layout: type[T], source: Path | bytes, where: str) -> T:
     try:
         value = json.loads(source.read_bytes() if isinstance(source, Path) else source)
     except OSError as problem:
+        from classact.data.named_layouts import LAYOUTS
+
+        file = source if isinstance(source, Path) else where
         raise ConfigError(
-            f"layout {cannot_read(where, problem)} Expected a JSON file that says what is what."
+            f"layout {cannot_read(file, problem)} Expected a JSON file that says what is what, or a name: "
+            f"{', '.join(LAYOUTS)}."
         ) from None
     except ValueError as problem:
         raise ConfigError(f"{where} is not valid JSON ({problem}).") from None

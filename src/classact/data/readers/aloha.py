@@ -14,7 +14,6 @@ not recorded, so these episodes cannot be re-rendered.
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,16 @@ from typing import Any
 import numpy as np
 
 from classact.data.actions import ActionSpace, Part
+from classact.data.layout import Layout
 from classact.data.readers import hdf5 as h5
-from classact.data.readers.hdf5_images import Frames, demonstrations, frames, jpeg_frames
+from classact.data.readers import hdf5_arrays
+from classact.data.readers.hdf5_images import Frames, demonstrations, encoded_frames, frames
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
 
 DESCRIPTION = "a folder of ALOHA's episode_0.hdf5, episode_1.hdf5, ..."
 _LAYOUT = ("cameras", "bgr")
-
-logger = logging.getLogger(__name__)
 
 SIMULATOR = "aloha-transfer"
 ARM_JOINTS = 6
@@ -45,8 +44,11 @@ _NAME = re.compile(r"episode_(\d+)\.(?:hdf5|h5)")
 def matches(path: Path) -> bool:
     """A folder that holds an ``episode_i.hdf5``, or one such file."""
     if path.is_dir():
-        return any(_NAME.fullmatch(entry.name) for entry in path.iterdir())
+        return any(_NAME.fullmatch(entry.name) and not entry.is_dir() for entry in path.iterdir())
     return path.is_file() and _NAME.fullmatch(path.name) is not None
+
+
+listing = hdf5_arrays.listing
 
 
 def declared_simulator(path: Path) -> str:
@@ -66,7 +68,7 @@ def declared_simulator(path: Path) -> str:
         return ""  # read() reports what is wrong
 
 
-def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
+def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | None = None) -> Demonstrations:
     """Read a folder of episodes, by number, or one episode's file; ``layout`` declares ``cameras`` and ``bgr``.
 
     Returns:
@@ -77,7 +79,10 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
         DataError: damage, missing groups, arrays that do not match, NaN, images that cannot be decoded; names the file.
         ConfigError: more episodes than there are, an invalid layout.
     """
+    if hdf5_arrays.declares(path, layout):
+        return hdf5_arrays.read(path, episodes=episodes, layout=layout)
     chosen = h5.resolve_layout(layout, _LAYOUT)
+    declared = chosen.camera_arrays()
     files = [path] if path.is_file() else h5.listed(path, _number, warn=True)
     if not files:
         raise DataError(f"{path}: holds 0 files episode_i.hdf5, expected one for each episode.")
@@ -99,9 +104,9 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
                 )
             observations = h5.group(root, "observations", "ACT's layout: /action, /observations/qpos and images")
             recordings.append(h5.Recording(str(file), actions, h5.matrix(observations, "qpos", joints, steps), None))
-            left = left or [name for name in ("qvel", "effort") if name in observations]
+            left = left or [f"observations/{name}" for name in ("qvel", "effort") if name in observations]
             pictures = observations.get("images", {})
-            cameras = {name: name for name in sorted(pictures)} if chosen.cameras is None else chosen.cameras
+            cameras = {name: name for name in sorted(pictures)} if declared is None else declared
             if images and set(cameras) != set(images[0]):
                 raise DataError(
                     f"{file}: observations/images holds {sorted(cameras) or 'none'}, {files[0]} holds "
@@ -109,14 +114,12 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
                     f"in a layout (cameras), or read the folders apart."
                 )
             images.append({camera: _frames(observations, key, steps, chosen.bgr) for camera, key in cameras.items()})
-    if left:
-        logger.warning("%s: observations that are not read: %s", path, ", ".join(left))
     assert joints is not None
     space = _space(joints, total - joints)
     assumption = "" if joints == DIM else f"the {joints} dimensions of actions are joint positions"
     schema = Schema(tuple(images[0]), (("qpos", joints),), actions=space, fps=FPS, assumption=assumption)
     parts = {camera: [of_episode[camera] for of_episode in images] for camera in images[0]}
-    return demonstrations(path.stem, path, recordings, parts, schema)
+    return demonstrations(path.stem, path, recordings, parts, schema, unread=tuple(left))
 
 
 def _space(joints: int, base: int) -> ActionSpace:
@@ -135,6 +138,6 @@ def _number(path: Path) -> int | None:
 def _frames(observations: Any, camera: str, steps: int, bgr: bool) -> Frames:
     key = f"images/{camera}"
     dataset = observations.get(key)
-    if getattr(dataset, "ndim", 0) == 2 and dataset.dtype == np.uint8:
-        return jpeg_frames(observations, key, steps, bgr=bgr)
+    if getattr(dataset, "ndim", 0) in (1, 2):
+        return encoded_frames(observations, key, steps, bgr=bgr)
     return frames(observations, key, steps, bgr=bgr)

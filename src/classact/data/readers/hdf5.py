@@ -5,68 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classact.data.readers import read_layout
+from classact.data.layout import Layout
+from classact.data.readers.declared import resolve_layout as resolved
 from classact.data.types import StateArray
-from classact.errors import ClassactError, ConfigError, DataError, UnknownNameError, choose
+from classact.errors import ClassactError, ConfigError, DataError
 from classact.utils.inputs import cannot_read, is_from_system
 
 SUFFIXES = (".hdf5", ".h5")
 UNKNOWN = "unknown"  # a package's version where the file does not declare it
-Package = Literal["robosuite"]
-ACCEPTED: tuple[str, ...] = get_args(Package)  # packages that a layout may accept
 logger = logging.getLogger(__name__)
-
-OTHERS = {
-    "DROID's trajectory.h5": ("action", "observation"),
-    "ManiSkill's trajectories": ("traj_0",),
-}
-"""Formats of HDF5 files that are known by name only: members that tell them."""
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST = 1e18
 
 
-@dataclass(frozen=True)
-class Hdf5Layout:
-    """What a reader of HDF5 files may be told, all optional; a reader refuses what it has no use for.
-
-    Attributes:
-        filter: name of a list of demonstrations in ``mask``; only these are read (robomimic).
-        cameras: camera name -> key of its images; None: every array of images, named as in the format.
-        accept: packages whose recorded version is not compared with the installed one, for recorded states known to
-            look right in it; the version is then not recorded (robomimic, LIBERO).
-        bgr: whether decoded images have red and blue swapped, to be swapped back (ALOHA: files whose writer encoded
-            true RGB or recorded BGR).
-    """
-
-    filter: str | None = None
-    cameras: Mapping[str, str] | None = None
-    accept: Sequence[Package] = ()
-    bgr: bool = False
-
-
-def resolve_layout(layout: Hdf5Layout | Path | None, takes: Sequence[str]) -> Hdf5Layout:
+def resolve_layout(layout: Layout | Path | None, takes: Sequence[str]) -> Layout:
     """The layout in use, given, from a file or the default; it must not set fields other than ``takes``."""
-    where = "layout"
-    if isinstance(layout, Path):
-        where = f"layout {layout}"
-        layout = read_layout(Hdf5Layout, layout, where)
-    for field in fields(Hdf5Layout):
-        if layout is not None and field.name not in takes and getattr(layout, field.name) != field.default:
-            raise UnknownNameError(f"{where}: {choose('field', field.name, takes)}")
-    return layout or Hdf5Layout()
+    return resolved(layout, takes, ". Others need action as well, which then declares all.") or Layout()
 
 
-def versions(found: str, layout: Hdf5Layout) -> dict[str, str]:
+def versions(found: str, layout: Layout) -> dict[str, str]:
     """The versions to record for the states, given robosuite's."""
     return {} if "robosuite" in layout.accept else {"robosuite": found}
 
@@ -154,12 +121,6 @@ def group(parent: Any, name: str, meaning: str) -> Any:
 
     found = parent.get(name)
     if not isinstance(found, h5py.Group):
-        for format_name, members_of in OTHERS.items():
-            if all(member in parent for member in members_of):
-                raise DataError(
-                    f"{where(parent)}: looks like {format_name}, which is not read. Convert it to a LeRobot data set, "
-                    f"or to Zarr with data/action, images and meta/episode_ends."
-                )
         raise DataError(f"{where(parent)}: group {name!r} is missing; there are {members(parent)}. Expected {meaning}.")
     return found
 

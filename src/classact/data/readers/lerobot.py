@@ -14,7 +14,6 @@ where they say so, of an arm where they begin with ``left_`` or ``right_``; thos
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace, Part
+from classact.data.images import ImageSource
 from classact.data.language import embed_instruction
+from classact.data.layout import LAYOUT_FILE, Camera, Layout, Values
 from classact.data.lerobot_writer import MEANING
+from classact.data.named_layouts import Listed, Listing
+from classact.data.readers.declared import assemble, chosen_layout, resolve_layout
 from classact.data.readers.lerobot_images import Pictures, VideoFrames
 from classact.data.readers.parquet import read_columns, read_texts
 from classact.data.readers.parts import RecordedImages
 from classact.data.readers.selection import chosen_episodes
-from classact.data.schema import Schema
-from classact.data.types import Demonstrations
+from classact.data.types import Demonstrations, IntArray
 from classact.errors import DataError
 from classact.utils.codec import from_json
 from classact.utils.storage import read_json, read_jsonl
@@ -43,14 +45,14 @@ SELECTS = True
 CHECKS = "classact.data.readers.lerobot_checks"
 
 INFO = "meta/info.json"
+ACTION = "action"
+_TAKES = ("action", "next_state", "action_space", "proprioception", "cameras", "find_cameras", "fps")
 CAMERA_TYPES = ("video", "image")
 _PRIVILEGED = "observation.environment_state"
 _BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _NUMBERS = re.compile(r"(float|int|uint)\d+|bool")
 _LARGEST = 1 << 14
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")
-
-logger = logging.getLogger(__name__)
 
 
 def matches(path: Path) -> bool:
@@ -121,60 +123,154 @@ class Recorded:
     videos: Mapping[str, tuple[Path, float]]
 
 
-def read(path: Path, *, episodes: int | str | None = None) -> Demonstrations:
+def read(path: Path, *, episodes: int | str | None = None, layout: Layout | Path | None = None) -> Demonstrations:
     """Read a data set; images are decoded on demand.
 
     Args:
         path: its folder.
         episodes: the first so many, or which, as in "0:50,60".
+        layout: which feature is what, where names do not say it: ``action`` (columns of features, rotations, the next
+            step's state), ``proprioception`` and ``cameras``, all of them then.
 
     Raises:
         DataError: an unknown version, missing or damaged files, features that do not fit each other.
-        ConfigError: episodes that are not there.
+        ConfigError: episodes that are not there, or an invalid layout.
     """
+    if layout is None and (path / LAYOUT_FILE).is_file():
+        layout = path / LAYOUT_FILE
     info = read_info(path)
+    given, words = (None, "") if layout is None else chosen_layout(layout, _listing(info), path)
+    chosen = resolve_layout(given, _TAKES) or Layout()
+    action = chosen.action or Values.of(ACTION)
+    used = [part.array for value in (action, *chosen.proprioception.values()) for part in value.parts]
+    for name in used:
+        _check_feature(info, name)
+    if not chosen.proprioception:
+        by_name = {f.short: Values.of(name) for name, f in info.features.items() if is_proprioception(f)}
+        chosen = replace(chosen, proprioception=by_name)
     places = recorded_episodes(path, info)
     places = [places[e] for e in chosen_episodes(episodes, len(places), path)]
-    low = {name: f for name, f in info.features.items() if name == "action" or is_proprioception(f)}
-    cameras = {f.short: f for f in info.features.values() if f.name.startswith("observation.") and f.is_camera}
-    _say_left_out(path, info, [*low, *(f.name for f in cameras.values())])
-    columns = {name: feature.shape for name, feature in low.items()}
+    low = {part.array for value in (action, *chosen.proprioception.values()) for part in value.parts}
+    columns = {name: info.features[name].shape for name in info.features if name in low}
     rows = read_rows_of(info, places, columns | dict.fromkeys(("timestamp", "frame_index", "task_index"), ()))
-    parts: dict[str, list[Any]] = {camera: [] for camera in cameras}
-    for place, own in zip(places, rows, strict=True):
-        for camera, feature in cameras.items():
-            parts[camera].append(_images(path, feature, place, own["timestamp"]))
-    keys = [name for name in low if name != "action"]
-    proprioception = [np.concatenate([_flat(own[key]) for key in keys] or [_none(own)], axis=1) for own in rows]
-    actions = np.concatenate([_flat(own["action"]) for own in rows])
-    schema = Schema(
-        tuple(cameras),
-        tuple((low[key].short, int(np.prod(low[key].shape))) for key in keys),
-        actions=_declared_space(path) or _action_space(low["action"]),
-        fps=info.fps,
-    )
-    if schema.actions is None:
-        assumed = Schema.assumed((), schema.proprioception_dim, actions.shape[1], values=actions)
-        schema = replace(schema, actions=assumed.actions, assumption=assumed.assumption)
+    space = chosen.action_space
+    if space is None and action == Values.of(ACTION):
+        space = _declared_space(path) or _action_space(info.features[ACTION])
+    arrays = LeRobotArrays(path, info, replace(chosen, action=action, action_space=space), places, rows)
     tasks = _tasks(path, info)
     instructions = tuple(_instruction(path, place, own, tasks) for place, own in zip(places, rows, strict=True))
-    language, versions = None, {}
-    if len(set(instructions)) > 1:
+    known: dict[str, Any] = {"instructions": instructions if any(instructions) else ()}
+    made = assemble(arrays, words, name=path.resolve().name, **known)
+    depth = {name: f"{name} (depth images)" for name, feature in info.features.items() if feature.depth}
+    made = replace(made, unread=tuple(depth.get(name, name) for name in made.unread))
+    if len(set(instructions)) > 1 and made.language is None:
         embedded = [embed_instruction(text or "no instruction") for text in instructions]
-        language, versions = np.stack([vector for vector, _ in embedded]), {"language": embedded[0][1]}
-        schema = replace(schema, language=language.shape[1])
-    return Demonstrations(
-        name=path.resolve().name.replace("_", "-"),
-        episode_ends=np.cumsum([place.length for place in places], dtype=np.int64),
-        actions=np.ascontiguousarray(actions, np.float32),
-        proprioception=np.concatenate(proprioception).astype(np.float32),
-        images={camera: RecordedImages(camera, own) for camera, own in parts.items()},
-        source=str(path),
-        schema=schema,
-        language=language,
-        versions=versions,
-        instructions=instructions if any(instructions) else (),
-    )
+        language = np.stack([vector for vector, _ in embedded])
+        schema = replace(made.schema, language=language.shape[1])
+        made = replace(made, language=language, versions={"language": embedded[0][1]}, schema=schema)
+    return made
+
+
+def listing(path: Path) -> Listing:
+    """All features of a data set."""
+    return _listing(read_info(path))
+
+
+def _listing(info: Info) -> Listing:
+    features = {name: f for name, f in info.features.items() if name not in _BOOKKEEPING}
+    return Listing("lerobot", {name: Listed(name, (-1, *f.shape), f.dtype) for name, f in features.items()})
+
+
+def _check_feature(info: Info, name: str) -> None:
+    found = info.features.get(name)
+    if found is None:
+        raise DataError(
+            f"{info.path}: there is no feature {name!r}; features are {', '.join(info.features) or 'none'}. Declare "
+            f'others in a layout, such as {{"action": "observation.state", "next_state": true}}.'
+        )
+    if not _NUMBERS.fullmatch(found.dtype) or len(found.shape) != 1:
+        raise DataError(
+            f"{info.path}: feature {name!r} is {found.dtype} of shape {found.shape}, expected (D,) numbers."
+        )
+
+
+@dataclass(frozen=True)
+class FeatureArray:
+    """A feature of all chosen episodes, (N, D)."""
+
+    key: str
+    where: str
+    rows: Sequence[NDArray[Any]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all episodes together."""
+        return (sum(len(part) for part in self.rows), *self.rows[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored; of flags as whole numbers."""
+        return np.dtype(np.uint8) if self.rows[0].dtype == bool else self.rows[0].dtype
+
+    def read(self) -> NDArray[Any]:
+        """All rows."""
+        values = np.concatenate(self.rows)
+        return values.astype(np.uint8) if values.dtype == bool else values
+
+
+class LeRobotArrays:
+    """The features of a data set, for :func:`~classact.data.readers.declared.assemble`."""
+
+    def __init__(
+        self,
+        path: Path,
+        info: Info,
+        layout: Layout,
+        places: Sequence[Recorded],
+        rows: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> None:
+        self.path = self.base = path
+        self.layout, self._info, self._places, self._rows = layout, info, places, rows
+        self.fps: float | None = info.fps
+
+    def listing(self) -> Listing:
+        """All features but the bookkeeping."""
+        return _listing(self._info)
+
+    def key(self, name: str) -> str:
+        """The name itself."""
+        return name
+
+    def array(self, name: str) -> FeatureArray:
+        """A feature of numbers, or of images by its shape alone."""
+        if name not in self._info.features:
+            _check_feature(self._info, name)
+        where = f"{self._info.path}: feature {name!r}"
+        if name not in self._rows[0]:
+            shape = self._info.features[name].shape
+            return FeatureArray(
+                name, where, [np.broadcast_to(np.uint8(0), (place.length, *shape)) for place in self._places]
+            )
+        return FeatureArray(name, where, [own[name] for own in self._rows])
+
+    def ends(self, rows: int) -> IntArray:  # noqa: ARG002 (metadata say it)
+        """Where episodes end."""
+        return np.cumsum([place.length for place in self._places], dtype=np.int64)
+
+    def found_cameras(self) -> dict[str, Camera]:
+        """All colour images that are observed."""
+        features = self._info.features.values()
+        return {f.short: Camera(f.name) for f in features if f.name.startswith("observation.") and f.is_camera}
+
+    def images(self, name: str, camera: Camera, where: str, rows: int) -> ImageSource:  # noqa: ARG002
+        """The images of a feature."""
+        feature = self._info.features[name]
+        if not feature.is_camera or camera != Camera(name):
+            what = "more than the name of a feature" if feature.is_camera else f"{name!r}, which is {feature.dtype}"
+            raise DataError(f"{self._info.path}: {where} is declared as {what}, expected the name of colour images.")
+        times = [own["timestamp"] for own in self._rows]
+        parts = [_images(self.path, feature, place, own) for place, own in zip(self._places, times, strict=True)]
+        return RecordedImages(where.partition("'")[2].rstrip("'"), parts)
 
 
 # Metadata
@@ -206,11 +302,6 @@ def read_info(path: Path) -> Info:
             f"as Parquet with LeRobot."
         )
     features = {str(name): _feature(file, str(name), one) for name, one in _mapping(file, value, "features").items()}
-    if "action" not in features:
-        raise DataError(f"{file}: there is no feature 'action'; features are {', '.join(features) or 'none'}.")
-    if not _NUMBERS.fullmatch(features["action"].dtype) or len(features["action"].shape) != 1:
-        action = features["action"]
-        raise DataError(f"{file}: feature 'action' is {action.dtype} of shape {action.shape}, expected (D,) numbers.")
     if not any(feature.is_camera for feature in features.values()) and any(f.depth for f in features.values()):
         raise DataError(f"{file}: all cameras are depth cameras, which are not read. Record colour images as well.")
     fps = value.get("fps")
@@ -269,15 +360,6 @@ def is_proprioception(feature: Feature) -> bool:
     """Whether it holds numbers that the robot itself observes."""
     inside = feature.name.startswith("observation.") and feature.name != _PRIVILEGED
     return inside and _NUMBERS.fullmatch(feature.dtype) is not None and 0 not in feature.shape
-
-
-def _say_left_out(path: Path, info: Info, used: Sequence[str]) -> None:
-    left = [name for name in info.features if name not in used and name not in _BOOKKEEPING]
-    if left:
-        depth = ", ".join(name for name in left if info.features[name].depth)
-        logger.warning(
-            "%s: features that are not read: %s%s", path, ", ".join(left), f" (depth images: {depth})" if depth else ""
-        )
 
 
 def _declared_space(path: Path) -> ActionSpace | None:
@@ -406,14 +488,6 @@ def _images(path: Path, feature: Feature, place: Recorded, times: NDArray[Any]) 
     if not np.isfinite(when).all() or (np.diff(when) <= 0).any() or when[0] < 0:
         raise DataError(f"{place.file}: timestamps of episode {place.index} do not increase, expected seconds.")
     return VideoFrames(file, shape, when)
-
-
-def _flat(values: NDArray[Any]) -> NDArray[Any]:
-    return values.reshape(len(values), -1)
-
-
-def _none(own: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    return np.zeros((len(own["frame_index"]), 0))
 
 
 # Tasks

@@ -27,12 +27,14 @@ class VideoFrames:
         path: of the video.
         shape: (H, W, 3).
         times: (L,) seconds from the video's start, increasing.
+        tolerance: seconds by which the nearest frame's time may differ.
     """
 
     path: Path
     shape: tuple[int, int, int]
     times: NDArray[np.float64]
     chunk: int = 1
+    tolerance: float = TOLERANCE
 
     @property
     def rows(self) -> int:
@@ -108,16 +110,36 @@ class VideoFrames:
             before = frame if frame.time is not None else before
         if before is None:
             raise DataError(f"{self.path}: no frame can be decoded, expected one at {wanted[0]:.4f} s.")
-        self._check_time(before.time, wanted[place])
+        for rest in range(place, len(wanted)):
+            self._check_time(before.time, wanted[rest])
+            out[rest] = before.to_ndarray(format="rgb24")
 
     def _check_time(self, found: float, wanted: float) -> None:
         # Time stamps are float32 in the files.
-        if abs(found - wanted) > TOLERANCE + np.spacing(np.float32(wanted)):
+        if abs(found - wanted) > self.tolerance + np.spacing(np.float32(wanted)):
             raise DataError(
                 f"{self.path}: a step was recorded at {wanted:.4f} s of the video, the nearest frame is at {found:.4f} "
-                f"s, expected within {TOLERANCE:g} s. The video is incomplete or of other data: copy or download it "
-                f"again, or record the data set anew."
+                f"s, expected within {self.tolerance:g} s. The video is incomplete or of other data: copy or download "
+                f"it again, or record the data set anew."
             )
+
+
+def video_shape(path: Path) -> tuple[int, int, int]:
+    """(H, W, 3) of a video's frames; a DataError where it is none."""
+    import av
+
+    with path.open("rb"):  # what the system says of it is said with its name
+        pass
+    try:
+        with av.open(str(path)) as container:
+            if container.streams.video and (context := container.streams.video[0].codec_context) is not None:
+                return (context.height, context.width, 3)
+    except (OSError, ValueError, av.FFmpegError) as problem:
+        raise DataError(
+            f"{path} ({path.stat().st_size:,} bytes) cannot be decoded ({problem}): the video is damaged or "
+            f"incomplete. Copy or download it again, or leave its camera out in a layout."
+        ) from None
+    raise DataError(f"{path} holds no video that can be decoded. Copy or download it again.")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
+from classact.data.layout import Layout
 from classact.data.readers import hdf5 as h5
+from classact.data.readers import hdf5_arrays
 from classact.data.readers.hdf5_images import Frames, demonstrations, frames
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, site_rotation
 from classact.data.readers.robomimic import Environment, Raw, controller_of
@@ -77,6 +79,9 @@ def _named(path: Path) -> bool:
     return path.suffix in h5.SUFFIXES and path.stem.endswith(_ENDING) and not path.name.startswith(".")
 
 
+listing = hdf5_arrays.listing
+
+
 def declared_simulator(path: Path) -> str:
     """ "libero-object" where the (first) file is of one of its tasks."""
     try:
@@ -103,7 +108,7 @@ def read(
     path: Path,
     *,
     episodes: int | None = None,
-    layout: h5.Hdf5Layout | Path | None = None,
+    layout: Layout | Path | None = None,
     embed: Embed | None = None,
 ) -> Demonstrations:
     """Read a file, or all ``*_demo.hdf5`` of a folder: LIBERO-Object's tasks in the benchmark's order, others by name.
@@ -122,7 +127,10 @@ def read(
             file and demonstration.
         ConfigError: more episodes than there are, an invalid layout.
     """
+    if hdf5_arrays.declares(path, layout):
+        return hdf5_arrays.read(path, episodes=episodes, layout=layout)
     chosen = h5.resolve_layout(layout, _LAYOUT)
+    declared = chosen.camera_arrays()
     files = [path] if path.is_file() else h5.listed(path, _order, warn=True)
     if not files:
         raise DataError(f"{path}: holds 0 files *{_ENDING}.hdf5, expected one for each task.")
@@ -130,7 +138,7 @@ def read(
     tasks: list[_Task] = []
     for file in files:
         if left > 0:
-            tasks.append(_task(file, left, CAMERAS if chosen.cameras is None else chosen.cameras))
+            tasks.append(_task(file, left, CAMERAS if declared is None else declared))
             left -= len(tasks[-1].recordings)
     recordings = [part for task in tasks for part in task.recordings]
     language, source = _language(tasks, embed)

@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
+from classact.data.layout import Layout
 from classact.data.readers import hdf5 as h5
+from classact.data.readers import hdf5_arrays
 from classact.data.readers.hdf5_images import Frames, demonstrations, frames, is_images
 from classact.data.readers.kinematics import ArmModel
 from classact.data.readers.osc import COMMAND_DIM, PROPRIOCEPTION, Controller, at_gripper, site_rotation
@@ -93,6 +95,9 @@ def matches(path: Path) -> bool:
     return h5.is_hdf5_name(path)
 
 
+listing = hdf5_arrays.listing
+
+
 def declared_simulator(path: Path) -> str:
     """Name of the simulator of a file's states; empty where unknown."""
     try:
@@ -102,7 +107,7 @@ def declared_simulator(path: Path) -> str:
         return ""  # read() reports what is wrong
 
 
-def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Path | None = None) -> Demonstrations:
+def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | None = None) -> Demonstrations:
     """Read a file; ``layout`` declares ``filter`` (a list in ``mask``), ``cameras`` and ``accept``.
 
     Returns:
@@ -114,18 +119,27 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
             file and demonstration.
         ConfigError: more episodes than there are, an unknown filter, an invalid layout.
     """
+    if hdf5_arrays.declares(path, layout):
+        return hdf5_arrays.read(path, episodes=episodes, layout=layout)
     chosen = h5.resolve_layout(layout, _LAYOUT)
+    declared = chosen.camera_arrays()
+    with h5.open_file(path) as file:
+        groups = list(map(str, file["data"])) if hasattr(file.get("data"), "keys") else None
+        own = len(file) == 0 or groups == [] or any(name.startswith("demo_") for name in groups or ())
+    if not own:  # another format, known by its arrays or not at all
+        return hdf5_arrays.read(path, episodes=episodes, layout=layout)
     with h5.open_file(path) as file:
         data = h5.group(file, "data", f"robomimic's layout: {_DEMO}")
         names = _filtered(file, h5.numbered(data, "demo_", _DEMO), chosen.filter)
         names = names[: h5.check_episodes(episodes, len(names), path)]
         environment = Environment.of(data)
         if (reason := environment.other) and "obs" in data[names[0]]:
-            made = _as_recorded(path, data, names, reason, chosen.cameras)
+            made = _as_recorded(path, data, names, reason, declared)
             return replace(made, schema=replace(made.schema, fps=environment.fps))
         controller = controller_of(data, environment)
         raw = [_raw(h5.group(data, name, _DEMO)) for name in names]
-        images = _frames(data, names, [len(part.commands) for part in raw], chosen.cameras)
+        seen = sorted(map(str, data[names[0]].get("obs", ())))
+        images = _frames(data, names, [len(part.commands) for part in raw], declared)
     assumption = ""
     if not controller.absolute and all(at_gripper(part.commands, part.position, part.rotation) for part in raw):
         controller = replace(controller, absolute=True)
@@ -138,10 +152,13 @@ def read(path: Path, *, episodes: int | None = None, layout: h5.Hdf5Layout | Pat
     rendered = tuple(CAMERAS.values()) if simulator else ()
     cameras = tuple(dict.fromkeys((*rendered, *images)))
     schema = Schema(cameras, PROPRIOCEPTION, actions=ActionSpace.pose(), fps=environment.fps, assumption=assumption)
+    used = {frame.where.rpartition("/")[2] for parts in images.values() for frame in parts[:1]}
+    unread = tuple(f"obs/{key}" for key in seen if key not in used and not _USED.fullmatch(key))
     known: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
-    return demonstrations(path.stem, path, recordings, images, schema, states=states, **known)
+    return demonstrations(path.stem, path, recordings, images, schema, states=states, unread=unread, **known)
 
 
+_USED = re.compile(r"robot0_(eef_pos|eef_quat|eef_quat_site|joint_pos|gripper_qpos)")
 _QUATERNION, _ROTATION = "_eef_quat", "_eef_rotation"
 _SEEN = re.compile(r"robot\d+_(eef_pos|eef_quat|joint_pos|gripper_qpos)")
 """Keys of ``obs`` that are a robot's own; others are of objects, or velocities."""
@@ -178,10 +195,10 @@ def _as_recorded(
             )
     images = _frames(data, names, [len(part.actions) for part in recordings], cameras)
     words = f"actions ({reason}) are taken as they were recorded; proprioception is {', '.join(used) or 'nothing'}"
-    words += f"; not read: {', '.join(left)}" if left else ""
     keys = tuple((key.replace(_QUATERNION, _ROTATION), size) for key, size in sizes.items())
     schema = Schema(tuple(images), keys, actions=None, assumption=words)
-    return demonstrations(path.stem, path, recordings, images, schema)
+    unread = tuple(f"obs/{key}" for key in left)
+    return demonstrations(path.stem, path, recordings, images, schema, unread=unread)
 
 
 def _seen(obs: Any, key: str, steps: int) -> F64:

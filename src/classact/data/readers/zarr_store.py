@@ -8,12 +8,14 @@ refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -92,10 +94,28 @@ class ZarrStore:
 
     def arrays(self, group: str) -> list[str]:
         """Sorted names of the arrays directly in a group, by their metadata files."""
-        start, mark = f"{self._prefix}{group}/", f"/{_METADATA[self.version]}"
+        start, mark = f"{self._prefix}{group}/" if group else self._prefix, f"/{_METADATA[self.version]}"
         names = (n.removeprefix(start) for n in self._sizes if n.startswith(start) and n.endswith(mark))
         found = sorted(n.removesuffix(mark) for n in names if n.count("/") == 1 and n[0] != ".")
-        return found if self.version == 2 else [name for name in found if self._is_array(f"{group}/{name}")]
+        prefix = f"{group}/" if group else ""
+        return found if self.version == 2 else [name for name in found if self._is_array(prefix + name)]
+
+    def all_arrays(self) -> list[str]:
+        """Sorted paths of all arrays."""
+        mark = f"/{_METADATA[self.version]}"
+        names = (n.removeprefix(self._prefix) for n in self._sizes if n.startswith(self._prefix) and n.endswith(mark))
+        found = sorted(n.removesuffix(mark) for n in names if not any(part[:1] == "." for part in n.split("/")[:-1]))
+        return found if self.version == 2 else [name for name in found if self._is_array(name)]
+
+    def described(self, key: str) -> tuple[tuple[int, ...], str]:
+        """Shape and type of an array by its metadata alone, which need not be usable: () and "unknown" then."""
+        try:
+            value = json.loads(self.head(f"{key}/{_METADATA[self.version]}"))
+            shape = tuple(int(n) for n in value["shape"])
+            kind = value["dtype"] if self.version == 2 else value["data_type"]
+            return shape, str(np.dtype(kind)) if isinstance(kind, str) else "unknown"
+        except (ValueError, KeyError, TypeError):
+            return (), "unknown"
 
     def _is_array(self, key: str) -> bool:
         try:
@@ -109,18 +129,35 @@ class ZarrStore:
         import zarr
 
         name = f"{key}/{_METADATA[self.version]}"
-        self.head(name)  # raises the system's own error
+        _register_codecs(self.head(name))  # which raises the system's own error
         try:
             array = zarr.open_array(store=self._backend, path=self._prefix + key, mode="r", zarr_format=self.version)
             if len(array.shape) != len(array.chunks) or min(array.chunks, default=1) < 1:
                 raise ValueError(f"shape {array.shape} with chunks {array.chunks}")
         except Exception as error:  # of as many kinds as there are fields
+            codec = re.search(r"imagecodecs_\w+", str(error))
+            if codec is not None:
+                raise DataError(
+                    f"{self.path}: {key} is compressed with {codec[0]} (as UMI's images are, in JPEG XL), which needs "
+                    f"the package imagecodecs: pip install imagecodecs. Or write the array again with Blosc, or leave "
+                    f"it out in a layout."
+                ) from error
             raise DataError(
                 f"{self.path}: {key} cannot be opened ({type(error).__name__}: {error}). Either {name} is "
                 f"damaged: copy or download the data again. Or its codec is not installed: install it, or write the "
                 f"array again with Blosc."
             ) from error
         return ZarrArray(self, key, array)
+
+
+def _register_codecs(metadata: bytes) -> None:
+    """Let the package imagecodecs decode what it encoded, where it is there."""
+    if b"imagecodecs_" not in metadata:
+        return
+    with contextlib.suppress(ImportError):
+        from imagecodecs.numcodecs import register_codecs
+
+        register_codecs(verbose=False)
 
 
 def _named(path: str, name: str) -> bool:
