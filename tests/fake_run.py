@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from classact.data.statistics import Spread, Statistics, View
 from classact.data.video import write_mp4
-from classact.evaluation.rows import EvaluationRow, IntermediateRow
+from classact.evaluation.rows import Consistency, EpisodeError, EvaluationRow, IntermediateRow
 from classact.policies.config import NoveltyConfig
 from classact.policies.novelty import HELD_OUT, Novelty
 from classact.run.config import HeadRunConfig
@@ -103,8 +104,32 @@ def add_heads(run: Run, rows: list[EvaluationRow], episodes: int, rng: np.random
     write_json(run.summary, to_json(rows))
     novelty = Novelty(np.arange(20.0), 99, NoveltyConfig(), HELD_OUT)
     write_json(run.policy / "policy.json", {"novelty": to_json(novelty)})
+    add_demonstrations(run)
     for shift in ("none", "camera"):
         add_novelty(run, f"retrieval-class-{shift}", 0.35 if shift == "none" else 0.6, rng)
+
+
+def add_demonstrations(run: Run, count: int = 1000, shown: int = 8, size: int = 32) -> None:
+    """What they hold, and how far each is from the others; the last of 1,000 stands out."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(50, 300, count)
+    actions = tuple(Spread.of(f"point {axis}", rng.uniform(0, WORLD, 5000)) for axis in "xy")
+    spread, steps = Spread.of("steps", lengths), int(lengths.sum())
+    counts = {"demonstrations": count, "heldout": 0, "steps": steps, "median": float(np.median(lengths)), "fps": 10.0}
+    tasks = {"tasks": (("push <b>the</b> T", count),), "all_tasks": 1}
+    seen = {"cameras": (View("top", 96, 96),), "rendered": "", "actions": actions, "all_actions": 2}
+    write_json(run.statistics, to_json(Statistics(lengths=spread, **counts, **tasks, **seen)))
+    errors = np.append(rng.uniform(0.2, 0.3, count - 1), 0.9)
+    episodes = tuple(EpisodeError(e, int(lengths[e]), float(errors[e]), 3, 1.0) for e in range(count))
+    found = Consistency(16, 10_000, steps, episodes)
+    write_json(run.consistency, to_json(found))
+    pictures = np.stack([scene(0.5, rng, size)[0]] * shown)
+    chunks = np.stack([scene(0.5, rng, size)[1]] * shown)
+    numbers = np.arange(shown)
+    arrays = {"images": pictures, "other_images": pictures, "done": chunks, "others": chunks + 5}
+    arrays |= {"other_episode": numbers, "other_step": numbers}
+    worst = np.array([one.episode for one in found.ranked[:shown]])
+    write_arrays(run.inconsistent, arrays | {"episode": worst})
 
 
 def head_rows(training: str, rng: np.random.Generator) -> list[dict]:

@@ -272,7 +272,7 @@ def test_without_novelty_the_page_says_why(run_copy: Run) -> None:
     shutil.rmtree(run_copy.heads)
     run_copy.intermediates.unlink()
     page = build(run_copy)
-    assert page.sections() == SECTIONS - NEW | {"absent"}
+    assert page.sections() == SECTIONS - {"intermediate", "novelty", "times"} | {"absent"}
     assert "Novelty : no evaluations/NAME/rollouts.safetensors holds novelty" in page.text
     assert "Heads : no heads/NAME/config.json is there" in page.text
     assert "Success during training : intermediate.jsonl is not there" in page.text

@@ -14,9 +14,11 @@ from classact.utils.storage import read_arrays, read_json, write_arrays, write_j
 from html_pages import Page, check_alone, check_words
 
 SECTIONS = {"success", "intermediate", "reasons", "videos", "coverage", "novelty", "latent", "similarity"}
-SECTIONS |= {"training", "times", "settings"}
-NEW = {"intermediate", "novelty", "times"}
+SECTIONS |= {"training", "times", "settings", "data", "consistency"}
+NEW = {"intermediate", "novelty", "times", "data", "consistency"}
 """Sections that only runs with heads have."""
+
+PICTURES = 2 * (1 + 5) + 8 * 2  # of queries with their neighbours, and of demonstrations that differ
 
 
 def build(run: Run) -> Page:
@@ -33,7 +35,7 @@ def test_page_is_one_file_whose_sections_are_linked_and_have_words(page):
     check_words(page, SECTIONS)
     assert all(video.get("aria-label") and "controls" in video for video in page.of("video"))
     assert len(page.of("video")) == 3
-    assert len(page.of("img")) == 2 * (1 + 5)
+    assert len(page.of("img")) == PICTURES
 
 
 def test_numbers_equal_the_rows(page, whole_run):
@@ -131,6 +133,8 @@ def test_metrics_and_traces_may_be_absent(run_copy):
 
 
 def test_chunks_of_other_action_spaces_are_not_drawn_and_the_world_scales(run_copy):
+    run_copy.consistency.unlink()  # has curves of its own
+    run_copy.statistics.unlink()
     path = run_copy.analysis / "neighbors.safetensors"
     arrays = read_arrays(path)
     write_arrays(path, arrays | {"world": np.array(2.0)})
@@ -155,7 +159,7 @@ def test_hostile_names_stay_text(run_copy):
     page = build(run_copy)
     assert "alert(1)" not in " ".join(page.scripts)
     assert not any("onerror" in attributes for _, attributes in page.tags)
-    assert len(page.of("img")) == 2 * (1 + 5)
+    assert len(page.of("img")) == PICTURES
     assert hostile in " ".join(page.words)
     labels = json.dumps([figure["layout"] for figure in page.figures])
     assert "<script" not in labels
@@ -221,6 +225,24 @@ def test_no_folder_and_an_empty_folder(tmp_path):
         build_report(tmp_path / "none")
     with pytest.raises(DataError, match="nothing to report"):
         build_report(tmp_path)
+
+
+def test_a_thousand_demonstrations_are_drawn_and_the_odd_one_is_named(page):
+    assert "demonstration 999" in page.text
+    assert "--episodes 0:999" in page.text
+    assert "Measured at 10,000 of" in page.text
+    assert "push <b>the</b> T (1000)" in page.text
+    assert "median 17" in page.text
+    assert len([one for one in page.of("svg") if one.get("class") == "spread"]) == 3
+
+
+def test_a_damaged_file_of_consistency_is_named(run_copy):
+    arrays = read_arrays(run_copy.inconsistent)
+    write_arrays(run_copy.inconsistent, arrays | {"done": arrays["done"][:2]})
+    with pytest.raises(
+        DataError, match=r"consistency\.safetensors: expected done of shape \(8, \*, \*\), got \(2, 8, 2\)"
+    ):
+        build(run_copy)
 
 
 def test_small_words():

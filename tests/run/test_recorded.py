@@ -12,14 +12,19 @@ import pytest
 from classact.cli.flags import parse
 from classact.cli.main import main
 from classact.cli.runs import Pretrain, run_config
+from classact.data.statistics import Statistics
+from classact.data.video import read_video
 from classact.errors import ConfigError
-from classact.evaluation.rows import ActionError
+from classact.evaluation.rows import ActionError, Consistency, EpisodeError
 from classact.pages import build_report
+from classact.pages.demonstrations import without
+from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.presets import configure, configure_head
 from classact.run.pretrain import Pipeline
-from classact.utils.storage import read_arrays
+from classact.utils.codec import from_json
+from classact.utils.storage import read_arrays, read_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
 from lerobot_files import episode, write_v3
@@ -100,6 +105,33 @@ def test_the_page_says_what_there_is(finished: Run) -> None:
     assert 'class="curves"' in page
     assert "This run has not been evaluated yet" not in page
     assert "there is no simulator to roll out in; held-out actions are compared instead" in page
+
+
+def test_the_page_shows_a_held_out_demonstration_as_a_video(finished: Run) -> None:
+    (row,) = read_json(finished.novelty / "videos.json")
+    assert (row["label"], row["episode"], row["steps"], row["cameras"]) == ("held out", 5, 19, [2, 2])
+    film = read_video(finished.novelty / row["file"])
+    assert len(film) == 19  # at 10 steps per second each is shown
+    assert (film[0] != film[-1]).any()
+    page = build_report(finished.root).read_text(encoding="utf-8")
+    assert page.count('src="data:video/mp4;base64,') == 1
+
+
+def test_the_page_says_what_data_hold_and_which_demonstrations_differ(finished: Run) -> None:
+    page = build_report(finished.root).read_text(encoding="utf-8")
+    assert "6, of which the last 1 are held out" in page
+    assert "There are too few demonstrations to say which one stands out." in page
+    found = from_json(Consistency, read_json(finished.consistency), "consistency.json")
+    assert [one.steps for one in found.episodes] == [14, 15, 16, 17, 18]
+    assert read_arrays(finished.inconsistent)["episode"].tolist() == [one.episode for one in found.ranked]
+
+
+def test_demonstrations_have_their_numbers_in_the_data_set(finished: Run) -> None:
+    assert RunConfig(episodes="0:2,5,7:9").numbers(5) == [0, 1, 5, 7, 8]
+    found = from_json(Statistics, read_json(finished.statistics), "data.json")
+    errors = [EpisodeError(e, 10, 9.0 if e == 3 else 1.0, 0, 1.0) for e in range(9)]
+    flags = without(Consistency(4, 90, 90, tuple(errors)), found, [0, 1, 2, *range(10, 17)])
+    assert flags == "--episodes 0:3,11:17 --heldout 1"
 
 
 def test_rollouts_are_refused_by_name(finished: Run, data: Path, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ KINDS: dict[str, int | None] = {
 }
 """Kind of a part -> its number of dimensions; None for any."""
 
+_AXES = {"position": "xyz", "point_2d": "xy"}
+
 ROTATION_MEANS = ("gram_schmidt", "chordal")
 
 
@@ -188,6 +190,14 @@ class ActionSpace:
         if kind not in KINDS:
             raise UnknownNameError(choose("kind", kind, KINDS))
         return np.concatenate([np.full(part.size, part.kind == kind) for part in self.parts])
+
+    def names(self) -> list[str]:
+        """Of each of the D dimensions: ``left_position x``, ``joints[3]``, ``gripper``."""
+        found = []
+        for part in self.parts:
+            axes = [f" {axis}" for axis in _AXES.get(part.kind, "")] or [f"[{i}]" for i in range(part.size)]
+            found += [part.name + axis for axis in (axes if part.size > 1 else [""])]
+        return found
 
     def describe(self) -> str:
         """One line: ``0:3 position, 3:9 rotation (rotation_6d, rows), 9:10 gripper``."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from classact.errors import ConfigError
 from classact.policies.doubt import Announced
 
@@ -113,3 +115,87 @@ class ActionError:
     l2: Value
     dtw: Value
     by_episode: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeError:
+    """How far a demonstration is from what the others would do (:mod:`classact.evaluation.consistency`).
+
+    Attributes:
+        episode: its number among those that are trained on.
+        steps: how long it is.
+        error: mean L2.
+        worst: its step of the largest error.
+        worst_error: that error.
+    """
+
+    episode: int
+    steps: int
+    error: float
+    worst: int
+    worst_error: float
+
+
+FENCE = 1.5
+"""Errors this many interquartile ranges above the upper quartile stand out (Tukey)."""
+
+_FEW = 8  # of fewer demonstrations none stands out
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far demonstrations are from each other.
+
+    Attributes:
+        chunk_length: T_a, actions compared.
+        queries: timesteps asked about, of ``timesteps``.
+        episodes: of each demonstration that is trained on.
+    """
+
+    chunk_length: int
+    queries: int
+    timesteps: int
+    episodes: tuple[EpisodeError, ...]
+
+    @property
+    def level(self) -> float | None:
+        """The error above which a demonstration stands out; None of few."""
+        if len(self.episodes) < _FEW:
+            return None
+        low, high = np.quantile([one.error for one in self.episodes], (0.25, 0.75))
+        return float(high + FENCE * (high - low))
+
+    @property
+    def ranked(self) -> list[EpisodeError]:
+        """The largest error first."""
+        return sorted(self.episodes, key=lambda one: -one.error)
+
+    @property
+    def outliers(self) -> list[EpisodeError]:
+        """Those that stand out, the largest error first."""
+        level = self.level
+        return [] if level is None else [one for one in self.ranked if one.error > level]
+
+
+@dataclass(frozen=True)
+class NoveltyVideo:
+    """A held-out demonstration shown with its neighbours and its novelty, in a run's analysis/novelty.
+
+    Attributes:
+        file: name.
+        label: "most novel", "most familiar", or "held out" where it is the only one.
+        episode: its number in the data set.
+        steps: how long it is.
+        mean, largest: distance of its observations from what was demonstrated.
+        alarm: its first step beyond the alarm level; None: none, or no level.
+        cameras: views that are shown, of all that the encoder sees.
+    """
+
+    file: str
+    label: str
+    episode: int
+    steps: int
+    mean: float
+    largest: float
+    alarm: int | None
+    cameras: tuple[int, int]

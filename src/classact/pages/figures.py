@@ -9,11 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.evaluation.rows import ActionError, EvaluationRow
+from classact.evaluation.rows import ActionError, Consistency, EvaluationRow
 from classact.pages.headline import REFERENCES
 from classact.pages.novelty import EpisodeNovelty
 from classact.pages.sources import Evaluation
-from classact.pages.style import BLUE, GREY, figure_base, label, percent, styles, thin, wrapped
+from classact.pages.style import BLUE, GREY, ORANGE, figure_base, label, percent, styles, thin, wrapped
 from classact.pages.table import by_criterion, policy_name, row_label, series
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -43,6 +43,30 @@ def actions_figure(errors: Sequence[ActionError]) -> go.Figure:
             hovertext=f"{name}<br><b>{l2.value:.3g}</b>",
             hoverinfo="text",
         )
+    return figure
+
+
+def consistency_figure(found: Consistency, known: Sequence[int]) -> go.Figure:
+    """Errors of demonstrations by rank, those that stand out in another colour; ``known`` are their numbers."""
+    ranked, out = found.ranked, {one.episode for one in found.outliers}
+    figure = figure_base(
+        height=300,
+        xaxis={"title": "demonstrations, the largest first", "zeroline": False, "tickformat": ",d", "nticks": 12},
+        yaxis={"title": "distance from the others (L2)", "rangemode": "tozero"},
+    )
+    figure.add_scatter(
+        x=list(range(1, len(ranked) + 1)),
+        y=[round(one.error, 5) for one in ranked],
+        mode="markers",
+        marker={
+            "color": [ORANGE if one.episode in out else BLUE for one in ranked],
+            "size": 9 if len(ranked) <= 100 else 6,
+        },
+        customdata=[[known[one.episode], one.steps] for one in ranked],
+        hovertemplate="demonstration %{customdata[0]}, %{customdata[1]} steps: <b>%{y:.3g}</b><extra></extra>",
+    )
+    if found.level is not None:
+        figure.add_hline(y=found.level, line={"color": GREY, "width": 1, "dash": "dot"})
     return figure
 
 

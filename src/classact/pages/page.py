@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow
-from classact.pages import figures, headline, learning, novelty
+from classact.evaluation.rows import ActionError, Consistency, EvaluationRow, IntermediateRow
+from classact.pages import demonstrations, figures, headline, learning, novelty
 from classact.pages.checks import Arrays
 from classact.pages.heads import PRETRAIN, Head, stage_names
 from classact.pages.plots import HERE, Plot, make_plot, write_page
@@ -86,6 +86,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "intermediate": _intermediate_plots(sources),
         "novelty": _novelty(sources),
         "novelty_meaning": novelty.meaning(sources.calibration),
+        **_demonstrations(sources),
         "training": _training_plots("training", sources.training),
         "heads": [
             (head, _head_facts(head), _training_plots(head.name, head.training))
@@ -99,12 +100,42 @@ def context(sources: Sources) -> dict[str, Any]:
         "similarity_facts": sources.similarity,
         "videos": _videos(sources),
         "latent": _latent_plot(sources),
-        "reasons": reasons(sources.neighbors, _head_chunks(sources, sources.neighbors)) if sources.neighbors else [],
+        "reasons": reasons(sources.neighbors, _head_chunks(sources, sources.neighbors), sources.numbers)
+        if sources.neighbors
+        else [],
         "world": world_size(sources.neighbors) if sources.neighbors else 0,
         "settings": settings(config, timings=not times(sources))
         + [(f"Head: {head.title}", flatten(to_json(head.settings))) for head in sources.heads],
         "absent": sources.absent,
     }
+
+
+def _demonstrations(sources: Sources) -> dict[str, Any]:
+    """Statistics, consistency, and videos of held-out ones."""
+    statistics, found = sources.statistics, sources.consistency
+    known = sources.numbers
+    complete = statistics is not None and found is not None and len(found.episodes) <= len(known)
+    return {
+        "statistics": statistics,
+        "data_facts": [] if statistics is None else demonstrations.facts(statistics),
+        "spreads": [] if statistics is None else demonstrations.spreads(statistics),
+        "films": demonstrations.films(Run(sources.root), sources.films),
+        "consistency": found if complete else None,
+        "consistency_plot": _consistency_plot(found, known) if complete and found else None,
+        "inconsistent": demonstrations.inconsistent(found, sources.inconsistent, known)
+        if complete and found and sources.inconsistent
+        else [],
+        "without": demonstrations.without(found, statistics, known) if complete and found and statistics else "",
+    }
+
+
+def _consistency_plot(found: Consistency, known: list[int]) -> Plot:
+    ranked = found.ranked
+    words = (
+        f"Errors of {len(ranked)} demonstrations, each from the actions that the others would take, the largest first: "
+        f"from {ranked[0].error:.3g} (demonstration {known[ranked[0].episode]}) to {ranked[-1].error:.3g}."
+    )
+    return make_plot("consistency", figures.consistency_figure(found, known), words)
 
 
 def _head_chunks(sources: Sources, queries: Arrays) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,18 @@ def shares(weights: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(values / values.sum())
 
 
-def reasons(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]] | None = None) -> list[Row]:
+def reasons(
+    arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]] | None = None, numbers: Sequence[int] = ()
+) -> list[Row]:
     """All queries of analysis/neighbors.safetensors with their neighbours, heaviest first, ready to draw.
 
     ``held`` is the shown neighbours' share of the weight; a neighbour's ``share`` is its part of the total weight, and
     ``bar`` that part relative to the heaviest one's. ``heads`` are chunks (Q, T, D) by name: each is drawn, with its
     mean distance from retrieval's chunk (``apart``) and from the nearest of the demonstrated ones (``nearest``), and
-    that of retrieval's chunk (``usual``), in units of actions over the steps that both have.
+    that of retrieval's chunk (``usual``), in units of actions over the steps that both have. ``numbers`` are those of
+    the run's demonstrations in the data set, where they are not 0, 1, ...
     """
-    return [_reason(arrays, heads or {}, q) for q in range(len(arrays["query_images"]))]
+    return [_reason(arrays, heads or {}, numbers, q) for q in range(len(arrays["query_images"]))]
 
 
 CURVES = (100.0, 42.0)
@@ -87,7 +90,12 @@ def _head(name: str, chunk: NDArray[Any], retrieved: NDArray[Any], demonstrated:
     }
 
 
-def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]], q: int) -> Row:
+def _reason(
+    arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]], numbers: Sequence[int], q: int
+) -> Row:
+    def number(episode: Any) -> int:
+        return numbers[int(episode)] if int(episode) < len(numbers) else int(episode)
+
     part = shares(arrays["weights"][q])
     recorded = "done" in arrays
     planned = arrays["query_chunk"][q]
@@ -107,7 +115,7 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
             "share": float(part[k]),
             "bar": float(part[k] / part.max()),
             "cosine": float(arrays["cosine"][q, k]),
-            "episode": int(arrays["episode"][q, k]),
+            "episode": number(arrays["episode"][q, k]),
             "step": int(arrays["step"][q, k]),
             **drawn(arrays["neighbor_chunks"][q, k]),
         }
@@ -115,7 +123,7 @@ def _reason(arrays: Mapping[str, NDArray[Any]], heads: Mapping[str, NDArray[Any]
     ]
     return {
         "image": png_uri(arrays["query_images"][q]),
-        "seed": int(arrays["query_seed"][q]),
+        "seed": number(arrays["query_seed"][q]) if recorded else int(arrays["query_seed"][q]),
         "step": int(arrays["query_step"][q]),
         **drawn(planned),
         "done": curves(arrays["done"][q], low, high) if recorded else None,

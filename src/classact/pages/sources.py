@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.statistics import Statistics
 from classact.errors import DataError
-from classact.evaluation.rows import ActionError, EvaluationRow, IntermediateRow, VideoRow
+from classact.evaluation.rows import (
+    ActionError,
+    Consistency,
+    EvaluationRow,
+    IntermediateRow,
+    NoveltyVideo,
+    VideoRow,
+)
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.heads import Head, read_heads, read_log
 from classact.pages.novelty import EpisodeNovelty, read_calibration, read_novelty
@@ -21,6 +30,9 @@ from classact.run.folder import Run
 from classact.sims import NO_SIMULATOR
 from classact.utils.codec import from_json
 from classact.utils.storage import read_arrays, read_json, read_jsonl
+
+R = TypeVar("R")
+V = TypeVar("V", VideoRow, NoveltyVideo)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,16 @@ class Sources:
     intermediates: list[IntermediateRow] = field(default_factory=list)
     calibration: Novelty | None = None
     actions: list[ActionError] = field(default_factory=list)
+    statistics: Statistics | None = None
+    consistency: Consistency | None = None
+    inconsistent: Arrays | None = None
+    films: list[NoveltyVideo] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of each of the run's demonstrations its number in the data set; empty where no statistics are there."""
+        count = 0 if self.statistics is None else self.statistics.demonstrations
+        return list(range(count)) if self.settings is None else self.settings.numbers(count)
 
     @property
     def own(self) -> str:
@@ -109,7 +131,8 @@ def read_sources(root: Path) -> Sources:
             absent[section] = reason
     similarity_path = run.analysis / "similarity.json"
     map_path, neighbors_path = run.analysis / "latent_map.safetensors", run.neighbors
-    videos_path = run.analysis / "videos" / "videos.json"
+    videos_path, films_path = run.analysis / "videos" / "videos.json", run.novelty / "videos.json"
+    shows_films = not simulated and not summary and present("Novelty", films_path)
     sources = Sources(
         root=run.root,
         config=config,
@@ -120,12 +143,16 @@ def read_sources(root: Path) -> Sources:
         similarity=_similarity(similarity_path) if present("Action similarity", similarity_path) else None,
         latent_map=read_latent_map(map_path) if present("Latent map", map_path) else None,
         neighbors=read_neighbors(neighbors_path) if present("Reasons", neighbors_path) else None,
-        videos=_videos(videos_path) if present("Videos", videos_path) else [],
+        videos=_videos(videos_path, VideoRow) if (simulated or summary) and present("Videos", videos_path) else [],
         absent=absent,
         heads=heads,
         intermediates=intermediates,
         calibration=read_calibration(run),
         actions=run.read_actions(),
+        statistics=_record(Statistics, run.statistics) if present("Data", run.statistics) else None,
+        consistency=_record(Consistency, run.consistency) if present("Consistency", run.consistency) else None,
+        inconsistent=_inconsistent(run.inconsistent) if run.consistency.exists() else None,
+        films=_videos(films_path, NoveltyVideo) if shows_films else [],
     )
     if videos_path.exists() and not sources.videos:
         absent["Videos"] = "analysis/videos/videos.json lists no video"
@@ -231,11 +258,25 @@ def read_neighbors(path: Path) -> Arrays:
     return arrays
 
 
-def _videos(path: Path) -> list[VideoRow]:
+def _record(kind: type[R], path: Path) -> R:
+    return from_json(kind, read_json(path), str(path))
+
+
+def _inconsistent(path: Path) -> Arrays:
+    arrays = read_arrays(path)
+    n = len(arrays.get("episode", ()))
+    pictures, chunks = (n, None, None, 3), (n, None, None)
+    wanted: dict[str, tuple[int | None, ...]] = {"images": pictures, "other_images": pictures, "done": chunks}
+    wanted |= {"others": chunks, **dict.fromkeys(("episode", "other_episode", "other_step"), (n,))}
+    shapes(path, arrays, wanted)
+    return arrays
+
+
+def _videos(path: Path, kind: type[V]) -> list[V]:
     value = read_json(path)
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a JSON list, got {type(value).__name__}. Regenerate the file.")
-    rows = [from_json(VideoRow, row, f"{path}, row {number}") for number, row in enumerate(value, 1)]
+    rows = [from_json(kind, row, f"{path}, row {number}") for number, row in enumerate(value, 1)]
     for name in (row.file for row in rows):
         if Path(name).name != name or Path(name).suffix != ".mp4":
             raise DataError(f"{path}: expected names of .mp4 files, got {name!r}.")

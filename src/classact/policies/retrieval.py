@@ -39,6 +39,7 @@ from classact.utils.storage import read_arrays
 logger = logging.getLogger(__name__)
 
 FORMAT = "classact-retrieval-3"
+LEFT_OUT_AT_ONCE = 512
 PASSED_OVER = 1024
 """Nearest timesteps among whose episodes one is followed where an episode returns to an observation."""
 
@@ -314,6 +315,39 @@ class RetrievalPolicy(Published):
         if copies or not isinstance(search, ExactSearch):
             search = ExactSearch(bank[rows], device=self.device)
         return left_out_distances(search, rows, bank, ends, m, progress), ends
+
+    def decide_left_out(self, rows: IntArray, progress: Progress | None = None) -> Decision:
+        """What would be done at the bank's timesteps ``rows`` (Q,) without their own episodes and copies of these.
+
+        Where fewer than k timesteps are left, those are averaged. ``progress`` is called with (rows done, Q).
+
+        Raises:
+            ConfigError: there are not two different episodes.
+        """
+        first = first_copies(self.actions, self.episode_ends)
+        check_left_out(first, self.episode_ends, self._rows, 1)
+        steps, ends = group_copies(first, self.episode_ends)
+        bank, search, candidates = self._weigh(self.bank), self._search, self._rows
+        if (np.diff(steps) < 0).any() or not isinstance(search, ExactSearch):
+            bank, candidates = bank[steps], np.flatnonzero(np.isin(steps, self._rows))
+            search = ExactSearch(bank[candidates], device=self.device)
+        asked = np.argsort(steps)[rows]
+        order = np.argsort(asked, kind="stable")  # queries of one group are consecutive
+        group = np.searchsorted(ends, asked[order], side="right")
+        bounds = np.searchsorted(candidates, np.stack([np.append(0, ends[:-1]), ends], axis=1))
+        k = min(self.config.k, len(candidates) - int((bounds[:, 1] - bounds[:, 0]).max()))
+        parts: list[tuple[FloatArray, ...] | Any] = []
+        for start in range(0, len(rows), LEFT_OUT_AT_ONCE):
+            some = slice(start, start + LEFT_OUT_AT_ONCE)
+            nearest, cosine = search.search(bank[asked[order[some]]], k, bounds[group[some]])
+            weights = torch.softmax(torch.from_numpy(cosine) / self.config.temperature, dim=1).numpy()
+            found = steps[candidates[nearest]]
+            parts.append((self._average(self.chunks(found), weights), found, cosine, weights))
+            if progress is not None:
+                progress(min(some.stop, len(rows)), len(rows))
+        back = np.argsort(order)
+        chunk, nearest, cosine, weights = (np.concatenate(part)[back] for part in zip(*parts, strict=True))
+        return Decision(chunk, neighbors=Neighbors(nearest, cosine, weights))
 
     def distances(self, z: FloatArray, m: int) -> StateArray:
         """(B,) one minus the mean of the m largest cosines of (B, d) unit latents with the bank, not calibrated."""

@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from classact.data.images import resize_images
+from classact.data.statistics import Statistics
 from classact.data.types import Demonstrations, ImageArray, IntArray, Observation, RolloutResult
 from classact.data.video import write_mp4
+from classact.errors import ConfigError
 from classact.evaluation.actions import HeldOut
 from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.consistency import consistency, left_out
 from classact.evaluation.rows import ActionError, VideoRow
 from classact.policies import RetrievalPolicy
 from classact.policies.base import Decision, Policy, decide
+from classact.policies.novelty import Progress
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
 from classact.run.tsne import latent_map
@@ -32,6 +36,7 @@ from classact.utils.storage import read_arrays, write_arrays, write_json
 OBSERVED = "observed:"  # before a camera's name
 MAP_EPISODES = 20
 PERPLEXITY = 100.0  # as in the paper's J.1
+MOST_INCONSISTENT = 8  # demonstrations that are shown with pictures
 MOMENTS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.4)  # how far into its episode each query of neighbors.safetensors lies
 PICTURE = 160
 VIDEO = 256
@@ -39,6 +44,11 @@ VIDEO_STRIDE = 2
 LEFTOVER_SECONDS = 3600
 _LEFTOVER = re.compile(r"\..+\.(\d+\.[0-9a-f]{8}|[0-9a-f]{8}\.old)\.tmp")
 """Temporary names of :func:`classact.utils.storage.atomic_path`."""
+
+
+def write_statistics(run: Run, data: Demonstrations, heldout: int) -> None:
+    """analysis/data.json: what the demonstrations hold, as recorded; the last ``heldout`` are held out."""
+    write_json(run.statistics, to_json(Statistics.of(data, heldout)))
 
 
 def write_similarity(run: Run, similarity: ActionSimilarity) -> None:
@@ -181,6 +191,38 @@ def reason_row(
         "proprioception": observation.proprioception,
         **({} if observation.language is None else {"language": observation.language}),
     }
+
+
+def write_consistency(
+    run: Run, policy: RetrievalPolicy, data: Demonstrations, progress: Progress | None = None
+) -> None:
+    """analysis/consistency.json, and pictures and actions of the demonstrations that differ most from the others.
+
+    Nothing is written where there are not two different ones. ``data`` is what is in the policy's bank, with images.
+    """
+    try:
+        found = left_out(policy, data, progress)
+    except ConfigError:
+        return
+    made = consistency(data, found, policy.config.chunk_length)
+    shown = made.ranked[:MOST_INCONSISTENT]
+    rows = np.array([data.bounds(one.episode)[0] + one.worst for one in shown])
+    at = np.searchsorted(found.rows, rows)
+    heaviest = found.neighbors.weights[at].argmax(axis=1)
+    other = found.neighbors.rows[at, heaviest]
+    episode = data.episode_index()[other]
+    images = data.images[next(iter(data.images))]
+    arrays = {
+        "episode": np.array([one.episode for one in shown], np.int64),
+        "images": resize_images(np.asarray(images[rows]), PICTURE),
+        "other_images": resize_images(np.asarray(images[other]), PICTURE),
+        "other_episode": episode,
+        "other_step": other - (data.episode_ends - data.lengths)[episode],
+        "done": policy.chunks(rows),
+        "others": found.chunks[at],
+    }
+    write_arrays(run.inconsistent, arrays)
+    write_json(run.consistency, to_json(made))
 
 
 def write_actions(run: Run, rows: Sequence[ActionError]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from classact.data.readers import EMBEDDED
 from classact.data.readers.hub import is_hub_name
+from classact.data.readers.selection import chosen_episodes
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
@@ -114,6 +116,12 @@ class RunConfig:
         """How tables name the run's encoder: by its objective, or if untrained by its initial weights."""
         name, init = self.pretrain.objective.written, self.pretrain.encoder.init
         return name if name != "none" else {"scratch": RANDOM}.get(init, init)
+
+    def numbers(self, count: int) -> list[int]:
+        """Of each of the run's ``count`` demonstrations its number in the data set, of which it may read only some."""
+        if isinstance(self.episodes, str):
+            return chosen_episodes(self.episodes, sys.maxsize, self.data)[:count]
+        return list(range(count))
 
     @property
     def labels(self) -> dict[str, str]:

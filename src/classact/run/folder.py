@@ -14,6 +14,8 @@ DIR/intermediate.jsonl              such rows, of evaluations during training: a
 DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       data of the report's figures; neighbors.safetensors: decisions with their reasons;
                                     actions.json: errors on held-out demonstrations, where there is no simulator;
+                                    data.json: what the demonstrations hold; consistency.json, .safetensors: how far
+                                    each is from the others; novelty/: videos of held-out ones;
                                     in a head's folder chunks.safetensors: what it plans at the same observations
 DIR/report.html                     the report
 DIR/.lock, DIR/heads/NAME/.lock     which process trains there (:mod:`classact.utils.locks`)
@@ -74,6 +76,10 @@ class Run:
     neighbors = _Place("analysis/neighbors.safetensors")
     chunks = _Place("analysis/chunks.safetensors")
     actions = _Place("analysis/actions.json")
+    statistics = _Place("analysis/data.json")
+    consistency = _Place("analysis/consistency.json")
+    inconsistent = _Place("analysis/consistency.safetensors")
+    novelty = _Place("analysis/novelty")
     report = _Place("report.html")
 
     def evaluation(self, name: str) -> Path:

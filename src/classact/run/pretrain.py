@@ -30,6 +30,7 @@ from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunCon
 from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
+from classact.run.novelty import write_novelty_videos
 from classact.run.recording import evaluation_name
 from classact.run.stages import Stage, Work, started
 from classact.sims import NO_SIMULATOR, make_simulator, simulator_spec
@@ -70,7 +71,7 @@ class Pipeline(Work):
         self.label, self.labels = config.label, config.labels
         self.simulator, self.evaluation = config.frames.simulator, config.evaluation
         self.intermediate_episodes = config.intermediate_episodes
-        self.stages = (*pretraining(config), *rollouts(config), *comparisons(config), pictures(config))
+        self.stages = (*pretraining(config), *rollouts(config), *comparisons(config), *pictures(config))
         config.evaluation.control.check(config.retrieval.chunk_length, "retrieval")
         # Wrong settings fail now, not after an hour of training.
         self.check_evaluations(config.pretrain.evaluations)
@@ -144,7 +145,7 @@ class Pipeline(Work):
 
     def analyze(self) -> None:
         """Latent map, neighbours and videos of the learned policy."""
-        self._again([pictures(self.config)])
+        self._again(pictures(self.config))
 
     def _again(self, stages: Sequence[Stage]) -> list[str]:
         """Do stages even if done; returns the names of their results."""
@@ -202,6 +203,7 @@ def read(work: Pipeline) -> Demonstrations:
     def claim() -> None:
         work.data_metadata = work.source.metadata()
         work.claim_folder()
+        analysis.write_statistics(work.run, data, work.source.held)
 
     work.ranks.on_first(claim)
     return states
@@ -344,11 +346,21 @@ def roll_out_state(work: Pipeline) -> list[RolloutResult] | None:
     return work.roll_out(state_policy(data, work.simulator), "retrieval", "state")
 
 
-def pictures(config: RunConfig) -> Stage:
-    """The stage that shows what a run has learned."""
+def pictures(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages that show what a run has learned, and from what."""
     rolled = () if config.frames.simulator == NO_SIMULATOR else (f"rollouts of {config.label}",)
     needs = ("policy", "frames", *rolled)
-    return Stage("pictures and videos", needs, "pictures", draw, time="repeated", together=False)
+    return (
+        Stage("consistency", ("policy", "frames"), "consistency", contradict, time="repeated", together=False),
+        Stage("pictures and videos", needs, "pictures", draw, time="repeated", together=False),
+    )
+
+
+def contradict(work: Pipeline) -> bool:
+    """How far each demonstration is from what the others do."""
+    with progress_bar("leave demonstrations out", quiet=work.quiet) as bar:
+        analysis.write_consistency(work.run, work.policy, work["frames"], bar)
+    return True
 
 
 def draw(work: Pipeline) -> bool:
@@ -358,6 +370,9 @@ def draw(work: Pipeline) -> bool:
         if work.source.held:
             held = work.source.held_out(work.policy.config.chunk_length)
             analysis.write_recorded_neighbors(work.run, work.policy, work["frames"], held)
+            with progress_bar("draw held-out demonstrations", quiet=work.quiet) as bar:
+                numbers = work.config.numbers(len(work.source.recorded))
+                write_novelty_videos(work.run, work.policy, work["frames"], held.data, numbers, bar)
         return True
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)

@@ -45,3 +45,12 @@ def chosen_episodes(episodes: int | str | None, count: int, path: Path | str) ->
     if len(set(chosen)) < len(chosen):
         raise ConfigError(f"episodes {episodes!r}: some are named twice.")
     return sorted(chosen)
+
+
+def written_episodes(numbers: list[int]) -> str:
+    """Increasing numbers as :func:`chosen_episodes` reads them: "0:50,60"."""
+    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    stops = [n + 1 for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    # A single number by itself would mean the first so many.
+    whole = len(starts) == 1
+    return ",".join(str(a) if b == a + 1 and not whole else f"{a}:{b}" for a, b in zip(starts, stops, strict=True))
