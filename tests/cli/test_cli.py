@@ -299,7 +299,6 @@ def test_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["pretrain", "--epocs", "3"], "unknown flag --epocs (did you mean --epochs?)."),
         (["demo", "--out", "x", "--epochs", "few"], "--epochs: expected a number, got 'few'."),
-        (["evaluate"], "RUN is missing: Folder of a run with a policy."),
         (["finetune"], "RUN is missing: Folder of a run, made by demo or pretrain."),
         (["finetune", "run", "--head"], "--head needs a value: TEXT."),
         (["data", "generate", "pusht", "square"], "'square' is neither a flag nor the value of one."),

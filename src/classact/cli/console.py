@@ -14,6 +14,8 @@ from classact.evaluation.rows import ActionError, EvaluationRow, Value
 
 if TYPE_CHECKING:
     from classact.data.validate import Finding
+    from classact.evaluation.lerobot import LerobotDifference, LerobotRow
+    from classact.utils.statistics import Estimate
 
 _PLAIN = dict(zip("↓↑▲▁▂▃▄▅▆▇█–“”τ", 'v^^..::||##-""t', strict=True))
 _NAME_COLUMNS = 16  # names in tables are folded to no less
@@ -204,6 +206,35 @@ def print_ranges(ranges: Sequence[tuple[str, Sequence[float]]], quantiles: Itera
         table.add_row(name, *(f"{value:.4g}" for value in values))
     if ranges:
         console().print(table)
+
+
+def print_lerobot(rows: Sequence[LerobotRow], differences: Sequence[LerobotDifference]) -> None:
+    """LeRobot's evaluations with 95 % intervals, then each beside the first."""
+    from rich.table import Table
+
+    table = Table(title="lerobot-eval (95 % intervals: Wilson; bootstrap over episodes)", title_justify="left")
+    for column in ("evaluation", "task", "success", "", "max. reward", "sum of rewards"):
+        table.add_column(column, no_wrap=column not in ("evaluation", "task"))
+    for row in rows:
+        rate = f"{100 * row.success.value:.0f} % ({row.successes} of {row.episodes})"
+        interval = f"{100 * row.success.low:.0f} to {100 * row.success.high:.0f} %"
+        table.add_row(row.name, row.task, rate, interval, _mean(row.max_reward), _mean(row.sum_reward))
+    console().print(table)
+    if not differences:
+        return
+    table = Table(title=f"success beside {rows[0].name}", title_justify="left")
+    for column in ("evaluation", "difference", "initial states", "won : lost", "p", "p (Holm)"):
+        table.add_column(column, no_wrap=column != "evaluation")
+    for one in differences:
+        d = one.difference
+        points = f"{100 * d.value:+.0f} [{100 * d.low:+.0f}, {100 * d.high:+.0f}]"
+        shared = (f"{one.states} shared", f"{one.won} : {one.lost}") if one.states else ("not known to be shared", "")
+        table.add_row(one.name, points, *shared, f"{one.p:.2g}", f"{one.adjusted:.2g}")
+    console().print(table)
+
+
+def _mean(e: Estimate) -> str:
+    return f"{e.value:.3g}" if e.high == float("inf") else f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]"
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

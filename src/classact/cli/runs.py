@@ -292,8 +292,13 @@ def _acting() -> Iterable[tuple[type[Any], Iterable[str]]]:
 class Evaluate:
     """Roll out a policy of a run, as it was saved but for what is given, on unseen initial states; RUN/summary.json.
 
+    Or put intervals on LeRobot's own numbers: --from-lerobot, without a run.
+
     Attributes:
         run: Folder of a run with a policy.
+        from_lerobot: Results of lerobot-eval, eval_info.json or its folder. Others are compared with the first: episode
+            by episode where their seeds agree, else as independent ones.
+        paired: The results of --from-lerobot are of the same --seed and number of episodes; recent files do not say.
         head: A head of the run, by the name of its folder in RUN/heads. Default: retrieval.
         simulator: Simulator by name. Default: that of the run.
         name: Name of the evaluation. Default: made of policy, shift and what differs.
@@ -304,7 +309,9 @@ class Evaluate:
         quiet: No progress bar.
     """
 
-    run: Path = flag(positional=True)
+    run: Path | None = flag(None, positional=True)
+    from_lerobot: tuple[Path, ...] = ()
+    paired: bool = False
     head: str | None = None
     simulator: str | None = flag(None, choices=lambda: SIMULATORS)
     name: str | None = None
@@ -318,6 +325,15 @@ class Evaluate:
     acting: Given = settings(Settings(_acting, defaults=False))
 
     def main(self) -> None:
+        if self.from_lerobot:
+            self._show_lerobot()
+            return
+        if self.run is None or self.paired:
+            about = " --paired is about --from-lerobot." if self.paired else ""
+            raise ConfigError(
+                f"RUN is missing: Folder of a run with a policy. Or name LeRobot's results: --from-lerobot "
+                f"eval_info.json.{about}"
+            )
         from classact.run.evaluate import evaluate_run
         from classact.run.folder import Run
 
@@ -341,6 +357,28 @@ class Evaluate:
                 f"The alarm announced {said.announced} of {said.failures} failures; {said.false} of {said.successes} "
                 f"successes raised it as well."
             )
+
+    def _show_lerobot(self) -> None:
+        """Rollouts that LeRobot ran: nothing of a run is read, and nothing is written."""
+        from classact.cli.console import print_lerobot
+        from classact.evaluation.lerobot import INFO, lerobot_differences, lerobot_rows, read_eval_info
+
+        own = ("from_lerobot", "paired", "device", "quiet")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        groups = [given.pop("evaluation"), given.pop("acting")]
+        if other := [name for name, value in given.items() if value is not None] + [name for g in groups for name in g]:
+            name = "RUN" if other[0] == "run" else f"--{other[0].replace('_', '-')}"
+            raise ConfigError(
+                f"--from-lerobot shows what LeRobot has evaluated, {name} is not part of it: leave it out."
+            )
+        names = [path.parent.resolve().name if path.name == INFO else path.stem for path in self.from_lerobot]
+        if len(set(names)) < len(names):
+            names = [str(path) for path in self.from_lerobot]
+        if len(set(names)) < len(names):
+            raise ConfigError("--from-lerobot names a file twice. Name each once.")
+        evaluations = {name: read_eval_info(path) for name, path in zip(names, self.from_lerobot, strict=True)}
+        rows = [row for name, tasks in evaluations.items() for row in lerobot_rows(name, tasks)]
+        print_lerobot(rows, lerobot_differences(evaluations, paired=self.paired))
 
 
 @dataclass(frozen=True)

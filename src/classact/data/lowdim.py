@@ -72,14 +72,14 @@ class LowDim:
         if data.language is not None:
             episode = data.episode_index() if rows is None else np.searchsorted(data.episode_ends, rows, side="right")
             language = data.language[episode]
-        return self._rows(data.proprioception if rows is None else data.proprioception[rows], language)
+        return self.rows(data.proprioception if rows is None else data.proprioception[rows], language)
 
     def observations(self, observations: Sequence[Observation]) -> FloatArray:
         """(B, dim) of live observations, which :meth:`check` has passed."""
         language = None
         if self.schema.language:
             language = np.stack([np.asarray(o.language, np.float32) for o in observations])
-        return self._rows(np.stack([o.proprioception for o in observations]), language)
+        return self.rows(np.stack([o.proprioception for o in observations]), language)
 
     def check(self, observations: Sequence[Observation], cameras: Sequence[str]) -> None:
         """Refuse observations that are not of the schema, or lack one of ``cameras``, as :meth:`Schema.check`."""
@@ -89,7 +89,8 @@ class LowDim:
                 observation.images, observation.proprioception, observation.language, cameras=cameras, where=where
             )
 
-    def _rows(self, proprioception: FloatArray, language: FloatArray | None) -> FloatArray:
+    def rows(self, proprioception: FloatArray, language: FloatArray | None) -> FloatArray:
+        """(N, dim) of (N, D_p) proprioception in the schema's order, and (N, D_l) embeddings where there are any."""
         columns = self.schema.columns(self.keys)
         scaled = self.range.apply(_one_side(proprioception[:, columns], self.quaternions))
         return scaled if language is None else np.concatenate([scaled, language], axis=1)

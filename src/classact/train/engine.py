@@ -115,7 +115,8 @@ def in_order(rows: IntArray) -> IntArray:
 
 def step_generator(seed: int, step: int | tuple[int, ...], device: torch.device) -> torch.Generator:
     """The generator of one step's augmentations and noise, or of what else several numbers tell apart."""
-    entropy = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    words = step if isinstance(step, tuple) else (step,)
+    entropy = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(entropy >> np.uint64(1)))
 
 

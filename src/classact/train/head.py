@@ -23,14 +23,14 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError
 from classact.models.encoders import EncoderConfig
 from classact.models.encoders.image import ImageEncoder
-from classact.models.heads.base import make_head
+from classact.models.heads.base import Head, make_head
 from classact.models.weights import load_weights
 from classact.policies.config import ParametricConfig
 from classact.policies.parametric import ParametricPolicy
 from classact.train.augment import Part
 from classact.train.batches import epoch_batches
 from classact.train.checkpoints import list_checkpoints, load_checkpoint, load_latest
-from classact.train.config import INCIDENTAL, FinetuneConfig
+from classact.train.config import INCIDENTAL, AdamWConfig, AugmentConfig, FinetuneConfig
 from classact.train.engine import Batch, Stats, Training, check_engine, spelled_out, step_generator, use_bfloat16
 from classact.train.loader import describe_bytes, upload
 from classact.train.representation import EncoderPass, encoder_images, random_views
@@ -77,6 +77,61 @@ def history_indices(episode_ends: IntArray, history: int) -> IntArray:
     first = np.repeat(episode_ends - lengths, lengths)
     step = np.arange(int(episode_ends[-1]), dtype=np.int64)
     return np.maximum(step[:, None] + np.arange(1 - history, 1), first[:, None])
+
+
+def parameter_groups(encoder: ImageEncoder, head: Head, config: AdamWConfig) -> list[dict[str, Any]]:
+    """What is trained, with the rate of its network; only tensors of two or more dimensions decay."""
+    groups: list[dict[str, Any]] = []
+    for network, rate in ((encoder, config.encoder_lr), (head, config.head_lr)):
+        trained = [p for p in network.parameters() if p.requires_grad]
+        for group, decay in (
+            ([p for p in trained if p.ndim > 1], config.weight_decay),
+            ([p for p in trained if p.ndim <= 1], 0.0),
+        ):
+            if group:
+                groups.append({"params": group, "weight_decay": decay, "lr": rate})
+    return groups
+
+
+def shown_pixels(
+    images: Batch, encoder: EncoderConfig, augment: AugmentConfig | None, generator: torch.Generator, part: Part
+) -> Tensor:
+    """(B, V, 3, crop, crop) pixels of (B, S, S, 3) images by camera: random views, or centre crops without augment."""
+    if augment is not None:
+        return random_views(images, encoder, augment, generator, part)
+    edge = (encoder.image_size - encoder.crop_size) // 2
+    inside = slice(edge, edge + encoder.crop_size)
+    views = [images[camera][:, inside, inside].permute(0, 3, 1, 2).float() for camera in encoder.cameras]
+    return torch.stack(views, dim=1).contiguous()
+
+
+def decision_features(
+    head: Head, image: Tensor, lowdim: Tensor, samples: int = 1, noise: Tensor | None = None
+) -> Tensor:
+    """(B S, C) what a head sees in training of B decisions, each S times, under different noise.
+
+    Args:
+        head: standardises them.
+        image: (B T_o, F) image features, those of a decision one behind the other.
+        lowdim: (B T_o, d) proprioception and language.
+        samples: S.
+        noise: (B T_o, S, F), added to standardised image features; None: none.
+    """
+    history = head.feature_dim // (image.shape[1] + lowdim.shape[1])
+    features = head.standardize(torch.cat([image, lowdim], dim=1).reshape(-1, head.feature_dim))
+    if noise is None:
+        return features.repeat_interleave(samples, dim=0)
+    F = image.shape[1]
+    each = features.reshape(len(features), 1, history, -1).repeat(1, samples, 1, 1)
+    each[..., :F] += noise.reshape(len(features), history, samples, F).transpose(1, 2)
+    return each.reshape(len(features) * samples, -1)
+
+
+def set_standardization(head: Head, mean: Tensor, std: Tensor, history: int) -> None:
+    """Image features of this mean and standard deviation (F,) become standard ones; the others stay as they are."""
+    rest = head.feature_dim // history - len(mean)
+    head.center.copy_(torch.cat([mean, mean.new_zeros(rest)]).repeat(history))
+    head.scale.copy_(torch.cat([std.clamp(min=1e-6), std.new_ones(rest)]).repeat(history))
 
 
 @dataclass(eq=False)
@@ -140,15 +195,9 @@ class FineTuner(Training):
 
     def _optimizer(self) -> torch.optim.AdamW:
         config = self.config.optimizer
-        groups: list[dict[str, Any]] = []
-        for network, rate in ((self.encoder, config.encoder_lr), (self.head, config.head_lr)):
-            trained = [p for p in network.parameters() if p.requires_grad]
-            for group, decay in (
-                ([p for p in trained if p.ndim > 1], config.weight_decay),
-                ([p for p in trained if p.ndim <= 1], 0.0),
-            ):
-                if group:
-                    groups.append({"params": group, "weight_decay": decay, "peak": rate})
+        groups = parameter_groups(self.encoder, self.head, config)
+        for group in groups:
+            group["peak"] = group.pop("lr")
         # One kernel for all tensors: a head of 80 million parameters is otherwise limited by memory.
         return torch.optim.AdamW(groups, lr=config.head_lr, betas=config.betas, fused=True)
 
@@ -204,29 +253,15 @@ class FineTuner(Training):
         return self._pixels(images, generator, part)
 
     def _pixels(self, images: Batch, generator: torch.Generator, part: Part) -> Tensor:
-        encoder = self.encoder.config
-        if self.config.augment is not None:
-            return random_views(images, encoder, self.config.augment, generator, part)
-        edge = (encoder.image_size - encoder.crop_size) // 2
-        inside = slice(edge, edge + encoder.crop_size)
-        views = [images[camera][:, inside, inside].permute(0, 3, 1, 2).float() for camera in encoder.cameras]
-        return torch.stack(views, dim=1).contiguous()
+        return shown_pixels(images, self.encoder.config, self.config.augment, generator, part)
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         with torch.set_grad_enabled(not self.config.frozen):
             return self._encode(pixels)
 
     def _standardized(self, image: Tensor, timesteps: Tensor, noise: Tensor | None) -> Tensor:
-        """(b S, C) what the head sees of the image features (b T_o, F) of b decisions, under S draws of noise."""
-        S, F = self.config.samples, image.shape[1]
-        joined = torch.cat([image, self._lowdim[timesteps]], dim=1).reshape(-1, self.head.feature_dim)
-        features = self.head.standardize(joined)
-        if noise is None:
-            return features.repeat_interleave(S, dim=0)
-        each = features.reshape(len(features), 1, self.config.history, -1).repeat(1, S, 1, 1)
-        spread = noise.reshape(len(features), self.config.history, S, F).transpose(1, 2)
-        each[..., :F] += self.config.noise * spread
-        return each.reshape(len(features) * S, -1)
+        strength = None if noise is None else self.config.noise * noise
+        return decision_features(self.head, image, self._lowdim[timesteps], self.config.samples, strength)
 
     def prepare(self) -> None:
         """Compute the features of a frozen encoder, where they are computed once; fit their standardisation."""
@@ -239,11 +274,8 @@ class FineTuner(Training):
 
     def _fit_standardization(self, views: Tensor) -> None:
         flat = views.flatten(0, 1).double()
-        center = torch.cat([flat.mean(0), flat.new_zeros(self.lowdim.dim)]).repeat(self.config.history)
-        spread = torch.cat([flat.std(0).clamp(min=1e-6), flat.new_ones(self.lowdim.dim)]).repeat(self.config.history)
         for head in (self.head, self.average_head):
-            head.center.copy_(center)
-            head.scale.copy_(spread)
+            set_standardization(head, flat.mean(0), flat.std(0), self.config.history)
 
     def _all_views(self) -> Tensor:
         if self._views is None:

@@ -40,6 +40,26 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def mean_interval(values: NDArray[Any]) -> Estimate:
+    """Mean of (n,) independent values with its 95 % interval, a percentile bootstrap's; one value has no finite one."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    low, high = np.quantile(np.asarray(values)[drawn].mean(axis=1), BOUNDS)
+    return Estimate(mean, min(float(low), mean), max(float(high), mean))
+
+
+def independent_difference(first: tuple[int, int], second: tuple[int, int]) -> Estimate:
+    """Difference of two success rates, each (successes, trials), from other initial states, with its 95 % interval.
+
+    Newcombe's, made of both Wilson intervals (Newcombe 1998, Statistics in Medicine 17, 873-890, method 10).
+    """
+    (p, low, high), (q, below, above) = ((k / n, *wilson_interval(k, n)) for k, n in (first, second))
+    value = p - q
+    return Estimate(value, value - math.hypot(p - low, above - q), value + math.hypot(high - p, q - below))
+
+
 def dkw_epsilon(samples: int, delta: float = 1e-3) -> float:
     """Largest error of an empirical CDF of ``samples`` draws with probability 1 - ``delta``.
 

@@ -232,7 +232,7 @@ def read_json(path: Path, error: type[Exception] = DataError) -> Any:
         raise error(f"{path} does not exist. Expected a folder written by classact.") from None
     except OSError as problem:
         raise DataError(cannot_read(path, problem)) from problem
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
         raise error(f"{path} is not valid JSON ({problem}): the file is damaged; restore or regenerate it.") from None
 
 

@@ -34,6 +34,7 @@ from classact.data.readers.lerobot_images import Pictures, VideoFrames
 from classact.data.readers.parquet import read_columns, read_texts
 from classact.data.readers.parts import RecordedImages
 from classact.data.readers.selection import chosen_episodes
+from classact.data.schema import Schema
 from classact.data.types import Demonstrations, IntArray
 from classact.errors import DataError
 from classact.utils.codec import from_json
@@ -274,6 +275,17 @@ class LeRobotArrays:
 
 
 # Metadata
+
+
+def declared_schema(path: Path, info: Info) -> Schema:
+    """What the metadata say of observations and actions: no layout, no assumed action space, no instructions."""
+    features = info.features.values()
+    return Schema(
+        tuple(f.short for f in features if f.name.startswith("observation.") and f.is_camera),
+        tuple((f.short, int(np.prod(f.shape))) for f in features if is_proprioception(f)),
+        actions=_declared_space(path) or _action_space(info.features[ACTION]),
+        fps=info.fps,
+    )
 
 
 def read_info(path: Path) -> Info:
