@@ -253,7 +253,7 @@ def test_info_names_dimensions_and_gives_their_quantiles(written: Path, capsys: 
     assert median == pytest.approx(float(np.median(walk(lag=0).proprioception[:, 1])))
     main(["data", "info", str(written)])
     said = capsys.readouterr().out
-    assert "10 per second" in said
+    assert "10 steps per second" in said
     assert "99 %" in said
 
 
