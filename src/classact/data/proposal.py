@@ -17,7 +17,9 @@ _ROBOT = re.compile(
 _STATE = re.compile(
     r"(.*/)?(robot\d*_?)?(eef|ee|tcp|end_effector|hand|cartesian)\w*(pos|pose|position|quat|rot\w*|orient\w*)"
 )
-_PRIVATE = re.compile(r"(.*/)?(next_obs|next_observations|rewards?|timeouts?|success|.*vel\w*|.*torque\w*)(/.*)?")
+_PRIVATE = re.compile(
+    r"(.*/)?(next_obs|next_observations|rewards?|timeouts?|success|states|env_states|.*vel\w*|.*torque\w*)(/.*)?"
+)
 _ENDS = re.compile(r"(.*/)?(episode_ends?|ends|traj_ends|episode_ends_idx)")
 _LENGTHS = re.compile(r"(.*/)?(episode_lengths?|lengths|traj_lengths)")
 _NUMBERS = re.compile(r"(.*/)?(episode_(index|id|idx|num\w*)|traj_(index|id)|demo_(index|id))")
@@ -71,6 +73,8 @@ def propose(found: Listing) -> Proposal:
     actions = sorted((n for n, one in steps.items() if _ACTION.fullmatch(n) and one.numbers), key=_plainness)
     numbers = {n: one for n, one in steps.items() if one.numbers and n not in actions}
     states = [name for name in numbers if _ROBOT.match(_last(name))]
+    if not states and (states := [name for name in numbers if _last(name) in ("obs", "observation", "observations")]):
+        remarks.append(f"{states[0]} is taken for proprioception: name the columns that a robot measures, not objects'")
     words = [name for name, one in arrays.items() if _WORDS.fullmatch(name) and name not in roles]
     times = [n for n, one in numbers.items() if _TIME.fullmatch(n) and one.width == 1 and one.dtype.startswith("float")]
     if actions:
@@ -202,6 +206,10 @@ def _episodes(found: Listing, layout: dict[str, Any], roles: dict[str, str], rem
 
 
 def _rows(found: Listing, layout: Mapping[str, Any]) -> int:
-    """How many steps arrays have: the most frequent length."""
-    lengths = [one.shape[0] for name, one in found.arrays.items() if one.shape and name != layout.get("episode_ends")]
+    """How many steps arrays have: those of actions, else the most frequent length."""
+    arrays = {name: one for name, one in found.arrays.items() if one.shape and name != layout.get("episode_ends")}
+    actions = [name for name, one in arrays.items() if _ACTION.fullmatch(name) and one.numbers]
+    if actions:
+        return arrays[min(actions, key=_plainness)].shape[0]
+    lengths = [one.shape[0] for one in arrays.values()]
     return max(set(lengths), key=lambda n: (lengths.count(n), n), default=0)

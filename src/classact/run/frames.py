@@ -19,6 +19,14 @@ from classact.utils.machine import cores
 DEFAULT_CAMERA = "top"
 
 
+def _told(data: Demonstrations) -> str:
+    """What else helps where no images were found."""
+    if data.images:
+        return ""
+    assumed = data.schema.assumption.partition(";")[0]
+    return ", or declare images or videos in a layout (docs/data.md)" + (f"; so far, {assumed}" if assumed else "")
+
+
 def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> bool:
     """Whether images are rendered from states rather than taken from the recording.
 
@@ -33,14 +41,14 @@ def needs_rendering(data: Demonstrations, camera: str, config: FramesConfig) -> 
         without = "" if config.source == "recorded" else ", and no simulator states to render it from"
         raise DataError(
             f"{data.name} ({data.source}) holds no images of camera {camera!r}{without}; recorded are "
-            f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states."
+            f"{sorted(data.images) or 'no cameras at all'}. Choose a recorded camera, or data with states{_told(data)}."
         )
     if config.simulator == NO_SIMULATOR:
         if not recorded:
             raise DataError(
                 f"{data.name} ({data.source}) holds no images of camera {camera!r}, and no simulator is named that "
                 f"could render them; recorded are {sorted(data.images) or 'no cameras at all'}. Choose a recorded "
-                f"camera, or name the simulator of these states (--simulator NAME)."
+                f"camera, or name the simulator of these states (--simulator NAME){_told(data)}."
             )
         return False
     shown = data.images_shift or SIMULATORS[config.simulator].plain

@@ -101,4 +101,4 @@ def test_damage_is_a_named_error_or_data(name: str, tmp_path: Path, monkeypatch:
         assert spent < SECONDS, f"{name}, mutant {seed} ({what}) took {spent:.1f} s"
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
         assert grown < MEBIBYTES, f"{name}, mutant {seed} ({what}): {grown:.0f} MiB more"
-    assert refused > MUTANTS / 4
+    assert refused > MUTANTS / 6  # numbers without a checksum may be changed unseen

@@ -437,7 +437,14 @@ def _videos(arrays: Arrays, camera: str, template: str, read: _Reader, data: Dem
             )
         start, end = data.bounds(episode)
         seconds = np.arange(end - start) / fps if times is None else times[start:end] - times[start]
-        parts.append(VideoFrames(file, video_shape(file), seconds, tolerance=_FRAMES_OFF / fps))
+        try:
+            shape = video_shape(file)
+        except DataError as problem:
+            raise DataError(
+                f"{arrays.path}: camera {camera!r} is in videos beside the data, as real Push-T's are; of episode "
+                f"{episode}: {problem}"
+            ) from None
+        parts.append(VideoFrames(file, shape, seconds, tolerance=_FRAMES_OFF / fps))
     return RecordedImages(camera, parts)
 
 

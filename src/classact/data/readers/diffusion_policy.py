@@ -64,9 +64,9 @@ def _is_zipped(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # damaged archives raise errors of many kinds
         return False
-    return any(f"/{name}".endswith(("/meta/episode_ends/.zarray", "/meta/episode_ends/zarr.json")) for name in names)
+    return any(f"/{name}".endswith(("/.zarray", "/.zgroup", "/zarr.json")) for name in names)
 
 
 def declared_simulator(path: Path) -> str:
@@ -141,16 +141,20 @@ class ZarrArrays:
         self.path, self.base = path, path if inside or path.name != _STORE else path.absolute().parent
         self.store = ZarrStore(inner if inside else path)
         self.layout = Layout() if layout is None else layout
+        self._whole = not self.store.has_group(DATA)  # arrays lie in the store itself
         self.fps: float | None = None
         self._known: dict[str, ZarrArray] = {}
 
     @property
     def _data(self) -> str:
-        return DATA if self.layout.data is None else self.layout.data
+        return self.layout.data if self.layout.data is not None else "" if self._whole else DATA
 
     def key(self, name: str) -> str:
         """The path of an array."""
-        return name if "/" in name or not self._data else f"{self._data}/{name}"
+        joined = f"{self._data}/{name}"
+        if "/" in name or not self._data or (not self.store.has_array(joined) and self.store.has_array(name)):
+            return name
+        return joined
 
     def listing(self) -> Listing:
         """All arrays of the store."""

@@ -58,7 +58,11 @@ class ArmModel:
         except ET.ParseError as problem:
             raise DataError(f"{where}: the recorded model is not valid XML ({problem}).") from None
         if world is None:
-            raise DataError(f"{where}: the recorded model has no worldbody, expected an MJCF model.")
+            raise DataError(
+                f"{where}: the recorded model has no worldbody, expected an MJCF model (attribute 'model_file'): this "
+                f"robomimic file has no observations, and they cannot be computed. Write them with robomimic's "
+                f"dataset_states_to_obs.py, or use the original file."
+            )
         self._walk(world, ())
         if not self._chain:
             raise DataError(

@@ -14,6 +14,7 @@ where they say so, of an arm where they begin with ``left_`` or ``right_``; thos
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,9 +186,13 @@ def _listing(info: Info) -> Listing:
 def _check_feature(info: Info, name: str) -> None:
     found = info.features.get(name)
     if found is None:
+        alike = [
+            one for one in info.features if one.startswith("action") and _NUMBERS.fullmatch(info.features[one].dtype)
+        ]
+        such = json.dumps({"action": alike} if alike else {"action": "observation.state", "next_state": True})
         raise DataError(
             f"{info.path}: there is no feature {name!r}; features are {', '.join(info.features) or 'none'}. Declare "
-            f'others in a layout, such as {{"action": "observation.state", "next_state": true}}.'
+            f"others in a layout (--layout FILE.json), such as {such}."
         )
     if not _NUMBERS.fullmatch(found.dtype) or len(found.shape) != 1:
         raise DataError(

@@ -125,7 +125,8 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
     declared = chosen.camera_arrays()
     with h5.open_file(path) as file:
         groups = list(map(str, file["data"])) if hasattr(file.get("data"), "keys") else None
-        own = len(file) == 0 or groups == [] or any(name.startswith("demo_") for name in groups or ())
+        demos = [file["data"].get(name) for name in groups or () if name.startswith("demo_")][:1]
+        own = len(file) == 0 or groups == [] or (bool(demos) and _is_ours(demos[0]))
     if not own:  # another format, known by its arrays or not at all
         return hdf5_arrays.read(path, episodes=episodes, layout=layout)
     with h5.open_file(path) as file:
@@ -156,6 +157,12 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
     unread = tuple(f"obs/{key}" for key in seen if key not in used and not _USED.fullmatch(key))
     known: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
     return demonstrations(path.stem, path, recordings, images, schema, states=states, unread=unread, **known)
+
+
+def _is_ours(demo: Any) -> bool:
+    """Whether a demonstration is robomimic's, rather than of groups of other names."""
+    groups = [key for key in map(str, demo) if hasattr(demo.get(key), "keys")] if hasattr(demo, "keys") else []
+    return not groups or "obs" in groups
 
 
 _USED = re.compile(r"robot0_(eef_pos|eef_quat|eef_quat_site|joint_pos|gripper_qpos)")

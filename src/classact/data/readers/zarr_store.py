@@ -53,7 +53,7 @@ class ZarrStore:
         else:
             try:
                 self._zip = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError) as error:
+            except Exception as error:  # damaged archives raise errors of many kinds
                 if is_from_system(error):
                     raise DataError(cannot_read(path, error)) from error
                 raise DataError(
@@ -99,6 +99,14 @@ class ZarrStore:
         found = sorted(n.removesuffix(mark) for n in names if n.count("/") == 1 and n[0] != ".")
         prefix = f"{group}/" if group else ""
         return found if self.version == 2 else [name for name in found if self._is_array(prefix + name)]
+
+    def has_array(self, key: str) -> bool:
+        """Whether an array has metadata."""
+        return self.size(f"{key}/{_METADATA[self.version]}") is not None
+
+    def has_group(self, name: str) -> bool:
+        """Whether there is anything in a group."""
+        return any(file.startswith(f"{self._prefix}{name}/") for file in self._sizes)
 
     def all_arrays(self) -> list[str]:
         """Sorted paths of all arrays."""
