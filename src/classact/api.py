@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ __all__ = ["configure", "evaluate", "finetune", "load_policy", "pretrain", "read
 
 
 def pretrain(
-    data: str | Path | Demonstrations | RunConfig = "pusht-expert",
+    data: str | Path | Sequence[str | Path] | Demonstrations | RunConfig = "pusht-expert",
     out: str | Path = "run",
     *,
     preset: str | None = None,
@@ -31,7 +32,7 @@ def pretrain(
     """Learn a representation and build the retrieval policy; the same call resumes what is in ``out``.
 
     Args:
-        data: a path, an embedded name, or the results of :func:`read` or :func:`configure`.
+        data: a path, an embedded name, several of them, or the results of :func:`read` or :func:`configure`.
         out: folder of the run, which is returned: ``run.root``, ``run.policy``, ``run.encoder``.
         preset, settings: see :func:`configure`.
         device: "auto", "cpu" or "cuda".

@@ -159,3 +159,32 @@ def test_too_few_demonstrations_hold_none_out(tmp_path: Path) -> None:
     assert main(["demo", "--data", str(data), "--preset", "debug", "--out", str(out), "--head", "none", "--quiet"]) == 0
     assert Run(out).read_actions() == []
     assert "This run has not been evaluated yet" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_several_data_sets_train_together_and_none_may_change(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    episodes = [episode(11 + i, 6 + i, actions=3, cameras=VIEWS) for i in range(4)]
+    other = write_v3(tmp_path / "other", episodes, names={"action": MOTORS})
+    out = tmp_path / "run"
+    words = ["pretrain", "--data", str(data), str(other), "--data-weights", "1", "0.5", "--preset", "debug"]
+    words += ["--out", str(out), "--quiet", "--heldout", "3"]
+    assert main(words) == 0
+    run = Run(out)
+    known = run.read_config()["data"]
+    assert [(one["source"], one["episodes"], one["weight"]) for one in known["sets"]] == [
+        (str(data), 6, 1.0),
+        (str(other), 4, 0.5),
+    ]
+    assert run.settings().data == (str(data), str(other))
+    assert main(words) == 0  # the same command continues: nothing is left to do
+    assert main(["finetune", str(out), "--head", "mlp", "--preset", "head-debug", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--data-weights", "1", "1"]) == 1
+    assert "settings.data_weights" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    other.rename(moved)
+    write_v3(tmp_path / "other", [episode(11 + i, 5 + i, actions=3, cameras=VIEWS) for i in range(4)])
+    assert main(["finetune", str(out), "--head", "mlp", "--preset", "head-debug", "--name", "b", "--quiet"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"data.sets[1] ({other}): fingerprint" in said

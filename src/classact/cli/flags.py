@@ -384,6 +384,8 @@ def _reader(kind: Any) -> _Reader:
         return _optional(_reader(next(one for one in inner if one is not type(None))))
     if origin in (Union, types.UnionType) and set(inner) - {type(None)} == {int, str}:
         return _optional(_Reader(1, "N|0:N", "a number, or numbers and ranges", _number_or_text))
+    if origin in (Union, types.UnionType) and str in inner and any(typing.get_origin(one) is tuple for one in inner):
+        return _Reader("*", "TEXT ...", "one or several", lambda words: words[0] if len(words) == 1 else tuple(words))
     if origin is tuple:  # of values of one type, so many or any number
         item, several = _reader(inner[0]), inner[1:] == (...,)
         return _Reader(

@@ -56,7 +56,7 @@ RUN = Settings(
         "novelty.alpha": "alarm-level",
     },
     about={
-        "data": "Demonstrations.",
+        "data": "Demonstrations; several data sets are learned from together.",
         "evaluations": "Evaluate at so many points of the training (the paper: 10); 0: at its end only. Default: as "
         "the run was started with.",
         "epochs": "Passes over the data, as anchors; adapted to the objective.",
@@ -111,7 +111,9 @@ class RunFlags:
         else:
             named: dict[str, Any] = {name: word(name) for name in ("preset", "objective", "simulator", "shift")}
             data = word("data") or RunConfig.data
-            if is_hub_name(data):  # nothing is downloaded for a help text
+            if any(
+                map(is_hub_name, [data] if isinstance(data, str) else data)
+            ):  # nothing is downloaded for a help text
                 config = from_preset(named["preset"] or "real-cpu", simulator=named["simulator"] or NO_SIMULATOR)
             else:
                 config = configure(data, **named)
@@ -140,8 +142,8 @@ def run_config(flags: RunFlags) -> RunConfig:
             simulator=given.get("frames.simulator"),
             shift=flags.shift,
             baselines=bool(flags.baselines),
-            layout=given.get("layout"),
-            episodes=given.get("episodes"),
+            cameras=given.get("pretrain.encoder.cameras") if len(sources_of(given)) > 1 else None,
+            **{name: given[name] for name in ("layout", "episodes", "fps", "keys", "data_weights") if name in given},
         )
         run = Run(flags.out)
         if started(run):
@@ -171,6 +173,12 @@ def run_config(flags: RunFlags) -> RunConfig:
     config = changed(replace(config, pretrain=pretrain), others)
     during = config.intermediate_retrieval or config.retrieval
     return replace(config, intermediate_retrieval=changed(during, acting)) if acting else config
+
+
+def sources_of(given: Given) -> tuple[str, ...]:
+    """The data sets that were named."""
+    data: str | tuple[str, ...] = given.get("data", ())
+    return (data,) if isinstance(data, str) else data
 
 
 def _from_file(flags: RunFlags) -> RunConfig:

@@ -24,7 +24,7 @@ class Similarity:
     Under torchrun all ranks measure; rank 0 writes and prints.
 
     Attributes:
-        data: Demonstrations.
+        data: Demonstrations; several data sets are measured as one.
         out: Folder of the results. The same command continues what lies there.
         config: Settings to start from: DIR/similarity.json of another measurement. Other flags change them.
         html: Write the page.
@@ -34,7 +34,7 @@ class Similarity:
         quiet: No progress bars.
     """
 
-    data: str = flag(positional=True, choices=sources)
+    data: tuple[str, ...] = flag(positional=True, choices=sources)
     out: Path = flag()
     config: Path | None = None
     html: bool = True

@@ -44,6 +44,7 @@ from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read
 
 ImageArray = NDArray[np.uint8]
 ImageMap = np.memmap[Any, np.dtype[np.uint8]]
+IntRows = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
 CACHE_VARIABLE = "CLASSACT_CACHE"
 IMAGES = "images.npy"
@@ -237,6 +238,101 @@ class _Rows(ImageSource):
     def spans(self) -> Iterator[tuple[int, int]]:
         changes = np.flatnonzero(np.diff(self._source.span_of(self._rows))) + 1
         return itertools.pairwise([0, *changes.tolist(), len(self)])
+
+
+class JoinedImages(ImageSource):
+    """Images of several data sets, one after another: they stay where they are, memory maps or to be decoded.
+
+    Args:
+        sources: of each data set; of one shape in the end, but not before they are resized.
+        pieces: (number of the source, first row, last row + 1), in order.
+    """
+
+    def __init__(self, sources: Sequence[Images], pieces: Sequence[tuple[int, int, int]]) -> None:
+        self.sources = tuple(sources)
+        self.pieces = tuple(piece for piece in pieces if piece[1] < piece[2])
+        self._ends = np.cumsum([stop - start for _, start, stop in self.pieces], dtype=np.int64)
+        count = int(self._ends[-1]) if self.pieces else 0
+        self.shape = (count, *self.sources[self.pieces[0][0] if self.pieces else 0].shape[1:])
+        kinds = [one.decoder for one in self.sources if isinstance(one, ImageSource) and one.decoder]
+        self.decoder = ", ".join(dict.fromkeys(kinds))
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether all of them are arrays or memory maps."""
+        return all(isinstance(one, np.ndarray) for one in self.sources)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded images."""
+        return math.prod(self.shape)
+
+    def digest(self) -> str:
+        """Of all images of the sources, and of which are meant."""
+        each = [frames_digest(one) for one in self.sources]
+        return hashlib.sha256(json.dumps([each, self.pieces]).encode()).hexdigest()
+
+    def decode(self, start: int, stop: int) -> ImageArray:
+        """See :meth:`ImageSource.decode`; rows may span data sets."""
+        return self.read(np.arange(start, stop))
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Those of the sources, cut where pieces end."""
+        for (number, first, last), end in zip(self.pieces, self._ends.tolist(), strict=True):
+            source, begin = self.sources[number], end - (last - first)
+            inner = source.spans() if isinstance(source, ImageSource) else ArrayImages(source).spans()
+            for start, stop in inner:
+                if start < last and stop > first:
+                    yield begin + max(start, first) - first, begin + min(stop, last) - first
+
+    def read(self, rows: NDArray[Any] | Sequence[int], size: int | None = None) -> ImageArray:
+        """See :meth:`ImageSource.read`; without ``size`` all must be of one shape."""
+        wanted = np.arange(len(self))[np.asarray(rows, np.int64)]
+        out = np.empty((len(wanted), *(self.shape[1:3] if size is None else (size, size)), 3), np.uint8)
+        return self.take(wanted, out, size)
+
+    def take(self, rows: IntRows, out: ImageArray, size: int | None = None) -> ImageArray:
+        """Write the images of ``rows`` into ``out``, and return it."""
+        piece_of = np.searchsorted(self._ends, rows, side="right")
+        for piece in np.unique(piece_of).tolist():
+            number, first, last = self.pieces[piece]
+            places = np.flatnonzero(piece_of == piece)
+            inside = rows[places] - (int(self._ends[piece]) - (last - first)) + first
+            source = self.sources[number]
+            if size is None and source.shape[1:] != out.shape[1:]:
+                raise DataError(
+                    f"images of several data sets have {source.shape[1]} x {source.shape[2]} and {out.shape[1]} x "
+                    f"{out.shape[2]} pixels: prepare them at one size with classact.run.frames."
+                )
+            if isinstance(source, ImageSource):
+                out[places] = source.read(inside, size)
+            else:
+                out[places] = source[inside] if size is None else resize_images(source[inside], size)
+        return out
+
+    @overload
+    def __getitem__(self, rows: int | np.integer[Any]) -> ImageArray: ...
+
+    @overload
+    def __getitem__(self, rows: slice | NDArray[Any] | Sequence[int]) -> ImageSource: ...
+
+    def __getitem__(self, rows: Any) -> ImageArray | ImageSource:
+        """Slices of neighbouring rows are of this kind, too."""
+        if not isinstance(rows, slice) or (rows.step or 1) != 1:
+            return super().__getitem__(rows)
+        start, stop, _ = rows.indices(len(self))
+        pieces = []
+        for (number, first, last), end in zip(self.pieces, self._ends.tolist(), strict=True):
+            begin = end - (last - first)
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                pieces.append((number, first + low - begin, first + high - begin))
+        return JoinedImages(self.sources, pieces)
+
+
+def is_decoded(images: Images) -> bool:
+    """Whether rows are only copied, not decoded, when they are asked for."""
+    return images.is_decoded if isinstance(images, JoinedImages) else not isinstance(images, ImageSource)
 
 
 def block_rows(shape: tuple[int, ...], chunk: int = 1, itemsize: int = 1) -> int:

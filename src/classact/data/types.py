@@ -65,6 +65,27 @@ class Episode:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """One of several data sets that demonstrations were joined from.
+
+    Attributes:
+        name, source: as of :class:`Demonstrations`.
+        episodes, steps: how many were read.
+        chosen: which, as they were asked for.
+        fingerprint: of it alone.
+        weight: how often its steps are drawn in trainings, relative to those of the others.
+    """
+
+    name: str
+    source: str
+    episodes: int
+    steps: int
+    fingerprint: str
+    chosen: int | str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Demonstrations:
     """A set of E demonstrations, N steps in all, stored flat: step rows of all episodes one after another.
 
@@ -88,6 +109,8 @@ class Demonstrations:
         instructions: (E,) the task of each episode in words; () where none are known.
         unread: what the files hold beside, by name, and what is not read.
         images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
+        origins: the data sets that they were joined from (:mod:`classact.data.joined`); () where it is one.
+        origin: (E,) the number of each episode's data set in ``origins``; None where there are none.
     """
 
     name: str
@@ -104,6 +127,8 @@ class Demonstrations:
     images_shift: str = ""
     instructions: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    origin: IntArray | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -210,6 +235,12 @@ class Demonstrations:
         """(N,) the episode that each step belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
 
+    def weights(self) -> NDArray[np.float64] | None:
+        """(N,) how often trainings draw each step, relative to others; None where all are drawn equally often."""
+        if self.origin is None or len({one.weight for one in self.origins}) < 2:
+            return None
+        return np.repeat(np.array([one.weight for one in self.origins])[self.origin], self.lengths)
+
     def action_range(self) -> MinMax:
         """The normalisation of the actions, fitted on all of them."""
         space = self.schema.actions
@@ -231,6 +262,7 @@ class Demonstrations:
             images={camera: array[rows] for camera, array in self.images.items()},
             language=None if self.language is None else self.language[episodes],
             instructions=tuple(np.asarray(self.instructions, object)[episodes]) if self.instructions else (),
+            origin=None if self.origin is None else self.origin[episodes],
         )
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:

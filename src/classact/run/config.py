@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from classact.data.joined import check_weights
 from classact.data.readers import EMBEDDED
 from classact.data.readers.hub import is_hub_name
 from classact.data.readers.selection import chosen_episodes
@@ -62,7 +63,9 @@ class RunConfig:
     """All settings of a run.
 
     Attributes:
-        data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact.
+        data: a path in a known format, or "pusht-expert" for the demonstrations that come with classact; or several,
+            that are learned from together.
+        data_weights: how often steps of each of several data sets are drawn, relative to the others; () for all alike.
         episodes: only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         fps: steps per second of them, fewer than recorded; None: all.
         frames: which images.
@@ -83,7 +86,8 @@ class RunConfig:
             declare, or their arrays tell.
     """
 
-    data: str = "pusht-expert"
+    data: str | tuple[str, ...] = "pusht-expert"
+    data_weights: tuple[float, ...] = field(default=(), metadata=ADDED)
     episodes: int | str | None = None
     fps: float | None = field(default=None, metadata=ADDED)
     frames: FramesConfig = field(default_factory=FramesConfig)
@@ -100,6 +104,9 @@ class RunConfig:
     layout: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.data, str):
+            object.__setattr__(self, "data", self.data[0] if len(self.data) == 1 else tuple(self.data))
+        check_weights(self.data_weights, len(self.sources))
         if self.heldout < 0 or self.intermediate_episodes < 1:
             raise ConfigError(
                 f"expected heldout >= 0 and intermediate_episodes >= 1, got {self.heldout} and "
@@ -110,6 +117,11 @@ class RunConfig:
                 f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
                 f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
             )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The data sets, one or several."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     @property
     def label(self) -> str:
@@ -186,6 +198,8 @@ def whole_path(source: str) -> str:
     return source if source in EMBEDDED else os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111
 
 
-def whole_source(data: str) -> str:
-    """An absolute path of data; embedded names and those of the hub stay."""
+def whole_source(data: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Absolute paths of data; embedded names and those of the hub stay."""
+    if not isinstance(data, str):
+        return tuple(str(whole_source(one)) for one in data)
     return data if is_hub_name(data) else whole_path(data)

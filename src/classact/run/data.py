@@ -36,7 +36,8 @@ STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
     """Paths of data and layout relative to a run's folder."""
     root = run.root.resolve()
-    places = {"data": settings.data, "layout": settings.layout}
+    one, places = len(settings.sources) == 1, {"layout": settings.layout}
+    places |= {"data" if one else f"data {number}": path for number, path in enumerate(settings.sources)}
     paths = {name: path for name, path in places.items() if path is not None and Path(path).is_absolute()}
     return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
 
@@ -66,7 +67,11 @@ class RunData:
                 instructions otherwise.
         """
         settings = self.settings
-        data = read_demonstrations(settings.data, episodes=settings.episodes, layout=settings.layout, fps=settings.fps)
+        chosen: dict[str, Any] = {"episodes": settings.episodes, "layout": settings.layout, "fps": settings.fps}
+        if len(settings.sources) > 1:
+            cameras, keys = self.encoder.cameras, settings.keys
+            chosen |= {"weights": settings.data_weights, "heldout": self.held, "cameras": cameras, "keys": keys}
+        data = read_demonstrations(settings.data, **chosen)
         if self.held >= len(data):
             raise ConfigError(
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
@@ -94,9 +99,11 @@ class RunData:
         """Metadata of the data in a run's folder; its images are the recorded ones that the encoder sees."""
         data = self.recorded
         used = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
+        origins = {"sets": [to_json(one) for one in data.origins]} if data.origins else {}
         return {
             "name": data.name,
             "source": data.source,
+            **origins,
             "episodes": len(data),
             "steps": data.num_steps,
             "heldout": self.held,
@@ -157,6 +164,11 @@ def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
     """The first of :data:`SAME` that differs between the metadata of two data sets, with both values; None where all
     agree.
     """
+    pairs = zip(known.get("sets", ()), found.get("sets", ()), strict=False)
+    for number, (before, now) in enumerate(pairs):  # says which of several data sets it is
+        if before["fingerprint"] != now["fingerprint"]:
+            where = f"data.sets[{number}] ({now['source']}): fingerprint"
+            return first_difference(before["fingerprint"], now["fingerprint"], where)
     for key in SAME:
         if key in known and key in found:
             # Further views do not matter, and fps was not always recorded.

@@ -135,9 +135,15 @@ class Run:
         settings = from_json(RunConfig, metadata["settings"], f"{self.config}: settings")
         moved: dict[str, Any] = {}
         for name, beside in (metadata.get("beside") or {}).items():
-            path, now = getattr(settings, name), self.root / beside
+            field, _, number = name.partition(" ")  # "data 1" of several data sets
+            path, now = getattr(settings, field), self.root / beside
+            path = path[int(number)] if number else path
             if path and path not in EMBEDDED and not Path(path).exists() and now.exists():
-                moved[name] = whole_path(str(now))
+                found = whole_path(str(now))
+                several = list(moved.get(field, settings.sources)) if number else []
+                if number:
+                    several[int(number)] = found
+                moved[field] = tuple(several) if number else found
         return replace(settings, **moved)
 
     def info(self) -> RunInfo:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from classact.data.images import ArrayImages, Entry, ImageMap, Images, ImageSource, ImageStore, Progress, resized
+from classact.data.images import (
+    ArrayImages,
+    Entry,
+    ImageMap,
+    Images,
+    ImageSource,
+    ImageStore,
+    JoinedImages,
+    Progress,
+    resized,
+)
 from classact.data.types import Demonstrations
 from classact.errors import DataError, choose
 from classact.run.config import FramesConfig
@@ -94,31 +105,42 @@ def prepare_frames(
         StorageError: no space for all of them.
     """
     store = store or ImageStore()
-    images: dict[str, Images] = {}
-    missing: dict[str, Entry] = {}
+    images: dict[tuple[str, int], Images] = {}  # of each camera, those of each data set that were joined
+    missing: dict[tuple[str, int], Entry] = {}
     for number, camera in enumerate(cameras):
+        before = number * data.num_steps
+        for part, source in enumerate(_sources(data, camera, config)):
 
-        def report(done: int, _: int, before: int = number * data.num_steps) -> None:
-            if progress is not None:
-                progress(before + done, len(cameras) * data.num_steps)
+            def report(done: int, _: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, len(cameras) * data.num_steps)
 
-        entry = _entry(data, camera, size, config, report)
-        if not isinstance(entry, Entry):
-            images[camera] = entry
-        elif (found := store.get(entry)) is not None:
-            images[camera] = found
-        else:
-            missing[camera] = entry
+            entry = _rendered(data, camera, size, config, report) if source is None else _recorded(source, size, report)
+            if not isinstance(entry, Entry):
+                images[camera, part] = entry
+            elif (found := store.get(entry)) is not None:
+                images[camera, part] = found
+            else:
+                missing[camera, part] = entry
+            before += data.num_steps if source is None else len(source)
     if missing:
         needed = sum(entry.nbytes for entry in missing.values())
         free = store.free_space(needed)
         if say is not None:
+            counts = Counter(entry.shape for entry in missing.values())
+            parts = [f"{n} x ({count:,} x {size} x {size} x 3)" for (count, *_), n in counts.items()]
             say(
-                f"images to prepare: {len(missing)} x ({data.num_steps:,} x {size} x {size} x 3) = "
-                f"{needed / 2**20:,.0f} MiB in {store.root}, where {free / 2**20:,.0f} MiB are free"
+                f"images to prepare: {' + '.join(parts)} = {needed / 2**20:,.0f} MiB in {store.root}, where "
+                f"{free / 2**20:,.0f} MiB are free"
             )
-    images |= {camera: store.get_or_create(entry) for camera, entry in missing.items()}
-    return data.with_images({camera: images[camera] for camera in cameras}, shift=config.shift)
+    images |= {key: store.get_or_create(entry) for key, entry in missing.items()}
+    joined: dict[str, Images] = {}
+    for camera in cameras:
+        own = [found for (name, _), found in sorted(images.items(), key=lambda one: one[0][1]) if name == camera]
+        recorded = data.images.get(camera)
+        pieces = recorded.pieces if isinstance(recorded, JoinedImages) and len(own) > 1 else None
+        joined[camera] = own[0] if pieces is None else JoinedImages(own, pieces)
+    return data.with_images(joined, shift=config.shift)
 
 
 def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -> float | tuple[float, ...]:
@@ -134,13 +156,23 @@ def aspect(data: Demonstrations, cameras: Sequence[str], config: FramesConfig) -
     return found[cameras[0]] if same else tuple(found.values())
 
 
-def _entry(data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress) -> Entry | Images:
+def _sources(data: Demonstrations, camera: str, config: FramesConfig) -> Sequence[Images | None]:
+    """The recorded images of a camera, of each data set that was joined by themselves; None: they are rendered."""
+    if needs_rendering(data, camera, config):
+        return [None]
+    recorded = data.images[camera]
+    return recorded.sources if isinstance(recorded, JoinedImages) else [recorded]
+
+
+def _recorded(recorded: Images, size: int, progress: Progress) -> Entry | Images:
     """What is to be in the store, or images that have that size already."""
-    if not needs_rendering(data, camera, config):
-        recorded = data.images[camera]
-        if isinstance(recorded, ImageSource):
-            return resized(recorded, size, progress)
-        return recorded if recorded.shape[1:3] == (size, size) else resized(ArrayImages(recorded), size, progress)
+    if isinstance(recorded, ImageSource):
+        return resized(recorded, size, progress)
+    return recorded if recorded.shape[1:3] == (size, size) else resized(ArrayImages(recorded), size, progress)
+
+
+def _rendered(data: Demonstrations, camera: str, size: int, config: FramesConfig, progress: Progress) -> Entry:
+    """What is to be in the store, drawn from states."""
     assert data.states is not None
     states, ends = data.states, data.episode_ends
     decides = ("simulator", "shift", "render_size", "seed")

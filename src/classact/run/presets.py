@@ -356,7 +356,7 @@ def default_head_preset(backbone: str, simulator: str) -> str:
     return paper
 
 
-def default_preset(data: str, simulator: str, shift: str) -> str:
+def default_preset(data: str | tuple[str, ...], simulator: str, shift: str) -> str:
     """The preset for a data source, a simulator and a shift where none is named."""
     if simulator == NO_SIMULATOR:
         return "real-cpu"
@@ -393,25 +393,27 @@ def from_preset(name: str, *, shift: str | None = None, simulator: str | None = 
 
 
 def configure(
-    data: str | Path | Demonstrations = RunConfig.data,
+    data: str | Path | Demonstrations | Sequence[str | Path] = RunConfig.data,
     *,
     preset: str | None = None,
     objective: str | None = None,
     options: Sequence[str] = (),
     simulator: str | None = None,
     shift: str | None = None,
+    cameras: Sequence[str] | None = None,
     **changes: Any,
 ) -> RunConfig:
     """The settings of a run, to be looked at or changed (:func:`dataclasses.replace`) before it is trained.
 
     Args:
-        data: a path, an embedded name, or demonstrations that were read.
+        data: a path, an embedded name, or demonstrations that were read; several paths are learned from together.
         preset: named settings, see ``classact presets``; None: what is made for data, simulator and shift.
         objective: what is learned, such as "class" or "class+0.1*byol"; None: the preset's.
         options: settings of the objective, such as "queue=1280".
         simulator: task that renders and evaluates; None: what the data declare, else none: recorded cameras are seen
             then, and a tenth of the demonstrations is held out.
         shift: visual shift of demonstrations and evaluation; None: none.
+        cameras: those that are seen; None: all recorded ones, of a simulated task the preset's.
         changes: other fields of :class:`RunConfig`.
 
     Raises:
@@ -419,8 +421,9 @@ def configure(
     """
     known = data if isinstance(data, Demonstrations) else None
     if isinstance(data, Demonstrations):
-        data, changes = data.source, {"episodes": len(data)} | changes
-    data = str(data)
+        data, changes = _read_from(data, changes)
+    data = tuple(map(str, data)) if not isinstance(data, str | Path) else str(data)
+    data = data[0] if len(data) == 1 and isinstance(data, tuple) else data
     simulator = simulator or declared_simulator(data) or NO_SIMULATOR
     if simulator == NO_SIMULATOR and shift is not None and not is_plain(shift):
         raise ConfigError(
@@ -431,7 +434,10 @@ def configure(
     name = preset or default_preset(data, simulator, shift)
     config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
     if simulator == NO_SIMULATOR:
-        config = as_recorded(config, known)
+        config = as_recorded(config, known, cameras)
+    if cameras is not None:
+        encoder = replace(config.pretrain.encoder, cameras=tuple(cameras))
+        config = replace(config, pretrain=replace(config.pretrain, encoder=encoder))
     if objective is None and not options:
         return config
     before = config.pretrain.objective
@@ -443,21 +449,42 @@ HELD_OUT = 10
 """One in so many demonstrations is held out where no simulator tells how good a policy is."""
 
 
-def as_recorded(config: RunConfig, data: Demonstrations | None = None) -> RunConfig:
+def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
+    """Where demonstrations were read from, and the settings of a run that reads them again."""
+    if not data.origins:
+        return data.source, {"episodes": len(data)} | changes
+    weights = tuple(one.weight for one in data.origins)
+    known: dict[str, Any] = {"episodes": data.origins[0].chosen, "fps": data.schema.fps}
+    known["data_weights"] = weights if len(set(weights)) > 1 else ()
+    return tuple(one.source for one in data.origins), known | changes
+
+
+def as_recorded(
+    config: RunConfig, data: Demonstrations | None = None, cameras: Sequence[str] | None = None
+) -> RunConfig:
     """The settings for demonstrations without a simulator: all recorded cameras, some demonstrations held out.
 
     Args:
         config: of a run.
         data: the demonstrations, where they were read already. Where they cannot be read, settings stay as they are:
             the run says why.
+        cameras: of several data sets, those that are seen; None: all, which must be the same.
+
+    Raises:
+        DataError: several data sets do not agree.
     """
     if data is None:
         logger = logging.getLogger("classact.data")
         before = logger.level
         logger.setLevel(logging.ERROR)  # the run says what was assumed
         try:
-            data = read_demonstrations(config.data, episodes=config.episodes, layout=config.layout)
+            chosen: dict[str, Any] = {"episodes": config.episodes, "layout": config.layout, "fps": config.fps}
+            if len(config.sources) > 1:
+                chosen |= {"cameras": cameras, "keys": config.keys}
+            data = read_demonstrations(config.data, **chosen)
         except ClassactError:
+            if len(config.sources) > 1:  # which cameras they share is not known then
+                raise
             return config
         finally:
             logger.setLevel(before)

@@ -18,6 +18,7 @@ not depend on ranks: a training may be resumed with another number of them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -32,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classact.data.images import frames_digest
-from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.data.images import Images, frames_digest
+from classact.data.types import Demonstrations, IntArray
 from classact.errors import CheckpointError, ClassactError, ConfigError, TrainingInterrupted
 from classact.models.average import ema_decay, update_ema
 from classact.models.weights import load_weights
@@ -172,7 +173,7 @@ class Training(ABC):
         averages: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         schedule: OptimizerConfig,
-        images: Mapping[str, ImageArray],
+        images: Mapping[str, Images],
         loads: bool = True,
     ) -> None:
         """Set up the loop.
@@ -220,8 +221,10 @@ class Training(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be resumed."""
+        weights = self.demonstrations.weights()
         return {
             "data": self.demonstrations.fingerprint(),
+            **({} if weights is None else {"weights": hashlib.sha256(weights.tobytes()).hexdigest()}),
             "schema": to_json(self.demonstrations.schema),
             "images": self._images_digest,
         }

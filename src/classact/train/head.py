@@ -205,7 +205,8 @@ class FineTuner(Training):
 
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Slices of shuffled epochs."""
-        return epoch_batches(self.examples, self.config.batch_size, self.config.seed, first_step)
+        weights = self.demonstrations.weights()
+        return epoch_batches(self.examples, self.config.batch_size, self.config.seed, first_step, weights)
 
     def timesteps(self, rows: IntArray) -> IntArray:
         """(B T_o,) the steps whose images a decision at each of ``rows`` (B,) is made from, oldest first."""

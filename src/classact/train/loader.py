@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classact.data.images import Images, JoinedImages
 from classact.data.schema import check_images
-from classact.data.types import ImageArray, IntArray
+from classact.data.types import IntArray
 from classact.errors import ConfigError, DataError
 from classact.train.config import Loader
 from classact.utils.machine import memory_limits
@@ -29,7 +30,7 @@ BLOCK_BYTES = 256 * 2**20  # copied at once when images move as a whole
 THREAD_NAME = "classact-images"
 
 
-def count_images(images: Mapping[str, ImageArray]) -> int:
+def count_images(images: Mapping[str, Images]) -> int:
     """The number of rows N that all cameras share."""
     if not images:
         raise DataError("expected images of at least one camera, got none. Render or prepare them first.")
@@ -57,9 +58,12 @@ def upload(rows: IntArray, device: torch.device) -> Tensor:
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
-def _gather(array: ImageArray, rows: IntArray, pinned: bool) -> Tensor:
+def _gather(array: Images, rows: IntArray, pinned: bool) -> Tensor:
     """(B, S, S, 3) copies of the rows, in one thread."""
     out = torch.empty((len(rows), *array.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+    if isinstance(array, JoinedImages):
+        array.take(rows, out.numpy())
+        return out
     # The rows were checked; with its own check numpy would gather into a buffer first.
     np.take(array, rows, axis=0, out=out.numpy(), mode="clip")
     return out
@@ -72,12 +76,12 @@ class ResidentLoader:
     Images that do not fit in memory are a ConfigError.
     """
 
-    def __init__(self, images: Mapping[str, ImageArray], device: str | torch.device) -> None:
+    def __init__(self, images: Mapping[str, Images], device: str | torch.device) -> None:
         self.count, self.device = count_images(images), torch.device(device)
         self._tensors: dict[str, Tensor] = {}
-        self._arrays: dict[str, ImageArray] = {}
+        self._arrays: dict[str, Images] = {}
         if self.device.type == "cpu":
-            self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
+            self._arrays = {camera: _plain(array) for camera, array in images.items()}
         else:
             self._tensors = {camera: _copy(array, self.device) for camera, array in images.items()}
 
@@ -110,7 +114,12 @@ def _select(tensor: Tensor, index: Tensor) -> Tensor:
     return flat.index_select(0, index).view(torch.uint8).view(len(index), *tensor.shape[1:])
 
 
-def _copy(array: ImageArray, device: torch.device) -> Tensor:
+def _plain(array: Images) -> Images:
+    """Without a memory map's own methods, which cost time for each row; of several data sets as they are."""
+    return array if isinstance(array, JoinedImages) else np.asarray(array)
+
+
+def _copy(array: Images, device: torch.device) -> Tensor:
     try:
         out = torch.empty(array.shape, dtype=torch.uint8, device=device)
     except RuntimeError as error:  # torch's own class for it is for GPUs only
@@ -135,11 +144,11 @@ class PrefetchLoader:
     """
 
     def __init__(
-        self, images: Mapping[str, ImageArray], device: str | torch.device, *, depth: int = 4, workers: int = 2
+        self, images: Mapping[str, Images], device: str | torch.device, *, depth: int = 4, workers: int = 2
     ) -> None:
         self.count, self.device = count_images(images), torch.device(device)
         self.depth, self.workers = depth, workers
-        self._arrays = {camera: np.asarray(array) for camera, array in images.items()}
+        self._arrays = {camera: _plain(array) for camera, array in images.items()}
         # Copies run beside the training's kernels, on their own stream.
         self._stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
@@ -203,14 +212,18 @@ class PrefetchLoader:
 ImageLoader = ResidentLoader | PrefetchLoader
 
 
-def describe(images: Mapping[str, ImageArray]) -> str:
+def describe(images: Mapping[str, Images]) -> str:
     """Such as "images: 254,000 x 224 x 224 x 3 = 35.6 GiB"."""
     shapes: dict[str, int] = {}
     for array in images.values():
         shape = " x ".join([f"{len(array):,}", *map(str, array.shape[1:])])
         shapes[shape] = shapes.get(shape, 0) + 1
     parts = [shape if n == 1 else f"{n} x ({shape})" for shape, n in shapes.items()]
-    return f"images: {' + '.join(parts)} = {describe_bytes(sum(array.nbytes for array in images.values()))}"
+    return f"images: {' + '.join(parts)} = {describe_bytes(sum(_bytes(array) for array in images.values()))}"
+
+
+def _bytes(array: Images) -> int:
+    return math.prod(array.shape)
 
 
 def describe_bytes(count: float) -> str:
@@ -233,7 +246,7 @@ def free_memory(device: torch.device) -> tuple[int, int]:
 
 
 def make_loader(
-    images: Mapping[str, ImageArray],
+    images: Mapping[str, Images],
     device: str | torch.device,
     mode: Loader = "auto",
     say: Callable[[str], None] | None = None,
@@ -257,7 +270,7 @@ def make_loader(
     have = f"{describe_bytes(free)} of {describe_bytes(total)} free in {place}"
     mapped = any(_mapped(array) for array in images.values())
     # Arrays in main memory need no more of it.
-    needed = sum(array.nbytes for array in images.values())
+    needed = sum(_bytes(array) for array in images.values())
     fits = (device.type == "cpu" and not mapped) or needed <= IMAGE_SHARE * free
     if mode == "resident" and not fits:
         raise ConfigError(
@@ -279,7 +292,9 @@ def make_loader(
     return ResidentLoader(images, device) if resident else PrefetchLoader(images, device)
 
 
-def _mapped(array: ImageArray) -> bool:
+def _mapped(array: Images) -> bool:
+    if isinstance(array, JoinedImages):
+        return any(map(_mapped, array.sources))
     base: object = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from classact.data.images import ImageSource
-from classact.data.types import Demonstrations, ImageArray, IntArray
+from classact.data.images import Images, is_decoded
+from classact.data.types import Demonstrations, IntArray
 from classact.errors import ClassactError, DataError, choose
 from classact.models.average import update_ema
 from classact.models.encoders import EncoderConfig, ImageEncoder
@@ -38,15 +38,16 @@ _COMPANIONS = 2  # third word of the seeds of what is drawn to go with anchors: 
 logger = logging.getLogger(__name__)
 
 
-def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, ImageArray]:
+def encoder_images(demonstrations: Demonstrations, config: EncoderConfig) -> dict[str, Images]:
     """Camera -> (N, S, S, 3) uint8: the images that an encoder is trained on, in its order of cameras."""
-    size, chosen = config.image_size, {}
+    size = config.image_size
+    chosen: dict[str, Images] = {}
     for camera in config.cameras:
         if camera not in demonstrations.images:
             raise DataError(choose("camera", camera, demonstrations.images) + f" in {demonstrations.name}.")
         images = demonstrations.images[camera]
-        if isinstance(images, ImageSource) or images.shape[1:3] != (size, size):
-            found = f"{images.shape[1]} x {images.shape[2]}{', not decoded yet,' * isinstance(images, ImageSource)}"
+        if not is_decoded(images) or images.shape[1:3] != (size, size):
+            found = f"{images.shape[1]} x {images.shape[2]}{', not decoded yet,' * (not is_decoded(images))}"
             raise DataError(
                 f"{demonstrations.name}: expected images of {size} x {size} pixels for this encoder, got {found} of "
                 f"camera {camera!r}; prepare them with classact.run.frames."
@@ -207,7 +208,8 @@ class Trainer(Training):
 
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Anchors, and the context frames that the objective draws for them."""
-        every = epoch_batches(self.demonstrations.num_steps, self.config.batch_size, self.config.seed, first_step)
+        data, config = self.demonstrations, self.config
+        every = epoch_batches(data.num_steps, config.batch_size, config.seed, first_step, data.weights())
         for step, anchors in enumerate(every, first_step):
             if self.config.objective.companions:
                 drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))

@@ -9,12 +9,13 @@ import importlib
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from classact.data.joined import check_weights, join
 from classact.data.rate import at_rate
 from classact.data.readers.hub import hub_folder, is_hub_name
 from classact.data.readers.selection import chosen_episodes
@@ -84,26 +85,40 @@ def takes_layout(reader: Reader) -> bool:
 
 
 def read_demonstrations(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     episodes: int | str | None = None,
     layout: str | Path | None = None,
     fps: float | None = None,
+    weights: Sequence[float] = (),
+    heldout: int = 0,
+    cameras: Sequence[str] | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Demonstrations:
-    """Read demonstrations of any format, or those that come with classact.
+    """Read demonstrations of any format, or those that come with classact; several data sets are joined.
 
     Args:
         source: a file or folder in one of the formats of :data:`READERS`, a name of :data:`EMBEDDED`, or of a LeRobot
-            data set on the hub, as in ``lerobot/pusht`` or ``lerobot/pusht@v3.0``.
+            data set on the hub, as in ``lerobot/pusht`` or ``lerobot/pusht@v3.0``; or several of them, of each of which
+            ``episodes``, ``layout`` and ``fps`` say what is read.
         episodes: only the first so many demonstrations, or those of these numbers, as in "0:50,60".
         layout: JSON file that declares which array is what (:class:`classact.data.layout.Layout`), or a name of
             :data:`classact.data.named_layouts.LAYOUTS`. None: what the data themselves declare.
         fps: steps per second, a divisor of those recorded (:func:`classact.data.rate.at_rate`); None: as recorded.
+        weights, heldout, cameras, keys: of several data sets, see :func:`classact.data.joined.join`.
 
     Raises:
         DataError: no such path, unknown format, or unusable data; names the file and field.
         ConfigError: invalid ``episodes`` or ``layout``, or a format without layouts.
     """
+    if not isinstance(source, str | Path):
+        if not source:
+            raise ConfigError("expected demonstrations, got an empty list of data sets.")
+        if len(source) > 1:
+            each = [read_demonstrations(one, episodes=episodes, layout=layout, fps=fps) for one in source]
+            return join(each, weights=weights, heldout=heldout, cameras=cameras, keys=keys, chosen=episodes)
+        source = source[0]
+    check_weights(weights, 1)
     if isinstance(source, str) and source in EMBEDDED:
         from classact.data.readers.generated import load_embedded
 
@@ -162,11 +177,14 @@ def listing(source: str | Path) -> Listing | None:
     return None
 
 
-def declared_simulator(source: str | Path) -> str:
-    """Registry name of the simulator that demonstrations declare; empty where they declare none.
+def declared_simulator(source: str | Path | Sequence[str | Path]) -> str:
+    """Registry name of the simulator that demonstrations declare; empty where they declare none, or several differ.
 
     Cheap: reads a header at most. Reading reports what is wrong with the source.
     """
+    if not isinstance(source, str | Path):
+        found = {declared_simulator(one) for one in source}
+        return found.pop() if len(found) == 1 else ""
     if isinstance(source, str) and source in EMBEDDED:
         return "pusht"
     with suppress(DataError, OSError):
