@@ -41,8 +41,8 @@ def run_card(
         DataError: a damaged table of the run.
     """
     settings, data = run.settings(), run.read_config().get("data") or {}
-    pretrain, source = settings.pretrain, settings.data
-    published = source.partition("@")[0] if is_hub_name(source) else None
+    pretrain, source = settings.pretrain, ", ".join(settings.sources)
+    published = source.partition("@")[0] if len(settings.sources) == 1 and is_hub_name(source) else None
     encoder = settings.label if head is None else run.head_settings(head).label(settings.label)
     rows = [row for row in run.read_summary() if row.maximum_of is None and row.encoder == encoder]
     rows = [row for row in rows if row.evaluation == evaluation_name(head or "retrieval", encoder, row.shift)]

@@ -130,8 +130,10 @@ class RunConfig:
         return name if name != "none" else {"scratch": RANDOM}.get(init, init)
 
     def numbers(self, count: int) -> list[int]:
-        """Of each of the run's ``count`` demonstrations its number in the data set, of which it may read only some."""
-        if isinstance(self.episodes, str):
+        """Of each of the run's ``count`` demonstrations its number in the data set, of which it may read only some; of
+        several data sets its place among all.
+        """
+        if isinstance(self.episodes, str) and isinstance(self.data, str):
             return chosen_episodes(self.episodes, sys.maxsize, self.data)[:count]
         return list(range(count))
 
