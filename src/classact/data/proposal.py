@@ -54,8 +54,8 @@ def propose(found: Listing) -> Proposal:
     for name, entry in LAYOUTS.items():
         if (made := entry.make(found)) is not None:
             meant = {key: _role(made, one) for key, one in found.arrays.items()}
-            whole = ({} if found.episodes is None else {"episodes": found.episodes}) | made.to_json()
-            return Proposal(whole, meant, (f"the arrays are those of layout {name!r} ({entry.description})",))
+            declared = ({} if found.episodes is None else {"episodes": found.episodes}) | made.to_json()
+            return Proposal(declared, meant, (f"the arrays are those of layout {name!r} ({entry.description})",))
     layout: dict[str, Any] = {}
     roles: dict[str, str] = {}
     remarks: list[str] = []
@@ -67,9 +67,8 @@ def propose(found: Listing) -> Proposal:
         """Whether an array has one row per step; in HDF5 observations may have one more."""
         return abs(count - rows) <= (1 if found.format == "hdf5" else 0)
 
-    steps = {
-        name: one for name, one in arrays.items() if name not in roles and one.shape and one.shape[0] in (rows, -1)
-    }
+    whole = {name: one for name, one in arrays.items() if name not in roles and one.shape}
+    steps = {name: one for name, one in whole.items() if one.shape[0] < 0 or near(one.shape[0])}
     actions = sorted((n for n, one in steps.items() if _ACTION.fullmatch(n) and one.numbers), key=_plainness)
     numbers = {n: one for n, one in steps.items() if one.numbers and n not in actions}
     states = [name for name in numbers if _ROBOT.match(_last(name))]

@@ -161,7 +161,10 @@ def test_pictures_that_cannot_be_decoded(tmp_path: Path) -> None:
     write(folder, compressed=True)
     for value, expected in (
         (np.zeros(1, np.uint8), "a picture cannot be decoded"),
-        (cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1], "a picture has shape (8, 8, 3), the first has (16, "),
+        (
+            cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1],
+            "a picture has shape (8, 8, 3), expected one size, and the first has (16, ",
+        ),
     ):
         with h5py.File(folder / "episode_2.hdf5", "a") as file:
             pictures = file["observations/images/top"]

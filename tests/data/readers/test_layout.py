@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,40 @@ def test_droid_and_maniskill(tmp_path: Path) -> None:
     assert np.asarray(data.images["base_camera"]).shape == (15, 4, 4, 3)
 
 
+@pytest.mark.parametrize("stored", ["text", "embedding"])
+def test_language_of_each_episode_in_hdf5(tmp_path: Path, stored: str) -> None:
+    words = ("pick up the cup", "open the drawer")
+    vectors = np.random.default_rng(0).normal(size=(2, 4))
+    for i in range(2):
+        value: Any = words[i] if stored == "text" else vectors[i]
+        write_hdf5(tmp_path / "a" / f"{i}.h5", {"cmd": np.ones((5, 3)), "language_instruction": value})
+    data = declared(tmp_path, tmp_path / "a", {"action": "cmd", "language": "language_instruction"})
+    assert data.language is not None
+    if stored == "text":
+        assert data.instructions == words
+        assert len(np.unique(data.language, axis=0)) == 2
+    else:
+        assert_allclose(data.language, vectors, rtol=1e-6)
+
+
+def test_shapes_beyond_what_is_stored_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["cmd"] = np.ones((5, 3))
+        file.create_dataset("joints", (5, 1 << 32), chunks=(1, 1 << 20), dtype=np.float64)
+    with pytest.raises(
+        DataError, match=r"joints has shape \(5, 4294967296\) and takes 171,798,691,840 bytes, but 0 are"
+    ):
+        declared(tmp_path, tmp_path / "a.hdf5", {"action": "cmd", "proprioception": {"q": "joints"}})
+    small = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    header = b"IHDR" + struct.pack(">2I", 8192, 8192) + small[24:29]  # a picture of 200 MB, says its head
+    huge = np.frombuffer(small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:], np.uint8)
+    write_hdf5(tmp_path / "b" / "0.hdf5", {"action": np.ones((1, 3)), "observations/qpos": np.ones((1, 3))})
+    with h5py.File(tmp_path / "b" / "0.hdf5", "a") as file:
+        file["observations/images/top"] = huge[None]
+    with pytest.raises(DataError, match=r"top: a picture has shape \(8192, 8192, 3\), expected at most 33,554,432"):
+        read_demonstrations(tmp_path / "b")
+
+
 def test_robomimic_by_name(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", {f"demo_{i}": demo(3 + i, i, image=8) for i in range(2)})
     data = read_demonstrations(path, layout="robomimic-real")
@@ -375,6 +411,21 @@ def test_what_cannot_be_guessed_is_to_be_filled_in(tmp_path: Path, capsys: pytes
         read_demonstrations(path, layout=file)
     file.write_text(file.read_text().replace("FILL IN", "x"))
     assert read_demonstrations(path, layout=file).actions.shape == (STEPS, 3)
+
+
+def test_observations_in_one_array_are_proposed_with_a_remark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    arrays = {"actions": np.ones((5, 3)), "obs": np.ones((6, 4)), "rewards": np.ones(5)}
+    path = write_hdf5(tmp_path / "a" / "t.h5", {f"run_{i}/{k}": v for i in range(2) for k, v in arrays.items()})
+    with pytest.raises(UndeclaredError, match=r"many episodes each; name one of them, such as .*t\.h5"):
+        read_demonstrations(tmp_path / "a")
+    assert main(["data", "info", str(path), "--propose", str(tmp_path / "layout.json")]) == 0
+    assert "obs is taken for proprioception: name the columns that a robot measures" in printed(capsys)
+    data = read_demonstrations(path, layout=tmp_path / "layout.json")
+    assert (len(data), data.num_steps, data.schema.proprioception) == (2, 10, (("obs", 4),))
+    assert data.unread == ("rewards",)
 
 
 def test_layouts_are_json_and_back() -> None:

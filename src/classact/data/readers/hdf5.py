@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _LARGEST = 1e18
+_SMALL, _DENSEST = 1 << 26, 1000  # bytes that any array may take; how often more than it takes on disk a larger one may
 
 
 def resolve_layout(layout: Layout | Path | None, takes: Sequence[str]) -> Layout:
@@ -162,6 +163,7 @@ def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None 
         )
     if len(dataset) == 0:
         raise DataError(f"{where(parent)}: {name} has 0 steps, expected at least 1. Remove the demonstration.")
+    check_size(dataset)
     values = dataset[()].astype(np.float64)
     usable = np.abs(values) < _LARGEST  # false for NaN as well
     if not usable.all():
@@ -171,6 +173,16 @@ def matrix(parent: Any, name: str, columns: int | None = None, rows: int | None 
             f"{len(values)} steps hold NaN, infinite or absurd values. Drop or repair the demonstration."
         )
     return values
+
+
+def check_size(dataset: Any) -> None:
+    """Refuse an array that would take far more memory than its file holds: a damaged shape, or a bomb."""
+    stored = int(dataset.id.get_storage_size())
+    if dataset.nbytes > max(_SMALL, _DENSEST * stored):
+        raise DataError(
+            f"{where(dataset)} has shape {dataset.shape} and takes {dataset.nbytes:,} bytes, but {stored:,} are "
+            f"stored: its shape is damaged, or most of it was never written. Copy or download the file again."
+        )
 
 
 def text(attributes: Any, name: str) -> str | None:

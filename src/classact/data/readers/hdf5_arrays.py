@@ -23,7 +23,7 @@ from classact.data.readers.declared import assemble, chosen_layout, episode_ends
 from classact.data.readers.hdf5_images import Frames, encoded_frames, frames
 from classact.data.readers.parts import RecordedImages
 from classact.data.types import Demonstrations, IntArray
-from classact.errors import ConfigError, DataError
+from classact.errors import ConfigError, DataError, UndeclaredError
 
 DESCRIPTION = "HDF5 files that a layout declares: a group or a file for each episode"
 _TAKES = (
@@ -32,7 +32,7 @@ _TAKES = (
 )
 _GROUPS = ("data/demo_*", "traj_*", "demo_*", "episode_*", "episodes/*", "trajectories/*", "data/*")
 """Patterns of groups that are tried for episodes where nothing is declared."""
-_FILES = ("*.h*5", "*/*.h*5", "*/*/*.h*5")
+_FILES = ("*.h*5", "*/*.h*5")
 _MEMBERS = 10_000  # of a file that are looked at
 
 T = TypeVar("T")
@@ -60,6 +60,10 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
     arrays = Hdf5Arrays(path, Layout(episodes=pattern), episodes)
     found, words = chosen_layout(layout, arrays.listing(), path)
     if found is None:
+        if path.is_dir() and pattern is not None and guessed_episodes(first := _files(path, pattern)[0]) is not None:
+            raise UndeclaredError(
+                f"{path} is a folder of HDF5 files that hold many episodes each; name one of them, such as {first}."
+            )
         raise undeclared(path, arrays.listing(), "nothing says which array is what", "a known layout of arrays")
     resolve_layout(found, _TAKES)
     if found.episodes is None and found.episode_ends is None:
@@ -258,14 +262,22 @@ class Hdf5Array:
         found = arrays.each(lambda node: _described(node, name, arrays))
         shapes = [(place, shape) for place, shape, _ in found]
         self.dtype: np.dtype[Any] = found[0][2]
-        self.where = f"{arrays.path}: {name}"
+        self.where, self._once = f"{arrays.path}: {name}", False
+        self.shape: tuple[int, ...]
+        self._rows: Sequence[int]
+        if name == arrays.layout.language and not arrays.flat:
+            self._once = any(shape[:1] != (own,) for (_, shape), own in zip(shapes, arrays.steps(), strict=True))
+        if self._once:  # an embedding, or a text, of each episode
+            self._rows, size = [1] * len(shapes), int(np.prod(shapes[0][1]))
+            self.shape = (len(shapes),) if self.dtype.kind in "OS" else (len(shapes), size)
+            return
         for place, shape in shapes:
             if shape[1:] != shapes[0][1][1:] and not (len(shape) == 2 and self.dtype == np.uint8):
                 raise DataError(
                     f"{place}: {name} has rows of shape {shape[1:]}, those of {shapes[0][0]} have {shapes[0][1][1:]}. "
                     f"Expected the same in all episodes; read them apart."
                 )
-        self._rows: Sequence[int] = [shape[0] if shape else 1 for _, shape in shapes]
+        self._rows = [shape[0] if shape else 1 for _, shape in shapes]
         if not arrays.flat and shapes[0][1]:
             steps = arrays.steps()
             for (place, shape), own in zip(shapes, steps, strict=True):
@@ -275,7 +287,7 @@ class Hdf5Array:
                         f"the demonstration is incomplete, leave it out or record it again."
                     )
             self._rows = steps
-        self.shape: tuple[int, ...] = (sum(self._rows), *shapes[0][1][1:])
+        self.shape = (sum(self._rows), *shapes[0][1][1:])
 
     def read(self) -> NDArray[Any]:
         """All rows; DataErrors for numbers that are not finite."""
@@ -283,7 +295,12 @@ class Hdf5Array:
 
         def rows(node: Any) -> NDArray[Any]:
             dataset, count = _dataset(node, self.key, self._arrays), next(counts)
-            values = np.asarray(dataset[()])[None] if dataset.ndim == 0 else np.asarray(dataset[:count])
+            h5.check_size(dataset)
+            if self._once:
+                values = np.asarray(dataset[()]).reshape(1, -1)
+                values = values[:, 0] if len(self.shape) == 1 else values
+            else:
+                values = np.asarray(dataset[()])[None] if dataset.ndim == 0 else np.asarray(dataset[:count])
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 bad = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
                 raise DataError(

@@ -18,6 +18,8 @@ from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import DataError
 
+_PIXELS = 1 << 25
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -190,15 +192,24 @@ def _chunk(dataset: Any) -> int:
 
 
 def _picture(data: Any, where: str, shape: tuple[int, ...] | None) -> Any:
-    """(H, W, 3) of a zero-padded JPEG file, channels in the order in which OpenCV was given them."""
+    """(H, W, 3) of a zero-padded JPEG (or PNG) file, channels in the order in which OpenCV was given them."""
+    import io
+
     import cv2
+    from PIL import Image
 
     stored = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
-    image = cv2.imdecode(stored, cv2.IMREAD_COLOR) if stored.any() else None
+    try:  # its size before it is decoded, for it may be absurd
+        with Image.open(io.BytesIO(stored.data), formats=("JPEG", "PNG")) as header:
+            found = (header.height, header.width, 3)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        found = None
+    if found is not None and (found[0] * found[1] > _PIXELS if shape is None else found != shape):
+        expected = f"at most {_PIXELS:,} pixels" if shape is None else f"one size, and the first has {shape}"
+        raise DataError(f"{where}: a picture has shape {found}, expected {expected}.")
+    image = None if found is None else cv2.imdecode(stored, cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{where}: a picture cannot be decoded, expected JPEG bytes. Record or copy the episode again.")
-    if shape is not None and image.shape != shape:
-        raise DataError(f"{where}: a picture has shape {image.shape}, the first has {shape}. Expected one size.")
     return image
 
 

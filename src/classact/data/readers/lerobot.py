@@ -37,7 +37,7 @@ from classact.data.readers.parts import RecordedImages
 from classact.data.readers.selection import chosen_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, IntArray
-from classact.errors import DataError
+from classact.errors import DataError, UndeclaredError
 from classact.utils.codec import from_json
 from classact.utils.storage import read_json, read_jsonl
 
@@ -190,7 +190,7 @@ def _check_feature(info: Info, name: str) -> None:
             one for one in info.features if one.startswith("action") and _NUMBERS.fullmatch(info.features[one].dtype)
         ]
         such = json.dumps({"action": alike} if alike else {"action": "observation.state", "next_state": True})
-        raise DataError(
+        raise UndeclaredError(
             f"{info.path}: there is no feature {name!r}; features are {', '.join(info.features) or 'none'}. Declare "
             f"others in a layout (--layout FILE.json), such as {such}."
         )
