@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "data validate": "classact.cli.data:DataValidate",
     "data preview": "classact.cli.data:DataPreview",
     "data convert": "classact.cli.data:DataConvert",
+    "data cache": "classact.cli.data:DataCache",
     "data generate": "classact.cli.data:DataGenerate",
     "export hub": "classact.cli.export:ExportHub",
     "export lerobot": "classact.cli.export:ExportLerobot",

@@ -13,6 +13,7 @@ from classact.errors import ClassactError
 from classact.evaluation.rows import ActionError, EvaluationRow, Value
 
 if TYPE_CHECKING:
+    from classact.data.cache import Cached
     from classact.data.validate import Finding
     from classact.evaluation.lerobot import LerobotDifference, LerobotRow
     from classact.utils.statistics import Estimate
@@ -235,6 +236,24 @@ def print_lerobot(rows: Sequence[LerobotRow], differences: Sequence[LerobotDiffe
 
 def _mean(e: Estimate) -> str:
     return f"{e.value:.3g}" if e.high == float("inf") else f"{e.value:.3g} [{e.low:.3g}, {e.high:.3g}]"
+
+
+def print_cache(entries: Sequence[tuple[Cached, str]]) -> None:
+    """A line for each entry of the cache, and what became of it."""
+    from datetime import datetime
+
+    from rich.table import Table
+
+    table = Table("kind", "what", "MiB", "used", "made for")
+    table.columns[2].justify = "right"
+    if any(became for _, became in entries):
+        table.add_column("")
+    for one, became in entries:
+        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+        row = (one.kind, one.what, f"{one.nbytes / 2**20:,.1f}", used, "\n".join(one.sources) or "not known")
+        table.add_row(*row, *([became] if became else []))
+    if entries:
+        console().print(table)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -271,6 +271,50 @@ class DataPreview:
 
 
 @dataclass(frozen=True)
+class DataCache:
+    """List what decoded images and other files lie in the cache (CLASSACT_CACHE), or clean it.
+
+    Attributes:
+        action: list, or clean: remove what one of the flags names; never what a running process uses.
+        older_than: Days since it was used last.
+        gone: What was made for data that are there no more.
+        all: Everything.
+        dry_run: Only say what would be removed.
+    """
+
+    action: str = flag("list", positional=True, choices=lambda: ("list", "clean"))
+    older_than: float | None = None
+    gone: bool = False
+    all: bool = False
+    dry_run: bool = False
+
+    def main(self) -> None:
+        from classact.cli.console import print_cache
+        from classact.data.cache import cached, clean
+        from classact.data.images import cache_folder
+        from classact.errors import ConfigError, choose
+
+        if self.action not in ("list", "clean"):
+            raise ConfigError(choose("action", self.action, ("list", "clean")))
+        if self.action == "list":
+            if self.older_than is not None or self.gone or self.all or self.dry_run:
+                raise ConfigError("these flags are of 'data cache clean'; list shows everything.")
+            found = cached()
+            print_cache([(one, "") for one in found])
+            say(f"{cache_folder()}: {size(sum(one.nbytes for one in found))}.")
+            return
+        done = clean(older_than=self.older_than, gone=self.gone, everything=self.all, dry_run=self.dry_run)
+        print_cache([(one.entry, one.kept or ("would be removed" if self.dry_run else "removed")) for one in done])
+        freed = sum(one.entry.nbytes for one in done if not one.kept)
+        say(f"{cache_folder()}: {size(freed)} {'would be freed' if self.dry_run else 'freed'}.")
+
+
+def size(nbytes: int) -> str:
+    """Such as "1,234 MiB"."""
+    return f"{nbytes / 2**20:,.0f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:,.0f} KiB"
+
+
+@dataclass(frozen=True)
 class DataGenerate:
     """Demonstrations of a simulated task by its scripted expert, from seeds; resumable.
 

@@ -6,9 +6,11 @@ An image store is a folder with one sub-folder per entry::
 
     ROOT/<fingerprint>/images.npy   (N, H, W, 3) uint8, read through a memory map, never as a whole
     ROOT/<fingerprint>/meta.json    what the images are (the key), their shape, size and digests
+    ROOT/<fingerprint>/used.json    which data they were made for, and when they were used last
 
 An entry is built under a temporary name and renamed when complete, so an interrupted build leaves no entry. Of several
-processes that build the same entry, the first to finish wins and the others use its entry.
+processes that build the same entry, the first to finish wins and the others use its entry. While it is mapped,
+meta.json is locked, together with other readers, so that :mod:`classact.data.cache` removes no entry in use.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +42,7 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from classact.utils.inputs import cannot_read, user_path
+from classact.utils.locks import share
 from classact.utils.machine import cores
 from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read_json, write_json
 
@@ -49,12 +53,14 @@ Progress = Callable[[int, int], None]  # called with (images done, images in all
 CACHE_VARIABLE = "CLASSACT_CACHE"
 IMAGES = "images.npy"
 META = "meta.json"
+USED = "used.json"
 
 _LAYOUT = 1
 _HEADROOM = 64 * 2**20
 _SAMPLE_BLOCKS = 64
 _SAMPLE_BYTES = 4096
 _LEFTOVER_SECONDS = 24 * 3600
+_NOTED, _NOTED_SECONDS = 20, 3600
 _ATTEMPTS = 3
 _HASH_BYTES = 2**22
 _HASH_THREADS = 8
@@ -455,6 +461,16 @@ class ImageStore:
             self._build(folder, entry)
         raise StorageError(f"{folder} was built {_ATTEMPTS} times and could not be read back: the disk may be failing.")
 
+    def note_use(self, entry: Entry, source: str, camera: str) -> None:
+        """Write down that an entry was used now, for whoever cleans up; nothing where the store cannot be written."""
+        file, now = self.folder(entry) / USED, time.time()
+        with contextlib.suppress(DataError, StorageError, OSError, TypeError, KeyError, ValueError):
+            known = read_json(file) if file.exists() else {"sources": []}
+            asked = [str(Path(source).resolve()) if Path(source).exists() else source, camera]
+            if asked not in known["sources"] or now - float(known["used"]) > _NOTED_SECONDS:
+                sources = [one for one in known["sources"] if one != asked][1 - _NOTED :]
+                write_json(file, {"used": now, "sources": [*sources, asked]})
+
     def free_space(self, needed: int) -> int:
         """Free bytes of the disk; a StorageError where they are fewer than ``needed``."""
         root = self.root
@@ -509,6 +525,8 @@ def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:
     images: ImageMap = np.load(path, mmap_mode="r")
     if images.shape != tuple(shape) or images.dtype != np.uint8:
         raise DataError(f"{IMAGES} holds {images.shape} {images.dtype}, expected {tuple(shape)} uint8")
+    if (lock := share(folder / META)) is not None:
+        weakref.finalize(images, os.close, lock)
     return images
 
 

@@ -106,6 +106,7 @@ def prepare_frames(
     """
     store = store or ImageStore()
     images: dict[tuple[str, int], Images] = {}  # of each camera, those of each data set that were joined
+    stored: dict[tuple[str, int], Entry] = {}
     missing: dict[tuple[str, int], Entry] = {}
     for number, camera in enumerate(cameras):
         before = number * data.num_steps
@@ -122,6 +123,8 @@ def prepare_frames(
                 images[camera, part] = found
             else:
                 missing[camera, part] = entry
+            if isinstance(entry, Entry):
+                stored[camera, part] = entry
             before += data.num_steps if source is None else len(source)
     if missing:
         needed = sum(entry.nbytes for entry in missing.values())
@@ -134,6 +137,8 @@ def prepare_frames(
                 f"{free / 2**20:,.0f} MiB are free"
             )
     images |= {key: store.get_or_create(entry) for key, entry in missing.items()}
+    for (camera, part), entry in stored.items():
+        store.note_use(entry, data.origins[part].source if part < len(data.origins) else data.source, camera)
     joined: dict[str, Images] = {}
     for camera in cameras:
         own = [found for (name, _), found in sorted(images.items(), key=lambda one: one[0][1]) if name == camera]

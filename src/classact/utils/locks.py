@@ -125,6 +125,25 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def share(path: Path) -> int | None:
+    """Lock an existing file together with others, until the descriptor is closed; None where that is not possible.
+
+    Whoever asks for it alone (:func:`locked`) finds it taken.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def lock_of(path: Path) -> Path:
     """The lock file of a file or folder: beside it, because it may not exist yet, or be replaced."""
     return path.with_name(f".{path.name}.lock")
