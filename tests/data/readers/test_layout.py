@@ -143,6 +143,24 @@ def test_where_episodes_end(tmp_path: Path, boundaries: str, values: list[int]) 
         declared(tmp_path, bad, layout)
 
 
+@pytest.mark.parametrize("kind", ["zarr", "hdf5"])
+def test_names_that_are_not_there_are_the_layouts_fault(tmp_path: Path, kind: str) -> None:
+    arrays = {"cmd": np.ones((STEPS, 3)), "joints": np.ones((STEPS, 2))}
+    if kind == "zarr":
+        path, said = (
+            write_store(tmp_path / "a.zarr", arrays, LENGTHS),
+            r"a\.zarr: data/joint is missing; arrays in data: cmd",
+        )
+    else:
+        path, said = (
+            write_hdf5(tmp_path / "a.hdf5", arrays),
+            r"a\.hdf5: the file: joint is missing; arrays are cmd, joints",
+        )
+    layout = Layout(action=Values.of("cmd"), proprioception={"q": Values.of("joint")})
+    with pytest.raises(DataError, match=said + r".*\. The layout names it: correct the name there, or leave it out"):
+        read_demonstrations(path, layout=layout)
+
+
 # Named layouts
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from classact.data.joined import check_weights, join
+from classact.data.layout import Layout
 from classact.data.rate import at_rate
 from classact.data.readers.hub import hub_folder, is_hub_name
 from classact.data.readers.selection import chosen_episodes
@@ -88,7 +89,7 @@ def read_demonstrations(
     source: str | Path | Sequence[str | Path],
     *,
     episodes: int | str | None = None,
-    layout: str | Path | None = None,
+    layout: Layout | str | Path | None = None,
     fps: float | None = None,
     weights: Sequence[float] = (),
     heldout: int = 0,
@@ -102,7 +103,7 @@ def read_demonstrations(
             data set on the hub, as in ``lerobot/pusht`` or ``lerobot/pusht@v3.0``; or several of them, of each of which
             ``episodes``, ``layout`` and ``fps`` say what is read.
         episodes: only the first so many demonstrations, or those of these numbers, as in "0:50,60".
-        layout: JSON file that declares which array is what (:class:`classact.data.layout.Layout`), or a name of
+        layout: which array is what (:class:`classact.data.layout.Layout`), a JSON file that says it, or a name of
             :data:`classact.data.named_layouts.LAYOUTS`. None: what the data themselves declare.
         fps: steps per second, a divisor of those recorded (:func:`classact.data.rate.at_rate`); None: as recorded.
         weights, heldout, cameras, keys: of several data sets, see :func:`classact.data.joined.join`.
@@ -131,7 +132,8 @@ def read_demonstrations(
     if path.name in ("", ".."):  # demonstrations are named by their path
         path = path.resolve()
     with reading(path):
-        data = _read(path, episodes, None if layout is None else user_path(layout, ConfigError))
+        declared = layout if layout is None or isinstance(layout, Layout) else user_path(layout, ConfigError)
+        data = _read(path, episodes, declared)
     if name is not None:
         data = replace(data, name=name.partition("@")[0].replace("/", "-"), source=name)
     if data.schema.assumption:
@@ -141,9 +143,9 @@ def read_demonstrations(
     return data if fps is None else at_rate(data, fps)
 
 
-def _read(path: Path, episodes: int | str | None, layout: Path | None) -> Demonstrations:
+def _read(path: Path, episodes: int | str | None, layout: Layout | Path | None) -> Demonstrations:
     with suppress(OSError):  # which opening it says better
-        if layout is not None and not (layout.stat() and (layout.is_file() or layout.is_dir())):
+        if isinstance(layout, Path) and not (layout.stat() and (layout.is_file() or layout.is_dir())):
             raise ConfigError(f"layout {layout} is a device, pipe or socket. Expected a JSON file.")
     for name in READERS:
         module = reader(name)
@@ -261,9 +263,10 @@ def _some(data: Demonstrations, which: str, count: int) -> Demonstrations:
     return data.select(slice(start, end), data.episode_ends[episodes] - start, episodes)
 
 
-def _no_layout(layout: str | Path, source: str, what: str) -> str:
+def _no_layout(layout: Layout | str | Path, source: str, what: str) -> str:
     formats = ", ".join(name for name in READERS if takes_layout(reader(name)))
-    return f"layout {layout}: {source} ({what}) takes none; formats that do: {formats}. Leave the layout out."
+    named = "a layout" if isinstance(layout, Layout) else f"layout {layout}"
+    return f"{named}: {source} ({what}) takes none; formats that do: {formats}. Leave the layout out."
 
 
 def _available() -> str:

@@ -454,10 +454,18 @@ def undeclared(path: Path, listing: Listing, what: str, expected: str) -> Undecl
     inside = "" if "arrays in" in what else f"; arrays are {names_of(listing)}"
     inside += hint(listing)
     return UndeclaredError(
-        f"{path}: {what}{inside}. Expected {expected}, or a layout that declares which array is what: 'classact data "
+        f"{what}{inside}. Expected {expected}, or a layout that declares which array is what: 'classact data "
         f"info {path} --propose layout.json' writes one to look at. --layout takes such a file, or a name ({known}); "
         f"{LAYOUT_FILE} in the data is taken by itself."
     )
+
+
+def not_there(arrays: Arrays, what: str, expected: str) -> DataError:
+    """The error for an array that is missing: which a layout names, or which data without one should have."""
+    if arrays.layout == Layout() or arrays.layout.action is None:
+        return undeclared(arrays.path, arrays.listing(), what, expected)
+    inside = "" if "arrays in" in what else f"; arrays are {names_of(arrays.listing())}"
+    return DataError(f"{what}{inside}. The layout names it: correct the name there, or leave it out.")
 
 
 def episode_ends(array: Array, boundaries: Boundaries, rows: int) -> IntArray:

@@ -24,6 +24,7 @@ from classact.data.readers.declared import (
     assemble,
     chosen_layout,
     episode_ends,
+    not_there,
     resolve_layout,
     to_uint8,
     undeclared,
@@ -124,7 +125,10 @@ def _assumed(arrays: ZarrArrays) -> tuple[Layout, str]:
     if "action" not in names:
         inside = [name for name in names if "/" not in name]
         raise undeclared(
-            arrays.path, found, f"data/action is missing; arrays in data: {', '.join(inside) or 'none'}", DESCRIPTION
+            arrays.path,
+            found,
+            f"{arrays.path}: data/action is missing; arrays in data: {', '.join(inside) or 'none'}",
+            DESCRIPTION,
         )
     robot = [name for name, one in names.items() if "/" not in name and name.startswith(_ROBOT) and one.numbers]
     cameras = arrays.found_cameras()
@@ -173,12 +177,8 @@ class ZarrArrays:
             group, _, key = path.rpartition("/")
             keys = self.store.arrays(group)
             if key not in keys:
-                raise undeclared(
-                    self.path,
-                    self.listing(),
-                    f"{path} is missing; arrays in {group or 'the store'}: {', '.join(keys) or 'none'}",
-                    DESCRIPTION,
-                )
+                inside = f"arrays in {group or 'the store'}: {', '.join(keys) or 'none'}"
+                raise not_there(self, f"{self.path}: {path} is missing; {inside}", DESCRIPTION)
             self._known[path] = self.store.array(path)
         return self._known[path]
 

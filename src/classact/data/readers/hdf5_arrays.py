@@ -19,7 +19,7 @@ from classact.data.layout import LAYOUT_FILE, Camera, Layout
 from classact.data.named_layouts import Listed, Listing, is_layout_name
 from classact.data.readers import hdf5 as h5
 from classact.data.readers import read_layout
-from classact.data.readers.declared import assemble, chosen_layout, episode_ends, resolve_layout, undeclared
+from classact.data.readers.declared import assemble, chosen_layout, episode_ends, not_there, resolve_layout, undeclared
 from classact.data.readers.hdf5_images import Frames, encoded_frames, frames
 from classact.data.readers.parts import RecordedImages
 from classact.data.types import Demonstrations, IntArray
@@ -64,7 +64,9 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
             raise UndeclaredError(
                 f"{path} is a folder of HDF5 files that hold many episodes each; name one of them, such as {first}."
             )
-        raise undeclared(path, arrays.listing(), "nothing says which array is what", "a known layout of arrays")
+        raise undeclared(
+            path, arrays.listing(), f"{path}: nothing says which array is what", "a known layout of arrays"
+        )
     resolve_layout(found, _TAKES)
     if found.episodes is None and found.episode_ends is None:
         found = replace(found, episodes=pattern)
@@ -322,7 +324,5 @@ def _dataset(node: Any, name: str, arrays: Hdf5Arrays) -> Any:
 
     found = node.get(name)
     if not isinstance(found, h5py.Dataset) or found.shape is None:
-        raise undeclared(
-            arrays.path, arrays.listing(), f"{h5.where(node)}: {name} is missing", "the arrays that are declared"
-        )
+        raise not_there(arrays, f"{h5.where(node)}: {name} is missing", "the arrays of an episode")
     return found
