@@ -14,7 +14,7 @@ from classact.cli.flags import Device, Given, Settings, Word, below, changed, fl
 from classact.data.readers.hub import is_hub_name
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
-from classact.models.encoders import BACKBONES
+from classact.models.encoders import BACKBONES, POOLINGS
 from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
@@ -38,7 +38,7 @@ RUN = Settings(
     inline=("pretrain",),
     hidden=("objective", "encoder.aspect"),  # that is what the data have
     short={
-        **{f"encoder.{name}": name for name in ("backbone", "cameras", "color", "init", "init-path")},
+        **{f"encoder.{name}": name for name in ("backbone", "pooling", "cameras", "color", "init", "init-path")},
         "encoder.shared": "shared-encoder",
         "augment.crop": "crop",
         "augment.color": "color-augmentation",
@@ -66,7 +66,8 @@ RUN = Settings(
     choices={
         "data": sources,
         "frames.simulator": lambda: (NO_SIMULATOR, *SIMULATORS),
-        "encoder.backbone": lambda: BACKBONES,
+        "encoder.backbone": lambda: (*BACKBONES, "timm/NAME"),
+        "encoder.pooling": lambda: POOLINGS,
     },
 )
 

@@ -13,6 +13,7 @@ from classact.data.types import Demonstrations
 from classact.errors import ClassactError, ConfigError
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
+from classact.models.encoders.config import OWN, TIMM
 from classact.models.heads import HEADS
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.policies import RetrievalConfig
@@ -232,14 +233,31 @@ def with_objective(pretrain: PretrainConfig, objective: ObjectiveConfig) -> Pret
     return replace(pretrain, optimizer=optimizer, epochs=made.epochs, batch_size=made.batch_size)
 
 
+TIMM_CROP = 32
+"""Pixels."""
+
+
 def with_backbone(encoder: EncoderConfig, backbone: str) -> EncoderConfig:
-    """An encoder with another backbone, from scratch, with the scaling of images that goes with it."""
+    """An encoder with another backbone, from scratch, with the scaling of images that goes with it.
+
+    For a model of timm crops become the next multiple of :data:`TIMM_CROP`, which the strides and patches of most
+    divide, in images as much larger.
+    """
     if backbone == encoder.backbone:
         return encoder
+    if backbone.startswith(TIMM):
+        from classact.models.encoders.timm_backbone import scaling
+
+        mean, std = scaling(backbone.removeprefix(TIMM))
+        crop = max(2, -(-encoder.crop_size // TIMM_CROP)) * TIMM_CROP
+        size = max(crop, round(encoder.image_size * crop / encoder.crop_size))
+        changes: dict[str, Any] = {"width": 1.0, "crop_size": crop, "image_size": size, "mean": mean, "std": std}
+        return replace(encoder, backbone=backbone, init="scratch", init_path=None, **changes)
     half = (127.5, 127.5, 127.5)  # to [-1, 1], as the released code of the equivariant encoder has it
     scalings = {"resnet18": (IMAGENET_MEAN, IMAGENET_STD), "equivariant": (half, half)}
     mean, std = scalings.get(backbone, (EncoderConfig.mean, EncoderConfig.std))
-    return replace(encoder, backbone=backbone, init="scratch", init_path=None, mean=mean, std=std)
+    pooling = None if encoder.pooling == OWN else encoder.pooling
+    return replace(encoder, backbone=backbone, init="scratch", init_path=None, mean=mean, std=std, pooling=pooling)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ def hub_name(source: str | os.PathLike[str]) -> tuple[str, str | None] | None:
 
 
 def reason(problem: Exception) -> str:
-    """The first line of an error of the hub, whose messages are pages."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    """The first line of an error of the hub, whose messages are pages, without a full stop."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0].rstrip(". ")
 
 
 def model_folder(source: str | os.PathLike[str], revision: str | None = None) -> Path:

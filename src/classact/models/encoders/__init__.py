@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from classact.models.encoders.config import BACKBONES, EncoderConfig
+from classact.models.encoders.config import BACKBONES, POOLINGS, EncoderConfig
 from classact.utils.lazy import attach
 
 if TYPE_CHECKING:
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__ = attach(__name__, __file__)
 
-__all__ = ["BACKBONES", "EncoderConfig"]
+__all__ = ["BACKBONES", "POOLINGS", "EncoderConfig"]

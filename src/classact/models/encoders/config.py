@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from classact.errors import ConfigError, UnknownNameError, choose
+from classact.utils.codec import ADDED
 from classact.utils.limits import check_names, check_range
 
 
@@ -16,20 +18,30 @@ class Backbone:
 
     Attributes:
         make: "module:Class" of width -> network, (B, 3, S, S) -> maps (B, C, H, W).
-        pool: "module:function" of settings, H, W -> module, maps -> features (B, F).
+        pooling: of the maps, where the settings name none; see :data:`POOLINGS`.
     """
 
     make: str
-    pool: str
+    pooling: str = "spatial-softmax"
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    "small": Backbone("classact.models.encoders.small:SmallResNet", "classact.models.encoders.layers:coordinates"),
-    "resnet18": Backbone("classact.models.encoders.resnet:ResNet18", "classact.models.encoders.layers:coordinates"),
-    "equivariant": Backbone(
-        "classact.models.encoders.equivariant:EquivariantResNet", "classact.models.encoders.layers:values"
-    ),
+    "small": Backbone("classact.models.encoders.small:SmallResNet"),
+    "resnet18": Backbone("classact.models.encoders.resnet:ResNet18"),
+    "equivariant": Backbone("classact.models.encoders.equivariant:EquivariantResNet", "cells"),
 }
+
+TIMM = "timm/"
+"""Before the name of a model of timm, which is a backbone as well (:mod:`classact.models.encoders.timm_backbone`)."""
+
+OWN = "own"
+POOLINGS: Mapping[str, str] = {
+    "spatial-softmax": "classact.models.encoders.layers:coordinates",
+    "average": "classact.models.encoders.layers:average",
+    "cells": "classact.models.encoders.layers:values",
+    OWN: "classact.models.encoders.layers:values",  # the network has pooled already
+}
+"""Name -> "module:function" of settings, H, W -> module, maps -> features (B, F)."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,10 @@ class EncoderConfig:
 
     Attributes:
         backbone: "small" (minutes on a CPU), "resnet18" (the paper's) or "equivariant" (of its baseline EquiVar; with
-            mean and std 127.5, and the extra equivar).
-        width: factor on the backbone's channels.
+            mean and std 127.5, and the extra equivar), or "timm/NAME": any model of timm, with its own mean and std.
+        width: factor on the backbone's channels; 1 for timm's.
+        pooling: of the backbone's maps: "spatial-softmax", "average", "cells" (all values), or "own" (that of a timm
+            model, such as a class token). None: the spatial softmax (C.1), but the cells of "equivariant".
         cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
         shared: one network for all views, instead of one each (the released code).
         image_size: images are resized to this side first (paper: 256).
@@ -48,8 +62,8 @@ class EncoderConfig:
         color: "rgb", or "whiten": remove each image's own colour statistics (see encoders/color.py).
         aspect: width / height of the cameras' images before they are resized to squares; other ones are refused. Of
             cameras that differ, one for each.
-        init: initial weights: "scratch", "imagenet" or "r3m" (the last two for resnet18).
-        init_path: local R3M checkpoint.
+        init: initial weights: "scratch"; "imagenet" or "r3m" for resnet18; "pretrained" for timm's: those of its name.
+        init_path: local file of them, of R3M or of timm's model.
     """
 
     backbone: str = "small"
@@ -62,14 +76,22 @@ class EncoderConfig:
     std: tuple[float, float, float] = (64.0, 64.0, 64.0)
     color: Literal["rgb", "whiten"] = "rgb"
     aspect: float | tuple[float, ...] = 1.0
-    init: Literal["scratch", "imagenet", "r3m"] = "scratch"
+    init: Literal["scratch", "imagenet", "r3m", "pretrained"] = "scratch"
     init_path: str | None = None
+    pooling: str | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
-        if self.backbone not in BACKBONES:
-            raise UnknownNameError(choose("encoder backbone", self.backbone, BACKBONES))
+        if self.backbone not in BACKBONES and not (self.timm and re.fullmatch(r"[\w.-]+", self.timm)):
+            raise UnknownNameError(choose("encoder backbone", self.backbone, (*BACKBONES, "timm/NAME")))
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UnknownNameError(choose("pooling", self.pooling, POOLINGS))
+        if self.pooling == OWN and not self.timm:
+            raise ConfigError(
+                f"backbone {self.backbone!r} has no pooling of its own, which models of timm have. Choose "
+                f"{', '.join(name for name in POOLINGS if name != OWN)}, or none for its usual one."
+            )
         check_names(self)
         check_range(self, "width", above=0)
         if len(self.aspects) != len(self.cameras) or not min(self.aspects) > 0:
@@ -79,6 +101,16 @@ class EncoderConfig:
         if not min(self.std) > 0:
             raise ConfigError(f"expected std > 0 in each channel, got {self.std}.")
         check_range(self, "crop_size", least=16, most=self.image_size)
+
+    @property
+    def timm(self) -> str:
+        """The name of a model of timm; empty for other backbones."""
+        return self.backbone.removeprefix(TIMM) if self.backbone.startswith(TIMM) else ""
+
+    @property
+    def pooled_by(self) -> str:
+        """The key of :data:`POOLINGS` that ``pooling`` comes to."""
+        return self.pooling or ("spatial-softmax" if self.timm else BACKBONES[self.backbone].pooling)
 
     @property
     def aspects(self) -> tuple[float, ...]:

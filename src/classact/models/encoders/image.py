@@ -16,7 +16,7 @@ from classact.data.images import Images, resize_images
 from classact.data.schema import check_images
 from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders.color import whiten
-from classact.models.encoders.config import BACKBONES, EncoderConfig
+from classact.models.encoders.config import BACKBONES, POOLINGS, EncoderConfig
 from classact.models.weights import load_weights, seeded
 from classact.utils.codec import from_json, to_json
 from classact.utils.hub import model_card, model_folder, push_saved
@@ -34,13 +34,18 @@ logger = logging.getLogger(__name__)
 class View(nn.Module):
     """The network of one view: backbone, then pooling of its maps to F features (``feature_dim``)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, load_init: bool = False) -> None:
         super().__init__()
-        kind = BACKBONES[config.backbone]
-        self.backbone: nn.Module = resolve(kind.make)(config.width)
+        if config.timm:
+            from classact.models.encoders.timm_backbone import TimmBackbone
+
+            self.backbone: nn.Module = TimmBackbone(config, load_init=load_init)
+            count = 1  # windows of transformers cannot be cut from no image
+        else:
+            self.backbone, count = resolve(BACKBONES[config.backbone].make)(config.width), 0
         with torch.no_grad():
-            maps = self.backbone(torch.zeros(0, 3, config.crop_size, config.crop_size))
-            self.pool: nn.Module = resolve(kind.pool)(config, maps.shape[2], maps.shape[3])
+            maps = self.backbone(torch.zeros(count, 3, config.crop_size, config.crop_size))
+            self.pool: nn.Module = resolve(POOLINGS[config.pooled_by])(config, *maps.shape[2:])
             self.feature_dim = int(self.pool(maps).shape[1])
 
     def forward(self, inputs: Tensor, *, bf16: bool = False) -> Tensor:
@@ -67,7 +72,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         with seeded(seed):
-            views = [View(config) for _ in range(1 if config.shared else len(config.cameras))]
+            views = [View(config, load_init=load_init) for _ in range(1 if config.shared else len(config.cameras))]
         self.views = nn.ModuleList(views)
         if load_init:
             from classact.models.encoders.resnet import initialize

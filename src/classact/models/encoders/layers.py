@@ -91,6 +91,11 @@ def coordinates(config: EncoderConfig, height: int, width: int) -> nn.Module:
     return SpatialSoftmax(height, width)
 
 
+def average(*_: object) -> nn.Module:
+    """The mean of each map."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def values(*_: object) -> nn.Module:
     """The cells of the maps, unpooled."""
     return nn.Flatten()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from classact.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from classact.models.encoders.layers import replace_batch_norm
+from classact.models.encoders.timm_backbone import TimmBackbone
 from classact.utils.inputs import cannot_read, is_from_system
 
 R3M_URL = "https://drive.google.com/uc?id=1A1ic-p4KtYlKXdXHcV2QV0cUzI4kn0u-"
@@ -132,9 +133,11 @@ def r3m_weights(path: str | None) -> tuple[dict[str, Tensor], str]:
 
 
 def initialize(backbone: nn.Module, init: str, init_path: str | None) -> None:
-    """Load initial weights into a backbone: "scratch", "imagenet" or "r3m" (paper 5.2)."""
-    if init == "scratch":
+    """Load initial weights into a backbone: "scratch", "imagenet" or "r3m" (paper 5.2); timm's have loaded theirs."""
+    if init == "scratch" or isinstance(backbone, TimmBackbone):
         return
+    if init == "pretrained":
+        raise ConfigError("init 'pretrained' is for backbones of timm (timm/NAME); use 'imagenet', 'r3m' or 'scratch'.")
     if not isinstance(backbone, ResNet18):
         raise ConfigError(f"init {init!r} exists for the encoder 'resnet18' only; use init 'scratch' here.")
     state, source = imagenet_weights() if init == "imagenet" else r3m_weights(init_path)
