@@ -94,7 +94,7 @@ def test_resnet_starts_as_torchvision_does(width: float) -> None:
     ("change", "message"),
     [
         ({"backbone": "vit"}, "unknown encoder backbone 'vit': available are 'equivariant', 'resnet18', 'small'"),
-        ({"init": "clip"}, "unknown init 'clip': available are 'imagenet', 'r3m', 'scratch'"),
+        ({"init": "clip"}, "unknown init 'clip': available are 'imagenet', 'pretrained', 'r3m', 'scratch'"),
         ({"color": "lab"}, "unknown color 'lab': available are 'rgb', 'whiten'"),
         ({"crop_size": 65}, "16 <= crop_size <= 64, got 65"),
         ({"crop_size": 15}, "16 <= crop_size <= 64, got 15"),

@@ -103,7 +103,9 @@ def test_a_preset_with_a_model_of_timm_has_its_scaling_and_a_size_that_it_takes(
 
 
 def test_a_backbone_of_timm_is_trained(tmp_path: Path) -> None:
-    config = fakes.pretrain_config(encoder=replace(CNN, backbone="timm/test_vit", image_size=32, crop_size=32))
+    config = fakes.pretrain_config(
+        encoder=replace(CNN, backbone="timm/test_vit", image_size=32, crop_size=32), epochs=0.2
+    )
     data = fakes.demonstrations()
     trainer = Trainer(data, config, tmp_path)
     before = [value.clone() for value in trainer.encoder.parameters()]

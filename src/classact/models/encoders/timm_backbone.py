@@ -12,6 +12,7 @@ from classact.errors import ConfigError, MissingDependencyError, UnknownNameErro
 from classact.models.encoders.config import OWN, EncoderConfig
 from classact.models.encoders.layers import group_norm
 from classact.utils.hub import reason
+from classact.utils.lazy import resolve
 
 Triple = tuple[float, float, float]
 
@@ -128,10 +129,8 @@ def _last_maps(model: Any, name: str) -> list[int]:
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    from timm.layers import freeze_batch_norm_2d
-
-    frozen: nn.Module = freeze_batch_norm_2d(model)
-    return _deterministic(frozen)
+    freeze = resolve("timm.layers:freeze_batch_norm_2d")  # which has no types
+    return _deterministic(freeze(model))
 
 
 def _grouped(model: nn.Module) -> nn.Module:
