@@ -30,7 +30,7 @@ from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.presets import from_preset, with_objective
-from classact.run.pretrain import Pipeline, state_policy
+from classact.run.pretrain import Pipeline, resumed, state_policy
 from classact.run.recording import evaluation_name
 from classact.similarity import ActionSimilarity, similarity_identity
 from classact.similarity.distribution import write_distribution
@@ -289,6 +289,7 @@ def test_what_a_later_call_does_not_name_stays(data: Path, tmp_path: Path) -> No
     write_json(run.config, card | {"timings": {"images": 5.0}, "note": "mine"})
     again = Pipeline(run, config(data), quiet=True)
     assert again.config.layout == str(layout)
+    assert resumed(run, config(data, layout="umi")).layout == "umi"  # a name is no path
     assert again.config.similarity is None  # it is not there any more, and was not asked for
     assert again.config.intermediate_retrieval == first.intermediate_retrieval
     after = run.read_config()

@@ -102,7 +102,9 @@ class Camera:
 
     Attributes:
         array: (N, H, W, 3) or (N, 3, H, W) images of numbers from 0 to 255; in HDF5 files also of JPEG or PNG files.
-        video: name of a video, from the folder that holds the store or file, with ``{episode}`` for its number.
+        video: name of a video, from the folder that holds the store or file, with ``{episode}`` for the episode's
+            number, or ``{folder}`` for the folder of its HDF5 file.
+        indexed: whether the video has a frame for each step, whatever their times.
         scale: what the array's numbers are multiplied with: 255 for images in [0, 1].
         bgr: whether red and blue are swapped.
         flip: whether images are upside down.
@@ -110,6 +112,7 @@ class Camera:
 
     array: str | None = None
     video: str | None = None
+    indexed: bool = False
     scale: float = 1.0
     bgr: bool = False
     flip: bool = False
@@ -121,6 +124,8 @@ class Camera:
             raise ConfigError(f"{FILL_IN!r} stands where the name of an array is to be. Say which one it is.")
         if self.video is not None and (self.scale, self.bgr, self.flip) != (1.0, False, False):
             raise ConfigError("scale, bgr and flip are of arrays; videos are decoded as they are.")
+        if self.indexed and self.video is None:
+            raise ConfigError("indexed is of videos; an array has a row for each step.")
         if not 0 < self.scale < 1e9:
             raise ConfigError(f"expected a scale above 0, got {self.scale}.")
 

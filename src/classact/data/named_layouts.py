@@ -185,7 +185,7 @@ LAYOUTS: Registry[NamedLayout] = Registry(
     {
         "umi": NamedLayout(
             "UMI's Zarr: robot0_eef_pos, robot0_eef_rot_axis_angle, robot0_gripper_width (and robot1_...), no actions: "
-            "the pose at the next step is the action; 59.94 steps per second",
+            "the pose at the next step is the action, at 59.94 steps per second",
             _umi,
         ),
         "real-pusht": NamedLayout(
@@ -194,17 +194,17 @@ LAYOUTS: Registry[NamedLayout] = Registry(
             _real_pusht,
         ),
         "act": NamedLayout(
-            "ACT's HDF5, a file for each episode: action (and base_action), observations/qpos and images; 50 steps per "
-            "second",
+            "ACT's HDF5, a file for each episode: action (and base_action), observations/qpos and images, at 50 steps "
+            "per second",
             _act,
         ),
         "droid": NamedLayout(
-            "DROID's trajectory.h5, a folder for each episode: action/cartesian_position (Euler angles) and "
-            "gripper_position; 15 steps per second",
+            "DROID's trajectory.h5, a folder for each episode, with recordings/MP4/CAMERA.mp4 in it: "
+            "action/cartesian_position (Euler angles) and gripper_position, at 15 steps per second",
             _droid,
         ),
         "maniskill": NamedLayout(
-            "ManiSkill's trajectories: traj_0/actions and obs/agent/qpos; 20 steps per second", _maniskill
+            "ManiSkill's trajectories: traj_0/actions and obs/agent/qpos, at 20 steps per second", _maniskill
         ),
         "robomimic-real": NamedLayout(
             "robomimic's HDF5 of real robots: actions as recorded, obs/..._eef_pos, _eef_quat, joint_pos, gripper_...",

@@ -28,6 +28,7 @@ from classact.data.layout import Camera, Columns, Layout, Values
 from classact.data.named_layouts import LAYOUTS, NamedLayout
 from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations
+from classact.data.video import write_mp4
 from classact.errors import ConfigError, DataError, UndeclaredError
 from classact.utils.codec import to_json
 
@@ -264,7 +265,18 @@ def test_droid_and_maniskill(tmp_path: Path) -> None:
                 "observation/robot_state/joint_positions": rng.normal(size=(5, 7)),
             },
         )
+        folder = tmp_path / "droid" / f"take {i}" / "recordings/MP4"
+        folder.mkdir(parents=True)
+        frames = np.zeros((6, 16, 24, 3), np.uint8) + (20 + 30 * np.arange(6))[:, None, None, None].astype(np.uint8)
+        for name in ("123.mp4", "123-stereo.mp4"):
+            write_mp4(folder / name, frames + 10 * i, fps=60)  # a frame for each step, whatever their times
     data = read_demonstrations(tmp_path / "droid")
+    assert list(data.images) == ["camera123"]
+    shown = np.asarray(data.images["camera123"])[:, 8, 12, 0].astype(int)
+    assert abs(shown - [20 + 30 * k + 10 * i for i in range(2) for k in range(5)]).max() <= 4
+    write_mp4(folder / "123.mp4", frames[:4], fps=60)
+    with pytest.raises(DataError, match=r"123\.mp4 holds 4 frames, but there are 5 steps"):
+        read_demonstrations(tmp_path / "droid")
     turned = Rotation.from_euler("xyz", angles).as_matrix()[:, :2].reshape(-1, 6)
     assert_allclose(data.actions[5:, 3:9], turned, atol=1e-6)
     assert (len(data), data.schema.actions, data.schema.fps) == (2, ActionSpace.pose(), 15.0)

@@ -15,7 +15,6 @@ from classact.data.images import ImageSource
 from classact.data.layout import LAYOUT_FILE, ROTATIONS, Boundaries, Camera, Columns, Layout, Values
 from classact.data.named_layouts import LAYOUTS, Listing, hint, is_layout_name
 from classact.data.readers import first_episodes, read_layout
-from classact.data.readers.parts import RecordedImages
 from classact.data.rotations import (
     axis_angle_to_matrix,
     euler_to_matrix,
@@ -24,7 +23,7 @@ from classact.data.rotations import (
 )
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import ConfigError, DataError, UndeclaredError, UnknownNameError, choose
+from classact.errors import DataError, UndeclaredError, UnknownNameError, choose
 
 _SUFFIXES = re.compile(r"(\.zarr)?(\.zip)?$|\.(hdf5|h5)$")
 
@@ -84,6 +83,9 @@ class Arrays(Protocol):
 
     def found_cameras(self) -> dict[str, Camera]:
         """All images there are, by their key."""
+
+    def folder(self, episode: int) -> str:
+        """The folder of an episode's files, from ``base``."""
 
 
 def resolve_layout(layout: Layout | Path | None, takes: Sequence[str], hint: str = "") -> Layout | None:
@@ -403,49 +405,11 @@ def _unread(arrays: Arrays, cameras: Mapping[str, Camera]) -> tuple[str, ...]:
 def _source(arrays: Arrays, camera: str, spec: Camera, read: _Reader, data: Demonstrations) -> ImageSource:
     if spec.array is not None:
         return arrays.images(spec.array, spec, f"camera {camera!r}", data.num_steps)
-    return _videos(arrays, camera, str(spec.video), read, data)
+    from classact.data.readers.videos import episode_videos
 
-
-_FRAMES_OFF = 1.5
-"""Steps by which a frame's time may differ from that of its step, where videos have clocks of their own."""
-
-
-def _videos(arrays: Arrays, camera: str, template: str, read: _Reader, data: Demonstrations) -> ImageSource:
-    """Frames of a video for each episode, by the time since its start."""
-    from classact.data.readers.lerobot_images import VideoFrames, video_shape
-
-    fps = data.schema.fps
-    if fps is None:
-        raise DataError(
-            f"{arrays.path}: camera {camera!r} is in videos ({template}), but nothing says at what times steps were "
-            f"taken. Declare fps or timestamps in a layout."
-        )
-    if "{episode}" not in template or Path(template).is_absolute() or ".." in Path(template).parts:
-        raise ConfigError(
-            f"camera {camera!r}: expected the name of a video within {arrays.base} with {{episode}} for its number, as "
-            f"in videos/{{episode}}/0.mp4, got {template!r}."
-        )
     name = arrays.layout.timestamps
-    times = None if name is None else read.matrix(name)[:, 0].astype(np.float64)
-    parts = []
-    for episode in range(len(data)):
-        file = arrays.base / template.replace("{episode}", str(episode))
-        if not file.is_file():
-            raise DataError(
-                f"{file} is missing: the video of episode {episode}, camera {camera!r}, beside {arrays.path.name}. "
-                f"Copy the videos as well, read fewer episodes, or leave cameras out in a layout."
-            )
-        start, end = data.bounds(episode)
-        seconds = np.arange(end - start) / fps if times is None else times[start:end] - times[start]
-        try:
-            shape = video_shape(file)
-        except DataError as problem:
-            raise DataError(
-                f"{arrays.path}: camera {camera!r} is in videos beside the data, as real Push-T's are; of episode "
-                f"{episode}: {problem}"
-            ) from None
-        parts.append(VideoFrames(file, shape, seconds, tolerance=_FRAMES_OFF / fps))
-    return RecordedImages(camera, parts)
+    times = None if name is None or spec.indexed else read.matrix(name)[:, 0].astype(np.float64)
+    return episode_videos(arrays, camera, spec, times, data)
 
 
 def undeclared(path: Path, listing: Listing, what: str, expected: str) -> UndeclaredError:

@@ -33,6 +33,7 @@ _TAKES = (
 _GROUPS = ("data/demo_*", "traj_*", "demo_*", "episode_*", "episodes/*", "trajectories/*", "data/*")
 """Patterns of groups that are tried for episodes where nothing is declared."""
 _FILES = ("*.h*5", "*/*.h*5")
+_RECORDINGS = "recordings/MP4"
 _MEMBERS = 10_000  # of a file that are looked at
 
 T = TypeVar("T")
@@ -239,7 +240,25 @@ class Hdf5Arrays:
                 key = name.rpartition("/")[2]
                 key = key.removesuffix("_image") if key not in ("rgb", "image", "color") else name.split("/")[-2]
                 found[name.replace("/", "_") if key in found else key] = Camera(name)
-        return found
+        return found or self._recordings()
+
+    def _recordings(self) -> dict[str, Camera]:
+        """DROID's videos, which have a frame for each step; of stereo cameras the left view."""
+        folder = self._places[0][0].parent / _RECORDINGS
+        files = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
+        mono = [file for file in files if not file.stem.endswith("-stereo")]
+        return {
+            f"camera{file.stem}" if file.stem.isdigit() else file.stem: Camera(
+                video=f"{{folder}}/{_RECORDINGS}/{file.name}", indexed=True
+            )
+            for file in mono
+        }
+
+    def folder(self, episode: int) -> str:
+        """The folder of an episode's file."""
+        return (
+            self._places[0 if self.flat else episode][0].absolute().parent.relative_to(self.base.absolute()).as_posix()
+        )
 
     def images(self, name: str, camera: Camera, where: str, rows: int) -> ImageSource:
         """The images of an array in all episodes; in a flat file the first ``rows``."""

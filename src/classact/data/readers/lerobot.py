@@ -268,6 +268,10 @@ class LeRobotArrays:
         features = self._info.features.values()
         return {f.short: Camera(f.name) for f in features if f.name.startswith("observation.") and f.is_camera}
 
+    def folder(self, episode: int) -> str:  # noqa: ARG002 (all are in one place)
+        """The data's own."""
+        return "."
+
     def images(self, name: str, camera: Camera, where: str, rows: int) -> ImageSource:  # noqa: ARG002
         """The images of a feature."""
         feature = self._info.features[name]

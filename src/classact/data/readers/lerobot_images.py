@@ -142,6 +142,19 @@ def video_shape(path: Path) -> tuple[int, int, int]:
     raise DataError(f"{path} holds no video that can be decoded. Copy or download it again.")
 
 
+def frame_times(path: Path) -> NDArray[np.float64]:
+    """(F,) seconds at which a video's frames are shown, in order, without decoding them."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            packets = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+            return np.sort(np.array(packets, np.float64)) * float(stream.time_base or 0)
+    except (OSError, ValueError, IndexError, av.FFmpegError) as problem:
+        raise DataError(f"{path} cannot be decoded ({problem}). Copy or download it again.") from None
+
+
 @dataclass(frozen=True)
 class Pictures:
     """The pictures of one episode in a column of a Parquet file, encoded as PNG or JPEG.
