@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
 from classact.data.actions import ActionSpace, Part
-from classact.data.rate import at_rate, short_windows
+from classact.data.rate import at_rate, costly_windows, in_steps, near_rate, short_windows
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 
@@ -71,9 +71,50 @@ def test_the_recorded_rate_changes_nothing() -> None:
     assert at_rate(data, 30.0) is data
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 2000), st.sampled_from((3.0, 10.0, 14.7, 29.97, 30.0, 50.0, 240.0)))
+def test_seconds_are_as_many_steps_as_they_take(steps: int, fps: float) -> None:
+    assert in_steps(f"{steps / fps!r}s", fps, "horizon", "data") == steps
+    assert in_steps(str(steps), None, "horizon", "data") == in_steps(steps, None, "horizon", "data") == steps
+
+
+@pytest.mark.parametrize(
+    ("span", "fps", "said"),
+    [
+        ("0.8s", None, r"horizon 0\.8 s: at how many steps per second the arm was recorded is not known.*in steps"),
+        ("0.01s", 30.0, r"horizon 0\.01 s is less than half a step of the arm, which has 30 steps per second"),
+        *(
+            (text, 30.0, "horizon: expected steps, or seconds as in '0.8s', got")
+            for text in ("s", "0.8", "-1s", "infs")
+        ),
+    ],
+)
+def test_spans_that_are_refused(span: str, fps: float | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        in_steps(span, fps, "horizon", "the arm")
+
+
+@pytest.mark.parametrize("fps", [3.0, 10.0, 15.0, 24.0, 25.0, 29.97, 30.0, 50.0, 60.0, 200.0])
+def test_rates_that_are_proposed_are_possible(fps: float) -> None:
+    data = recorded(fps=fps)
+    assert at_rate(data, float(f"{near_rate(fps):g}")).schema.fps == pytest.approx(near_rate(fps))
+    assert 5 <= near_rate(fps) <= 15 or fps < 10
+    for said in (short_windows(data, 2), costly_windows(data, 100)):
+        if "--fps" in said:
+            at_rate(data, float(said.partition("--fps ")[2].split(" ")[0].rstrip("),")))
+
+
+def test_long_windows_are_pointed_out_with_what_they_cost() -> None:
+    assert costly_windows(recorded(fps=50.0), 48) == costly_windows(recorded(fps=None), 80) == ""
+    assert costly_windows(recorded(fps=10.0), 80) == ""  # there is nothing to subsample to
+    said = costly_windows(recorded(fps=50.0), 80)
+    assert "80 steps, 1.6 s at 50 steps per second, takes about 25 times as long as of 16" in said
+    assert "With --fps 10 these span the same time, and there are 5 times fewer steps" in said
+
+
 def test_windows_of_little_time_are_pointed_out() -> None:
     assert short_windows(recorded(fps=None), 16) == ""
     assert short_windows(recorded(fps=30.0), 16) == ""
     said = short_windows(recorded(fps=50.0), 16)
     assert "windows of 16 steps are 0.32 s at 50 steps per second" in said
-    assert "Subsample (--fps 16.7)" in said
+    assert "Subsample (--fps 16.6667)" in said

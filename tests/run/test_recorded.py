@@ -8,20 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from classact.cli.flags import parse
+from classact.cli.finetune import Finetune, head_config
+from classact.cli.flags import UsageError, counted, parse
 from classact.cli.main import main
-from classact.cli.runs import Pretrain, run_config
+from classact.cli.runs import ACTING_FLAGS, Evaluate, Pretrain, run_config
+from classact.data.schema import Schema
 from classact.data.statistics import Statistics
+from classact.data.types import Demonstrations
 from classact.data.video import read_video
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError, Consistency, EpisodeError
 from classact.pages import build_report
 from classact.pages.demonstrations import without
 from classact.run.config import RunConfig
+from classact.run.data import run_rate
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
-from classact.run.presets import configure, configure_head
+from classact.run.presets import as_recorded, configure, configure_head
 from classact.run.pretrain import Pipeline
 from classact.utils.codec import from_json
 from classact.utils.storage import read_arrays, read_json
@@ -57,6 +63,56 @@ def test_settings_are_of_what_was_recorded(data: Path) -> None:
     assert configure(data, simulator="pusht").frames.simulator == "pusht"
     with pytest.raises(ConfigError, match=r"shift 'rand-color' is drawn by a simulator, .* declares none\. Name it"):
         configure(data, shift="rand-color")
+
+
+def test_windows_are_given_in_seconds(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the 10 steps per second of these data, and at the 5 of every second one."""
+
+    def made(*flags: str) -> RunConfig:
+        command = ["--data", str(data), "--preset", "debug", "--out", "/nowhere", *flags]
+        return run_config(parse(Pretrain, command, "classact pretrain"))
+
+    windows = ["--horizon", "0.8s", "--chunk-length", "1.8s", "--min-actions", "3"]
+    config = made(*windows)
+    assert config.pretrain.similarity.horizon == 8
+    retrieval = config.retrieval
+    assert (retrieval.chunk_length, retrieval.min_actions, retrieval.horizon) == (18, 3, 18)  # which has room for them
+    assert "--horizon 0.8 s = 8 steps at 10 steps per second" in capsys.readouterr().err
+    config = made(*windows, "--fps", "5", "--intermediate-retrieval.chunk-length", "1.1s")
+    assert (config.pretrain.similarity.horizon, config.retrieval.chunk_length, config.retrieval.horizon) == (4, 9, 16)
+    assert config.intermediate_retrieval is not None
+    assert config.intermediate_retrieval.chunk_length == 6
+    assert "chunk-length 1.1 s = 6 steps, 1.2 s, at 5 steps per second" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"--horizon: expected steps, or seconds as in 1\.6s, got '0\.8'"):
+        made("--horizon", "0.8")
+    asked = configure(data, preset="debug", horizon="0.8s", chunk_length="1.8s")
+    assert (asked.pretrain.similarity.horizon, asked.retrieval.horizon) == (8, 18)
+
+
+@given(fps=st.floats(0.5, 1000), lengths=st.lists(st.integers(1, 4000), min_size=4, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_the_preset_for_robots_spans_the_same_time_at_any_rate(fps: float, lengths: list[int]) -> None:
+    ends = np.cumsum(lengths)
+    actions = np.zeros((ends[-1], 3), np.float32)
+    schema = Schema(proprioception=(("arm", 3),), fps=fps)
+    known = Demonstrations("robot", ends, actions, actions, schema=schema)
+    made = as_recorded(configure("none", preset="real-cpu"), known, 10.0)
+    horizon, retrieval = made.pretrain.similarity.horizon, made.retrieval
+    longest = np.median(lengths) // 2
+    if 4 <= 1.6 * fps <= min(80, longest):
+        assert horizon == retrieval.horizon == pytest.approx(1.6 * fps, abs=0.51)
+        assert retrieval.chunk_length == retrieval.min_actions == pytest.approx(0.8 * fps, abs=1.1)
+    assert 2 <= horizon <= max(2, min(80, longest))
+    head = configure_head(made).finetune
+    assert head.horizon >= head.chunk_length == retrieval.chunk_length
+
+
+def test_data_that_do_not_say_their_rate_take_steps_only() -> None:
+    actions = np.zeros((60, 3), np.float32)
+    known = Demonstrations("robot", np.array([30, 60]), actions, actions)
+    with pytest.raises(ConfigError, match=r"horizon 0\.8 s: at how many steps per second robot .* is not known"):
+        configure(known, horizon="0.8s")
+    assert configure(known, horizon=24).pretrain.similarity.horizon == 24
 
 
 def test_a_layout_says_which_cameras_there_are(tmp_path: Path) -> None:
@@ -150,6 +206,14 @@ def test_a_head_is_compared_over_as_many_steps_as_retrieval(finished: Run) -> No
     )
     found = {one.policy for one in finished.read_actions()}
     assert "f" in found
+
+
+def test_heads_and_saved_policies_take_seconds_of_the_run(finished: Run) -> None:
+    command = [str(finished.root), "--head", "mlp", "--preset", "head-debug", "--horizon", "1.6s", "--chunk-length"]
+    made = head_config(parse(Finetune, [*command, "0.62s", "--name", "other"], "classact finetune"))
+    assert (made.finetune.horizon, made.finetune.chunk_length) == (16, 6)
+    given = parse(Evaluate, [str(finished.root), "--chunk-length", "0.4s", "--k", "3"], "classact evaluate").acting
+    assert counted(ACTING_FLAGS, given, lambda: run_rate(finished)) == {"chunk_length": 4, "k": 3}
 
 
 def test_too_few_demonstrations_hold_none_out(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 from classact.cli.console import print_actions, print_summary, print_timings, say
 from classact.cli.engine import ENGINE, training_ranks
-from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, settings
+from classact.cli.flags import Device, Given, Settings, Word, below, changed, counted, flag, from_file, settings
 from classact.errors import ConfigError
 from classact.models.heads import HEADS, HeadConfig
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.presets import HEAD_PRESETS, configure_head
 from classact.train.config import ACTING, AugmentConfig, Choice, EngineConfig
+from classact.utils.progress import teller
 
 HEAD = "diffusion"
 
@@ -25,6 +26,29 @@ def _head(word: Word) -> type[HeadConfig]:
     if name is None and file is not None:
         return type(from_file(HeadRunConfig, Path(file)).finetune.head)
     return HEADS[name or HEAD].config
+
+
+TRAINING = Settings(
+    HeadRunConfig,
+    inline=("finetune",),
+    hidden=("encoder", "start", "evaluation.workers"),
+    short={
+        "augment.color": "color-augmentation",
+        "optimizer.head-lr": "head-lr",
+        "optimizer.encoder-lr": "encoder-lr",
+        "head.scheduler": "scheduler",
+        "evaluation.episodes": "test-episodes",
+        "evaluation.execute": "execute",
+        "evaluation.ensemble": "ensemble",
+    },
+    about={
+        "evaluations": "Evaluations during training; their maximum and the last are reported. 0: none. "
+        "Default: as the head was started with.",
+        "epochs": "Passes over the data; fewer for heads on CLASS than for others (table 9).",
+        "augment.color": "none (the paper), hsv (F.2), rotate or affine.",
+    },
+    kinds={"head": _head},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +81,7 @@ class Finetune:
     workers: int = 0
     device: Device = "auto"
     quiet: bool = False
-    training: Given = settings(
-        Settings(
-            HeadRunConfig,
-            inline=("finetune",),
-            hidden=("encoder", "start", "evaluation.workers"),
-            short={
-                "augment.color": "color-augmentation",
-                "optimizer.head-lr": "head-lr",
-                "optimizer.encoder-lr": "encoder-lr",
-                "head.scheduler": "scheduler",
-                "evaluation.episodes": "test-episodes",
-                "evaluation.execute": "execute",
-                "evaluation.ensemble": "ensemble",
-            },
-            about={
-                "evaluations": "Evaluations during training; their maximum and the last are reported. 0: none. "
-                "Default: as the head was started with.",
-                "epochs": "Passes over the data; fewer for heads on CLASS than for others (table 9).",
-                "augment.color": "none (the paper), hsv (F.2), rotate or affine.",
-            },
-            kinds={"head": _head},
-        )
-    )
+    training: Given = settings(TRAINING)
     engine: Given = settings(ENGINE)
 
     @staticmethod
@@ -121,13 +123,15 @@ def head_config(flags: Finetune) -> HeadRunConfig:
 
     How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
     """
+    from classact.run.data import run_rate
     from classact.run.finetune import head_settings, usual_evaluation
     from classact.run.folder import Run
 
     if flags.scratch and (flags.encoder is not None or flags.training.get("finetune.frozen")):
         other = "--encoder names what to start from" if flags.encoder is not None else "--frozen trains no encoder"
         raise ConfigError(f"--scratch trains the encoder from its initial weights, but {other}. Give one of the two.")
-    run, given = Run(flags.run), dict(flags.training)
+    run = Run(flags.run)
+    given = dict(counted(TRAINING, flags.training, lambda: run_rate(run), teller(quiet=flags.quiet)))
     config = _start(flags, run)
     finetune = config.finetune
     colors = below(given, "finetune.augment")

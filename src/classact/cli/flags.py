@@ -20,6 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+from classact.data.rate import Seconds, Span, in_steps, read_span
 from classact.errors import ClassactError, ConfigError
 from classact.utils.codec import from_json
 from classact.utils.storage import read_json
@@ -109,8 +110,36 @@ def from_file(kind: type[T], path: Path) -> T:
 
 
 def name_of(of: Settings, path: str) -> str:
-    """How the flag for a field is written: ``--quantile``."""
-    return next(one.names[0] for one in _settings(of, "", lambda _: None, None) if one.path == path)
+    """How the flag for a field is written: ``--quantile``; of a plugin's own, by its path."""
+    found = (one.names[0] for one in _settings(of, "", lambda _: None, None) if one.path == path)
+    return next(found, f"--{path.replace('_', '-')}")
+
+
+def counted(
+    of: Settings, given: Given, rate: Callable[[], tuple[float | None, str]], say: Callable[[str], None] | None = None
+) -> Given:
+    """What was given, with lengths of time as steps of data.
+
+    Args:
+        of: what it is given of.
+        given: by path.
+        rate: how many steps per second the data have, and their name; asked only where there are seconds.
+        say: told both numbers of each.
+
+    Raises:
+        ConfigError: as :func:`classact.data.rate.in_steps`.
+    """
+    if not any(isinstance(value, Seconds) for value in given.values()):
+        return given
+    fps, where = rate()
+    found = dict(given)
+    for path, value in given.items():
+        if isinstance(value, Seconds):
+            found[path] = steps = in_steps(value, fps, name_of(of, path), where)
+            if say is not None and fps is not None:
+                off = "" if abs(steps / fps - value.seconds) < 0.01 * value.seconds else f", {steps / fps:.3g} s,"
+                say(f"{name_of(of, path)} {value} = {steps} steps{off} at {fps:g} steps per second")
+    return found
 
 
 def below(given: Given, name: str) -> Given:
@@ -247,12 +276,18 @@ def _of_configuration(
         if nested is None:
             text = of.about.get(called, texts.get(entry.name, ""))
             short, choices = of.short.get(called, ""), of.choices.get(called)
-            yield _Flag(home, inner, called, short, hints[entry.name], value if of.defaults else ..., text, choices)
+            kind = _spanned(hints[entry.name]) if entry.metadata.get("unit") == "steps" else hints[entry.name]
+            yield _Flag(home, inner, called, short, kind, value if of.defaults else ..., text, choices)
         else:
             # Where another kind was chosen than the default's, its own defaults are shown.
             yield from _of_configuration(
                 of, home, nested, inner, called, word, value if isinstance(value, nested) else None
             )
+
+
+def _spanned(kind: Any) -> Any:
+    """The type of a flag that takes steps or seconds."""
+    return Span | None if type(None) in typing.get_args(kind) else Span
 
 
 def _spelled(word: str) -> str:
@@ -380,6 +415,9 @@ def _reader(kind: Any) -> _Reader:
         names = {str(value): value for value in inner}
         # The configuration refuses anything else: it knows its name and near matches.
         return _Reader(1, f"{{{','.join(names)}}}", "one of them", lambda words: names.get(words[0], words[0]))
+    if set(inner) - {type(None)} == {int, Seconds}:
+        reader = _Reader(1, "STEPS|1.6s", "steps, or seconds as in 1.6s", lambda words: read_span(words[0]))
+        return _optional(reader) if type(None) in inner else reader
     if origin in (Union, types.UnionType) and type(None) in inner and len(inner) == 2:
         return _optional(_reader(next(one for one in inner if one is not type(None))))
     if origin in (Union, types.UnionType) and set(inner) - {type(None)} == {int, str}:

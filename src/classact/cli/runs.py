@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +11,19 @@ from typing import Any, ClassVar
 from classact.cli.console import print_actions, print_summary, print_timings, say
 from classact.cli.data import sources
 from classact.cli.engine import ENGINE, training_ranks
-from classact.cli.flags import Device, Given, Settings, Word, below, changed, flag, from_file, name_of, settings
+from classact.cli.flags import (
+    Device,
+    Given,
+    Settings,
+    Word,
+    below,
+    changed,
+    counted,
+    flag,
+    from_file,
+    name_of,
+    settings,
+)
 from classact.data.readers.hub import is_hub_name
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
@@ -18,11 +31,13 @@ from classact.models.encoders import BACKBONES, POOLINGS
 from classact.models.heads import HEADS
 from classact.objectives import OBJECTIVES, ObjectiveConfig, objective_config
 from classact.policies import ParametricConfig, RetrievalConfig
+from classact.policies.speed import reach
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.presets import (
     PRESETS,
     configure,
     configure_head,
+    data_rate,
     default_preset,
     from_preset,
     with_backbone,
@@ -32,6 +47,7 @@ from classact.similarity.config import SimilarityConfig
 from classact.sims import NO_SIMULATOR, SIMULATORS
 from classact.sims.shifts import SHIFTS
 from classact.train.config import EngineConfig
+from classact.utils.progress import teller
 
 RUN = Settings(
     RunConfig,
@@ -168,6 +184,11 @@ def run_config(flags: RunFlags) -> RunConfig:
         from classact.run.similarity import NUMBERS
 
         pretrain = replace(pretrain, similarity=from_file(SimilarityConfig, Path(given["similarity"]) / NUMBERS))
+    source = changed(config, {path: given[path] for path in ("data", "episodes", "layout", "fps") if path in given})
+    simulator = given.get("frames.simulator", config.frames.simulator)
+    given = dict(counted(RUN, given, lambda: data_rate(source, simulator), teller(quiet=flags.quiet)))
+    if "retrieval.horizon" not in given:  # which chunks are cut from
+        given |= long_enough(config.retrieval, given)
     # Evaluations during training act as the run does, apart from their own flags.
     acting = below(given, "intermediate_retrieval")
     others = {path: value for path, value in given.items() if not path.startswith("intermediate_retrieval.")}
@@ -180,6 +201,17 @@ def sources_of(given: Given) -> tuple[str, ...]:
     """The data sets that were named."""
     data: str | tuple[str, ...] = given.get("data", ())
     return (data,) if isinstance(data, str) else data
+
+
+def long_enough(retrieval: RetrievalConfig, given: Given) -> Given:
+    """A horizon of retrieval in which the chunks that were asked for have room; empty where they have."""
+    asked = below(given, "retrieval")
+    length, least = (asked.get(name, getattr(retrieval, name)) for name in ("chunk_length", "min_actions"))
+    speed = asked.get("speed", retrieval.speed)
+    if not (length >= 1 and 0 < speed < math.inf):  # which the configuration refuses
+        return {}
+    needed = max(least, reach(length, speed))
+    return {"retrieval.horizon": needed} if needed > retrieval.horizon else {}
 
 
 def _from_file(flags: RunFlags) -> RunConfig:
@@ -297,6 +329,9 @@ def _acting() -> Iterable[tuple[type[Any], Iterable[str]]]:
     yield from ((entry.config, entry.config.acting) for entry in HEADS.values())
 
 
+ACTING_FLAGS = Settings(_acting, defaults=False)
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Roll out a policy of a run, as it was saved but for what is given, on unseen initial states; RUN/summary.json.
@@ -331,7 +366,7 @@ class Evaluate:
     evaluation: Given = settings(
         Settings(EvaluationConfig, hidden=("image-size",), choices={"shift": lambda: SHIFTS}, defaults=False)
     )
-    acting: Given = settings(Settings(_acting, defaults=False))
+    acting: Given = settings(ACTING_FLAGS)
 
     def main(self) -> None:
         if self.from_lerobot:
@@ -343,11 +378,14 @@ class Evaluate:
                 f"RUN is missing: Folder of a run with a policy. Or name LeRobot's results: --from-lerobot "
                 f"eval_info.json.{about}"
             )
+        from classact.run.data import run_rate
         from classact.run.evaluate import evaluate_run
         from classact.run.folder import Run
 
+        run = Run(self.run)
+        acting = counted(ACTING_FLAGS, self.acting, lambda: run_rate(run), teller(quiet=self.quiet))
         rows = evaluate_run(
-            Run(self.run),
+            run,
             simulator=self.simulator,
             head=self.head,
             device=self.device,
@@ -356,7 +394,7 @@ class Evaluate:
             calibrate_alarm=self.calibrate_alarm,
             alarm=self.alarm,
             **self.evaluation,
-            **self.acting,
+            **acting,
         )
         print_summary(rows)
         if self.calibrate_alarm is not None:

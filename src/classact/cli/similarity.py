@@ -9,12 +9,19 @@ from typing import Any
 
 from classact.cli.console import print_facts, print_notes, say
 from classact.cli.data import sources
-from classact.cli.flags import Given, Settings, changed, flag, from_file, settings
+from classact.cli.flags import Given, Settings, changed, counted, flag, from_file, settings
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.utils.codec import from_json
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 52  # of the histogram in characters
+
+
+ANALYSIS = Settings(
+    SimilarityAnalysisConfig,
+    inline=("similarity",),
+    about={"batch-size": "Of the training that positives per batch are computed for."},
+)
 
 
 @dataclass(frozen=True)
@@ -42,28 +49,25 @@ class Similarity:
     episodes: int | str | None = None
     fps: float | None = None
     quiet: bool = False
-    analysis: Given = settings(
-        Settings(
-            SimilarityAnalysisConfig,
-            inline=("similarity",),
-            about={"batch-size": "Of the training that positives per batch are computed for."},
-        )
-    )
+    analysis: Given = settings(ANALYSIS)
 
     def main(self) -> None:
         from classact.data.readers import read_demonstrations
+        from classact.run.presets import rate_of
         from classact.run.similarity import analyze_similarity
+        from classact.utils.progress import teller
         from classact.utils.ranks import Ranks
         from classact.utils.storage import check_writable
 
         config = SimilarityAnalysisConfig()
         if self.config is not None:
             config = SimilarityAnalysisConfig(from_file(SimilarityConfig, self.config))
-        config = changed(config, self.analysis)
         ranks = Ranks.from_environment()
         try:
             ranks.on_first(lambda: check_writable(self.out, folder=True))
             data = read_demonstrations(self.data, episodes=self.episodes, layout=self.layout, fps=self.fps)
+            told = teller(quiet=self.quiet or not ranks.first)
+            config = changed(config, counted(ANALYSIS, self.analysis, lambda: rate_of(data), told))
             numbers = analyze_similarity(data, config, self.out, ranks=ranks, quiet=self.quiet)
             if ranks.first:
                 print_similarity(numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from classact.data.rate import STEPS
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.policies.speed import check_reach
 from classact.utils.codec import ADDED
@@ -39,10 +40,10 @@ class RetrievalConfig:
 
     k: int = 64
     temperature: float = 0.001
-    chunk_length: int = 16
-    horizon: int = 16
+    chunk_length: int = field(default=16, metadata=STEPS)
+    horizon: int = field(default=16, metadata=STEPS)
     speed: float = field(default=1.0, metadata=ADDED)
-    min_actions: int = 1
+    min_actions: int = field(default=1, metadata=STEPS)
     proprioception_weight: float = 1.0
     revisit: float | None = None
     search: str = "auto"

@@ -20,6 +20,7 @@ from classact.policies import RetrievalConfig, SceneLatents, StateLatents
 from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
+from classact.run.presets import control_rate
 from classact.sims import NO_SIMULATOR, SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
 from classact.utils.codec import first_difference, to_json, without
@@ -158,6 +159,14 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
         )
     low, high = spec.world
     return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
+
+
+def run_rate(run: Run) -> tuple[float | None, str]:
+    """Steps per second of the data that a run learned from, None where it is not known; and their name."""
+    settings, data = run.settings(), run.read_config().get("data") or {}
+    where = f"{data.get('name', settings.data)} ({data.get('source', settings.data)})"
+    fps = (data.get("schema") or {}).get("fps")
+    return control_rate(settings.frames.simulator) if fps is None else float(fps), where
 
 
 def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from classact.data.rate import USUAL, Span, in_steps
 from classact.data.readers import EMBEDDED, declared_simulator, read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ClassactError, ConfigError
@@ -17,6 +20,7 @@ from classact.models.encoders.config import OWN, TIMM
 from classact.models.heads import HEADS
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.policies import RetrievalConfig
+from classact.policies.speed import reach
 from classact.run.config import FramesConfig, HeadRunConfig, RunConfig
 from classact.similarity import SimilarityConfig
 from classact.sims import NO_SIMULATOR, SIMULATORS, plain_shift, simulator_spec
@@ -50,6 +54,8 @@ class Preset:
         simulator: where the policy is evaluated, unless the demonstrations or the user name another.
         render_size: side in pixels of the pictures that the simulator draws.
         head: preset of the head that ``classact demo`` trains; None: see :func:`default_head_preset`.
+        rate: steps per second that its windows are meant for: without a simulator, those of data of another rate span
+            the same time. None: windows are steps, whatever time they take.
     """
 
     pretrain: PretrainConfig
@@ -59,6 +65,7 @@ class Preset:
     simulator: str = "pusht"
     render_size: int = 96
     head: str | None = None
+    rate: float | None = None
 
 
 def _paper(
@@ -185,7 +192,8 @@ PRESETS: Registry[Preset] = Registry(
             ),
             RetrievalConfig(k=16, temperature=0.004, chunk_length=8, min_actions=8),
             0.004,
-            "demonstrations of a robot on two CPU cores: small network, 96-pixel images of all cameras, a queue",
+            "a robot's demonstrations on two CPU cores: small network, 96-pixel images of all cameras, 1.6 s windows",
+            rate=USUAL,
         ),
         "cpu": _small_cpu("a task that none of them is made for", 0.025, "top"),
         "debug": Preset(
@@ -419,6 +427,8 @@ def configure(
     simulator: str | None = None,
     shift: str | None = None,
     cameras: Sequence[str] | None = None,
+    horizon: Span | str | None = None,
+    chunk_length: Span | str | None = None,
     **changes: Any,
 ) -> RunConfig:
     """The settings of a run, to be looked at or changed (:func:`dataclasses.replace`) before it is trained.
@@ -432,6 +442,8 @@ def configure(
             then, and a tenth of the demonstrations is held out.
         shift: visual shift of demonstrations and evaluation; None: none.
         cameras: those that are seen; None: all recorded ones, of a simulated task the preset's.
+        horizon: of the action similarity, in steps or as "1.6s"; None: the preset's.
+        chunk_length: actions that retrieval executes per decision, likewise.
         changes: other fields of :class:`RunConfig`.
 
     Raises:
@@ -452,10 +464,11 @@ def configure(
     name = preset or default_preset(data, simulator, shift)
     config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
     if simulator == NO_SIMULATOR:
-        config = as_recorded(config, known, cameras)
+        config = as_recorded(config, known, cameras, PRESETS[name].rate)
     if cameras is not None:
         encoder = replace(config.pretrain.encoder, cameras=tuple(cameras))
         config = replace(config, pretrain=replace(config.pretrain, encoder=encoder))
+    config = _with_windows(config, known, horizon, chunk_length)
     if objective is None and not options:
         return config
     before = config.pretrain.objective
@@ -463,8 +476,52 @@ def configure(
     return replace(config, pretrain=with_objective(config.pretrain, learned))
 
 
+def _with_windows(
+    config: RunConfig, known: Demonstrations | None, horizon: Span | str | None, chunk_length: Span | str | None
+) -> RunConfig:
+    """The settings with windows of the given steps, or seconds."""
+    asked = {"horizon": horizon, "chunk_length": chunk_length}
+    if all(span is None or isinstance(span, int) for span in asked.values()):
+        fps, where = None, ""
+    else:
+        simulator = config.frames.simulator
+        fps, where = data_rate(config, simulator) if known is None else rate_of(known, simulator)
+    steps = {name: in_steps(span, fps, name, where) for name, span in asked.items() if span is not None}
+    pretrain, retrieval = config.pretrain, config.retrieval
+    if "horizon" in steps:
+        pretrain = replace(pretrain, similarity=replace(pretrain.similarity, horizon=steps["horizon"]))
+    if "chunk_length" in steps:
+        length = steps["chunk_length"]
+        longest = max(retrieval.horizon, reach(length, retrieval.speed))
+        retrieval = replace(retrieval, chunk_length=length, horizon=longest)
+    return replace(config, pretrain=pretrain, retrieval=retrieval)
+
+
+def data_rate(config: RunConfig, simulator: str) -> tuple[float | None, str]:
+    """:func:`rate_of` the data of a run."""
+    chosen: dict[str, Any] = {"episodes": config.episodes, "layout": config.layout, "fps": config.fps}
+    return rate_of(read_demonstrations(config.sources[0], **chosen), simulator)  # which several data sets share
+
+
+def rate_of(data: Demonstrations, simulator: str = "") -> tuple[float | None, str]:
+    """Steps per second of demonstrations, else of their simulator; None where it is not known. And their name."""
+    fps, simulator = data.schema.fps, simulator or data.simulator or NO_SIMULATOR
+    return control_rate(simulator) if fps is None else fps, f"{data.name} ({data.source})"
+
+
+def control_rate(simulator: str) -> float | None:
+    """Steps per second of a simulator; None without one."""
+    return None if simulator == NO_SIMULATOR else simulator_spec(simulator).control_hz
+
+
 HELD_OUT = 10
 """One in so many demonstrations is held out where no simulator tells how good a policy is."""
+
+
+LONGEST = 80
+"""Steps of the windows of a preset at most: 1.6 s at 50 per second. A batch of ``real-cpu`` (160 x 1440 pairs, 14
+dimensions) takes 0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s at 80, and its network 0.5 s: at 80 steps
+training takes 2.5 times as long, which is said along with the remedy; beyond that it would be mostly comparing."""
 
 
 def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
@@ -478,7 +535,7 @@ def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tup
 
 
 def as_recorded(
-    config: RunConfig, data: Demonstrations | None = None, cameras: Sequence[str] | None = None
+    config: RunConfig, data: Demonstrations | None = None, cameras: Sequence[str] | None = None, rate: float | None = None
 ) -> RunConfig:
     """The settings for demonstrations without a simulator: all recorded cameras, some demonstrations held out.
 
@@ -487,6 +544,7 @@ def as_recorded(
         data: the demonstrations, where they were read already. Where they cannot be read, settings stay as they are:
             the run says why.
         cameras: of several data sets, those that are seen; None: all, which must be the same.
+        rate: see :class:`Preset`.
 
     Raises:
         DataError: several data sets do not agree.
@@ -510,7 +568,32 @@ def as_recorded(
     if cameras:
         pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras))
     heldout = config.heldout or (0 if len(data) < 3 else max(1, len(data) // HELD_OUT))
-    return replace(config, pretrain=pretrain, heldout=heldout, baselines=False)
+    config = replace(config, pretrain=pretrain, heldout=heldout, baselines=False)
+    fps = data.schema.fps
+    return config if rate is None or fps is None else _at_pace(config, fps / rate, int(np.median(data.lengths)))
+
+
+def _at_pace(config: RunConfig, pace: float, length: int) -> RunConfig:
+    """Windows of ``pace`` times as many steps, at most half of a demonstration of ``length``."""
+    similarity, retrieval = config.pretrain.similarity, config.retrieval
+    longest = max(1, min(LONGEST, length // 2))
+
+    def steps(count: int, most: int = longest) -> int:
+        return max(1, min(most, round(count * pace)))
+
+    horizon = steps(retrieval.horizon)
+    room = int(horizon / retrieval.speed)
+    retrieval = replace(
+        retrieval,
+        horizon=horizon,
+        chunk_length=steps(retrieval.chunk_length, max(1, room // 2)),
+        min_actions=steps(retrieval.min_actions, max(1, horizon // 2)),
+    )
+    pretrain = replace(config.pretrain, similarity=replace(similarity, horizon=max(2, steps(similarity.horizon))))
+    return replace(config, pretrain=pretrain, retrieval=retrieval)
+
+
+HEAD_STEPS = 8  # the U-Net halves its chunks several times
 
 
 def configure_head(
@@ -538,4 +621,7 @@ def configure_head(
     length = max(1, round(config.chunk_length / speed))
     if run.frames.simulator == NO_SIMULATOR:
         config = replace(config, evaluations=0)
+        if run.retrieval.horizon != config.horizon:  # windows of as many seconds, not steps
+            whole = HEAD_STEPS * -(-run.retrieval.horizon // HEAD_STEPS)
+            config, length = replace(config, horizon=whole), run.retrieval.chunk_length
     return HeadRunConfig(replace(config, speed=speed, chunk_length=length), start=start)

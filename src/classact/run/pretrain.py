@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from classact.data.lowdim import LowDim
 from classact.data.named_layouts import is_layout_name
-from classact.data.rate import short_windows
+from classact.data.rate import costly_windows, short_windows, spoken
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import UnknownNameError, choose
@@ -214,12 +214,8 @@ def check(work: Pipeline) -> bool:
     if work.config.pretrain.evaluations:
         work.check_rollouts()
     data, config = work["demonstrations"], training_config(work)
-    if (
-        config.objective.needs_similarity
-        and (said := short_windows(data, config.similarity.horizon))
-        and work.ranks.first
-    ):
-        logger.warning("%s", said)
+    if work.ranks.first:
+        tell_windows(work, data, config)
     folder = None if work.config.similarity is None else Path(work.config.similarity)
     width = check_training(data, config, folder) + data.schema.language
     width += len(data.schema.columns(work.config.keys))
@@ -227,6 +223,18 @@ def check(work: Pipeline) -> bool:
     for retrieval in (work.config.retrieval, work.config.intermediate_retrieval or work.config.retrieval):
         check_search(retrieval.search, len(retrievable(data.episode_ends, retrieval, data.name)), width)
     return True
+
+
+def tell_windows(work: Pipeline, data: Demonstrations, config: PretrainConfig) -> None:
+    """Say how long windows and chunks are, and warn where that is too short or costly."""
+    fps, say, used = data.schema.fps, teller(quiet=work.quiet), config.objective.needs_similarity
+    horizon, chunk = config.similarity.horizon, work.config.retrieval.chunk_length
+    if fps is not None and say is not None:
+        parts = [spoken("windows of", horizon, fps)] if used else []
+        say(f"at {fps:g} steps per second: {', '.join([*parts, spoken('chunks of', chunk, fps)])}")
+    if used:
+        for said in filter(None, (short_windows(data, horizon), costly_windows(data, horizon))):
+            logger.warning("%s", said)
 
 
 def prepare_training(work: Pipeline) -> Trainer:

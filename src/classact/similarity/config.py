@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from classact.data.rate import STEPS
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.similarity.reference import check_alignment
 
@@ -33,10 +34,10 @@ class SimilarityConfig:
         seed: of the sample.
     """
 
-    horizon: int = 16
+    horizon: int = field(default=16, metadata=STEPS)
     metric: Metric = "dtw"
     cost: Cost = "sqeuclidean"
-    band: int | None = None
+    band: int | None = field(default=None, metadata=STEPS)
     quantile: float = 0.015
     rotation_scale: float = 0.5
     estimate: Estimate = "auto"

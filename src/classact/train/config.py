@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from classact.data.rate import STEPS
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, HeadConfig, head_entry
@@ -292,9 +293,9 @@ class FinetuneConfig:
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     epochs: float = 250.0
     batch_size: int = 64
-    horizon: int = 16
+    horizon: int = field(default=16, metadata=STEPS)
     history: int = 1
-    chunk_length: int = 12
+    chunk_length: int = field(default=12, metadata=STEPS)
     speed: float = field(default=1.0, metadata=ADDED)
     keys: tuple[str, ...] | None = None
     seed: int = 0
