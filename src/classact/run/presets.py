@@ -520,8 +520,8 @@ HELD_OUT = 10
 
 LONGEST = 80
 """Steps of the windows of a preset at most: 1.6 s at 50 per second. A batch of ``real-cpu`` (160 x 1440 pairs, 14
-dimensions) takes 0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s at 80, and its network 0.5 s: at 80 steps
-training takes 2.5 times as long, which is said along with the remedy; beyond that it would be mostly comparing."""
+dimensions) takes 0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s at 80; its network takes 0.5 s. So at
+80 steps training takes 2.5 times as long, which is said along with the remedy, and beyond it is mostly comparing."""
 
 
 def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
