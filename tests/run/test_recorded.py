@@ -96,7 +96,7 @@ def test_the_preset_for_robots_spans_the_same_time_at_any_rate(fps: float, lengt
     actions = np.zeros((ends[-1], 3), np.float32)
     schema = Schema(proprioception=(("arm", 3),), fps=fps)
     known = Demonstrations("robot", ends, actions, actions, schema=schema)
-    made = as_recorded(configure("none", preset="real-cpu"), known, 10.0)
+    made = as_recorded(configure("none", preset="real-cpu"), known, rate=10.0)
     horizon, retrieval = made.pretrain.similarity.horizon, made.retrieval
     longest = np.median(lengths) // 2
     if 4 <= 1.6 * fps <= min(80, longest):

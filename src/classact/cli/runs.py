@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -184,9 +185,12 @@ def run_config(flags: RunFlags) -> RunConfig:
         from classact.run.similarity import NUMBERS
 
         pretrain = replace(pretrain, similarity=from_file(SimilarityConfig, Path(given["similarity"]) / NUMBERS))
-    source = changed(config, {path: given[path] for path in ("data", "episodes", "layout", "fps") if path in given})
+    chosen: Given = {
+        path: given[path] for path in ("data", "data_weights", "episodes", "layout", "fps") if path in given
+    }
     simulator = given.get("frames.simulator", config.frames.simulator)
-    given = dict(counted(RUN, given, lambda: data_rate(source, simulator), teller(quiet=flags.quiet)))
+    rate = partial(data_rate, changed(config, chosen), simulator)
+    given = dict(counted(RUN, given, rate, teller(quiet=flags.quiet)))
     if "retrieval.horizon" not in given:  # which chunks are cut from
         given |= long_enough(config.retrieval, given)
     # Evaluations during training act as the run does, apart from their own flags.

@@ -125,7 +125,9 @@ def _demonstrations(sources: Sources) -> dict[str, Any]:
         "inconsistent": demonstrations.inconsistent(found, sources.inconsistent, known)
         if complete and found and sources.inconsistent
         else [],
-        "without": demonstrations.without(found, statistics, known) if complete and found and statistics else "",
+        "without": demonstrations.without(found, statistics, known)
+        if complete and found and statistics and sources.of_one_set
+        else "",
     }
 
 

@@ -82,6 +82,11 @@ class Sources:
         return list(range(count)) if self.settings is None else self.settings.numbers(count)
 
     @property
+    def of_one_set(self) -> bool:
+        """Whether the run's demonstrations are of one data set, so that ``--episodes`` can choose some by number."""
+        return self.settings is None or len(self.settings.sources) == 1
+
+    @property
     def own(self) -> str:
         """The name of the run's encoder in rows."""
         return self.settings.label if self.settings else ""

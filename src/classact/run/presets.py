@@ -535,7 +535,10 @@ def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tup
 
 
 def as_recorded(
-    config: RunConfig, data: Demonstrations | None = None, cameras: Sequence[str] | None = None, rate: float | None = None
+    config: RunConfig,
+    data: Demonstrations | None = None,
+    cameras: Sequence[str] | None = None,
+    rate: float | None = None,
 ) -> RunConfig:
     """The settings for demonstrations without a simulator: all recorded cameras, some demonstrations held out.
 
