@@ -469,6 +469,15 @@ def test_damage_anywhere_is_said(tmp_path: Path, image: int) -> None:
             decode(read(path))
 
 
+def test_a_heap_over_which_hdf5_never_ends(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", {"demo_0": demo(4, 0)}, xml=model())
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL")
+    content[at + 16 : at + 32] = bytes(16)
+    path.write_bytes(content)
+    assert f"a.hdf5 is damaged: a heap at byte {at} never ends" in message(path)
+
+
 def test_what_matches(tmp_path: Path) -> None:
     assert matches(write(tmp_path))
     assert not matches(tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from classact.data.images import file_stamp
 from classact.data.layout import Layout
 from classact.data.readers.declared import resolve_layout as resolved
 from classact.data.types import StateArray
@@ -102,6 +105,7 @@ def open_file(path: Path) -> Iterator[Any]:
         raise DataError(f"{path} {what} ({problem}). Copy or download it again.") from None
     try:
         with file:
+            _check_heaps(path, file_stamp(path))
             yield file
     except ClassactError:
         raise
@@ -109,6 +113,35 @@ def open_file(path: Path) -> Iterator[Any]:
         if is_from_system(problem):
             raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None
+
+
+_HEAP = b"GCOL\x01\x00\x00\x00"
+_SCANNED = 1 << 28  # bytes; looking through larger files would take longer than what it protects from is likely
+
+
+@functools.lru_cache(maxsize=4096)
+def _check_heaps(path: Path, stamp: tuple[int, int, int]) -> None:
+    """Refuse a file with a damaged heap of texts, over which the HDF5 library (1.14) never ends: free space of size 0.
+
+    HDF5's file format, section III.E: a collection is 8 bytes of signature and version, its size, then objects: number
+    (2 bytes), references (2), nothing (4), size (8), data padded to 8; number 0 is free space, whose size counts its
+    own head.
+    """
+    if not 0 < stamp[0] <= _SCANNED:
+        return
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[8] > 3 or content[13 if content[8] < 2 else 10] != 8:  # sizes are not of 8 bytes
+            return
+        at = content.find(_HEAP)
+        while at >= 0:
+            place, end = at + 16, min(at + int.from_bytes(content[at + 8 : at + 16], "little"), len(content))
+            while place + 16 <= end:
+                number = int.from_bytes(content[place : place + 2], "little")
+                size = int.from_bytes(content[place + 8 : place + 16], "little")
+                if number == 0 and size == 0:
+                    raise DataError(f"{path} is damaged: a heap at byte {at} never ends. Copy or download it again.")
+                place += size if number == 0 else 16 + (size + 7) // 8 * 8
+            at = content.find(_HEAP, at + 8)
 
 
 def where(node: Any) -> str:
