@@ -77,7 +77,7 @@ def decoding_line() -> str:
         f"order at {rate['mapped']:,.0f}; LeRobot's own loader (PyAV), which decodes anew and makes float tensors of "
         f"all features, gives {rate['lerobot pyav']:,.0f} in random order. A store that is there is opened "
         f"in {1000 * found['seconds to open the store again']:.0f} ms (`benchmarks/lerobot_decoding.py`).\n\n"
-        f"A LeRobot data set of {opening['frames']:,} frames in {opening['episodes']} episodes, which are in the store, "
+        f"A LeRobot data set of {opening['frames']:,} frames in {opening['episodes']} episodes, all in the store, "
         f"is read and opened in {opening['seconds']:.2f} s. Pre-training on frames that were videos runs at "
         f"{training['video to zarr']:.2f} times the rate of the same frames from Zarr (median of "
         f"{training['steps']} steps in turns, half of them between {training['range of the middle half'][0]:.2f} and "
