@@ -106,7 +106,8 @@ def test_demo_leaves_everything(demo: tuple[list[str], Run, str]) -> None:
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [4]
     assert len(run.read_summary()) == 9
     names = {path.name for path in run.analysis.iterdir()}
-    assert names == {"similarity.json", "latent_map.safetensors", "neighbors.safetensors", "videos"}
+    made = {"data.json", "similarity.json", "latent_map.safetensors", "neighbors.safetensors", "videos"}
+    assert names == made | {"consistency.json", "consistency.safetensors"}
     assert f"Report: {run.report}" in printed
     assert "<html" in run.report.read_text(encoding="utf-8")
     assert not list(run.root.rglob("*.tmp"))

@@ -117,4 +117,5 @@ def test_windows_of_little_time_are_pointed_out() -> None:
     assert short_windows(recorded(fps=30.0), 16) == ""
     said = short_windows(recorded(fps=50.0), 16)
     assert "windows of 16 steps are 0.32 s at 50 steps per second" in said
-    assert "Subsample (--fps 16.6667)" in said
+    assert "Subsample (--fps 10), or choose a longer window (--horizon 1.6s)." in said
+    assert "about. Choose a longer window (--horizon 1.6s)." in short_windows(recorded(fps=10.0), 3)

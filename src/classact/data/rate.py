@@ -130,11 +130,12 @@ def short_windows(data: Demonstrations, horizon: int) -> str:
     fps = data.schema.fps
     if fps is None or horizon / fps >= SHORTEST:
         return ""
-    better = fps / max(2, round(fps / horizon))
+    better = near_rate(fps)
+    subsample = f"Subsample (--fps {better:g}), or choose" if horizon / better >= SHORTEST else "Choose"
     return (
         f"{data.name}: windows of {horizon} steps are {horizon / fps:.2g} s at {fps:g} steps per second. In so little "
         f"time most demonstrations do alike: positives then say where the robot is going, not what it is about. "
-        f"Subsample (--fps {better:g}), or choose a longer window (--horizon 1.6s)."
+        f"{subsample} a longer window (--horizon 1.6s)."
     )
 
 
