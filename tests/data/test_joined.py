@@ -172,3 +172,15 @@ def test_python_and_the_command_line_read_the_same(tmp_path: Path) -> None:
 def test_shares_are_whole_and_add_up() -> None:
     assert shares(np.array([1.0, 1.0, 1.0]), 10).sum() == 10
     assert shares(np.array([3.0, 1.0]), 4).tolist() == [3, 1]
+
+
+def test_views_that_only_one_has_recorded_are_rendered_where_both_have_states() -> None:
+    a, b = (replace(one(n), states=np.zeros((15, 5)), simulator="pusht") for n in ("a", "b"))
+    b = replace(b.with_images({}), versions={"pymunk": "6.11.1"})
+    made = join([a, b], cameras=("top",))
+    assert dict(made.images) == {}
+    assert made.states is not None
+    assert (made.simulator, made.versions) == ("pusht", {"pymunk": "6.11.1"})
+    other = replace(a, versions={"pymunk": "5.0"})
+    with pytest.raises(DataError, match=r"camera 'top' is in the one"):
+        join([other, b], cameras=("top",))

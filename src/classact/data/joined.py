@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +84,11 @@ def join(
             logger.warning(
                 "%s: its steps per second are not known, assumed are %g, as of the others.", _named(one), fps
             )
-    kept = _cameras(sets, cameras)
+    states = _states(sets)
+    simulators = {one.simulator for one in sets} - {""}  # of some stores it is not known, which are assumed to be alike
+    simulator = simulators.pop() if len(simulators) == 1 else ""
+    recorded_with = {name: version for one in sets for name, version in one.versions.items() if name != "language"}
+    kept = _cameras(sets, cameras, renderable=states is not None and simulator != "")
     order = _Order.of(sets, heldout)
     language, instructions, versions = _language(sets)
     origins = [
@@ -100,7 +104,6 @@ def join(
         language=0 if language is None else language.shape[1],
         assumption=assumption,
     )
-    states = _states(sets)
     return Demonstrations(
         name=" + ".join(one.name for one in sets),
         episode_ends=order.ends,
@@ -111,8 +114,8 @@ def join(
         source=", ".join(one.source for one in sets),
         schema=schema,
         language=None if language is None else order.episodes(language),
-        simulator=first.simulator if all(one.simulator == first.simulator for one in sets) else "",
-        versions=(dict(first.versions) if states is not None else {}) | versions,
+        simulator=simulator,
+        versions=(recorded_with if states is not None else {}) | versions,
         images_shift=first.images_shift,
         instructions=tuple(order.episodes(np.array(instructions, object))) if any(instructions) else (),
         unread=tuple(dict.fromkeys(name for one in sets for name in one.unread)),
@@ -219,13 +222,13 @@ def _space(schema: Schema) -> str:
     return "undeclared" if schema.actions is None else schema.actions.describe()
 
 
-def _cameras(sets: Sequence[Demonstrations], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The cameras that all sets have, of those asked for; views that none has recorded can be rendered."""
+def _cameras(sets: Sequence[Demonstrations], asked: Sequence[str] | None, *, renderable: bool) -> tuple[str, ...]:
+    """The cameras that all sets have, of those asked for; others can be rendered where there are states."""
     every = dict.fromkeys(camera for one in sets for camera in one.images)
     common = tuple(camera for camera in every if all(camera in one.images for one in sets))
     for camera in every if asked is None else asked:
         lacks = next((one for one in sets if camera not in one.images), None)
-        if camera in every and lacks is not None:
+        if camera in every and lacks is not None and not renderable:
             has = next(one for one in sets if camera in one.images)
             choice = f"--cameras {' '.join(common)}" if common else "name the same view alike in layouts"
             raise DataError(
@@ -270,12 +273,16 @@ def _states(sets: Sequence[Demonstrations]) -> list[NDArray[np.float64]] | None:
     found = [one.states for one in sets if one.states is not None]
     if len(found) < len(sets):
         return None
-    strip: Callable[[Demonstrations], Any] = lambda one: (  # noqa: E731
-        one.simulator,
-        one.states is not None and one.states.shape[1],
-        sorted((name, version) for name, version in one.versions.items() if name != "language"),
-    )
-    if any(strip(one) != strip(sets[0]) for one in sets):
-        logger.warning("states are left out: %s are of different simulators.", ", ".join(map(_named, sets)))
+    versions: dict[str, set[str]] = {}
+    for one in sets:
+        for name, version in one.versions.items():
+            versions.setdefault(name, set()).add(version)
+    versions.pop("language", None)
+    same = len({states.shape[1] for states in found}) == 1 and len({one.simulator for one in sets} - {""}) < 2
+    if not same or any(len(known) > 1 for known in versions.values()):
+        logger.warning(
+            "states are left out: those of %s are of different simulators, or of versions of one.",
+            ", ".join(map(_named, sets)),
+        )
         return None
     return found
