@@ -109,7 +109,13 @@ def open_file(path: Path) -> Iterator[Any]:
             yield file
     except ClassactError:
         raise
-    except (OSError, RuntimeError, KeyError) as problem:  # h5py's errors for damaged chunks, headers and broken links
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+    ) as problem:  # h5py's for damaged chunks, types, links
         if is_from_system(problem):
             raise DataError(cannot_read(path, problem)) from problem
         raise DataError(f"{path} is damaged: {problem}. Copy or download it again.") from None
