@@ -106,6 +106,24 @@ def _busy(*found: dict[str, Any]) -> str:
     return f" Measured on a busy machine (load {' and '.join(loads)} on {found[0]['hardware']['cores']} cores)."
 
 
+def lerobot_eval_line() -> str:
+    """Success by LeRobot's own evaluation beside classact's."""
+    lines = []
+    for name, row in json.loads((RESULTS / "lerobot_eval.json").read_text(encoding="utf-8"))["policies"].items():
+        n, same, own, d = (row[key] for key in ("episodes", "same initial states", "own initial states", "difference"))
+        lines.append(
+            f"{name}: {row['lerobot-eval']} of {n} by `lerobot-eval`, {same['successes']} by classact from the same "
+            f"initial states (95 % interval {100 * same['low']:.0f} to {100 * same['high']:.0f} %; {d['won']} : "
+            f"{d['lost']} episodes differ, McNemar's p = {d['p']:.2g}), {own['successes']} from its own ones "
+            f"({100 * own['low']:.0f} to {100 * own['high']:.0f} %)"
+        )
+    return (
+        f"Push-T, coverage of 0.95 within 300 steps: {'; '.join(lines)}. Both simulate the same physics, and both show "
+        f"96 pixels (the 384 that LeRobot declares are those of its videos); a pixel or two of a frame differ by rounding "
+        f"(`benchmarks/lerobot_eval.py`).\n"
+    )
+
+
 def between(text: str, name: str, new: str) -> str:
     """``text`` with what stands between the markers ``name`` replaced."""
     before, _, rest = text.partition(f"<!-- {name} -->\n")
@@ -127,6 +145,7 @@ def main() -> int:
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
         (POLICIES, "heads", "\n".join(policies_table.page_lines()) + "\n"),
         (DATA, "decoding", decoding_line()),
+        (DATA, "lerobot-eval", lerobot_eval_line()),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
     ]
     for path, name, new in pages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,43 @@ def export_lerobot(
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
     """
+    run, policy = _exported(run, out, head)
+    named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
+    with atomic_path(out, replace=False) as temporary:
+        temporary.mkdir()
+        acting = write_lerobot_policy(policy, temporary, named, asked=tuple(features or {}))
+        name = hub or out.name
+        usage = USAGE.format(name=name)
+        card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
+        (temporary / CARD).write_text(card, encoding="utf-8")
+    return out
+
+
+def write_lerobot_policy(
+    policy: Path, folder: Path, features: Mapping[str, str] | None = None, *, asked: Sequence[str] = ()
+) -> Any:
+    """Write a saved policy, of a run or not, into a folder as LeRobot loads it, without a card; returns the policy.
+
+    Args:
+        policy: its folder.
+        folder: exists.
+        features: as of :func:`export_lerobot`; of what the policy does not observe they are passed over.
+        asked: names of ``features`` that must be the policy's.
+
+    Raises:
+        CheckpointError: a damaged policy.
+        ConfigError: a policy of true states, or a name in ``asked`` is none of the policy's.
+    """
     from safetensors.numpy import save_file
 
-    run, policy = _exported(run, out, head)
     acting: Any = load_policy(policy)
-    spec = acting.spec
+    spec, named = acting.spec, features or {}
     schema = spec.schema
     if schema is None or not spec.cameras:
         raise ConfigError(f"{policy} sees no cameras: a policy of true states has no place in LeRobot.")
     seen = [*spec.cameras, *schema.keys]
-    if unknown := sorted(set(features or {}) - set(seen)):
+    if unknown := sorted(set(asked) - set(seen)):
         raise ConfigError(f"{unknown[0]!r} is none of {seen}, what the policy observes.")
-    named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
     cameras = {camera: named.get(camera, f"observation.images.{camera}") for camera in spec.cameras}
     alone = len(schema.keys) == 1
     keys = {key: named.get(key, "observation.state" if alone else f"observation.{key}") for key in schema.keys}
@@ -115,11 +141,12 @@ def export_lerobot(
     content = {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files.items()}
     sizes = dict(schema.proprioception)
     size = len(acting.actions.low) if isinstance(acting.actions, MinMax) else acting.actions.shape[1]
+    side = _side(policy)
     config: dict[str, Any] = {
         "type": TYPE,
         "n_obs_steps": 1,
         "input_features": {
-            **{name: {"type": "VISUAL", "shape": [3, _side(policy), _side(policy)]} for name in cameras.values()},
+            **{name: {"type": "VISUAL", "shape": [3, side, side]} for name in cameras.values()},
             **{name: {"type": "STATE", "shape": [sizes[key]]} for key, name in keys.items()},
         },
         "output_features": {"action": {"type": "ACTION", "shape": [size]}},
@@ -131,18 +158,12 @@ def export_lerobot(
         "n_action_steps": spec.chunk_length,
         "normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ACTION", "ENV"), "IDENTITY"),
     }
-    with atomic_path(out, replace=False) as temporary:
-        temporary.mkdir()
-        write_json(temporary / "config.json", config)
-        arrays = {f"file_{number}": array for number, array in enumerate(content.values())}
-        save_file({**arrays, "unused": np.zeros(1, np.float32)}, temporary / "model.safetensors", {"format": "pt"})
-        for name, steps in _processors(config).items():
-            write_json(temporary / f"policy_{name}.json", {"name": f"policy_{name}", "steps": steps})
-        name = hub or out.name
-        usage = USAGE.format(name=name)
-        card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
-        (temporary / CARD).write_text(card, encoding="utf-8")
-    return out
+    write_json(folder / "config.json", config)
+    arrays = {f"file_{number}": array for number, array in enumerate(content.values())}
+    save_file({**arrays, "unused": np.zeros(1, np.float32)}, folder / "model.safetensors", {"format": "pt"})
+    for name, steps in _processors(config).items():
+        write_json(folder / f"policy_{name}.json", {"name": f"policy_{name}", "steps": steps})
+    return acting
 
 
 def _side(policy: Path) -> int:
