@@ -119,8 +119,8 @@ def lerobot_eval_line() -> str:
         )
     return (
         f"Push-T, coverage of 0.95 within 300 steps: {'; '.join(lines)}. Both simulate the same physics, and both show "
-        f"96 pixels (the 384 that LeRobot declares are those of its videos); a pixel or two of a frame differ by rounding "
-        f"(`benchmarks/lerobot_eval.py`).\n"
+        f"96 pixels (the 384 that LeRobot declares are those of its videos); a pixel or two of a frame differ by "
+        f"rounding (`benchmarks/lerobot_eval.py`).\n"
     )
 
 
