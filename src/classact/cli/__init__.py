@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "data cache": "classact.cli.data:DataCache",
     "data generate": "classact.cli.data:DataGenerate",
     "export hub": "classact.cli.export:ExportHub",
+    "export onnx": "classact.cli.export:ExportOnnx",
     "export lerobot": "classact.cli.export:ExportLerobot",
     "presets": "classact.cli.presets:Presets",
     "doctor": "classact.cli.doctor:Doctor",

@@ -191,6 +191,7 @@ EXTRAS = {
     "equivar": ("escnn", "the encoder --backbone equivariant"),
     "faiss": ("faiss-cpu", "retrieval from more than a million timesteps"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),
+    "onnx": ("onnxruntime", "classact export onnx, and running its files"),
     "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
     "tensorboard": ("tensorboard", "--trackers tensorboard"),
     "wandb": ("wandb", "--trackers wandb"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from classact.cli.console import say
 from classact.cli.flags import flag
@@ -35,6 +36,28 @@ class ExportHub:
         say(f"Policy and card: {out}")
         if self.push is not None:
             say(f"On the hub: {push_folder(out, self.push, private=self.private or None)}")
+
+
+@dataclass(frozen=True)
+class ExportOnnx:
+    """Write a run's encoder, or its whole policy, as an ONNX file, for runtimes without Python or torch.
+
+    Attributes:
+        run: Folder of a run with a policy.
+        out: File to write, which must not exist.
+        head: A head of the run, by the name of its folder in RUN/heads. Default: retrieval.
+        part: encoder: resized images to features. policy: observations to actions, of retrieval or a head 'mlp'.
+    """
+
+    run: Path = flag(positional=True)
+    out: Path = flag(positional=True)
+    head: str | None = None
+    part: Literal["encoder", "policy"] = "encoder"
+
+    def main(self) -> None:
+        from classact.run.export import export_policy_onnx
+
+        say(f"ONNX: {export_policy_onnx(self.run, self.out, head=self.head, part=self.part)}")
 
 
 @dataclass(frozen=True)

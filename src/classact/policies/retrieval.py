@@ -250,6 +250,12 @@ class RetrievalPolicy(Published):
         z[:, first : first + len(self.latents.lowdim.range.low)] *= self.config.proprioception_weight
         return unit(z)
 
+    def searched(self) -> tuple[FloatArray, IntArray, IntArray]:
+        """The (R, d) latents that are compared with, the bank rows (R,) that they are, and the (N, T_p) rows of the
+        actions from each bank row on.
+        """
+        return self._weigh(self.bank[self._rows]), self._rows, self._windows
+
     def search(self, z: FloatArray) -> Neighbors:
         """The k nearest bank rows of (B, d) unit latents by cosine similarity."""
         return self._neighbors(*self._search.search(self._weigh(z), self.config.k))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from classact.data.normalize import MinMax
 from classact.errors import CheckpointError, ConfigError
+from classact.policies.load import load_policy as load_saved
 from classact.run.card import run_card
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.utils.storage import CARD, atomic_path, verify_folder, write_json
+
+Part = Literal["encoder", "policy"]
 
 TYPE = "classact"
 """Of LeRobot's policy; the package lerobot_policy_classact registers it."""
@@ -51,6 +54,31 @@ def export_hub(run: Run | str | Path, out: Path, *, head: str | None = None, hub
         card = run_card(run, acting, hub or out.name, head=head, page=_add_page(run, temporary))
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
+
+
+def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = None, part: Part = "encoder") -> Path:
+    """Write a policy of a run, or its encoder, as an ONNX file: :mod:`classact.policies.onnx_graphs`.
+
+    Args:
+        run: a folder with a policy.
+        out: file to write, which must not exist.
+        head: of the run's heads; None: retrieval.
+        part: "encoder": images to features; "policy": observations to actions.
+
+    Raises:
+        CheckpointError: no policy there, or a damaged one.
+        ConfigError: the file exists, or a graph cannot compute what the policy does.
+        MissingDependencyError: the extra ``onnx`` is not installed.
+    """
+    from classact.policies.onnx_graphs import export_onnx
+
+    _, policy = _exported(run, out, head)
+    acting = load_saved(policy)
+    if part == "policy":
+        return export_onnx(acting, out)
+    if acting.image_encoder is None:
+        raise ConfigError(f"{policy} sees no cameras: it has no encoder.")
+    return export_onnx(acting.image_encoder, out)
 
 
 def _exported(run: Run | str | Path, out: Path, head: str | None) -> tuple[Run, Path]:

@@ -36,5 +36,5 @@ class MLPHead(NetworkHead):
 
     def generate(self, features: Tensor, noise: tuple[Tensor, ...]) -> Tensor:  # noqa: ARG002
         """The predicted chunks: one pass."""
-        chunk: Tensor = self.network(self.start.expand(len(features), -1, -1), features)
+        chunk: Tensor = self.network(self.start.expand(features.shape[0], -1, -1), features)
         return chunk
