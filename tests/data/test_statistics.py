@@ -39,6 +39,12 @@ def test_ranges_are_of_all_steps_and_counts_of_some() -> None:
     assert 0 < sum(found.counts) <= 200_000
 
 
+@pytest.mark.parametrize("value", [0.0, 1e30, -3.4e38])
+def test_numbers_that_never_change_have_a_spread(value: float) -> None:
+    found = Spread.of("x", np.full(9, value, np.float32))
+    assert (found.low, found.high, sum(found.counts)) == (np.float32(value), np.float32(value), 9)
+
+
 @pytest.mark.parametrize(
     ("space", "names"),
     [

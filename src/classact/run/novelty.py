@@ -71,6 +71,9 @@ def write_novelty_videos(
         write_mp4(path, film.frames(progress, label), film.rate, CRF)
         rows.append(film.row(path.name, label, number))
     write_json(run.novelty / "videos.json", to_json(rows))
+    for path in run.novelty.glob("demonstration-*.mp4"):
+        if path.name not in {row.file for row in rows}:  # of another training
+            path.unlink(missing_ok=True)
     return rows
 
 

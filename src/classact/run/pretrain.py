@@ -18,7 +18,7 @@ from classact.data.named_layouts import is_layout_name
 from classact.data.rate import costly_windows, short_windows, spoken
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
-from classact.errors import UnknownNameError, choose
+from classact.errors import MissingDependencyError, UnknownNameError, choose
 from classact.evaluation.actions import action_error, references
 from classact.evaluation.rows import ActionError
 from classact.models.encoders import ImageEncoder
@@ -380,7 +380,10 @@ def draw(work: Pipeline) -> bool:
             analysis.write_recorded_neighbors(work.run, work.policy, work["frames"], held)
             with progress_bar("draw held-out demonstrations", quiet=work.quiet) as bar:
                 numbers = work.config.numbers(len(work.source.recorded))
-                write_novelty_videos(work.run, work.policy, work["frames"], held.data, numbers, bar)
+                try:
+                    write_novelty_videos(work.run, work.policy, work["frames"], held.data, numbers, bar)
+                except MissingDependencyError as problem:
+                    logger.warning("held-out demonstrations are not shown as videos: %s", problem)
         return True
     results: list[RolloutResult] = work[f"rollouts of {work.label}"]
     work.draw_neighbors(work.policy, results)
