@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
 from classact.data.types import Demonstrations, Observation
-from classact.data.windows import window_indices
+from classact.data.windows import history_indices, window_indices
 from classact.errors import CheckpointError, ClassactError, ConfigError, DataError, TrainingInterrupted
 from classact.models.average import ema_decay
 from classact.models.encoders import EncoderConfig, ImageEncoder
@@ -25,7 +25,7 @@ from classact.train.augment import Part, augment
 from classact.train.checkpoints import list_checkpoints
 from classact.train.config import TABLE_9, AdamWConfig, AugmentConfig, FinetuneConfig
 from classact.train.engine import DIVERGED, step_generator
-from classact.train.head import VIEW_STREAM, FineTuner, history_indices, load_encoder
+from classact.train.head import VIEW_STREAM, FineTuner, load_encoder
 from classact.train.loader import describe_bytes
 from classact.train.optim import learning_rate
 from classact.train.representation import Trainer, random_views

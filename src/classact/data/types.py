@@ -111,6 +111,8 @@ class Demonstrations:
         images_shift: the visual shift that ``images`` show; empty where it is not known: the plain appearance then.
         origins: the data sets that they were joined from (:mod:`classact.data.joined`); () where it is one.
         origin: (E,) the number of each episode's data set in ``origins``; None where there are none.
+        labelled: (E,) bool, which episodes carry actions; None: all. Of the others ``actions`` hold zeros, which mean
+            nothing.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Demonstrations:
     unread: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
     origin: IntArray | None = None
+    labelled: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -165,6 +168,11 @@ class Demonstrations:
             raise DataError(
                 f"{where}: expected one instruction for each of {len(ends)} episodes, got {len(self.instructions)}."
             )
+        if self.labelled is not None and (self.labelled.shape != (len(ends),) or self.labelled.dtype != bool):
+            raise DataError(
+                f"{where}: expected labelled of shape ({len(ends)},) and dtype bool, one for each episode, got "
+                f"{self.labelled.shape} {self.labelled.dtype}."
+            )
         proprioception, actions = self.proprioception.shape[1], self.actions.shape[1]
         language = 0 if self.language is None else self.language.shape[1]
         schema = self.schema
@@ -194,7 +202,9 @@ class Demonstrations:
                 )
             object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
             if schema.actions.has_rotations:
-                schema.actions.check_rotations(self.actions, where)
+                schema.actions.check_rotations(
+                    self.actions if self.labelled is None else self.labelled_actions(), where
+                )
 
     def __len__(self) -> int:
         """Number of episodes E."""
@@ -241,10 +251,23 @@ class Demonstrations:
             return None
         return np.repeat(np.array([one.weight for one in self.origins])[self.origin], self.lengths)
 
+    def labelled_actions(self) -> FloatArray:
+        """(n, D_a) actions of the episodes that carry any."""
+        return self.actions if self.labelled is None else self.actions[np.repeat(self.labelled, self.lengths)]
+
     def action_range(self) -> MinMax:
         """The normalisation of the actions, fitted on all of them."""
         space = self.schema.actions
-        return MinMax.fit(self.actions, 0.0 if space is None else space.magnitude())
+        return MinMax.fit(self.labelled_actions(), 0.0 if space is None else space.magnitude())
+
+    def only_labelled(self, episodes: Sequence[int]) -> Demonstrations:
+        """The same with the actions of the given episodes alone; those of all others are gone."""
+        labelled = np.zeros(len(self), bool)
+        labelled[np.asarray(episodes, np.int64)] = True
+        if self.labelled is not None:
+            labelled &= self.labelled
+        actions = np.where(np.repeat(labelled, self.lengths)[:, None], self.actions, np.float32(0))
+        return replace(self, actions=actions, labelled=labelled)
 
     def select(
         self, rows: slice | IntArray, episode_ends: IntArray, episodes: slice | IntArray | Sequence[int]
@@ -263,6 +286,7 @@ class Demonstrations:
             language=None if self.language is None else self.language[episodes],
             instructions=tuple(np.asarray(self.instructions, object)[episodes]) if self.instructions else (),
             origin=None if self.origin is None else self.origin[episodes],
+            labelled=None if self.labelled is None else self.labelled[episodes],
         )
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:
@@ -278,7 +302,8 @@ class Demonstrations:
     def fingerprint(self) -> str:
         """SHA-256 over episode bounds, actions, proprioception, states, language (not images): which data this is."""
         digest = hashlib.sha256()
-        for array in (self.episode_ends, self.actions, self.proprioception, self.states, self.language):
+        parts = (self.episode_ends, self.actions, self.proprioception, self.states, self.language, self.labelled)
+        for array in parts:
             if array is not None:
                 digest.update(str((array.shape, array.dtype)).encode())
                 digest.update(np.ascontiguousarray(array).tobytes())

@@ -13,6 +13,7 @@ from classact.data.rate import STEPS
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import DiffusionConfig, HeadConfig, head_entry
+from classact.models.latent_actions.config import LatentActionConfig
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig
 from classact.policies.speed import check_reach
 from classact.similarity import SimilarityConfig
@@ -32,6 +33,7 @@ class OptimizerConfig:
         warmup_steps: linear warm-up (table 3: 500); at most a tenth of all steps.
         clip_norm: largest norm of the whole gradient, applied after backward (table 3: 0.5).
         ema_power: weight average decay 1 - (1 + step) ** -power (table 3: 0.75).
+        decay: what follows the warm-up: half a "cosine" to zero, or "none".
     """
 
     name: Literal["lars", "adamw"] = "lars"
@@ -41,6 +43,7 @@ class OptimizerConfig:
     warmup_steps: int = 500
     clip_norm: float = 0.5
     ema_power: float = 0.75
+    decay: Literal["cosine", "none"] = field(default="cosine", metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_names(self, name="optimizer")
@@ -346,6 +349,69 @@ class FinetuneConfig:
     def intermediates(self, steps: int) -> list[int]:
         """After which updates a training of ``steps`` is to be evaluated: 10 %, 20 %, ... 100 % of it."""
         return sorted({-(-steps * i // self.evaluations) for i in range(1, self.evaluations + 1)})
+
+
+@dataclass(frozen=True)
+class LatentActionTrainingConfig:
+    """Everything that decides the result of a latent action model's training, given the data. Defaults are the released
+    code's, except for the number of updates, which it has at 200,000 to 500,000.
+
+    Attributes:
+        model: networks, and what they observe.
+        supervision: what the labelled demonstrations teach: "joint": inverse dynamics and decoder, while the forward
+            dynamics learn (CLAM); "after": the decoder alone, once all else is learned (LAPO); "alone": inverse
+            dynamics and decoder, without forward dynamics (VPT's inverse dynamics).
+        beta: factor of the action loss (of images 0.01 in the released code).
+        every: K, one in so many updates has a labelled batch as well.
+        updates: of inverse and forward dynamics.
+        decoder_updates: of the decoder, where it learns after them.
+        batch_size: transitions of all demonstrations, and as many of labelled ones.
+        learning_rate, weight_decay: of the dynamics' AdamW.
+        decoder_lr, decoder_weight_decay: of the decoder's.
+        warmup: share of all updates in which rates rise linearly; they stay as they are then.
+        clip_norm: largest norm of the gradient, of dynamics and decoder by themselves.
+        commitment: factor of the loss that keeps z near its codebook's entries, where there is one (LAPO: 1).
+        seed: of initial weights and batches.
+        log_every: updates between rows of train.jsonl.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    model: LatentActionConfig = field(default_factory=LatentActionConfig)
+    supervision: Literal["joint", "after", "alone"] = "joint"
+    beta: float = 1.0
+    every: int = 2
+    updates: int = 30_000
+    decoder_updates: int = 10_000
+    batch_size: int = 128
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-3
+    decoder_lr: float = 1e-3
+    decoder_weight_decay: float = 1e-2
+    warmup: float = 0.05
+    clip_norm: float = 1.0
+    commitment: float = 1.0
+    seed: int = 0
+    log_every: int = 100
+    checkpoint_every: int = 2000
+
+    def __post_init__(self) -> None:
+        check_names(self)
+        check_range(self, "beta", "commitment", "weight_decay", "decoder_weight_decay", "seed", least=0)
+        check_range(self, "every", "updates", "decoder_updates", "log_every", "checkpoint_every", least=1)
+        check_range(self, "batch_size", least=2)
+        check_range(self, "learning_rate", "decoder_lr", "clip_norm", above=0)
+        check_range(self, "warmup", least=0, most=0.1)
+
+    def steps(self, n: int) -> int:  # noqa: ARG002
+        """Updates in all, of data of any size."""
+        return self.updates + (self.decoder_updates if self.supervision == "after" else 0)
+
+    def schedule(self) -> OptimizerConfig:
+        """Warm-up, then a constant rate; groups have peaks of their own."""
+        warmup = round(self.warmup * self.updates)
+        return OptimizerConfig(
+            name="adamw", learning_rate=1.0, warmup_steps=warmup, clip_norm=self.clip_norm, decay="none"
+        )
 
 
 def updates(n: int, epochs: float, batch_size: int) -> int:

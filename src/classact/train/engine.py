@@ -253,6 +253,10 @@ class Training(ABC):
         """Images of all cameras per row of a batch, for the logged speed."""
         return 1
 
+    def clip(self) -> Tensor:
+        """Limit the gradient's norm; returns what it was."""
+        return nn.utils.clip_grad_norm_(self.trained, self.schedule.clip_norm)
+
     def after_step(self) -> None:  # noqa: B027 (nothing, unless a subclass has something to do)
         """Called after each update, for networks that follow the trained ones."""
 
@@ -287,7 +291,7 @@ class Training(ABC):
         trained = self.trained
         if self.ranks.world > 1:
             self.ranks.sum_([p.grad for p in trained if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(trained, self.schedule.clip_norm)
+        norm = self.clip()
         self.optimizer.step()
         self.step += 1
         decay = ema_decay(self.step, self.schedule.ema_power)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from classact.data.lowdim import LowDim
 from classact.data.types import IntArray
-from classact.data.windows import window_indices
+from classact.data.windows import history_indices, window_indices
 from classact.errors import CheckpointError
 from classact.models.encoders import EncoderConfig
 from classact.models.encoders.image import ImageEncoder
@@ -69,14 +69,6 @@ def load_encoder(path: Path, weights: str = "average") -> ImageEncoder:
     encoder = ImageEncoder(config, load_init=False)
     load_weights(encoder, state.part("ema.encoder." if weights == "average" else "model.encoder."), found[-1])
     return encoder
-
-
-def history_indices(episode_ends: IntArray, history: int) -> IntArray:
-    """(N, T_o) flat step indices of the last T_o observations of every step, oldest first, clamped to its episode."""
-    lengths = np.diff(episode_ends, prepend=0)
-    first = np.repeat(episode_ends - lengths, lengths)
-    step = np.arange(int(episode_ends[-1]), dtype=np.int64)
-    return np.maximum(step[:, None] + np.arange(1 - history, 1), first[:, None])
 
 
 def parameter_groups(encoder: ImageEncoder, head: Head, config: AdamWConfig) -> list[dict[str, Any]]:

@@ -30,8 +30,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of a step counted from 0: linear warm-up, then half a cosine that reaches zero at ``steps``."""
+    """Rate of a step counted from 0: linear warm-up, then half a cosine that reaches zero at ``steps``, or the peak."""
     warmup = min(config.warmup_steps, steps // 10)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
+    if config.decay == "none":
+        return config.learning_rate
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
