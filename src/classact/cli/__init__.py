@@ -8,6 +8,7 @@ COMMANDS: dict[str, str] = {
     "finetune": "classact.cli.finetune:Finetune",
     "evaluate": "classact.cli.runs:Evaluate",
     "report": "classact.cli.runs:Report",
+    "latent-actions": "classact.cli.latent_actions:LatentActions",
     "compare": "classact.cli.compare:Compare",
     "probe": "classact.cli.probe:Probe",
     "similarity": "classact.cli.similarity:Similarity",

@@ -18,6 +18,7 @@ from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig
 from classact.models.encoders.config import OWN, TIMM
 from classact.models.heads import HEADS
+from classact.models.latent_actions.config import LatentActionConfig
 from classact.objectives import ObjectiveConfig, SoftInfoNCEConfig, objective_config
 from classact.policies import RetrievalConfig
 from classact.policies.speed import reach
@@ -31,6 +32,7 @@ from classact.train.config import (
     AugmentConfig,
     ColorAugmentation,
     FinetuneConfig,
+    LatentActionTrainingConfig,
     OptimizerConfig,
     PretrainConfig,
 )
@@ -358,6 +360,26 @@ HEAD_PRESETS: Registry[HeadPreset] = Registry(
                 epochs=0.5,
             ),
             "seconds, for tests: nothing useful is learned",
+        ),
+    },
+)
+"""Name -> settings."""
+
+
+LATENT_ACTION_PRESETS: Registry[LatentActionTrainingConfig] = Registry(
+    "preset of latent actions",
+    {
+        # The released code's of CLAM: many hours on a GPU.
+        "clam-state": LatentActionTrainingConfig(
+            LatentActionConfig("transformer", standardize=False), updates=200_000, log_every=1000
+        ),
+        "clam-image": LatentActionTrainingConfig(
+            LatentActionConfig("cnn", "top", latent_dim=16), beta=0.01, updates=200_000, batch_size=64, log_every=1000
+        ),
+        # A quarter of the width, and what numbers are scaled to.
+        "clam-cpu": LatentActionTrainingConfig(LatentActionConfig(width=0.25), updates=30_000),
+        "clam-debug": LatentActionTrainingConfig(
+            LatentActionConfig(width=0.0625, latent_dim=4), updates=40, decoder_updates=20, batch_size=32, log_every=5
         ),
     },
 )

@@ -1,0 +1,190 @@
+"""Latent actions from demonstrations, most of them without actions: a folder, and how good they are.
+
+A folder holds::
+
+    latent_actions.json    settings, data, and the measures of :class:`Measures`
+    model/                 the trained model, for ``--latent-actions``
+    checkpoints/, train.jsonl
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from classact.data.normalize import MinMax
+from classact.data.types import Demonstrations, FloatArray, IntArray
+from classact.data.windows import history_indices
+from classact.errors import ConfigError
+from classact.models.latent_actions import LatentActionModel
+from classact.models.latent_actions.model import BATCH, as_inputs, transitions
+from classact.train.config import INCIDENTAL, EngineConfig, LatentActionTrainingConfig
+from classact.train.latent_actions import LatentActionTraining
+from classact.utils.codec import first_difference, to_json, without
+from classact.utils.locks import own
+from classact.utils.machine import hardware, versions
+from classact.utils.progress import progress_bar, teller
+from classact.utils.ranks import Ranks
+from classact.utils.storage import check_writable, read_json, write_json
+
+NUMBERS, MODEL = "latent_actions.json", "model"
+RIDGE = 1e-3  # of the linear probe, relative to the mean square of its inputs
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How good a latent action model is on its demonstrations; errors are mean squares over [-1, 1] of each dimension.
+
+    Attributes:
+        action_error: of decoded actions, of labelled demonstrations.
+        action_error_others: of those whose actions are known but were not learned from; None where there are none.
+        action_variance, action_variance_others: what the mean action would have.
+        reconstruction: squared error of the next observation, as it was trained on.
+        copy: of taking the last observation for the next.
+        probe: share of the variance of the other demonstrations' actions (of the labelled ones where there are none)
+            that a linear map of z, fitted on labelled ones, explains.
+        spread: least and largest standard deviation of z's dimensions.
+    """
+
+    action_error: float
+    action_variance: float
+    action_error_others: float | None
+    action_variance_others: float | None
+    reconstruction: float
+    copy: float
+    probe: float
+    spread: tuple[float, float]
+
+
+def learn_latent_actions(
+    data: Demonstrations,
+    config: LatentActionTrainingConfig,
+    folder: Path,
+    *,
+    labelled: list[int] | None = None,
+    device: str = "cpu",
+    engine: EngineConfig | None = None,
+    ranks: Ranks | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train, measure and save whatever the folder does not hold yet.
+
+    Args:
+        data: demonstrations; those without actions, and those that are not ``labelled``, are only looked at.
+        labelled: episodes whose actions are learned from; None: of all that carry any.
+
+    Returns:
+        The content of latent_actions.json, on every rank.
+
+    Raises:
+        ConfigError: no labelled demonstration, settings that do not fit the data, or those of another folder.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the same call goes on.
+    """
+    ranks = ranks or Ranks()
+    seen = data if labelled is None else data.only_labelled(labelled)
+    taught = len(data) if seen.labelled is None else int(seen.labelled.sum())
+    which = {"labelled": f"{taught} of {len(data)} demonstrations", "data": seen.fingerprint()}
+    identity = {**which, "settings": without(to_json(config), *INCIDENTAL)}
+
+    def done() -> dict[str, Any] | None:
+        check_writable(folder, folder=True)
+        if not (folder / NUMBERS).exists():
+            return None
+        found: dict[str, Any] = read_json(folder / NUMBERS)
+        if difference := first_difference(found.get("identity"), identity, ""):
+            raise ConfigError(f"{folder} was made with {difference}. Choose another --out, or remove that folder.")
+        LatentActionModel.load(folder / MODEL)
+        return found
+
+    if (found := ranks.on_first(done)) is not None:
+        return found
+    training = LatentActionTraining(seen, config, folder, device, engine or EngineConfig(), ranks, teller(quiet=quiet))
+    begin = time.perf_counter()
+    with progress_bar("learn latent actions", quiet=quiet or not ranks.first) as bar:
+        model = training.fit(bar)
+
+    def finish() -> dict[str, Any]:
+        hold = own(folder)
+        measured = measure(model, data, seen)
+        model.training["measures"] = asdict(measured)
+        model.save(folder / MODEL)
+        numbers = {
+            "identity": identity,
+            "settings": to_json(config),
+            "data": {
+                "name": data.name,
+                "source": data.source,
+                "episodes": len(data),
+                "labelled": taught,
+                "steps": data.num_steps,
+            },
+            "measures": asdict(measured),
+            "seconds": round(time.perf_counter() - begin, 1),
+            "hardware": hardware(),
+            "versions": versions(),
+        }
+        write_json(folder / NUMBERS, numbers)
+        del hold
+        return numbers
+
+    return ranks.on_first(finish)
+
+
+def measure(model: LatentActionModel, data: Demonstrations, seen: Demonstrations) -> Measures:
+    """Of a trained model: ``data`` with all actions that are known, ``seen`` with those that it learned from."""
+    rows, episodes = transitions(data.episode_ends), data.episode_index()
+    z, actions = model.infer(data), model.decoder.actions
+    own = np.ones(len(data), bool) if seen.labelled is None else seen.labelled
+    known = np.ones(len(data), bool) if data.labelled is None else data.labelled
+    labelled, others = (rows[mask[episodes[rows]]] for mask in (own, known & ~own))
+    decoded, done = actions.apply(model.decoder.decode(z)), actions.apply(data.actions)
+
+    def error(some: IntArray) -> float:
+        return float(((decoded[some] - done[some]) ** 2).mean())
+
+    tested = others if len(others) else labelled
+    reconstruction, copy = reconstruction_error(model, data, rows)
+    spread = z[rows].std(axis=0)
+    return Measures(
+        error(labelled),
+        float(done[labelled].var(axis=0).mean()),
+        error(others) if len(others) else None,
+        float(done[others].var(axis=0).mean()) if len(others) else None,
+        reconstruction,
+        copy,
+        linear_probe(z[labelled], done[labelled], z[tested], done[tested]),
+        (float(spread.min()), float(spread.max())),
+    )
+
+
+@torch.inference_mode()
+def reconstruction_error(model: LatentActionModel, data: Demonstrations, rows: IntArray) -> tuple[float, float]:
+    """Mean squared error of the predicted next observation, and of the last one in its place."""
+    seen, histories = model.observations(data), history_indices(data.episode_ends, model.config.context)
+    device = next(model.dynamics.parameters()).device
+    sums = np.zeros(2)
+    for first in range(0, len(rows), BATCH):
+        some = rows[first : first + BATCH]
+        inputs = as_inputs(torch.from_numpy(seen[np.c_[histories[some], some + 1]]).to(device))
+        context, following = inputs[:, :-1], inputs[:, -1]
+        predicted = model.dynamics.predict(context, model.dynamics.infer(inputs))
+        sums += [float(((one - following) ** 2).flatten(1).mean(1).sum()) for one in (predicted, context[:, -1])]
+    reconstruction, copy = sums / len(rows)
+    return float(reconstruction), float(copy)
+
+
+def linear_probe(z: FloatArray, actions: FloatArray, tested_z: FloatArray, tested: FloatArray) -> float:
+    """R^2 on the tested pairs of a ridge regression of actions on z, averaged over dimensions that vary."""
+    scale = MinMax.fit(z)
+    inputs, queries = (np.c_[scale.apply(values), np.ones(len(values))].astype(np.float64) for values in (z, tested_z))
+    gram = inputs.T @ inputs
+    weights = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), inputs.T @ actions)
+    left = ((queries @ weights - tested) ** 2).mean(axis=0)
+    spread = tested.var(axis=0)
+    varied = spread > 0
+    return float((1 - left[varied] / spread[varied]).mean()) if varied.any() else 0.0
