@@ -19,6 +19,7 @@ from classact.errors import ConfigError
 from classact.models.encoders.image import ImageEncoder
 from classact.models.heads.base import Head, make_head
 from classact.models.heads.config import HeadConfig
+from classact.models.latent_actions.decoder import ActionDecoder
 from classact.models.weights import load_weights
 from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
 from classact.policies.config import ParametricConfig
@@ -31,7 +32,7 @@ from classact.utils.machine import check_device
 logger = logging.getLogger(__name__)
 
 FORMAT = "classact-parametric-3"
-WEIGHTS = "head.safetensors"
+WEIGHTS, DECODER = "head.safetensors", "decoder"
 BEYOND = 0.05
 """Share of half the demonstrated range by which actions may leave it without a word: networks overshoot a little."""
 
@@ -85,6 +86,7 @@ class ParametricPolicy(Published):
         lowdim: what is observed beside images, and its normalisation, fitted on the demonstrations.
         config: settings.
         training: plain JSON about how it was trained, for reports; saved with it.
+        decoder: of a head that has learned latent actions: what turns them into the robot's.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -96,6 +98,7 @@ class ParametricPolicy(Published):
     lowdim: LowDim
     config: ParametricConfig = field(default_factory=ParametricConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
+    decoder: ActionDecoder | None = None
 
     def __post_init__(self) -> None:
         head, history = self.head, self.config.history
@@ -109,6 +112,11 @@ class ParametricPolicy(Published):
             raise ConfigError(
                 f"the head makes actions of {head.action_dim} dimensions, their normalisation was fitted on "
                 f"{len(self.actions.low)}."
+            )
+        if self.decoder is not None and self.decoder.latent_dim != head.action_dim:
+            raise ConfigError(
+                f"the head makes latent actions of {head.action_dim} dimensions, the decoder takes "
+                f"{self.decoder.latent_dim}."
             )
         if self.config.chunk_length > head.horizon:
             raise ConfigError(
@@ -147,7 +155,8 @@ class ParametricPolicy(Published):
         """
         histories = as_histories(observations, self.config.history)
         if not histories:
-            return Decision(np.zeros((0, self.config.chunk_length, self.head.action_dim), np.float32))
+            found = self.actions if self.decoder is None else self.decoder.actions
+            return Decision(np.zeros((0, self.config.chunk_length, len(found.low)), np.float32))
         return self.decide_from(self.features([one for history in histories for one in history]), histories)
 
     def decide_from(self, features: FloatArray, histories: Sequence[Sequence[Observation]]) -> Decision:
@@ -156,11 +165,14 @@ class ParametricPolicy(Published):
         generators = [self._generator(history) for history in histories]
         length, speed = self.config.chunk_length, self.config.speed
         chunks = self.head.sample(joined, generators).cpu().numpy()[:, : reach(length, speed)]
-        self._say_range(chunks)
         actions = self.actions.invert(chunks)
         space = self.lowdim.schema.actions
-        if space is not None and space.has_rotations:
-            actions = space.orthogonalize(actions)
+        if self.decoder is not None:
+            actions = self.decoder.decode(actions)
+        else:
+            self._say_range(chunks)
+            if space is not None and space.has_rotations:
+                actions = space.orthogonalize(actions)
         return Decision(played(actions, speed, length, space))
 
     def prepare(self, batch: int = 1) -> None:
@@ -229,6 +241,8 @@ class ParametricPolicy(Published):
         wanted = check_device(device)
         self.encoder.to(wanted)
         self.head.to(wanted)
+        if self.decoder is not None:
+            self.decoder.to(wanted)
         return self
 
     def save(self, folder: Path) -> None:
@@ -249,6 +263,8 @@ class ParametricPolicy(Published):
         def fill(path: Path) -> None:
             self.encoder.save_pretrained(path / "encoder")
             save_file({k: v.detach().cpu().contiguous() for k, v in head.state_dict().items()}, path / WEIGHTS)
+            if self.decoder is not None:
+                self.decoder.save(path / DECODER)
 
         write_policy(folder, metadata, fill)
 
@@ -283,5 +299,6 @@ class ParametricPolicy(Published):
         )
         load_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
         encoder = ImageEncoder.from_pretrained(path / "encoder")
-        policy = ParametricPolicy(encoder, head, metadata.actions, metadata.lowdim, config, metadata.training)
+        decoder = ActionDecoder.load(path / DECODER) if (path / DECODER).is_dir() else None
+        policy = ParametricPolicy(encoder, head, metadata.actions, metadata.lowdim, config, metadata.training, decoder)
         return policy.to(device)

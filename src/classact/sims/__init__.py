@@ -61,6 +61,7 @@ _THREE_STACK = Entry(
     preset="three-stack-cpu",
 )
 
+
 SIMULATORS: Registry[Entry] = Registry(
     "simulator",
     {
@@ -106,6 +107,22 @@ SIMULATORS: Registry[Entry] = Registry(
             paper="libero-object",
             preset="libero-object-cpu",
         ),
+        **{
+            f"metaworld-{name}": Entry(
+                f"classact.sims.metaworld:{title.replace(' ', '')}",
+                f"MetaWorld {title}",
+                "metaworld",
+                spec=f"{_SPECS}METAWORLD_{name.replace('-', '_').upper()}",
+                expert=_EXPERTS + "metaworld:script",
+            )
+            for name, title in (
+                ("assembly", "Assembly"),
+                ("bin-picking", "Bin Picking"),
+                ("peg-insert-side", "Peg Insert Side"),
+                ("reach", "Reach"),
+                ("shelf-place", "Shelf Place"),
+            )
+        },
     },
 )
 """Name -> simulator."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from classact.data.actions import ActionSpace
+from classact.data.actions import ActionSpace, Part
 from classact.data.readers.osc import PROPRIOCEPTION
 from classact.data.schema import Schema
 from classact.data.types import Criterion
@@ -118,3 +118,38 @@ ALOHA_TRANSFER = SimulatorSpec(
     ),
     packages=("gym-aloha", "dm-control", "mujoco"),
 )
+
+# MetaWorld's Sawyer arm
+
+METAWORLD_CAMERAS = ("corner2", "corner3", "gripperPOV")
+
+
+def _metaworld(task: str) -> SimulatorSpec:
+    return SimulatorSpec(
+        name=f"metaworld-{task}",
+        cameras=METAWORLD_CAMERAS,
+        image_size=64,
+        action_dim=4,
+        proprioception_dim=39,
+        # Time, qpos, qvel, where the hand is drawn to, what a reset draws, the observation.
+        state_dim=1 + 16 + 15 + 3 + 6 + 39,
+        max_steps=100,
+        control_hz=40.0,
+        criteria=SUCCESS,
+        shifts=("fixed",),
+        schema=Schema(
+            METAWORLD_CAMERAS,
+            (("hand", 4), ("objects", 14), ("before", 18), ("goal", 3)),
+            actions=ActionSpace((Part("hand", "velocity", 3), Part("gripper", "gripper", 1))),
+        ),
+        action_limits=((-1.0,) * 4, (1.0,) * 4),
+        packages=("metaworld", "mujoco"),
+    )
+
+
+# Those of CLAM's experiments, and an easy one.
+METAWORLD_ASSEMBLY = _metaworld("assembly")
+METAWORLD_BIN_PICKING = _metaworld("bin-picking")
+METAWORLD_PEG_INSERT_SIDE = _metaworld("peg-insert-side")
+METAWORLD_REACH = _metaworld("reach")
+METAWORLD_SHELF_PLACE = _metaworld("shelf-place")

@@ -24,6 +24,7 @@ from classact.errors import CheckpointError
 from classact.models.encoders import EncoderConfig
 from classact.models.encoders.image import ImageEncoder
 from classact.models.heads.base import Head, make_head
+from classact.models.latent_actions.decoder import ActionDecoder
 from classact.models.weights import load_weights
 from classact.policies.config import ParametricConfig
 from classact.policies.parametric import ParametricPolicy
@@ -133,6 +134,7 @@ class FineTuner(Training):
     Args:
         encoder_folder: pre-trained encoder to start from, see :func:`load_encoder`; None starts from scratch, with
             ``config.encoder`` and the initial weights that it names.
+        decoder: of latent actions, where demonstrations hold these in the place of actions; None: they are actions.
 
     Attributes:
         encoder, head: the networks that are trained.
@@ -141,6 +143,7 @@ class FineTuner(Training):
 
     config: FinetuneConfig
     encoder_folder: Path | None = None
+    decoder: ActionDecoder | None = None
 
     def __post_init__(self) -> None:
         data, config = self.demonstrations, self.config
@@ -327,13 +330,17 @@ class FineTuner(Training):
         config = self.config
         acting = ParametricConfig(config.chunk_length, config.history, config.seed, self.bf16, config.speed)
         labels = {"head": config.head.name, **config.labels(scratch=self.encoder_folder is None)}
+        lowdim = self.lowdim
+        if self.decoder is not None:  # what it executes are a robot's actions
+            lowdim = replace(lowdim, schema=replace(lowdim.schema, actions=self.decoder.space))
         return ParametricPolicy(
             self.average_encoder,
             self.average_head,
             self.action_range,
-            self.lowdim,
+            lowdim,
             acting,
             {"step": self.step, "steps": self.steps, **labels, "data": self.demonstrations.fingerprint()},
+            self.decoder,
         )
 
     def identity(self) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""MetaWorld's own scripted policies, which look at the observation alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from classact.data.types import FloatArray
+from classact.sims.metaworld import MetaWorld, own_name
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from metaworld.policies import ENV_POLICY_MAP
+
+MOST_NOISE = 0.1  # standard deviation of what is added to actions; each demonstration has its own, up to this
+
+
+def script(sim: MetaWorld, rng: np.random.Generator) -> Iterator[FloatArray]:
+    """The task's policy, with a little noise, so that no two demonstrations of one state are alike."""
+    yield from noisy(sim, rng, float(rng.uniform(0, MOST_NOISE)), 0.0)
+
+
+def noisy(sim: MetaWorld, rng: np.random.Generator, spread: float, random: float) -> Iterator[FloatArray]:
+    """The task's policy with Gaussian noise of ``spread``; a share ``random`` of the actions is drawn evenly."""
+    policy = ENV_POLICY_MAP[own_name(sim.spec)]()
+    while True:
+        seen = np.asarray(sim.observe(render=False).proprioception, np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that actions are clipped
+            action = np.asarray(policy.get_action(seen)) + rng.normal(0, 1, 4) * spread
+        drawn = rng.uniform(-1, 1, 4)
+        yield np.clip(drawn if rng.random() < random else action, -1, 1).astype(np.float32)
