@@ -23,13 +23,14 @@ RANDOM = "random"  # how tables name an encoder of random weights that a run is 
 
 NON_IDENTITY_FIELDS = (
     *("data", "evaluation", "baselines", "similarity", "intermediate_episodes", "intermediate_retrieval", "layout"),
+    "latent_actions",
     *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
 """Settings of a run that do not decide what is learned: evaluation, processes, and paths of data and layout, whose
 content is compared by itself."""
 
-KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout")
+KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout", "latent_actions")
 """Those of them that keep their initial values where a later call names none."""
 
 UNTRAINED = {"training": "none", "augmentation": "none"}  # labels of what was not trained
@@ -84,6 +85,8 @@ class RunConfig:
         novelty: of the score that decisions carry.
         layout: JSON file that says which array of the data is what, or its name, as in umi. None: what the data
             declare, or their arrays tell.
+        latent_actions: folder of a latent action model (classact latent-actions): what is learned from, in the place of
+            actions, which demonstrations then need not have; policies act by what it decodes.
     """
 
     data: str | tuple[str, ...] = "pusht-expert"
@@ -102,6 +105,7 @@ class RunConfig:
     intermediate_retrieval: RetrievalConfig | None = None
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     layout: str | None = None
+    latent_actions: str | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, str):

@@ -12,10 +12,11 @@ from typing import Any
 
 from classact.data.images import frames_digest
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
-from classact.data.types import Demonstrations
+from classact.data.types import Demonstrations, FloatArray
 from classact.errors import ConfigError
 from classact.evaluation.actions import HeldOut
 from classact.models.encoders import EncoderConfig
+from classact.models.latent_actions import LatentActionModel
 from classact.policies import RetrievalConfig, SceneLatents, StateLatents
 from classact.run.config import RunConfig
 from classact.run.folder import Run
@@ -29,7 +30,12 @@ from classact.utils.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-SAME = ("fingerprint", "schema", "images")  # what a run's metadata says of its data that must stay as it is
+SAME = (
+    "fingerprint",
+    "schema",
+    "images",
+    "latent_actions",
+)  # what a run's metadata says of its data that must stay as it is
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 
@@ -77,8 +83,43 @@ class RunData:
             raise ConfigError(
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
             )
+        without_actions = 0 if data.labelled is None else int((~data.labelled).sum())
+        if without_actions and settings.latent_actions is None:
+            raise ConfigError(
+                f"{data.name} ({data.source}): {without_actions} of {len(data)} demonstrations carry no actions, which "
+                f"this learns from. Learn latent ones (classact latent-actions) and name them (--latent-actions "
+                f"FOLDER), or leave these demonstrations out (--episodes)."
+            )
         self._check(data)
         return data
+
+    @cached_property
+    def latent(self) -> LatentActionModel | None:
+        """What gives latent actions, where these are learned from."""
+        folder = self.settings.latent_actions
+        return None if folder is None else LatentActionModel.load(folder)
+
+    @cached_property
+    def _latents(self) -> FloatArray | None:
+        """(N, Z) of all demonstrations."""
+        if self.latent is None:
+            return None
+        return self.latent.infer(self.recorded if self.latent.config.camera is None else self._drawn)
+
+    def learned(self, data: Demonstrations) -> Demonstrations:
+        """What is learned from: the first demonstrations, with latent actions in the place of actions."""
+        if self._latents is None:
+            return data
+        # Each dimension is a number by itself.
+        return replace(data, actions=self._latents[: data.num_steps], schema=replace(data.schema, actions=None))
+
+    def _executed(self, data: Demonstrations) -> Demonstrations:
+        """All demonstrations with the actions that a robot executes: decoded ones where latent ones are learned."""
+        if self._latents is None or self.latent is None:
+            return data
+        decoder = self.latent.decoder
+        schema = replace(data.schema, actions=decoder.space)
+        return replace(data, actions=decoder.decode(self._latents), schema=schema, labelled=None)
 
     def _check(self, data: Demonstrations) -> None:
         """Refuse data without images for the encoder, or that the simulator cannot draw."""
@@ -113,6 +154,7 @@ class RunData:
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),
+            "latent_actions": "" if self.latent is None else self.latent.digest(),
             "images": {camera: frames_digest(data.images[camera]) for camera in used},
         }
 
@@ -122,6 +164,10 @@ class RunData:
 
     @cached_property
     def _prepared(self) -> Demonstrations:
+        return self._executed(self._drawn)
+
+    @cached_property
+    def _drawn(self) -> Demonstrations:
         encoder = self.encoder
         with progress_bar("prepare images", quiet=self.quiet) as bar:
             return prepare_frames(
@@ -130,7 +176,7 @@ class RunData:
 
     def states(self) -> Demonstrations:
         """The training part, as recorded."""
-        return first_episodes(self.recorded, len(self.recorded) - self.held)
+        return first_episodes(self._executed(self.recorded), len(self.recorded) - self.held)
 
     def frames(self, ranks: Ranks | None = None) -> Demonstrations:
         """The training part, with the images that the encoder trains on."""
@@ -179,9 +225,10 @@ def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
             where = f"data.sets[{number}] ({now['source']}): fingerprint"
             return first_difference(before["fingerprint"], now["fingerprint"], where)
     for key in SAME:
-        if key in known and key in found:
+        # Runs of before there were latent actions have none.
+        if key in found and (key in known or key == "latent_actions"):
             # Further views do not matter, and fps was not always recorded.
-            before, now = (without(metadata[key], "cameras", "fps") for metadata in (known, found))
+            before, now = (without(metadata.get(key, ""), "cameras", "fps") for metadata in (known, found))
             if difference := first_difference(before, now, f"data.{key}"):
                 return difference
     return None

@@ -160,7 +160,7 @@ def train(work: HeadPipeline) -> ParametricPolicy:
     if work.config.start == "scratch":
         config = replace(config, encoder=work.source.encoder_config())
     tuner = FineTuner(
-        work["frames"],
+        work.source.learned(work["frames"]),
         config,
         work.folder.root,
         work.device,
@@ -168,6 +168,7 @@ def train(work: HeadPipeline) -> ParametricPolicy:
         work.ranks,
         teller(quiet=work.quiet),
         encoder_folder=starts_from(work),
+        decoder=None if work.source.latent is None else work.source.latent.decoder,
     )
     trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
     if work.ranks.first:

@@ -244,7 +244,7 @@ def prepare_training(work: Pipeline) -> Trainer:
     similarity = None if folder is None else Path(folder)
     with progress_bar("action similarity", quiet=work.quiet or not measured) as bar:
         trainer = Trainer(
-            work["frames"],
+            work.source.learned(work["frames"]),
             training_config(work),
             work.run.root,
             work.device,
@@ -453,7 +453,13 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
             return None
         return whole_path(path)
 
-    return replace(config, data=whole_source(config.data), similarity=place("similarity"), layout=place("layout"))
+    return replace(
+        config,
+        data=whole_source(config.data),
+        similarity=place("similarity"),
+        layout=place("layout"),
+        latent_actions=place("latent_actions"),
+    )
 
 
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
