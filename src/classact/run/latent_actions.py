@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
@@ -87,9 +88,12 @@ def learn_latent_actions(
     """
     ranks = ranks or Ranks()
     seen = data if labelled is None else data.only_labelled(labelled)
-    taught = len(data) if seen.labelled is None else int(seen.labelled.sum())
-    which = {"labelled": f"{taught} of {len(data)} demonstrations", "data": seen.fingerprint()}
-    identity = {**which, "settings": without(to_json(config), *INCIDENTAL)}
+    which = np.ones(len(data), bool) if seen.labelled is None else seen.labelled
+    identity = {
+        "data": data.fingerprint(),
+        "labelled": ranges(which),
+        "settings": without(to_json(config), *INCIDENTAL),
+    }
 
     def done() -> dict[str, Any] | None:
         check_writable(folder, folder=True)
@@ -120,7 +124,7 @@ def learn_latent_actions(
                 "name": data.name,
                 "source": data.source,
                 "episodes": len(data),
-                "labelled": taught,
+                "labelled": int(which.sum()),
                 "steps": data.num_steps,
             },
             "measures": asdict(measured),
@@ -133,6 +137,12 @@ def learn_latent_actions(
         return numbers
 
     return ranks.on_first(finish)
+
+
+def ranges(chosen: NDArray[np.bool_]) -> str:
+    """Which are true, as in "0:50,60:61"."""
+    edges = np.flatnonzero(np.diff(np.r_[False, chosen, False].astype(np.int8)))
+    return ",".join(f"{first}:{end}" for first, end in edges.reshape(-1, 2).tolist())
 
 
 def measure(model: LatentActionModel, data: Demonstrations, seen: Demonstrations) -> Measures:

@@ -40,6 +40,7 @@ from classact.train.representation import Trainer, check_training
 from classact.utils.codec import first_difference, from_json, to_json, without
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
+from classact.utils.storage import CHECKSUMS, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -465,7 +466,9 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What two calls that continue each other must agree on; ``flags`` resolve "auto" precision."""
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
-    return value | {"pretrain": spelled_out(value["pretrain"], flags)}
+    sums = None if config.latent_actions is None else Path(config.latent_actions) / CHECKSUMS
+    latent = sha256_file(sums) if sums is not None and sums.is_file() else None  # wherever the model lies
+    return value | {"pretrain": spelled_out(value["pretrain"], flags), "latent_actions": latent}
 
 
 def other_objective(known: RunConfig, asked: RunConfig) -> str | None:

@@ -1,0 +1,121 @@
+"""Latent actions from the command line, runs that learn from them, and policies that act by what is decoded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from classact.cli.main import main
+from classact.data.readers import read_demonstrations
+from classact.data.types import Observation
+from classact.errors import ConfigError
+from classact.models.latent_actions import LatentActionModel
+from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
+from classact.run.data import RunData
+from classact.run.folder import Run
+from classact.run.latent_actions import NUMBERS, linear_probe, ranges
+from classact.utils.storage import read_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
+from lerobot_files import episode, write_v3
+
+VIEWS = {"observation.images.top": (32, 48)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    episodes = [episode(14 + i, i, actions=3, cameras=VIEWS) for i in range(6)]
+    return write_v3(tmp_path_factory.mktemp("data") / "arm", episodes)
+
+
+@pytest.fixture(scope="module")
+def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("latent") / "actions"
+    words = ["latent-actions", "--data", str(data), "--labelled", "0:2", "--preset", "clam-debug", "--out", str(out)]
+    assert main([*words, "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("run") / "latent"
+    words = ["--data", str(data), "--preset", "debug", "--out", str(out), "--latent-actions", str(learned / "model")]
+    assert main(["pretrain", *words, "--workers", "1", "--quiet"]) == 0
+    assert main(["finetune", str(out), "--head", "mlp", "--preset", "head-debug", "--quiet"]) == 0
+    return Run(out)
+
+
+def test_measures_are_of_both_pools(data: Path, learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = read_json(learned / NUMBERS)
+    model, read = LatentActionModel.load(learned / "model"), read_demonstrations(data)
+    z, found = model.infer(read), numbers["measures"]
+    decoded, done = (model.decoder.actions.apply(one) for one in (model.decoder.decode(z), read.actions))
+    rows = np.setdiff1d(np.arange(read.num_steps), read.episode_ends - 1)
+    for name, some in (("action_error", rows[rows < 29]), ("action_error_others", rows[rows >= 29])):
+        assert found[name] == pytest.approx(((decoded[some] - done[some]) ** 2).mean(), rel=1e-5)
+    assert numbers["data"]["labelled"] == 2
+    words = ["latent-actions", "--data", str(data), "--preset", "clam-debug", "--out", str(learned)]
+    assert main([*words, "--labelled", "0:2"]) == 0  # nothing is done again
+    assert "2 of 6 demonstrations" in capsys.readouterr().out
+    assert main([*words, "--labelled", "0:3"]) == 1
+    message = "was made with labelled = '0:2', now it is '0:3'"
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_learns_from_latent_actions_and_executes_decoded_ones(data: Path, learned: Path, run: Run) -> None:
+    model, source = LatentActionModel.load(learned / "model"), RunData(run.settings(), quiet=True)
+    z = model.infer(read_demonstrations(data))
+    frames = source.frames()
+    assert_array_equal(source.learned(frames).actions, z[: frames.num_steps])
+    retrieval, head = load_policy(run.policy), load_policy(run.head("mlp") / "policy")
+    assert isinstance(retrieval, RetrievalPolicy)
+    assert isinstance(head, ParametricPolicy)
+    assert_array_equal(retrieval.actions, model.decoder.decode(z)[: frames.num_steps])
+    image = np.zeros((32, 48, 3), np.uint8)
+    seen = [Observation({"top": image}, np.zeros(frames.proprioception.shape[1], np.float32))]
+    raw = replace(head, decoder=None, actions=head.actions).decide(seen).chunk
+    assert raw.shape[2] == 4
+    assert_array_equal(head.decide(seen).chunk, model.decoder.decode(raw))
+    assert head.decide([]).chunk.shape[2] == 3
+    # Held-out actions are compared as executed, dimension by dimension.
+    assert {error.policy for error in run.read_actions()} == {"mlp"}
+
+
+def test_other_latent_actions_are_refused(
+    data: Path, learned: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["latent-actions", "--data", str(data), "--preset", "clam-debug", "--out", str(tmp_path / "other")]
+    assert main([*words, "--quiet"]) == 0
+    words = ["pretrain", "--data", str(data), "--preset", "debug", "--out", str(run.root), "--quiet"]
+    assert main([*words, "--latent-actions", str(tmp_path / "other/model")]) == 1
+    assert "was started with settings.latent_actions = " in capsys.readouterr().err
+    assert main(words) == 0  # as it was started
+    assert main([*words, "--latent-actions", str(learned / "model")]) == 0
+
+
+def test_demonstrations_without_actions_are_refused(data: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(run.settings(), latent_actions=None)
+    some = read_demonstrations(data).only_labelled([0, 3])
+    monkeypatch.setattr("classact.run.data.read_demonstrations", lambda *_, **__: some)
+    with pytest.raises(ConfigError, match=r"4 of 6 demonstrations carry no actions.*classact latent-actions"):
+        RunData(settings).states()
+    assert RunData(run.settings()).states().labelled is None
+
+
+def test_ranges_in_words() -> None:
+    assert ranges(np.array([True, True, False, True])) == "0:2,3:4"
+    assert ranges(np.zeros(3, bool)) == ""
+
+
+def test_a_linear_probe_explains_what_is_linear() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 3)).astype(np.float32)
+    actions = (z @ rng.normal(size=(3, 2)) + 1).astype(np.float32)
+    assert linear_probe(z[:200], actions[:200], z[200:], actions[200:]) > 0.99
+    noise = rng.normal(size=(400, 2)).astype(np.float32)
+    assert abs(linear_probe(z[:200], noise[:200], z[200:], noise[200:])) < 0.1
