@@ -106,7 +106,8 @@ class ImageLatents(Latents):
         self.lowdim, self.schema, self.bf16 = lowdim, lowdim.schema, bf16
 
     def _join(self, images: Mapping[str, Images], lowdim: FloatArray) -> FloatArray:
-        return unit(np.concatenate([self.encoder.encode(images, bf16=self.bf16), lowdim], axis=1))
+        features = self.encoder.encode(images, bf16=self.bf16, count=len(lowdim))
+        return unit(np.concatenate([features, lowdim], axis=1))
 
     def demonstrations(self, data: Demonstrations) -> FloatArray:
         """(N, d) latents of every step."""

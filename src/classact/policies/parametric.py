@@ -218,7 +218,8 @@ class ParametricPolicy(Published):
         """
         cameras = self.encoder.config.cameras
         self.lowdim.check(observations, cameras)
-        image = self.encoder.encode(stack_images(observations, cameras), bf16=self.config.bf16)
+        images = stack_images(observations, cameras)
+        image = self.encoder.encode(images, bf16=self.config.bf16, count=len(observations))
         return np.concatenate([image, self.lowdim.observations(observations)], axis=1)
 
     def _generator(self, history: Sequence[Observation]) -> torch.Generator:

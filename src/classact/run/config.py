@@ -116,6 +116,11 @@ class RunConfig:
                 f"expected heldout >= 0 and intermediate_episodes >= 1, got {self.heldout} and "
                 f"{self.intermediate_episodes}."
             )
+        if not self.pretrain.encoder.cameras and self.pretrain.objective.written != "none":
+            raise ConfigError(
+                f"objective {self.pretrain.objective.written!r} learns what images mean, but no camera is to be seen. "
+                f"Name one (--cameras), or learn nothing (--objective none) before a head sees numbers alone."
+            )
         if not self.heldout and not is_exact(self.retrieval.search):
             raise ConfigError(
                 f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "

@@ -90,6 +90,8 @@ def shown_pixels(
     images: Batch, encoder: EncoderConfig, augment: AugmentConfig | None, generator: torch.Generator, part: Part
 ) -> Tensor:
     """(B, V, 3, crop, crop) pixels of (B, S, S, 3) images by camera: random views, or centre crops without augment."""
+    if not encoder.cameras:
+        return torch.zeros(part.rows.stop - part.rows.start, 0, 3, encoder.crop_size, encoder.crop_size)
     if augment is not None:
         return random_views(images, encoder, augment, generator, part)
     edge = (encoder.image_size - encoder.crop_size) // 2
@@ -178,7 +180,7 @@ class FineTuner(Training):
             optimizer=self._optimizer(),
             schedule=config.optimizer.schedule(),
             images=images,
-            loads=self.count == 0,
+            loads=self.count == 0 and bool(images),
         )
 
     @property
@@ -263,7 +265,7 @@ class FineTuner(Training):
         """Compute the features of a frozen encoder, where they are computed once; fit their standardisation."""
         if self.count:
             self._all_views()
-        if self.config.standardize and self.step == 0:
+        if self.config.standardize and self.encoder.feature_dim and self.step == 0:
             if not self.count:
                 self._tell(f"features of {self.examples:,} images are computed, to standardise them")
             self._fit_standardization(self._all_views() if self.count else self._encode_views(1))

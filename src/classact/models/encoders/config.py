@@ -54,7 +54,8 @@ class EncoderConfig:
         width: factor on the backbone's channels; 1 for timm's.
         pooling: of the backbone's maps: "spatial-softmax", "average", "cells" (all values), or "own" (that of a timm
             model, such as a class token). None: the spatial softmax (C.1), but the cells of "equivariant".
-        cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera).
+        cameras: which views it reads; their features are concatenated in this order (F.1: a wrist camera). (): none;
+            then policies see numbers alone.
         shared: one network for all views, instead of one each (the released code).
         image_size: images are resized to this side first (paper: 256).
         crop_size: side of the random crop in training and the centre crop in evaluation (paper: 224).
@@ -81,8 +82,8 @@ class EncoderConfig:
     pooling: str | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
-        if isinstance(self.cameras, str) or not self.cameras or len(set(self.cameras)) != len(self.cameras):
-            raise ConfigError(f"expected a tuple of at least one camera, each named once, got {self.cameras!r}.")
+        if isinstance(self.cameras, str) or len(set(self.cameras)) != len(self.cameras):
+            raise ConfigError(f"expected a tuple of cameras, each named once, got {self.cameras!r}.")
         if self.backbone not in BACKBONES and not (self.timm and re.fullmatch(r"[\w.-]+", self.timm)):
             raise UnknownNameError(choose("encoder backbone", self.backbone, (*BACKBONES, "timm/NAME")))
         if self.pooling is not None and self.pooling not in POOLINGS:
@@ -94,7 +95,7 @@ class EncoderConfig:
             )
         check_names(self)
         check_range(self, "width", above=0)
-        if len(self.aspects) != len(self.cameras) or not min(self.aspects) > 0:
+        if len(self.aspects) != len(self.cameras) or not all(aspect > 0 for aspect in self.aspects):
             raise ConfigError(
                 f"expected an aspect above 0, or one for each of {len(self.cameras)} cameras, got {self.aspect}."
             )

@@ -72,14 +72,15 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         with seeded(seed):
-            views = [View(config, load_init=load_init) for _ in range(1 if config.shared else len(config.cameras))]
+            networks = min(1, len(config.cameras)) if config.shared else len(config.cameras)
+            views = [View(config, load_init=load_init) for _ in range(networks)]
         self.views = nn.ModuleList(views)
         if load_init:
             from classact.models.encoders.resnet import initialize
 
             for view in views:
                 initialize(view.backbone, config.init, config.init_path)
-        self.feature_dim = len(config.cameras) * views[0].feature_dim
+        self.feature_dim = len(config.cameras) * views[0].feature_dim if views else 0
         self._warned = False
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
@@ -100,6 +101,8 @@ class ImageEncoder(nn.Module):
                 f"expected inputs of shape (B, {count}, 3, H, W), one image for each of {list(self.config.cameras)}, "
                 f"got {tuple(inputs.shape)}."
             )
+        if not count:
+            return inputs.new_zeros(B, 0)
         if self.config.shared:
             features: Tensor = self.views[0](inputs.flatten(0, 1), bf16=bf16)
             return features.reshape(B, -1)
@@ -149,14 +152,16 @@ class ImageEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(
-        self, images: Mapping[str, Images] | Images, *, batch_size: int = 512, bf16: bool = False
+        self, images: Mapping[str, Images] | Images, *, batch_size: int = 512, bf16: bool = False, count: int = 0
     ) -> np.ndarray[Any, Any]:
         """(N, V F) float32 features of images as at run time: resize, centre crop, normalise, encode.
 
         ``images`` are (N, H, W, 3) uint8 by camera, or one array for an encoder of one camera; ``batch_size`` is per
-        camera.
+        camera, ``count`` N of an encoder without cameras.
         """
         views = self.images(images)
+        if not views:
+            return np.zeros((count, 0), np.float32)
         size, crop = self.config.image_size, self.config.crop_size
         edge = (size - crop) // 2
         parts = []
