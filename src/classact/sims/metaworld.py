@@ -35,6 +35,11 @@ def own_name(spec: SimulatorSpec) -> str:
     return f"{spec.name.removeprefix('metaworld-')}-v3"
 
 
+def hold(sim: Any) -> FloatArray:  # noqa: ARG001
+    """The action that moves nothing, and leaves the gripper open."""
+    return np.array([0, 0, 0, -1], np.float32)
+
+
 class MetaWorld(MujocoSimulator):
     """One of MetaWorld's tasks.
 
