@@ -16,8 +16,8 @@ TASKS = [name for name in SIMULATORS if name.startswith("metaworld-")]
 @pytest.mark.parametrize("name", TASKS)
 def test_the_expert_succeeds(name: str) -> None:
     sim = make_simulator(name)
-    made = [attempt(sim, resolve(SIMULATORS[name].expert), seed) for seed in range(3)]
-    assert sum(one.success for one in made) >= 2, [one.reason for one in made]
+    made = [attempt(sim, resolve(SIMULATORS[name].expert), seed) for seed in range(5)]
+    assert sum(one.success for one in made) >= 3, [one.reason for one in made]
     goals = np.array([one.proprioception[0, 36:39] for one in made])
     assert (goals.std(axis=0) > 0).any()  # seen, and another in each episode
     assert np.array_equal(made[1].actions, attempt(sim, resolve(SIMULATORS[name].expert), 1).actions)
@@ -41,7 +41,7 @@ def test_an_action_is_executed_twice_and_observed_with_the_step_before() -> None
     before = sim.observe(render=False).proprioception
     sim.step(np.array([1, 0, 0, -1], np.float32))
     after = sim.observe(render=False).proprioception
-    assert 0.005 < after[0] - before[0] < 0.03  # metres, of two centimetres at most
+    assert 0.001 < after[0] - before[0] < 0.02  # metres: the hand follows by a spring
     assert np.allclose(sim.observe(render=False).proprioception, after)  # looking changes nothing
     assert not np.array_equal(after[18:22], after[:4])
     sim.close()
