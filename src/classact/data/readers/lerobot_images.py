@@ -136,10 +136,15 @@ def video_shape(path: Path) -> tuple[int, int, int]:
                 return (context.height, context.width, 3)
     except (OSError, ValueError, av.FFmpegError) as problem:
         raise DataError(
-            f"{path} ({path.stat().st_size:,} bytes) cannot be decoded ({problem}): the video is damaged or "
+            f"{path} ({path.stat().st_size:,} bytes) cannot be decoded ({_why(problem)}): the video is damaged or "
             f"incomplete. Copy or download it again, or leave its camera out in a layout."
         ) from None
     raise DataError(f"{path} holds no video that can be decoded. Copy or download it again.")
+
+
+def _why(problem: Exception) -> str:
+    """An error's words, without the file's name, which PyAV puts behind them."""
+    return str(getattr(problem, "strerror", None) or problem)
 
 
 def frame_times(path: Path) -> NDArray[np.float64]:
@@ -152,7 +157,7 @@ def frame_times(path: Path) -> NDArray[np.float64]:
             packets = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
             return np.sort(np.array(packets, np.float64)) * float(stream.time_base or 0)
     except (OSError, ValueError, IndexError, av.FFmpegError) as problem:
-        raise DataError(f"{path} cannot be decoded ({problem}). Copy or download it again.") from None
+        raise DataError(f"{path} cannot be decoded ({_why(problem)}). Copy or download it again.") from None
 
 
 @dataclass(frozen=True)
