@@ -203,7 +203,11 @@ class DataValidate:
             return 1
         with progress_bar("look at frames", quiet=self.quiet or not data.images) as bar:
             found = validate(data, lambda done, of: bar(done, of, "cameras"))
-        found = sorted([*check_files(self.source, self.episodes), *found], key=lambda one: one.kind != "problem")
+        try:
+            found += check_files(self.source, self.episodes)
+        except DataError as error:  # what a layout reads may be other than what is recorded beside it
+            found.append(Finding("note", "files", self.source, str(error)))
+        found.sort(key=lambda one: one.kind != "problem")
         print_findings(found)
         problems = sum(one.kind == "problem" for one in found)
         say(f"{data.name}: {len(data)} episodes, {problems} problems, {len(found) - problems} notes.")
