@@ -342,7 +342,7 @@ class RetrievalPolicy(Published):
         group = np.searchsorted(ends, asked[order], side="right")
         bounds = np.searchsorted(candidates, np.stack([np.append(0, ends[:-1]), ends], axis=1))
         k = min(self.config.k, len(candidates) - int((bounds[:, 1] - bounds[:, 0]).max()))
-        parts: list[tuple[FloatArray, ...] | Any] = []
+        parts: list[tuple[Any, ...]] = []
         for start in range(0, len(rows), LEFT_OUT_AT_ONCE):
             some = slice(start, start + LEFT_OUT_AT_ONCE)
             nearest, cosine = search.search(bank[asked[order[some]]], k, bounds[group[some]])
