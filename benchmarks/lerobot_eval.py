@@ -4,7 +4,8 @@
     uv run python benchmarks/lerobot_eval.py RUN --policies retrieval mlp --lerobot .venv-lerobot/bin
 
 Each policy of a run is exported, evaluated by ``lerobot-eval`` (gym-pusht, 300 steps, coverage above 0.95), and by
-classact: from its own initial states, and from those that LeRobot's seeds give in gym-pusht, episode by episode.
+classact: from its own initial states, and from those that LeRobot's seeds give in gym-pusht, episode by episode. What
+differs then is a pixel or two; --further does the same from more states, in gym-pusht without LeRobot's commands.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gym_pusht  # noqa: F401 (registers itself)
+import gymnasium
 import numpy as np
 from gymnasium.utils import seeding
 
+from classact.data.types import Observation
 from classact.evaluation.config import FIRST_SEED
 from classact.evaluation.lerobot import Episodes, lerobot_differences, lerobot_rows, read_eval_info
 from classact.policies import load_policy
@@ -26,7 +30,7 @@ from classact.run.export import export_lerobot
 from classact.run.folder import Run
 from classact.sims.pusht import PushT, start_state
 from classact.utils.statistics import wilson_interval
-from common import keep, kept, parser
+from common import keep, kept, mcnemar_p, parser
 
 SEED = 1000  # lerobot-eval's default, plus one for each episode
 STEPS = 300
@@ -63,7 +67,39 @@ def successes(policy: Any, starts: list[np.ndarray[Any, Any]]) -> tuple[list[boo
     return [bool(value >= 0.95) for value in best], [float(value) for value in best]
 
 
-def measured(run: Run, name: str, episodes: int, commands: Path, work: Path) -> dict[str, Any]:
+def successes_in_gym(policy: Any, seeds: list[int]) -> list[bool]:
+    """As ``lerobot-eval`` has it, without LeRobot: gym-pusht's own states and pictures."""
+    worlds = [gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos") for _ in seeds]
+    seen = [[_seen(world.reset(seed=seed)[0])] for world, seed in zip(worlds, seeds, strict=True)]
+    controller = Controller(policy)
+    controller.reset(len(worlds))
+    done, step = [False] * len(worlds), 0
+    while step < STEPS:
+        chunks = controller.act(seen).chunk[:, : STEPS - step]
+        for index, (world, chunk) in enumerate(zip(worlds, chunks, strict=True)):
+            for action in chunk:
+                if not done[index]:
+                    found, *_, info = world.step(action)
+                    seen[index], done[index] = [_seen(found)], bool(info["is_success"])
+        step += chunks.shape[1]
+    return done
+
+
+def _seen(found: Any) -> Observation:
+    return Observation({"top": found["pixels"]}, found["agent_pos"].astype(np.float32))
+
+
+def further(policy: Any, first: int, count: int) -> dict[str, Any]:
+    """Whether pictures that differ in a pixel or two make a difference, from more of LeRobot's initial states."""
+    seeds = list(range(first, first + count))
+    theirs = np.array(successes_in_gym(policy, seeds))
+    ours = np.array(successes(policy, [lerobots_start(seed) for seed in seeds])[0])
+    won, lost = int((theirs > ours).sum()), int((theirs < ours).sum())
+    found = {"gym-pusht": int(theirs.sum()), "classact": int(ours.sum()), "won": won, "lost": lost}
+    return {"episodes": count, **found, "p": mcnemar_p(won, lost)}
+
+
+def measured(run: Run, name: str, episodes: int, others: int, commands: Path, work: Path) -> dict[str, Any]:
     """One policy, by both."""
     head = None if name == "retrieval" else name
     out = work / f"eval-{name}"
@@ -87,7 +123,9 @@ def measured(run: Run, name: str, episodes: int, commands: Path, work: Path) -> 
     )[0]
     low, high = wilson_interval(sum(own), episodes)
     shared_low, shared_high = wilson_interval(sum(same), episodes)
+    more = {} if not others else {"further": further(policy, SEED + episodes, others)}
     return {
+        **more,
         "episodes": episodes,
         "lerobot-eval": found.successes,
         "same initial states": {"successes": sum(same), "low": shared_low, "high": shared_high},
@@ -106,13 +144,14 @@ def main() -> None:
     arguments.add_argument("--policies", nargs="+", default=["retrieval"], help="retrieval, or heads of the run")
     arguments.add_argument("--lerobot", type=Path, default=Path(".venv-lerobot/bin"))
     arguments.add_argument("--episodes", type=int, default=50)
+    arguments.add_argument("--further", type=int, default=0, help="more episodes, in gym-pusht without LeRobot")
     arguments.add_argument("--work", type=Path, help="keep exports and LeRobot's results here, and continue with them")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         for name in options.policies:
             if name not in kept(options.json, "policies"):
-                row = measured(Run(options.run), name, options.episodes, options.lerobot, work)
+                row = measured(Run(options.run), name, options.episodes, options.further, options.lerobot, work)
                 keep(options.json, "policies", name, row, criterion=CRITERION)
                 print(name, row)
 

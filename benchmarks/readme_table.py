@@ -117,6 +117,11 @@ def lerobot_eval_line() -> str:
             f"{d['lost']} episodes differ, McNemar's p = {d['p']:.2g}), {own['successes']} from its own ones "
             f"({100 * own['low']:.0f} to {100 * own['high']:.0f} %)"
         )
+        if f := row.get("further"):
+            lines[-1] += (
+                f"; from {f['episodes']} more states {f['gym-pusht']} in gym-pusht itself and {f['classact']} in "
+                f"classact ({f['won']} : {f['lost']}, p = {f['p']:.2g})"
+            )
     return (
         f"Push-T, coverage of 0.95 within 300 steps: {'; '.join(lines)}. Both simulate the same physics, and both show "
         f"96 pixels (the 384 that LeRobot declares are those of its videos); a pixel or two of a frame differ by "
