@@ -94,7 +94,7 @@ class ClassactConfig(PreTrainedConfig):  # type: ignore[misc]
                 raise ConfigError(f"--policy.{kind.split()[0]}: {choose(kind, name, known)}.")
         made = HEAD_PRESETS[self.preset].config(self.head, frozen=self.frozen)
         rates = {"head_lr": self.head_lr, "encoder_lr": self.encoder_lr}
-        given = {name: rate for name, rate in rates.items() if rate is not None}
+        given: dict[str, Any] = {name: rate for name, rate in rates.items() if rate is not None}
         return replace(
             made,
             views=0,  # fresh ones at each step

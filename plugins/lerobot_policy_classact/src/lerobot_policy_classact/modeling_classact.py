@@ -161,7 +161,7 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
             new.append(one)
         if not self._action_queue:
             decision = self._controller.act(self._new)
-            self._action_queue.extend(np.moveaxis(decision.chunk, 1, 0))
+            self._action_queue.extend(decision.chunk.swapaxes(0, 1))
             self._new = [[] for _ in seen]
         return torch.from_numpy(np.ascontiguousarray(self._action_queue.popleft())).to(self.unused.device)
 
