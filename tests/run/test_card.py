@@ -71,6 +71,9 @@ def test_a_card_says_what_was_learned_from_and_how_well_it_acts(run: Run, tmp_pa
         'classact.load_policy("user/push")',
     ):
         assert line in card.text
+    with pytest.raises(ConfigError, match="'push@v1' is no name on the hub: expected user/name"):
+        export_hub(run, tmp_path / "other", hub="push@v1")
+    assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match="out exists"):
         export_hub(run, out)
 

@@ -15,6 +15,7 @@ from classact.policies.load import load_policy as load_saved
 from classact.run.card import run_card
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
+from classact.utils.hub import check_hub_name
 from classact.utils.storage import CARD, atomic_path, verify_folder, write_json
 
 Part = Literal["encoder", "policy"]
@@ -47,7 +48,7 @@ def export_hub(run: Run | str | Path, out: Path, *, head: str | None = None, hub
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists.
     """
-    run, policy = _exported(run, out, head)
+    run, policy = _exported(run, out, head, hub)
     acting: Any = load_policy(policy)
     with atomic_path(out, replace=False) as temporary:
         shutil.copytree(policy, temporary)
@@ -81,8 +82,10 @@ def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = N
     return export_onnx(acting.image_encoder, out)
 
 
-def _exported(run: Run | str | Path, out: Path, head: str | None) -> tuple[Run, Path]:
+def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | None = None) -> tuple[Run, Path]:
     """The run, and the folder of the policy to be written to ``out``, which is intact."""
+    if hub is not None:
+        check_hub_name(hub)
     run = run if isinstance(run, Run) else Run(Path(run))
     if out.exists():
         raise ConfigError(f"{out} exists. Choose another folder, or remove it.")
@@ -125,7 +128,7 @@ def export_lerobot(
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
     """
-    run, policy = _exported(run, out, head)
+    run, policy = _exported(run, out, head, hub)
     named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
     with atomic_path(out, replace=False) as temporary:
         temporary.mkdir()

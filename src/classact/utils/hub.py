@@ -61,6 +61,13 @@ def model_folder(source: str | os.PathLike[str], revision: str | None = None) ->
         ) from None
 
 
+def check_hub_name(name: str) -> None:
+    """Refuse, as a ConfigError, what cannot be uploaded to: anything but ``user/name``."""
+    match = _NAME.fullmatch(name)
+    if match is None or match[2] is not None:
+        raise ConfigError(f"{name!r} is no name on the hub: expected user/name.")
+
+
 def push_folder(folder: Path, name: str, *, private: bool | None = None) -> str:
     """Upload a folder as a model of the hub, made where it is not there; returns its address.
 
@@ -72,9 +79,7 @@ def push_folder(folder: Path, name: str, *, private: bool | None = None) -> str:
     Raises:
         ConfigError: not a name, no connection, no permission, or not logged in.
     """
-    match = _NAME.fullmatch(name)
-    if match is None or match[2] is not None:
-        raise ConfigError(f"{name!r} is no name on the hub: expected user/name.")
+    check_hub_name(name)
     from huggingface_hub import HfApi
 
     try:
@@ -83,7 +88,8 @@ def push_folder(folder: Path, name: str, *, private: bool | None = None) -> str:
         return str(api.upload_folder(repo_id=name, folder_path=folder))
     except Exception as problem:  # what carries the connection raises errors of its own
         raise ConfigError(
-            f"{folder} could not be uploaded as {name} ({reason(problem)}). Log in with 'hf auth login'."
+            f"{folder} could not be uploaded as {name} ({reason(problem)}). Check the connection, and log in with 'hf "
+            f"auth login'."
         ) from None
 
 
