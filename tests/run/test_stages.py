@@ -49,7 +49,7 @@ def all_stages() -> list[tuple[Stage, ...]]:
     objectives = [
         replace(config, pretrain=with_objective(config.pretrain, objective_config(name))) for name in OBJECTIVES
     ]
-    return [FINETUNING, *((*pretraining(c), *rollouts(c), pictures(c)) for c in objectives)]
+    return [FINETUNING, *((*pretraining(c), *rollouts(c), *pictures(c)) for c in objectives)]
 
 
 def test_what_a_stage_needs_an_earlier_one_leaves() -> None:
