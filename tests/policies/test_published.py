@@ -21,6 +21,7 @@ from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, load_policy
 from classact.utils.storage import CARD
+from snippets import snippet
 
 DATA = fakes.demonstrations()
 
@@ -64,6 +65,10 @@ def test_a_name_on_the_hub_is_as_good_as_a_folder(
     assert_array_equal(loaded.bank, policy.bank)
     assert load_policy("user/push@v2").config.k == 3  # type: ignore[union-attr]
     assert RetrievalPolicy.from_pretrained("user/push", revision="v2", temperature=0.5).config.k == 3
+    cached("user/name", "main", tmp_path / "p")
+    found: dict[str, Any] = {"frames": DATA.images["top"]}
+    exec(snippet("hub"), found)  # of the page
+    assert (found["policy"].config.k, found["features"].shape) == (16, (DATA.num_steps, 64))
     encoder = ImageEncoder.from_pretrained("user/push")  # of the policy
     assert policy.latents.encoder is not None
     assert fakes.equal(encoder, policy.latents.encoder)
