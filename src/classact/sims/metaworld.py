@@ -59,7 +59,7 @@ class MetaWorld(MujocoSimulator):
         self, *, image_size: int | None = None, shift: str = "fixed", cameras: Sequence[str] | None = None
     ) -> None:
         super().__init__(sized(self.task, image_size), shift, cameras)
-        self.env = ALL_V3_ENVIRONMENTS[own_name(self.task)]()
+        self.env: Any = ALL_V3_ENVIRONMENTS[own_name(self.task)]()
         self.env._partially_observable = False  # what hides the goal
         self.env.__dict__.pop("sawyer_observation_space", None)  # computed before, with a hidden goal
         self.env._set_task_called = self.env.seeded_rand_vec = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def script(sim: MetaWorld, rng: np.random.Generator) -> Iterator[FloatArray]:
 
 def noisy(sim: MetaWorld, rng: np.random.Generator, spread: float, random: float) -> Iterator[FloatArray]:
     """The task's policy with Gaussian noise of ``spread``; a share ``random`` of the actions is drawn evenly."""
-    policy = ENV_POLICY_MAP[own_name(sim.spec)]()
+    make: Any = ENV_POLICY_MAP[own_name(sim.spec)]
+    policy = make()
     while True:
         seen = np.asarray(sim.observe(render=False).proprioception, np.float64)
         with warnings.catch_warnings():
