@@ -1,7 +1,7 @@
 """From nothing to a page in two commands: wheel and source distribution in bare environments, sizes and times.
 
-Builds both, installs each into an environment that holds nothing else, and runs the demo there, outside the repository.
-CI's ``.ci/release`` runs it with settings of seconds:
+Builds both, installs each into an environment that holds nothing else, and runs the demo there, outside the repository;
+with the source distribution in settings of seconds only, as ``.ci/release`` does with both:
 
     uv run python benchmarks/install.py --preset debug --json /tmp/install.json
     uv run python benchmarks/install.py --data a_lerobot_folder --keep runs/installed
@@ -29,33 +29,35 @@ def main() -> None:
     arguments.add_argument("--preset", help="of the demo")
     arguments.add_argument("--keep", type=Path, help="copy the demo's folder there")
     options = arguments.parse_args()
+    options.data = None if options.data is None else str(Path(options.data).resolve())
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run("uv", "build", "--quiet", "--out-dir", str(folder / "dist"), str(ROOT), where=folder)
         (wheel,), (source,) = (list((folder / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
         for kind, file in (("wheel", wheel), ("sdist", source)):
-            found[kind] = tried(file, folder / kind, options)
+            preset = options.preset if kind == "wheel" else "debug"
+            found[kind] = tried(file, folder / kind, options.data, preset)
             found[kind]["file_mib"] = mebibytes(file)
         if options.keep is not None:
             shutil.copytree(folder / "wheel" / "demo", options.keep)
     save(options.json, {"data": Path(options.data).name if options.data else "pusht-expert", **found})
 
 
-def tried(file: Path, folder: Path, options: Any) -> dict[str, Any]:
+def tried(file: Path, folder: Path, data: str | None, preset: str | None) -> dict[str, Any]:
     """Install one distribution into a bare environment and run its demo; seconds and mebibytes."""
     folder.mkdir()
     run("uv", "venv", "--quiet", "--python", sys.executable, str(folder / "bare"), where=folder)
     python = folder / "bare/bin/python"
-    extra = "" if options.data else "[pusht]"
+    extra = "" if data else "[pusht]"
     begin = time.perf_counter()
     run("uv", "pip", "install", "--quiet", "--python", str(python), f"{file}{extra}", where=folder)
     installed = time.perf_counter() - begin
     site = next((folder / "bare/lib").glob("python*/site-packages"))
     gpu = [part for part in site.iterdir() if part.name.startswith(("nvidia", "triton"))]
     words = [str(folder / "bare/bin/classact"), "demo", "--out", "demo"]
-    words += ["--data", str(Path(options.data).resolve())] if options.data else []
-    words += ["--preset", options.preset] if options.preset else []
+    words += ["--data", data] if data else []
+    words += ["--preset", preset] if preset else []
     begin = time.perf_counter()
     run(*words, where=folder)
     acted = time.perf_counter() - begin
