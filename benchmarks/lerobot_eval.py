@@ -24,10 +24,10 @@ from gymnasium.utils import seeding
 from classact.data.types import Observation
 from classact.evaluation.config import FIRST_SEED
 from classact.evaluation.lerobot import Episodes, lerobot_differences, lerobot_rows, read_eval_info
-from classact.policies import load_policy
 from classact.policies.control import Controller
 from classact.run.export import export_lerobot
 from classact.run.folder import Run
+from classact.run.load import load_policy
 from classact.sims.pusht import PushT, start_state
 from classact.utils.statistics import wilson_interval
 from common import keep, kept, mcnemar_p, parser
@@ -109,7 +109,7 @@ def measured(run: Run, name: str, episodes: int, others: int, commands: Path, wo
         words += [f"--eval.n_episodes={episodes}", "--eval.batch_size=50", "--eval.use_async_envs=false"]
         subprocess.run([str(commands / "lerobot-eval"), *words, f"--output_dir={out}"], check=True, capture_output=True)
     (theirs,) = read_eval_info(out)
-    policy: Any = load_policy(run.policy if head is None else Run(run.head(head)).policy)
+    policy: Any = load_policy(run if head is None else run.head(head))
     same, largest = successes(policy, [lerobots_start(SEED + i) for i in range(episodes)])
     own, _ = successes(policy, [start_state(FIRST_SEED + i) for i in range(episodes)])
     found = lerobot_rows("lerobot-eval", [theirs])[0]

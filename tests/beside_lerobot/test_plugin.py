@@ -71,8 +71,7 @@ def batch_of(observations: list[Observation]) -> dict[str, Any]:
 def test_the_same_chunks_from_a_hundred_observations(run: Run, of_head: bool, tmp_path: Path) -> None:
     head = head_of(run) if of_head else None
     theirs = loaded(export_lerobot(run, tmp_path / "out", head=head))
-    folder = run.policy if head is None else Run(run.head(head)).policy
-    ours = load_policy(folder)
+    ours: Any = load_policy(run if head is None else run.head(head))
     observations = seen(ours, 100)
     assert_array_equal(theirs.predict_action_chunk(batch_of(observations)).numpy(), decide(ours, observations).chunk)
 

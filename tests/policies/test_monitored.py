@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,17 @@ import fakes
 from classact.data.lowdim import LowDim
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import MLPConfig, make_head
-from classact.policies import ImageLatents, MonitoredPolicy, NoveltyConfig, RetrievalConfig, RetrievalPolicy
+from classact.policies import (
+    ImageLatents,
+    MonitoredPolicy,
+    NoveltyConfig,
+    RetrievalConfig,
+    RetrievalPolicy,
+    load_policy,
+)
 from classact.policies.base import PolicySpec, decide
 from classact.policies.config import ParametricConfig
 from classact.policies.control import Runner
@@ -131,3 +139,31 @@ def test_one_pass_of_a_shared_encoder_serves_both(frozen: bool, monkeypatch: pyt
     assert decision.neighbors is not None
     assert watched.neighbors is not None
     assert_array_equal(decision.neighbors.rows, watched.neighbors.rows)
+
+
+def test_a_monitored_policy_is_a_folder(tmp_path: Path) -> None:
+    data = fakes.demonstrations()
+    bank = monitor(data)
+    bank = RetrievalPolicy.build(bank.latents, data, replace(bank.config, revisit=0.999))
+    bank.calibrate(config=NoveltyConfig(m=2, alpha=0.3))
+    assert isinstance(bank.latents, ImageLatents)
+    lowdim, encoder = LowDim.fit(data), copy.deepcopy(bank.latents.encoder)
+    head = make_head(MLPConfig(network="residual"), encoder.feature_dim + lowdim.dim, 2, 16, seed=0)
+    acting = ParametricPolicy(encoder, head, data.action_range(), lowdim, ParametricConfig(chunk_length=8))
+    made = MonitoredPolicy(acting, bank)
+    made.save_pretrained(tmp_path / "policy")
+    read = load_policy(tmp_path / "policy", chunk_length=8)
+    assert isinstance(read, MonitoredPolicy)
+    runners = [Runner(one) for one in (made, read)]
+    for one in fakes.observations(data, [3] * 20 + [60]):  # back where it was: the demonstration is followed
+        first, second = (runner.step(one) for runner in runners)
+        assert_array_equal(first, second)
+    plain = Runner(acting)
+    assert any((plain.step(one) != runners[1].step(one)).any() for one in fakes.observations(data, [3] * 20))
+    assert runners[1].novelty == runners[0].novelty
+    weights = tmp_path / "policy/monitor/encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"monitor/encoder/model\.safetensors"):
+        load_policy(tmp_path / "policy")
+    with pytest.raises(ConfigError, match="'acting' cannot be saved"):
+        MonitoredPolicy(Acting(data.schema), monitor(data)).save(tmp_path / "other")

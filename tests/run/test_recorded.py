@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +18,20 @@ from classact.cli.main import main
 from classact.cli.runs import ACTING_FLAGS, Evaluate, Pretrain, run_config
 from classact.data.schema import Schema
 from classact.data.statistics import Statistics
-from classact.data.types import Demonstrations
+from classact.data.types import Demonstrations, Observation
 from classact.data.video import read_video
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError, Consistency, EpisodeError
 from classact.pages import build_report
 from classact.pages.demonstrations import without
+from classact.policies import RetrievalPolicy, Runner
+from classact.policies.monitored import MonitoredPolicy
 from classact.run.config import RunConfig
 from classact.run.data import run_rate
 from classact.run.evaluate import evaluate_run
+from classact.run.export import export_hub
 from classact.run.folder import Run
+from classact.run.load import load_policy
 from classact.run.presets import as_recorded, configure, configure_head
 from classact.run.pretrain import Pipeline
 from classact.utils.codec import from_json
@@ -214,6 +219,29 @@ def test_heads_and_saved_policies_take_seconds_of_the_run(finished: Run) -> None
     assert (made.finetune.horizon, made.finetune.chunk_length) == (16, 6)
     given = parse(Evaluate, [str(finished.root), "--chunk-length", "0.4s", "--k", "3"], "classact evaluate").acting
     assert counted(ACTING_FLAGS, given, lambda: run_rate(finished)) == {"chunk_length": 4, "k": 3}
+
+
+def test_an_exported_head_acts_as_it_was_evaluated(finished: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished.root, tmp_path / "run"))
+    (head,) = (path.name for path in run.heads.iterdir())
+    remembers = RetrievalPolicy.load(run.policy, revisit=0.999)
+    shutil.rmtree(run.policy)
+    remembers.save(run.policy)
+    own = load_policy(run.head(head))
+    assert isinstance(own, MonitoredPolicy)
+    read = load_policy(export_hub(run, tmp_path / "out", head=head))
+    assert isinstance(read, MonitoredPolicy)
+    schema = own.spec.schema
+    assert schema is not None
+    rng = np.random.default_rng(0)
+    images = {"top": rng.integers(0, 255, (32, 48, 3), np.uint8), "wrist": rng.integers(0, 255, (24, 24, 3), np.uint8)}
+    seen = [Observation(images, rng.normal(size=schema.proprioception_dim).astype(np.float32))]
+    one, two = Runner(own), Runner(read)
+    for _ in range(20):
+        assert np.array_equal(one.step(seen[0]), two.step(seen[0]))
+    assert one.decision is not None
+    assert one.decision.visits is not None
+    assert one.decision.visits[0] > 0  # it stands still, which the monitor remembers
 
 
 def test_too_few_demonstrations_hold_none_out(tmp_path: Path) -> None:

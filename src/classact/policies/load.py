@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from classact.errors import CheckpointError, choose
-from classact.policies import parametric, retrieval
+from classact.policies import monitored, parametric, retrieval
 from classact.policies.folder import METADATA, read_format
+from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
 from classact.utils.hub import model_folder
 
-KINDS: dict[str, type[RetrievalPolicy | ParametricPolicy]] = {
+Saved = RetrievalPolicy | ParametricPolicy | MonitoredPolicy
+
+KINDS: dict[str, type[Saved]] = {
     retrieval.FORMAT: RetrievalPolicy,
     parametric.FORMAT: ParametricPolicy,
+    monitored.FORMAT: MonitoredPolicy,
 }
 """Format of the metadata -> class."""
 
 
-def load_policy(
-    folder: str | Path, *, revision: str | None = None, device: str = "cpu", **overrides: Any
-) -> RetrievalPolicy | ParametricPolicy:
+def load_policy(folder: str | Path, *, revision: str | None = None, device: str = "cpu", **overrides: Any) -> Saved:
     """The policy in a folder that a policy's ``save`` wrote, or on the hub: ``user/name``, ``user/name@revision``.
 
-    ``overrides`` change settings, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`.
+    ``overrides`` change settings, see :meth:`RetrievalPolicy.load` and :meth:`ParametricPolicy.load`; of a monitored
+    policy they are the head's.
 
     Raises:
         CheckpointError: no policy's folder, a damaged one, one of another version, or a name on the hub that cannot be

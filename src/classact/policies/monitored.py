@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from classact.errors import ConfigError
+from classact.models.encoders.image import ImageEncoder
 from classact.policies.base import Decision, Memory, Policy, PolicySpec, Timestep, as_histories, decide
+from classact.policies.folder import read_metadata, write_policy
 from classact.policies.latents import ImageLatents, unit
 from classact.policies.parametric import ParametricPolicy
+from classact.policies.published import Published
 from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.speed import check_reach
 from classact.utils.codec import to_json
+
+FORMAT = "classact-monitored-1"
+PARTS = ("head", "monitor")
+"""Folders of a saved one; not "policy", by which the folder of a run is told from that of a policy."""
+
+
+@dataclass(frozen=True)
+class MonitoredMetadata:
+    """policy.json of a monitored policy, whose parts are folders of their own."""
+
+    format: str
 
 
 def monitored(policy: Policy, monitor: RetrievalPolicy | None) -> Policy:
@@ -34,7 +50,7 @@ def _sees_alike(policy: ParametricPolicy, monitor: RetrievalPolicy) -> bool:
     return all(torch.equal(value.cpu(), own[name].cpu()) for name, value in policy.encoder.state_dict().items())
 
 
-class MonitoredPolicy:
+class MonitoredPolicy(Published):
     """A policy's chunks, with the neighbours and the novelty scores of a retrieval policy's bank.
 
     Where an episode returns to an observation (``revisit`` of the monitor's settings), the demonstration is followed
@@ -68,6 +84,41 @@ class MonitoredPolicy:
         own, monitor = self.policy.spec, self.monitor.spec
         cameras = tuple(dict.fromkeys((*own.cameras, *monitor.cameras)))
         return replace(own, cameras=cameras, alarm=monitor.alarm, remembers=monitor.remembers)
+
+    @property
+    def image_encoder(self) -> ImageEncoder | None:
+        """The acting policy's."""
+        return self.policy.image_encoder if isinstance(self.policy, Published) else None
+
+    def save(self, folder: Path) -> None:
+        """Write both policies, each with its checksums, as one folder.
+
+        Raises:
+            ConfigError: the acting policy cannot be saved.
+        """
+        acting = self.policy
+        if not isinstance(acting, Published):
+            raise ConfigError(f"policy {acting.spec.name!r} cannot be saved: it is none of classact's own kinds.")
+
+        def fill(path: Path) -> None:
+            for part, one in zip(PARTS, (acting, self.monitor), strict=True):
+                one.save(path / part)
+
+        write_policy(Path(folder), MonitoredMetadata(FORMAT), fill)
+
+    @staticmethod
+    def load(folder: str | Path, *, device: str = "cpu", **overrides: Any) -> MonitoredPolicy:
+        """Read a folder written by :meth:`save`; ``overrides`` are of the acting policy.
+
+        Raises:
+            CheckpointError: damaged or incomplete, or another policy.
+            ConfigError: unknown overrides, values out of range, or a device that is not there.
+        """
+        path = Path(folder)
+        read_metadata(MonitoredMetadata, path, FORMAT)
+        acting, monitor = (path / part for part in PARTS)
+        head = ParametricPolicy.load(acting, device=device, **overrides)
+        return MonitoredPolicy(head, RetrievalPolicy.load(monitor, device=device))
 
     def prepare(self, batch: int = 1) -> None:
         """Prepare both."""

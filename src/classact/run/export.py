@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 
-from classact.data.normalize import MinMax
 from classact.errors import CheckpointError, ConfigError
 from classact.policies.load import load_policy as load_saved
+from classact.policies.monitored import MonitoredPolicy
+from classact.policies.parametric import ParametricPolicy
 from classact.run.card import run_card
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
@@ -49,9 +51,8 @@ def export_hub(run: Run | str | Path, out: Path, *, head: str | None = None, hub
         ConfigError: the folder exists.
     """
     run, policy = _exported(run, out, head, hub)
-    acting: Any = load_policy(policy)
     with atomic_path(out, replace=False) as temporary:
-        shutil.copytree(policy, temporary)
+        acting = _as_evaluated(run, policy, head, temporary)
         card = run_card(run, acting, hub or out.name, head=head, page=_add_page(run, temporary))
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
@@ -74,7 +75,7 @@ def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = N
     from classact.policies.onnx_graphs import export_onnx
 
     _, policy = _exported(run, out, head)
-    acting = load_saved(policy)
+    acting: Any = load_saved(policy)  # a head by itself
     if part == "policy":
         return export_onnx(acting, out)
     if acting.image_encoder is None:
@@ -96,6 +97,16 @@ def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | Non
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
     verify_folder(policy)
     return run, policy
+
+
+def _as_evaluated(run: Run, policy: Path, head: str | None, folder: Path) -> Any:
+    """Write a policy of the run as it is evaluated: a head with what monitors it; returns it."""
+    made: Any = load_policy(run if head is None else run.head(head))
+    if isinstance(made, MonitoredPolicy):
+        made.save(folder)
+    else:
+        shutil.copytree(policy, folder)
+    return made
 
 
 def _add_page(run: Run, folder: Path) -> str | None:
@@ -128,11 +139,14 @@ def export_lerobot(
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
     """
-    run, policy = _exported(run, out, head, hub)
+    run, saved = _exported(run, out, head, hub)
     named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
     with atomic_path(out, replace=False) as temporary:
         temporary.mkdir()
-        acting = write_lerobot_policy(policy, temporary, named, asked=tuple(features or {}))
+        with TemporaryDirectory() as place:
+            policy = Path(place) / "policy"
+            _as_evaluated(run, saved, head, policy)
+            acting = write_lerobot_policy(policy, temporary, named, asked=tuple(features or {}))
         name = hub or out.name
         usage = USAGE.format(name=name)
         card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
@@ -171,8 +185,9 @@ def write_lerobot_policy(
     files = {path.relative_to(policy).as_posix(): path for path in sorted(policy.rglob("*")) if path.is_file()}
     content = {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files.items()}
     sizes = dict(schema.proprioception)
-    size = len(acting.actions.low) if isinstance(acting.actions, MinMax) else acting.actions.shape[1]
-    side = _side(policy)
+    size = _action_dim(acting)
+    assert acting.image_encoder is not None  # it sees cameras
+    side = acting.image_encoder.config.image_size
     config: dict[str, Any] = {
         "type": TYPE,
         "n_obs_steps": 1,
@@ -197,10 +212,12 @@ def write_lerobot_policy(
     return acting
 
 
-def _side(policy: Path) -> int:
-    from classact.models.encoders.image import pretrained_config
-
-    return pretrained_config(policy / "encoder").image_size
+def _action_dim(acting: Any) -> int:
+    if isinstance(acting, MonitoredPolicy):
+        return _action_dim(acting.policy)
+    if isinstance(acting, ParametricPolicy):
+        return len((acting.actions if acting.decoder is None else acting.decoder.actions).low)
+    return int(acting.actions.shape[1])
 
 
 def _processors(config: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
