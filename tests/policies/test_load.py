@@ -51,5 +51,8 @@ def test_folders_of_something_else(saved: Path, tmp_path: Path) -> None:
         load_policy(tmp_path / "array.npy")
     for content, found in (('{"format": "x-1"}', "x-1"), ("[]", r"\[\]")):
         (saved / METADATA).write_text(content)
-        with pytest.raises(CheckpointError, match=rf"unknown format '{found}': available are 'classact-parametric-3'"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"unknown format '{found}': available are 'classact-monitored-1', 'classact-parametric-3'",
+        ):
             load_policy(saved)
