@@ -123,6 +123,13 @@ def test_what_is_chosen_is_all_that_must_agree() -> None:
         join([one("a"), one("b")], heldout=5)
 
 
+def test_some_carry_actions_and_some_do_not() -> None:
+    made = join([one("a"), one("b").only_labelled([1])], heldout=2)
+    assert made.labelled is not None
+    assert made.labelled.tolist() == [True, True, False, True, True, False]  # the last of each set are held out
+    assert join([one("a"), one("b")]).labelled is None
+
+
 def test_several_tasks_are_told_apart() -> None:
     a = replace(one("a"), instructions=("push",) * 3)
     b = replace(one("b"), instructions=("pull",) * 3)
