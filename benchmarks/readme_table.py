@@ -93,8 +93,8 @@ def install_line() -> str:
     return (
         f"The installed environment has {wheel['installed_mib'] / 1024:.1f} GiB, "
         f"{wheel['of_which_gpu_mib'] / 1024:.1f} of them PyTorch's libraries for GPUs. From the wheel in a bare "
-        f"environment to the page of a LeRobot folder (`{found['data']}`): {wheel['install_seconds']} s to install, "
-        f"{wheel['demo_seconds'] / 60:.1f} minutes for `classact demo --data` (`benchmarks/install.py`).\n"
+        f"environment to the page of a LeRobot folder (`{found['data']}`): {wheel['demo_seconds'] / 60:.1f} minutes "
+        f"for `classact demo --data`, beside the download of {wheel['packages']} packages (`benchmarks/install.py`).\n"
     )
 
 
