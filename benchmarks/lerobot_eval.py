@@ -1,7 +1,7 @@
 """Do LeRobot's own commands and classact agree on how good a policy is? Push-T, by LeRobot's criterion.
 
     .ci/lerobot makes an environment that has both; from classact's own:
-    uv run python benchmarks/lerobot_eval.py RUN --policies retrieval mlp --lerobot .venv-lerobot/bin
+    uv run python benchmarks/lerobot_eval.py RUN --policies retrieval mlp-run --label "speed 1" --episodes 150
 
 Each policy of a run is exported, evaluated by ``lerobot-eval`` (gym-pusht, 300 steps, coverage above 0.95), and by
 classact: from its own initial states, and from those that LeRobot's seeds give in gym-pusht, episode by episode. What
@@ -145,14 +145,16 @@ def main() -> None:
     arguments.add_argument("--lerobot", type=Path, default=Path(".venv-lerobot/bin"))
     arguments.add_argument("--episodes", type=int, default=50)
     arguments.add_argument("--further", type=int, default=0, help="more episodes, in gym-pusht without LeRobot")
+    arguments.add_argument("--label", default="", help="behind the policies' names in the results, to tell runs apart")
     arguments.add_argument("--work", type=Path, help="keep exports and LeRobot's results here, and continue with them")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         for name in options.policies:
-            if name not in kept(options.json, "policies"):
+            key = name + (f", {options.label}" if options.label else "")
+            if key not in kept(options.json, "policies"):
                 row = measured(Run(options.run), name, options.episodes, options.further, options.lerobot, work)
-                keep(options.json, "policies", name, row, criterion=CRITERION)
+                keep(options.json, "policies", key, row, criterion=CRITERION)
                 print(name, row)
 
 
