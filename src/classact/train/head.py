@@ -91,7 +91,8 @@ def shown_pixels(
 ) -> Tensor:
     """(B, V, 3, crop, crop) pixels of (B, S, S, 3) images by camera: random views, or centre crops without augment."""
     if not encoder.cameras:
-        return torch.zeros(part.rows.stop - part.rows.start, 0, 3, encoder.crop_size, encoder.crop_size)
+        count, crop = part.rows.stop - part.rows.start, encoder.crop_size
+        return torch.zeros(count, 0, 3, crop, crop, device=generator.device)
     if augment is not None:
         return random_views(images, encoder, augment, generator, part)
     edge = (encoder.image_size - encoder.crop_size) // 2
