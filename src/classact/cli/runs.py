@@ -129,9 +129,8 @@ class RunFlags:
         else:
             named: dict[str, Any] = {name: word(name) for name in ("preset", "objective", "simulator", "shift")}
             data = word("data") or RunConfig.data
-            if any(
-                map(is_hub_name, [data] if isinstance(data, str) else data)
-            ):  # nothing is downloaded for a help text
+            sets = [data] if isinstance(data, str) else data
+            if any(map(is_hub_name, sets)):  # nothing is downloaded for a help text
                 config = from_preset(named["preset"] or "real-cpu", simulator=named["simulator"] or NO_SIMULATOR)
             else:
                 config = configure(data, **named)

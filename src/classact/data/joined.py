@@ -119,7 +119,9 @@ def join(
         images_shift=first.images_shift,
         instructions=tuple(order.episodes(np.array(instructions, object))) if any(instructions) else (),
         unread=tuple(dict.fromkeys(name for one in sets for name in one.unread)),
-        labelled=order.episodes(_labelled(sets)) if any(one.labelled is not None for one in sets) else None,
+        labelled=None
+        if all(one.labelled is None for one in sets)
+        else order.episodes(np.concatenate([one.carries_actions() for one in sets])),
         origins=tuple(origins),
         origin=order.episodes(np.repeat(np.arange(len(sets)), [len(one) for one in sets])),
     )
@@ -267,11 +269,6 @@ def _language(sets: Sequence[Demonstrations]) -> tuple[FloatArray | None, list[s
     embedded = {text: embed_instruction(text or "no instruction") for text in dict.fromkeys(words)}
     vectors = np.stack([embedded[text][0] for text in words])
     return vectors, words, {"language": next(iter(embedded.values()))[1]}
-
-
-def _labelled(sets: Sequence[Demonstrations]) -> NDArray[np.bool_]:
-    """Which episodes of all sets carry actions."""
-    return np.concatenate([np.ones(len(one), bool) if one.labelled is None else one.labelled for one in sets])
 
 
 def _states(sets: Sequence[Demonstrations]) -> list[NDArray[np.float64]] | None:

@@ -251,6 +251,10 @@ class Demonstrations:
             return None
         return np.repeat(np.array([one.weight for one in self.origins])[self.origin], self.lengths)
 
+    def carries_actions(self) -> NDArray[np.bool_]:
+        """(E,) which episodes carry actions."""
+        return np.ones(len(self), bool) if self.labelled is None else self.labelled
+
     def labelled_actions(self) -> FloatArray:
         """(n, D_a) actions of the episodes that carry any."""
         return self.actions if self.labelled is None else self.actions[np.repeat(self.labelled, self.lengths)]

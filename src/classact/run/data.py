@@ -30,12 +30,8 @@ from classact.utils.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-SAME = (
-    "fingerprint",
-    "schema",
-    "images",
-    "latent_actions",
-)  # what a run's metadata says of its data that must stay as it is
+SAME = ("fingerprint", "schema", "images", "latent_actions")
+"""What a run's metadata say of its data that must stay as it is."""
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
 
@@ -83,7 +79,7 @@ class RunData:
             raise ConfigError(
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
             )
-        without_actions = 0 if data.labelled is None else int((~data.labelled).sum())
+        without_actions = int((~data.carries_actions()).sum())
         if without_actions and settings.latent_actions is None:
             raise ConfigError(
                 f"{data.name} ({data.source}): {without_actions} of {len(data)} demonstrations carry no actions, which "

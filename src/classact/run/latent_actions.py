@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
-from classact.data.windows import history_indices
 from classact.errors import ConfigError
 from classact.models.latent_actions import LatentActionModel
-from classact.models.latent_actions.model import BATCH, as_inputs, transitions
+from classact.models.latent_actions.model import BATCH, around, as_inputs, transitions
 from classact.train.config import INCIDENTAL, EngineConfig, LatentActionTrainingConfig
 from classact.train.latent_actions import LatentActionTraining
 from classact.utils.codec import first_difference, to_json, without
@@ -88,7 +87,7 @@ def learn_latent_actions(
     """
     ranks = ranks or Ranks()
     seen = data if labelled is None else data.only_labelled(labelled)
-    which = np.ones(len(data), bool) if seen.labelled is None else seen.labelled
+    which = seen.carries_actions()
     identity = {
         "data": data.fingerprint(),
         "labelled": ranges(which),
@@ -149,8 +148,7 @@ def measure(model: LatentActionModel, data: Demonstrations, seen: Demonstrations
     """Of a trained model: ``data`` with all actions that are known, ``seen`` with those that it learned from."""
     rows, episodes = transitions(data.episode_ends), data.episode_index()
     z, actions = model.infer(data), model.decoder.actions
-    own = np.ones(len(data), bool) if seen.labelled is None else seen.labelled
-    known = np.ones(len(data), bool) if data.labelled is None else data.labelled
+    own, known = seen.carries_actions(), data.carries_actions()
     labelled, others = (rows[mask[episodes[rows]]] for mask in (own, known & ~own))
     decoded, done = actions.apply(model.decoder.decode(z)), actions.apply(data.actions)
 
@@ -175,12 +173,11 @@ def measure(model: LatentActionModel, data: Demonstrations, seen: Demonstrations
 @torch.inference_mode()
 def reconstruction_error(model: LatentActionModel, data: Demonstrations, rows: IntArray) -> tuple[float, float]:
     """Mean squared error of the predicted next observation, and of the last one in its place."""
-    seen, histories = model.observations(data), history_indices(data.episode_ends, model.config.context)
+    seen, steps = model.observations(data), around(data.episode_ends, model.config.context)
     device = next(model.dynamics.parameters()).device
     sums = np.zeros(2)
     for first in range(0, len(rows), BATCH):
-        some = rows[first : first + BATCH]
-        inputs = as_inputs(torch.from_numpy(seen[np.c_[histories[some], some + 1]]).to(device))
+        inputs = as_inputs(torch.from_numpy(seen[steps[rows[first : first + BATCH]]]).to(device))
         context, following = inputs[:, :-1], inputs[:, -1]
         predicted = model.dynamics.predict(context, model.dynamics.infer(inputs))
         sums += [float(((one - following) ** 2).flatten(1).mean(1).sum()) for one in (predicted, context[:, -1])]

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from classact.data.types import IntArray
-from classact.data.windows import history_indices
 from classact.errors import ConfigError
 from classact.models.latent_actions.decoder import HIDDEN, ActionDecoder
-from classact.models.latent_actions.model import LatentActionModel, as_inputs, transitions
+from classact.models.latent_actions.model import LatentActionModel, around, as_inputs, transitions
 from classact.models.weights import seeded
 from classact.train.batches import epoch_batches
 from classact.train.config import INCIDENTAL, LatentActionTrainingConfig
@@ -53,7 +52,7 @@ class LatentActionTraining(Training):
         data, config = self.demonstrations, self.config
         check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
         where = f"{data.name} ({data.source})"
-        labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
+        labelled = data.carries_actions()
         if not labelled.any():
             raise ConfigError(
                 f"{where}: none of {len(data)} demonstrations carries actions, so nothing can say what latent actions "
@@ -72,12 +71,10 @@ class LatentActionTraining(Training):
         with seeded(config.seed + 1):
             decoder = ActionDecoder(config.model.latent_dim, actions, data.schema.actions, hidden)
         device = torch.device(self.device)
-        self.model: LatentActionModel = LatentActionModel.start(config.model, data, decoder, seed=config.seed)
+        self.model = LatentActionModel.start(config.model, data, decoder, seed=config.seed)
         self.dynamics, self.decoder = self.model.dynamics.to(device), decoder.to(device)
         self._seen = torch.from_numpy(self.model.observations(data)).to(device)
-        histories = history_indices(data.episode_ends, config.model.context)
-        next_step = np.minimum(np.arange(data.num_steps) + 1, data.num_steps - 1)
-        self._around = torch.from_numpy(np.concatenate([histories, next_step[:, None]], axis=1)).to(device)
+        self._around = torch.from_numpy(around(data.episode_ends, config.model.context)).to(device)
         self._actions = torch.from_numpy(actions.apply(data.actions)).to(device)
         self._found: tuple[Tensor, Tensor] | None = None
         self._said = False

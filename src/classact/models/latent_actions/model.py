@@ -66,6 +66,13 @@ def as_inputs(seen: Tensor) -> Tensor:
     return seen.float() / 255 if seen.dtype == torch.uint8 else seen
 
 
+def around(episode_ends: IntArray, context: int) -> IntArray:
+    """(N, C + 1) the steps t-C+1..t of each step t, clamped to its episode, and t + 1; of the data's last step, t."""
+    steps = np.arange(int(episode_ends[-1]), dtype=np.int64)
+    following = np.minimum(steps + 1, len(steps) - 1)
+    return np.concatenate([history_indices(episode_ends, context), following[:, None]], axis=1)
+
+
 def transitions(episode_ends: IntArray) -> IntArray:
     """The steps t of all episodes that have a step t + 1: a_t takes o_t to o_{t+1}."""
     steps = np.arange(int(episode_ends[-1]), dtype=np.int64)
@@ -104,7 +111,9 @@ class LatentActionModel:
     training: dict[str, Any]
 
     @staticmethod
-    def start(config: LatentActionConfig, data: Demonstrations, decoder: ActionDecoder, *, seed: int = 0) -> Any:
+    def start(
+        config: LatentActionConfig, data: Demonstrations, decoder: ActionDecoder, *, seed: int = 0
+    ) -> LatentActionModel:
         """Initial weights, and the standardisation of all observations.
 
         Raises:
@@ -172,15 +181,14 @@ class LatentActionModel:
                 f"the next: leave it out (--episodes)."
             )
         seen = self.observations(data)
-        histories = history_indices(data.episode_ends, self.config.context)
+        steps = around(data.episode_ends, self.config.context)
         z = np.zeros((data.num_steps, self.config.latent_dim), np.float32)
         rows = transitions(data.episode_ends)
         self.dynamics.eval()
         device = next(self.dynamics.parameters()).device
         for first in range(0, len(rows), BATCH):
             some = rows[first : first + BATCH]
-            which = np.concatenate([histories[some], some[:, None] + 1], axis=1)
-            z[some] = self.dynamics.infer(as_inputs(torch.from_numpy(seen[which]).to(device))).cpu().numpy()
+            z[some] = self.dynamics.infer(as_inputs(torch.from_numpy(seen[steps[some]]).to(device))).cpu().numpy()
         last = np.asarray(data.episode_ends) - 1
         z[last] = z[last - 1]
         return z
