@@ -27,6 +27,7 @@ from classact.sims.versions import check_language, check_versions
 from classact.utils.codec import first_difference, to_json, without
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
+from classact.utils.storage import CHECKSUMS, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class RunData:
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),
-            "latent_actions": "" if self.latent is None else self.latent.digest(),
+            "latent_actions": "" if self.latent is None else latent_digest(self.settings),
             "images": {camera: frames_digest(data.images[camera]) for camera in used},
         }
 
@@ -201,6 +202,12 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
         )
     low, high = spec.world
     return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
+
+
+def latent_digest(settings: RunConfig) -> str | None:
+    """Which latent actions are learned from, wherever their model lies; None where there are none, or they are gone."""
+    sums = None if settings.latent_actions is None else Path(settings.latent_actions) / CHECKSUMS
+    return sha256_file(sums) if sums is not None and sums.is_file() else None
 
 
 def run_rate(run: Run) -> tuple[float | None, str]:

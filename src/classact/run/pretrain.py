@@ -27,7 +27,7 @@ from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
 from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path, whole_source
-from classact.run.data import STATE_RETRIEVAL, RunData, lie_beside, other_data, state_latents
+from classact.run.data import STATE_RETRIEVAL, RunData, latent_digest, lie_beside, other_data, state_latents
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.novelty import write_novelty_videos
@@ -40,7 +40,6 @@ from classact.train.representation import Trainer, check_training
 from classact.utils.codec import first_difference, from_json, to_json, without
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import CHECKSUMS, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -466,9 +465,10 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
 def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
     """What two calls that continue each other must agree on; ``flags`` resolve "auto" precision."""
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
-    sums = None if config.latent_actions is None else Path(config.latent_actions) / CHECKSUMS
-    latent = sha256_file(sums) if sums is not None and sums.is_file() else None  # wherever the model lies
-    return value | {"pretrain": spelled_out(value["pretrain"], flags), "latent_actions": latent}
+    return value | {
+        "pretrain": spelled_out(value["pretrain"], flags),
+        "latent_actions": latent_digest(config),
+    }
 
 
 def other_objective(known: RunConfig, asked: RunConfig) -> str | None:

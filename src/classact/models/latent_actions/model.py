@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,14 +196,6 @@ class LatentActionModel:
         """The demonstrations with latent actions in the place of actions."""
         schema = replace(data.schema, actions=None)  # each dimension is a number by itself
         return replace(data, actions=self.infer(data), schema=schema, labelled=None)
-
-    def digest(self) -> str:
-        """SHA-256 of all weights: which latent actions these are."""
-        digest = hashlib.sha256()
-        for network in (self.dynamics, self.decoder):
-            for value in network.state_dict().values():
-                digest.update(value.cpu().numpy().tobytes())
-        return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write everything as one checksummed folder; the decoder is a folder in it."""
