@@ -25,6 +25,7 @@ from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import evaluate
 from classact.models.encoders import EncoderConfig
 from classact.models.heads import MLPConfig
+from classact.models.heads.config import ResidualConfig
 from classact.models.latent_actions import LatentActionConfig, LatentActionModel
 from classact.policies.parametric import ParametricPolicy
 from classact.run.latent_actions import measure
@@ -48,6 +49,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "lapo": {"supervision": "after", "codes": 128},
 }
 """Row -> settings of its latent actions."""
+
+POLICY = replace(MLPConfig.preset("small"), residual=ResidualConfig(width=256, blocks=2))
+"""Of all rows: 0.8 million parameters, as many as the released code's policy on states has."""
 
 FIRST_MIXED, FIRST_EXPERT, FIRST_TESTED = 0, 10_000, 100_000
 """First seeds of initial states."""
@@ -81,8 +85,8 @@ class Flags:
     labelled: int = 20
     experts: int = 20
     episodes: int = 50
-    updates: int = 30_000
-    policy_updates: int = 20_000
+    updates: int = 20_000
+    policy_updates: int = 10_000
     latent_dim: int = 8
     standardize: bool = True
     busy: bool = False
@@ -219,7 +223,7 @@ def cloned(
     """Behaviour cloning of numbers alone; every row's policy is made here."""
     batch = min(128, data.num_steps)
     config = FinetuneConfig(
-        head=MLPConfig.preset("small"),
+        head=POLICY,
         encoder=EncoderConfig(cameras=()),
         frozen=False,
         optimizer=AdamWConfig(head_lr=1e-3, weight_decay=1e-4, warmup_steps=500, clip_norm=1.0),
