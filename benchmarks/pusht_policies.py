@@ -1,10 +1,10 @@
 """Policies on Push-T by three criteria: what is learned x retrieval and heads x fixed and random colours.
 
 Every row sees the same 206 human demonstrations and is judged by the same 500 initial states (from seed 400,000). What
-is chosen is chosen for each row from one grid, on 200 others (from 300,000): k and tau of retrieval, then T_a and speed
-of every policy, and the learning rate of objectives other than CLASS, at a quarter of their images. What was best at
-the demonstrations' own speed, the paper's, is measured as well. All policies, those from scratch included, leave
-circles in the same way (``revisit``), each by a bank of its own encoder.
+is chosen is chosen for each row from one grid, on 200 others (from 300,000), once, with seed 0: k and tau of
+retrieval, then T_a and speed of every policy, and the learning rate of objectives other than CLASS, at a quarter of
+their images. What was best at the demonstrations' own speed, the paper's, is measured as well. All policies, those from
+scratch included, leave circles in the same way (``revisit``), each by a bank of its own encoder.
 
 Kill it anywhere and start it again: finished rows are kept, the one under way continues from its checkpoint. Where the
 machine does other work meanwhile, say ``--busy``: times are not kept then.
@@ -15,7 +15,7 @@ machine does other work meanwhile, say ``--busy``: times are not kept then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,9 @@ TUNING, TABLE = 300_000, 400_000
 
 CRITERION = "iou>0.90"
 
+CHOOSING = 0
+"""Seed of the trainings with which settings are chosen."""
+
 Choice = Mapping[str, Any]
 
 AVERAGES: tuple[Choice, ...] = tuple(
@@ -84,7 +87,7 @@ class Flags:
         columns: of the table.
         methods: of the table.
         policies: of the table; retrieval with an encoder "from scratch" is of the first head's.
-        seeds: of all trainings.
+        seeds: of all trainings; settings are chosen with that of :data:`CHOOSING`.
         episodes: of each evaluation.
         tuning: episodes of each choice.
         busy: the machine does other work as well: no times are kept.
@@ -158,13 +161,10 @@ def measure(flags: Flags, row: Row) -> None:
             policy_with = partial(_head, head.folder.policy, bank)
     shift = pipeline.config.evaluation.shift
 
-    def tried(grid: Sequence[Choice]) -> list[tuple[Choice, float]]:
-        return [(choice, rate(rollouts(flags, row, policy_with(choice), shift, tuning=True))) for choice in grid]
+    def measured(choice: Choice) -> float:
+        return rate(rollouts(flags, row, policy_with(choice), shift, tuning=True))
 
-    tries = tried([{**average, **PLAYS[0]} for average in averages])
-    average = {name: best(tries)[name] for name in averages[0]}
-    tries += tried([{**average, **play} for play in PLAYS[1:]])
-    chosen = {"": best(tries), SLOW: best([one for one in tries if one[0]["speed"] == 1])}
+    chosen, tries = choices(flags, row, averages, measured)
     for suffix, choice in chosen.items():
         results = rollouts(flags, row, policy_with(choice), shift)
         keep(
@@ -173,7 +173,7 @@ def measure(flags: Flags, row: Row) -> None:
             row.name + suffix,
             {
                 "chosen": choice,
-                "tries": [{**choice, CRITERION: value} for choice, value in tries],
+                "tries": tries,
                 "first_seed": results[0].seed,
                 "success": {name: [int(result.success[name]) for result in results] for name in results[0].success},
                 "max_coverage": [round(result.maxima["coverage"], 4) for result in results],
@@ -183,6 +183,23 @@ def measure(flags: Flags, row: Row) -> None:
         )
         found = ", ".join(f"{name} {rate(results, name):.3f}" for name in results[0].success)
         print(f"{row.name}{suffix}: {choice}: {found}", flush=True)
+
+
+def choices(
+    flags: Flags, row: Row, averages: Sequence[Choice], measured: Callable[[Choice], float]
+) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
+    """What a row acts by, best at all and best at speed 1, by suffix of its name; and what was tried for it.
+
+    Other seeds act by what was chosen with :data:`CHOOSING`, where that is there, and try nothing.
+    """
+    first, done = replace(row, seed=CHOOSING), kept(flags.json, "rows")
+    if row != first and all(first.name + suffix in done for suffix in ("", SLOW)):
+        return {suffix: done[first.name + suffix]["chosen"] for suffix in ("", SLOW)}, []
+    tries = [(choice, measured(choice)) for choice in ({**average, **PLAYS[0]} for average in averages)]
+    average = {name: best(tries)[name] for name in averages[0]}
+    tries += [(choice, measured(choice)) for choice in ({**average, **play} for play in PLAYS[1:])]
+    chosen = {"": best(tries), SLOW: best([one for one in tries if one[0]["speed"] == 1])}
+    return chosen, [{**choice, CRITERION: value} for choice, value in tries]
 
 
 def best(tries: Sequence[tuple[Choice, float]]) -> Choice:
@@ -228,10 +245,10 @@ def with_rate(made: RunConfig, learning_rate: float) -> Any:
 
 
 def learning_rate(flags: Flags, row: Row) -> float:
-    """The rate of a column's method whose retrieval is best after a quarter of the images; of the first seed."""
+    """The rate of a column's method whose retrieval is best after a quarter of the images."""
     name = f"{row.method}/{row.column}"
     if name not in kept(flags.json, "rates"):
-        first = replace(row, seed=flags.seeds[0])
+        first = replace(row, seed=CHOOSING)
         made = settings(flags, first)
         made = replace(made, pretrain=replace(made.pretrain, epochs=made.pretrain.epochs / 4))
         found = {}
