@@ -95,6 +95,7 @@ def page_lines() -> list[str]:
     tests = test_lines(rows)
     lines = [*success_lines(rows), *(["", *tests] if tests else [])]
     lines += ["", *speed_lines(read("speeds")), "", *alarm_lines(read("alarms")["rows"])]
+    lines += ["", *neighbour_lines(read("neighbours"))]
     if (RESULTS / "latency.json").exists():
         lines += ["", *latency_lines(read("latency"))]
     return lines
@@ -189,6 +190,24 @@ def alarm_lines(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
             columns = [f"{POLICIES[policy]}, {COLOURS[column]}", row["criterion"], row["sign"]]
             columns.append(f"{row['false alarms'] / row['successes']:.3f}")
             lines.append(f"| {' | '.join([*columns, *shares])} |")
+    return lines
+
+
+def neighbour_lines(results: dict[str, Any]) -> list[str]:
+    """What encoders take for alike under random colours."""
+    lines = [
+        f"The {results['k']} nearest timesteps of other demonstrations, of {results['queries']:,} timesteps under "
+        f"random colours (the paper's figures 13 to 15; queries and latent maps: [neighbours.png](neighbours.png)): "
+        f"how many have similar actions (positives by DTW), how far apart mean colours are (1: as of random "
+        f"timesteps); and how many of the nearest are of the same demonstration where it is not left out:",
+        "",
+        "| | similar actions | colour distance | of the same demonstration |",
+        "|---|---:|---:|---:|",
+    ]
+    names = {**METHODS, "random": "random timesteps"}
+    for name, row in results["rows"].items():
+        columns = (row["positives"], row["colour distance"], row["own demonstration"])
+        lines.append(f"| {' | '.join([names[name], *(f'{value:.2f}' for value in columns)])} |")
     return lines
 
 
