@@ -208,9 +208,7 @@ def best(tries: Sequence[tuple[Choice, float]]) -> Choice:
 
 
 def _retrieval(policy: RetrievalPolicy, choice: Choice, **changes: Any) -> Policy:
-    config = replace(policy.config, **choice, **changes)
-    parts = (policy.latents, policy.bank, policy.actions, policy.episode_ends)
-    return RetrievalPolicy(*parts, config, action_space=policy.action_space)
+    return policy.with_config(replace(policy.config, **choice, **changes))
 
 
 def _head(folder: Path, bank: RetrievalPolicy, choice: Choice) -> Policy:

@@ -22,7 +22,10 @@ from classact.errors import CheckpointError, ConfigError, DataError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, StateLatents
 from classact.policies.base import decide
+from classact.policies.folder import read_metadata
+from classact.policies.load import load_policy
 from classact.policies.novelty import NoveltyConfig, distance, episode_maxima
+from classact.policies.retrieval import PARTLY, RetrievalMetadata
 from classact.policies.search import ExactSearch, FaissSearch
 from classact.utils.storage import sha256_file
 
@@ -188,6 +191,31 @@ def test_k_larger_than_the_bank() -> None:
         RetrievalPolicy(
             state_latents(), np.ones((7, 6), np.float32), data.actions, data.episode_ends, RetrievalConfig(8)
         )
+
+
+def test_only_demonstrations_with_actions_are_retrieved(tmp_path: Path) -> None:
+    data = fakes.demonstrations()
+    few, own = data.only_labelled([0, 3]), data.subset([0, 3])
+    made, alone = (RetrievalPolicy.build(state_latents(), one, CONFIG) for one in (few, own))
+    decision, expected = made.decide(observations()), alone.decide(observations())
+    assert decision.neighbors is not None
+    assert expected.neighbors is not None
+    assert_array_equal(decision.chunk, expected.chunk)
+    rows = np.concatenate([np.arange(*data.bounds(e)) for e in (0, 3)])
+    assert_array_equal(decision.neighbors.rows, rows[expected.neighbors.rows])  # numbered as in all demonstrations
+    # Those without actions are new to the bank, as held-out ones are; their zeros are no copies of each other.
+    made.calibrate()
+    assert made.calibration is not None
+    assert made.calibration.episodes == len(data)
+    alone.calibrate(data.subset([1, 4]))
+    made.calibrate(few.subset([1, 4]))
+    assert_array_equal(made.novelty(made.bank), alone.novelty(made.bank))
+    made.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert_array_equal(loaded.decide(observations()).chunk, expected.chunk)
+    assert read_metadata(RetrievalMetadata, tmp_path / "policy", PARTLY).bank == data.num_steps
+    with pytest.raises(ConfigError, match=r"of a bank of \d+ timesteps in the 2 of 5 episodes that carry actions"):
+        RetrievalPolicy.build(state_latents(), few, replace(CONFIG, k=own.num_steps + 1))
 
 
 def test_bank_of_other_data() -> None:
@@ -602,5 +630,7 @@ def test_another_format(tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     sums["policy.json"] = [file.stat().st_size, sha256_file(file)]
     (tmp_path / "checksums.json").write_text(json.dumps(sums))
-    with pytest.raises(CheckpointError, match="expected format 'classact-retrieval-3', got 'classact-retrieval-9'"):
+    with pytest.raises(
+        CheckpointError, match=r"expected format 'classact-retrieval-3' or .*, got 'classact-retrieval-9'"
+    ):
         RetrievalPolicy.load(tmp_path)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.cli.main import main
 from classact.data.readers import read_demonstrations
@@ -19,6 +20,9 @@ from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
 from classact.run.data import RunData
 from classact.run.folder import Run
 from classact.run.latent_actions import NUMBERS, linear_probe, ranges
+from classact.run.stand_ins import COMPONENTS, STAND_INS
+from classact.similarity import ActionSimilarity, SimilarityConfig
+from classact.similarity.reference import dtw
 from classact.utils.storage import read_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
@@ -105,6 +109,108 @@ def test_demonstrations_without_actions_are_refused(data: Path, run: Run, monkey
     with pytest.raises(ConfigError, match=r"4 of 6 demonstrations carry no actions.*classact latent-actions"):
         RunData(settings).states()
     assert RunData(run.settings()).states().labelled is None
+
+
+def substituted(name: str, source: RunData, z: np.ndarray) -> np.ndarray:
+    """What each stand-in is, step by step."""
+    data = source.recorded
+    place = data.proprioception
+    ends = set((data.episode_ends - 1).tolist())
+    rows = [t - 1 if t in ends else t for t in range(data.num_steps)]
+    if name == "next-proprioception":
+        return np.array([place[t + 1] for t in rows])
+    if name == "proprioception-change":
+        return np.array([place[t + 1] - place[t] for t in rows])
+    if name == "latent-actions":
+        return np.array([z[t] for t in rows])
+    features = source.features().astype(np.float64)
+    change = np.array([features[t + 1] - features[t] for t in rows])
+    change -= change.mean(axis=0)
+    return change @ np.linalg.svd(change, full_matrices=False)[2][:COMPONENTS].T
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_what_stands_for_actions_is_compared_in_their_place(name: str, data: Path, learned: Path, run: Run) -> None:
+    features = str(run.encoder) if name == "feature-change" else None
+    settings = replace(run.settings(), learn_from=name, features=features, labelled="1,3", act_from="labelled")
+    source = RunData(settings, quiet=True)
+    frames = source.frames()
+    learned_from = source.learned(frames)
+    z = LatentActionModel.load(learned / "model").infer(source.recorded)
+    values = substituted(name, source, z)[: frames.num_steps]
+    assert learned_from.labelled is None  # every demonstration has it
+    assert learned_from.schema.actions is None
+    # Distances are those of the substituted sequences, each dimension over its range.
+    scaled = 2 * (values - values.min(0)) / (values.max(0) - values.min(0)) - 1
+    similarity = ActionSimilarity(learned_from, SimilarityConfig(horizon=5, quantile=0.05, pairs=2000))
+    ends = frames.episode_ends
+    chosen = np.array([0, int(ends[0]) - 2, 20, frames.num_steps - 1])
+    last = ends[np.searchsorted(ends, chosen, side="right")] - 1
+    windows = [scaled[np.minimum(np.arange(t, t + 5), end)] for t, end in zip(chosen, last, strict=True)]
+    expected = [[dtw(a, b) for b in windows] for a in windows]
+    assert_allclose(similarity.distances(chosen), expected, rtol=2e-3, atol=1e-4)
+    # The bank is of the two demonstrations with actions, and so is what heads learn.
+    known = [*range(14, 29), *range(45, 62)]
+    cloned, decoder = source.cloned(frames)
+    assert decoder is None
+    assert_array_equal(cloned.actions, read_demonstrations(data).actions[known])
+    assert_array_equal(np.flatnonzero(np.repeat(frames.carries_actions(), frames.lengths)), known)
+
+
+def test_a_run_acts_from_the_demonstrations_with_actions(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others teach the representation all the same, and no page says otherwise."""
+    out = tmp_path / "few"
+    words = ["--data", str(data), "--preset", "debug", "--out", str(out), "--workers", "1", "--quiet"]
+    assert main(["pretrain", *words, "--labelled", "1,3", "--epochs", "0.1"]) == 1
+    message = "4 of 6 demonstrations carry no actions, which this learns from. Learn latent ones"
+    assert message in capsys.readouterr().err
+    words += ["--labelled", "1,3", "--learn-from", "proprioception-change"]
+    assert main(["demo", *words, "--head", "mlp", "--epochs", "0.5"]) == 0
+    policy, actions = load_policy(out / "policy"), read_demonstrations(data).actions
+    assert isinstance(policy, RetrievalPolicy)
+    image = np.zeros((32, 48, 3), np.uint8)
+    seen = [Observation({"top": image}, np.zeros(3, np.float32))]
+    found = policy.decide(seen).neighbors
+    assert found is not None
+    assert set(np.searchsorted(policy.episode_ends, found.rows[0], side="right").tolist()) <= {1, 3}
+    head = load_policy(out / "heads/mlp/policy")
+    assert isinstance(head, ParametricPolicy)
+    assert_allclose(head.actions.low, actions[[*range(14, 29), *range(45, 62)]].min(0), rtol=1e-6)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "sequences of what stands for actions (proprioception-change)" in page
+    assert "of 2 of them" in page
+    assert main(["probe", str(out)]) == 1
+    assert (
+        "a probe compares what was done in all demonstrations, and 4 of 6 carry no actions" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learn-from", "next"], "unknown stand-in for actions 'next'"),
+        (["--learn-from", "feature-change"], r"needs what it is made with: name its folder \(--features\)"),
+        (["--learn-from", "latent-actions"], r"name its folder \(--latent-actions\)"),
+        (["--features", "x"], "features are named, but actions is learned from"),
+        (["--act-from", "decoded"], r"needs a model of them: name it \(--latent-actions\)"),
+        (
+            ["--objective", "byol", "--learn-from", "next-proprioception"],
+            "'byol' learns from no actions, so --learn-from",
+        ),
+        (
+            ["--objective", "byol", "--labelled", "5:6"],
+            r"5 of 6 .* carry no actions \(1 are held out\), so nothing says",
+        ),
+    ],
+)
+def test_what_cannot_stand_for_actions(
+    words: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["pretrain", "--data", str(data), "--preset", "debug", "--out", str(tmp_path / "run"), "--quiet", *words]
+    assert main(given) == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_ranges_in_words() -> None:

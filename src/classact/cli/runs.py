@@ -44,6 +44,7 @@ from classact.run.presets import (
     with_backbone,
     with_objective,
 )
+from classact.run.stand_ins import known
 from classact.similarity.config import SimilarityConfig
 from classact.sims import NO_SIMULATOR, SIMULATORS
 from classact.sims.shifts import SHIFTS
@@ -85,6 +86,7 @@ RUN = Settings(
         "frames.simulator": lambda: (NO_SIMULATOR, *SIMULATORS),
         "encoder.backbone": lambda: (*BACKBONES, "timm/NAME"),
         "encoder.pooling": lambda: POOLINGS,
+        "learn-from": known,
     },
 )
 
@@ -175,7 +177,8 @@ def run_config(flags: RunFlags) -> RunConfig:
             )
     pretrain = config.pretrain
     for path in idle(given, pretrain.objective):
-        reads = "learns from no action similarity" if path.startswith(SIMILARITY) else "trains nothing"
+        learns = "no actions" if path in STANDING else "no action similarity" if path.startswith(SIMILARITY) else ""
+        reads = f"learns from {learns}" if learns else "trains nothing"
         name = pretrain.objective.written
         raise ConfigError(f"objective {name!r} {reads}, so {name_of(RUN, path)} would change nothing.")
     if "pretrain.encoder.backbone" in given:
@@ -231,6 +234,7 @@ def _from_file(flags: RunFlags) -> RunConfig:
 
 
 SIMILARITY = ("similarity", "pretrain.similarity.")
+STANDING = ("learn_from", "features")
 TRAINING = (
     *("pretrain.epochs", "pretrain.batch_size", "pretrain.optimizer.", "pretrain.augment.", "pretrain.evaluations"),
 )
@@ -239,6 +243,7 @@ TRAINING = (
 def idle(given: Given, objective: ObjectiveConfig) -> list[str]:
     """The given settings that the objective does not read."""
     unread: tuple[str, ...] = () if objective.needs_similarity else SIMILARITY
+    unread += () if objective.needs_actions else STANDING
     unread += TRAINING if objective.written == "none" else ()
     return [path for path, value in given.items() if path.startswith(unread) and (path, value) != (TRAINING[-1], 0)]
 

@@ -6,6 +6,7 @@ Whatever leaves an episode out must leave its copies out with it: retrieval woul
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classact.data.normalize import LEAST_MAGNITUDE, ROUNDING
 from classact.data.types import FloatArray, IntArray
@@ -13,18 +14,20 @@ from classact.data.types import FloatArray, IntArray
 ALIKE = 1e-5  # actions of two exports are the same where they differ by at most this share of their dimension's range
 
 
-def first_copies(actions: FloatArray, episode_ends: IntArray) -> IntArray:
+def first_copies(actions: FloatArray, episode_ends: IntArray, labelled: NDArray[np.bool_] | None = None) -> IntArray:
     """(E,) the first episode that each one is a copy of; itself where none precedes it.
 
-    Copies have the same number of steps and the same ``actions`` (N, D) up to rounding; images do not count.
+    Copies have the same number of steps and the same ``actions`` (N, D) up to rounding; images do not count. Episodes
+    that are not ``labelled`` (E,) carry no actions: whether they are copies is not known, and they count as none.
     """
     lengths = np.diff(episode_ends, prepend=0)
     first = np.arange(len(episode_ends), dtype=np.int64)
+    known = np.ones(len(first), bool) if labelled is None else labelled
     low, high = actions.min(axis=0), actions.max(axis=0)
     size = np.maximum(np.maximum(np.abs(low), np.abs(high)), np.float32(LEAST_MAGNITUDE))
     step = np.maximum(ALIKE * (high.astype(np.float64) - low), ROUNDING * np.spacing(size).astype(np.float64))
     for length in np.unique(lengths):
-        episodes = np.flatnonzero(lengths == length)
+        episodes = np.flatnonzero((lengths == length) & known)
         if len(episodes) < 2:
             continue
         rows = (episode_ends[episodes] - length)[:, None] + np.arange(length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from classact.data.normalize import constant_dimensions
 from classact.data.types import Demonstrations
+from classact.utils.codec import ADDED
 
 BINS = 24
 MOST_TASKS = 12
@@ -69,6 +70,7 @@ class Statistics:
         rendered: what draws the images that are not recorded, a simulator; empty where nothing does.
         actions: each dimension, at most :data:`MOST_DIMENSIONS`.
         all_actions: D, number of dimensions.
+        labelled: how many of the demonstrations carry actions; None: all.
     """
 
     demonstrations: int
@@ -83,13 +85,16 @@ class Statistics:
     rendered: str
     actions: tuple[Spread, ...]
     all_actions: int
+    labelled: int | None = field(default=None, metadata=ADDED)
 
     @staticmethod
     def of(data: Demonstrations, heldout: int = 0) -> Statistics:
         """Of demonstrations as recorded; the last ``heldout`` are held out."""
         space, size = data.schema.actions, data.actions.shape[1]
         names = [f"action[{d}]" for d in range(size)] if space is None else space.names()
-        constant = constant_dimensions(data.actions, 0.0 if space is None else space.magnitude())
+        known = data.carries_actions()
+        actions = data.labelled_actions() if known.any() else data.actions
+        constant = constant_dimensions(actions, 0.0 if space is None else space.magnitude())
         tasks = Counter(data.instructions)
         views = {camera: images.shape for camera, images in data.images.items()}
         return Statistics(
@@ -104,8 +109,9 @@ class Statistics:
             cameras=tuple(View(camera, shape[2], shape[1]) for camera, shape in views.items()),
             rendered=data.simulator if data.states is not None else "",
             actions=tuple(
-                Spread.of(names[d], data.actions[:, d], constant=bool(constant[d]))
+                Spread.of(names[d], actions[:, d], constant=bool(constant[d]))
                 for d in range(min(size, MOST_DIMENSIONS))
             ),
             all_actions=size,
+            labelled=None if known.all() else int(known.sum()),
         )

@@ -259,6 +259,12 @@ class Demonstrations:
         """(n, D_a) actions of the episodes that carry any."""
         return self.actions if self.labelled is None else self.actions[np.repeat(self.labelled, self.lengths)]
 
+    def with_actions(self) -> Demonstrations:
+        """The episodes that carry actions, copied; itself where all do."""
+        if self.labelled is None or self.labelled.all():
+            return replace(self, labelled=None)
+        return replace(self.subset(np.flatnonzero(self.labelled).tolist()), labelled=None)
+
     def action_range(self) -> MinMax:
         """The normalisation of the actions, fitted on all of them."""
         space = self.schema.actions

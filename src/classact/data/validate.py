@@ -90,7 +90,7 @@ def _lengths(data: Demonstrations) -> Iterator[Finding]:
 
 
 def _copies(data: Demonstrations) -> Iterator[Finding]:
-    first = first_copies(data.actions, data.episode_ends)
+    first = first_copies(data.actions, data.episode_ends, data.labelled)
     again = np.flatnonzero(first != np.arange(len(first)))
     if len(again):
         what = f"{len(again)} have the actions of an earlier one (episode {again[0]} those of {first[again[0]]})."

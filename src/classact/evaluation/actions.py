@@ -52,8 +52,11 @@ class HeldOut:
 
     @staticmethod
     def of(data: Demonstrations, training: Demonstrations, steps: int, queries: int = QUERIES) -> HeldOut:
-        """Every ``steps``-th timestep, or fewer where these are more than ``queries``."""
-        rows = np.concatenate([np.arange(*data.bounds(e))[::steps] for e in range(len(data))])
+        """Every ``steps``-th timestep of the demonstrations that carry actions, or fewer where these are more than
+        ``queries``.
+        """
+        known = np.flatnonzero(data.carries_actions()).tolist()
+        rows = np.concatenate([np.arange(*data.bounds(e))[::steps] for e in known] or [np.zeros(0, np.int64)])
         if len(rows) > queries:
             rows = rows[np.linspace(0, len(rows) - 1, queries).round().astype(np.int64)]
         return HeldOut(data, training, steps, rows)

@@ -42,12 +42,12 @@ class LeftOut:
     neighbors: Neighbors
 
 
-def timesteps(data: Demonstrations, queries: int = QUERIES) -> IntArray:
-    """All timesteps where they are at most ``queries``, else so many, evenly over each demonstration."""
-    if data.num_steps <= queries:
-        return np.arange(data.num_steps)
-    most = max(_LEAST, queries // len(data))
-    found = [np.linspace(start, end - 1, min(end - start, most)) for start, end in map(data.bounds, range(len(data)))]
+def timesteps(data: Demonstrations, queries: int = QUERIES, episodes: IntArray | None = None) -> IntArray:
+    """All timesteps of ``episodes`` (None: of all); where they are more than ``queries``, so many, evenly over each."""
+    episodes = np.arange(len(data)) if episodes is None else episodes
+    steps = int(data.lengths[episodes].sum())
+    most = steps if steps <= queries else max(_LEAST, queries // len(episodes))
+    found = [np.linspace(start, end - 1, min(end - start, most)) for start, end in map(data.bounds, episodes.tolist())]
     return np.concatenate(found).round().astype(np.int64)
 
 
@@ -57,7 +57,7 @@ def left_out(policy: RetrievalPolicy, data: Demonstrations, progress: Progress |
     Raises:
         ConfigError: there are not two different demonstrations.
     """
-    rows = timesteps(data)
+    rows = timesteps(data, episodes=np.flatnonzero(data.carries_actions()))
     decision = policy.decide_left_out(rows, progress)
     assert decision.neighbors is not None
     scale = data.action_range()
@@ -70,10 +70,10 @@ def consistency(data: Demonstrations, found: LeftOut, steps: int) -> Consistency
     """Errors by demonstration, over chunks of ``steps`` actions."""
     episode = data.episode_index()[found.rows]
     episodes = []
-    for e in range(len(data)):
+    for e in np.flatnonzero(data.carries_actions()).tolist():
         own = np.flatnonzero(episode == e)
         worst = own[found.errors[own].argmax()]
         step = int(found.rows[worst]) - data.bounds(e)[0]
         mean = float(found.errors[own].mean())
         episodes.append(EpisodeError(e, int(data.lengths[e]), mean, step, float(found.errors[worst])))
-    return Consistency(steps, len(found.rows), data.num_steps, tuple(episodes))
+    return Consistency(steps, len(found.rows), len(data.labelled_actions()), tuple(episodes))

@@ -42,6 +42,7 @@ class ObjectiveConfig:
         together: whether all images of a row share a random view (crop, colours), as for predicting dynamics between
             them.
         needs_similarity: whether it reads the similarity of actions.
+        needs_actions: whether it learns from actions in any way, or from what stands for them.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class ObjectiveConfig:
     views: ClassVar[int] = 1
     together: ClassVar[bool] = False
     needs_similarity: ClassVar[bool] = False
+    needs_actions: ClassVar[bool] = True  # unless it says that demonstrations without any will do
 
     @property
     def target_decay(self) -> float | None:
@@ -156,6 +158,7 @@ class TCNConfig(ObjectiveConfig):
     about = "triplets within an episode: near in time against far (1704.06888)"
     recipe = Recipe(64, 200, 1e-4)
     companions = 2
+    needs_actions = False
 
     margin: float = 2.0
     scale: float = 10.0
@@ -187,6 +190,7 @@ class BYOLConfig(ObjectiveConfig):
     about = "two views of an image predict each other (VINN, 2112.01511)"
     recipe = Recipe(64, 200, 1e-4)
     views = 2
+    needs_actions = False
 
     hidden: int = 4096
     projection: int = 256
@@ -220,6 +224,7 @@ class DynaMoConfig(ObjectiveConfig):
     label = "DynaMo"
     about = "inverse and forward dynamics of features in short contexts (2409.12192)"
     together = True
+    needs_actions = False
 
     context: int = 5
     latent_dim: int = 32
@@ -291,6 +296,7 @@ class TimeContrastiveConfig(ObjectiveConfig):
     label = "Time-contrastive"
     about = "InfoNCE across time within and between episodes (R3M's core term, 2203.12601)"
     companions = 2
+    needs_actions = False
 
     similarity: Literal["l2", "cosine"] = "l2"
     temperature: float = 1.0
@@ -315,6 +321,7 @@ class NoneConfig(ObjectiveConfig):
     label = "Initial weights"
     about = "no training: those of the encoder's init"
     recipe = Recipe(160, 0, None)
+    needs_actions = False
 
 
 @dataclass(frozen=True)
@@ -350,6 +357,7 @@ class CombinedConfig(ObjectiveConfig):
             "views": max(part.views for part in self.parts),
             "together": any(part.together for part in self.parts),
             "needs_similarity": any(part.needs_similarity for part in self.parts),
+            "needs_actions": any(part.needs_actions for part in self.parts),
         }
         for name, value in facts.items():
             object.__setattr__(self, name, value)

@@ -23,6 +23,8 @@ def facts(found: Statistics) -> list[tuple[str, str]]:
     held = f", of which the last {found.heldout} are held out" if found.heldout else ""
     lengths = f"{found.lengths.low:.0f} to {found.lengths.high:.0f} each, median {found.median:.0f}"
     rows = [("Demonstrations", f"{found.demonstrations:,}{held}"), ("Steps", f"{found.steps:,} ({lengths})")]
+    if found.labelled is not None:
+        rows.append(("Actions", f"of {found.labelled:,} of them"))
     if found.fps is None:
         rows.append(("Duration", "not known: the data declare no steps per second"))
     else:

@@ -37,12 +37,12 @@ def read_format(folder: Path) -> str:
     return str(value.get("format") if isinstance(value, dict) else value)
 
 
-def read_metadata(cls: type[Metadata], folder: Path, expected: str) -> Metadata:
-    """Verify the checksums and read the metadata that :func:`write_policy` wrote."""
+def read_metadata(cls: type[Metadata], folder: Path, *expected: str) -> Metadata:
+    """Verify the checksums and read the metadata that :func:`write_policy` wrote, in an ``expected`` format."""
     verify_folder(folder)
     where = folder / METADATA
-    if (found := read_format(folder)) != expected:
-        raise CheckpointError(f"{where}: expected format {expected!r}, got {found!r}.")
+    if (found := read_format(folder)) not in expected:
+        raise CheckpointError(f"{where}: expected format {' or '.join(map(repr, expected))}, got {found!r}.")
     return from_json(cls, read_json(where, CheckpointError), str(where), error=CheckpointError)
 
 

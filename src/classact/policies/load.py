@@ -17,6 +17,7 @@ Saved = RetrievalPolicy | ParametricPolicy | MonitoredPolicy
 
 KINDS: dict[str, type[Saved]] = {
     retrieval.FORMAT: RetrievalPolicy,
+    retrieval.PARTLY: RetrievalPolicy,
     parametric.FORMAT: ParametricPolicy,
     monitored.FORMAT: MonitoredPolicy,
 }

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
 from classact.data.copies import describe_copies, first_copies, group_copies
@@ -39,6 +40,8 @@ from classact.utils.storage import read_arrays
 logger = logging.getLogger(__name__)
 
 FORMAT = "classact-retrieval-3"
+PARTLY = "classact-retrieval-4"
+"""Format of a bank of which some episodes carry no actions: versions that do not know it would retrieve these, too."""
 LEFT_OUT_AT_ONCE = 512
 PASSED_OVER = 1024
 """Nearest timesteps among whose episodes one is followed where an episode returns to an observation."""
@@ -56,16 +59,23 @@ class RetrievalMetadata:
     novelty: Novelty | None
 
 
-def retrievable(episode_ends: IntArray, config: RetrievalConfig, where: str) -> IntArray:
-    """Steps that may be retrieved: those with at least ``config.min_actions`` demonstrated actions left.
+def retrievable(
+    episode_ends: IntArray, config: RetrievalConfig, where: str, labelled: NDArray[np.bool_] | None = None
+) -> IntArray:
+    """Steps that may be retrieved: those with at least ``config.min_actions`` demonstrated actions left, in episodes
+    that carry any (``labelled``, (E,); None: all do).
 
     Raises:
         ConfigError: more neighbours than such steps; ``where`` names the bank or its data.
     """
-    left = np.repeat(episode_ends, np.diff(episode_ends, prepend=0)) - np.arange(int(episode_ends[-1]))
-    rows = np.flatnonzero(left >= config.min_actions)
+    lengths = np.diff(episode_ends, prepend=0)
+    left = np.repeat(episode_ends, lengths) - np.arange(int(episode_ends[-1]))
+    enough = left >= config.min_actions
+    rows = np.flatnonzero(enough if labelled is None else enough & np.repeat(labelled, lengths))
     if config.k > len(rows):
         why = "" if config.min_actions == 1 else f" with at least {config.min_actions} actions left"
+        if labelled is not None and not labelled.all():
+            why += f" in the {labelled.sum()} of {len(labelled)} episodes that carry actions"
         raise ConfigError(
             f"{where}: k = {config.k} neighbours asked of a bank of {len(rows)} timesteps{why}. Lower k to at most "
             f"{len(rows)}, or add demonstrations."
@@ -89,10 +99,20 @@ def check_left_out(first: IntArray, episode_ends: IntArray, rows: IntArray, m: i
         )
 
 
-def check_heldout(actions: FloatArray, episode_ends: IntArray, heldout: Demonstrations, number: int = 0) -> None:
-    """Refuse to hold out what is learned from: (N, D) actions. ``number`` is that of the first held-out episode."""
+def check_heldout(
+    actions: FloatArray,
+    episode_ends: IntArray,
+    heldout: Demonstrations,
+    number: int = 0,
+    labelled: NDArray[np.bool_] | None = None,
+) -> None:
+    """Refuse to hold out what is learned from: (N, D) actions, of the ``labelled`` episodes. ``number`` is that of the
+    first held-out episode.
+    """
     E, N = len(episode_ends), len(actions)
-    first = first_copies(np.concatenate([actions, heldout.actions]), np.append(episode_ends, N + heldout.episode_ends))
+    ends = np.append(episode_ends, N + heldout.episode_ends)
+    known = np.append(np.ones(E, bool) if labelled is None else labelled, heldout.carries_actions())
+    first = first_copies(np.concatenate([actions, heldout.actions]), ends, known)
     if (first[E:] < E).any():
         e = int(np.argmax(first[E:] < E))
         raise DataError(
@@ -115,9 +135,9 @@ def no_alarm(data: Demonstrations, heldout: Demonstrations | None, rows: IntArra
         DataError: a held-out episode is a copy of one that is learned from.
     """
     if heldout is not None:
-        check_heldout(data.actions, data.episode_ends, heldout, len(data))
+        check_heldout(data.actions, data.episode_ends, heldout, len(data), data.labelled)
         return f"{len(rows)} timesteps to compare with, expected at least m = {m}." if len(rows) < m else ""
-    first = first_copies(data.actions, data.episode_ends)
+    first = first_copies(data.actions, data.episode_ends, data.labelled)
     if copies := describe_copies(first, f"{data.name} ({data.source})"):
         logger.warning("%s", copies)
     try:
@@ -139,6 +159,7 @@ class RetrievalPolicy(Published):
         action_space: what the D dimensions mean; its rotations are averaged as rotations. None where there are none:
             every dimension is averaged by itself.
         calibration: of the novelty score, see :meth:`calibrate`; None: decisions have no score.
+        labelled: (E,) which episodes carry actions, and may be retrieved; None: all.
 
     Raises:
         ConfigError: k is larger than the bank, or the calibration is of another bank.
@@ -156,17 +177,20 @@ class RetrievalPolicy(Published):
         *,
         action_space: ActionSpace | None = None,
         calibration: Novelty | None = None,
+        labelled: NDArray[np.bool_] | None = None,
     ) -> None:
         if not len(bank) == len(actions) == episode_ends[-1]:
             raise DataError(
                 f"expected one latent and one action per step, got a bank of {len(bank)} timesteps, {len(actions)} "
                 f"actions and episodes of {int(episode_ends[-1])} steps in all. Build the policy from one data set."
             )
-        if action_space is not None:
-            action_space.check_rotations(actions, "the demonstrated actions")
         self.latents, self.config, self.action_space = latents, config, action_space
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
-        self._rows = retrievable(episode_ends, config, "the bank")
+        self.labelled = None if labelled is None or labelled.all() else labelled
+        if action_space is not None:
+            some = slice(None) if self.labelled is None else np.repeat(self.labelled, np.diff(episode_ends, prepend=0))
+            action_space.check_rotations(actions[some], "the demonstrated actions")
+        self._rows = retrievable(episode_ends, config, "the bank", self.labelled)
         if calibration is not None and calibration.timesteps != len(self._rows):
             raise ConfigError(
                 f"the novelty score was calibrated on a bank of {calibration.timesteps} timesteps, this one has "
@@ -186,13 +210,19 @@ class RetrievalPolicy(Published):
     def build(
         latents: Latents, data: Demonstrations, config: RetrievalConfig, *, action_space: ActionSpace | None = None
     ) -> RetrievalPolicy:
-        """Encode all demonstrations into a bank."""
+        """Encode all demonstrations into a bank; those that carry actions may be retrieved."""
         where = f"{data.name} ({data.source})"
-        retrievable(data.episode_ends, config, where)  # this and the next before the long encoding
+        # This and the next before the long encoding.
+        retrievable(data.episode_ends, config, where, data.labelled)
         if action_space is not None:
-            action_space.check_rotations(data.actions, where)
-        bank = latents.demonstrations(data)
-        return RetrievalPolicy(latents, bank, data.actions, data.episode_ends, config, action_space=action_space)
+            action_space.check_rotations(data.labelled_actions(), where)
+        parts = (latents, latents.demonstrations(data), data.actions, data.episode_ends)
+        return RetrievalPolicy(*parts, config, action_space=action_space, labelled=data.labelled)
+
+    def with_config(self, config: RetrievalConfig) -> RetrievalPolicy:
+        """The same bank by other settings, not calibrated."""
+        parts = (self.latents, self.bank, self.actions, self.episode_ends)
+        return RetrievalPolicy(*parts, config, action_space=self.action_space, labelled=self.labelled)
 
     @property
     def spec(self) -> PolicySpec:
@@ -300,8 +330,9 @@ class RetrievalPolicy(Published):
                 )
             distances, ends = self._left_out(config.m, progress)
         else:
-            check_heldout(self.actions, self.episode_ends, heldout)
-            steps, ends = group_copies(first_copies(heldout.actions, heldout.episode_ends), heldout.episode_ends)
+            check_heldout(self.actions, self.episode_ends, heldout, labelled=self.labelled)
+            copies = first_copies(heldout.actions, heldout.episode_ends, heldout.labelled)
+            steps, ends = group_copies(copies, heldout.episode_ends)
             distances = self.distances(self.latents.demonstrations(heldout), config.m)[steps]
         kind = LEFT_OUT if heldout is None else HELD_OUT
         self.calibration = Novelty(episode_maxima(distances, ends), len(self._rows), config, kind)
@@ -311,7 +342,7 @@ class RetrievalPolicy(Published):
 
     def _left_out(self, m: int, progress: Progress | None) -> tuple[StateArray, IntArray]:
         """Distances of all steps to the rest of the bank, copies of an episode as one, and where these episodes end."""
-        first = first_copies(self.actions, self.episode_ends)
+        first = first_copies(self.actions, self.episode_ends, self.labelled)
         check_left_out(first, self.episode_ends, self._rows, m)
         search, rows, bank = self._search, self._rows, self._weigh(self.bank)
         steps, ends = group_copies(first, self.episode_ends)
@@ -330,7 +361,7 @@ class RetrievalPolicy(Published):
         Raises:
             ConfigError: there are not two different episodes.
         """
-        first = first_copies(self.actions, self.episode_ends)
+        first = first_copies(self.actions, self.episode_ends, self.labelled)
         check_left_out(first, self.episode_ends, self._rows, 1)
         steps, ends = group_copies(first, self.episode_ends)
         bank, search, candidates = self._weigh(self.bank), self._search, self._rows
@@ -447,12 +478,16 @@ class RetrievalPolicy(Published):
         from safetensors.numpy import save_file
 
         config, latents = self.config, self.latents.settings
-        metadata = RetrievalMetadata(FORMAT, config, latents, len(self.bank), self.action_space, self.calibration)
+        written = FORMAT if self.labelled is None else PARTLY
+        metadata = RetrievalMetadata(written, config, latents, len(self.bank), self.action_space, self.calibration)
 
         def fill(path: Path) -> None:
             if self.latents.encoder is not None:
                 self.latents.encoder.save_pretrained(path / "encoder")
-            arrays = {"bank": self.bank, "actions": self.actions, "episode_ends": self.episode_ends}
+            arrays: dict[str, NDArray[Any]] = {"bank": self.bank, "actions": self.actions}
+            arrays["episode_ends"] = self.episode_ends
+            if self.labelled is not None:
+                arrays["labelled"] = self.labelled
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path / "bank.safetensors")
 
         write_policy(folder, metadata, fill)
@@ -474,7 +509,7 @@ class RetrievalPolicy(Published):
         """
         check_device(device)
         path = Path(folder)
-        metadata = read_metadata(RetrievalMetadata, path, FORMAT)
+        metadata = read_metadata(RetrievalMetadata, path, FORMAT, PARTLY)
         config = with_overrides(metadata.config, overrides, "retrieval setting")
         arrays = read_arrays(path / "bank.safetensors", CheckpointError)
         changed = [] if metadata.novelty is None else _changed(metadata.config, config)
@@ -490,6 +525,7 @@ class RetrievalPolicy(Published):
             config,
             action_space=metadata.action_space,
             calibration=None if changed else metadata.novelty,
+            labelled=arrays.get("labelled"),
         ).to(device)
 
 

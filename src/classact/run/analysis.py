@@ -25,6 +25,7 @@ from classact.policies.base import Decision, Policy, decide
 from classact.policies.novelty import Progress
 from classact.run.config import FramesConfig
 from classact.run.folder import Run
+from classact.run.stand_ins import ACTIONS
 from classact.run.tsne import latent_map
 from classact.similarity import ActionSimilarity
 from classact.sims import make_simulator
@@ -51,10 +52,12 @@ def write_statistics(run: Run, data: Demonstrations, heldout: int) -> None:
     write_json(run.statistics, to_json(Statistics.of(data, heldout)))
 
 
-def write_similarity(run: Run, similarity: ActionSimilarity) -> None:
-    """analysis/similarity.json: the distribution of action distances with its threshold."""
+def write_similarity(run: Run, similarity: ActionSimilarity, of: str = ACTIONS) -> None:
+    """analysis/similarity.json: the distribution of distances between actions, or ``of`` what stands for them, with its
+    threshold.
+    """
     config = similarity.config
-    settings = {"metric": config.metric, "cost": config.cost, "horizon": config.horizon, "seed": config.seed}
+    settings = {"of": of, "metric": config.metric, "cost": config.cost, "horizon": config.horizon, "seed": config.seed}
     write_json(run.analysis / "similarity.json", settings | similarity.distribution.to_json())
 
 

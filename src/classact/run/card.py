@@ -11,6 +11,7 @@ from classact.evaluation.rows import ActionError, EvaluationRow, Value
 from classact.policies.published import Published, policy_facts, policy_usage
 from classact.run.folder import Run
 from classact.run.recording import evaluation_name
+from classact.run.stand_ins import ACTIONS
 from classact.sims import NO_SIMULATOR
 from classact.train.config import describe
 from classact.utils.hub import model_card
@@ -59,6 +60,7 @@ def run_card(
         "Objective": pretrain.objective.describe(),
         "Quantile K of similar action sequences": None if similarity is None else f"{100 * similarity.quantile:g} %",
         "Horizon of compared actions": None if similarity is None else f"{similarity.horizon} steps",
+        "In the place of actions it learned from": None if settings.learns_from == ACTIONS else settings.learns_from,
         "Random views": describe(pretrain.augment),
         "Images seen in training": f"{int(row['step']) * per_step:,}" if (row := next(iter(last), None)) else "none",
         **policy_facts(policy),

@@ -12,9 +12,10 @@ from classact.data.joined import check_weights
 from classact.data.readers import EMBEDDED
 from classact.data.readers.hub import is_hub_name
 from classact.data.readers.selection import chosen_episodes
-from classact.errors import ConfigError
+from classact.errors import ConfigError, UnknownNameError, choose
 from classact.evaluation.config import EvaluationConfig
 from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
+from classact.run.stand_ins import ACTIONS, STAND_INS, known
 from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
 from classact.utils.codec import ADDED
 from classact.utils.storage import slug
@@ -23,14 +24,14 @@ RANDOM = "random"  # how tables name an encoder of random weights that a run is 
 
 NON_IDENTITY_FIELDS = (
     *("data", "evaluation", "baselines", "similarity", "intermediate_episodes", "intermediate_retrieval", "layout"),
-    "latent_actions",
+    *("latent_actions", "features"),
     *("frames.workers", "retrieval.search"),
     *(f"pretrain.{name}" for name in INCIDENTAL),
 )
-"""Settings of a run that do not decide what is learned: evaluation, processes, and paths of data and layout, whose
-content is compared by itself."""
+"""Settings of a run that do not decide what is learned: evaluation, processes, and paths, whose content is
+compared by itself."""
 
-KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout", "latent_actions")
+KEPT_FIELDS = ("similarity", "intermediate_retrieval", "layout", "latent_actions", "features")
 """Those of them that keep their initial values where a later call names none."""
 
 UNTRAINED = {"training": "none", "augmentation": "none"}  # labels of what was not trained
@@ -85,8 +86,17 @@ class RunConfig:
         novelty: of the score that decisions carry.
         layout: JSON file that says which array of the data is what, or its name, as in umi. None: what the data
             declare, or their arrays tell.
-        latent_actions: folder of a latent action model (classact latent-actions): what is learned from, in the place of
-            actions, which demonstrations then need not have; policies act by what it decodes.
+        latent_actions: folder of a latent action model (classact latent-actions), for demonstrations that carry no
+            actions.
+        labelled: the actions of these demonstrations alone are used: the first so many, or numbers as in 0:50,60; those
+            of the others are left unread. None: all that carry any.
+        learn_from: what stands for actions where the objective learns from them (CLASS compares sequences of it):
+            "actions", or something that demonstrations without actions have, too (docs/latent-actions.md). None: latent
+            actions where a model is named, else actions.
+        features: folder of an encoder, for ``learn_from`` "feature-change".
+        act_from: what policies do: "labelled": what was done in the demonstrations that carry actions, or "decoded":
+            what latent actions of all demonstrations are decoded to. None: decoded where a model is named, else
+            labelled.
     """
 
     data: str | tuple[str, ...] = "pusht-expert"
@@ -106,8 +116,13 @@ class RunConfig:
     novelty: NoveltyConfig = field(default_factory=NoveltyConfig)
     layout: str | None = None
     latent_actions: str | None = field(default=None, metadata=ADDED)
+    labelled: int | str | None = field(default=None, metadata=ADDED)
+    learn_from: str | None = field(default=None, metadata=ADDED)
+    features: str | None = field(default=None, metadata=ADDED)
+    act_from: Literal["labelled", "decoded"] | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
+        self._check_actions()
         if not isinstance(self.data, str):
             object.__setattr__(self, "data", self.data[0] if len(self.data) == 1 else tuple(self.data))
         check_weights(self.data_weights, len(self.sources))
@@ -126,6 +141,35 @@ class RunConfig:
                 f"search {self.retrieval.search!r} is approximate, and leaving each demonstration out of the bank in "
                 f"turn needs an exact one to calibrate novelty. Hold demonstrations out (heldout), or search exactly."
             )
+
+    def _check_actions(self) -> None:
+        """Refuse to learn, or to act, from what is not named, and to name what nothing reads."""
+        if self.learn_from not in (None, *known()):
+            raise UnknownNameError(choose("stand-in for actions", str(self.learn_from), known()))
+        if self.act_from not in (None, "labelled", "decoded"):
+            raise UnknownNameError(choose("what policies act from", self.act_from, ("labelled", "decoded")))
+        reads = "" if self.learns_from == ACTIONS else STAND_INS[self.learns_from].reads
+        if reads and getattr(self, reads) is None:
+            raise ConfigError(
+                f"to learn from {self.learns_from} needs what it is made with: name its folder (--"
+                f"{reads.replace('_', '-')})."
+            )
+        if self.features is not None and reads != "features":
+            raise ConfigError(
+                f"features are named, but {self.learns_from} is learned from (--learn-from feature-change)."
+            )
+        if self.act_from == "decoded" and self.latent_actions is None:
+            raise ConfigError("to act from decoded latent actions needs a model of them: name it (--latent-actions).")
+
+    @property
+    def learns_from(self) -> str:
+        """``learn_from``, with what None means."""
+        return self.learn_from or (ACTIONS if self.latent_actions is None else "latent-actions")
+
+    @property
+    def acts_from(self) -> Literal["labelled", "decoded"]:
+        """``act_from``, with what None means."""
+        return self.act_from or ("labelled" if self.latent_actions is None else "decoded")
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.images import frames_digest
+from classact.data.lowdim import LowDim
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
+from classact.data.readers.selection import chosen_episodes
 from classact.data.types import Demonstrations, FloatArray
 from classact.errors import ConfigError
 from classact.evaluation.actions import HeldOut
-from classact.models.encoders import EncoderConfig
+from classact.models.encoders import EncoderConfig, ImageEncoder
+from classact.models.encoders.image import pretrained_config
 from classact.models.latent_actions import LatentActionModel
-from classact.policies import RetrievalConfig, SceneLatents, StateLatents
+from classact.models.latent_actions.decoder import ActionDecoder
+from classact.policies import ImageLatents, RetrievalConfig, SceneLatents, StateLatents
 from classact.run.config import RunConfig
 from classact.run.folder import Run
 from classact.run.frames import aspect, needs_rendering, prepare_frames
 from classact.run.presets import control_rate
+from classact.run.stand_ins import ACTIONS, STAND_INS
 from classact.sims import NO_SIMULATOR, SIMULATORS, SimulatorSpec, simulator_spec
 from classact.sims.versions import check_language, check_versions
 from classact.utils.codec import first_difference, to_json, without
@@ -80,43 +85,77 @@ class RunData:
             raise ConfigError(
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
             )
-        without_actions = int((~data.carries_actions()).sum())
-        if without_actions and settings.latent_actions is None:
-            raise ConfigError(
-                f"{data.name} ({data.source}): {without_actions} of {len(data)} demonstrations carry no actions, which "
-                f"this learns from. Learn latent ones (classact latent-actions) and name them (--latent-actions "
-                f"FOLDER), or leave these demonstrations out (--episodes)."
-            )
+        if settings.labelled is not None:
+            data = data.only_labelled(chosen_episodes(settings.labelled, len(data), data.source))
+        self._check_actions(data)
         self._check(data)
         return data
 
+    def _check_actions(self, data: Demonstrations) -> None:
+        """Refuse to learn from actions that are not there, and to act where there are none at all."""
+        settings, known = self.settings, data.carries_actions()
+        without = f"{data.name} ({data.source}): {int((~known).sum())} of {len(data)} demonstrations carry no actions"
+        if not known.all() and settings.pretrain.objective.needs_actions and settings.learns_from == ACTIONS:
+            raise ConfigError(
+                f"{without}, which this learns from. Learn latent ones (classact latent-actions) and name them "
+                f"(--latent-actions FOLDER), learn from something else that they have (--learn-from), or leave these "
+                f"demonstrations out (--episodes)."
+            )
+        if settings.acts_from == "labelled" and not known[: len(data) - self.held].any():
+            raise ConfigError(
+                f"{without}{f' ({self.held} are held out)' if self.held else ''}, so nothing says what to do. Name "
+                f"some that do, or a latent action model (--latent-actions FOLDER)."
+            )
+
     @cached_property
     def latent(self) -> LatentActionModel | None:
-        """What gives latent actions, where these are learned from."""
+        """What gives latent actions, where a model is named."""
         folder = self.settings.latent_actions
         return None if folder is None else LatentActionModel.load(folder)
 
     @cached_property
-    def _latents(self) -> FloatArray | None:
-        """(N, Z) of all demonstrations."""
+    def latent_actions(self) -> FloatArray | None:
+        """(N, Z) of all demonstrations, where a model is named."""
         if self.latent is None:
             return None
         return self.latent.infer(self.recorded if self.latent.config.camera is None else self._drawn)
 
+    def features(self) -> FloatArray:
+        """(N, F) of all demonstrations, by the frozen encoder that is named."""
+        assert self.settings.features is not None
+        frames = RunData(self.settings, pretrained_config(self.settings.features), quiet=self.quiet)._drawn
+        encoder = ImageEncoder.from_pretrained(self.settings.features)
+        return ImageLatents(encoder, LowDim.fit(frames, ())).demonstrations(frames)
+
+    @cached_property
+    def _stand_ins(self) -> FloatArray:
+        return STAND_INS[self.settings.learns_from].make(self)
+
     def learned(self, data: Demonstrations) -> Demonstrations:
-        """What is learned from: the first demonstrations, with latent actions in the place of actions."""
-        if self._latents is None:
+        """What the representation is learned from: the first demonstrations, with what stands for actions
+        (``learn_from``) in their place.
+        """
+        if self.settings.learns_from == ACTIONS or not self.settings.pretrain.objective.needs_actions:
             return data
-        # Each dimension is a number by itself.
-        return replace(data, actions=self._latents[: data.num_steps], schema=replace(data.schema, actions=None))
+        return _with_numbers(data, self._stand_ins)
+
+    def cloned(self, data: Demonstrations) -> tuple[Demonstrations, ActionDecoder | None]:
+        """What heads learn to do: the demonstrations that carry actions, or all with latent ones and their decoder."""
+        if self.settings.acts_from == "labelled":
+            return data.with_actions(), None
+        assert self.latent is not None
+        assert self.latent_actions is not None
+        return _with_numbers(data, self.latent_actions), self.latent.decoder
 
     def _executed(self, data: Demonstrations) -> Demonstrations:
-        """All demonstrations with the actions that a robot executes: decoded ones where latent ones are learned."""
-        if self._latents is None or self.latent is None:
+        """All demonstrations with the actions that a robot executes (``act_from``)."""
+        if self.settings.acts_from == "labelled":
             return data
+        assert self.latent is not None
+        assert self.latent_actions is not None
         decoder = self.latent.decoder
         schema = replace(data.schema, actions=decoder.space)
-        return replace(data, actions=decoder.decode(self._latents), schema=schema, labelled=None)
+        return replace(data, actions=decoder.decode(self.latent_actions), schema=schema, labelled=None)
 
     def _check(self, data: Demonstrations) -> None:
         """Refuse data without images for the encoder, or that the simulator cannot draw."""
@@ -151,7 +190,7 @@ class RunData:
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),
-            "latent_actions": "" if self.latent is None else latent_digest(self.settings),
+            "latent_actions": "" if self.latent is None else folder_digest(self.settings.latent_actions),
             "images": {camera: frames_digest(data.images[camera]) for camera in used},
         }
 
@@ -188,7 +227,7 @@ class RunData:
 
     def held_out(self, steps: int) -> HeldOut:
         """Timesteps of the held-out part, whose next ``steps`` actions policies are compared with."""
-        return HeldOut.of(last_episodes(self._prepared, self.held), self.frames(), steps)
+        return HeldOut.of(last_episodes(self._prepared, self.held), self.frames().with_actions(), steps)
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:
@@ -204,9 +243,17 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
     return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
 
 
-def latent_digest(settings: RunConfig) -> str | None:
-    """Which latent actions are learned from, wherever their model lies; None where there are none, or they are gone."""
-    sums = None if settings.latent_actions is None else Path(settings.latent_actions) / CHECKSUMS
+def _with_numbers(data: Demonstrations, values: FloatArray) -> Demonstrations:
+    """The first of all demonstrations with the first of ``values`` (N, Z) in the place of actions: each dimension is a
+    number by itself.
+    """
+    schema = replace(data.schema, actions=None)
+    return replace(data, actions=values[: data.num_steps], schema=schema, labelled=None)
+
+
+def folder_digest(folder: str | None) -> str | None:
+    """What a saved model's folder holds, wherever it lies; None where none is named, or it is gone."""
+    sums = None if folder is None else Path(folder) / CHECKSUMS
     return sha256_file(sums) if sums is not None and sums.is_file() else None
 
 

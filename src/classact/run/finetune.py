@@ -159,8 +159,9 @@ def train(work: HeadPipeline) -> ParametricPolicy:
     config = work.finetune
     if work.config.start == "scratch":
         config = replace(config, encoder=work.source.encoder_config())
+    cloned, decoder = work.source.cloned(work["frames"])
     tuner = FineTuner(
-        work.source.learned(work["frames"]),
+        cloned,
         config,
         work.folder.root,
         work.device,
@@ -168,7 +169,7 @@ def train(work: HeadPipeline) -> ParametricPolicy:
         work.ranks,
         teller(quiet=work.quiet),
         encoder_folder=starts_from(work),
-        decoder=None if work.source.latent is None else work.source.latent.decoder,
+        decoder=decoder,
     )
     trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
     if work.ranks.first:
@@ -188,9 +189,10 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
             # Over as many steps as retrieval, so that errors are comparable.
             steps = min(work.run.settings().retrieval.chunk_length, work.finetune.horizon)
             held = work.source.held_out(steps)
-            own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
-            with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
-                analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
+            if len(held.rows):
+                own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
+                with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
+                    analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
             analysis.write_head_chunks(work.run, work.folder, work.policy)
         return []
     policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))

@@ -12,6 +12,7 @@ import numpy as np
 
 from classact.data.rate import USUAL, Span, in_steps
 from classact.data.readers import EMBEDDED, declared_simulator, read_demonstrations
+from classact.data.readers.selection import written_episodes
 from classact.data.types import Demonstrations
 from classact.errors import ClassactError, ConfigError
 from classact.evaluation.config import EvaluationConfig
@@ -548,6 +549,8 @@ dimensions) takes 0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s
 
 def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
     """Where demonstrations were read from, and the settings of a run that reads them again."""
+    if data.labelled is not None and data.labelled.any():
+        changes = {"labelled": written_episodes(np.flatnonzero(data.labelled).tolist())} | changes
     if not data.origins:
         return data.source, {"episodes": len(data)} | changes
     weights = tuple(one.weight for one in data.origins)

@@ -27,7 +27,7 @@ from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
 from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path, whole_source
-from classact.run.data import STATE_RETRIEVAL, RunData, latent_digest, lie_beside, other_data, state_latents
+from classact.run.data import STATE_RETRIEVAL, RunData, folder_digest, lie_beside, other_data, state_latents
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.novelty import write_novelty_videos
@@ -190,8 +190,8 @@ def read(work: Pipeline) -> Demonstrations:
     config, data, states = work.config, work.source.recorded, work.source.states()
     where = f"{data.name} ({data.source})"
     if config.pretrain.evaluations and config.intermediate_retrieval is not None:
-        retrievable(states.episode_ends, config.intermediate_retrieval, where)
-    rows = retrievable(states.episode_ends, config.retrieval, where)
+        retrievable(states.episode_ends, config.intermediate_retrieval, where, states.labelled)
+    rows = retrievable(states.episode_ends, config.retrieval, where, states.labelled)
     work.left["no alarm"] = ""
     if not work.run.policy.is_dir():
         held = last_episodes(data, work.source.held) if work.source.held else None
@@ -255,7 +255,7 @@ def prepare_training(work: Pipeline) -> Trainer:
             progress=bar,
         )
         if work.ranks.first and trainer.similarity is not None:
-            analysis.write_similarity(work.run, trainer.similarity)
+            analysis.write_similarity(work.run, trainer.similarity, work.config.learns_from)
     return trainer
 
 
@@ -316,6 +316,9 @@ def comparisons(config: RunConfig) -> tuple[Stage, ...]:
 def compare_actions(work: Pipeline) -> list[ActionError]:
     """Errors of retrieval on held-out demonstrations, and of ways that learn nothing."""
     held = work.source.held_out(work.policy.config.chunk_length)
+    if not len(held.rows):
+        logger.warning("no held-out demonstration carries actions: there is nothing to compare with")
+        return []
     policy = RetrievalPolicy.load(work.run.policy, device=work.device, speed=1.0)
     with progress_bar("compare held-out actions", quiet=work.quiet) as bar:
         found = [action_error(policy, held, "retrieval", bar), *references(held)]
@@ -459,6 +462,7 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
         similarity=place("similarity"),
         layout=place("layout"),
         latent_actions=place("latent_actions"),
+        features=place("features"),
     )
 
 
@@ -467,7 +471,10 @@ def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
     return value | {
         "pretrain": spelled_out(value["pretrain"], flags),
-        "latent_actions": latent_digest(config),
+        "latent_actions": folder_digest(config.latent_actions),
+        "features": folder_digest(config.features),
+        "learn_from": config.learns_from,
+        "act_from": config.acts_from,
     }
 
 

@@ -107,6 +107,13 @@ def probe_run(
             f"the bank of {run.policy} holds {len(policy.bank)} timesteps, the data that the run was started with have "
             f"{training.num_steps} to learn from. Bring the data back that it was built from, or start another run."
         )
+    known = data.recorded.carries_actions()
+    compared = known[len(training) :] if training.labelled is None else known  # decoded ones will do for the bank
+    if not compared.all():
+        raise ConfigError(
+            f"{training.name} ({training.source}): a probe compares what was done in all demonstrations, and "
+            f"{(~known).sum()} of {len(known)} carry no actions. Probe a run of those that do (--episodes)."
+        )
     if copies := describe_copies(first_copies(training.actions, training.episode_ends), training.name):
         logger.warning("probe: %s", copies)
     if data.held:
