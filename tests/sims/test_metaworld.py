@@ -45,3 +45,15 @@ def test_an_action_is_executed_twice_and_observed_with_the_step_before() -> None
     assert np.allclose(sim.observe(render=False).proprioception, after)  # looking changes nothing
     assert not np.array_equal(after[18:22], after[:4])
     sim.close()
+
+
+def test_an_action_beyond_the_limits_is_clipped_as_elsewhere_where_metaworld_is_used() -> None:
+    sim = make_simulator("metaworld-reach")
+    reached = []
+    for scale in (1, 7):
+        sim.reset(0)
+        for _ in range(3):
+            sim.step(np.array([scale, -scale, 0, scale], np.float32))
+        reached.append(sim.observe(render=False).proprioception)
+    assert np.array_equal(*reached)
+    sim.close()
