@@ -94,6 +94,8 @@ def page_lines() -> list[str]:
     rows: Rows = read("pusht_policies")["rows"]
     tests = test_lines(rows)
     lines = [*success_lines(rows), *(["", *tests] if tests else [])]
+    curves = curve_lines(rows)
+    lines += ["", *curves] if curves else []
     lines += ["", *speed_lines(read("speeds")), "", *alarm_lines(read("alarms")["rows"])]
     lines += ["", *neighbour_lines(read("neighbours"))]
     if (RESULTS / "latency.json").exists():
@@ -158,6 +160,30 @@ def test_lines(rows: Rows) -> list[str]:
     for (name, won, lost), p in zip(found, adjusted, strict=True):
         lines.append(f"| {name} | {won} | {lost} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |")
     return lines
+
+
+def curve_lines(rows: Rows) -> list[str]:
+    """Success during the training of an encoder (the paper's figure 10), all seeds that were evaluated on the way."""
+    found = []
+    for column in COLUMNS:
+        for method, policy in (("class", "retrieval"), ("scratch", "mlp")):
+            curves = [row["curve"] for row in seeds(rows, method, policy, column) if row.get("curve")]
+            if not curves:
+                continue
+            rates = [sum(at[1] for at in points) / sum(at[2] for at in points) for points in zip(*curves, strict=True)]
+            images, _, episodes = curves[0][-1]
+            columns = [f"{POLICIES[policy]}, {METHODS[method]}", COLOURS[column], *(f"{one:.2f}" for one in rates)]
+            found.append(f"| {' | '.join([*columns, f'{images:,}', str(episodes), str(len(curves))])} |")
+    if not found:
+        return []
+    shares = range(1, len(rates) + 1)
+    return [
+        "Success by IoU > 0.90 after so much of the training of the encoder (the paper's figure 10):",
+        "",
+        f"| | colours | {' | '.join(f'{at / len(shares):.0%}' for at in shares)} | images in all | episodes | seeds |",
+        f"|---|---|{'---:|' * (len(shares) + 3)}",
+        *found,
+    ]
 
 
 def speed_lines(results: dict[str, Any]) -> list[str]:

@@ -90,6 +90,7 @@ class Flags:
         seeds: of all trainings; settings are chosen with that of :data:`CHOOSING`.
         episodes: of each evaluation.
         tuning: episodes of each choice.
+        curves: rollouts during each training, evenly over it (the paper's figure 10); 0: none.
         busy: the machine does other work as well: no times are kept.
     """
 
@@ -102,6 +103,7 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 500
     tuning: int = 200
+    curves: int = 0
     busy: bool = False
 
 
@@ -145,6 +147,7 @@ def measure(flags: Flags, row: Row) -> None:
     pipeline = trained(flags, row)
     seconds = dict(pipeline.run.info().timings)
     averages = AVERAGES if row.policy == "retrieval" else ({},)
+    head: HeadPipeline | None = None
     if row.method == "state":
         state = state_policy(pipeline.source.states(), "pusht")
         # The few dimensions of a state differ less in direction than features do.
@@ -153,7 +156,7 @@ def measure(flags: Flags, row: Row) -> None:
     elif row.policy == "retrieval" and row.method != "scratch":
         policy_with = partial(_retrieval, pipeline.policy)
     else:
-        head, bank = trained_head(row, pipeline)
+        head, bank = trained_head(flags, row, pipeline)
         seconds |= {f"head: {name}": value for name, value in head.folder.info().timings.items()}
         if row.policy == "retrieval":
             policy_with = partial(_retrieval, bank)
@@ -177,6 +180,7 @@ def measure(flags: Flags, row: Row) -> None:
                 "first_seed": results[0].seed,
                 "success": {name: [int(result.success[name]) for result in results] for name in results[0].success},
                 "max_coverage": [round(result.maxima["coverage"], 4) for result in results],
+                "curve": curve(pipeline, head),
                 "seconds": {} if flags.busy else {name: round(value, 1) for name, value in seconds.items()},
                 "hardware": hardware(),
             },
@@ -222,7 +226,8 @@ def settings(flags: Flags, row: Row) -> RunConfig:
     """Of a row's pre-training."""
     preset, shift = COLUMNS[row.column]
     made = configure(flags.data, preset=preset, shift=shift, objective=METHODS[row.method], baselines=False)
-    return replace(made, pretrain=replace(made.pretrain, seed=row.seed))
+    changed = replace(made.pretrain, seed=row.seed, evaluations=flags.curves, evaluations_from=1 / max(1, flags.curves))
+    return replace(made, pretrain=changed)
 
 
 def trained(flags: Flags, row: Row) -> Pipeline:
@@ -248,7 +253,7 @@ def learning_rate(flags: Flags, row: Row) -> float:
     if name not in kept(flags.json, "rates"):
         first = replace(row, seed=CHOOSING)
         made = settings(flags, first)
-        made = replace(made, pretrain=replace(made.pretrain, epochs=made.pretrain.epochs / 4))
+        made = replace(made, pretrain=replace(made.pretrain, epochs=made.pretrain.epochs / 4, evaluations=0))
         found = {}
         for one in RATES:
             run = Run(flags.runs / f"{row.method}-{row.column}-rate{one:g}")
@@ -262,12 +267,12 @@ def learning_rate(flags: Flags, row: Row) -> float:
     return float(max(tried, key=lambda one: tried[one]))
 
 
-def trained_head(row: Row, pipeline: Pipeline) -> tuple[HeadPipeline, RetrievalPolicy]:
+def trained_head(flags: Flags, row: Row, pipeline: Pipeline) -> tuple[HeadPipeline, RetrievalPolicy]:
     """A row's head, trained, and the bank of its encoder."""
     kind = "mlp" if row.policy == "retrieval" else row.policy
     start = "scratch" if row.method == "scratch" else "run"
     config = configure_head(pipeline.config, kind, start=start)
-    config = replace(config, finetune=replace(config.finetune, seed=row.seed, evaluations=0))
+    config = replace(config, finetune=replace(config.finetune, seed=row.seed, evaluations=flags.curves))
     head = HeadPipeline(pipeline.run, config, name=f"{kind}-{start}")
     head.train()
     if start == "run":
@@ -286,6 +291,19 @@ def rollouts(flags: Flags, row: Row, policy: Policy, shift: str, *, tuning: bool
     count, first = (flags.tuning, TUNING) if tuning else (flags.episodes, TABLE)
     with progress_bar(f"{row.name}: {'choose' if tuning else 'evaluate'}") as bar:
         return evaluate(policy, "pusht", EvaluationConfig(episodes=count, first_seed=first, shift=shift), bar)
+
+
+def curve(pipeline: Pipeline, head: HeadPipeline | None) -> list[list[int]]:
+    """[images, successes, episodes] of rollouts during the training of a row's encoder, by the paper's criterion.
+
+    That is the head's training where its encoder starts from scratch, else pre-training.
+    """
+    stage, training = "pretrain", pipeline.config.pretrain
+    images = training.batch_size * training.objective.images_per_anchor
+    if head is not None and head.config.start == "scratch":
+        stage, images = head.stage, head.config.finetune.batch_size
+    found = [one for one in pipeline.run.read_intermediate() if one.stage == stage and one.criterion == CRITERION]
+    return [[one.step * images, one.successes, one.episodes] for one in found]
 
 
 def rate(results: list[RolloutResult], criterion: str = CRITERION) -> float:
