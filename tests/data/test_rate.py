@@ -119,3 +119,5 @@ def test_windows_of_little_time_are_pointed_out() -> None:
     assert "windows of 16 steps are 0.32 s at 50 steps per second" in said
     assert "Subsample (--fps 10), or choose a longer window (--horizon 1.6s)." in said
     assert "about. Choose a longer window (--horizon 1.6s)." in short_windows(recorded(fps=10.0), 3)
+    # A simulator's rate: its policies act at it, so there is nothing to subsample.
+    assert "about. Choose a longer window" in short_windows(recorded(fps=None), 16, 50.0)

@@ -18,7 +18,7 @@ from classact.run.presets import (
     with_backbone,
     with_objective,
 )
-from classact.sims import SIMULATORS, Entry
+from classact.sims import SIMULATORS, Entry, simulator_spec
 
 # Table 5: top K in per cent, epochs, tau_nn on homogeneous and on heterogeneous data.
 TABLE_5 = {
@@ -210,7 +210,16 @@ def test_another_network_starts_from_scratch_with_its_own_scaling(name: str) -> 
 def test_heads_play_as_fast_as_their_run_and_decide_as_often_in_demonstrated_steps() -> None:
     fast = configure_head(from_preset("pusht-plus"), "mlp").finetune
     slow = configure_head(from_preset("aloha-transfer-cpu"), "mlp").finetune
-    assert (fast.speed, fast.chunk_length, slow.speed, slow.chunk_length) == (2.0, 4, 1.0, 8)
+    assert (fast.speed, fast.chunk_length, slow.speed, slow.chunk_length) == (2.0, 4, 1.0, 20)
+    assert (fast.horizon, slow.horizon) == (16, 104)  # 2 s, a multiple of what a U-Net halves
     made = from_preset("pusht-plus")
     odd = configure_head(replace(made, retrieval=replace(made.retrieval, speed=1.5)), "mlp").finetune
     assert (odd.speed, odd.chunk_length) == (1.5, 5)
+
+
+@pytest.mark.parametrize("name", ["square", "three-stack-d0", "three-stack-d1", "aloha-transfer", "libero-object"])
+def test_windows_of_arms_last_as_long_at_any_rate(name: str) -> None:
+    preset = PRESETS[default_preset("a.npz", name, "dynamic")]
+    hz = simulator_spec(name).control_hz
+    assert (preset.pretrain.similarity.horizon / hz, preset.retrieval.horizon / hz) == (2.0, 2.0)
+    assert preset.retrieval.chunk_length / hz == preset.retrieval.min_actions / hz == 0.4

@@ -17,6 +17,7 @@ from classact.run.similarity import (
     NUMBERS,
     POSITIVES,
     analyze_similarity,
+    compared_columns,
     current_setting,
     notes,
     timestep_frames,
@@ -173,3 +174,26 @@ def test_what_is_damaged_is_measured_again(
     identity = similarity_identity(window_stream(DATA, CONFIG.similarity), CONFIG.similarity)
     assert read_distribution(folder / DISTRIBUTION, identity).threshold == again["threshold"]
     assert not list(folder.glob(".*.tmp"))
+
+
+def test_things_of_positives_are_compared_and_asked_again_by_columns(tmp_path: Path) -> None:
+    numbers = analyze_similarity(DATA, replace(CONFIG, columns=("states[2:4]",)), tmp_path, quiet=True)
+    (row,) = numbers["apart"]["rows"]
+    assert row["name"] == "states[2:4]"
+    horizons = {one["horizon"]: one["rows"][0] for one in numbers["apart"]["horizons"]}
+    assert horizons[8] == row
+    assert any("Positives do not tell where states[2:4] is" in said for said in numbers["warnings"]) == (
+        row["ratio"] >= 0.9
+    )
+    key = DATA.schema.keys[0]
+    other = analyze_similarity(DATA, replace(CONFIG, columns=(key,), early=0.3), tmp_path, quiet=True)
+    assert [one["name"] for one in other["apart"]["rows"]] == [key]
+    assert other["apart"]["early"] == 0.3
+    assert {**other, "apart": 0, "warnings": 0} == {**numbers, "apart": 0, "warnings": 0}
+    assert DATA.states is not None
+    have = DATA.states.shape[1]
+    with pytest.raises(ConfigError, match=rf"columns states\[2:99\]: .* has states of {have} columns"):
+        compared_columns(DATA, ["states[2:99]"])
+    with pytest.raises(ConfigError, match="unknown columns 'cube'"):
+        compared_columns(DATA, ["cube"])
+    assert compared_columns(replace(DATA, states=None)) == {}

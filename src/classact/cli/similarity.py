@@ -10,6 +10,7 @@ from typing import Any
 from classact.cli.console import print_facts, print_notes, say
 from classact.cli.data import sources
 from classact.cli.flags import Given, Settings, changed, counted, flag, from_file, settings
+from classact.similarity.apart import Apart, share_apart
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.utils.codec import from_json
 
@@ -100,11 +101,25 @@ def print_similarity(numbers: Mapping[str, Any]) -> None:
         "in the same episode": "{} of positive pairs, {} of all".format(*map(_percent, shares)),
         f"in a batch of {batch['batch_size']:,}": f"{batch['positives']:.3g} positives expected per anchor, none for "
         f"{_percent(batch['none'])}",
+        **apart_facts(numbers.get("apart") or {}),
         "distances": "\n".join(histogram),
         "time": f"{sum(numbers['seconds'].values()):.1f} s on {numbers['device']}{ranks}",
     }
     print_facts(f"{data['name']}: {data['episodes']:,} episodes, {data['steps']:,} steps", facts.items())
     print_notes(numbers["warnings"])
+
+
+def apart_facts(apart: Mapping[str, Any]) -> dict[str, str]:
+    """How far apart things are in positives among early timesteps, and at other horizons."""
+    facts = {}
+    for number, row in enumerate(apart.get("rows", ())):
+        lines = [share_apart(apart["early"], from_json(Apart, row, "apart"))]
+        ratios = [(one["horizon"], one["rows"][number]["ratio"]) for one in apart["horizons"]]
+        others = [f"{ratio:.2f} ({horizon})" for horizon, ratio in ratios if ratio is not None]
+        if len(others) > 1:
+            lines.append(f"by horizon: {', '.join(others)}")
+        facts[f"{row['name']}, early"] = "\n".join(lines)
+    return facts
 
 
 def _percent(share: float) -> str:

@@ -125,13 +125,17 @@ def near_rate(fps: float, wanted: float = USUAL) -> float:
     return min((fps / every for every in range(1, max(2, math.ceil(2 * fps / wanted)))), key=lambda r: abs(r - wanted))
 
 
-def short_windows(data: Demonstrations, horizon: int) -> str:
-    """What is to be said of windows of ``horizon`` actions that span little time; empty where they do not."""
-    fps = data.schema.fps
+def short_windows(data: Demonstrations, horizon: int, fps: float | None = None) -> str:
+    """What is to be said of windows of ``horizon`` actions that span little time; empty where they do not.
+
+    ``fps`` are their steps per second; None: as data declare.
+    """
+    fps = fps or data.schema.fps
     if fps is None or horizon / fps >= SHORTEST:
         return ""
     better = near_rate(fps)
-    subsample = f"Subsample (--fps {better:g}), or choose" if horizon / better >= SHORTEST else "Choose"
+    possible = data.schema.fps is not None and horizon / better >= SHORTEST
+    subsample = f"Subsample (--fps {better:g}), or choose" if possible else "Choose"
     return (
         f"{data.name}: windows of {horizon} steps are {horizon / fps:.2g} s at {fps:g} steps per second. In so little "
         f"time most demonstrations do alike: positives then say where the robot is going, not what it is about. "

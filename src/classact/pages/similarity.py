@@ -84,8 +84,22 @@ def context(numbers: Row, arrays: Mapping[str, NDArray[Any]]) -> Row:
             for key, title in (("horizon", "Horizon"), ("metric", "Metric"))
             if sensitivity.get(key)
         ],
+        "apart": apart(numbers.get("apart") or {}),
         "settings": [(key, "none" if value is None else value) for key, value in numbers["settings"].items()],
     }
+
+
+def apart(section: Mapping[str, Any]) -> Row | None:
+    """Table of how far apart things are in positives among early timesteps; None where nothing was compared."""
+    if not section.get("rows"):
+        return None
+    lines = [
+        one | {"ratios": [at["rows"][number]["ratio"] for at in section["horizons"]]}
+        for number, one in enumerate(section["rows"])
+    ]
+    fps = section["fps"]
+    heads = [(one["horizon"], "" if fps is None else f"{one['horizon'] / fps:.2g} s") for one in section["horizons"]]
+    return {"early": section["early"], "timesteps": section["timesteps"], "lines": lines, "horizons": heads}
 
 
 def metric_name(settings: Mapping[str, Any]) -> str:

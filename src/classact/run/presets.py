@@ -27,6 +27,7 @@ from classact.run.config import FramesConfig, HeadRunConfig, RunConfig
 from classact.similarity import SimilarityConfig
 from classact.sims import NO_SIMULATOR, SIMULATORS, plain_shift, simulator_spec
 from classact.sims.shifts import is_plain
+from classact.sims.specs import ALOHA_TRANSFER, CONTROL_HZ
 from classact.train.config import (
     TABLE_9,
     AdamWConfig,
@@ -133,15 +134,29 @@ def _cpu(
     return Preset(pretrain, retrieval, 0.001, about)
 
 
-def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht") -> Preset:
+WINDOW, CHUNK = 2.0, 0.4
+"""Seconds of the compared windows, and of what is executed per decision, of the presets of tasks with arms. Windows of
+16 steps, 0.3 s of Aloha-Transfer and 0.8 s of Square, do not tell where cube and nut are (``classact similarity``:
+positives of the first tenth of the demonstrations have them as far apart as any two do); of 2 s they do."""
+
+
+def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht", rate: float | None = None) -> Preset:
+    """``rate``: steps per second of the task, whose windows and chunks are then :data:`WINDOW` and :data:`CHUNK`."""
+    similarity, retrieval = SimilarityConfig(quantile=quantile), RetrievalConfig(k=1, temperature=0.004)
+    about = f"{task} on two CPU cores: small network, 96-pixel images, AdamW"
+    if rate is not None:
+        horizon, chunk = round(WINDOW * rate), round(CHUNK * rate)
+        # Sampled: to compare all pairs of windows as long takes longer than to train.
+        similarity = replace(similarity, horizon=horizon, estimate="sampled")
+        retrieval = replace(retrieval, horizon=horizon, chunk_length=chunk, min_actions=chunk)
+        about += f", {WINDOW:g} s windows"
     pretrain = PretrainConfig(
         encoder=EncoderConfig(cameras=(camera,), image_size=96, crop_size=84),
-        similarity=SimilarityConfig(quantile=quantile),
+        similarity=similarity,
         optimizer=SMALL_ADAMW,
         epochs=8,
     )
-    about = f"{task} on two CPU cores: small network, 96-pixel images, AdamW"
-    return Preset(pretrain, RetrievalConfig(k=1, temperature=0.004), 0.004, about, simulator)
+    return Preset(pretrain, retrieval, 0.004, about, simulator)
 
 
 PRESETS: Registry[Preset] = Registry(
@@ -181,10 +196,10 @@ PRESETS: Registry[Preset] = Registry(
             queue=1280,
             size=(96, 84),
         ),
-        "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer"),
-        "square-cpu": _small_cpu("Square", 0.025, "agentview", "square"),
-        "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0"),
-        "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object"),
+        "aloha-transfer-cpu": _small_cpu("Aloha-Transfer", 0.025, "top", "aloha-transfer", ALOHA_TRANSFER.control_hz),
+        "square-cpu": _small_cpu("Square", 0.025, "agentview", "square", CONTROL_HZ),
+        "three-stack-cpu": _small_cpu("Three-Stack", 0.01, "agentview", "three-stack-d0", CONTROL_HZ),
+        "libero-object-cpu": _small_cpu("LIBERO-Object", 0.025, "agentview", "libero-object", CONTROL_HZ),
         "real-cpu": Preset(
             PretrainConfig(
                 objective=SoftInfoNCEConfig(queue=1280),
@@ -649,7 +664,8 @@ def configure_head(
     length = max(1, round(config.chunk_length / speed))
     if run.frames.simulator == NO_SIMULATOR:
         config = replace(config, evaluations=0)
-        if run.retrieval.horizon != config.horizon:  # windows of as many seconds, not steps
-            whole = HEAD_STEPS * -(-run.retrieval.horizon // HEAD_STEPS)
-            config, length = replace(config, horizon=whole), run.retrieval.chunk_length
+    if control_rate(run.frames.simulator) != USUAL and run.retrieval.horizon != config.horizon:
+        # Windows of as many seconds, not steps.
+        whole = HEAD_STEPS * -(-run.retrieval.horizon // HEAD_STEPS)
+        config, length = replace(config, horizon=whole), run.retrieval.chunk_length
     return HeadRunConfig(replace(config, speed=speed, chunk_length=length), start=start)

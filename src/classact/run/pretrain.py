@@ -31,6 +31,7 @@ from classact.run.data import STATE_RETRIEVAL, RunData, folder_digest, lie_besid
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.novelty import write_novelty_videos
+from classact.run.presets import rate_of
 from classact.run.recording import evaluation_name
 from classact.run.stages import Stage, Work, started
 from classact.sims import NO_SIMULATOR, make_simulator, simulator_spec
@@ -227,13 +228,14 @@ def check(work: Pipeline) -> bool:
 
 def tell_windows(work: Pipeline, data: Demonstrations, config: PretrainConfig) -> None:
     """Say how long windows and chunks are, and warn where that is too short or costly."""
-    fps, say, used = data.schema.fps, teller(quiet=work.quiet), config.objective.needs_similarity
+    fps = rate_of(data, work.simulator)[0]
+    say, used = teller(quiet=work.quiet), config.objective.needs_similarity
     horizon, chunk = config.similarity.horizon, work.config.retrieval.chunk_length
     if fps is not None and say is not None:
         parts = [spoken("windows of", horizon, fps)] if used else []
         say(f"at {fps:g} steps per second: {', '.join([*parts, spoken('chunks of', chunk, fps)])}")
     if used:
-        for said in filter(None, (short_windows(data, horizon), costly_windows(data, horizon))):
+        for said in filter(None, (short_windows(data, horizon, fps), costly_windows(data, horizon))):
             logger.warning("%s", said)
 
 

@@ -13,11 +13,12 @@ Everything is written to one folder::
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -28,9 +29,10 @@ from numpy.typing import NDArray
 
 from classact.data.images import resize_images
 from classact.data.normalize import constant_dimensions
-from classact.data.types import Demonstrations, ImageArray, IntArray
-from classact.errors import CheckpointError, ConfigError, SimulatorError
+from classact.data.types import Demonstrations, ImageArray, IntArray, StateArray
+from classact.errors import CheckpointError, ConfigError, SimulatorError, UnknownNameError, choose
 from classact.similarity import diagnostics
+from classact.similarity.apart import Apart, early_rows, objects_apart, unseen_warnings
 from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfig
 from classact.similarity.counts import DistanceCounts
 from classact.similarity.diagnostics import Setting
@@ -38,12 +40,12 @@ from classact.similarity.distribution import DistanceDistribution, read_distribu
 from classact.similarity.examples import Example, choose_examples
 from classact.similarity.job import count_pairs
 from classact.similarity.model import fit_distribution, naming, similarity_identity, window_stream
-from classact.similarity.pairwise import sample_pairs
+from classact.similarity.pairwise import sample_pairs, stream_pairs
 from classact.similarity.positives import Positives, count_positives
 from classact.similarity.stream import Sweep
 from classact.similarity.sweep import make_sweep
-from classact.sims import make_simulator
-from classact.utils.codec import first_difference
+from classact.sims import SIMULATORS, SimulatorSpec, make_simulator, simulator_spec
+from classact.utils.codec import first_difference, from_json
 from classact.utils.locks import own
 from classact.utils.progress import Callback, progress_bar
 from classact.utils.ranks import Ranks
@@ -59,6 +61,7 @@ PICTURE = 160
 _ROW_PAIRS = 1 << 26  # pairs with sampled anchors, in all
 _LEAST_ANCHORS, _MOST_ANCHORS = 256, 1024
 _SAMPLE = 400_000  # pairs that settings are compared on
+_SAMPLE_APART = 100_000  # pairs that thresholds of other horizons are taken from
 
 MANY_NONE = 0.05
 MANY_NONE_IN_BATCH = 0.5
@@ -103,6 +106,7 @@ class _Analysis:
         self.identity = similarity_identity(self.stream, config.similarity)
         self.episode = data.episode_index()
         self.seconds: dict[str, float] = {}
+        self.columns = compared_columns(data, config.columns)
 
     @cached_property
     def sweep(self) -> Sweep:
@@ -227,6 +231,7 @@ class _Analysis:
             "sensitivity": sensitivity,
             "examples": [self.example_json(example) for example in examples],
             "notes": notes(self.data),
+            "apart": self.apart(),
             "seconds": self.seconds,
         }
         counted: Mapping[str, NDArray[Any]] = {
@@ -252,12 +257,51 @@ class _Analysis:
         return row | {"warnings": row["notes"] + warnings(row)}
 
     def complete(self) -> Row:
-        """The numbers, for the configured batch size."""
+        """The numbers, for the configured batch size, columns and early timesteps."""
         row: Row = read_json(self.folder / NUMBERS)
+        before = row
+        if (row.get("apart") or {}).get("asked") != self.asked:
+            row = row | {"apart": self.apart()}
+            row["warnings"] = row["notes"] + warnings(row)
         if row["batch"]["batch_size"] != min(self.config.batch_size, row["data"]["steps"]):
             row = self.with_batches(row, read_arrays(self.folder / POSITIVES))
+        if row is not before:
             write_json(self.folder / NUMBERS, row)
         return row
+
+    @property
+    def asked(self) -> Row:
+        """What :meth:`apart` depends on, beside what all numbers depend on."""
+        return {"columns": list(self.columns), "early": self.config.early}
+
+    def apart(self) -> Row:
+        """How far apart things are in positives among early timesteps, for the present horizon and for others."""
+        config, fps = self.config.similarity, self.data.schema.fps
+        if fps is None and (spec := states_spec(self.data)) is not None:
+            fps = spec.control_hz
+        made: Row = {"asked": self.asked, "early": self.config.early, "fps": fps, "rows": [], "horizons": []}
+        if not self.columns or len(self.data) < 2:
+            return made
+        rows = early_rows(self.data.episode_ends, self.config.early, seed=config.seed)
+        present = read_distribution(self.folder / DISTRIBUTION, self.identity)
+        made["timesteps"] = len(rows)
+        others = [t for t in apart_horizons(int(np.median(self.data.lengths))) if t != config.horizon]
+        with progress_bar("compare objects", quiet=self.quiet) as bar:
+            for number, horizon in enumerate([config.horizon, *others]):
+                bar(number, 1 + len(others), f"horizon {horizon}")
+                own = replace(config, horizon=horizon)
+                stream = self.stream if horizon == config.horizon else window_stream(self.data, own)
+                compared: dict[str, Any] = {"cost": config.cost, "band": config.alignment_band}
+                if horizon == config.horizon:
+                    distribution = present
+                else:
+                    pairs = sample_pairs(len(stream), _SAMPLE_APART, config.seed)
+                    distribution = DistanceDistribution.fit(stream_pairs(stream, *pairs, **compared), config.quantile)
+                found = objects_apart(stream, self.episode, self.columns, distribution, rows, **compared)
+                made["horizons"].append({"horizon": horizon, "rows": [asdict(one) for one in found]})
+        made["rows"] = made["horizons"][0]["rows"]
+        made["horizons"].sort(key=lambda one: int(one["horizon"]))
+        return made
 
     def sensitivity(self, distribution: DistanceDistribution, bar: Callback) -> tuple[Row, list[Positives]]:
         """Tables of K, horizon and metric; and the positives of sampled anchors at each K of the first."""
@@ -338,6 +382,64 @@ def current_setting(config: SimilarityConfig) -> Setting:
     return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band)
 
 
+_RANGE = re.compile(r"states\[(\d+):(\d+)\]")
+
+
+def compared_columns(data: Demonstrations, names: Sequence[str] = ()) -> dict[str, StateArray]:
+    """What is compared between timesteps: name -> (N, d) values.
+
+    Args:
+        data: demonstrations.
+        names: as of :class:`SimilarityAnalysisConfig`; none: the positions of all objects of their simulator, if they
+            hold its states.
+
+    Raises:
+        ConfigError: an unknown name, or columns of states that data do not have.
+    """
+    spec, states = states_spec(data), data.states
+    objects: dict[str, StateArray] = {}
+    if spec is not None and states is not None:
+        objects = {name: states[:, first : first + 3] for name, first in spec.objects}
+    if not names:
+        return objects
+    found = {}
+    where = f"{data.name} ({data.source})"
+    for name in names:
+        if name in objects:
+            found[name] = objects[name]
+        elif name in data.schema.keys:
+            found[name] = data.proprioception[:, data.schema.columns([name])].astype(np.float64)
+        elif (match := _RANGE.fullmatch(name)) is not None:
+            first, last = map(int, match.groups())
+            have = 0 if states is None else states.shape[1]
+            if not first < last <= have:
+                raise ConfigError(
+                    f"columns {name}: {where} has states of {have} columns, and 0 <= first < last <= {have}."
+                )
+            assert states is not None
+            found[name] = states[:, first:last]
+        else:
+            known = [*objects, *data.schema.keys, *(() if states is None else (f"states[0:{states.shape[1]}]",))]
+            raise UnknownNameError(f"{where}: {choose('columns', name, known)}")
+    return found
+
+
+def states_spec(data: Demonstrations) -> SimulatorSpec | None:
+    """Facts about the simulator whose states demonstrations hold; None where there are none, or it is not known."""
+    if data.states is None or data.simulator not in SIMULATORS:
+        return None
+    try:
+        spec = simulator_spec(data.simulator)
+    except (ConfigError, SimulatorError):  # one that has to be started, and is not installed
+        return None
+    return spec if data.states.shape[1] == spec.state_dim else None
+
+
+def apart_horizons(length: int) -> list[int]:
+    """Horizons that objects are compared at: powers of two up to a third of a demonstration of ``length``."""
+    return [t for t in (8, 16, 32, 64, 128) if t <= max(8, length // 3)]
+
+
 def timestep_frames(data: Demonstrations, rows: IntArray) -> ImageArray | None:
     """(K, S, S, 3) frames of the steps ``rows`` (K,): recorded ones, else drawn from states.
 
@@ -383,6 +485,11 @@ def warnings(row: Mapping[str, Any]) -> list[str]:
             f"K = {100 * settings['quantile']:g} % keeps {100 * share:.3g} % of all pairs, because many distances "
             f"equal the threshold: the actions hardly vary there."
         )
+    if (apart := row.get("apart")) is not None:
+        rows = [from_json(Apart, one, "apart") for one in apart["rows"]]
+        steps, fps = settings["horizon"], apart["fps"]
+        window = f"{steps} steps" if fps is None else f"{steps} steps = {steps / fps:.3g} s"
+        found += unseen_warnings(rows, apart["early"], window)
     if share > MOST:
         found.append(
             f"K = {100 * settings['quantile']:g} % calls {100 * share:.3g} % of all pairs positive: little is left to "

@@ -81,12 +81,19 @@ class SimilarityAnalysisConfig:
         similarity: the similarity.
         batch_size: of the training that positives per batch are computed for.
         device: "auto", "cpu" or "cuda".
+        columns: what is compared between positives at early timesteps: objects of the simulator (as "cube"), keys of
+            proprioception, or columns of states, as "states[2:4]". None are all objects of the simulator.
+        early: first share of each demonstration whose timesteps are early.
     """
 
     similarity: SimilarityConfig = field(default_factory=SimilarityConfig)
     batch_size: int = 160
     device: str = "auto"
+    columns: tuple[str, ...] = ()
+    early: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 < self.early <= 1:
+            raise ConfigError(f"expected early, a share of each demonstration, above 0, at most 1, got {self.early:g}.")
         if self.batch_size < 2:
             raise ConfigError(f"expected a batch size of at least 2, got {self.batch_size}.")
