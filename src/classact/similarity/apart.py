@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from classact.data.types import FloatArray, IntArray, StateArray
 from classact.errors import ConfigError
-from classact.similarity.distribution import DistanceDistribution
-from classact.similarity.pairwise import dtw_pairwise
-from classact.similarity.stream import WindowStream
+
+if TYPE_CHECKING:
+    from classact.similarity.distribution import DistanceDistribution
+    from classact.similarity.stream import WindowStream
 
 EARLY = 0.1
 """First share of each episode whose timesteps are looked at."""
@@ -93,6 +95,8 @@ def objects_apart(
         rows: (M,) the timesteps, as of :func:`early_rows`.
         cost, band: of the alignment.
     """
+    from classact.similarity.pairwise import dtw_pairwise  # compiled: only where something is compared
+
     windows = stream.windows(rows)
     weights = distribution.weights(dtw_pairwise(windows, cost=cost, band=band, limit=distribution.threshold))
     names, number = np.unique(episode[rows], return_inverse=True)
