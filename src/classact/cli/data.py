@@ -76,7 +76,10 @@ class DataInfo:
         ]
         for label in ("actions", "proprioception", "states"):
             array = getattr(data, label)
-            facts.append((label, "none" if array is None else f"{array.shape[1]} dimensions"))
+            words = "none" if array is None or not array.shape[1] else f"{array.shape[1]} dimensions"
+            if label == "actions" and array.shape[1] and data.labelled is not None:
+                words += f", of {int(data.labelled.sum()):,} of {len(data):,} episodes"
+            facts.append((label, words))
         for camera, images in data.images.items():
             by = getattr(images, "decoder", "")
             made = f", decoded by {by}" if by else ""
@@ -125,8 +128,12 @@ def dimension_ranges(data: Demonstrations) -> list[tuple[str, list[float]]]:
     from classact.data.validate import dimension_name
 
     found: list[tuple[str, list[float]]] = []
-    for name, values in (("action", data.actions), ("proprioception", data.proprioception), ("state", data.states)):
-        if values is None or not values.shape[1]:
+    for name, values in (
+        ("action", data.labelled_actions()),
+        ("proprioception", data.proprioception),
+        ("state", data.states),
+    ):
+        if values is None or not values.size:
             continue
         if values.shape[1] > MAX_RANGES:
             found.append((f"{name}, all {values.shape[1]}", np.quantile(values, list(QUANTILES.values())).tolist()))

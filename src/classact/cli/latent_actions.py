@@ -20,11 +20,11 @@ class LatentActions:
     """Learn latent actions (CLAM) from demonstrations of which few carry actions: DIR/model, for --latent-actions.
 
     Attributes:
-        data: Demonstrations, with and without actions.
+        data: Demonstrations, with and without actions; several data sets are learned from together.
         out: Folder of the results. The same command continues what lies there.
         preset: Named settings. Other flags change them.
         labelled: Demonstrations whose actions are learned from: the first so many, or numbers as in 0:50,60. Without it
-            all that carry actions.
+            all that carry actions. Those of several data sets are counted through, in their order.
         layout: Layout of the data: a JSON file or a name (docs/data.md).
         episodes: Use only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         fps: Steps per second of them, fewer than recorded.
@@ -32,7 +32,7 @@ class LatentActions:
         quiet: No progress bars.
     """
 
-    data: str = flag(choices=sources)
+    data: tuple[str, ...] = flag(choices=sources)
     out: Path = flag()
     preset: str = flag("clam-cpu", choices=lambda: LATENT_ACTION_PRESETS)
     labelled: int | str | None = None

@@ -74,7 +74,7 @@ def join(
         ConfigError: weights, or more held out than there are.
     """
     check_weights(weights, len(sets))
-    sets = [_with_keys(data, keys) for data in sets]
+    sets = _as_wide([_with_keys(data, keys) for data in sets])
     first, *others = sets
     for other in others:
         _check_alike(first, other)
@@ -180,6 +180,23 @@ def _with_keys(data: Demonstrations, keys: Sequence[str] | None) -> Demonstratio
     columns, sizes = data.schema.columns(keys), dict(data.schema.proprioception)
     schema = replace(data.schema, proprioception=tuple((key, sizes[key]) for key in keys))
     return replace(data, proprioception=data.proprioception[:, columns], schema=schema)
+
+
+def _as_wide(sets: Sequence[Demonstrations]) -> list[Demonstrations]:
+    """Sets without any actions have as many dimensions of them as the others, of zeros that mean nothing."""
+    acted = next((one for one in sets if one.actions.shape[1]), None)
+    if acted is None:
+        return list(sets)
+    return [
+        one
+        if one.actions.shape[1]
+        else replace(
+            one,
+            actions=np.zeros((one.num_steps, acted.actions.shape[1]), np.float32),
+            schema=replace(one.schema, actions=acted.schema.actions),
+        )
+        for one in sets
+    ]
 
 
 def _check_alike(one: Demonstrations, other: Demonstrations) -> None:

@@ -72,8 +72,6 @@ class Values:
         """From a name, ``{"array": NAME, "columns": [0, 1], "rotation": "axis-angle"}``, or a list of these."""
         if not isinstance(value, list):
             return Values((_columns(value, where),))
-        if not value:
-            raise ConfigError(f"{where}: expected at least one array, got an empty list.")
         return Values(tuple(_columns(part, f"{where}[{i}]") for i, part in enumerate(value)))
 
     def to_json(self) -> Any:
@@ -83,6 +81,10 @@ class Values:
             given = {key: value for key, value in vars(part).items() if value is not None}
             parts.append(part.array if len(given) == 1 else to_json(given))
         return parts[0] if len(parts) == 1 else parts
+
+
+NONE = Values(())
+"""The actions of demonstrations that carry none."""
 
 
 def _columns(value: Any, where: str) -> Columns:
@@ -168,8 +170,9 @@ class Layout:
         boundaries: what it holds: cumulative numbers of steps ("ends"), numbers of steps ("lengths"), or for each step
             the number of its episode ("numbers") or whether it is the last ("last": terminals, dones).
         unfinished: whether rows behind the last episode's end are left out: an episode that was never finished.
-        action: the (N, D_a) actions. None: as the format has it; then the formats that have readers of their own
-            (robomimic, LIBERO, ACT) take ``filter``, ``cameras``, ``accept`` and ``bgr`` only.
+        action: the (N, D_a) actions; no arrays at all: these demonstrations carry none. None: as the format has it;
+            then the formats that have readers of their own (robomimic, LIBERO, ACT) take ``filter``, ``cameras``,
+            ``accept`` and ``bgr`` only.
         next_state: whether ``action`` names measured states rather than commands: the action of a step is the state
             at the next one, and at the last step its own.
         action_space: what the D_a dimensions mean; None: what D_a and the actions suggest
@@ -218,8 +221,12 @@ class Layout:
         for name in ("data", "episodes", "episode_ends", "state", "language", "timestamps"):
             if getattr(self, name) == FILL_IN:
                 raise ConfigError(f"{name} is {FILL_IN!r}: say which array it is.")
-        if self.next_state and self.action is None:
+        if empty := [key for key, value in self.proprioception.items() if not value.parts]:
+            raise ConfigError(f"proprioception {empty[0]!r}: expected at least one array, got an empty list.")
+        if self.next_state and not (self.action and self.action.parts):
             raise ConfigError("next_state needs action: the names of the states that the next step's are actions.")
+        if self.action_space is not None and self.action == NONE:
+            raise ConfigError("action_space says what actions mean, but action is declared as none ([]).")
         if self.fps is not None and not 0 < self.fps < 1e6:
             raise ConfigError(f"fps is {self.fps}, expected steps per second above 0.")
 

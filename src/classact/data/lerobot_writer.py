@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
+from classact.data.readers.selection import written_episodes
 from classact.data.schema import PROPRIOCEPTION
 from classact.data.types import Demonstrations, ImageArray
 from classact.data.video import h264_encoder
@@ -26,7 +27,7 @@ from classact.utils.storage import atomic_path, write_json
 
 VERSION = "v3.0"
 MEANING = "meta/classact.json"
-"""What actions mean, in a data set that classact wrote."""
+"""What actions mean, and which episodes carry any where some do not, in a data set that classact wrote."""
 
 PER_FILE = 50
 """Episodes of a Parquet file and of a video."""
@@ -252,8 +253,12 @@ class _Writer:
             "features": self._features(),
         }
         write_json(meta / "info.json", info)
-        if self.data.schema.actions is not None:
-            write_json(self.root / MEANING, {"action_space": to_json(self.data.schema.actions)})
+        space, labelled = self.data.schema.actions, self.data.labelled
+        meaning = {} if space is None else {"action_space": to_json(space)}
+        if labelled is not None and self.data.actions.shape[1]:
+            meaning["labelled"] = written_episodes(np.flatnonzero(labelled).tolist())
+        if meaning:
+            write_json(self.root / MEANING, meaning)
 
 
 _PANDAS = {
@@ -268,7 +273,8 @@ _PANDAS = {
 
 
 def _numbers(data: Demonstrations) -> Iterator[tuple[str, NDArray[Any]]]:
-    yield "action", data.actions
+    if data.actions.shape[1]:
+        yield "action", data.actions
     start = 0
     for key, size in data.schema.proprioception:
         name = "state" if (key == PROPRIOCEPTION or len(data.schema.proprioception) == 1) else key

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from classact.data.actions import ActionSpace
-from classact.data.layout import Columns, Layout, Values
+from classact.data.layout import NONE, Columns, Layout, Values
 from classact.utils.registry import Registry
 
 POSITION, ROTATION = (0, 1, 2), (3, 4, 5)  # columns of a pose of six numbers
 
 _SIDE = 8
+_ACTIONS = re.compile(r"(.*[./])?(\w*(actions?|commands?)\w*|acts?|controls?|target\w*|ctrl|cmds?)([./].*)?")
+WITHOUT_ACTIONS = "no array is named like actions: these demonstrations carry none"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Listing:
     arrays: Mapping[str, Listed]
     episodes: str | None = None
 
+    def actions(self) -> list[str]:
+        """Arrays that are named like actions, whether they are or not, and damaged ones as well; but no images."""
+        seen = ("video", "image")
+        return [
+            n for n, one in self.arrays.items() if looks_like_actions(n) and not one.images and one.dtype not in seen
+        ]
+
     def widths(self, **wanted: int) -> bool:
         """Whether arrays of these names are rows of so many numbers; two underscores stand for a slash."""
         names = {name.replace("__", "/"): size for name, size in wanted.items()}
@@ -59,6 +68,11 @@ class Listing:
             name in self.arrays and self.arrays[name].numbers and self.arrays[name].width == size
             for name, size in names.items()
         )
+
+
+def looks_like_actions(name: str) -> bool:
+    """Whether an array's name says that it may hold actions."""
+    return _ACTIONS.fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
@@ -69,10 +83,25 @@ class NamedLayout:
         description: whose it is, and which arrays tell it.
         make: the layout for data with these arrays; None where they are others. Data without a declaration are read by
             the first one that is not None.
+        actions: the arrays that hold its actions, and how many numbers they have: data that only lack these, and
+            anything else named like actions, are demonstrations without actions.
     """
 
     description: str
     make: Callable[[Listing], Layout | None]
+    actions: Mapping[str, int] = field(default_factory=dict)
+
+    def layout(self, found: Listing) -> Layout | None:
+        """The layout for data with these arrays, with or without actions; None where they are others."""
+        made = self.make(found)
+        if made is not None or not self.actions or found.actions():
+            return made
+        rows = next((one.shape[0] for one in found.arrays.values() if one.numbers), -1)
+        absent = {name: Listed(name, (rows, width), "float32") for name, width in self.actions.items()}
+        made = self.make(replace(found, arrays={**found.arrays, **absent}))
+        if made is None or not made.proprioception:
+            return None
+        return replace(made, action=NONE, action_space=None)
 
 
 def _umi(found: Listing) -> Layout | None:
@@ -192,23 +221,29 @@ LAYOUTS: Registry[NamedLayout] = Registry(
             "Diffusion Policy's real robots: action and robot_eef_pose of six numbers (position, axis-angle), "
             "timestamp, and videos/EPISODE/CAMERA.mp4 beside the store",
             _real_pusht,
+            {"action": 6},
         ),
         "act": NamedLayout(
             "ACT's HDF5, a file for each episode: action (and base_action), observations/qpos and images, at 50 steps "
             "per second",
             _act,
+            {"action": 1},
         ),
         "droid": NamedLayout(
             "DROID's trajectory.h5, a folder for each episode, with recordings/MP4/CAMERA.mp4 in it: "
             "action/cartesian_position (Euler angles) and gripper_position, at 15 steps per second",
             _droid,
+            {"action/cartesian_position": 6},
         ),
         "maniskill": NamedLayout(
-            "ManiSkill's trajectories: traj_0/actions and obs/agent/qpos, at 20 steps per second", _maniskill
+            "ManiSkill's trajectories: traj_0/actions and obs/agent/qpos, at 20 steps per second",
+            _maniskill,
+            {"actions": 1},
         ),
         "robomimic-real": NamedLayout(
             "robomimic's HDF5 of real robots: actions as recorded, obs/..._eef_pos, _eef_quat, joint_pos, gripper_...",
             _robomimic_real,
+            {"actions": 1},
         ),
     },
 )

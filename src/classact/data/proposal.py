@@ -52,7 +52,7 @@ class Proposal:
 def propose(found: Listing) -> Proposal:
     """A layout for data with these arrays: that of a name where one fits, else guessed array by array."""
     for name, entry in LAYOUTS.items():
-        if (made := entry.make(found)) is not None:
+        if (made := entry.layout(found)) is not None:
             meant = {key: _role(made, one) for key, one in found.arrays.items()}
             declared = ({} if found.episodes is None else {"episodes": found.episodes}) | made.to_json()
             return Proposal(declared, meant, (f"the arrays are those of layout {name!r} ({entry.description})",))
@@ -85,10 +85,13 @@ def propose(found: Listing) -> Proposal:
         chosen = [name for name in poses if _STATE.fullmatch(name)] or poses
         chosen += [name for name in poses if "gripper" in name and name not in chosen]
         layout |= {"action": _short([_part(name, numbers[name], remarks) for name in chosen]), "next_state": True}
-        remarks.append("no array is named like actions: the measured state of the next step is taken (next_state)")
+        remarks.append(
+            "no array is named like actions: the measured state of the next step is taken (next_state); of "
+            'demonstrations without actions, write "action": [] and leave next_state out'
+        )
     else:
         layout["action"] = FILL_IN
-        remarks.append("action: fill in the name of the array that holds what was commanded")
+        remarks.append("action: fill in the name of the array that holds what was commanded; [] where there is none")
     if states:
         layout["proprioception"] = {_last(name): _part(name, numbers[name], remarks) for name in states}
         if len(layout["proprioception"]) < len(states):

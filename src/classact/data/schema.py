@@ -66,6 +66,8 @@ class Schema:
         """
         keys = ((PROPRIOCEPTION, proprioception),) if proprioception else ()
         space: ActionSpace | None = None
+        if not actions:
+            return Schema(tuple(cameras), keys)
         try:
             space, assumption = ActionSpace.guess(actions)
             if space.has_rotations and values is not None:

@@ -17,7 +17,7 @@ from classact.data.images import ImageArray as ImageArray
 from classact.data.images import Images
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema, check_images
-from classact.errors import DataError
+from classact.errors import ConfigError, DataError
 
 FloatArray = NDArray[np.float32]
 StateArray = NDArray[np.float64]
@@ -92,7 +92,7 @@ class Demonstrations:
     Attributes:
         name: short name, for tables (``pusht-human``).
         episode_ends: (E,) int64, the cumulative number of steps: episode e is rows ends[e-1]:ends[e].
-        actions: (N, D_a) float32.
+        actions: (N, D_a) float32; (N, 0) where no episode carries any.
         proprioception: (N, D_p) float32.
         states: (N, D_s) float64 or None.
         images: camera name -> (N, H, W, 3) uint8: a memory map, or an :class:`~classact.data.images.ImageSource` that
@@ -174,6 +174,8 @@ class Demonstrations:
                 f"{self.labelled.shape} {self.labelled.dtype}."
             )
         proprioception, actions = self.proprioception.shape[1], self.actions.shape[1]
+        if not actions:
+            object.__setattr__(self, "labelled", np.zeros(len(ends), bool))
         language = 0 if self.language is None else self.language.shape[1]
         schema = self.schema
         if schema == Schema():
@@ -200,7 +202,12 @@ class Demonstrations:
                     f"{where}: the schema declares actions of {schema.actions.dim} dimensions "
                     f"({schema.actions.describe()}), the data have {actions}."
                 )
-            object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
+            if self.labelled is None:
+                object.__setattr__(self, "actions", schema.actions.about_mean(self.actions))
+            elif self.labelled.any():  # the others' zeros would move the mean
+                own, values = np.repeat(self.labelled, lengths), self.actions.copy()
+                values[own] = schema.actions.about_mean(values[own])
+                object.__setattr__(self, "actions", values)
             if schema.actions.has_rotations:
                 schema.actions.check_rotations(
                     self.actions if self.labelled is None else self.labelled_actions(), where
@@ -254,6 +261,22 @@ class Demonstrations:
     def carries_actions(self) -> NDArray[np.bool_]:
         """(E,) which episodes carry actions."""
         return np.ones(len(self), bool) if self.labelled is None else self.labelled
+
+    def require_actions(self) -> None:
+        """Refuse demonstrations of which some carry no actions.
+
+        Raises:
+            ConfigError: how many do not, and what can be done without.
+        """
+        without = int((~self.carries_actions()).sum())
+        if without:
+            others = "" if without == len(self) else ", or leave these demonstrations out (--episodes)"
+            raise ConfigError(
+                f"{self.name} ({self.source}): {without} of {len(self)} demonstrations carry no actions, which this "
+                f"learns from. Learn latent ones, with some demonstrations that carry any (classact latent-actions), "
+                f"and name them (--latent-actions FOLDER); declare measured states as actions in a layout "
+                f"(next_state){others}."
+            )
 
     def labelled_actions(self) -> FloatArray:
         """(n, D_a) actions of the episodes that carry any."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from classact.data.copies import first_copies
 from classact.data.images import ImageSource, resize_images
 from classact.data.normalize import constant_dimensions
-from classact.data.types import Demonstrations, FloatArray
+from classact.data.types import Demonstrations, FloatArray, IntArray
 from classact.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -71,11 +71,17 @@ def validate(data: Demonstrations, progress: Progress | None = None) -> list[Fin
     as the only finding; frames that cannot be decoded are findings. What files hold beyond demonstrations is looked at
     by :func:`classact.data.readers.check_files`.
     """
-    numbers = [("action", data.actions), ("proprioception", data.proprioception)]
-    found = [*_lengths(data), *_copies(data), *_lag(data)]
-    for name, values in numbers:
-        if values.shape[1]:
-            found += [*_constant(data, name, values), *_saturated(data, name, values), *_jumps(data, name, values)]
+    found, own = [*_lengths(data)], np.flatnonzero(data.carries_actions())
+    acted = data if len(own) == len(data) else data.subset(own.tolist()) if len(own) else None
+    if acted is not data:
+        what = f"{len(data) - len(own)} of {len(data)} carry no actions: classact latent-actions learns latent ones."
+        found.append(Finding("note", "actions", f"episodes {some(np.flatnonzero(~data.carries_actions()))}", what))
+    if acted is not None:
+        found += [*_copies(acted, own), *_lag(acted)]
+    for name, of in (("action", acted), ("proprioception", data)):
+        values = None if of is None else of.actions if name == "action" else of.proprioception
+        if of is not None and values is not None and values.shape[1]:
+            found += [*_constant(of, name, values), *_saturated(of, name, values), *_jumps(of, name, values)]
     found += _images(data, progress)
     return sorted(found, key=lambda one: one.kind != "problem")
 
@@ -89,11 +95,14 @@ def _lengths(data: Demonstrations) -> Iterator[Finding]:
             yield Finding("note", "lengths", f"episodes {names}", f"{what}steps, the median is {median:g}.")
 
 
-def _copies(data: Demonstrations) -> Iterator[Finding]:
-    first = first_copies(data.actions, data.episode_ends, data.labelled)
+def _copies(data: Demonstrations, numbers: IntArray) -> Iterator[Finding]:
+    """``numbers`` are those of the episodes in the data set."""
+    first = first_copies(data.actions, data.episode_ends)
     again = np.flatnonzero(first != np.arange(len(first)))
     if len(again):
-        what = f"{len(again)} have the actions of an earlier one (episode {again[0]} those of {first[again[0]]})."
+        pair = (numbers[again[0]], numbers[first[again[0]]])
+        what = f"{len(again)} have the actions of an earlier one (episode {pair[0]} those of {pair[1]})."
+        again = numbers[again]
         yield Finding("problem", "equal episodes", f"episodes {some(again)}", f"{what} Remove the copies.")
 
 

@@ -151,6 +151,7 @@ class FineTuner(Training):
     def __post_init__(self) -> None:
         data, config = self.demonstrations, self.config
         check_engine(self.engine, self.ranks, config.batch_size, data.num_steps)
+        data.require_actions()
         if self.encoder_folder is None:
             self.encoder = ImageEncoder(config.encoder, seed=config.seed)
         else:

@@ -133,7 +133,6 @@ def test_found_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("action", np.zeros((7, 7)), "action is float64 of shape (7, 7), expected numbers of shape (L, 14)"),
         ("action", np.zeros((0, 14)), "action has 0 steps"),
         ("action", np.full((7, 14), np.inf), "action[0, 0] is inf; 7 of 7 steps"),
-        ("action", None, "action is missing; there are observations"),
         ("observations/qpos", np.zeros((6, 14)), "qpos has 6 rows, but there are 7 actions"),
         ("observations/qpos", np.zeros((7, 13)), "qpos is float64 of shape (7, 13)"),
         ("observations/images/top", np.zeros((6, 16, 24, 3), np.uint8), "top has 6 images, but there are 7 actions"),

@@ -379,7 +379,9 @@ def test_data_that_are_not_as_declared(tmp_path: Path, changed: dict[str, Any], 
         ([], r"layout\.json: expected an object with the fields of Layout, got \[\]"),
         ({"camera": {}}, r"layout\.json: unknown field 'camera': available are 'accept', 'action', 'action_space', "),
         ({"action": 3}, r"layout\.json\.action: expected text, or an object with the fields of Columns, got 3"),
-        ({"action": []}, r"layout\.json\.action: expected at least one array, got an empty list"),
+        ({"proprioception": {"x": []}}, r"layout\.json: proprioception 'x': expected at least one array, got an empty"),
+        ({"action": [], "next_state": True}, r"layout\.json: next_state needs action"),
+        ({"action": [], "action_space": "point"}, r"layout\.json: action_space says .* action is declared as none"),
         ({"action": ["a", "FILL IN"]}, r"layout\.json\.action\[1\]: 'FILL IN' stands where the name of an array"),
         ({"next_state": True}, r"layout\.json: next_state needs action"),
         ({"fps": 0}, r"layout\.json: fps is 0\.0, expected steps per second above 0"),
@@ -654,9 +656,9 @@ def test_codec_that_is_not_installed(tmp_path: Path) -> None:
 
 
 def test_missing_arrays(target: Path) -> None:
-    write(target, arrays(action=None))
+    write(target, arrays(action=None, robot_command=np.zeros((STEPS, 2), np.float32)))
     assert re.search(
-        r"data/action is missing; arrays in data: img, keypoint, state\. Expected .*a layout .*--propose",
+        r"data/action is missing; arrays in data: img, keypoint, robot_command, state\. Expected .* layout .*--propose",
         message(target),
     )
 

@@ -380,7 +380,7 @@ def test_missing_keys(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "b.hdf5", "w") as file:
         file.create_group("data").attrs.update(env_args())
         file.create_dataset("data/demo_0/obs/x", data=np.zeros(3))
-    assert "data/demo_0: actions is missing; there are obs. Expected numbers" in message(tmp_path / "b.hdf5")
+    assert "data/demo_0: obs lacks robot0_eef_pos, robot0_eef_quat" in message(tmp_path / "b.hdf5")
 
 
 @pytest.mark.parametrize(

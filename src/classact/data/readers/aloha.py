@@ -93,17 +93,21 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
     images: list[dict[str, Frames]] = []
     for file in files:
         with h5.open_file(file) as root:
-            actions = h5.matrix(root, "action", joints)
-            joints, steps = actions.shape[1], len(actions)
-            if BASE in root:
+            actions = h5.recorded_actions(root, "action", joints)
+            steps = None if actions is None else len(actions)
+            joints = joints if actions is None else actions.shape[1]
+            if actions is not None and BASE in root:
                 actions = np.concatenate([actions, h5.matrix(root, BASE, rows=steps)], axis=1)
-            if (dimensions := actions.shape[1]) != (total := total or dimensions):
+            dimensions = total if actions is None else actions.shape[1]
+            if dimensions != (total := total or dimensions):
                 raise DataError(
-                    f"{file}: {dimensions - joints} dimensions of {BASE}, {files[0]} has {total - joints}. Read them "
-                    f"apart."
+                    f"{file}: {dimensions - (joints or 0)} dimensions of {BASE}, {files[0]} has "
+                    f"{total - (joints or 0)}. Read them apart."
                 )
             observations = h5.group(root, "observations", "ACT's layout: /action, /observations/qpos and images")
-            recordings.append(h5.Recording(str(file), actions, h5.matrix(observations, "qpos", joints, steps), None))
+            seen = h5.matrix(observations, "qpos", joints, steps)
+            joints, steps = seen.shape[1], len(seen)
+            recordings.append(h5.Recording(str(file), actions, seen, None))
             left = left or [f"observations/{name}" for name in ("qvel", "effort") if name in observations]
             pictures = observations.get("images", {})
             cameras = {name: name for name in sorted(pictures)} if declared is None else declared
@@ -115,8 +119,8 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
                 )
             images.append({camera: _frames(observations, key, steps, chosen.bgr) for camera, key in cameras.items()})
     assert joints is not None
-    space = _space(joints, total - joints)
-    assumption = "" if joints == DIM else f"the {joints} dimensions of actions are joint positions"
+    space = _space(joints, total - joints) if total else None
+    assumption = "" if not total or joints == DIM else f"the {joints} dimensions of actions are joint positions"
     schema = Schema(tuple(images[0]), (("qpos", joints),), actions=space, fps=FPS, assumption=assumption)
     parts = {camera: [of_episode[camera] for of_episode in images] for camera in images[0]}
     return demonstrations(path.stem, path, recordings, parts, schema, unread=tuple(left))

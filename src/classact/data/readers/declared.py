@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.images import ImageSource
-from classact.data.layout import LAYOUT_FILE, ROTATIONS, Boundaries, Camera, Columns, Layout, Values
-from classact.data.named_layouts import LAYOUTS, Listing, hint, is_layout_name
+from classact.data.layout import LAYOUT_FILE, NONE, ROTATIONS, Boundaries, Camera, Columns, Layout, Values
+from classact.data.named_layouts import LAYOUTS, WITHOUT_ACTIONS, Listing, hint, is_layout_name
 from classact.data.readers import first_episodes, read_layout
 from classact.data.rotations import (
     axis_angle_to_matrix,
@@ -113,7 +113,7 @@ def chosen_layout(layout: Layout | str | Path | None, listing: Listing, path: Pa
         return layout, ""
     if isinstance(layout, str):
         entry = LAYOUTS[layout]
-        made = entry.make(listing)
+        made = entry.layout(listing)
         if made is None:
             raise DataError(
                 f"{path} is not of layout {layout!r} ({entry.description}); arrays are {names_of(listing)}. Declare "
@@ -121,8 +121,9 @@ def chosen_layout(layout: Layout | str | Path | None, listing: Listing, path: Pa
             )
         return made, ""
     for name, entry in LAYOUTS.items():
-        if (made := entry.make(listing)) is not None:
-            return made, f"its arrays tell layout {name!r} ({entry.description})"
+        if (made := entry.layout(listing)) is not None:
+            words = f"its arrays tell layout {name!r} ({entry.description})"
+            return made, f"{words}; {WITHOUT_ACTIONS}" if made.action == NONE else words
     return None, ""
 
 
@@ -150,7 +151,7 @@ def assemble(
     """
     layout, path = arrays.layout, arrays.path
     action = layout.action or Values.of("action")
-    main = arrays.array(action.parts[0].array)
+    main = arrays.array(counted_array(arrays, layout))
     ends = arrays.ends(main.shape[0]) if main.shape else np.zeros(0, np.int64)
     rows = main.shape[0] if main.shape else 0
     if layout.unfinished and len(ends) and 0 < ends[-1] < rows:
@@ -159,7 +160,7 @@ def assemble(
     read = _Reader(arrays, main, rows, {})
     cameras = _cameras(arrays, read)
     convention = "rows" if layout.action_space is None else layout.action_space.convention
-    actions = read.values(action, "action", convention)
+    actions = read.values(action, "action", convention) if action.parts else np.zeros((rows, 0), np.float32)
     robot = {key: read.values(part, f"proprioception {key!r}") for key, part in layout.proprioception.items()}
     state = None if layout.state is None else read.matrix(layout.state, flat=False)
     if layout.next_state:
@@ -170,7 +171,7 @@ def assemble(
         (), tuple((key, part.shape[1]) for key, part in robot.items()), actions=layout.action_space, fps=fps
     )
     schema = replace(schema, assumption=words)
-    if layout.action_space is None:
+    if layout.action_space is None and action.parts:
         assumed = Schema.assumed((), schema.proprioception_dim, actions.shape[1], values=_cast(actions, np.float32))
         both = "; ".join(filter(None, (words, assumed.assumption)))
         schema = replace(schema, actions=assumed.actions, assumption=both)
@@ -190,6 +191,24 @@ def assemble(
     data = first_episodes(data, episodes)
     sources = {camera: _source(arrays, camera, spec, read, data) for camera, spec in cameras.items()}
     return data.with_images(sources)
+
+
+def counted_array(arrays: Arrays, layout: Layout) -> str:
+    """The array whose rows are the steps: that of actions, or where there are none, of anything that is observed."""
+    if layout.action != NONE:
+        return (layout.action or Values.of("action")).parts[0].array
+    seen = [part.array for value in layout.proprioception.values() for part in value.parts]
+    cameras = [*(layout.cameras or {}).values(), *(arrays.found_cameras().values() if layout.find_cameras else ())]
+    names = [*seen, *(one.array for one in cameras), layout.timestamps, layout.state]
+    found = next((name for name in names if name is not None), None)
+    if found is None:
+        raise undeclared(
+            arrays.path,
+            arrays.listing(),
+            f"{arrays.path}: there are neither actions nor numbers or images that are observed",
+            "at least one of them",
+        )
+    return found
 
 
 def _cameras(arrays: Arrays, read: _Reader) -> dict[str, Camera]:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.images import ImageSource
-from classact.data.layout import LAYOUT_FILE, Camera, Columns, Layout, Values
-from classact.data.named_layouts import Listed, Listing
+from classact.data.layout import LAYOUT_FILE, NONE, Camera, Columns, Layout, Values
+from classact.data.named_layouts import WITHOUT_ACTIONS, Listed, Listing
 from classact.data.readers import read_layout
 from classact.data.readers.declared import (
     assemble,
@@ -79,7 +79,7 @@ def declared_simulator(path: Path) -> str:
         _, words = _assumed(arrays)
     except (ConfigError, DataError):
         return ""  # read() reports what is wrong
-    return "pusht" if words == _PUSH_T_WORDS else ""
+    return "pusht" if words.startswith(_PUSH_T_WORDS) else ""
 
 
 def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | None = None) -> Demonstrations:
@@ -112,17 +112,22 @@ def _assumed(arrays: ZarrArrays) -> tuple[Layout, str]:
     """The layout of a store that declares none, and what it assumes, in words.
 
     Push-T's, where actions and states have its sizes, or a named one; else actions are ``action``, proprioception is
-    every array of a row of numbers per step whose name says that it is a robot's, and cameras are all images. An
-    UndeclaredError where there are no actions.
+    every array of a row of numbers per step whose name says that it is a robot's, and cameras are all images. Without
+    any array that is named like actions, demonstrations carry none. An UndeclaredError where there are others, or
+    nothing is observed.
     """
     found = arrays.listing()
     names = found.arrays
-    if found.widths(action=2, state=5):
-        return (PUSH_T if "img" in names else replace(PUSH_T, cameras=None)), _PUSH_T_WORDS
+    without = "action" not in names and not found.actions()
+    if found.widths(action=2, state=5) or (without and found.widths(state=5) and {"img", "keypoint"} <= set(names)):
+        made = PUSH_T if "img" in names else replace(PUSH_T, cameras=None)
+        return (replace(made, action=NONE), f"{_PUSH_T_WORDS}; {WITHOUT_ACTIONS}") if without else (made, _PUSH_T_WORDS)
     layout, words = chosen_layout(None, found, arrays.path)
     if layout is not None:
         return layout, words
-    if "action" not in names:
+    robot = [name for name, one in names.items() if "/" not in name and name.startswith(_ROBOT) and one.numbers]
+    cameras = arrays.found_cameras()
+    if "action" not in names and not (without and (robot or cameras)):
         inside = [name for name in names if "/" not in name]
         raise undeclared(
             arrays.path,
@@ -130,10 +135,9 @@ def _assumed(arrays: ZarrArrays) -> tuple[Layout, str]:
             f"{arrays.path}: data/action is missing; arrays in data: {', '.join(inside) or 'none'}",
             DESCRIPTION,
         )
-    robot = [name for name, one in names.items() if "/" not in name and name.startswith(_ROBOT) and one.numbers]
-    cameras = arrays.found_cameras()
     words = f"proprioception is {', '.join(robot) or 'nothing'}, cameras are {', '.join(cameras) or 'none'}"
-    return Layout(proprioception={name: Values.of(name) for name in robot}), words
+    made = Layout(proprioception={name: Values.of(name) for name in robot})
+    return (replace(made, action=NONE), f"{WITHOUT_ACTIONS}; {words}") if without else (made, words)
 
 
 class ZarrArrays:

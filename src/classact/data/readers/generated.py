@@ -4,6 +4,7 @@ A file NAME.npz, format "classact-demonstrations-2":
 
 * ``lengths``, ``seeds`` (E,) int64: steps, and the seed of the episode's ``reset``;
 * ``states`` (N, D_s) float64, ``actions`` (N, D_a) and ``proprioception`` (N, D_p) float32, episodes concatenated;
+  where there are no ``actions``, demonstrations carry none;
 * ``language`` (E, D_l) float32, where episodes have an instruction;
 * ``header``: JSON, see :func:`write`.
 
@@ -29,6 +30,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from classact.data.actions import ActionSpace
+from classact.data.named_layouts import WITHOUT_ACTIONS
 from classact.data.readers import first_episodes
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray, IntArray, StateArray
@@ -211,16 +213,16 @@ def read(path: Path, *, episodes: int | None = None) -> Demonstrations:
     try:
         if header["format"] == PUSHT_FORMAT:
             return first_episodes(_read_pusht(header, arrays, str(file), name), episodes)
-        shown = header["images"]
+        shown, schema = header["images"], from_json(Schema, header["schema"], f"{file}: schema")
         data = Demonstrations(
             name=name,
             episode_ends=np.cumsum(arrays["lengths"], dtype=np.int64),
-            actions=arrays["actions"],
+            actions=arrays.get("actions", np.zeros((len(arrays["proprioception"]), 0), np.float32)),
             proprioception=arrays["proprioception"],
             states=arrays["states"],
             images={camera: _map_images(path / _image_file(camera)) for camera in shown["cameras"]} if shown else {},
             source=str(path),
-            schema=from_json(Schema, header["schema"], f"{file}: schema"),
+            schema=schema if "actions" in arrays else replace(schema, actions=None, assumption=WITHOUT_ACTIONS),
             language=arrays.get("language"),
             simulator=header["simulator"],
             versions=header["versions"],
@@ -273,6 +275,8 @@ def _load(path: Path, only: Sequence[str] | None = None) -> tuple[dict[str, Any]
         for key, dtype in _ARRAYS.items():
             if only is not None and key not in only:
                 continue
+            if key == "actions" and key not in arrays:
+                continue  # demonstrations without actions
             if key not in arrays or arrays[key].dtype != dtype:
                 what = f"dtype {arrays[key].dtype}" if key in arrays else "nothing"
                 raise DataError(f"{path}: expected array {key!r} of dtype {dtype}, got {what}. {_REMEDY}")

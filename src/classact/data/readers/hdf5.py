@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from classact.data.images import file_stamp
 from classact.data.layout import Layout
+from classact.data.named_layouts import looks_like_actions
 from classact.data.readers.declared import resolve_layout as resolved
 from classact.data.types import StateArray
 from classact.errors import ClassactError, ConfigError, DataError
@@ -253,12 +254,28 @@ def json_attribute(node: Any, name: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Recording:
-    """One demonstration of L steps: arrays (L, D), and in ``where`` file and demonstration, for messages."""
+    """One demonstration of L steps: arrays (L, D), and in ``where`` file and demonstration, for messages.
+
+    ``actions`` are None where it carries none.
+    """
 
     where: str
-    actions: StateArray
+    actions: StateArray | None
     proprioception: StateArray
     states: StateArray | None
+
+    def __len__(self) -> int:
+        return len(self.proprioception)
+
+
+def recorded_actions(parent: Any, name: str, columns: int | None = None) -> NDArray[np.float64] | None:
+    """:func:`matrix` of actions; None where a demonstration with observations holds nothing that is named like them."""
+    if name not in parent and any(key in parent for key in ("obs", "observations")):
+        found: list[str] = []
+        parent.visititems(lambda key, node: found.append(key) if hasattr(node, "shape") else None)
+        if not any(looks_like_actions(key) for key in found):
+            return None
+    return matrix(parent, name, columns)
 
 
 def joined_states(recordings: Sequence[Recording]) -> StateArray | None:

@@ -15,11 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classact.data.images import ImageSource
-from classact.data.layout import LAYOUT_FILE, Camera, Layout
+from classact.data.layout import LAYOUT_FILE, NONE, Camera, Layout
 from classact.data.named_layouts import Listed, Listing, is_layout_name
 from classact.data.readers import hdf5 as h5
 from classact.data.readers import read_layout
-from classact.data.readers.declared import assemble, chosen_layout, episode_ends, not_there, resolve_layout, undeclared
+from classact.data.readers.declared import (
+    assemble,
+    chosen_layout,
+    counted_array,
+    episode_ends,
+    not_there,
+    resolve_layout,
+    undeclared,
+)
 from classact.data.readers.hdf5_images import Frames, encoded_frames, frames
 from classact.data.readers.parts import RecordedImages
 from classact.data.types import Demonstrations, IntArray
@@ -213,7 +221,7 @@ class Hdf5Arrays:
     def steps(self) -> list[int]:
         """Steps of each episode: the rows of its actions."""
         if self._steps is None:
-            name = self.layout.action.parts[0].array if self.layout.action is not None else "action"
+            name = counted_array(self, self.layout)
             self._steps = self.each(lambda node: int((_dataset(node, name, self).shape or (0,))[0]))
             if 0 in self._steps:
                 path, group = self._places[self._steps.index(0)]
@@ -300,11 +308,12 @@ class Hdf5Array:
                 )
         self._rows = [shape[0] if shape else 1 for _, shape in shapes]
         if not arrays.flat and shapes[0][1]:
-            steps = arrays.steps()
+            steps, main = arrays.steps(), counted_array(arrays, arrays.layout)
+            what = "actions" if arrays.layout.action != NONE else f"of {main}"
             for (place, shape), own in zip(shapes, steps, strict=True):
                 if shape[0] not in (own, own + 1):
                     raise DataError(
-                        f"{place}: {name} has {shape[0]} rows, but there are {own} actions. Expected one row per step; "
+                        f"{place}: {name} has {shape[0]} rows, but there are {own} {what}. Expected one row per step; "
                         f"the demonstration is incomplete, leave it out or record it again."
                     )
             self._rows = steps

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from classact.data.images import block_rows
+from classact.data.named_layouts import WITHOUT_ACTIONS
 from classact.data.readers import hdf5 as h5
 from classact.data.readers.declared import to_uint8
 from classact.data.readers.parts import RecordedImages
@@ -223,12 +224,19 @@ def demonstrations(
 ) -> Demonstrations:
     """Concatenated recordings as demonstrations, with ``images`` of each camera per recording.
 
-    ``known`` are further fields of :class:`Demonstrations`: states and their meaning, language.
+    ``known`` are further fields of :class:`Demonstrations`: states and their meaning, language. What a schema declares
+    of actions is left out where no recording has any.
     """
+    size = next((part.actions.shape[1] for part in recordings if part.actions is not None), 0)
+    if not size:
+        schema = replace(schema, actions=None, assumption="; ".join(filter(None, (schema.assumption, WITHOUT_ACTIONS))))
+    labelled = np.array([part.actions is not None for part in recordings])
+    actions = [np.zeros((len(part), size)) if part.actions is None else part.actions for part in recordings]
     return Demonstrations(
         name=name.replace("_", "-"),
-        episode_ends=np.cumsum([len(part.actions) for part in recordings], dtype=np.int64),
-        actions=np.concatenate([part.actions for part in recordings]).astype(np.float32),
+        episode_ends=np.cumsum([len(part) for part in recordings], dtype=np.int64),
+        actions=np.concatenate(actions).astype(np.float32),
+        labelled=None if labelled.all() else labelled,
         proprioception=np.concatenate([part.proprioception for part in recordings]).astype(np.float32),
         images={camera: RecordedImages(camera, parts) for camera, parts in images.items()},
         source=str(source),

@@ -3,7 +3,7 @@
 Version 3 puts many episodes into a file, and ``meta/episodes`` says which rows and which part of a video are whose;
 version 2 has a file for each episode. A frame belongs to a step by its time. What a feature is, its name says:
 
-- ``action``: the actions.
+- ``action``: the actions; without any feature that is named so, demonstrations carry none.
 - ``observation.*``, numbers: proprioception, by the rest of the name; but ``observation.environment_state``, which a
   robot does not see, is left out, as are features outside of ``observation``.
 - ``observation.images.NAME`` or ``observation.NAME``, videos or images: camera NAME.
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from classact.data.actions import ActionSpace, Part
 from classact.data.images import ImageSource
 from classact.data.language import embed_instruction
-from classact.data.layout import LAYOUT_FILE, Camera, Layout, Values
+from classact.data.layout import LAYOUT_FILE, NONE, Camera, Layout, Values
 from classact.data.lerobot_writer import MEANING
-from classact.data.named_layouts import Listed, Listing
+from classact.data.named_layouts import WITHOUT_ACTIONS, Listed, Listing
 from classact.data.readers.declared import assemble, chosen_layout, resolve_layout
 from classact.data.readers.lerobot_images import Pictures, VideoFrames
 from classact.data.readers.parquet import read_columns, read_texts
@@ -143,7 +143,10 @@ def read(path: Path, *, episodes: int | str | None = None, layout: Layout | Path
     info = read_info(path)
     given, words = (None, "") if layout is None else chosen_layout(layout, _listing(info), path)
     chosen = resolve_layout(given, _TAKES) or Layout()
-    action = chosen.action or Values.of(ACTION)
+    none = ACTION not in info.features and not _listing(info).actions()
+    action = chosen.action or (NONE if none and _observes(info) else Values.of(ACTION))
+    if chosen.action is None and action == NONE:
+        words = "; ".join(filter(None, (words, WITHOUT_ACTIONS)))
     used = [part.array for value in (action, *chosen.proprioception.values()) for part in value.parts]
     for name in used:
         _check_feature(info, name)
@@ -157,12 +160,15 @@ def read(path: Path, *, episodes: int | str | None = None, layout: Layout | Path
     rows = read_rows_of(info, places, columns | dict.fromkeys(("timestamp", "frame_index", "task_index"), ()))
     space = chosen.action_space
     if space is None and action == Values.of(ACTION):
-        space = _declared_space(path) or _action_space(info.features[ACTION])
+        space = _action_space_of(path, info)
     arrays = LeRobotArrays(path, info, replace(chosen, action=action, action_space=space), places, rows)
     tasks = _tasks(path, info)
     instructions = tuple(_instruction(path, place, own, tasks) for place, own in zip(places, rows, strict=True))
     known: dict[str, Any] = {"instructions": instructions if any(instructions) else ()}
     made = assemble(arrays, words, name=path.resolve().name, **known)
+    if (labelled := _meaning(path).get("labelled")) is not None and made.actions.shape[1]:
+        every = chosen_episodes(str(labelled), info.episodes, path / MEANING) if labelled else []
+        made = made.only_labelled(np.flatnonzero(np.isin([place.index for place in places], every)).tolist())
     depth = {name: f"{name} (depth images)" for name, feature in info.features.items() if feature.depth}
     made = replace(made, unread=tuple(depth.get(name, name) for name in made.unread))
     if len(set(instructions)) > 1 and made.language is None:
@@ -292,7 +298,7 @@ def declared_schema(path: Path, info: Info) -> Schema:
     return Schema(
         tuple(f.short for f in features if f.name.startswith("observation.") and f.is_camera),
         tuple((f.short, int(np.prod(f.shape))) for f in features if is_proprioception(f)),
-        actions=_declared_space(path) or _action_space(info.features[ACTION]),
+        actions=_action_space_of(path, info),
         fps=info.fps,
     )
 
@@ -383,13 +389,25 @@ def is_proprioception(feature: Feature) -> bool:
     return inside and _NUMBERS.fullmatch(feature.dtype) is not None and 0 not in feature.shape
 
 
-def _declared_space(path: Path) -> ActionSpace | None:
-    """What actions mean in a data set that classact wrote; None in others."""
+def _observes(info: Info) -> bool:
+    """Whether anything is seen: numbers of the robot itself, or images."""
+    return any(is_proprioception(f) or (f.is_camera and f.name != f.short) for f in info.features.values())
+
+
+def _meaning(path: Path) -> dict[str, Any]:
+    """What a data set that classact wrote says of its actions; empty of others."""
     file = path / MEANING
-    if not file.is_file():
-        return None
-    value = read_json(file)
-    return from_json(ActionSpace, value.get("action_space") if isinstance(value, dict) else value, str(file))
+    value = read_json(file) if file.is_file() else {}
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _action_space_of(path: Path, info: Info) -> ActionSpace | None:
+    """What actions mean: declared by classact, else as motors' names tell; None where there are none."""
+    if (declared := _meaning(path).get("action_space")) is not None:
+        return from_json(ActionSpace, declared, str(path / MEANING))
+    return _action_space(info.features[ACTION]) if ACTION in info.features else None
 
 
 def _action_space(feature: Feature) -> ActionSpace | None:

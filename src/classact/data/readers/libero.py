@@ -179,16 +179,16 @@ def _task(path: Path, most: int, cameras: Mapping[str, str]) -> _Task:
         data = file["data"]
         names = h5.numbered(data, "demo_", _DEMO)[:most]
         environment = Environment.of(data)
-        controller = controller_of(data, environment)
+        demos = [h5.group(data, name, _DEMO) for name in names]
+        controller = controller_of(data, environment) if any("actions" in demo for demo in demos) else None
         task = _task_name(path, data)
         upright = h5.text(data.attrs, "macros_image_convention") == "opencv"
         recordings, images, assumed = [], [], False
-        for name in names:
-            demo = h5.group(data, name, _DEMO)
+        for demo in demos:
             recording, late, told = _recording(demo, controller)
             assumed |= not told
             recordings.append(_with_task(recording, task))
-            steps = len(recording.actions)
+            steps = len(recording)
             obs = h5.group(demo, "obs", "observations")
             images.append(
                 {camera: frames(obs, key, steps + late, steps, flip=not upright) for camera, key in cameras.items()}
@@ -229,10 +229,10 @@ def _instruction(data: Any, task: str) -> str:
     return found.strip().strip('"')
 
 
-def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bool]:
+def _recording(demo: Any, controller: Controller | None) -> tuple[h5.Recording, int, bool]:
     """A demonstration, by how many rows its observations are late (0 or 1), and whether its states tell."""
-    commands = h5.matrix(demo, "actions", COMMAND_DIM)
-    rows = len(commands)
+    commands = h5.recorded_actions(demo, "actions", COMMAND_DIM)
+    rows = len(h5.matrix(demo, "obs/ee_states", 6)) if commands is None else len(commands)
     states = h5.matrix(demo, "states", rows=rows) if "states" in demo else None
     hand, joints, fingers = (
         h5.matrix(demo, f"obs/{key}", size, rows)
@@ -241,7 +241,8 @@ def _recording(demo: Any, controller: Controller) -> tuple[h5.Recording, int, bo
     where = h5.where(demo)
     late, told = _late(joints, states, where)
     if late:
-        commands, hand, joints, fingers = commands[1:], hand[:-1], joints[:-1], fingers[:-1]
+        commands = None if commands is None else commands[1:]
+        hand, joints, fingers = hand[:-1], joints[:-1], fingers[:-1]
         states = None if states is None else states[1:]
     position, rotation = hand[:, :3], site_rotation(axis_angle_to_matrix(hand[:, 3:]))
     raw = Raw(where, commands, position, rotation, joints, fingers, states)

@@ -137,12 +137,14 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
         if (reason := environment.other) and "obs" in data[names[0]]:
             made = _as_recorded(path, data, names, reason, declared)
             return replace(made, schema=replace(made.schema, fps=environment.fps))
-        controller = controller_of(data, environment)
-        raw = [_raw(h5.group(data, name, _DEMO)) for name in names]
+        demos = [h5.group(data, name, _DEMO) for name in names]
+        controller = controller_of(data, environment) if any("actions" in demo for demo in demos) else None
+        raw = [_raw(demo) for demo in demos]
         seen = sorted(map(str, data[names[0]].get("obs", ())))
-        images = _frames(data, names, [len(part.commands) for part in raw], declared)
+        images = _frames(data, names, [len(part.position) for part in raw], declared)
     assumption = ""
-    if not controller.absolute and all(at_gripper(part.commands, part.position, part.rotation) for part in raw):
+    acted = [(part.commands, part.position, part.rotation) for part in raw if part.commands is not None]
+    if controller is not None and not controller.absolute and all(at_gripper(*part) for part in acted):
         controller = replace(controller, absolute=True)
         assumption = (
             "env_args declare actions as differences, but all lie where the gripper is: taken as absolute poses"
@@ -155,8 +157,8 @@ def read(path: Path, *, episodes: int | None = None, layout: Layout | Path | Non
     schema = Schema(cameras, PROPRIOCEPTION, actions=ActionSpace.pose(), fps=environment.fps, assumption=assumption)
     used = {frame.where.rpartition("/")[2] for parts in images.values() for frame in parts[:1]}
     unread = tuple(f"obs/{key}" for key in seen if key not in used and not _USED.fullmatch(key))
-    known: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
-    return demonstrations(path.stem, path, recordings, images, schema, states=states, unread=unread, **known)
+    more: dict[str, Any] = {"simulator": simulator, "versions": h5.versions(environment.version, chosen)}
+    return demonstrations(path.stem, path, recordings, images, schema, states=states, unread=unread, **more)
 
 
 def _is_ours(demo: Any) -> bool:
@@ -186,22 +188,26 @@ def _as_recorded(
     recordings = []
     for name in names:
         demo = data[name]
-        actions = h5.matrix(demo, "actions")
+        actions = h5.recorded_actions(demo, "actions")
         obs = h5.group(demo, "obs", "observations")
-        values = [_seen(obs, key, len(actions)) for key in used]
+        steps = _steps(demo, obs, [*used, *numbers]) if actions is None else len(actions)
+        values = [_seen(obs, key, steps) for key in used]
         recordings.append(
-            h5.Recording(h5.where(demo), actions, np.concatenate([np.zeros((len(actions), 0)), *values], axis=1), None)
+            h5.Recording(h5.where(demo), actions, np.concatenate([np.zeros((steps, 0)), *values], axis=1), None)
         )
-    sizes = {key: _seen(first, key, len(recordings[0].actions)).shape[1] for key in used}
+    sizes = {key: _seen(first, key, len(recordings[0])).shape[1] for key in used}
+    dimensions = next((part.actions.shape[1] for part in recordings if part.actions is not None), 0)
     for part in recordings:
-        found = (part.actions.shape[1], part.proprioception.shape[1])
-        if found != (expected := (recordings[0].actions.shape[1], sum(sizes.values()))):
+        own = dimensions if part.actions is None else part.actions.shape[1]
+        found = (own, part.proprioception.shape[1])
+        if found != (expected := (dimensions, sum(sizes.values()))):
             raise DataError(
                 f"{part.where}: {found[0]} dimensions of actions and {found[1]} of proprioception, the first "
                 f"demonstration has {expected[0]} and {expected[1]}. Read them apart."
             )
-    images = _frames(data, names, [len(part.actions) for part in recordings], cameras)
-    words = f"actions ({reason}) are taken as they were recorded; proprioception is {', '.join(used) or 'nothing'}"
+    images = _frames(data, names, list(map(len, recordings)), cameras)
+    taken = f"actions ({reason}) are taken as they were recorded" if dimensions else ""
+    words = "; ".join(filter(None, (taken, f"proprioception is {', '.join(used) or 'nothing'}")))
     keys = tuple((key.replace(_QUATERNION, _ROTATION), size) for key, size in sizes.items())
     schema = Schema(tuple(images), keys, actions=None, assumption=words)
     unread = tuple(f"obs/{key}" for key in left)
@@ -212,6 +218,14 @@ def _seen(obs: Any, key: str, steps: int) -> F64:
     if not key.endswith(_QUATERNION):
         return h5.matrix(obs, key, rows=steps)
     return np.asarray(matrix_to_rotation_6d(quaternion_to_matrix(h5.matrix(obs, key, 4, steps))), np.float64)
+
+
+def _steps(demo: Any, obs: Any, numbers: list[str]) -> int:
+    """Of a demonstration without actions: rows of what is observed."""
+    seen = [key for key in (*numbers, *map(str, obs)) if getattr(obs.get(key), "ndim", 0)]
+    if not seen or not len(obs[seen[0]]):
+        raise DataError(f"{h5.where(demo)}: there are neither actions nor observations. Remove the demonstration.")
+    return len(obs[seen[0]])
 
 
 def _filtered(file: Any, names: list[str], chosen: str | None) -> list[str]:
@@ -249,36 +263,42 @@ class Raw:
     """A demonstration before its commands are made poses."""
 
     where: str
-    commands: F64
+    commands: F64 | None
     position: F64
     rotation: F64
     joints: F64
     fingers: F64
     states: F64 | None
 
-    def recording(self, controller: Controller) -> h5.Recording:
+    def recording(self, controller: Controller | None) -> h5.Recording:
         """With absolute poses as actions, and proprioception as :data:`~classact.data.readers.osc.PROPRIOCEPTION`."""
         return h5.Recording(
             self.where,
-            controller.poses(self.commands, self.position, self.rotation),
+            None
+            if self.commands is None or controller is None
+            else controller.poses(self.commands, self.position, self.rotation),
             np.concatenate([self.position, matrix_to_rotation_6d(self.rotation), self.joints, self.fingers], axis=1),
             self.states,
         )
 
 
 def _raw(demo: Any) -> Raw:
-    commands = h5.matrix(demo, "actions", COMMAND_DIM)
-    states = h5.matrix(demo, "states", rows=len(commands)) if "states" in demo else None
-    return Raw(h5.where(demo), commands, *_robot(demo, len(commands), states), states)
+    commands = h5.recorded_actions(demo, "actions", COMMAND_DIM)
+    steps = None if commands is None else len(commands)
+    states = h5.matrix(demo, "states", rows=steps) if "states" in demo else None
+    if steps is None and states is not None:
+        steps = len(states)
+    return Raw(h5.where(demo), commands, *_robot(demo, steps, states), states)
 
 
-def _robot(demo: Any, steps: int, states: F64 | None) -> tuple[F64, F64, F64, F64]:
+def _robot(demo: Any, steps: int | None, states: F64 | None) -> tuple[F64, F64, F64, F64]:
     """Grip site's position (L, 3) and rotation (L, 3, 3), joint positions (L, 7), fingers (L, 2)."""
     obs = demo.get("obs")
     needed = ("robot0_eef_pos", "robot0_eef_quat", "robot0_joint_pos", "robot0_gripper_qpos")
     missing = [key for key in needed if obs is None or key not in obs]
     if not missing:
         # robosuite 1.5 observes the site's rotation; for earlier versions see the module osc.
+        steps = len(h5.matrix(obs, "robot0_eef_pos", 3, steps))
         if "robot0_eef_quat_site" in obs:
             rotation = quaternion_to_matrix(h5.matrix(obs, "robot0_eef_quat_site", 4, steps))
         else:
