@@ -101,6 +101,7 @@ class _Analysis:
         self.data, self.config, self.folder, self.ranks = data, config, folder, ranks
         self.quiet = quiet or not ranks.first
         self.setting = current_setting(config.similarity)
+        data.require_actions()
         with naming(data):
             self.stream = window_stream(data, config.similarity)
         self.identity = similarity_identity(self.stream, config.similarity)

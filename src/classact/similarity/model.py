@@ -41,10 +41,9 @@ def scale_rotation(actions: FloatArray, space: ActionSpace | None, scale: float)
 def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> WindowStream:
     """The windows that are compared: actions normalised to [-1, 1] per dimension, rotations scaled.
 
-    Constant dimensions add nothing to any distance. Fewer than 2 steps, a horizon longer than every episode, or
-    demonstrations without actions are a ConfigError.
+    Constant dimensions add nothing to any distance. Fewer than 2 steps, or a horizon longer than every episode, are a
+    ConfigError.
     """
-    demonstrations.require_actions()
     n, longest = demonstrations.num_steps, int(demonstrations.lengths.max())
     if n < 2:
         raise ConfigError(f"expected at least 2 steps to compare, got {n}.")
@@ -125,6 +124,7 @@ class ActionSimilarity:
         distribution: DistanceDistribution | None = None,
         progress: Progress | None = None,
     ) -> None:
+        demonstrations.require_actions()
         self.config = config
         self.device = device
         self.stream = window_stream(demonstrations, config)

@@ -28,8 +28,7 @@ from classact.data.lerobot_writer import write_lerobot
 from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError
-from classact.similarity import SimilarityConfig
-from classact.similarity.model import window_stream
+from classact.similarity import ActionSimilarity, SimilarityConfig
 
 ACTION = re.compile(r"actions?(/.*)?")
 
@@ -125,7 +124,7 @@ def test_some_demonstrations_of_a_file_may_lack_them(tmp_path: Path, gone: set[i
         assert_array_equal(data.labelled_actions(), whole.subset(left).actions)
     if gone:
         with pytest.raises(ConfigError, match=f"{len(gone)} of 4 demonstrations carry no actions"):
-            window_stream(data, SimilarityConfig(horizon=2))
+            ActionSimilarity(data, SimilarityConfig(horizon=2))
 
 
 def test_neither_actions_nor_anything_observed_is_no_data(tmp_path: Path) -> None:
