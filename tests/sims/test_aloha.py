@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("gym_aloha", reason="the extra 'aloha' is not installed")
 
+from parts import check_parts
+
 from classact.errors import ConfigError, SimulatorError
 from classact.sims import make_simulator
 from classact.sims.aloha import RANGES, AlohaTransfer, load_model, mujoco
@@ -212,13 +214,19 @@ def test_the_expert_hands_the_cube_over(plain: AlohaTransfer, seed: int) -> None
     done = attempt(plain, script, seed)
     assert done.success, done.reason
     assert 150 < len(done) <= 400
-    assert plain.step(done.actions[-1]) == {"success": 1, "reward": 4, "excess": 0}
+    assert plain.step(done.actions[-1]) == {"success": 1, "reward": 4, "stage": 3, "excess": 0}
     # The criterion is met at the first touch; afterwards the right hand lets go and leaves.
     attempt(plain, script, seed, tail=plain.spec.max_steps)
     cube, _ = plain.object_pose("cube")
     tips = [fingertips(side, plain.joint_positions()[side]) for side in (LEFT, RIGHT)]
     assert np.linalg.norm(cube - tips[LEFT]) < 0.03
     assert np.linalg.norm(cube - tips[RIGHT]) > 0.06
+
+
+def test_the_expert_does_one_part_after_the_other(plain: AlohaTransfer) -> None:
+    done = attempt(plain, script, 0)
+    plain.reset(0)
+    check_parts(plain.spec, [plain.step(action) for action in done.actions])
 
 
 def test_experts_repeat_themselves_only_from_the_same_seed(plain: AlohaTransfer) -> None:

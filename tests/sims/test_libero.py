@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import check_parts
 
 from classact.errors import ConfigError, SimulatorError
 from classact.sims.base import check_installed
@@ -312,8 +313,10 @@ def test_the_expert_succeeds_on_every_task(sim: Any) -> None:
     tries = [attempt(sim, script, seed) for seed in range(50, 60)]
     assert sum(one.success for one in tries) >= 9, [one.reason for one in tries]
     assert all(one.language is not None and one.instruction.startswith("pick up the") for one in tries)
-    # A state at the end says success by itself, one at the start does not.
     done = next(one for one in tries if one.success)
+    sim.reset(done.seed)
+    check_parts(sim.spec, [sim.step(action) for action in done.actions])
+    # A state at the end says success by itself, one at the start does not.
     still = np.concatenate([done.actions[-1, :9], [-1]])
     sim.set_state(done.states[-1])
     assert sim.step(still)["success"] == 1

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import check_parts
 
 from classact.data.rotations import geodesic_distance, rotation_6d_to_matrix
 from classact.data.types import FloatArray
@@ -43,7 +44,9 @@ def test_succeeds_by_the_simulators_own_rule(square: Any, attempts: dict[int, At
 def test_its_actions_alone_do_it(square: Any, attempts: dict[int, Attempt]) -> None:
     tried = attempts[11]
     square.reset(11)
-    reached = [square.step(action)["success"] for action in tried.actions]
+    metrics = [square.step(action) for action in tried.actions]
+    check_parts(square.spec, metrics)
+    reached = [one["success"] for one in metrics]
     assert reached.index(1.0) == len(tried) - 9  # and 8 steps of tail
     assert reached[-1] == 1.0
     nut, peg = square.object_pose("nut")[0], square.object_pose("peg")[0]

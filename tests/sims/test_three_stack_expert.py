@@ -13,6 +13,8 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.skip("needs the extra robosuite", allow_module_level=True)
 
+from parts import check_parts
+
 from classact.data.types import StateArray
 from classact.sims import make_simulator
 from classact.sims.experts.base import Attempt, GiveUpError, attempt
@@ -87,10 +89,10 @@ def test_a_cube_that_is_knocked_away_is_taken_again(sims: dict[str, ThreeStackD0
     sim = sims["three-stack-d0"]
     sim.reset(2)
     disturbed = False
-    success = 0.0
+    metrics = []
     for steps, action in enumerate(script(sim, np.random.default_rng(0))):
-        success = sim.step(action)["success"]
-        if success or steps > sim.spec.max_steps:
+        metrics.append(sim.step(action))
+        if metrics[-1]["success"] or steps > sim.spec.max_steps:
             break
         if not disturbed and sim.object_pose("cubeA")[0][2] > 0.86:
             state = sim.get_state()
@@ -99,7 +101,8 @@ def test_a_cube_that_is_knocked_away_is_taken_again(sims: dict[str, ThreeStackD0
             sim.set_state(state, step=sim.steps)
             disturbed = True
     assert disturbed
-    assert success == 1.0
+    assert metrics[-1]["success"] == 1.0
+    check_parts(sim.spec, metrics)
 
 
 def test_it_gives_up_on_a_cube_that_fell(sims: dict[str, ThreeStackD0]) -> None:

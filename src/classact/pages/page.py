@@ -82,6 +82,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "coverage": _coverage_plots(sources),
         "metric": sources.evaluations[0].metric if sources.evaluations else "",
         "with_coverage": any("coverage" in row.metrics for row in rows),
+        "with_parts": any("stage" in row.metrics for row in rows),
         "curves": _curve_plots(sources),
         "intermediate": _intermediate_plots(sources),
         "novelty": _novelty(sources),

@@ -19,7 +19,7 @@ from classact.errors import ActionError, SimulatorError
 from classact.sims.base import check_installed, sized
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import Quality, gl_problem, mujoco
-from classact.sims.specs import ALOHA_TRANSFER, ARM_JOINTS
+from classact.sims.specs import ALOHA_TRANSFER, ARM_JOINTS, STAGE
 
 RANGES = {"gym-aloha": ("0.1", "0.2"), "mujoco": ("3.1", "3.9")}
 
@@ -38,6 +38,7 @@ with warnings.catch_warnings():
         raise SimulatorError(gl_problem(error)) from error
 
 ARMS_QPOS = 2 * (ARM_JOINTS + 2)  # both fingers of a gripper are joints
+LIFTED = 0.04  # height of the cube's middle, metres; on the table it is at 0.02
 TRANSFERRED = 4.0  # reward: the left gripper touches the cube, the table does not
 
 
@@ -71,7 +72,8 @@ class AlohaTransfer(MujocoSimulator):
     turned.
 
     Metrics of a step: ``reward`` 0..4 (1 the right gripper touches the cube, 2 lifted, 3 the left one touches it, 4 and
-    the table does not) and ``success``, 1 where the reward is 4.
+    the table does not); ``success``, 1 where the reward is 4; ``stage``: 1 both fingers of the right hand touch the
+    cube, 2 it is lifted, 3 handed over (success).
     """
 
     views = {name: name for name in ALOHA_TRANSFER.cameras}  # noqa: RUF012 (a mapping that nobody changes)
@@ -85,6 +87,8 @@ class AlohaTransfer(MujocoSimulator):
         self.physics = suite.Physics.from_model(load_model())
         self._task = TransferCubeTask()
         self._substeps = round(DT / self.physics.timestep())
+        geoms = ("red_box", *(f"vx300s_right/10_{side}_gripper_finger" for side in ("left", "right")))
+        self._cube, *self._fingers = (int(self.model.geom(name).id) for name in geoms)
 
     @property
     def model(self) -> Any:
@@ -111,7 +115,15 @@ class AlohaTransfer(MujocoSimulator):
                 f"{np.round(action, 3).tolist()}: {error}. Reset; smaller changes of action keep it stable."
             ) from error
         reward = float(self._task.get_reward(self.physics))
-        return {"success": float(reward == TRANSFERRED), "reward": reward}
+        success = reward == TRANSFERRED
+        return {"success": float(success), "reward": reward, STAGE: 3.0 if success else self._stage()}
+
+    def _stage(self) -> float:
+        pairs = self.data.contact.geom[: self.data.ncon]
+        touched = set(pairs[(pairs == self._cube).any(axis=1)].ravel().tolist())
+        if not touched.issuperset(self._fingers):
+            return 0.0
+        return 2.0 if self.object_pose()[0][2] > LIFTED else 1.0
 
     def _proprioception(self) -> FloatArray:
         return np.asarray(self._task.get_qpos(self.physics), np.float32)

@@ -68,7 +68,8 @@ class SimulatorSpec:
         action_dim, proprioception_dim, state_dim: vector sizes.
         max_steps: time limit of an episode in control steps.
         control_hz: control steps per simulated second.
-        criteria: names of the success criteria.
+        criteria: of success, the one that counts first; then, for tasks of several parts, how far an episode came
+            (:func:`classact.sims.specs.with_parts`).
         shifts: names of the visual shifts that this simulator draws, the plain appearance first; those of the finished
             image need no entry.
         world: extent (low, high) of positions in states and actions, in the simulator's units; None where they have no

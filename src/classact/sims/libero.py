@@ -68,8 +68,8 @@ class LiberoObject(PandaSimulator):
     """Put what the instruction names into the basket.
 
     State (111,) float64: task 0..9, time, qpos (58), qvel (51); the seven objects' poses are in the order of
-    :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.arm_command`. Metric: ``success``, LIBERO's own
-    rule after the step (the thing's centre is inside the basket).
+    :data:`LIBERO_OBJECTS`. Action (10,): see :func:`classact.sims.panda.arm_command`. Metrics: ``success``, LIBERO's
+    own rule after the step (the thing's centre is inside the basket); ``stage``: 1 the thing is grasped, 2 lifted.
 
     Shifts: the released cameras are made for a table 0.8 m high, so they are moved with the scene: they look at
     :data:`TARGET`, and ``min_x`` and ``min_z`` move along. Constants given by hand, as in ``dynamic(target=(0, 0,
@@ -77,6 +77,7 @@ class LiberoObject(PandaSimulator):
     """
 
     target = TARGET
+    ground = 0.0
     adapt = staticmethod(_moved)
     site = "gripper0_grip_site"
     fingers = ("gripper0_finger_joint1", "gripper0_finger_joint2")
@@ -170,6 +171,9 @@ class LiberoObject(PandaSimulator):
         # The null space posture of the arm is the nominal one; the goal is where the arm is.
         robot.controller.update_initial_joints(robot.init_qpos)
         robot.controller.new_update = True
+
+    def _stage(self) -> int:
+        return 2 if self.lifted("target") else int(self.grasping("target"))
 
     def _drive(self, command: StateArray) -> None:
         model, data, robot = self.model, self.data, self.env.robots[0]

@@ -18,10 +18,14 @@ from classact.errors import ActionError, DataError, SimulatorError, choose
 from classact.sims.base import CLOSED, SimulatorSpec
 from classact.sims.mujoco import MujocoSimulator
 from classact.sims.renderer import mujoco
+from classact.sims.specs import STAGE
 
 VIEWS: Mapping[str, str] = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 
 _DIVERGED = ("BADQPOS", "BADQVEL", "BADQACC")  # MuJoCo's warnings of non-finite or too large values
+LIFTED = 0.02
+"""Metres."""
+
 _HIDDEN = 3  # a visual group that MuJoCo does not draw unless asked to
 
 
@@ -48,6 +52,7 @@ class PandaSimulator(MujocoSimulator):
     env: Any
     site: str  # the grip site's name in the model
     fingers: tuple[str, str]  # names of the finger joints
+    ground: float  # height of what things lie on, metres
 
     def __init__(self, spec: SimulatorSpec, shift: str, cameras: Sequence[str] | None, env: Any) -> None:
         super().__init__(spec, shift, cameras)
@@ -123,7 +128,10 @@ class PandaSimulator(MujocoSimulator):
         # Positions are one physics step ahead of what is derived from them; this catches up without touching the
         # solver's memory, so that images, poses and contacts belong to the state.
         mujoco.mj_fwdPosition(self.model, self.data)
-        return {"success": float(self._succeeded()), **self._progress()}
+        success = self._succeeded()
+        # The criteria but for success are the parts of the task.
+        stage = len(self.spec.criteria) if success else self._stage()
+        return {"success": float(success), STAGE: float(stage), **self._progress()}
 
     @abstractmethod
     def _drive(self, command: StateArray) -> None:
@@ -133,21 +141,40 @@ class PandaSimulator(MujocoSimulator):
         """The task's own rule, of the present state."""
         return bool(self.env._check_success())
 
+    @abstractmethod
+    def _stage(self) -> int:
+        """Which part of a task that is not done the present state fulfils last, from 1; 0: none."""
+
     def _progress(self) -> dict[str, float]:
-        """Further metrics of the present state: progress in a task of several parts."""
+        """Further metrics of the present state."""
         return {}
 
-    def grasping(self) -> bool:
-        """Whether both fingers touch something that is not the gripper."""
+    def grasping(self, name: str | None = None) -> bool:
+        """Whether both fingers touch a thing of :attr:`bodies`, or with None anything that is not the gripper."""
         model, data = self.model, self.data
         touched = set()
         roots = model.body_weldid[self._finger_bodies]
+        wanted = None if name is None else int(model.body_rootid[self._id("BODY", self.bodies[name])])
         for i in range(data.ncon):
-            bodies = model.body_weldid[model.geom_bodyid[data.contact.geom[i]]]
+            own = model.geom_bodyid[data.contact.geom[i]]
+            bodies = model.body_weldid[own]
             for k in range(2):
-                if bodies[k] in roots and bodies[1 - k] not in roots:
+                other = own[1 - k]
+                if bodies[k] in roots and bodies[1 - k] not in roots and wanted in (None, model.body_rootid[other]):
                     touched.add(int(bodies[k]))
         return len(touched) == 2
+
+    def lifted(self, name: str) -> bool:
+        """Whether a thing is grasped, and all of it is more than :data:`LIFTED` above the ground."""
+        if not self.grasping(name):
+            return False
+        model, data = self.model, self.data
+        own = model.body_rootid[model.geom_bodyid] == model.body_rootid[self._id("BODY", self.bodies[name])]
+        shapes = np.flatnonzero(own & (model.geom_contype != 0))
+        up = data.geom_xmat[shapes][:, 6:]  # how far each axis of a shape's box points upwards
+        center, half = model.geom_aabb[shapes, :3], model.geom_aabb[shapes, 3:]
+        lowest = data.geom_xpos[shapes, 2] + (up * center).sum(axis=1) - (np.abs(up) * half).sum(axis=1)
+        return bool(lowest.min() > self.ground + LIFTED)
 
     def closing(self) -> float:
         """The gripper command, -1 open .. 1 closed, that explains the fingers' positions: a state does not hold it."""

@@ -26,9 +26,11 @@ from classact.data.types import StateArray
 from classact.sims.base import SimulatorSpec, check_installed, sized
 from classact.sims.panda import PandaSimulator, silence_robosuite
 from classact.sims.renderer import mujoco
-from classact.sims.specs import CONTROL_HZ, SQUARE, THREE_STACK_D0, THREE_STACK_D1
+from classact.sims.specs import CONTROL_HZ, PEG_TOP, SQUARE, THREE_STACK_D0, THREE_STACK_D1
 
 RANGES = {"robosuite": ("1.5", "1.6"), "mujoco": ("3.1", "3.10")}
+
+ON_PEG = 0.03  # from the nut's middle to the peg's axis along x and y, as robosuite's rule has it
 
 check_installed("Square or Three-Stack", "robosuite", RANGES)
 silence_robosuite()
@@ -107,7 +109,7 @@ class RobosuiteSimulator(PandaSimulator):
     """A task of robosuite 1.5 with one Panda.
 
     State: [time, qpos, qvel] of the whole world, as robomimic records it. Action (10,): see
-    :func:`classact.sims.panda.arm_command`. Metric: ``success``, the task's own rule after the step.
+    :func:`classact.sims.panda.arm_command`. Metrics: ``success``, the task's own rule after the step, and ``stage``.
     """
 
     facts: SimulatorSpec
@@ -122,6 +124,7 @@ class RobosuiteSimulator(PandaSimulator):
     ) -> None:
         env = _environment(self.kind, **self.settings)
         super().__init__(sized(self.facts, image_size), shift, cameras, env)
+        self.ground = float(env.table_offset[2])
 
     def _start(self, seed: int) -> None:
         # One generator, shared, draws objects and joints: its state is set, it is not replaced.
@@ -184,15 +187,26 @@ def _environment(kind: Any, **settings: Any) -> Any:
 
 
 class Square(RobosuiteSimulator):
-    """Put the square nut on the square peg: robosuite's NutAssemblySquare, which keeps a round nut far away."""
+    """Put the square nut on the square peg: robosuite's NutAssemblySquare, which keeps a round nut far away.
+
+    Stages: 1 the nut is grasped, 2 lifted, 3 hung: over the peg, whose top is in its hole.
+    """
 
     facts = SQUARE
     kind = _Square
     bodies: Mapping[str, str] = {"nut": "SquareNut_main", "peg": "peg1"}
 
+    def _stage(self) -> int:
+        off = self.object_pose("nut")[0] - self.object_pose("peg")[0]
+        if np.abs(off[:2]).max() < ON_PEG and off[2] < PEG_TOP:
+            return 3
+        return 2 if self.lifted("nut") else int(self.grasping("nut"))
+
 
 class ThreeStackD0(RobosuiteSimulator):
     """Put the red cube A on the green cube B, and the blue cube C on A. Metric ``stacked``: how many rest there.
+
+    Stages: 1 A is grasped, 2 stacked, 3 C is grasped then.
 
     Cubes start within ``reach`` metres of the table's centre along x and y.
     """
@@ -201,6 +215,11 @@ class ThreeStackD0(RobosuiteSimulator):
     kind = _ThreeStack
     settings = {"reach": 0.10}  # noqa: RUF012 (a mapping that nobody changes)
     bodies: Mapping[str, str] = {"cubeA": "cubeA_main", "cubeB": "cubeB_main", "cubeC": "cubeC_main"}
+
+    def _stage(self) -> int:
+        if self.env.stacked():
+            return 3 if self.grasping("cubeC") else 2
+        return int(self.grasping("cubeA"))
 
     def _progress(self) -> dict[str, float]:
         return {"stacked": float(self.env.stacked())}

@@ -12,6 +12,18 @@ from classact.sims.base import SimulatorSpec
 
 SUCCESS = (Criterion("success", "success", 0.5),)
 
+
+def with_parts(*parts: str) -> tuple[Criterion, ...]:
+    """Success, and how far an episode came: parts of the task in their order, by the metric ``stage``.
+
+    ``stage`` says which part the present state fulfils last, counted from 1: 0 none, one more than there are parts
+    where the task is done. So whoever has reached a part has reached all before it.
+    """
+    return SUCCESS + tuple(Criterion(name, STAGE, i, inclusive=True) for i, name in enumerate(parts, 1))
+
+
+STAGE = "stage"
+
 PUSHT = SimulatorSpec(
     name="pusht",
     cameras=("top",),
@@ -41,7 +53,9 @@ PANDA_CAMERAS = ("agentview", "wrist")
 CONTROL_HZ = 20
 
 
-def _panda(name: str, max_steps: int, state_dim: int, objects: tuple[tuple[str, int], ...]) -> SimulatorSpec:
+def _panda(
+    name: str, max_steps: int, state_dim: int, objects: tuple[tuple[str, int], ...], parts: tuple[str, ...]
+) -> SimulatorSpec:
     return SimulatorSpec(
         name=name,
         cameras=PANDA_CAMERAS,
@@ -51,7 +65,7 @@ def _panda(name: str, max_steps: int, state_dim: int, objects: tuple[tuple[str, 
         state_dim=state_dim,
         max_steps=max_steps,
         control_hz=CONTROL_HZ,
-        criteria=SUCCESS,
+        criteria=with_parts(*parts),
         shifts=("fixed", "random-static", "dynamic", "random-static-paper", "dynamic-paper"),
         objects=objects,
         schema=Schema(PANDA_CAMERAS, PROPRIOCEPTION, actions=ActionSpace.pose()),
@@ -64,9 +78,18 @@ def _panda(name: str, max_steps: int, state_dim: int, objects: tuple[tuple[str, 
 
 
 # A state is time, 7 + 2 joints, 7 numbers per free object; then 9 + 6 per object velocities.
-SQUARE = _panda("square", 400, 1 + 9 + 14 + 9 + 12, (("nut", 10),))
-THREE_STACK_D0 = _panda("three-stack-d0", 600, 1 + 9 + 21 + 9 + 18, (("cubeA", 10), ("cubeB", 17), ("cubeC", 24)))
+SQUARE = _panda("square", 400, 1 + 9 + 14 + 9 + 12, (("nut", 10),), ("grasped", "lifted", "hung"))
+THREE_STACK_D0 = _panda(
+    "three-stack-d0",
+    600,
+    1 + 9 + 21 + 9 + 18,
+    (("cubeA", 10), ("cubeB", 17), ("cubeC", 24)),
+    ("grasped", "stacked>=1", "second grasped"),
+)
 THREE_STACK_D1 = replace(THREE_STACK_D0, name="three-stack-d1")
+
+PEG_TOP = 0.10
+"""Of Square's peg, above its body's middle, metres."""
 
 LIBERO_OBJECTS = ("target", "basket", *(f"other_{i}" for i in range(5)))
 """What the seven objects are in every task, in the order of the state. Which products the others are differs."""
@@ -80,7 +103,11 @@ def libero_object() -> SimulatorSpec:
     return replace(
         # Of the state: task, time, positions of 7 + 2 joints and seven objects, their velocities.
         _panda(
-            "libero-object", 400, 2 + 58 + 51, tuple((name, 2 + 9 + 7 * i) for i, name in enumerate(LIBERO_OBJECTS))
+            "libero-object",
+            400,
+            2 + 58 + 51,
+            tuple((name, 2 + 9 + 7 * i) for i, name in enumerate(LIBERO_OBJECTS)),
+            ("grasped", "lifted"),
         ),
         schema=panda,
         # As for the others, over the floor.
@@ -106,7 +133,7 @@ ALOHA_TRANSFER = SimulatorSpec(
     state_dim=46,
     max_steps=600,
     control_hz=50.0,
-    criteria=SUCCESS,
+    criteria=with_parts("grasped", "lifted"),
     shifts=("fixed", "rotation-static", "rotation"),
     objects=(("cube", 1 + 2 * (ARM_JOINTS + 2)),),  # behind the time and the arms; both fingers of a gripper are joints
     schema=Schema(ALOHA_CAMERAS, (("qpos", 14),), actions=ActionSpace.joints(ARM_JOINTS, "left", "right")),

@@ -12,9 +12,9 @@ from classact.data.types import FloatArray, StateArray
 from classact.sims.base import OPEN
 from classact.sims.experts.arm import Arm, rotation_about_z, wrap, yaw_of
 from classact.sims.experts.base import GiveUpError
+from classact.sims.specs import PEG_TOP
 
 HANDLE = 0.068  # metres from the nut's middle to where the handle is best held: its outer half
-PEG_TOP = 0.10  # above the peg body's middle
 RESTING = 0.83  # height of the nut on the table
 TRIES = 4  # grasps, and ways down the peg, before giving up
 FAR = 0.1  # from the hand to the nut's middle: beyond, it is not held
