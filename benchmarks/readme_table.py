@@ -1,4 +1,4 @@
-"""Write the numbers of README.md and docs/{results,similarity,policies,simulators,comparison,data}.md from their files.
+"""Write the numbers of README.md and of pages in docs/ from their results files.
 
 uv run python benchmarks/readme_table.py            rewrites them
 uv run python benchmarks/readme_table.py --check    exits 1 where one does not agree with the results
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bridge_table
 import comparison_table
 import policies_table
 import similarity_table
@@ -25,6 +26,7 @@ SIMULATORS = Path(__file__).parent.parent / "docs" / "simulators.md"
 RESULTS_PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 COMPARISON = Path(__file__).parent.parent / "docs" / "comparison.md"
 DATA = Path(__file__).parent.parent / "docs" / "data.md"
+LATENT_ACTIONS = Path(__file__).parent.parent / "docs" / "latent-actions.md"
 
 
 def demo_rates(rows: list[dict[str, Any]]) -> str:
@@ -150,6 +152,7 @@ def main() -> int:
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),
         (POLICIES, "heads", "\n".join(policies_table.page_lines()) + "\n"),
         (DATA, "decoding", decoding_line()),
+        (LATENT_ACTIONS, "bridge", "\n".join(bridge_table.page_lines()) + "\n"),
         (DATA, "lerobot-eval", lerobot_eval_line()),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
     ]

@@ -123,6 +123,9 @@ def substituted(name: str, source: RunData, z: np.ndarray) -> np.ndarray:
         return np.array([place[t + 1] - place[t] for t in rows])
     if name == "latent-actions":
         return np.array([z[t] for t in rows])
+    if name == "decoded-actions":
+        assert source.latent is not None
+        return np.array([source.latent.decoder.decode(z[t]) for t in rows])
     features = source.features().astype(np.float64)
     change = np.array([features[t + 1] - features[t] for t in rows])
     change -= change.mean(axis=0)
@@ -185,6 +188,13 @@ def test_a_run_acts_from_the_demonstrations_with_actions(
     assert (
         "a probe compares what was done in all demonstrations, and 4 of 6 carry no actions" in capsys.readouterr().err
     )
+
+
+def test_a_folder_of_latent_actions_is_no_folder_of_a_run(
+    data: Path, learned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--data", str(data), "--preset", "debug", "--out", str(learned), "--quiet"]) == 1
+    assert "is of another kind of training: it does not say bfloat16. Give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

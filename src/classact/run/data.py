@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from classact.data.actions import ActionSpace
 from classact.data.images import frames_digest
 from classact.data.lowdim import LowDim
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
@@ -137,7 +138,10 @@ class RunData:
         """
         if self.settings.learns_from == ACTIONS or not self.settings.pretrain.objective.needs_actions:
             return data
-        return _with_numbers(data, self._stand_ins)
+        space = None
+        if STAND_INS[self.settings.learns_from].actions and self.latent is not None:
+            space = self.latent.decoder.space
+        return _in_their_place(data, self._stand_ins, space)
 
     def cloned(self, data: Demonstrations) -> tuple[Demonstrations, ActionDecoder | None]:
         """What heads learn to do: the demonstrations that carry actions, or all with latent ones and their decoder."""
@@ -145,7 +149,7 @@ class RunData:
             return data.with_actions(), None
         assert self.latent is not None
         assert self.latent_actions is not None
-        return _with_numbers(data, self.latent_actions), self.latent.decoder
+        return _in_their_place(data, self.latent_actions), self.latent.decoder
 
     def _executed(self, data: Demonstrations) -> Demonstrations:
         """All demonstrations with the actions that a robot executes (``act_from``)."""
@@ -154,8 +158,7 @@ class RunData:
         assert self.latent is not None
         assert self.latent_actions is not None
         decoder = self.latent.decoder
-        schema = replace(data.schema, actions=decoder.space)
-        return replace(data, actions=decoder.decode(self.latent_actions), schema=schema, labelled=None)
+        return _in_their_place(data, decoder.decode(self.latent_actions), decoder.space)
 
     def _check(self, data: Demonstrations) -> None:
         """Refuse data without images for the encoder, or that the simulator cannot draw."""
@@ -243,11 +246,11 @@ def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | S
     return StateLatents((low + high) / 2, (high - low) / 2, spec.state_angles)
 
 
-def _with_numbers(data: Demonstrations, values: FloatArray) -> Demonstrations:
-    """The first of all demonstrations with the first of ``values`` (N, Z) in the place of actions: each dimension is a
-    number by itself.
+def _in_their_place(data: Demonstrations, values: FloatArray, space: ActionSpace | None = None) -> Demonstrations:
+    """The first of all demonstrations with the first of ``values`` (N, Z) in the place of actions; where they are of no
+    action space, each dimension is a number by itself.
     """
-    schema = replace(data.schema, actions=None)
+    schema = replace(data.schema, actions=space)
     return replace(data, actions=values[: data.num_steps], schema=schema, labelled=None)
 
 

@@ -39,11 +39,13 @@ class StandIn:
         about: one line.
         make: (N, Z) of all demonstrations of a run.
         reads: the setting of the run that names the folder that it is made with; empty: none.
+        actions: whether it is actions, of the decoder's space; else each dimension is a number by itself.
     """
 
     about: str
     make: Callable[[RunData], FloatArray]
     reads: str = ""
+    actions: bool = False
 
 
 def latent_actions(source: RunData) -> FloatArray:
@@ -51,6 +53,12 @@ def latent_actions(source: RunData) -> FloatArray:
     z = source.latent_actions
     assert z is not None, "settings name a model"
     return z
+
+
+def decoded_actions(source: RunData) -> FloatArray:
+    """(N, D_a) what latent actions are decoded to."""
+    assert source.latent is not None
+    return source.latent.decoder.decode(latent_actions(source))
 
 
 def next_proprioception(source: RunData) -> FloatArray:
@@ -75,6 +83,7 @@ STAND_INS: Registry[StandIn] = Registry(
     "stand-in for actions",
     {
         "latent-actions": StandIn("latent actions (--latent-actions)", latent_actions, "latent_actions"),
+        "decoded-actions": StandIn("what these are decoded to", decoded_actions, "latent_actions", actions=True),
         "next-proprioception": StandIn("proprioception one step on", next_proprioception),
         "proprioception-change": StandIn("how proprioception changes", proprioception_change),
         "feature-change": StandIn(

@@ -578,6 +578,11 @@ class Training(ABC):
             return False
         where = Path(f"{self.folder}/checkpoints/step-{state.step:08d}")
         began = state.meta["identity"]
+        if missing := set(PRECISION_FLAGS.values()) & self.identity().keys() - began.keys():
+            raise CheckpointError(
+                f"{where} is of another kind of training: it does not say {', '.join(sorted(missing))}. Give another "
+                f"--out."
+            )
         self.settle(began)
         # By the settings' names, which users can change, rather than what they resolved to.
         named = {**began, "config": spelled_out(began["config"], began)}
