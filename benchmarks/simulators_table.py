@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import tasks_table
 from classact.sims import SIMULATORS
 from common import RESULTS
 
@@ -75,7 +76,7 @@ def rendering_lines(tasks: dict[str, Any]) -> list[str]:
 def page_lines() -> list[str]:
     """All of docs/simulators.md that is measured."""
     experts, cells, rendering = read("experts"), read("simulated_tasks"), read("rendering")
-    lines: list[str] = []
+    lines = tasks_table.page_lines(read("tasks"), read("task_data"))
     if experts:
         found = experts["simulators"]
         made = next(row["made"] for row in found.values() if row["made"])

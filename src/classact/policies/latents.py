@@ -31,7 +31,7 @@ class Latents(ABC):
     """Turns demonstrations and observations into L2-normalised latents z.
 
     Attributes:
-        kind: "image", "state" or "scene".
+        kind: "image", "state", "scene" or "numbers".
         encoder: of images; None where none are read.
         bf16: run it in bfloat16.
         schema: of the demonstrations, and so of accepted observations; None: any that hold what is read.
@@ -225,6 +225,39 @@ class SceneLatents(LatentSettings, Latents):
         return self._embed(self.lowdim.observations(observations), _observed_states(observations))
 
 
+@dataclass(frozen=True)
+class NumberLatents(LatentSettings, Latents):
+    """Proprioception as it is, compared by its Euclidean distance: rows are put onto a sphere so large that cosines
+    fall with half the squared distance, in units of twice the largest distance from the demonstrations' mean.
+    """
+
+    kind = "numbers"
+
+    center: tuple[float, ...]
+    radius: float
+
+    @staticmethod
+    def fit(data: Demonstrations) -> NumberLatents:
+        """Fitted on demonstrations."""
+        values = data.proprioception.astype(np.float64)
+        center = values.mean(axis=0)
+        radius = float(np.linalg.norm(values - center, axis=1).max())
+        return NumberLatents(tuple(center.tolist()), 2 * max(radius, 1e-9))
+
+    def _embed(self, values: FloatArray) -> FloatArray:
+        x = (values.astype(np.float64) - np.asarray(self.center)) / self.radius
+        height = np.sqrt(np.maximum(1 - (x**2).sum(axis=1, keepdims=True), 0.0))
+        return unit(np.concatenate([x, height], axis=1).astype(np.float32))
+
+    def demonstrations(self, data: Demonstrations) -> FloatArray:
+        """(N, d) latents of every step."""
+        return self._embed(data.proprioception)
+
+    def observations(self, observations: Sequence[Observation]) -> FloatArray:
+        """(B, d) latents of live observations."""
+        return self._embed(np.stack([one.proprioception for one in observations]))
+
+
 def _positions(states: StateArray, objects: Sequence[int]) -> FloatArray:
     return np.concatenate([states[:, i : i + 3] for i in objects], axis=1).astype(np.float32)
 
@@ -248,7 +281,9 @@ def _observed_states(observations: Sequence[Observation]) -> StateArray:
     return np.stack(states)
 
 
-SETTINGS: dict[str, type[LatentSettings]] = {kind.kind: kind for kind in (ImageSettings, StateLatents, SceneLatents)}
+SETTINGS: dict[str, type[LatentSettings]] = {
+    kind.kind: kind for kind in (ImageSettings, StateLatents, SceneLatents, NumberLatents)
+}
 
 
 def load_latents(settings: LatentSettings, folder: Path) -> Latents:
