@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from classact.errors import ConfigError, DataError, StorageError
 from classact.run import frames as frames_module
 from classact.run.config import FramesConfig
 from classact.run.frames import aspect, needs_rendering, prepare_frames
-from classact.sims import make_simulator
+from classact.sims import make_simulator, rendering
 from classact.sims.rendering import appearance_seed
 from classact.sims.shifts import SHIFTS
 
@@ -299,3 +300,38 @@ def test_pictures_belong_to_the_versions_that_drew_them(store: ImageStore, monke
     assert stored("1.0") == stored("2.0") == 1  # Push-T declares none: stores that were filled before stay valid
     monkeypatch.setattr(frames_module, "make_simulator", Other)
     assert [stored("1.0"), stored("1.0"), stored("2.0")] == [2, 2, 3]
+
+
+def test_a_stopped_rendering_goes_on_with_whole_episodes(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = fakes.demonstrations(size=48, lengths=(3, 2, 4, 3, 2, 5, 3, 2, 4, 2))  # four at a time
+    config = FramesConfig(shift="rand-color", workers=1)
+    drawn: list[int] = []
+    render = rendering._render
+
+    def counted(settings: Any, bounds: Any, *arrays: Any) -> None:
+        drawn.extend(episode for episode, _, _ in bounds)
+        render(settings, bounds, *arrays)
+
+    def stop(done: int, _: int) -> None:
+        if done > 12:  # the second four
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(rendering, "_render", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_frames(data, ["top"], 32, config, stop, store)
+    (left,) = store.root.iterdir()
+    # What was noted, and a line that was being written.
+    assert (left / "done.txt").read_text() == "0 3\n4 7\n"
+    (left / "done.txt").write_text("0 3\n4 7")
+    drawn.clear()
+    seen: list[int] = []
+    frames = prepare_frames(data, ["top"], 32, config, lambda done, _: seen.append(done), store)
+    assert drawn == [4, 5, 6, 7, 8, 9]
+    assert seen == [12, 24, 30]
+    (entry,) = store.root.iterdir()
+    assert {file.name for file in entry.iterdir()} >= {"images.npy"}
+    assert not any(file.name in ("done.txt", ".lock") for file in entry.iterdir())
+    whole = prepare_frames(data, ["top"], 32, config, store=ImageStore(tmp_path / "other"))
+    assert_array_equal(frames.images["top"], whole.images["top"])

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from classact.errors import ConfigError, DataError, MissingDependencyError, StorageError
 from classact.utils.inputs import cannot_read, user_path
-from classact.utils.locks import share
+from classact.utils.locks import OWNER, own, share
 from classact.utils.machine import cores
 from classact.utils.storage import UNSYNCABLE, atomic_path, check_writable, read_json, write_json
 
@@ -372,11 +372,14 @@ class Entry:
         key: JSON values that the images depend on; ``key["kind"]`` is the kind of source.
         shape: (N, H, W, 3).
         fill: writes all of its (N, H, W, 3) uint8 argument, a memory map of zeros; what it raises leaves no entry.
+        resumes: ``fill`` goes on where another call of it was stopped, by what that left in the folder of the map's
+            file (:func:`unfinished`). What a process that was killed had written is then used.
     """
 
     key: Mapping[str, Any]
     shape: tuple[int, int, int, int]
     fill: Callable[[ImageMap], None]
+    resumes: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -486,15 +489,30 @@ class ImageStore:
 
     def _build(self, folder: Path, entry: Entry) -> None:
         with atomic_path(folder, replace=False) as temporary:
+            adopted = entry.resumes and _adopt(folder, temporary, entry)
             _remove_leftovers(self.root)
-            self.free_space(entry.nbytes)
-            temporary.mkdir()
             path = temporary / IMAGES
+            if not adopted:
+                self.free_space(entry.nbytes)
+                temporary.mkdir()
+            hold = own(temporary)
+            mode: Any = "r+" if adopted else "w+"
             images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                path, mode="w+", dtype=np.uint8, shape=entry.shape
+                path, mode=mode, dtype=np.uint8, shape=entry.shape
             )
-            _reserve(path)
-            entry.fill(images)
+            if not adopted:
+                _reserve(path)
+            try:
+                entry.fill(images)
+            except BaseException:
+                if entry.resumes:  # kept for the next try, under a name that is not cleaned up
+                    images.flush()
+                    del hold
+                    temporary.rename(temporary.with_name(f"{temporary.name[:-4]}-stopped.tmp"))
+                raise
+            unfinished(images).unlink(missing_ok=True)
+            (temporary / OWNER).unlink(missing_ok=True)
+            del hold
             images.flush()
             digest = frames_digest(images)
             del images
@@ -510,6 +528,27 @@ class ImageStore:
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
             (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def unfinished(images: ImageMap) -> Path:
+    """The file that says what of a store's entry under construction is there already; ``fill`` alone reads it."""
+    return Path(str(images.filename)).with_name("done.txt")
+
+
+def _adopt(folder: Path, temporary: Path, entry: Entry) -> bool:
+    """Take over what a stopped process has left of an entry; whether there was anything of use."""
+    for left in sorted(folder.parent.glob(f".{folder.name}.*.tmp")):
+        try:
+            hold = own(left)
+            images = np.lib.format.open_memmap(left / IMAGES, mode="r")  # type: ignore[no-untyped-call]
+            if images.shape == tuple(entry.shape) and images.dtype == np.uint8 and unfinished(images).exists():
+                left.rename(temporary)
+                del hold
+                (temporary / OWNER).unlink(missing_ok=True)
+                return True
+        except (StorageError, OSError, ValueError):  # at work, gone, or of no use
+            continue
+    return False
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> ImageMap:

@@ -16,6 +16,7 @@ from classact.data.images import (
     JoinedImages,
     Progress,
     resized,
+    unfinished,
 )
 from classact.data.types import Demonstrations
 from classact.errors import DataError, choose
@@ -203,6 +204,7 @@ def _rendered(data: Demonstrations, camera: str, size: int, config: FramesConfig
             camera=camera,
             workers=config.workers or cores(),
             progress=progress,
+            done=unfinished(out),
         )
 
-    return Entry(key, (data.num_steps, size, size, 3), render)
+    return Entry(key, (data.num_steps, size, size, 3), render, resumes=True)

@@ -45,6 +45,7 @@ def render_states(
     camera: str | None = None,
     workers: int = 1,
     progress: Progress | None = None,
+    done: Path | None = None,
 ) -> None:
     """Render one camera's view of every step of a set of demonstrations into ``out``.
 
@@ -59,6 +60,8 @@ def render_states(
         camera: which view; None for the simulator's first.
         workers: processes; 1 renders here. The bytes are the same for any number.
         progress: called from this process as episodes finish.
+        done: file in which finished episodes are noted, a line "first last" of each few; those that it names are taken
+            to be in ``out`` already. None: all are rendered.
 
     Raises:
         DataError: ``states`` or ``out`` of the wrong shape.
@@ -86,18 +89,28 @@ def render_states(
         last = min(first + EPISODES_PER_TASK, len(episode_ends))
         tasks.append([(e, int(starts[e]), int(episode_ends[e])) for e in range(first, last)])
     settings = (simulator_name, image_size, shift, seed, camera)
-    done = 0
+    noted = _noted(done)
+    there = sum(task[-1][2] - task[0][1] for task in tasks if _name(task) in noted)
+    tasks = [task for task in tasks if _name(task) not in noted]
 
     def rows(bounds: Bounds) -> slice:
         return slice(bounds[0][1], bounds[-1][2])
 
     def finished(bounds: Bounds, frames: ImageArray | None) -> None:
-        nonlocal done
+        nonlocal there
         if frames is not None:
             out[rows(bounds)] = frames
-        done += bounds[-1][2] - bounds[0][1]
+        there += bounds[-1][2] - bounds[0][1]
+        if done is not None:
+            if isinstance(out, np.memmap):
+                out.flush()  # noted only once it is written
+            with done.open("a", encoding="utf-8") as file:
+                file.write(f"{_name(bounds)}\n")
         if progress is not None:
-            progress(done, total)
+            progress(there, total)
+
+    if progress is not None and there:
+        progress(there, total)
 
     if workers == 1:
         for bounds in tasks:
@@ -121,9 +134,23 @@ def render_states(
             elif frames.losses == TRIES:
                 raise SimulatorError(
                     f"{simulator_name}: {TRIES} rendering processes were lost with the same frames, the last one: it "
-                    f"{frames}; {done} of {total} frames are done. If it was killed for memory, start it again with "
+                    f"{frames}; {there} of {total} frames are done. If it was killed for memory, start it again with "
                     f"fewer workers than {workers}; 'classact doctor' tries the simulator."
                 )
+
+
+def _name(bounds: Bounds) -> str:
+    """The episodes of a task, in the file that notes finished ones."""
+    return f"{bounds[0][0]} {bounds[-1][0]}"
+
+
+def _noted(done: Path | None) -> set[str]:
+    """Names of finished tasks; a line that was not written to its end names none."""
+    if done is None or not done.exists():
+        return set()
+    return {
+        line.rstrip("\n") for line in done.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"
+    }
 
 
 def _memmap_target(out: ImageArray) -> tuple[str, int] | None:
