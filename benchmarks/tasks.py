@@ -58,13 +58,14 @@ class Method:
         objective: of the pre-training; "none": an untrained encoder, or none at all.
         policies: that act by it.
         options: of the objective.
-        changes: further settings, by their path, as flags give them.
+        renderings: of the demonstrations, each batch having its states in all of them.
         sees: "pictures", or numbers of the state: "scene" (cosines), "whole" or "next" (:class:`Scene`).
     """
 
     objective: str
     policies: tuple[str, ...] = ("retrieval", "mlp", "diffusion")
     options: tuple[str, ...] = ()
+    renderings: int = 1
     sees: str = "pictures"
 
 
@@ -75,6 +76,7 @@ METHODS = {
     "tcn": Method("tcn"),
     "class": Method("class"),  # the paper's
     "class-ours": Method("class", options=("queue=1280",)),
+    "class-views": Method("class", options=("queue=1280",), renderings=4),
     "state": Method("none", ("retrieval",), sees="scene"),
     "next": Method("none", ("retrieval",), sees="next"),
     "clone": Method("none", ("mlp", "diffusion"), sees="whole"),
@@ -194,6 +196,7 @@ def rows(flags: Flags) -> list[Row]:
         if policy in flags.policies
         # States look alike under every view, and retrieval by them has no seed.
         and (METHODS[method].sees == "pictures" or column == "fixed")
+        and not (METHODS[method].renderings > 1 and column == "fixed")  # all of them alike
         and not (METHODS[method].sees in SHARPER and seed != flags.seeds[0])
     ]
     if not flags.only:
@@ -274,7 +277,7 @@ def learned(
     if sees in SHARPER:
         averages = tuple({**one, "temperature": one["temperature"] / SHARPER[sees]} for one in AVERAGES)
         if sees == "scene":
-            return partial(with_settings, state_policy(data, simulator), horizon=window(simulator)), averages, {}
+            return partial(with_settings, state_policy(data, simulator), window(simulator)), averages, {}
         return partial(by_distance, data, Scene(simulator, "next")), averages, {}
     if sees == "whole":
         scene = Scene(simulator, "whole")
@@ -282,7 +285,7 @@ def learned(
     pipeline = trained(flags, row, path)
     seconds = dict(pipeline.run.info().timings)
     if row.policy == "retrieval":
-        return partial(with_settings, pipeline.policy), AVERAGES, seconds
+        return partial(with_settings, pipeline.policy, window(simulator)), AVERAGES, seconds
     head = trained_head(flags, row, pipeline)
     seconds |= {f"head: {name}": value for name, value in head.folder.info().timings.items()}
     return partial(with_chunk, head.folder.policy), ({},), seconds
@@ -294,10 +297,9 @@ def window(simulator: str) -> int:
     return HEAD_STEPS * -(-steps // HEAD_STEPS)
 
 
-def with_settings(policy: RetrievalPolicy, choice: Choice, **changes: Any) -> Policy:
-    """Retrieval with other settings."""
-    least = choice["chunk_length"]  # actions that must be left of a demonstration
-    config = replace(policy.config, **{"min_actions": least, **changes}, **choice)
+def with_settings(policy: RetrievalPolicy, horizon: int, choice: Choice) -> Policy:
+    """Retrieval with other settings, of steps with as many actions left as are executed."""
+    config = replace(policy.config, horizon=horizon, min_actions=choice["chunk_length"], **choice)
     parts = (policy.latents, policy.bank, policy.actions, policy.episode_ends)
     return RetrievalPolicy(*parts, config, action_space=policy.action_space)
 
@@ -365,14 +367,14 @@ def settings(flags: Flags, row: Row, path: Path) -> RunConfig:
         baselines=False,
         episodes=count,
     )
-    steps = read_demonstrations(path, episodes=count).num_steps
+    steps = read_demonstrations(path, episodes=count).num_steps * method.renderings
     pretrain = replace(
         made.pretrain,
         epochs=flags.images / (steps * made.pretrain.objective.images_per_anchor),
         seed=row.seed,
         batch_size=min(made.pretrain.batch_size, steps),
     )
-    frames = replace(made.frames, render_size=flags.size, workers=flags.workers)
+    frames = replace(made.frames, render_size=flags.size, workers=flags.workers, renderings=method.renderings)
     evaluation = replace(made.evaluation, image_size=flags.size, workers=flags.workers)
     return replace(made, pretrain=pretrain, frames=frames, evaluation=evaluation)
 

@@ -23,11 +23,19 @@ METHODS = {
     "tcn": "TCN",
     "class": "CLASS",
     "class-ours": "CLASS (ours)",
+    "class-views": "CLASS (ours), four views of each state",
 }
 POLICIES = {"retrieval": "retrieval", "mlp": "MLP head", "diffusion": "Diffusion Policy head"}
 PAPER_HEADS = {"retrieval": "rep", "mlp": "mlp", "diffusion": "dp"}
-PAPER_METHODS = {"class": "class", "class-ours": "class", "byol": "byol", "tcn": "tcn", "scratch": "random"}
-OURS = ("class", "class-ours")
+PAPER_METHODS = {
+    "class": "class",
+    "class-ours": "class",
+    "class-views": "class",
+    "byol": "byol",
+    "tcn": "tcn",
+    "scratch": "random",
+}
+OURS = ("class", "class-ours", "class-views")
 REFERENCES = ("state", "next", "clone")
 
 

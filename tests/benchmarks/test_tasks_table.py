@@ -71,15 +71,16 @@ def test_every_row_sees_as_many_images_and_updates(tmp_path: Path, monkeypatch: 
             continue
         made = tasks.settings(flags, one, tmp_path / "a.npz")
         objective = made.pretrain.objective
-        assert made.pretrain.epochs * 50_000 * objective.images_per_anchor == pytest.approx(flags.images)
+        steps = 50_000 * one.learned.renderings
+        assert made.pretrain.epochs * steps * objective.images_per_anchor == pytest.approx(flags.images)
         assert (made.frames.shift, made.evaluation.shift) == (one.shift, one.shift)
         if one.policy == "retrieval":
             continue
-        finetune = tasks.head_settings(flags, one, made, 50_000).finetune
+        finetune = tasks.head_settings(flags, one, made, steps).finetune
         if one.method == "scratch":
-            assert (finetune.epochs * 50_000, finetune.frozen) == (pytest.approx(flags.images), False)
+            assert (finetune.epochs * steps, finetune.frozen) == (pytest.approx(flags.images), False)
         else:
-            assert finetune.steps(50_000) == flags.updates
+            assert finetune.steps(steps) == flags.updates
             assert 1 <= finetune.views <= 6
         assert finetune.horizon / simulator_spec(one.known.simulator).control_hz >= 1.6
         assert finetune.horizon % 8 == 0

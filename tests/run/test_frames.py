@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,16 @@ from classact.data import images as images_module
 from classact.data.images import ImageSource, ImageStore, resize_images
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError, DataError, StorageError
+from classact.run import data as data_module
 from classact.run import frames as frames_module
 from classact.run.config import FramesConfig
+from classact.run.data import RunData
 from classact.run.frames import aspect, needs_rendering, prepare_frames
+from classact.run.presets import from_preset
 from classact.sims import make_simulator, rendering
 from classact.sims.rendering import appearance_seed
 from classact.sims.shifts import SHIFTS
+from classact.train.representation import Trainer
 
 DATA = fakes.demonstrations(size=48, lengths=(5, 3))
 ONE = FramesConfig(workers=1)
@@ -335,3 +340,39 @@ def test_a_stopped_rendering_goes_on_with_whole_episodes(
     assert not any(file.name in ("done.txt", ".lock") for file in entry.iterdir())
     whole = prepare_frames(data, ["top"], 32, config, store=ImageStore(tmp_path / "other"))
     assert_array_equal(frames.images["top"], whole.images["top"])
+
+
+def test_several_renderings_of_a_state_are_learned_from_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLASSACT_CACHE", str(tmp_path))
+    made = from_preset("debug", shift="rand-color", data="pusht-expert", episodes=3, heldout=1)
+    once = RunData(made, quiet=True).recorded
+    made = replace(made, frames=replace(made.frames, renderings=2, workers=1))
+    source = RunData(made, quiet=True)
+    seen, held = source.frames(), source.heldout()
+    n = seen.num_steps // 2
+    assert seen.lengths.tolist() == 2 * once.lengths[:2].tolist()
+    assert np.array_equal(seen.states[:n], seen.states[n:])  # type: ignore[index]
+    pictures = np.asarray(seen.images["top"])
+    assert np.abs(pictures[:n].astype(int) - pictures[n:]).mean() > 5  # other colours
+    assert held is not None
+    assert held.lengths.tolist() == once.lengths[2:].tolist()
+    assert np.array_equal(held.actions, once.actions[-held.num_steps :])
+    # A batch has each of its states in both.
+    training: Any = SimpleNamespace(demonstrations=seen, config=made.pretrain, renderings=2)
+    batches = Trainer.batches(training, 0)
+    for _ in range(3):
+        first, second = next(batches).reshape(-1, 2).T
+        assert len(first) == made.pretrain.batch_size // 2 == len(set(first.tolist()))
+        assert np.array_equal(second, first + n)
+        assert first.max() < n
+    odd = replace(made, pretrain=replace(made.pretrain, batch_size=31))
+    with pytest.raises(ConfigError, match="a batch of 31 images cannot show each state in 2 renderings"):
+        _ = RunData(odd).recorded
+    recorded = replace(made, frames=replace(made.frames, source="recorded", shift="fixed-color"))
+    monkeypatch.setattr(data_module, "read_demonstrations", lambda *_, **__: fakes.demonstrations())
+    with pytest.raises(ConfigError, match="2 renderings asked, but images of camera 'top' are taken as recorded"):
+        _ = RunData(recorded).recorded
+    with pytest.raises(ConfigError, match="renderings"):
+        FramesConfig(renderings=0)

@@ -18,6 +18,7 @@ from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.run.stand_ins import ACTIONS, STAND_INS, known
 from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
 from classact.utils.codec import ADDED
+from classact.utils.limits import check_range
 from classact.utils.storage import slug
 
 RANDOM = "random"  # how tables name an encoder of random weights that a run is about
@@ -50,6 +51,9 @@ class FramesConfig:
         render_size: side in pixels at which the simulator draws, as at evaluation time.
         seed: of the episodes' appearances.
         workers: rendering processes; 0: one per core.
+        renderings: how often the demonstrations are rendered, each time with appearances of their own (cameras,
+            colours); every batch shows each of its states in all of them, which are positives of each other, for what
+            follows is the same. Disk space and the time to render grow with it, images per training do not.
     """
 
     source: Literal["auto", "recorded", "rendered"] = "auto"
@@ -58,6 +62,10 @@ class FramesConfig:
     render_size: int = 96
     seed: int = 0
     workers: int = 0
+    renderings: int = field(default=1, metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        check_range(self, "renderings", least=1)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,25 @@ class RunData:
             data = data.only_labelled(chosen_episodes(settings.labelled, len(data), data.source))
         self._check_actions(data)
         self._check(data)
-        return data
+        return data if self.config.renderings == 1 else self._repeated(data)
+
+    def _repeated(self, data: Demonstrations) -> Demonstrations:
+        """As many times as they are rendered, the held-out ones once, as the last.
+
+        Raises:
+            ConfigError: a camera that is not rendered, or batches that cannot hold each state in all renderings.
+        """
+        times, batch = self.config.renderings, self.settings.pretrain.batch_size
+        seen = [camera for camera in self.encoder.cameras if not needs_rendering(data, camera, self.config)]
+        if seen:
+            raise ConfigError(
+                f"{data.name} ({data.source}): {times} renderings asked, but images of camera {seen[0]!r} are taken as "
+                f"recorded. Render them from states (--frames rendered), or leave renderings at 1."
+            )
+        if batch % times:
+            raise ConfigError(f"a batch of {batch} images cannot show each state in {times} renderings: no multiple.")
+        own, E = list(range(len(data) - self.held)), len(data)
+        return data.with_images({}).subset([*(times * own), *range(E - self.held, E)])
 
     def _check_actions(self, data: Demonstrations) -> None:
         """Refuse to learn from actions that are not there, and to act where there are none at all."""

@@ -255,6 +255,7 @@ def prepare_training(work: Pipeline) -> Trainer:
             teller(quiet=work.quiet),
             similarity_folder=similarity,
             progress=bar,
+            renderings=work.config.frames.renderings,
         )
         if work.ranks.first and trainer.similarity is not None:
             analysis.write_similarity(work.run, trainer.similarity, work.config.learns_from)

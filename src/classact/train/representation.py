@@ -157,11 +157,14 @@ class Trainer(Training):
         similarity_folder: written by ``classact similarity`` for the same data and settings; its threshold and CDF are
             reused.
         progress: called with (pairs done, pairs in all, status) while the similarity is measured.
+        renderings: the demonstrations are so many times the same ones, rendered anew; batches have the same steps of
+            all.
     """
 
     config: PretrainConfig
     similarity_folder: Path | None = None
     progress: Callable[[int, int, str], None] | None = None
+    renderings: int = 1
 
     def __post_init__(self) -> None:
         config, data = self.config, self.demonstrations
@@ -209,7 +212,10 @@ class Trainer(Training):
     def batches(self, first_step: int) -> Iterator[IntArray]:
         """Anchors, and the context frames that the objective draws for them."""
         data, config = self.demonstrations, self.config
-        every = epoch_batches(data.num_steps, config.batch_size, config.seed, first_step, data.weights())
+        times, weights = self.renderings, data.weights()
+        n, size = data.num_steps // times, config.batch_size // times
+        steps = epoch_batches(n, size, config.seed, first_step, None if weights is None else weights[:n])
+        every = ((rows[:, None] + n * np.arange(times)).ravel() for rows in steps)
         for step, anchors in enumerate(every, first_step):
             if self.config.objective.companions:
                 drawn = self.objective.draw(anchors, np.random.default_rng([self.config.seed, step, _COMPANIONS]))
