@@ -25,8 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from classact.data.readers import read_demonstrations
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import UnknownNameError, choose
@@ -35,14 +33,14 @@ from classact.evaluation.rollout import evaluate
 from classact.evaluation.scene import OnScene, Scene, scene_retrieval
 from classact.models.encoders import EncoderConfig
 from classact.policies import RetrievalConfig, RetrievalPolicy
-from classact.policies.base import Decision, Memory, Policy, PolicySpec, Timestep, decide
+from classact.policies.base import Policy
 from classact.policies.parametric import ParametricPolicy
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.presets import HEAD_PRESETS, HEAD_STEPS, configure, configure_head
 from classact.run.pretrain import Pipeline, state_policy
-from classact.sims import SimulatorSpec, simulator_spec
+from classact.sims import simulator_spec
 from classact.train.head import FineTuner
 from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar, tell
@@ -325,32 +323,6 @@ def best(tries: Sequence[tuple[Choice, float]]) -> Choice:
     return max(tries, key=lambda one: one[1])[0]
 
 
-@dataclass(frozen=True)
-class Limited:
-    """A policy whose actions are held within the task's limits, as its actuators would.
-
-    Simulators refuse what is far beyond. A head that is lost extrapolates: that costs its episode, not all of them.
-    """
-
-    policy: Policy
-    task: SimulatorSpec
-
-    @property
-    def spec(self) -> PolicySpec:
-        """Of the policy."""
-        return self.policy.spec
-
-    def decide(self, observations: Sequence[Timestep], memory: Memory = ()) -> Decision:
-        """Of the policy, within limits."""
-        made = decide(self.policy, observations, memory)
-        low, high = (np.asarray(limit, np.float32) for limit in self.task.action_limits)
-        return replace(made, chunk=np.clip(made.chunk, low, high))
-
-    def prepare(self, batch: int = 1) -> None:
-        """Of the policy."""
-        self.policy.prepare(batch)
-
-
 # -- trainings -------------------------------------------------------------------------------------
 
 
@@ -469,9 +441,8 @@ def rollouts(flags: Flags, row: Row, policy: Policy, *, tuning: bool = False) ->
     config = EvaluationConfig(
         episodes=count, first_seed=first, shift=row.shift, image_size=flags.size, workers=flags.workers
     )
-    limited = Limited(policy, simulator_spec(row.known.simulator))
     with progress_bar(f"{row.name}: {'choose' if tuning else 'evaluate'}") as bar:
-        return evaluate(limited, row.known.simulator, config, bar)
+        return evaluate(policy, row.known.simulator, config, bar)
 
 
 def rate(results: list[RolloutResult], criterion: str = "success") -> float:

@@ -30,7 +30,7 @@ from classact.evaluation.rollout import evaluate, run_evaluation, summarize, wri
 from classact.evaluation.rows import Alarms
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy
-from classact.policies.base import Decision, Timestep, as_histories
+from classact.policies.base import Decision, FunctionPolicy, PolicySpec, Timestep, as_histories
 from classact.policies.latents import StateLatents
 from classact.policies.monitored import MonitoredPolicy
 from classact.sims import Entry, make_simulator, pool
@@ -723,3 +723,19 @@ def test_policies_say_which_cameras_they_read() -> None:
 
     assert MonitoredPolicy(Acting([[1.0]]), policy).spec.cameras == ("wrist", "top")
     assert MonitoredPolicy(fakes.ChasePolicy(), policy).spec.cameras == ("top",)  # it reads none
+
+
+def test_a_policy_that_is_lost_costs_its_episode_alone() -> None:
+    far = np.array([[5000.0, -5000.0]], np.float32)
+    decisions = []
+
+    def act(observations: Sequence[Any]) -> FloatArray:
+        decisions.append(len(observations))
+        own = np.full((len(observations), 4, 2), 256, np.float32)
+        return own if len(decisions) == 1 else own + far
+
+    policy = FunctionPolicy(PolicySpec("lost", 4), act)
+    (result,) = evaluate(policy, "pusht", EvaluationConfig(episodes=1, max_steps=12, workers=1))
+    assert result.actions[0].tolist() == [256, 256]
+    low, high = np.array(sims.simulator_spec("pusht").action_limits)
+    assert np.allclose(result.actions[4:], [[2 * high[0] - low[0], 2 * low[1] - high[1]]] * 8, rtol=1e-5)

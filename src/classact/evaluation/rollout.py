@@ -5,6 +5,10 @@ of worker processes: each round, the policy sees one batch with the observations
 numbers it computes, and hence the result, are the same for any number of workers. They are also the same where workers
 die or hang on the way (:mod:`classact.sims.pool`). Every episode that is started is run to its time limit; the limit is
 checked at every step, not only between chunks.
+
+A policy that is lost, often long after success, may ask for what no simulator executes. That costs its episode, not all
+of them: beyond a first decision, actions are held within what is executed (``SimulatorSpec.held``), and the metric
+``excess`` says so.
 """
 
 from __future__ import annotations
@@ -128,6 +132,8 @@ def _run_group(
         scores.append(decision.novelty)
         doubts.append(decision.doubt)
         chunks = decision.chunk[:, : limit - step]
+        if step:  # a first decision that is far off is of another space; a later one, of a policy that is lost
+            chunks = spec.held(chunks)
         for worker, share in busy:
             worker.step(chunks[share], render, controller.history)
         for i, (seen, metrics, visited) in enumerate(answers()):

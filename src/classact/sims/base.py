@@ -158,6 +158,14 @@ class SimulatorSpec:
         low, high = (np.asarray(limit) for limit in self.action_limits)
         return np.maximum(low - action, action - high) / (high - low)
 
+    def held(self, actions: FloatArray) -> FloatArray:
+        """(..., D_a) actions, none farther beyond its limits than :meth:`check_action` accepts."""
+        if not self.action_limits:
+            return actions
+        low, high = (np.asarray(limit) for limit in self.action_limits)
+        width = (1 - ROUNDING) * (high - low)
+        return np.asarray(np.clip(actions, low - width, high + width), np.float32)
+
     def excess(self, action: StateArray) -> float:
         """How far (D_a,) an action is beyond the limits, in widths of them, in the worst dimension; 0 within."""
         if not self.action_limits:
