@@ -99,7 +99,7 @@ ROWS: dict[str, Learned] = {
 MODELS: dict[str, tuple[LatentActionConfig, dict[str, Any]]] = {
     "clam": (LatentActionConfig(width=0.25), {}),
     "clam-image": (
-        LatentActionConfig("cnn", "top", latent_dim=16, width=0.5),
+        LatentActionConfig("cnn", "top", latent_dim=16, width=0.25),
         {"beta": 0.01, "batch_size": 64},
     ),
 }

@@ -107,7 +107,7 @@ def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Out
     done = _known(run, evaluation_name("retrieval", pipeline.label, evaluation.shift))[1]
     if rollouts and _states(done) != asked:
         pipeline.evaluate()
-    if not probe_file(run).exists():
+    if not probe_file(run).exists() and pipeline.source.recorded.carries_actions().all():  # which a probe compares
         write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))
     return read_outcomes(run.root, name, rollouts=rollouts)
 
