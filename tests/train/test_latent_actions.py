@@ -67,6 +67,38 @@ def states(made: LatentActionTraining) -> dict[str, torch.Tensor]:
 # -- what is learned ---------------------------------------------------------------------------------------------------
 
 
+def test_changes_are_what_networks_see_and_predict(tmp_path: Path) -> None:
+    """A point that hardly moves within a wide range: of what it moves by, few updates explain most."""
+    data = driven((30,) * 8)
+    far = np.random.default_rng(2).normal(size=(8, 4)).repeat(30, 0) * 300  # each episode is elsewhere
+    data = replace(data, proprioception=(data.proprioception + far).astype(np.float32))
+    told: dict[bool, float] = {}
+    for changes in (False, True):
+        made = training(
+            data=data.only_labelled(range(4)),
+            model=replace(MODEL, changes=changes),
+            updates=150,
+            batch_size=64,
+            learning_rate=3e-3,
+        )
+        model = made.fit()
+        rows = np.setdiff1d(transitions(data.episode_ends), np.arange(120))
+        decoded = model.decoder.decode(model.infer(data))[rows]
+        told[changes] = float(((decoded - data.actions[rows]) ** 2).mean() / data.actions[rows].var())
+    assert told[True] < 0.5 < 0.9 < told[False]
+    dynamics, seen = model.dynamics, torch.from_numpy(model.observations(data))[:6].reshape(2, 3, 4)
+    assert dynamics.change is not None
+    assert_allclose(dynamics.seen(seen)[:, 2] * dynamics.change, seen[:, 2] - seen[:, 1], atol=1e-5)
+    assert_array_equal(dynamics.seen(seen)[:, 1], seen[:, 1])
+    rows = transitions(data.episode_ends)
+    every = torch.from_numpy(model.observations(data))
+    assert 0.5 < float(dynamics.error(every[rows], every[rows + 1])) < 2  # where it was is one standard deviation off
+    model.save(tmp_path / "model")
+    assert_array_equal(LatentActionModel.load(tmp_path / "model").infer(data), model.infer(data))
+    with pytest.raises(ConfigError, match="predicts images as changes anyway"):
+        LatentActionConfig("cnn", "top", changes=True)
+
+
 def test_few_labels_tell_what_latent_actions_mean() -> None:
     data = driven((40,) * 30)
     model = training(

@@ -180,7 +180,7 @@ def reconstruction_error(model: LatentActionModel, data: Demonstrations, rows: I
         inputs = as_inputs(torch.from_numpy(seen[steps[rows[first : first + BATCH]]]).to(device))
         context, following = inputs[:, :-1], inputs[:, -1]
         predicted = model.dynamics.predict(context, model.dynamics.infer(inputs))
-        sums += [float(((one - following) ** 2).flatten(1).mean(1).sum()) for one in (predicted, context[:, -1])]
+        sums += [float(model.dynamics.error(one, following)) * len(following) for one in (predicted, context[:, -1])]
     reconstruction, copy = sums / len(rows)
     return float(reconstruction), float(copy)
 

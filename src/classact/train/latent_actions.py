@@ -143,7 +143,7 @@ class LatentActionTraining(Training):
     def _reconstruction(self, rows: Tensor, share: float, stats: Stats) -> Tensor:
         seen = self._inputs(rows)
         context, following = seen[:, :-1], seen[:, -1]
-        z = self.dynamics.inverse(seen)
+        z = self.dynamics.raw(seen)
         extra = torch.zeros((), device=z.device)
         if (quantizer := self.dynamics.quantizer) is not None:
             raw = z
@@ -155,16 +155,16 @@ class LatentActionTraining(Training):
             self._found = counts, sums
             shares = counts / counts.sum()
             stats["codes"] = torch.special.entr(shares).sum().exp() * share
-        error = nn.functional.mse_loss(self.dynamics.predict(context, z), following) * share
+        error = self.dynamics.error(self.dynamics.predict(context, z), following) * share
         stats["reconstruction"] = error.detach()
-        stats["copy"] = nn.functional.mse_loss(context[:, -1], following).detach() * share
+        stats["copy"] = self.dynamics.error(context[:, -1], following).detach() * share
         if (self.step + 1) % self.config.log_every == 0:
             self._look_for_collapse(context, following, z.detach(), stats, share)
         return error + extra
 
     @torch.no_grad()
     def _look_for_collapse(self, context: Tensor, following: Tensor, z: Tensor, stats: Stats, share: float) -> None:
-        others = nn.functional.mse_loss(self.dynamics.predict(context, z.roll(1, 0)), following) * share
+        others = self.dynamics.error(self.dynamics.predict(context, z.roll(1, 0)), following) * share
         stats["reconstruction_by_others"] = others
         if self._said or self.step < SETTLED * self.config.updates:
             return

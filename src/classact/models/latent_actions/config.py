@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from classact.errors import ConfigError
+from classact.utils.codec import ADDED
 from classact.utils.limits import check_names, check_range
 
 IMAGE_SIZE = 64
@@ -28,6 +29,10 @@ class LatentActionConfig:
         codes: entries of the codebook that z is quantised by (LAPO: 128); 0: z is continuous (CLAM).
         standardize: scale each number to mean 0 and standard deviation 1 over all demonstrations. The released code
             leaves numbers as they are: then the action loss drowns the reconstruction of small ones.
+        changes: the networks see the observations before and behind o_t as changes from one to the next, and predict
+            o_{t+1} as a change, each number in standard deviations of its changes. From one step to the next numbers
+            change by a small share of their range, and actions lie in the differences of these changes: networks that
+            see them as such learn in thousands of updates what else takes hundreds of thousands.
         width: factor on the networks' sizes.
     """
 
@@ -38,6 +43,7 @@ class LatentActionConfig:
     latent_dim: int = 8
     codes: int = 0
     standardize: bool = True
+    changes: bool = field(default=False, metadata=ADDED)
     width: float = 1.0
 
     def __post_init__(self) -> None:
@@ -47,6 +53,8 @@ class LatentActionConfig:
         check_range(self, "width", above=0)
         if self.codes == 1:
             raise ConfigError("a codebook of one entry says nothing: expected codes of 0 (continuous) or at least 2.")
+        if self.changes and self.network == "cnn":
+            raise ConfigError("changes are of numbers; 'cnn' predicts images as changes anyway. Leave changes out.")
         if (self.network == "cnn") != (self.camera is not None):
             raise ConfigError(
                 f"network {self.network!r} observes {'images' if self.network == 'cnn' else 'numbers'}, got camera "

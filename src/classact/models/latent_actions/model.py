@@ -35,7 +35,10 @@ class Dynamics(nn.Module):
 
     Attributes:
         size: O, numbers of an observation; 0 for images.
+        change: (O,) standard deviations of their changes from step to step; None where they are not seen as such.
     """
+
+    change: Tensor | None
 
     def __init__(self, config: LatentActionConfig, size: int, *, seed: int = 0) -> None:
         super().__init__()
@@ -44,16 +47,36 @@ class Dynamics(nn.Module):
         with seeded(seed):
             self.inverse, self.forward_dynamics = inverse(config, size), forward(config, size)
             self.quantizer = Quantizer(config.codes, config.latent_dim) if config.codes else None
+        self.register_buffer("change", torch.ones(size) if config.changes else None)
+
+    def seen(self, observations: Tensor) -> Tensor:
+        """(B, C or C + 1, *O) as the networks see it: o_t itself, all others as changes from the one before them, or
+        to the one behind them.
+        """
+        if self.change is None:
+            return observations
+        now, moves = self.config.context - 1, observations.diff(dim=1) / self.change
+        return torch.cat([moves[:, :now], observations[:, now : now + 1], moves[:, now:]], dim=1)
+
+    def raw(self, observations: Tensor) -> Tensor:
+        """:meth:`infer` without the codebook."""
+        z: Tensor = self.inverse(self.seen(observations))
+        return z
 
     def infer(self, observations: Tensor) -> Tensor:
         """(B, C + 1, *O) o_{t-C+1..t+1} -> z_t (B, Z), quantised where there is a codebook."""
-        z: Tensor = self.inverse(observations)
+        z = self.raw(observations)
         return z if self.quantizer is None else self.quantizer(z)[0]
 
     def predict(self, context: Tensor, z: Tensor) -> Tensor:
         """(B, C, *O) o_{t-C+1..t} and z_t -> o_{t+1} (B, *O)."""
-        predicted: Tensor = self.forward_dynamics(context, z)
-        return predicted
+        predicted: Tensor = self.forward_dynamics(self.seen(context), z)
+        return predicted if self.change is None else context[:, -1] + self.change * predicted
+
+    def error(self, predicted: Tensor, following: Tensor) -> Tensor:
+        """Mean squared error of predicted observations; of changes in their standard deviations."""
+        away = predicted - following
+        return ((away if self.change is None else away / self.change) ** 2).mean()
 
     def extra_repr(self) -> str:
         """What it is, for error messages."""
@@ -137,7 +160,13 @@ class LatentActionModel:
                 scale = np.where(spread > LEAST_SPREAD, spread, 1.0).astype(np.float32)
                 center = center.astype(np.float32)
         dynamics = Dynamics(config, len(center), seed=seed)
-        return LatentActionModel(dynamics, decoder, data.schema, center, scale, {})
+        made = LatentActionModel(dynamics, decoder, data.schema, center, scale, {})
+        if dynamics.change is not None:
+            seen, rows = made.observations(data), transitions(data.episode_ends)
+            spread = (seen[rows + 1] - seen[rows]).std(0, dtype=np.float64)
+            change = np.where(spread > LEAST_SPREAD, spread, 1.0).astype(np.float32)
+            dynamics.change.copy_(torch.from_numpy(change))
+        return made
 
     @property
     def config(self) -> LatentActionConfig:
