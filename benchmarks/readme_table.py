@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bridge_table
+import clam_table
 import comparison_table
 import policies_table
 import similarity_table
@@ -155,6 +156,7 @@ def main() -> int:
         (LATENT_ACTIONS, "bridge", "\n".join(bridge_table.page_lines()) + "\n"),
         (DATA, "lerobot-eval", lerobot_eval_line()),
         (SIMULATORS, "measured", "\n".join(simulators_table.page_lines()) + "\n"),
+        (LATENT_ACTIONS, "clam", "\n".join(clam_table.page_lines()) + "\n"),
     ]
     for path, name, new in pages:
         text = path.read_text(encoding="utf-8")

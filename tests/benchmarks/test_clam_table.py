@@ -1,0 +1,59 @@
+"""The page of latent actions: what is missing is said, tests pair the same initial states, proxies are counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clam_table import page_lines
+
+
+def row(successes: int, error: float | None = None, of: int = 20) -> dict[str, Any]:
+    found: dict[str, Any] = {"success": [1] * successes + [0] * (of - successes)}
+    if error is None:
+        return found
+    measures = {"action_error_others": error, "reconstruction": 1 - error, "copy": 2.0, "probe": 0.5}
+    return found | {"measures": measures, "expert action error": error}
+
+
+def write(path: Path, rows: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({"rows": rows}))
+    return path
+
+
+def test_the_page(tmp_path: Path) -> None:
+    rows = {
+        "assembly/clam/seed0": row(15, 0.1),
+        "assembly/clam/seed1": row(17, 0.05),
+        "assembly/vpt/seed0": row(5, 0.3),
+        "assembly/bc-labelled/seed0": row(0),
+        "assembly/bc-expert/seed0": row(18),
+        "reach/clam/seed0": row(20, 0.2),
+        "assembly/clam/seed0/latent_dim=2": row(3, 0.4),
+        "assembly/clam/seed0/latent_dim=4": row(6, 0.4),
+    }
+    text = "\n".join(page_lines(write(tmp_path / "clam.json", rows)))
+    assert "| success from states | assembly | reach | mean | seeds |" in text
+    assert (
+        "| CLAM: continuous, joint decoder | 0.80 [0.65, 0.90] | 1.00 [0.84, 1.00] | 0.90 | 2 | 0.83 | 0.74 |" in text
+    )
+    assert "| DynaMo | – | – | – | – | 0.13 |  |" in text
+    assert "Not measured yet: assembly/bc-expert/seed1, " in text
+    # Seed 0 alone has both: 10 states won, none lost; two tests.
+    assert "| VPT | 0.75 | 0.25 | 10 | 0 | 0.002 |" in text
+    assert "| BC on what is labelled | 0.75 | 0.00 | 15 | 0 | < 0.001 |" in text
+    assert (
+        "Beside the best of them, VPT: 0.75 to 0.25, 3.0 times (paper: 3.0). Behind BC on expert actions by 15 points"
+        in text
+    )
+    # Errors .05 .1 .2 .3, success .85 .75 1 .25: ranks 3 2 4 1, and four cells.
+    assert "| error of decoded actions, the expert's | -0.40 |" in text
+    assert "| linear probe of z (R2) | – | – | 4 |" in text
+    assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52]." in text
+
+
+def test_nothing_measured_and_little(tmp_path: Path) -> None:
+    assert page_lines(tmp_path / "none.json") == ["Nothing was measured yet."]
+    lines = page_lines(write(tmp_path / "clam.json", {"assembly/bc-expert/seed0": row(3)}))
+    assert any("so nothing is tested" in line for line in lines)
