@@ -95,7 +95,7 @@ class LAOM:
             optimizer.step()
             for average, value in zip(target.parameters(), encoder.parameters(), strict=True):
                 average.lerp_(value.detach(), 1 - TARGET_DECAY)
-            progress(step + 1, updates, f"loss {float(loss):.4f}")
+            progress(step + 1, updates, f"loss {float(loss.detach()):.4f}")
         return made
 
     def _z(self, inputs: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class StateFeatures:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(networks.parameters(), 0.1)  # the authors' (per module there)
             optimizer.step()
-            progress(step + 1, updates, f"loss {float(loss):.4f}")
+            progress(step + 1, updates, f"loss {float(loss.detach()):.4f}")
         return StateFeatures(model, encoder)
 
     @torch.inference_mode()

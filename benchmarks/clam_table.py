@@ -120,7 +120,7 @@ def success_lines(own: Rows) -> list[str]:
         seeds = sorted({seed for _, m, seed in own if m == method})
         columns = [words, *(interval(pooled(own, method, task)) for task in tasks)]
         columns += ["–" if average is None else f"{average:.2f}", str(len(seeds)) if seeds else "–"]
-        columns += ["" if (of := table.get(method)) is None else f"{of:.2f}" for table in (PAPER, PAPER_2X2)]
+        columns += ["" if (of := table.get(method)) is None else f"{of:g}" for table in (PAPER, PAPER_2X2)]
         lines.append(f"| {' | '.join(columns)} |")
     seeds = sorted({seed for _, _, seed in own})
     missing = [
