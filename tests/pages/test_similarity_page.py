@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fakes
+from classact.cli.similarity import apart_facts
 from classact.errors import DataError
 from classact.pages import build_similarity_page
 from classact.pages.similarity import amount, anchors_figure, curves, share, widest
@@ -18,8 +19,10 @@ from classact.similarity.config import SimilarityAnalysisConfig, SimilarityConfi
 from classact.utils.storage import read_arrays, read_json, write_arrays, write_json
 from html_pages import Page, check_alone, check_words
 
-SECTIONS = {"distances", "positives", "examples", "k", "agreement", "settings"}
-CONFIG = SimilarityAnalysisConfig(SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu")
+SECTIONS = {"distances", "positives", "objects", "examples", "k", "agreement", "settings"}
+CONFIG = SimilarityAnalysisConfig(
+    SimilarityConfig(horizon=8, quantile=0.05, pairs=5000), batch_size=16, device="cpu", columns=("states[2:4]",)
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,16 @@ def test_page_is_one_file_whose_sections_are_linked_and_have_words(page: Page) -
     check_words(page, SECTIONS)
     assert all(drawing.get("aria-label") for drawing in page.of("svg"))
     assert len(page.figures) == 3
+
+
+def test_things_of_positives_are_shown_as_measured(page: Page, numbers: dict[str, Any]) -> None:
+    (row,) = numbers["apart"]["rows"]
+    assert "states[2:4]" in page.text
+    for value in (row["random"], row["positives"]):
+        assert f"{value:.3g}" in page.text
+    (said,) = apart_facts(numbers["apart"]).values()
+    assert f"{row['positives']:.3g} apart in positives in the first 10 %, {row['random']:.3g} in any two" in said
+    assert ("by horizon" in said) == (len(numbers["apart"]["horizons"]) > 1)
 
 
 def test_numbers_are_those_of_the_file(page: Page, numbers: dict[str, Any]) -> None:
