@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -38,6 +39,9 @@ def test_windows_that_end_before_the_thing_matters_do_not_tell_where_it_is() -> 
     (said,) = unseen_warnings([short], 0.25, "4 steps")
     assert "do not tell where thing is: in the first 25 % of each demonstration they have it 3.33 apart" in said
     assert "any two demonstrations 3.33" in said
+    # Of several things it is enough that one is told: the others are dealt with later.
+    assert not unseen_warnings([short, Apart("next", 0.1, 1.0, 0.1), Apart("still", 0.0, 0.0)], 0.25, "4 steps")
+    assert "where thing or other is: " in unseen_warnings([short, replace(short, name="other")], 0.25, "4 steps")[0]
     long = apart(12)
     assert long.positives == 0 == long.ratio
     assert not long.unseen

@@ -151,14 +151,19 @@ def _compared(name: str, near: StateArray, weight: StateArray, random: StateArra
 
 
 def unseen_warnings(found: Sequence[Apart], early: float, window: str) -> list[str]:
-    """What is to be said of things that positives do not tell; ``window`` says how long windows are."""
+    """What is to be said where positives tell of no thing at all; ``window`` says how long windows are.
+
+    Of several things those that are dealt with later need not be told: that is what CLASS is to learn.
+    """
+    measured = [one for one in found if one.ratio is not None]
+    if not measured or not all(one.unseen for one in measured):
+        return []
+    names = " or ".join(one.name for one in measured)
+    apart = ", ".join(f"{one.positives:.3g}" for one in measured), ", ".join(f"{one.random:.3g}" for one in measured)
     return [
-        f"Positives do not tell where {one.name} is: in the first {100 * early:g} % of each demonstration they have it "
-        f"{one.positives:.3g} apart, any two demonstrations {one.random:.3g}. An encoder that learns from windows of "
-        f"{window} becomes invariant to {one.name}. A longer window (--horizon 1.6s) spans what is done with it; a "
-        f"smaller K alone rarely helps."
-        for one in found
-        if one.unseen
+        f"Positives do not tell where {names} is: in the first {100 * early:g} % of each demonstration they have it "
+        f"{apart[0]} apart, any two demonstrations {apart[1]}. An encoder that learns from windows of {window} becomes "
+        f"invariant to it. A longer window (--horizon 1.6s) spans what is done with it; a smaller K alone rarely helps."
     ]
 
 
