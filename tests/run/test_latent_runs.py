@@ -16,6 +16,7 @@ from classact.data.readers import read_demonstrations
 from classact.data.types import Observation
 from classact.errors import ConfigError
 from classact.models.latent_actions import LatentActionModel
+from classact.pages.latent_actions import warnings as page_warnings
 from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
 from classact.run.data import RunData
 from classact.run.folder import Run
@@ -23,7 +24,7 @@ from classact.run.latent_actions import NUMBERS, linear_probe, ranges
 from classact.run.stand_ins import COMPONENTS, STAND_INS
 from classact.similarity import ActionSimilarity, SimilarityConfig
 from classact.similarity.reference import dtw
-from classact.utils.storage import read_json
+from classact.utils.storage import read_json, read_jsonl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
 from lerobot_files import episode, write_v3
@@ -69,6 +70,24 @@ def test_measures_are_of_both_pools(data: Path, learned: Path, capsys: pytest.Ca
     assert main([*words, "--labelled", "0:3"]) == 1
     message = "was made with labelled = '0:2', now it is '0:3'"
     assert message in capsys.readouterr().err
+
+
+def test_the_page_of_latent_actions(learned: Path) -> None:
+    numbers, log = read_json(learned / NUMBERS), read_jsonl(learned / "train.jsonl")
+    assert all(row["action"] > 0 for row in log)  # updates without labels are logged, too
+    text = (learned / "latent_actions.html").read_text(encoding="utf-8")
+    for one in numbers["dimensions"]:
+        assert f'<data value="{one["error"]}">' in text
+    mean = np.mean([one["error"] for one in numbers["dimensions"]])
+    assert mean == pytest.approx(numbers["measures"]["action_error_others"], rel=1e-4)
+    assert "plot-map-decoded-0" in text
+    assert "plot-loss-reconstruction" in text
+    good = log[-1] | {"reconstruction": 0.1, "reconstruction_by_others": 0.2}
+    assert page_warnings(numbers, [good], 0.1, 0.2) == []
+    bad = numbers | {"measures": numbers["measures"] | {"reconstruction": 2.0, "copy": 1.0}}
+    said = page_warnings(bad, [good | {"reconstruction_by_others": 0.1}], 0.3, 0.2)
+    for words in ("have collapsed", "no better than the mean action", "no better than by the last one"):
+        assert any(words in one for one in said), words
 
 
 def test_a_run_learns_from_latent_actions_and_executes_decoded_ones(data: Path, learned: Path, run: Run) -> None:

@@ -29,6 +29,7 @@ class LatentActions:
         episodes: Use only the first so many demonstrations, or those of these numbers, as in 0:50,60.
         fps: Steps per second of them, fewer than recorded.
         device: Where to compute.
+        html: Write the page, DIR/latent_actions.html.
         quiet: No progress bars.
     """
 
@@ -40,6 +41,7 @@ class LatentActions:
     episodes: int | str | None = None
     fps: float | None = None
     device: Device = "auto"
+    html: bool = True
     quiet: bool = False
     training: Given = settings(Settings(LatentActionTrainingConfig))
     engine: Given = settings(ENGINE)
@@ -66,6 +68,10 @@ class LatentActions:
             )
             if ranks.first:
                 print_latent_actions(numbers)
+                if self.html:
+                    from classact.pages import build_latent_actions_page
+
+                    say(f"Page: {build_latent_actions_page(self.out)}")
                 say(f"Use it with: classact pretrain --latent-actions {self.out / MODEL}")
 
 

@@ -2,9 +2,11 @@
 
 A folder holds::
 
-    latent_actions.json    settings, data, and the measures of :class:`Measures`
+    latent_actions.json    settings, data, the measures of :class:`Measures`, and those of each action dimension
+    map.safetensors        latent actions of sampled transitions in the plane, what they decode to, what was done
     model/                 the trained model, for ``--latent-actions``
     checkpoints/, train.jsonl
+    latent_actions.html    the page (:func:`classact.pages.build_latent_actions_page`)
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from classact.utils.locks import own
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import progress_bar, teller
 from classact.utils.ranks import Ranks
-from classact.utils.storage import check_writable, read_json, write_json
+from classact.utils.storage import check_writable, read_json, write_arrays, write_json
 
-NUMBERS, MODEL = "latent_actions.json", "model"
+NUMBERS, MODEL, MAP = "latent_actions.json", "model", "map.safetensors"
+DRAWN = 1000  # transitions on the map
 RIDGE = 1e-3  # of the linear probe, relative to the mean square of its inputs
 
 
@@ -116,6 +119,8 @@ def learn_latent_actions(
         measured = measure(model, data, seen)
         model.training["measures"] = asdict(measured)
         model.save(folder / MODEL)
+        rows, arrays = explain(model, data, seen)
+        write_arrays(folder / MAP, arrays)
         numbers = {
             "identity": identity,
             "settings": to_json(config),
@@ -127,6 +132,7 @@ def learn_latent_actions(
                 "steps": data.num_steps,
             },
             "measures": asdict(measured),
+            "dimensions": rows,
             "seconds": round(time.perf_counter() - begin, 1),
             "hardware": hardware(),
             "versions": versions(),
@@ -168,6 +174,44 @@ def measure(model: LatentActionModel, data: Demonstrations, seen: Demonstrations
         linear_probe(z[labelled], done[labelled], z[tested], done[tested]),
         (float(spread.min()), float(spread.max())),
     )
+
+
+def explain(
+    model: LatentActionModel, data: Demonstrations, seen: Demonstrations
+) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """What of each action dimension latent actions say, and their map.
+
+    Returns:
+        Of each dimension its name, the error of decoded actions, the variance and the linear probe's R^2, as in
+        :class:`Measures`: of others than the labelled demonstrations, where there are any that are known.
+        Of sampled transitions ``xy`` (n, 2), the principal components of z; ``decoded`` and ``done`` (n, D) actions
+        over [-1, 1]; ``known`` and ``labelled`` (n,), whether ``done`` means anything, and whether it was learned from.
+    """
+    rows, episodes = transitions(data.episode_ends), data.episode_index()
+    z, actions = model.infer(data), model.decoder.actions
+    decoded = actions.apply(model.decoder.decode(z))
+    done = actions.apply(data.actions) if data.actions.shape[1] else np.zeros_like(decoded)
+    own, known = (mask[episodes[rows]] for mask in (seen.carries_actions(), data.carries_actions()))
+    tested = rows[known & ~own] if (known & ~own).any() else rows[own]
+    space, found = model.decoder.space, []
+    names = [f"action {d}" for d in range(decoded.shape[1])] if space is None else space.names()
+    for d, name in enumerate(names):
+        left = ((decoded[tested, d] - done[tested, d]) ** 2).mean()
+        probe = linear_probe(z[rows[own]], done[rows[own]][:, [d]], z[tested], done[tested][:, [d]])
+        values = {"error": float(left), "variance": float(done[tested, d].var()), "probe": probe}
+        found.append({"name": name, **values})
+    some = np.unique(np.linspace(0, len(rows) - 1, DRAWN).round().astype(np.int64))
+    centred = z[rows].astype(np.float64) - z[rows].mean(0, dtype=np.float64)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    axes = vectors[:, ::-1][:, :2]
+    xy = np.pad(centred[some] @ axes, ((0, 0), (0, 2 - axes.shape[1])))
+    return found, {
+        "xy": xy.astype(np.float32),
+        "decoded": decoded[rows[some]],
+        "done": done[rows[some]],
+        "known": known[some].astype(np.uint8),
+        "labelled": own[some].astype(np.uint8),
+    }
 
 
 @torch.inference_mode()

@@ -129,6 +129,10 @@ class LatentActionTraining(Training):
                 error = nn.functional.mse_loss(self.decoder(z), self._actions[own[:, 1]]) * share
                 stats["action"] = error.detach()
                 loss = loss + (error if after else config.beta * error)
+            elif config.supervision == "joint" and (self.step + 1) % config.log_every == 0:
+                with torch.no_grad():  # for the record: updates without labels are logged as well
+                    z = self.dynamics.infer(self._inputs(own[:, 1]))
+                    stats["action"] = nn.functional.mse_loss(self.decoder(z), self._actions[own[:, 1]]) * share
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         stats["loss"] = loss.detach()
