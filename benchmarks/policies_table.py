@@ -94,6 +94,7 @@ def page_lines() -> list[str]:
     rows: Rows = read("pusht_policies")["rows"]
     tests = test_lines(rows)
     lines = [*success_lines(rows), *(["", *tests] if tests else [])]
+    lines += ["", *tries_lines(read("head_tries"))]
     curves = curve_lines(rows)
     lines += ["", *curves] if curves else []
     lines += ["", *speed_lines(read("speeds")), "", *alarm_lines(read("alarms")["rows"])]
@@ -184,6 +185,22 @@ def curve_lines(rows: Rows) -> list[str]:
         f"|---|---|{'---:|' * (len(shares) + 3)}",
         *found,
     ]
+
+
+def tries_lines(results: dict[str, Any]) -> list[str]:
+    """What of a generative head costs success."""
+    play = results["play"]
+    lines = [
+        "Heads on the same frozen features of CLASS, fixed colours, with as many updates unless said, all at T_a = "
+        f"{play['chunk_length']} and speed {play['speed']}, of the initial states that settings are chosen on:",
+        "",
+        f"| head | {' | '.join(CRITERIA)} | episodes |",
+        f"|---|{'---:|' * (len(CRITERIA) + 1)}",
+    ]
+    for name, row in results["rows"].items():
+        columns = [name, *(f"{row[criterion]:.2f}" for criterion in CRITERIA), str(row["episodes"])]
+        lines.append(f"| {' | '.join(columns)} |")
+    return lines
 
 
 def speed_lines(results: dict[str, Any]) -> list[str]:
