@@ -1,4 +1,4 @@
-"""Why Diffusion Policy lags behind on frozen features: loss, what is predicted, and length of training, one by one.
+"""Why Diffusion Policy lags behind on frozen features: loss and length of training, one by one.
 
 On the encoder that ``pusht_policies.py`` learned with CLASS under fixed colours; every head sees the same features and
 as many updates, but where it says otherwise, and acts by the same T_a and speed from the 200 initial states that
@@ -28,7 +28,6 @@ TRIES: dict[str, tuple[str, dict[str, Any], float]] = {
     "flow, L2": ("flow", {"loss": "l2"}, 1),
     "diffusion of chunks": ("diffusion", {}, 1),
     "diffusion of chunks, three times as long": ("diffusion", {}, 3),
-    "diffusion of noise": ("diffusion", {"prediction": "noise"}, 1),
 }
 """Name -> head, its settings, times as many updates."""
 
