@@ -1,7 +1,7 @@
 """Latent actions on MetaWorld from states: continuous or discrete, decoder learned jointly or later, and baselines.
 
 Each task has a buffer of mixed quality, by its scripted expert with a share of random actions that is drawn for each
-episode, from none to all; of those that are not good some are labelled. Expert demonstrations have observations
+episode, from none to all; of those that did not succeed some are labelled. Expert demonstrations have observations
 alone, but for the privileged row. All rows have the same policy (a residual MLP that sees the state, behaviour cloning
 on the expert demonstrations or on what is labelled), the same updates, and the same initial states.
 
@@ -67,7 +67,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 SWEEPS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "latent-dim": ((2, 4, 8, 16), ("clam",)),
-    "labelled": ((5, 10, 20, 50, 100), ("clam", "vpt", "bc-labelled")),
+    "labelled": ((5, 10, 20, 50), ("clam", "vpt", "bc-labelled")),
     "mixed": ((100, 300, 1000), ("clam",)),
 }
 """Number that is varied -> its values, and the rows that depend on it."""
@@ -111,15 +111,15 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     sweep: Literal["", "latent-dim", "labelled", "mixed"] = ""
     mixed: int = 300
-    labelled: int = 20
-    pool: Literal["poor", "failed"] = "poor"
+    labelled: int = 50
+    pool: Literal["poor", "failed"] = "failed"
     experts: int = 20
     episodes: int = 50
-    updates: int = 20_000
-    policy_updates: int = 10_000
+    updates: int = 6_000
+    policy_updates: int = 6_000
     latent_dim: int = 8
     standardize: bool = True
-    changes: bool = False
+    changes: bool = True
     camera: str = ""
     beta: float = 1.0
     batch: int = 128

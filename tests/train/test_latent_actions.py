@@ -95,8 +95,7 @@ def test_changes_are_what_networks_see_and_predict(tmp_path: Path) -> None:
     assert 0.5 < float(dynamics.error(every[rows], every[rows + 1])) < 2  # where it was is one standard deviation off
     model.save(tmp_path / "model")
     assert_array_equal(LatentActionModel.load(tmp_path / "model").infer(data), model.infer(data))
-    with pytest.raises(ConfigError, match="predicts images as changes anyway"):
-        LatentActionConfig("cnn", "top", changes=True)
+    assert Dynamics(LatentActionConfig("cnn", "top", changes=True), 0).change is None  # images are predicted so anyway
 
 
 def test_few_labels_tell_what_latent_actions_mean() -> None:

@@ -392,8 +392,8 @@ LATENT_ACTION_PRESETS: Registry[LatentActionTrainingConfig] = Registry(
         "clam-image": LatentActionTrainingConfig(
             LatentActionConfig("cnn", "top", latent_dim=16), beta=0.01, updates=200_000, batch_size=64, log_every=1000
         ),
-        # A quarter of the width, and what numbers are scaled to.
-        "clam-cpu": LatentActionTrainingConfig(LatentActionConfig(width=0.25), updates=30_000),
+        # A quarter of the width; numbers scaled, and seen as changes, which tell actions within minutes.
+        "clam-cpu": LatentActionTrainingConfig(LatentActionConfig(width=0.25, changes=True), updates=30_000),
         "clam-debug": LatentActionTrainingConfig(
             LatentActionConfig(width=0.0625, latent_dim=4), updates=40, decoder_updates=20, batch_size=32, log_every=5
         ),

@@ -32,7 +32,8 @@ class LatentActionConfig:
         changes: the networks see the observations before and behind o_t as changes from one to the next, and predict
             o_{t+1} as a change, each number in standard deviations of its changes. From one step to the next numbers
             change by a small share of their range, and actions lie in the differences of these changes: networks that
-            see them as such learn in thousands of updates what else takes hundreds of thousands.
+            see them as such learn in thousands of updates what else takes hundreds of thousands. Of numbers alone: "cnn"
+            predicts images as changes anyway.
         width: factor on the networks' sizes.
     """
 
@@ -53,8 +54,6 @@ class LatentActionConfig:
         check_range(self, "width", above=0)
         if self.codes == 1:
             raise ConfigError("a codebook of one entry says nothing: expected codes of 0 (continuous) or at least 2.")
-        if self.changes and self.network == "cnn":
-            raise ConfigError("changes are of numbers; 'cnn' predicts images as changes anyway. Leave changes out.")
         if (self.network == "cnn") != (self.camera is not None):
             raise ConfigError(
                 f"network {self.network!r} observes {'images' if self.network == 'cnn' else 'numbers'}, got camera "

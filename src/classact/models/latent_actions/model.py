@@ -47,7 +47,7 @@ class Dynamics(nn.Module):
         with seeded(seed):
             self.inverse, self.forward_dynamics = inverse(config, size), forward(config, size)
             self.quantizer = Quantizer(config.codes, config.latent_dim) if config.codes else None
-        self.register_buffer("change", torch.ones(size) if config.changes else None)
+        self.register_buffer("change", torch.ones(size) if config.changes and size else None)
 
     def seen(self, observations: Tensor) -> Tensor:
         """(B, C or C + 1, *O) as the networks see it: o_t itself, all others as changes from the one before them, or
