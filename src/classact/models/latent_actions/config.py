@@ -32,8 +32,8 @@ class LatentActionConfig:
         changes: the networks see the observations before and behind o_t as changes from one to the next, and predict
             o_{t+1} as a change, each number in standard deviations of its changes. From one step to the next numbers
             change by a small share of their range, and actions lie in the differences of these changes: networks that
-            see them as such learn in thousands of updates what else takes hundreds of thousands. Of numbers alone: "cnn"
-            predicts images as changes anyway.
+            see them as such learn in thousands of updates what else takes hundreds of thousands. Of numbers alone:
+            "cnn" predicts images as changes anyway.
         width: factor on the networks' sizes.
     """
 
