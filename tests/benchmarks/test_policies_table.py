@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 import policies_table
-from policies_table import CRITERIA, page_lines, pooled, readme_lines
+from policies_table import CRITERIA, curve_lines, page_lines, pooled, readme_lines
 
 
 def row(outcomes: list[int], **chosen: float) -> dict[str, Any]:
@@ -37,7 +37,19 @@ def results(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     alarms = {"mlp/rand": [{"criterion": "iou>0.90", "sign": "doubt", **row_of_sign}]}
     speeds = {"episodes": 20, "rows": {"2": {"chunk_length": 6, "reached": {"500": 9, "1000": 15}}}}
-    results = {"pusht_policies": {"rows": rows}, "alarms": {"rows": alarms}, "latency": {"act": 1}, "speeds": speeds}
+    tries = {
+        "play": {"chunk_length": 4, "speed": 2},
+        "rows": {"flow, L2": {"episodes": 20, **dict.fromkeys(CRITERIA, 0.85)}},
+    }
+    near = {"positives": 0.6, "colour distance": 1.0, "own demonstration": 0.7}
+    results = {
+        "pusht_policies": {"rows": rows},
+        "head_tries": tries,
+        "alarms": {"rows": alarms},
+        "neighbours": {"k": 8, "queries": 20, "rows": {"class": near}},
+        "latency": {"act": 1},
+        "speeds": speeds,
+    }
     monkeypatch.setattr(policies_table, "read", results.__getitem__)
     monkeypatch.setattr(policies_table, "latency_lines", lambda _: ["latencies"])
 
@@ -55,6 +67,9 @@ def test_the_short_table() -> None:
 
 def test_the_whole_table() -> None:
     lines = page_lines()
+    assert "| flow, L2 | 0.85 | 0.85 | 0.85 | 20 |" in lines
+    assert "| CLASS | 0.60 | 1.00 | 0.70 |" in lines
+    assert not any("figure 10" in line for line in lines)  # of no row there was a rollout during training
     ours = next(line for line in lines if line.startswith("| retrieval, CLASS | fixed"))
     assert ours.endswith("| 0.93 | k = 8, tau = 0.004, T_a = 12 | 10.0 | 2 |")
     fast, slow = [line for line in lines if line.startswith("| MLP head, CLASS | random")]
@@ -65,3 +80,12 @@ def test_the_whole_table() -> None:
     assert "| retrieval, fixed: CLASS against BYOL | 14 | 1 | < 0.001 |" in lines
     assert "| 2 (6) | 0.45 | 0.75 |" in lines
     assert lines[-1] == "latencies"
+
+
+def test_success_during_training_is_pooled_over_seeds() -> None:
+    rows = {
+        f"scratch/mlp/fixed/seed{seed}": row([1, 0]) | {"curve": [[100, seed, 10], [200, 4 + seed, 10]]}
+        for seed in (1, 2)
+    }
+    *_, line = curve_lines(rows)
+    assert line == "| MLP head, behaviour cloning from scratch | fixed | 0.15 | 0.55 | 200 | 10 | 2 |"

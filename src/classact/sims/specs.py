@@ -169,7 +169,7 @@ def _metaworld(task: str) -> SimulatorSpec:
             (("hand", 4), ("objects", 14), ("before", 18), ("goal", 3)),
             actions=ActionSpace((Part("hand", "velocity", 3), Part("gripper", "gripper", 1))),
         ),
-        # No action_limits: MetaWorld clips actions to -1..1, so one far beyond means the same as its limit.
+        action_limits=((-1.0,) * 4, (1.0,) * 4),
         packages=("metaworld", "mujoco"),
     )
 
