@@ -243,15 +243,13 @@ class Bench:
         if how.learn_from == "few":
             changes["episodes"] = self.labelled
         elif how.learn_from not in (None, "actions"):
-            changes |= {"labelled": self.labelled, "learn_from": how.learn_from, "act_from": "labelled"}
+            changes["learn_from"] = how.learn_from
         if how.model:
-            changes["latent_actions"] = str(self.model(how.model))
+            model = str(self.model(how.model))
+            changes |= {"labelled": self.labelled, "act_from": "labelled", "latent_actions": model}
         if how.learn_from == "feature-change":
             changes["features"] = str(self.learned(FEATURES).run.encoder)
         labels = how.learn_from == "few" or bool(how.model)
-        if not labels:
-            changes.pop("labelled", None)
-            changes.pop("act_from", None)
         made = self.base(how.objective, **changes)
         data = RunData(made, quiet=True)
         pretrain = replace(made.pretrain, similarity=replace(made.pretrain.similarity, **how.similarity))

@@ -351,11 +351,6 @@ class Work:
 Made = tuple[Policy, dict[str, Any]]
 
 
-def with_latents(data: Demonstrations, z: FloatArray) -> Demonstrations:
-    """With latent actions in the place of actions."""
-    return replace(data, actions=z, schema=replace(data.schema, actions=None), labelled=None)
-
-
 def bc_expert(work: Work) -> Made:
     """Privileged: has the expert's actions."""
     return work.cloned(work.expert), {}
@@ -375,13 +370,13 @@ def vpt(work: Work) -> Made:
 def latent_row(work: Work) -> Made:
     """A policy of latent actions, decoded."""
     model, found = work.learned()
-    return work.cloned(with_latents(work.expert, model.infer(work.expert)), model), found
+    return work.cloned(model.relabel(work.expert), model), found
 
 
 def lapa(work: Work) -> Made:
     """A policy of all latent actions, whose head then learns the labelled pool's, for half as many updates."""
     model, found = work.learned()
-    before = work.tuner(with_latents(work.everyone, model.infer(work.everyone)))
+    before = work.tuner(model.relabel(work.everyone))
     before.fit(work.progress)
     return continued(work.tuner(work.pool, share=0.5), before).fit(work.progress), found
 
@@ -391,9 +386,8 @@ def laom(work: Work) -> Made:
     flags = work.flags
     made = LAOM.learn(work.observing(), work.seen, flags.updates, flags.batch, work.seed, work.progress)
     z = made.infer(work.expert)
-    return decoded(work.cloned(with_latents(work.expert, z)), made.decode), {
-        "expert action error": work.error(made.decode(z))
-    }
+    latent = replace(work.expert, actions=z, schema=replace(work.expert.schema, actions=None), labelled=None)
+    return decoded(work.cloned(latent), made.decode), {"expert action error": work.error(made.decode(z))}
 
 
 def dynamo(work: Work) -> Made:

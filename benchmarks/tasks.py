@@ -19,7 +19,7 @@ machine does other work meanwhile, say ``--busy``: times are not kept then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from classact.train.head import FineTuner
 from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar, tell
 from common import RESULTS, command, keep, kept
+from pusht_policies import Choice, best
 from task_data import TASKS, Task, generated
 
 
@@ -82,8 +83,6 @@ METHODS = {
 
 TUNING, TABLE = 300_000, 400_000
 """First seeds of the initial states on which settings are chosen, and of the table's."""
-
-Choice = Mapping[str, Any]
 
 AVERAGES: tuple[Choice, ...] = tuple(
     {"k": k, "temperature": tau} for k, tau in ((1, 0.004), (8, 0.001), (8, 0.01), (32, 0.01))
@@ -316,11 +315,6 @@ def on_numbers(scene: Scene, folder: Path, choice: Choice) -> Policy:
 def with_chunk(folder: Path, choice: Choice) -> Policy:
     """A head on pictures."""
     return ParametricPolicy.load(folder, **choice)
-
-
-def best(tries: Sequence[tuple[Choice, float]]) -> Choice:
-    """The choice of the highest rate, of equals the first."""
-    return max(tries, key=lambda one: one[1])[0]
 
 
 # -- trainings -------------------------------------------------------------------------------------

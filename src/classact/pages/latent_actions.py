@@ -15,11 +15,10 @@ from classact.pages import learning
 from classact.pages.plots import HERE, Plot, make_plot, write_page
 from classact.pages.similarity import amount, share
 from classact.pages.style import BLUE, GREEN, GREY, ORANGE, figure_base, label
+from classact.train.config import COLLAPSED
 from classact.utils.storage import read_arrays, read_json, read_jsonl
 
 NUMBERS, MAP, LOG, PAGE = "latent_actions.json", "map.safetensors", "train.jsonl", "latent_actions.html"
-COLLAPSED = 1.01
-"""How many times the error of predictions grows with other transitions' latent actions; below, they hardly matter."""
 SCALE = [[0.0, BLUE], [0.5, "#C9CDD3"], [1.0, ORANGE]]
 MOST_MAPS = 4  # dimensions of actions that the maps are coloured by, those that vary most
 

@@ -351,6 +351,11 @@ class FinetuneConfig:
         return sorted({-(-steps * i // self.evaluations) for i in range(1, self.evaluations + 1)})
 
 
+COLLAPSED = 1.01
+"""How many times the reconstruction error has to grow where each latent action is given to another transition; below,
+predictions hardly depend on latent actions."""
+
+
 @dataclass(frozen=True)
 class LatentActionTrainingConfig:
     """Everything that decides the result of a latent action model's training, given the data. Defaults are the released

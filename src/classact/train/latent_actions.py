@@ -21,14 +21,11 @@ from classact.models.latent_actions.decoder import HIDDEN, ActionDecoder
 from classact.models.latent_actions.model import LatentActionModel, around, as_inputs, transitions
 from classact.models.weights import seeded
 from classact.train.batches import epoch_batches
-from classact.train.config import INCIDENTAL, LatentActionTrainingConfig
+from classact.train.config import COLLAPSED, INCIDENTAL, LatentActionTrainingConfig
 from classact.train.engine import Batch, Stats, Training, check_engine
 from classact.utils.codec import to_json, without
 
 LABELLED_STREAM = 0x6C61626C  # keeps draws of labelled transitions apart from those of all
-COLLAPSED = 1.01
-"""How many times the reconstruction error has to grow where each latent action is given to another transition; below,
-predictions hardly depend on latent actions."""
 LEAST_CODES = 1.5  # perplexity of a codebook, below which nearly all transitions have one code
 SETTLED = 0.25  # share of the updates before which nothing is said of a collapse
 
