@@ -121,8 +121,8 @@ def success_lines(rows: Rows) -> list[str]:
         columns = [f"{POLICIES[policy]}, {METHODS[method]}", COLOURS[column]]
         columns += [pooled(cell, criterion) for criterion in CRITERIA]
         columns += [f"{sum(largest) / len(largest):.2f}", "; ".join(dict.fromkeys(map(chosen, cell)))]
-        spent = [minutes(row) for row in cell]
-        columns += [f"{median(spent):.1f}" if max(spent) >= 0.1 else "", str(len(cell))]
+        spent = [took for row in cell if (took := minutes(row)) >= 0.1]  # others ran beside other work
+        columns += [f"{median(spent):.1f}" if spent else "", str(len(cell))]
         lines.append(f"| {' | '.join(columns)} |")
     return lines
 

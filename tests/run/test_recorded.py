@@ -104,10 +104,12 @@ def test_the_preset_for_robots_spans_the_same_time_at_any_rate(fps: float, lengt
     made = as_recorded(configure("none", preset="real-cpu"), known, rate=10.0)
     horizon, retrieval = made.pretrain.similarity.horizon, made.retrieval
     longest = np.median(lengths) // 2
-    if 4 <= 1.6 * fps <= min(80, longest):
+    if 4 <= 1.6 * fps <= min(160, longest):
         assert horizon == retrieval.horizon == pytest.approx(1.6 * fps, abs=0.51)
         assert retrieval.chunk_length == retrieval.min_actions == pytest.approx(0.8 * fps, abs=1.1)
-    assert 2 <= horizon <= max(2, min(80, longest))
+    assert 2 <= horizon <= max(2, min(160, longest))
+    similarity = made.pretrain.similarity  # compared at about ten steps per second
+    assert similarity.stride == min(horizon, max(1, round(fps / 10)))
     head = configure_head(made).finetune
     assert head.horizon >= head.chunk_length == retrieval.chunk_length
 

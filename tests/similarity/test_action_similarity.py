@@ -65,7 +65,9 @@ def test_threshold_and_cdf_are_those_of_all_pairs(cost: str) -> None:
     assert abs(exact - sampled).max() <= epsilon
 
 
-@pytest.mark.parametrize("change", [{}, {"cost": "euclidean"}, {"metric": "l2"}, {"band": 3}, {"horizon": 5}])
+@pytest.mark.parametrize(
+    "change", [{}, {"cost": "euclidean"}, {"metric": "l2"}, {"band": 3}, {"horizon": 5}, {"stride": 3}]
+)
 def test_exact_threshold_and_weights_are_those_of_all_pairs(change: dict[str, Any]) -> None:
     config = replace(CONFIG, estimate="exact", pairs=5000, **change)
     found = ActionSimilarity(walks(), config)

@@ -18,6 +18,7 @@ from classact.data.windows import window_indices
 from classact.errors import ConfigError, DataError
 from classact.similarity import COSTS, DistanceCounts, WindowStream, dtw, dtw_pairwise, make_sweep
 from classact.similarity.cpu import CpuSweep
+from classact.similarity.stream import Sweep
 
 LENGTHS = (1, 7, 1, 1, 40, 3, 18)
 BANDS = (None, 0, 1, 2, 14)
@@ -28,7 +29,7 @@ def stream_of(lengths: tuple[int, ...], T: int, D: int, seed: int = 0, scale: fl
     return WindowStream.build(actions.astype(np.float32), np.cumsum(lengths), T)
 
 
-def matrix(sweep: CpuSweep, n: int, **options: Any) -> np.ndarray:
+def matrix(sweep: Sweep, n: int, **options: Any) -> np.ndarray:
     """(n, n) distances as handed out; NaN where a pair was not."""
     out = np.full((n, n), np.nan, np.float32)
     for block in sweep.pairs(0, n, **options):
@@ -46,6 +47,34 @@ def test_a_stream_holds_the_windows() -> None:
     for T in (1, 2, 16, 33):
         stream = WindowStream.build(actions, np.cumsum(LENGTHS), T)
         assert_array_equal(stream.windows(np.arange(len(actions))), actions[window_indices(np.cumsum(LENGTHS), T)])
+
+
+@pytest.mark.parametrize(("horizon", "stride"), [(1, 1), (4, 2), (5, 2), (16, 5), (7, 7), (33, 3)])
+def test_a_stride_compares_means(horizon: int, stride: int) -> None:
+    n, ends = sum(LENGTHS), np.cumsum(LENGTHS)
+    actions = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    stream = WindowStream.build(actions, ends, horizon, stride)
+    whole = -(-horizon // stride) * stride
+    expected = actions[window_indices(ends, whole)].reshape(n, -1, stride, 3).mean(axis=2)
+    windows = stream.windows(np.arange(n))
+    assert_allclose(windows, expected, atol=1e-6)
+    assert sorted(set(stream.starts.tolist())) == sorted(stream.starts.tolist())
+    sweep = make_sweep(stream, device="cpu")
+    found = matrix(sweep, n)
+    above = np.triu(np.ones((n, n), bool), 1)
+    assert_array_equal(found[above], dtw_pairwise(windows)[above])  # by the windows' own numbers
+    assert_array_equal(~np.isnan(found), above)
+    counts, limit = DistanceCounts(2.5), 2.5
+    sweep.count(0, n, limit, counts)
+    sweep.settle()
+    values, times = np.unique(found[above][found[above] <= limit], return_counts=True)
+    assert_array_equal(counts.items(), (values, times))
+
+
+@pytest.mark.parametrize("stride", [0, 6])
+def test_a_stride_beyond_the_window_is_refused(stride: int) -> None:
+    with pytest.raises(ConfigError, match=rf"expected a stride of 1 to 5, the horizon, got {stride}\."):
+        WindowStream.build(np.zeros((9, 1), np.float32), np.array([9]), 5, stride)
 
 
 @pytest.mark.parametrize("cost", COSTS)

@@ -60,7 +60,10 @@ RUN = Settings(
         "encoder.shared": "shared-encoder",
         "augment.crop": "crop",
         "augment.color": "color-augmentation",
-        **{f"similarity.{name}": name for name in ("quantile", "horizon", "metric", "cost", "band", "estimate")},
+        **{
+            f"similarity.{name}": name
+            for name in ("quantile", "horizon", "stride", "metric", "cost", "band", "estimate")
+        },
         "optimizer.learning-rate": "learning-rate",
         **{
             f"retrieval.{name}": name for name in ("k", "temperature", "chunk-length", "speed", "min-actions", "search")

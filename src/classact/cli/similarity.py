@@ -129,7 +129,8 @@ def _percent(share: float) -> str:
 def _setting(config: SimilarityConfig) -> str:
     metric = "L2" if config.metric == "l2" else f"DTW ({config.cost})"
     band = "" if config.band is None else f", band {config.band}"
-    return f"{metric}{band}, horizon {config.horizon}, K {100 * config.quantile:g} %"
+    means = "" if config.stride == 1 else f" in means of {config.stride}"
+    return f"{metric}{band}, horizon {config.horizon}{means}, K {100 * config.quantile:g} %"
 
 
 def histogram_lines(histogram: Mapping[str, Sequence[float]], threshold: float, width: int = WIDTH) -> list[str]:

@@ -143,14 +143,19 @@ def short_windows(data: Demonstrations, horizon: int, fps: float | None = None) 
     )
 
 
-def costly_windows(data: Demonstrations, horizon: int) -> str:
+def stride_of(fps: float) -> int:
+    """Steps of data recorded at ``fps`` that are averaged to one of about :data:`USUAL` a second."""
+    return max(1, round(fps / USUAL))
+
+
+def costly_windows(data: Demonstrations, horizon: int, stride: int = 1) -> str:
     """What is to be said of windows of so many actions that comparing them takes long; empty where it does not."""
-    fps = data.schema.fps
-    if fps is None or horizon <= COSTLY or (fewer := near_rate(fps)) == fps:
+    fps, compared = data.schema.fps, -(-horizon // stride)
+    if fps is None or compared <= COSTLY or (better := stride_of(fps)) <= stride:
         return ""
-    steps = max(1, round(horizon / fps * fewer))
+    fewer = -(-horizon // better)
     return (
         f"{data.name}: comparing windows of {horizon} steps, {horizon / fps:.3g} s at {fps:g} steps per second, takes "
-        f"about {(horizon / steps) ** 2:.0f} times as long as of {steps}. With --fps {fewer:g} these span the same "
-        f"time, and there are {fps / fewer:.3g} times fewer steps to learn from."
+        f"about {(compared / fewer) ** 2:.0f} times as long as of the {fewer} means of {better} steps each: --stride "
+        f"{better}."
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from classact.data.rate import USUAL, Span, in_steps
+from classact.data.rate import USUAL, Span, in_steps, stride_of
 from classact.data.readers import EMBEDDED, declared_simulator, read_demonstrations
 from classact.data.readers.selection import written_episodes
 from classact.data.types import Demonstrations
@@ -146,8 +146,7 @@ def _small_cpu(task: str, quantile: float, camera: str, simulator: str = "pusht"
     about = f"{task} on two CPU cores: small network, 96-pixel images, AdamW"
     if rate is not None:
         horizon, chunk = round(WINDOW * rate), round(CHUNK * rate)
-        # Sampled: to compare all pairs of windows as long takes longer than to train.
-        similarity = replace(similarity, horizon=horizon, estimate="sampled")
+        similarity = replace(similarity, horizon=horizon, stride=stride_of(rate))
         retrieval = replace(retrieval, horizon=horizon, chunk_length=chunk, min_actions=chunk)
         about += f", {WINDOW:g} s windows"
     pretrain = PretrainConfig(
@@ -527,7 +526,9 @@ def _with_windows(
     steps = {name: in_steps(span, fps, name, where) for name, span in asked.items() if span is not None}
     pretrain, retrieval = config.pretrain, config.retrieval
     if "horizon" in steps:
-        pretrain = replace(pretrain, similarity=replace(pretrain.similarity, horizon=steps["horizon"]))
+        similarity, compared = pretrain.similarity, steps["horizon"]
+        similarity = replace(similarity, horizon=compared, stride=max(1, min(similarity.stride, compared)))
+        pretrain = replace(pretrain, similarity=similarity)
     if "chunk_length" in steps:
         length = steps["chunk_length"]
         longest = max(retrieval.horizon, reach(length, retrieval.speed))
@@ -556,10 +557,8 @@ HELD_OUT = 10
 """One in so many demonstrations is held out where no simulator tells how good a policy is."""
 
 
-LONGEST = 80
-"""Steps of the windows of a preset at most: 1.6 s at 50 per second. A batch of ``real-cpu`` (160 x 1440 pairs, 14
-dimensions) takes 0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s at 80; its network takes 0.5 s. So at
-80 steps training takes 2.5 times as long, which is said along with the remedy, and beyond it is mostly comparing."""
+LONGEST = 160
+"""Steps of the windows of a preset at most: 1.6 s at 100 per second."""
 
 
 def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
@@ -617,7 +616,11 @@ def as_recorded(
 
 
 def _at_pace(config: RunConfig, pace: float, length: int) -> RunConfig:
-    """Windows of ``pace`` times as many steps, at most half of a demonstration of ``length``."""
+    """Windows of ``pace`` times as many steps, at most half of a demonstration of ``length``.
+
+    They are compared by means of about the usual rate: a batch of ``real-cpu`` (160 x 1440 pairs, 14 dimensions) takes
+    0.01 s of CPU time to compare at 16 steps, 0.16 s at 48, 0.8 s at 80, while its network takes 0.5 s.
+    """
     similarity, retrieval = config.pretrain.similarity, config.retrieval
     longest = max(1, min(LONGEST, length // 2))
 
@@ -632,8 +635,9 @@ def _at_pace(config: RunConfig, pace: float, length: int) -> RunConfig:
         chunk_length=steps(retrieval.chunk_length, max(1, room // 2)),
         min_actions=steps(retrieval.min_actions, max(1, horizon // 2)),
     )
-    pretrain = replace(config.pretrain, similarity=replace(similarity, horizon=max(2, steps(similarity.horizon))))
-    return replace(config, pretrain=pretrain, retrieval=retrieval)
+    compared = max(2, steps(similarity.horizon))
+    similarity = replace(similarity, horizon=compared, stride=min(max(1, round(pace)), compared))
+    return replace(config, pretrain=replace(config.pretrain, similarity=similarity), retrieval=retrieval)
 
 
 HEAD_STEPS = 8  # the U-Net halves its chunks several times

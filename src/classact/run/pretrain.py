@@ -230,12 +230,13 @@ def tell_windows(work: Pipeline, data: Demonstrations, config: PretrainConfig) -
     """Say how long windows and chunks are, and warn where that is too short or costly."""
     fps = rate_of(data, work.simulator)[0]
     say, used = teller(quiet=work.quiet), config.objective.needs_similarity
-    horizon, chunk = config.similarity.horizon, work.config.retrieval.chunk_length
+    horizon, stride = config.similarity.horizon, config.similarity.stride
+    chunk = work.config.retrieval.chunk_length
     if fps is not None and say is not None:
         parts = [spoken("windows of", horizon, fps)] if used else []
         say(f"at {fps:g} steps per second: {', '.join([*parts, spoken('chunks of', chunk, fps)])}")
     if used:
-        for said in filter(None, (short_windows(data, horizon, fps), costly_windows(data, horizon))):
+        for said in filter(None, (short_windows(data, horizon, fps), costly_windows(data, horizon, stride))):
             logger.warning("%s", said)
 
 

@@ -290,7 +290,7 @@ class _Analysis:
         with progress_bar("compare objects", quiet=self.quiet) as bar:
             for number, horizon in enumerate([config.horizon, *others]):
                 bar(number, 1 + len(others), f"horizon {horizon}")
-                own = replace(config, horizon=horizon)
+                own = replace(config, horizon=horizon, stride=min(config.stride, horizon))
                 stream = self.stream if horizon == config.horizon else window_stream(self.data, own)
                 compared: dict[str, Any] = {"cost": config.cost, "band": config.alignment_band}
                 if horizon == config.horizon:
@@ -311,7 +311,7 @@ class _Analysis:
         left, right = sample_pairs(n, min(_SAMPLE, 20 * n * (n - 1)), config.seed)
         same = self.episode[left] == self.episode[right]
         longest = int(self.data.lengths.max())
-        known = [t for t in diagnostics.HORIZONS if t <= longest]
+        known = [t * setting.stride for t in diagnostics.HORIZONS if t * setting.stride <= longest]
         horizons, metrics = diagnostics.horizon_settings(setting, known), diagnostics.metric_settings(setting)
         # The work grows with the square of the horizon.
         total, done = 2 * sum(s.horizon**2 for s in (*horizons, *metrics)), 0
@@ -377,10 +377,10 @@ class _Analysis:
 def current_setting(config: SimilarityConfig) -> Setting:
     """The setting of a configuration, with its name in tables."""
     if config.metric == "l2":
-        return Setting("L2, no warping", config.horizon, "sqeuclidean", 0)
+        return Setting("L2, no warping", config.horizon, "sqeuclidean", 0, config.stride)
     steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[config.cost]
     band = "" if config.band is None else f", band {config.band}"
-    return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band)
+    return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band, config.stride)
 
 
 _RANGE = re.compile(r"states\[(\d+):(\d+)\]")

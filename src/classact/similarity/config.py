@@ -22,6 +22,8 @@ class SimilarityConfig:
 
     Attributes:
         horizon: T_p, steps of a window.
+        stride: steps of the data per compared one, which is the mean of their actions: that makes alignments
+            stride**2 times as fast, and 50 steps say little more than their 10 means.
         metric: "dtw", or "l2": no warping (figure 4c).
         cost: step cost of DTW: "sqeuclidean" (the released code, which produced the paper's numbers; the default) or
             "euclidean" (the paper's text).
@@ -35,6 +37,7 @@ class SimilarityConfig:
     """
 
     horizon: int = field(default=16, metadata=STEPS)
+    stride: int = 1
     metric: Metric = "dtw"
     cost: Cost = "sqeuclidean"
     band: int | None = field(default=None, metadata=STEPS)
@@ -56,6 +59,11 @@ class SimilarityConfig:
             )
         if self.horizon < 1:
             raise ConfigError(f"expected a horizon of at least 1 step, got {self.horizon}.")
+        if not 1 <= self.stride <= self.horizon:
+            raise ConfigError(
+                f"expected a stride, steps of a window that are averaged before they are compared, of 1 to "
+                f"{self.horizon}, the horizon, got {self.stride}."
+            )
         if not 0 < self.quantile < 1:
             raise ConfigError(f"expected a quantile K between 0 and 1 (1.5 % is 0.015), got {self.quantile}.")
         if self.pairs < 1:

@@ -6,7 +6,7 @@ Exact positives per anchor: :mod:`classact.similarity.positives`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,12 +159,13 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class Setting:
-    """Horizon T, step cost and Sakoe-Chiba band (None: none; 0: no warping)."""
+    """Horizon T, step cost, Sakoe-Chiba band (None: none; 0: no warping), and steps that are averaged to one."""
 
     name: str
     horizon: int
     cost: str
     band: int | None
+    stride: int = 1
 
 
 def anchor_positives(
@@ -216,9 +217,12 @@ def quantile_row(quantile: float, threshold: float, positives: Positives) -> Qua
 def setting_distances(
     actions: FloatArray, episode_ends: IntArray, setting: Setting, left: IntArray, right: IntArray
 ) -> FloatArray:
-    """(P,) distances of the window pairs (left[k], right[k]) of normalised ``actions`` (N, D)."""
+    """(P,) distances of the window pairs (left[k], right[k]) of normalised ``actions`` (N, D).
+
+    With a stride these are their :func:`classact.similarity.stream.means`.
+    """
     last = np.asarray(episode_ends, np.int64) - 1
-    steps = np.arange(setting.horizon)
+    steps = np.arange(0, setting.horizon, setting.stride)
     out = np.empty(len(left), np.float32)
     for at in range(0, len(left), _PAIRS):
         rows = np.concatenate([left[at : at + _PAIRS], right[at : at + _PAIRS]])
@@ -259,17 +263,15 @@ def agreement(
 
 def horizon_settings(current: Setting, horizons: Sequence[int] = HORIZONS) -> list[Setting]:
     """The current setting at several horizons, including its own."""
-    return [
-        Setting(f"{t} step{'s' * (t > 1)}", t, current.cost, current.band) for t in sorted({*horizons, current.horizon})
-    ]
+    return [replace(current, name=f"{t} step{'s' * (t > 1)}", horizon=t) for t in sorted({*horizons, current.horizon})]
 
 
 def metric_settings(current: Setting) -> list[Setting]:
     """The current horizon under DTW with both step costs, without warping, and unchanged."""
     known = [
-        Setting("DTW, squared Euclidean steps", current.horizon, "sqeuclidean", None),
-        Setting("DTW, Euclidean steps", current.horizon, "euclidean", None),
-        Setting("L2, no warping", current.horizon, "sqeuclidean", 0),
+        replace(current, name="DTW, squared Euclidean steps", cost="sqeuclidean", band=None),
+        replace(current, name="DTW, Euclidean steps", cost="euclidean", band=None),
+        replace(current, name="L2, no warping", cost="sqeuclidean", band=0),
     ]
     mine = (current.cost, current.band)
     return known if any((s.cost, s.band) == mine for s in known) else [current, *known]

@@ -72,7 +72,7 @@ def choose_examples(
     motion = np.abs(np.diff(stream.windows(candidates), axis=1)).sum(axis=(1, 2))
     distances = _distances(stream, candidates, others, cost, band)
     distances[candidates[:, None] == others] = np.nan
-    elsewhere = np.stack([_elsewhere(row, others, stream.horizon, episode) for row in candidates])
+    elsewhere = np.stack([_elsewhere(row, others, stream.horizon * stream.stride, episode) for row in candidates])
     positive = np.nanmin(np.where(elsewhere, distances, np.nan), axis=1) <= threshold
     chosen: list[int] = []
     for part in range(count):

@@ -54,7 +54,7 @@ def window_stream(demonstrations: Demonstrations, config: SimilarityConfig) -> W
         )
     normalized = demonstrations.action_range().apply(demonstrations.actions)
     actions = scale_rotation(normalized, demonstrations.schema.actions, config.rotation_scale)
-    return WindowStream.build(actions, demonstrations.episode_ends, config.horizon)
+    return WindowStream.build(actions, demonstrations.episode_ends, config.horizon, config.stride)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.similarity.cpu import CpuSweep
-from classact.similarity.stream import Sweep, WindowStream
+from classact.similarity.stream import InOrder, Sweep, WindowStream
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -21,6 +21,12 @@ def make_sweep(
     """
     if device not in DEVICES:
         raise UnknownNameError(choose("device", device, DEVICES))
+    if stream.stride > 1:
+        return InOrder(stream, lambda laid: _backend(laid, cost, band, device))
+    return _backend(stream, cost, band, device)
+
+
+def _backend(stream: WindowStream, cost: str, band: int | None, device: str) -> Sweep:
     if device != "cpu" and (device == "cuda" or _has_gpu()):
         from classact.similarity.gpu import GpuSweep
 

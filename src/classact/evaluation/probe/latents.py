@@ -222,7 +222,9 @@ class _Actions:
         self.actions = training.actions
         self.bank = self.stream(training)
         self.asked = self.bank if asked is training else self.stream(asked)
-        self.truth = self.asked.windows(queries.steps)  # (Q, T, D)
+        self.compared = self.asked.windows(queries.steps)  # (Q, T / stride, D)
+        windows = window_indices(asked.episode_ends, self.similarity.horizon)[queries.steps]
+        self.truth = self.scale(asked.actions)[windows]  # (Q, T, D)
         self.chunks = window_indices(training.episode_ends, self.similarity.horizon)  # (N, T)
         sampled = replace(self.similarity, estimate="sampled", pairs=min(self.similarity.pairs, 1_000_000))
         self.distribution = DistanceDistribution.fit(sample_distances(self.bank, sampled), sampled.quantile)
@@ -231,7 +233,8 @@ class _Actions:
         return scale_rotation(self.range.apply(actions), self.space, self.similarity.rotation_scale)
 
     def stream(self, steps: Encoded) -> WindowStream:
-        return WindowStream.build(self.scale(steps.actions), steps.episode_ends, self.similarity.horizon)
+        own = self.similarity
+        return WindowStream.build(self.scale(steps.actions), steps.episode_ends, own.horizon, own.stride)
 
     def demonstrated(self, rows: IntArray) -> FloatArray:
         """(..., T, D) unnormalised chunks of retrievable rows."""
@@ -260,13 +263,13 @@ class _Actions:
         """
         k = next(iter(found.values())).shape[1]
         bank = self.bank.windows(self.queries.bank)
-        Q = len(self.truth)
+        Q = len(self.compared)
         gains = {name: np.empty((Q, k), np.float32) for name in found}
         ideal, nearest = np.empty((Q, k), np.float32), np.empty(Q, np.int64)
         at_once = max(1, _BYTES // (4 * len(bank)))
         for start in range(0, Q, at_once):
             part = slice(start, min(start + at_once, Q))
-            d = dtw_pairwise(self.truth[part], bank, **self.how)
+            d = dtw_pairwise(self.compared[part], bank, **self.how)
             for row, (low, high) in zip(d, self.queries.without[part], strict=True):
                 row[low:high] = np.inf
             nearest[part] = d.argmin(axis=1)
