@@ -55,7 +55,7 @@ from classact.train.config import LatentActionTrainingConfig
 from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar
 from common import RESULTS, command, keep, kept
-from pusht_policies import CRITERION, TABLE, TUNING, Choice, best, rate
+from pusht_policies import CRITERION, TABLE, TUNING, Choice, best, rate, tuned
 
 COLUMNS = {"fixed": ("pusht-cpu", None), "rand": ("pusht-rand-whiten", "rand-color")}
 """Column -> preset of 64-pixel images, shift."""
@@ -321,12 +321,10 @@ class Bench:
         policy_with = self.policy(row, acting)
         averages = ({},) if acting == "mlp" else AVERAGES
 
-        def tried(grid: list[Choice]) -> list[tuple[Choice, float]]:
-            return [(choice, self.score(self.rollouts(policy_with(choice), row, tuning=True))) for choice in grid]
+        def measured(choice: Choice) -> float:
+            return self.score(self.rollouts(policy_with(choice), row, tuning=True))
 
-        tries = tried([{**average, **PLAYS[0]} for average in averages])
-        average = {name: best(tries)[name] for name in averages[0]}
-        tries += tried([{**average, **play} for play in PLAYS[1:]])
+        tries = tuned(averages, PLAYS, measured)
         choice = best(tries)
         results = self.rollouts(policy_with(choice), row)
         found = {

@@ -91,7 +91,7 @@ class Flags:
         sweep: vary one of these numbers on the first task, instead of ``rows``.
         mixed: episodes of mixed quality.
         labelled: of them with actions.
-        pool: those that may be labelled: the "poor" half by their return, or all that "failed".
+        pool: those that may be labelled: the "poor" half by their return, all that "failed", or "any".
         experts: demonstrations.
         episodes: of each evaluation.
         updates: of latent actions.
@@ -112,7 +112,7 @@ class Flags:
     sweep: Literal["", "latent-dim", "labelled", "mixed"] = ""
     mixed: int = 300
     labelled: int = 50
-    pool: Literal["poor", "failed"] = "failed"
+    pool: Literal["poor", "failed", "any"] = "failed"
     experts: int = 20
     episodes: int = 50
     updates: int = 6_000
@@ -234,9 +234,13 @@ def together(one: Demonstrations, two: Demonstrations) -> Demonstrations:
 
 
 def chosen(flags: Flags, mixed: Recorded, seed: int) -> list[int]:
-    """The episodes that are labelled: not the best."""
-    poor = np.argsort(mixed.returns)[: len(mixed.data) // 2]
-    pool = poor if flags.pool == "poor" else np.flatnonzero(~mixed.succeeded)
+    """The episodes that are labelled, drawn at random from the pool."""
+    pools = {
+        "poor": np.argsort(mixed.returns)[: len(mixed.data) // 2],
+        "failed": np.flatnonzero(~mixed.succeeded),
+        "any": np.arange(len(mixed.data)),
+    }
+    pool = pools[flags.pool]
     if len(pool) < flags.labelled:
         raise ConfigError(f"{flags.labelled} episodes are to be labelled, of {len(pool)}. Record more (--mixed).")
     return sorted(np.random.default_rng(seed).choice(pool, flags.labelled, replace=False).tolist())

@@ -29,7 +29,7 @@ TRIES: dict[str, tuple[str, dict[str, Any], float]] = {
     "diffusion of chunks": ("diffusion", {}, 1),
     "diffusion of chunks, three times as long": ("diffusion", {}, 3),
 }
-"""Name -> head, its settings, times as many updates."""
+"""Name -> head, its settings, times as many updates as the MLP head has."""
 
 PLAY = {"chunk_length": 4, "speed": 2}
 """What was best for MLP and flow."""
@@ -61,10 +61,10 @@ def main(flags: Flags) -> None:
         if name in kept(flags.json, "rows"):
             continue
         kind, settings, longer = TRIES[name]
-        config = configure_head(pipeline.config, kind)
+        config, least = configure_head(pipeline.config, kind), configure_head(pipeline.config, "mlp").finetune.epochs
         finetune = replace(config.finetune, evaluations=0, head=replace(config.finetune.head, **settings))
-        finetune = replace(finetune, epochs=longer * finetune.epochs)
-        plain = not settings and longer == 1
+        finetune = replace(finetune, epochs=longer * least)
+        plain = finetune == replace(config.finetune, evaluations=0)
         head = HeadPipeline(
             pipeline.run, replace(config, finetune=finetune), name=f"{kind}-run" if plain else slug(f"try {name}")
         )

@@ -199,11 +199,18 @@ def choices(
     first, done = replace(row, seed=CHOOSING), kept(flags.json, "rows")
     if row != first and all(first.name + suffix in done for suffix in ("", SLOW)):
         return {suffix: done[first.name + suffix]["chosen"] for suffix in ("", SLOW)}, []
-    tries = [(choice, measured(choice)) for choice in ({**average, **PLAYS[0]} for average in averages)]
-    average = {name: best(tries)[name] for name in averages[0]}
-    tries += [(choice, measured(choice)) for choice in ({**average, **play} for play in PLAYS[1:])]
+    tries = tuned(averages, PLAYS, measured)
     chosen = {"": best(tries), SLOW: best([one for one in tries if one[0]["speed"] == 1])}
     return chosen, [{**choice, CRITERION: value} for choice, value in tries]
+
+
+def tuned(
+    averages: Sequence[Choice], plays: Sequence[Choice], measured: Callable[[Choice], float]
+) -> list[tuple[Choice, float]]:
+    """What was tried, and its rate: all ``averages`` with the first of ``plays``, then the best with the others."""
+    tries = [(choice, measured(choice)) for choice in ({**average, **plays[0]} for average in averages)]
+    average = {name: best(tries)[name] for name in averages[0]}
+    return tries + [(choice, measured(choice)) for choice in ({**average, **play} for play in plays[1:])]
 
 
 def best(tries: Sequence[tuple[Choice, float]]) -> Choice:

@@ -1,9 +1,10 @@
 """The paper's simulated tasks learned within minutes on two cores: task x view x what is learned x policy x seed.
 
 Every row of a task and view sees the same pictures (``benchmarks/task_data.py`` makes them), as many images in its
-pre-training or its training from scratch, as many updates in its head, and is judged by the same initial states (from
-seed 400,000). What is chosen is chosen for each row from one grid, on others (from 300,000): k and tau of retrieval,
-then how long chunks are executed, and the learning rate of objectives other than CLASS, at a quarter of the images.
+pre-training or its training from scratch, as many updates in its kind of head, and is judged by the same initial states
+(from seed 400,000). What is chosen is chosen for each row from one grid, on others (from 300,000): k and tau of
+retrieval, then how long chunks are executed, and the learning rate of objectives other than CLASS, at a quarter of the
+images.
 
 References see the simulator's states: retrieval by the whole scene, by what matters next, and behaviour cloning.
 "scratch" trains its encoder with its head: regression of chunks on pictures, as ACT does.
@@ -19,7 +20,7 @@ machine does other work meanwhile, say ``--busy``: times are not kept then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ from classact.train.head import FineTuner
 from classact.utils.machine import hardware
 from classact.utils.progress import progress_bar, tell
 from common import RESULTS, command, keep, kept
-from pusht_policies import Choice, best
+from pusht_policies import Choice, best, tuned
 from task_data import TASKS, Task, generated
 
 
@@ -116,7 +117,7 @@ class Flags:
         policies: of the table.
         seeds: of all trainings.
         images: that each pre-training, and each training from scratch, sees.
-        updates: of each head on a frozen encoder or on numbers.
+        updates: of each head on a frozen encoder or on numbers; times what the preset gives its kind.
         episodes: of each evaluation.
         tuning: episodes of each choice.
         demonstrations: fewer than the paper's; None: as many.
@@ -225,12 +226,10 @@ def measure(flags: Flags, row: Row) -> None:
     spec = simulator_spec(row.known.simulator)
     plays = tuple({"chunk_length": round(each * spec.control_hz)} for each in EXECUTED)
 
-    def tried(grid: Iterable[Choice]) -> list[tuple[Choice, float]]:
-        return [(choice, rate(rollouts(flags, row, policy_with(choice), tuning=True))) for choice in grid]
+    def measured(choice: Choice) -> float:
+        return rate(rollouts(flags, row, policy_with(choice), tuning=True))
 
-    tries = tried({**average, **plays[0]} for average in averages)
-    average = {name: best(tries)[name] for name in averages[0]}
-    tries += tried({**average, **play} for play in plays[1:])
+    tries = tuned(averages, plays, measured)
     choice = best(tries)
     results = rollouts(flags, row, policy_with(choice))
     criteria = [criterion.name for criterion in spec.criteria]
@@ -242,7 +241,7 @@ def measure(flags: Flags, row: Row) -> None:
             "demonstrations": len(data),
             "steps": data.num_steps,
             "images": flags.images if row.learned.objective != "none" or row.method == "scratch" else 0,
-            "updates": 0 if row.policy == "retrieval" else flags.updates,
+            "updates": updates(flags, row),
             "size": flags.size,
             "chosen": choice,
             "tries": [{**one, "success": value} for one, value in tries],
@@ -261,6 +260,13 @@ def demonstrations(flags: Flags, row: Row) -> int | None:
     if flags.demonstrations is not None or fewer is None or row.method.startswith("class"):
         return None
     return fewer
+
+
+def updates(flags: Flags, row: Row) -> int:
+    """Of a row's head, where its encoder is not trained."""
+    if row.policy == "retrieval":
+        return 0
+    return round(flags.updates * HEAD_PRESETS["head-cpu"].longer.get(row.policy, 1))
 
 
 Acting = Callable[[Choice], Policy]
@@ -386,7 +392,7 @@ def head_settings(flags: Flags, row: Row, run: RunConfig, steps: int) -> HeadRun
     made = configure_head(run, row.policy, start=start)
     finetune = replace(made.finetune, seed=row.seed, evaluations=0, horizon=window(row.known.simulator))
     batch = min(finetune.batch_size, steps)
-    seen = flags.images if start == "scratch" else flags.updates * batch
+    seen = flags.images if start == "scratch" else updates(flags, row) * batch
     finetune = replace(finetune, batch_size=batch, epochs=seen / steps)
     if finetune.views:
         finetune = replace(finetune, views=max(1, min(finetune.views, VIEWS // steps)))
@@ -417,7 +423,7 @@ def cloned(flags: Flags, row: Row, seen: Demonstrations) -> Path:
             evaluations=0,
             horizon=window(row.known.simulator),
             batch_size=batch,
-            epochs=flags.updates * batch / seen.num_steps,
+            epochs=updates(flags, row) * batch / seen.num_steps,
         )
         folder.mkdir(parents=True, exist_ok=True)
         tuner = FineTuner(seen, config, folder)
