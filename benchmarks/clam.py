@@ -318,8 +318,18 @@ class Work:
         found = {
             "measures": vars(measure(model, self.everyone, self.seen)),
             "expert action error": of_expert.action_error,
+            "expert action error by tenth": self.course(model.decoder.decode(model.infer(self.expert))),
         }
         return model, found
+
+    def course(self, decoded: FloatArray) -> list[list[float]]:
+        """(10, A) mean squared errors of the expert's actions, dimension by dimension, by tenth of its episodes."""
+        ends, scale = self.expert.episode_ends, self.pool.action_range()
+        lengths = np.diff(ends, prepend=0)
+        step = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        tenth = 10 * step // np.repeat(lengths, lengths)
+        away = (scale.apply(decoded) - scale.apply(self.expert.actions)) ** 2
+        return [[round(float(one), 4) for one in away[tenth == part].mean(axis=0)] for part in range(10)]
 
     def error(self, decoded: FloatArray) -> float:
         """Of the expert's actions, as :func:`measure` has it."""

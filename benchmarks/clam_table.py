@@ -53,6 +53,9 @@ PROXIES = {
 }
 """Name -> value of a row; rows without it are left out."""
 RESAMPLES = 10_000
+SWEPT = {"latent_dim": 8, "labelled": 50, "mixed": 300, "updates": 6_000}
+"""Number that is varied -> its default in clam.py."""
+COURSE = "expert action error by tenth"
 
 
 def protocols(rows: Mapping[str, dict[str, Any]]) -> dict[str, Rows]:
@@ -79,6 +82,7 @@ def page_lines(path: Path | None = None) -> list[str]:
         lines += [f"Settings: {changed or 'the defaults of `benchmarks/clam.py`'}.", "", *success_lines(own), ""]
         lines += [*test_lines(own), ""]
         lines += [*proxy_lines(own), ""]
+    lines += course_lines(rows)
     lines += sweep_lines(rows)
     return lines[:-1] if not lines[-1] else lines
 
@@ -205,23 +209,39 @@ def _has(row: dict[str, Any], value: Any) -> bool:
         return False
 
 
+def course_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Where in the expert's episodes its decoded actions are wrong."""
+    found = {name: row[COURSE] for name, row in rows.items() if COURSE in row}
+    if not found:
+        return []
+    lines = [
+        "Where the expert's decoded actions are wrong: squared error by tenth of its episodes, the mean over "
+        "dimensions and the largest of them:",
+        "",
+        f"| task/row/seed | {' | '.join(str(tenth) for tenth in range(1, 11))} | success |",
+        f"|---|{'---:|' * 11}",
+    ]
+    for name, course in found.items():
+        rate = f"{np.mean(rows[name]['success']):.2f}"
+        cells = [f"{np.mean(one):.2f}, {max(one):.2f}" for one in course]
+        lines.append(f"| {' | '.join([name, *cells, rate])} |")
+    return [*lines, ""]
+
+
 def sweep_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     """Success where one number alone differs from another protocol."""
-    found: dict[tuple[str, str, str], dict[float, list[int]]] = {}
+    found: dict[tuple[str, str, str, str], dict[float, list[int]]] = {}
     for name, row in rows.items():
         task, method, _, *changed = name.split("/")
-        for one in changed:
-            key, _, value = one.partition("=")
-            if key in ("latent_dim", "labelled", "mixed"):
-                rest = ", ".join(other for other in changed if other != one)
-                found.setdefault((task, method, f"{key}|{rest}"), {}).setdefault(float(value), []).extend(
-                    row["success"]
-                )
+        values = dict(one.split("=") for one in changed)
+        for key, usual in SWEPT.items():
+            rest = ", ".join(one for one in changed if not one.startswith(f"{key}="))
+            by_value = found.setdefault((task, method, key, rest), {})
+            by_value.setdefault(float(values.get(key, usual)), []).extend(row["success"])
     lines = []
-    for (task, method, what), by_value in sorted(found.items()):
+    for (task, method, key, rest), by_value in sorted(found.items()):
         if len(by_value) < 2:
             continue
-        key, _, rest = what.partition("|")
         values = ", ".join(f"{value:g}: {interval(by_value[value])}" for value in sorted(by_value))
         lines.append(f"- {NAMES[method]}, {task}, by {key}{f' ({rest})' if rest else ''}: {values}.")
     return ["Success by one number, all else as above:", "", *lines, ""] if lines else []

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clam_table import page_lines
+import pytest
+
+from clam_table import COURSE, SWEPT, page_lines
 
 
 def row(successes: int, error: float | None = None, of: int = 20) -> dict[str, Any]:
@@ -50,7 +52,23 @@ def test_the_page(tmp_path: Path) -> None:
     # Errors .05 .1 .2 .3, success .85 .75 1 .25: ranks 3 2 4 1, and four cells.
     assert "| error of decoded actions, the expert's | -0.40 |" in text
     assert "| linear probe of z (R2) | – | – | 4 |" in text
-    assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52]." in text
+    assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52], 8: 0.80 [0.65, 0.90]." in text
+
+
+def test_errors_along_the_episodes(tmp_path: Path) -> None:
+    course = [[0.0, 0.1 * tenth] for tenth in range(10)]
+    rows = {"assembly/clam/seed0": row(5), "assembly/clam/seed1": row(10) | {COURSE: course}}
+    text = "\n".join(page_lines(write(tmp_path / "clam.json", rows)))
+    assert "| assembly/clam/seed1 | 0.00, 0.00 | 0.05, 0.10 |" in text
+    assert "| 0.45, 0.90 | 0.50 |" in text
+    assert "assembly/clam/seed0 | 0" not in text
+
+
+def test_the_defaults_are_those_of_the_benchmark() -> None:
+    pytest.importorskip("metaworld")
+    from clam import Flags
+
+    assert {name: getattr(Flags(), name) for name in SWEPT} == SWEPT
 
 
 def test_nothing_measured_and_little(tmp_path: Path) -> None:

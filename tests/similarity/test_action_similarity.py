@@ -23,6 +23,7 @@ from classact.similarity import (
     window_stream,
 )
 from classact.similarity.model import scale_rotation
+from classact.utils.codec import from_json, to_json
 
 CONFIG = SimilarityConfig(quantile=0.05, pairs=100_000, estimate="sampled")
 
@@ -326,3 +327,17 @@ def test_a_rotation_that_never_changes_decides_nothing() -> None:
         for actions in (still, shaken)
     )
     assert_array_equal(found, known)
+
+
+def test_a_band_spans_the_same_time_with_a_stride() -> None:
+    config = SimilarityConfig(horizon=16, band=5)
+    assert [replace(config, stride=stride).alignment_band for stride in (1, 2, 5, 16)] == [5, 3, 1, 1]
+    assert replace(config, band=None, stride=4).alignment_band is None
+    assert SimilarityConfig(metric="l2", stride=4).alignment_band == 0
+
+
+def test_settings_of_before_strides_are_read() -> None:
+    known = to_json(SimilarityConfig(quantile=0.1))
+    assert from_json(SimilarityConfig, {key: value for key, value in known.items() if key != "stride"}, "file") == (
+        SimilarityConfig(quantile=0.1)
+    )

@@ -380,7 +380,7 @@ def current_setting(config: SimilarityConfig) -> Setting:
         return Setting("L2, no warping", config.horizon, "sqeuclidean", 0, config.stride)
     steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[config.cost]
     band = "" if config.band is None else f", band {config.band}"
-    return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.band, config.stride)
+    return Setting(f"DTW, {steps} steps{band}", config.horizon, config.cost, config.alignment_band, config.stride)
 
 
 _RANGE = re.compile(r"states\[(\d+):(\d+)\]")

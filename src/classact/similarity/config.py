@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from classact.data.rate import STEPS
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.similarity.reference import check_alignment
+from classact.utils.codec import ADDED
 
 Metric = Literal["dtw", "l2"]
 Cost = Literal["sqeuclidean", "euclidean"]
@@ -27,7 +28,7 @@ class SimilarityConfig:
         metric: "dtw", or "l2": no warping (figure 4c).
         cost: step cost of DTW: "sqeuclidean" (the released code, which produced the paper's numbers; the default) or
             "euclidean" (the paper's text).
-        band: Sakoe-Chiba band of DTW in steps; None for none (the paper).
+        band: Sakoe-Chiba band of DTW in steps of the data; None for none (the paper).
         quantile: K as a fraction: pairs below this quantile of all distances are positives.
         rotation_scale: factor on the 6-D rotations of the action space (B: 0.5).
         estimate: threshold and CDF from all pairs ("exact"), from ``pairs`` random ones with a stated error bound
@@ -37,7 +38,7 @@ class SimilarityConfig:
     """
 
     horizon: int = field(default=16, metadata=STEPS)
-    stride: int = 1
+    stride: int = field(default=1, metadata=ADDED)
     metric: Metric = "dtw"
     cost: Cost = "sqeuclidean"
     band: int | None = field(default=None, metadata=STEPS)
@@ -73,8 +74,8 @@ class SimilarityConfig:
 
     @property
     def alignment_band(self) -> int | None:
-        """Band of the alignments: 0, only equal steps, for l2."""
-        return 0 if self.metric == "l2" else self.band
+        """Band of the alignments, in compared steps: 0, only equal ones, for l2."""
+        return 0 if self.metric == "l2" else None if self.band is None else -(-self.band // self.stride)
 
     def exact(self, pairs: int) -> bool:
         """Whether threshold and CDF are measured over all of ``pairs`` pairs."""
