@@ -56,6 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "bc-labelled": {},
     "vpt": {"supervision": "alone"},
     "clam": {"supervision": "joint"},
+    "clam, decoded": {"supervision": "joint"},
     "continuous, after": {"supervision": "after"},
     "discrete, joint": {"supervision": "joint", "codes": 128},
     "lapo": {"supervision": "after", "codes": 128},
@@ -112,10 +113,10 @@ class Flags:
     sweep: Literal["", "latent-dim", "labelled", "mixed"] = ""
     mixed: int = 300
     labelled: int = 50
-    pool: Literal["poor", "failed", "any"] = "failed"
+    pool: Literal["poor", "failed", "any"] = "any"
     experts: int = 20
     episodes: int = 50
-    updates: int = 6_000
+    updates: int = 30_000
     policy_updates: int = 6_000
     latent_dim: int = 8
     standardize: bool = True
@@ -375,8 +376,8 @@ def bc_labelled(work: Work) -> Made:
     return work.cloned(work.pool), {}
 
 
-def vpt(work: Work) -> Made:
-    """Pseudo-labels by inverse dynamics that the labelled pool taught."""
+def pseudo_labels(work: Work) -> Made:
+    """A policy of what the row's latent actions are decoded to; VPT's are those that the labelled pool alone taught."""
     model, found = work.learned()
     return work.cloned(replace(work.expert, actions=model.decoder.decode(model.infer(work.expert)))), found
 
@@ -418,7 +419,8 @@ def dynamo(work: Work) -> Made:
 ROW_MAKERS: dict[str, Callable[[Work], Made]] = {
     "bc-expert": bc_expert,
     "bc-labelled": bc_labelled,
-    "vpt": vpt,
+    "vpt": pseudo_labels,
+    "clam, decoded": pseudo_labels,
     "lapa": lapa,
     "laom": laom,
     "dynamo": dynamo,
