@@ -75,16 +75,15 @@ def page_lines(path: Path | None = None) -> list[str]:
     if not rows:
         return ["Nothing was measured yet."]
     lines: list[str] = []
-    # The protocol with the most rows first; others are sweeps and trials.
-    every = sorted(protocols(rows).items(), key=lambda one: -len(one[1]))
+    # The defaults first; others are sweeps and trials.
+    every = sorted(protocols(rows).items(), key=lambda one: (one[0] != "", -len(one[1])))
     for number, (changed, own) in enumerate(every):
         methods = {method for _, method, _ in own}
         if number and len(methods) < 3:
             continue
         lines += [f"Settings: {changed or 'the defaults of `benchmarks/clam.py`'}.", "", *success_lines(own), ""]
         lines += [*test_lines(own), ""]
-        lines += [*proxy_lines(own), ""]
-    lines += course_lines(rows)
+    lines += [*proxy_lines(rows), *course_lines(rows)]
     lines += sweep_lines(rows)
     return lines[:-1] if not lines[-1] else lines
 
@@ -187,21 +186,21 @@ def test_lines(own: Rows) -> list[str]:
     return lines
 
 
-def proxy_lines(own: Rows) -> list[str]:
+def proxy_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     """Rank correlation of each proxy with success over all cells that have it."""
     lines = [
-        "Which measure of latent actions tells success? Spearman's rank correlation over cells (task, row, seed); p by "
-        "permutation, not corrected, and cells of one task are alike in more than this:",
+        "Which measure of latent actions tells success? Spearman's rank correlation over cells (task, row, seed, and "
+        "settings); p by permutation, not corrected, and cells of one task are alike in more than this:",
         "",
         "| | correlation with success | p | cells |",
         "|---|---:|---:|---:|",
     ]
     for name, value in PROXIES.items():
-        cells = [(value(row), float(np.mean(row["success"]))) for row in own.values() if _has(row, value)]
+        cells = [(value(row), float(np.mean(row["success"]))) for row in rows.values() if _has(row, value)]
         found = spearman(*map(list, zip(*cells, strict=True)), np.random.default_rng(0), RESAMPLES) if cells else None
         shown = ("–", "–") if found is None else (f"{found[0]:+.2f}", f"{found[1]:.3f}")
         lines.append(f"| {' | '.join([name, *shown, str(len(cells))])} |")
-    return lines
+    return [*lines, ""]
 
 
 def _has(row: dict[str, Any], value: Any) -> bool:

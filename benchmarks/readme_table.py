@@ -147,7 +147,6 @@ def main() -> int:
         (README, "install", install_line()),
         (README, "results", "\n".join(policies_table.readme_lines()) + "\n"),
         (RESULTS_PAGE, "results", block()),
-        (SIMULATORS, "tasks", "\n".join(simulators_table.readme_lines()) + "\n"),
         (COMPARISON, "short", "\n".join(comparison_table.short_lines()) + "\n"),
         (COMPARISON, "comparison", "\n".join(comparison_table.page_lines()) + "\n"),
         (SIMILARITY, "measured", "\n".join(similarity_table.page_lines()) + "\n"),

@@ -1,4 +1,4 @@
-"""The measured part of docs/simulators.md and the README's lines on it: experts, retrieval, rendering."""
+"""The measured part of docs/simulators.md: what is learned, demonstrations, experts, rendering."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from classact.sims import SIMULATORS
 from common import RESULTS
 
 ORDER = ("square", "three-stack-d0", "three-stack-d1", "aloha-transfer", "libero-object")
-ENCODERS = {"class": "CLASS", "untrained": "untrained encoder", "state": "true state as latent"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -45,19 +44,6 @@ def expert_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def retrieval_lines(cells: dict[str, Any]) -> list[str]:
-    """One line per task, view and latent."""
-    lines = ["| task | view | demonstrations | latent | images seen | success |", "|---|---|---|---|---|---|"]
-    for found in cells.values():
-        cell = found["cell"]
-        for row in found["rows"]:
-            seen = f"{found['images_seen'] / 1000:.0f}k" if row["encoder"] == "class" else ""
-            columns = [SIMULATORS[cell["simulator"]].title, cell["shift"], str(cell["demonstrations"])]
-            columns += [ENCODERS[row["encoder"]], seen]
-            lines.append("| " + " | ".join([*columns, rate(row, "episodes")]) + " |")
-    return lines
-
-
 def rendering_lines(tasks: dict[str, Any]) -> list[str]:
     """One line per task: frames a second of both settings."""
     lines = [
@@ -75,7 +61,7 @@ def rendering_lines(tasks: dict[str, Any]) -> list[str]:
 
 def page_lines() -> list[str]:
     """All of docs/simulators.md that is measured."""
-    experts, cells, rendering = read("experts"), read("simulated_tasks"), read("rendering")
+    experts, rendering = read("experts"), read("rendering")
     lines = tasks_table.page_lines(read("tasks"), read("task_data"))
     if experts:
         found = experts["simulators"]
@@ -88,17 +74,6 @@ def page_lines() -> list[str]:
             *expert_lines(found),
             "",
         ]
-    if cells:
-        found = cells["cells"]
-        first = next(iter(found.values()))
-        lines += [
-            f"Retrieval after a small pre-training from scratch (presets `TASK-cpu`: small network, 96-pixel images, "
-            f"one neighbour; {machine(first['hardware'])}), unseen initial states, one seed; "
-            f"`benchmarks/simulated_tasks.py`:",
-            "",
-            *retrieval_lines(found),
-            "",
-        ]
     if rendering:
         lines += [
             f"Rendering at {rendering['image_size']} pixels in one process, both settings in turns "
@@ -108,9 +83,3 @@ def page_lines() -> list[str]:
             "",
         ]
     return lines
-
-
-def readme_lines() -> list[str]:
-    """What the README says of it."""
-    cells = read("simulated_tasks")
-    return retrieval_lines(cells["cells"]) if cells else []

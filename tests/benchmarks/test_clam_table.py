@@ -49,9 +49,9 @@ def test_the_page(tmp_path: Path) -> None:
         "Beside the best of them, VPT: 0.75 to 0.25, 3.0 times (paper: 3.0). Behind BC on expert actions by 15 points"
         in text
     )
-    # Errors .05 .1 .2 .3, success .85 .75 1 .25: ranks 3 2 4 1, and four cells.
-    assert "| error of decoded actions, the expert's | -0.40 |" in text
-    assert "| linear probe of z (R2) | – | – | 4 |" in text
+    # Errors .1 .05 .3 .2 .4 .4, success .75 .85 .25 1 .15 .3: as scipy has it.
+    assert "| error of decoded actions, the expert's | -0.72 |" in text
+    assert "| linear probe of z (R2) | – | – | 6 |" in text
     assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52], 8: 0.80 [0.65, 0.90]." in text
 
 
