@@ -180,7 +180,8 @@ def page_lines(tasks: dict[str, Any], data: dict[str, Any]) -> list[str]:
     if rows := tasks.get("rows"):
         lines += [
             "Learned within minutes (`benchmarks/tasks.py`): rates with 95 % Wilson intervals over all seeds, settings "
-            "chosen for each row on other initial states, as many images for every row, as many updates for every head of a kind:",
+            "chosen for each row on other initial states, as many images for every row, as many updates for every "
+            "head of a kind:",
             "",
             *learned_lines(rows),
             "",
