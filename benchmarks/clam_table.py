@@ -198,7 +198,9 @@ def proxy_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     for name, value in PROXIES.items():
         cells = [(value(row), float(np.mean(row["success"]))) for row in rows.values() if _has(row, value)]
         found = spearman(*map(list, zip(*cells, strict=True)), np.random.default_rng(0), RESAMPLES) if cells else None
-        shown = ("–", "–") if found is None else (f"{found[0]:+.2f}", f"{found[1]:.3f}")
+        shown = (
+            ("–", "–") if found is None else (f"{found[0]:+.2f}", "< 0.001" if found[1] < 0.001 else f"{found[1]:.3f}")
+        )
         lines.append(f"| {' | '.join([name, *shown, str(len(cells))])} |")
     return [*lines, ""]
 
