@@ -123,7 +123,7 @@ def test_links_of_the_readme_lead_into_the_repository_from_outside() -> None:
     assert len(inside) >= 8
     assert all(link.startswith("https://") for link in found)
     for link in inside:
-        assert (ROOT / re.sub("^(blob|raw)/main/", "", link)).is_file(), link
+        assert (ROOT / re.sub("^(blob|raw)/main/", "", link).partition("#")[0]).is_file(), link
 
 
 def test_pages_of_the_site_are_all_listed() -> None:

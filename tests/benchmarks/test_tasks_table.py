@@ -80,7 +80,9 @@ def test_every_row_sees_as_many_images_and_updates(tmp_path: Path, monkeypatch: 
         if one.method == "scratch":
             assert (finetune.epochs * steps, finetune.frozen) == (pytest.approx(flags.images), False)
         else:
-            assert finetune.steps(steps) == flags.updates
+            assert (
+                finetune.steps(steps) == tasks.updates(flags, one) == flags.updates * (1, 3)[one.policy == "diffusion"]
+            )
             assert 1 <= finetune.views <= 6
         assert finetune.horizon / simulator_spec(one.known.simulator).control_hz >= 1.6
         assert finetune.horizon % 8 == 0
