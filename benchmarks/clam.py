@@ -1,7 +1,7 @@
 """Latent actions on MetaWorld from states: continuous or discrete, decoder learned jointly or later, and baselines.
 
 Each task has a buffer of mixed quality, by its scripted expert with a share of random actions that is drawn for each
-episode, from none to all; of those that did not succeed some are labelled. Expert demonstrations have observations
+episode, from none to all; some are labelled, whether they succeed or not. Expert demonstrations have observations
 alone, but for the privileged row. All rows have the same policy (a residual MLP that sees the state, behaviour cloning
 on the expert demonstrations or on what is labelled), the same updates, and the same initial states.
 
