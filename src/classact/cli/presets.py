@@ -41,7 +41,10 @@ class Presets:
                 f"{HEADS['diffusion'].config.preset(head.size).describe()}; AdamW, head {made.optimizer.head_lr:g}, "
                 f"encoder {'frozen' if made.frozen else f'{made.optimizer.encoder_lr:g}'}\n"
                 f"{made.epochs:g} epochs of batches of {made.batch_size} on CLASS, {others:g} on other encoders"
-                + (f", {head.trained['epochs']:g} where the encoder is trained" if head.trained else ""),
+                + (f", {head.trained['epochs']:g} where the encoder is trained" if head.trained else "")
+                + "".join(
+                    f"; {times:g} times as many for {name} on a frozen one" for name, times in head.longer.items()
+                ),
             )
         console().print(heads)
         objectives = Table("objective", "what it learns, and its options", show_lines=True)

@@ -104,11 +104,13 @@ def apart(section: Mapping[str, Any]) -> Row | None:
 
 def metric_name(settings: Mapping[str, Any]) -> str:
     """The distance in words."""
+    stride = int(settings.get("stride", 1))
+    means = f", of the means of {stride} steps each" if stride > 1 else ""
     if settings.get("metric") == "l2":
-        return "L2 without warping"
+        return f"L2 without warping{means}"
     steps = {"sqeuclidean": "squared Euclidean", "euclidean": "Euclidean"}[str(settings["cost"])]
     band = settings.get("band")
-    return f"dynamic time warping, {steps} steps" + ("" if band is None else f", band of {band}")
+    return f"dynamic time warping, {steps} steps{'' if band is None else f', band of {band}'}{means}"
 
 
 def distance_plots(key: str, similarity: Row, distances: str, axis: str = "DTW distance") -> list[Plot]:

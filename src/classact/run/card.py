@@ -12,6 +12,7 @@ from classact.policies.published import Published, policy_facts, policy_usage
 from classact.run.folder import Run
 from classact.run.recording import evaluation_name
 from classact.run.stand_ins import ACTIONS
+from classact.similarity.config import SimilarityConfig
 from classact.sims import NO_SIMULATOR
 from classact.train.config import describe
 from classact.utils.hub import model_card
@@ -59,7 +60,7 @@ def run_card(
         "Simulator": None if settings.frames.simulator == NO_SIMULATOR else settings.frames.simulator,
         "Objective": pretrain.objective.describe(),
         "Quantile K of similar action sequences": None if similarity is None else f"{100 * similarity.quantile:g} %",
-        "Horizon of compared actions": None if similarity is None else f"{similarity.horizon} steps",
+        "Horizon of compared actions": None if similarity is None else _compared(similarity),
         "In the place of actions it learned from": None if settings.learns_from == ACTIONS else settings.learns_from,
         "Random views": describe(pretrain.augment),
         "Images seen in training": f"{int(row['step']) * per_step:,}" if (row := next(iter(last), None)) else "none",
@@ -89,6 +90,11 @@ def run_card(
         sections=sections,
         library=library,
     )
+
+
+def _compared(similarity: SimilarityConfig) -> str:
+    means = f" as means of {similarity.stride}" if similarity.stride > 1 else ""
+    return f"{similarity.horizon} steps{means}"
 
 
 def _demonstrations(data: dict[str, Any]) -> str | None:
