@@ -531,7 +531,7 @@ def _with_windows(
     pretrain, retrieval = config.pretrain, config.retrieval
     if "horizon" in steps:
         similarity, compared = pretrain.similarity, steps["horizon"]
-        similarity = replace(similarity, horizon=compared, stride=max(1, min(similarity.stride, compared)))
+        similarity = replace(similarity, horizon=compared, stride=min(similarity.stride, compared))
         pretrain = replace(pretrain, similarity=similarity)
     if "chunk_length" in steps:
         length = steps["chunk_length"]
@@ -640,7 +640,7 @@ def _at_pace(config: RunConfig, pace: float, length: int) -> RunConfig:
         min_actions=steps(retrieval.min_actions, max(1, horizon // 2)),
     )
     compared = max(2, steps(similarity.horizon))
-    similarity = replace(similarity, horizon=compared, stride=min(max(1, round(pace)), compared))
+    similarity = replace(similarity, horizon=compared, stride=steps(similarity.stride, compared))
     return replace(config, pretrain=replace(config.pretrain, similarity=similarity), retrieval=retrieval)
 
 

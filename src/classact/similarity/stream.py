@@ -86,7 +86,7 @@ class WindowStream:
         T = -(-horizon // stride)
         # Runs: for each episode and p < stride the windows that begin at its steps p, p + stride, ...
         phase = np.tile(np.arange(stride), len(ends))
-        windows = np.maximum(-(-(np.repeat(lengths, stride) - phase) // stride), 0)
+        windows = -(-(np.repeat(lengths, stride) - phase) // stride)  # none where an episode ends before p
         sizes = np.where(windows > 0, windows + T - 1, 0)
         begins = np.cumsum(sizes) - sizes
         within = np.arange(int(sizes.sum())) - np.repeat(begins, sizes)
