@@ -69,7 +69,7 @@ class LAOM:
         head = nn.Linear(WIDE, len(actions.low))
         target = copy.deepcopy(encoder).requires_grad_(False)
         networks = nn.ModuleList([encoder, inverse, forward, head])
-        optimizer = torch.optim.AdamW(networks.parameters(), lr=RATE, weight_decay=1e-3)
+        optimizer = torch.optim.AdamW(networks.parameters(), lr=RATE, weight_decay=1e-3, fused=True)
         made = LAOM(model, encoder, inverse, head, actions)
         seen = torch.from_numpy(model.observations(data))
         near = torch.from_numpy(around(data.episode_ends, context))
@@ -140,7 +140,7 @@ class StateFeatures:
         config = DynaMoConfig(latent_dim=model.config.latent_dim, layers=2, width=96)
         objective = DynaMo(config, Material(FEATURES, data.episode_ends, torch.zeros(data.num_steps, 1), seed))
         networks = nn.ModuleList([encoder, objective])
-        optimizer = torch.optim.AdamW(networks.parameters(), lr=RATE)
+        optimizer = torch.optim.AdamW(networks.parameters(), lr=RATE, fused=True)
         seen, generator = torch.from_numpy(model.observations(data)), torch.Generator()
         for step, anchors in enumerate(epoch_batches(data.num_steps, batch, seed, 0)):
             if step == updates:

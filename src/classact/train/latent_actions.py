@@ -85,7 +85,7 @@ class LatentActionTraining(Training):
         self.start(
             networks={"dynamics": self.dynamics, "decoder": self.decoder},
             averages={},
-            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-5),
+            optimizer=torch.optim.AdamW(groups, lr=config.learning_rate, eps=1e-5, fused=True),
             schedule=config.schedule(),
             images={},
             loads=False,
