@@ -60,7 +60,7 @@ def pretrain(
 
 def finetune(
     run: Run | str | Path,
-    head: str = "diffusion",
+    head: str = "mlp",
     *,
     preset: str | None = None,
     frozen: bool | None = None,
@@ -73,7 +73,7 @@ def finetune(
 
     Args:
         run: a run's folder.
-        head: a key of :data:`classact.models.heads.HEADS`: "mlp", "diffusion".
+        head: a key of :data:`classact.models.heads.HEADS`: "mlp", "flow", "diffusion".
         preset: named settings of heads; None: small for a small encoder, else the paper's for the task.
         frozen: train the head only; None: as the preset has it.
         name: of the head's folder; None: made of the settings.

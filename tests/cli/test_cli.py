@@ -459,8 +459,9 @@ def test_heads_on_class_are_trained_for_fewer_epochs(
     found = head(*flags)
     if backbone == "small":  # every encoder alike, but for one that has nothing to start from
         assert found.finetune.frozen == ("--scratch" not in flags)
-        assert found.finetune.epochs == (20 if "--scratch" in flags else 120)  # Diffusion Policy's three times as long
-        assert head("--head", "mlp", *flags).finetune.epochs == (20 if "--scratch" in flags else 40)
+        assert found.finetune.epochs == (20 if "--scratch" in flags else 40)
+        longer = head("--head", "diffusion", *flags).finetune.epochs  # three times as long
+        assert longer == (20 if "--scratch" in flags else 120)
     else:
         assert found.finetune.epochs == TABLE_9["pusht"][0 if others else 1]
     start = "scratch" if "--scratch" in flags else str(Path("other/encoder").absolute()) if flags else "run"
@@ -474,15 +475,15 @@ def test_the_flags_of_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     evaluation = EvaluationConfig(episodes=7)
     write_json(Run(tmp_path).config, {"settings": to_json(RunConfig(evaluation=evaluation))})
-    plain = HeadRunConfig(HEAD_PRESETS["head-debug"].config("diffusion"), evaluation=evaluation)
-    assert head() == plain
+    plain = HeadRunConfig(HEAD_PRESETS["head-debug"].config("mlp"), evaluation=evaluation)
+    assert head() == head("--head", "mlp") == plain
     found = head("--head", "mlp", "--head.unet.widths", "8", "16", "--test-episodes", "3", "--execute", "4")
     assert found.finetune.head == replace(
         MLPConfig.preset("debug"), unet=replace(MLPConfig.preset("debug").unet, widths=(8, 16))
     )
     assert found.evaluation == replace(evaluation, episodes=3, execute=4)
     ddpm = replace(DiffusionConfig.preset("debug"), scheduler="ddpm")
-    assert head("--scheduler", "ddpm", "--frozen").finetune.head == ddpm
+    assert head("--head", "diffusion", "--scheduler", "ddpm", "--frozen").finetune.head == ddpm
     # A frozen encoder sees no random views, unless they are asked for.
     assert head("--frozen", "--color-augmentation", "none").finetune.augment is None
     assert head("--frozen", "--color-augmentation", "hsv").finetune.augment == AugmentConfig(color="hsv")

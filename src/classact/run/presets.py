@@ -649,7 +649,7 @@ HEAD_STEPS = 8  # the U-Net halves its chunks several times
 
 def configure_head(
     run: RunConfig,
-    head: str = "diffusion",
+    head: str = "mlp",
     *,
     preset: str | None = None,
     start: str = "run",
