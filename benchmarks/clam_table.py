@@ -81,7 +81,8 @@ def page_lines(path: Path | None = None) -> list[str]:
         methods = {method for _, method, _ in own}
         if number and len(methods) < 3:
             continue
-        lines += [f"Settings: {changed or 'the defaults of `benchmarks/clam.py`'}.", "", *success_lines(own), ""]
+        lines += [f"Settings: {changed or 'the defaults of `benchmarks/clam.py`'}.", ""]
+        lines += [*success_lines(own, complete=not number), ""]
         lines += [*test_lines(own), ""]
     lines += [*proxy_lines(rows), *course_lines(rows)]
     lines += sweep_lines(rows)
@@ -113,8 +114,8 @@ def measured_tasks(own: Rows) -> list[str]:
     return [*(task for task in TASKS if task in here), *sorted(here - set(TASKS))]
 
 
-def success_lines(own: Rows) -> list[str]:
-    """Success by task, the mean, seeds, and the paper's numbers; what was not measured."""
+def success_lines(own: Rows, *, complete: bool) -> list[str]:
+    """Success by task, the mean, seeds, and the paper's numbers; if ``complete``, also what was not measured."""
     tasks = measured_tasks(own)
     lines = [
         f"| success from states | {' | '.join(tasks)} | mean | seeds | paper, six tasks | paper, 2 x 2 on MetaWorld |",
@@ -123,10 +124,16 @@ def success_lines(own: Rows) -> list[str]:
     for method, words in NAMES.items():
         average = mean(own, method, tasks)
         seeds = sorted({seed for _, m, seed in own if m == method})
+        if not seeds and not complete:
+            continue
         columns = [words, *(interval(pooled(own, method, task)) for task in tasks)]
-        columns += ["–" if average is None else f"{average:.2f}", str(len(seeds)) if seeds else "–"]
+        by_task = [sum((task, method, seed) in own for seed in seeds) for task in tasks]
+        counts = str(by_task[0]) if len(set(by_task)) == 1 else ", ".join(map(str, by_task))
+        columns += ["–" if average is None else f"{average:.2f}", counts if seeds else "–"]
         columns += ["" if (of := table.get(method)) is None else f"{of:g}" for table in (PAPER, PAPER_2X2)]
         lines.append(f"| {' | '.join(columns)} |")
+    if not complete:
+        return lines
     seeds = sorted({seed for _, _, seed in own})
     missing = [
         f"{task}/{method}/seed{seed}"
@@ -213,21 +220,27 @@ def _has(row: dict[str, Any], value: Any) -> bool:
 
 
 def course_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Where in the expert's episodes its decoded actions are wrong."""
-    found = {name: row[COURSE] for name, row in rows.items() if COURSE in row}
+    """Where in the expert's episodes its decoded actions are wrong, over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        if COURSE in row:
+            task, method, _, *changed = name.split("/")
+            found.setdefault(", ".join([f"{task}: {NAMES[method]}", *changed]), []).append(row)
     if not found:
         return []
     lines = [
         "Where the expert's decoded actions are wrong: squared error by tenth of its episodes, the mean over "
-        "dimensions and the largest of them:",
+        "dimensions and the largest of them, averaged over seeds:",
         "",
-        f"| task/row/seed | {' | '.join(str(tenth) for tenth in range(1, 11))} | success |",
-        f"|---|{'---:|' * 11}",
+        f"| | {' | '.join(str(tenth) for tenth in range(1, 11))} | success | seeds |",
+        f"|---|{'---:|' * 12}",
     ]
-    for name, course in found.items():
-        rate = f"{np.mean(rows[name]['success']):.2f}"
-        cells = [f"{np.mean(one):.2f}, {max(one):.2f}" for one in course]
-        lines.append(f"| {' | '.join([name, *cells, rate])} |")
+    for name, own in sorted(found.items()):
+        courses = np.array([row[COURSE] for row in own])  # (seeds, tenths, dimensions)
+        means, largest = courses.mean(axis=(0, 2)), courses.max(axis=2).mean(axis=0)
+        cells = [f"{one:.2f}, {most:.2f}" for one, most in zip(means, largest, strict=True)]
+        rate = np.mean([row["success"] for row in own])
+        lines.append(f"| {' | '.join([name, *cells, f'{rate:.2f}', str(len(own))])} |")
     return [*lines, ""]
 
 

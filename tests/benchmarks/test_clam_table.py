@@ -38,7 +38,7 @@ def test_the_page(tmp_path: Path) -> None:
     text = "\n".join(page_lines(write(tmp_path / "clam.json", rows)))
     assert "| success from states | assembly | reach | mean | seeds |" in text
     assert (
-        "| CLAM: continuous, joint decoder | 0.80 [0.65, 0.90] | 1.00 [0.84, 1.00] | 0.90 | 2 | 0.83 | 0.74 |" in text
+        "| CLAM: continuous, joint decoder | 0.80 [0.65, 0.90] | 1.00 [0.84, 1.00] | 0.90 | 2, 1 | 0.83 | 0.74 |" in text
     )
     assert "| DynaMo | – | – | – | – | 0.13 |  |" in text
     assert "Not measured yet: assembly/bc-expert/seed1, " in text
@@ -55,13 +55,30 @@ def test_the_page(tmp_path: Path) -> None:
     assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52], 8: 0.80 [0.65, 0.90]." in text
 
 
-def test_errors_along_the_episodes(tmp_path: Path) -> None:
-    course = [[0.0, 0.1 * tenth] for tenth in range(10)]
-    rows = {"assembly/clam/seed0": row(5), "assembly/clam/seed1": row(10) | {COURSE: course}}
+def test_errors_along_the_episodes_are_averaged_over_seeds(tmp_path: Path) -> None:
+    first = [[0.0, 0.1 * tenth] for tenth in range(10)]
+    second = [[0.0, 0.3 * tenth] for tenth in range(10)]
+    rows = {
+        "assembly/clam/seed0": row(5),
+        "assembly/clam/seed1": row(10) | {COURSE: first},
+        "assembly/clam/seed2": row(20) | {COURSE: second},
+        "assembly/clam/seed0/labelled=5": row(0) | {COURSE: first},
+    }
     text = "\n".join(page_lines(write(tmp_path / "clam.json", rows)))
-    assert "| assembly/clam/seed1 | 0.00, 0.00 | 0.05, 0.10 |" in text
-    assert "| 0.45, 0.90 | 0.50 |" in text
-    assert "assembly/clam/seed0 | 0" not in text
+    assert "| assembly: CLAM: continuous, joint decoder | 0.00, 0.00 | 0.10, 0.20 |" in text
+    assert "| 0.90, 1.80 | 0.75 | 2 |" in text
+    assert "| assembly: CLAM: continuous, joint decoder, labelled=5 | 0.00, 0.00 | 0.05, 0.10 |" in text
+
+
+def test_other_settings_show_what_was_measured_with_them(tmp_path: Path) -> None:
+    other = {f"reach/{name}/seed0/pool=failed": row(3) for name in ("clam", "vpt", "lapo")}
+    text = "\n".join(page_lines(write(tmp_path / "clam.json", {"reach/clam/seed0": row(9), **other})))
+    default, failed = text.split("Settings: pool=failed.")
+    assert "| DynaMo | – |" in default
+    assert "Not measured yet" in default
+    assert "| VPT | 0.15 [0.05, 0.36] |" in failed
+    assert "DynaMo" not in failed
+    assert "Not measured yet" not in failed
 
 
 def test_the_defaults_are_those_of_the_benchmark() -> None:
