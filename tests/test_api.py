@@ -10,7 +10,7 @@ import pytest
 import classact
 from classact.errors import ConfigError, DataError, UnknownNameError
 
-FUNCTIONS = ("configure", "evaluate", "finetune", "load_policy", "pretrain", "read", "report")
+FUNCTIONS = ("configure", "evaluate", "finetune", "latent_actions", "load_policy", "pretrain", "read", "report")
 
 
 def test_functions_are_documented_and_typed() -> None:
@@ -49,6 +49,18 @@ def test_settings_can_be_looked_at_before_anything_is_trained() -> None:
     assert classact.configure(objective="byol").pretrain.objective.written == "byol"
     with pytest.raises(ConfigError, match="these settings are complete, so shift, preset would be ignored"):
         classact.pretrain(config, "run", preset="debug", shift="rand-color")
+
+
+def test_latent_actions_stand_for_actions(tmp_path: Path) -> None:
+    data = classact.read("pusht-expert", episodes=4)
+    model = classact.latent_actions(data, tmp_path / "latent", labelled="0:2", preset="clam-debug", quiet=True)
+    assert (tmp_path / "latent" / "latent_actions.html").is_file()
+    found = classact.configure(data, preset="debug", labelled="0:2", latent_actions=model)
+    assert (found.latent_actions, found.labelled, found.learns_from) == (str(model), "0:2", "latent-actions")
+    with pytest.raises(ConfigError, match="asked for the first 9 episodes, but .* has 4"):
+        classact.latent_actions(data, tmp_path / "other", labelled=9)
+    with pytest.raises(KeyError, match="unknown preset of latent actions 'clam'"):
+        classact.latent_actions(data, tmp_path / "other", preset="clam")
 
 
 SCRIPT = """

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from classact.api import configure as configure
     from classact.api import evaluate as evaluate
     from classact.api import finetune as finetune
+    from classact.api import latent_actions as latent_actions
     from classact.api import load_policy as load_policy
     from classact.api import pretrain as pretrain
     from classact.api import read as read

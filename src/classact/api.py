@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classact.data.readers import read_demonstrations as read
+from classact.data.readers.selection import chosen_episodes
 from classact.data.types import Demonstrations
 from classact.errors import ConfigError
 from classact.run.config import HeadRunConfig, RunConfig
@@ -15,9 +16,11 @@ from classact.run.evaluate import check_guard
 from classact.run.evaluate import evaluate_run as evaluate
 from classact.run.folder import Run
 from classact.run.load import load_policy
-from classact.run.presets import configure, configure_head
+from classact.run.presets import LATENT_ACTION_PRESETS, configure, configure_head
+from classact.train.config import LatentActionTrainingConfig
+from classact.utils.machine import choose_device
 
-__all__ = ["configure", "evaluate", "finetune", "load_policy", "pretrain", "read", "report"]
+__all__ = ["configure", "evaluate", "finetune", "latent_actions", "load_policy", "pretrain", "read", "report"]
 
 
 def pretrain(
@@ -56,6 +59,51 @@ def pretrain(
     pipeline = Pipeline(Run(Path(out)), config, device=device, quiet=quiet)
     pipeline.pretrain()
     return pipeline.run
+
+
+def latent_actions(
+    data: str | Path | Sequence[str | Path] | Demonstrations,
+    out: str | Path = "latent-actions",
+    *,
+    labelled: int | str | None = None,
+    preset: str = "clam-cpu",
+    config: LatentActionTrainingConfig | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Path:
+    """Learn latent actions (CLAM) from demonstrations of which few carry actions; the same call resumes ``out``.
+
+    Args:
+        data: a path, an embedded name, several of them, or the result of :func:`read`.
+        out: folder of the results, with a page, ``latent_actions.html``.
+        labelled: demonstrations whose actions are learned from: the first so many, or numbers as in "0:50,60"; None:
+            all that carry actions.
+        preset: named settings.
+        config: all settings, instead of ``preset``.
+        device: "auto", "cpu" or "cuda".
+        quiet: no progress bars.
+
+    Returns:
+        The model's folder, for ``latent_actions`` of :func:`configure` and :func:`pretrain`.
+
+    Raises:
+        ConfigError: no labelled demonstration, settings that do not fit the data, or those of another ``out``.
+        DataError: data that cannot be used.
+    """
+    from classact.pages import build_latent_actions_page
+    from classact.run.latent_actions import MODEL, learn_latent_actions
+
+    seen = data if isinstance(data, Demonstrations) else read(data)
+    learn_latent_actions(
+        seen,
+        config or LATENT_ACTION_PRESETS[preset],
+        Path(out),
+        labelled=None if labelled is None else chosen_episodes(labelled, len(seen), seen.source),
+        device=choose_device(device),
+        quiet=quiet,
+    )
+    build_latent_actions_page(Path(out))
+    return Path(out) / MODEL
 
 
 def finetune(

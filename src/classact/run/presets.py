@@ -491,6 +491,7 @@ def configure(
         ConfigError: an unknown name, or settings that do not fit each other.
     """
     known = data if isinstance(data, Demonstrations) else None
+    changes = {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()}
     if isinstance(data, Demonstrations):
         data, changes = _read_from(data, changes)
     data = tuple(map(str, data)) if not isinstance(data, str | Path) else str(data)
