@@ -5,7 +5,7 @@ uv run python examples/pusht_in_ten_lines.py
 
 import classact
 
-if __name__ == "__main__":  # rollouts start worker processes, which import this file
+if __name__ == "__main__":  # simulators run in worker processes, which import this file
     data = classact.read("pusht-expert")
     run = classact.pretrain(data, "runs/example", preset="pusht-demo")
     rows = classact.evaluate(run, episodes=50)

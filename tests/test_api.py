@@ -57,39 +57,47 @@ def test_latent_actions_stand_for_actions(tmp_path: Path) -> None:
     assert (tmp_path / "latent" / "latent_actions.html").is_file()
     found = classact.configure(data, preset="debug", labelled="0:2", latent_actions=model)
     assert (found.latent_actions, found.labelled, found.learns_from) == (str(model), "0:2", "latent-actions")
-    with pytest.raises(ConfigError, match="asked for the first 9 episodes, but .* has 4"):
+    with pytest.raises(ConfigError, match=r"asked for the first 9 episodes, but .* has 4"):
         classact.latent_actions(data, tmp_path / "other", labelled=9)
     with pytest.raises(KeyError, match="unknown preset of latent actions 'clam'"):
         classact.latent_actions(data, tmp_path / "other", preset="clam")
 
 
-SCRIPT = """
-import sys
-import classact
-{guard}
-{indent}run = classact.pretrain(classact.read("pusht-expert", episodes=4), sys.argv[1], preset="debug", quiet=True)
-{indent}rows = classact.evaluate(run, episodes=2, workers=2, quiet=True)
-{indent}head = classact.finetune(run, "mlp", preset="head-debug", quiet=True) if {head} else run
-{indent}print(len(rows) > 0, classact.load_policy(run).spec.name, classact.load_policy(head).spec.name)
-{indent}print(classact.report(run))
-"""
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_script(tmp_path: Path, guard: str, *, head: bool = False) -> subprocess.CompletedProcess[str]:
-    file = tmp_path / "script.py"
-    file.write_text(SCRIPT.format(guard=guard, indent="    " if guard else "", head=head))
-    return subprocess.run([sys.executable, file, tmp_path / "run"], capture_output=True, text=True, timeout=280)
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "script.py"
+    file.write_text(text)
+    return subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=280, cwd=folder)
 
 
-def test_a_script_goes_all_the_way(tmp_path: Path) -> None:
-    done = run_script(tmp_path, 'if __name__ == "__main__":', head=True)
+def test_an_example_goes_all_the_way(tmp_path: Path) -> None:
+    """The one that calls nearly everything, with the least of everything."""
+    text = (EXAMPLES / "few_labels.py").read_text()
+    for usual, least in (
+        ('"pusht-expert")', '"pusht-expert", episodes=4)'),
+        ('"0:30"', '"0:2"'),
+        ("clam-cpu", "clam-debug"),
+        ("pusht-demo", "debug"),
+        ("head-demo", "head-debug"),
+        ("episodes=50", "episodes=2"),
+    ):
+        assert usual in text
+        text = text.replace(usual, least)
+    done = run_script(tmp_path, text)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True retrieval mlp", str(tmp_path / "run" / "report.html")]
+    retrieval, head, page = done.stdout.splitlines()[-3:]
+    assert "policy='retrieval'" in retrieval
+    assert "policy='mlp'" in head
+    assert page == "see runs/few-labels/report.html"
+    assert (tmp_path / "runs" / "few-labels" / "report.html").is_file()
 
 
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
-    done = run_script(tmp_path, "")
+@pytest.mark.parametrize("call", ["pretrain('pusht-expert', 'run', preset='debug')", "evaluate('run')"])
+def test_a_script_without_a_guard_is_told_so(call: str, tmp_path: Path) -> None:
+    done = run_script(tmp_path, f"import classact\nclassact.{call}\n")
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
-    assert "classact.evaluate() starts worker processes, each of which imports" in message
+    assert f"classact.{call[: call.index('(')]}() starts worker processes, each of which imports" in message
     assert "put what it does under 'if __name__ == \"__main__\":'" in message

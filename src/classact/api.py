@@ -17,6 +17,7 @@ from classact.run.evaluate import evaluate_run as evaluate
 from classact.run.folder import Run
 from classact.run.load import load_policy
 from classact.run.presets import LATENT_ACTION_PRESETS, configure, configure_head
+from classact.sims import NO_SIMULATOR
 from classact.train.config import LatentActionTrainingConfig
 from classact.utils.machine import choose_device
 
@@ -42,7 +43,8 @@ def pretrain(
         quiet: no progress bars.
 
     Raises:
-        ConfigError: settings that contradict each other, the data, or those that ``out`` was started with.
+        ConfigError: settings that contradict each other, the data, or those that ``out`` was started with; a script
+            without ``if __name__ == "__main__"`` where a simulator runs in worker processes.
         DataError: data that cannot be used.
         StorageError: the folder cannot be written.
     """
@@ -54,7 +56,7 @@ def pretrain(
             f"ignored. Give them to classact.configure."
         )
     config = data if isinstance(data, RunConfig) else configure(data, preset=preset, **settings)
-    if config.pretrain.evaluations:
+    if config.frames.simulator != NO_SIMULATOR:  # which draws images, and rolls out, in processes of its own
         check_guard("pretrain")
     pipeline = Pipeline(Run(Path(out)), config, device=device, quiet=quiet)
     pipeline.pretrain()
@@ -137,10 +139,11 @@ def finetune(
     """
     from classact.run.finetune import HeadPipeline
 
-    check_guard("finetune")
     run = _run(run)
+    known = run.settings()
+    if known.frames.simulator != NO_SIMULATOR:
+        check_guard("finetune")
     if config is None:
-        known = run.settings()
         made = configure_head(known, head, preset=preset, frozen=frozen)
         config = replace(made, evaluation=known.evaluation)
     pipeline = HeadPipeline(run, config, name=name, device=device, quiet=quiet)
