@@ -7,7 +7,7 @@ that goes. Retrieval by either, and behaviour cloning on the former, tell what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,18 +72,17 @@ class Scene:
 
     def numbers(self, states: StateArray, proprioception: FloatArray) -> FloatArray:
         """(N, d) of (N, D_s) states and (N, D_p) proprioception."""
-        hands, grips = hands_of(self.simulator, proprioception)
+        hands = hands_of(self.simulator, proprioception)
         things = {name: (states[:, i : i + 3], _rotation(states, i)) for name, i in self.spec.objects}
         parts: list[StateArray] = []
         if self.kind == "whole":
             parts.append(proprioception.astype(np.float64))
             for place, rotation in things.values():
-                parts += [place, rotation, *(place - hand for hand in hands)]
+                parts += [place, rotation, *(place - hand.place for hand in hands)]
         else:
-            parts += [*hands, *(GRIP * grip[:, None] for grip in grips)]
-            parts += _next(GOALS[self.simulator], things, hands, grips)
-            if self.simulator != "aloha-transfer":
-                parts.append(ROTATION * proprioception[:, 3:9].astype(np.float64))  # of the hand
+            parts += [hand.place for hand in hands] + [GRIP * hand.opening[:, None] for hand in hands]
+            parts += _next(GOALS[self.simulator], things, hands)
+            parts += [ROTATION * hand.rotation for hand in hands if hand.rotation is not None]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def seen(self, data: Demonstrations) -> Demonstrations:
@@ -101,18 +100,44 @@ class Scene:
         return replace(data, proprioception=numbers, images={}, schema=schema)
 
 
-def hands_of(simulator: str, proprioception: FloatArray) -> tuple[list[StateArray], list[StateArray]]:
-    """Where each hand's fingertips are, (N, 3) metres, and how far it is open, (N,) 0 to 1, by proprioception."""
-    values = np.asarray(proprioception, np.float64)
-    if simulator != "aloha-transfer":
-        return [values[:, :3]], [np.abs(values[:, -2:]).mean(axis=1) / 0.04]
+@dataclass(frozen=True)
+class Hand:
+    """One hand at N timesteps.
+
+    Attributes:
+        place: (N, 3) of the fingertips, metres.
+        opening: (N,) 0 to 1.
+        rotation: (N, 6), the first rows of its rotation matrix; None where joints imply it.
+    """
+
+    place: StateArray
+    opening: StateArray
+    rotation: StateArray | None = None
+
+
+def hands_of(simulator: str, proprioception: FloatArray) -> list[Hand]:
+    """A task's hands, by (N, D_p) proprioception."""
+    return HANDS.get(simulator, _panda)(np.asarray(proprioception, np.float64))
+
+
+def _panda(values: StateArray) -> list[Hand]:
+    return [Hand(values[:, :3], np.abs(values[:, -2:]).mean(axis=1) / 0.04, values[:, 3:9])]
+
+
+def _two_arms(values: StateArray) -> list[Hand]:
     from classact.sims.experts.aloha import LEFT, RIGHT, fingertips
 
-    places = [
-        np.array([fingertips(side, row) for row in values[:, 7 * side : 7 * side + 6]]).reshape(-1, 3)
+    return [
+        Hand(
+            np.array([fingertips(side, row) for row in values[:, 7 * side : 7 * side + 6]]).reshape(-1, 3),
+            values[:, 7 * side + 6],
+        )
         for side in (LEFT, RIGHT)
     ]
-    return places, [values[:, 6], values[:, 13]]
+
+
+HANDS: dict[str, Callable[[StateArray], list[Hand]]] = {"aloha-transfer": _two_arms}
+"""How to find the hands of tasks without one Panda arm."""
 
 
 def _rotation(states: StateArray, first: int) -> StateArray:
@@ -123,29 +148,29 @@ def _rotation(states: StateArray, first: int) -> StateArray:
 def _next(
     goals: Sequence[tuple[str, str | None]],
     things: dict[str, tuple[StateArray, StateArray]],
-    hands: list[StateArray],
-    grips: list[StateArray],
+    hands: list[Hand],
 ) -> list[StateArray]:
     """What the hands deal with now: seen from each hand, its rotation, which phase it is; the goal where it is held."""
     # A thing is done that lies on its goal; where goals do not tell, there is only one.
-    stage = np.zeros(len(hands[0]), np.int64)
+    first = hands[0].place
+    stage = np.zeros(len(first), np.int64)
     for number, (name, goal) in enumerate(goals[:-1]):
         assert goal is not None
         off = things[name][0] - things[goal][0]
         done = (np.abs(off[:, :2]).max(axis=1) < STACKED) & (off[:, 2] > 0) & (stage == number)
-        done &= np.linalg.norm(things[name][0] - hands[0], axis=1) > HELD
+        done &= np.linalg.norm(things[name][0] - first, axis=1) > HELD
         stage += done
-    place, rotation, target = (np.zeros_like(hands[0]), np.zeros((len(stage), 6)), np.zeros_like(hands[0]))
+    place, rotation, target = np.zeros_like(first), np.zeros((len(stage), 6)), np.zeros_like(first)
     for number, (name, goal) in enumerate(goals):
         own = stage == number
         place[own], rotation[own] = things[name][0][own], things[name][1][own]
         target[own] = 0.0 if goal is None else things[goal][0][own]
     near = HANDLE if goals[0][0] == "nut" else HELD
     parts = []
-    for hand, grip in zip(hands, grips, strict=True):
-        held = (np.linalg.norm(place - hand, axis=1) < near) & (grip < OPENED)
+    for hand in hands:
+        held = (np.linalg.norm(place - hand.place, axis=1) < near) & (hand.opening < OPENED)
         # Where it goes matters once it is held; until then nothing but the thing does.
-        parts += [place - hand, np.where(held[:, None], target, 0.0), PHASE * held[:, None]]
+        parts += [place - hand.place, np.where(held[:, None], target, 0.0), PHASE * held[:, None]]
     return [*parts, ROTATION * rotation, PHASE * (stage[:, None] == np.arange(len(goals)))]
 
 
