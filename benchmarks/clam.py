@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clam_baselines import FEATURES, LAOM, StateFeatures, continued, decoded
+from clam_baselines import FEATURES, LAOM, LinearInverse, StateFeatures, continued, decoded
 from classact.data.types import Demonstrations, FloatArray
 from classact.errors import ConfigError
 from classact.evaluation.config import EvaluationConfig
@@ -54,6 +54,7 @@ IMAGE_SIZE = 64
 ROWS: dict[str, dict[str, Any]] = {
     "bc-expert": {},  # privileged: has the expert's actions
     "bc-labelled": {},
+    "linear": {},  # inverse dynamics in the place of VPT's
     "vpt": {"supervision": "alone"},
     "clam": {"supervision": "joint"},
     "clam, decoded": {"supervision": "joint"},
@@ -68,7 +69,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 SWEEPS: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "latent-dim": ((2, 4, 8, 16), ("clam",)),
-    "labelled": ((5, 10, 20, 50), ("clam", "vpt", "bc-labelled")),
+    "labelled": ((5, 10, 20, 50), ("clam", "vpt", "linear", "bc-labelled")),
     "mixed": ((100, 300, 1000), ("clam",)),
 }
 """Number that is varied -> its values, and the rows that depend on it."""
@@ -396,6 +397,16 @@ def lapa(work: Work) -> Made:
     return continued(work.tuner(work.pool, share=0.5), before).fit(work.progress), found
 
 
+def linear(work: Work) -> Made:
+    """A policy of actions that a linear map, fitted to the labelled pool, makes of two observations."""
+    decoded_actions = LinearInverse.fit(work.observing(), work.pool).decode(work.expert)
+    found = {
+        "expert action error": work.error(decoded_actions),
+        "expert action error by tenth": work.course(decoded_actions),
+    }
+    return work.cloned(replace(work.expert, actions=decoded_actions)), found
+
+
 def laom(work: Work) -> Made:
     """Latent actions of many dimensions, supervised while they are learned."""
     flags = work.flags
@@ -421,6 +432,7 @@ ROW_MAKERS: dict[str, Callable[[Work], Made]] = {
     "bc-labelled": bc_labelled,
     "vpt": pseudo_labels,
     "clam, decoded": pseudo_labels,
+    "linear": linear,
     "lapa": lapa,
     "laom": laom,
     "dynamo": dynamo,

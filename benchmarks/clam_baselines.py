@@ -1,4 +1,7 @@
-"""Baselines of clam.py whose parts the library has no other use for: LAPA's transfer; LAOM and DynaMo of states."""
+"""Baselines of clam.py whose parts the library has no other use for.
+
+LAPA's transfer; linear inverse dynamics, LAOM and DynaMo of states.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from classact.data.normalize import MinMax
@@ -23,6 +27,7 @@ from classact.train.batches import epoch_batches
 from classact.train.head import FineTuner
 
 FEATURES, HIDDEN = 64, 256
+RIDGE = 1e-3  # relative to the mean square of inputs
 TARGET_DECAY = 0.99
 WIDE = 64  # dimensions of LAOM's latent actions, which are more than CLAM's by intention
 RATE = 3e-4
@@ -38,6 +43,43 @@ def continued(tuner: FineTuner, before: FineTuner) -> FineTuner:
     tuner.lowdim = before.lowdim
     tuner._lowdim = torch.from_numpy(before.lowdim.demonstrations(tuner.demonstrations))
     return tuner
+
+
+@dataclass(frozen=True)
+class LinearInverse:
+    """Actions as a linear map of an observation and its change to the next one: how hard inverse dynamics are.
+
+    Attributes:
+        model: says what is observed, and how it is scaled.
+        weights: (2 D + 1, A).
+        actions: of the demonstrations it was fitted to.
+    """
+
+    model: LatentActionModel
+    weights: NDArray[np.float64]
+    actions: MinMax
+
+    @staticmethod
+    def fit(model: LatentActionModel, data: Demonstrations) -> LinearInverse:
+        """By ridge regression on all transitions."""
+        actions, rows = data.action_range(), transitions(data.episode_ends)
+        inputs = _with_changes(model, data)[rows]
+        gram = inputs.T @ inputs + RIDGE * len(rows) * np.eye(inputs.shape[1])
+        return LinearInverse(model, np.linalg.solve(gram, inputs.T @ actions.apply(data.actions[rows])), actions)
+
+    def decode(self, data: Demonstrations) -> FloatArray:
+        """(N, A) actions in their own units; those of an episode's last step are those of the one before."""
+        found = _with_changes(self.model, data) @ self.weights
+        last = np.asarray(data.episode_ends) - 1
+        found[last] = found[last - 1]
+        return self.actions.invert(np.clip(found, -1, 1))
+
+
+def _with_changes(model: LatentActionModel, data: Demonstrations) -> NDArray[np.float64]:
+    """(N, 2 D + 1) observations, their changes to the next one, both scaled by all demonstrations, and 1."""
+    seen = model.observations(data).astype(np.float64)
+    change = 1.0 if model.dynamics.change is None else model.dynamics.change.numpy()
+    return np.c_[seen, (np.roll(seen, -1, axis=0) - seen) / change, np.ones(len(seen))]
 
 
 @dataclass(eq=False)

@@ -24,6 +24,7 @@ NAMES = {
     "lapo": "LAPO: discrete, decoder later",
     "laom": "LAOM",
     "vpt": "VPT",
+    "linear": "as VPT, by a linear map",
     "lapa": "LAPA",
     "dynamo": "DynaMo",
     "bc-labelled": "BC on what is labelled",
