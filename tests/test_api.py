@@ -101,3 +101,13 @@ def test_a_script_without_a_guard_is_told_so(call: str, tmp_path: Path) -> None:
     message = done.stderr.strip().splitlines()[-1]
     assert f"classact.{call[: call.index('(')]}() starts worker processes, each of which imports" in message
     assert "put what it does under 'if __name__ == \"__main__\":'" in message
+
+
+def test_a_run_learns_from_what_was_read(tmp_path: Path) -> None:
+    data = classact.read("pusht-expert", episodes="3:6")
+    config = classact.configure(data, preset="debug")
+    assert classact.read(config.data, episodes=config.episodes).fingerprint() == data.fingerprint()
+    assert classact.configure(classact.read("pusht-expert"), preset="debug").episodes is None
+    with pytest.raises(ConfigError, match=r"finds 2 of .* other ones than the 2 of .* Choose from them when they are"):
+        classact.pretrain(classact.read("pusht-expert", episodes=5).subset([2, 4]), tmp_path / "run", preset="debug")
+    assert not (tmp_path / "run").exists()

@@ -59,6 +59,15 @@ def pretrain(
     if config.frames.simulator != NO_SIMULATOR:  # which draws images, and rolls out, in processes of its own
         check_guard("pretrain")
     pipeline = Pipeline(Run(Path(out)), config, device=device, quiet=quiet)
+    if isinstance(data, Demonstrations) and not data.origins and config.frames.renderings == 1 and not config.labelled:
+        again = pipeline.source.recorded
+        if again.fingerprint() != data.fingerprint():
+            raise ConfigError(
+                f"{data.name} ({data.source}): a run reads its demonstrations from there again, and finds {len(again)} "
+                f"of {again.num_steps} steps, other ones than the {len(data)} of {data.num_steps} steps that were "
+                f"given. Choose from them when they are read (episodes, layout, fps, labelled), or write them out "
+                f"(classact data convert)."
+            )
     pipeline.pretrain()
     return pipeline.run
 

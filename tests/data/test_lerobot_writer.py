@@ -77,6 +77,11 @@ def test_what_actions_mean_comes_back_whatever_they_are(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"steps per second are not known\. Say them: --fps 10"):
         write_lerobot(demonstrations(fps=None), tmp_path / "a")
+    for fps in (3.0, 0.0, -5.0):
+        with pytest.raises(ConfigError, match=rf"asked for {fps:g} steps per second; they have .* Leave --fps out"):
+            write_lerobot(demonstrations(), tmp_path / "a", fps=fps)
+    with pytest.raises(ConfigError, match="asked for 0 steps per second; expected more than 0"):
+        write_lerobot(demonstrations(fps=None), tmp_path / "a", fps=0.0)
     assert not (tmp_path / "a").exists()
     (tmp_path / "b").mkdir()
     with pytest.raises(ConfigError, match=r"b exists\. Choose another folder"):

@@ -276,6 +276,8 @@ def test_a_contact_sheet_and_a_video(tmp_path: Path) -> None:
     assert video.shape == (40, CELL, 2 * CELL, 3)
     with pytest.raises(ConfigError, match=r"has episodes 0 to 2, not 3"):
         write_preview(data, tmp_path / "b.mp4", episode=3)
+    with pytest.raises(ConfigError, match=r"a contact sheet shows several episodes\. Name an \.mp4 to see episode 1"):
+        write_preview(data, tmp_path / "b.png", episode=1)
     with pytest.raises(ConfigError, match=r"expected the name of a \.png"):
         write_preview(data, tmp_path / "b.gif")
     with pytest.raises(DataError, match="holds no images to look at"):

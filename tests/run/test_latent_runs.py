@@ -14,13 +14,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from classact.cli.main import main
 from classact.data.readers import read_demonstrations
 from classact.data.types import Observation
-from classact.errors import ConfigError
+from classact.errors import ConfigError, DataError
 from classact.models.latent_actions import LatentActionModel
 from classact.pages.latent_actions import warnings as page_warnings
 from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
+from classact.policies.monitored import MonitoredPolicy
 from classact.run.data import RunData
 from classact.run.folder import Run
-from classact.run.latent_actions import NUMBERS, linear_probe, ranges
+from classact.run.latent_actions import NUMBERS, learn_latent_actions, linear_probe, ranges
+from classact.run.load import load_policy as load_run_policy
+from classact.run.presets import LATENT_ACTION_PRESETS, configure
 from classact.run.stand_ins import COMPONENTS, STAND_INS
 from classact.similarity import ActionSimilarity, SimilarityConfig
 from classact.similarity.reference import dtw
@@ -70,6 +73,41 @@ def test_measures_are_of_both_pools(data: Path, learned: Path, capsys: pytest.Ca
     assert main([*words, "--labelled", "0:3"]) == 1
     message = "was made with labelled = '0:2', now it is '0:3'"
     assert message in capsys.readouterr().err
+
+
+def test_recorded_actions_are_learned_from_where_they_are_asked(data: Path, learned: Path) -> None:
+    """Also where decoded latent ones are executed."""
+    made = configure(data, preset="debug", latent_actions=learned / "model", learn_from="actions", heldout=1)
+    source = RunData(made, quiet=True)
+    assert_array_equal(source.learned(source.states()).actions, source.recorded.actions[: source.states().num_steps])
+    assert not np.array_equal(source.states().actions, source.recorded.actions[: source.states().num_steps])
+
+
+def test_an_episode_of_one_step_is_refused_before_anything_is_learned(data: Path, tmp_path: Path) -> None:
+    read = read_demonstrations(data)
+    ends = np.insert(read.episode_ends, -1, read.episode_ends[-1] - 1)
+    one = replace(read, episode_ends=ends, instructions=())
+    with pytest.raises(DataError, match=r"episode 6 has one step.*leave it out \(--episodes\)"):
+        learn_latent_actions(one, LATENT_ACTION_PRESETS["clam-debug"], tmp_path / "out", labelled=[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_model_is_of_its_images(data: Path, tmp_path: Path) -> None:
+    read = read_demonstrations(data)
+    preset = LATENT_ACTION_PRESETS["clam-debug"]
+    config = replace(preset, model=replace(preset.model, network="cnn", camera="top"), updates=1, batch_size=2)
+    seen = {"top": np.asarray(read.images["top"])}
+    learn_latent_actions(read.with_images(seen), config, tmp_path / "out", labelled=[0], quiet=True)
+    learn_latent_actions(read.with_images(seen), config, tmp_path / "out", labelled=[0], quiet=True)
+    with pytest.raises(ConfigError, match="out was made with images"):
+        learn_latent_actions(read.with_images({"top": 255 - seen["top"]}), config, tmp_path / "out", labelled=[0])
+    with pytest.raises(DataError, match=r"sees camera 'top', which is not among those at hand \(none\)"):
+        LatentActionModel.load(tmp_path / "out" / "model").infer(read.with_images({}))
+
+
+def test_a_head_is_monitored_however_its_path_is_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.heads)
+    assert type(load_run_policy("mlp")) is type(load_run_policy(run.heads / "mlp")) is MonitoredPolicy
 
 
 def test_the_page_of_latent_actions(learned: Path) -> None:

@@ -27,7 +27,7 @@ from classact.pages.demonstrations import without
 from classact.policies import RetrievalPolicy, Runner
 from classact.policies.monitored import MonitoredPolicy
 from classact.run.config import RunConfig
-from classact.run.data import run_rate
+from classact.run.data import RunData, run_rate
 from classact.run.evaluate import evaluate_run
 from classact.run.export import export_hub
 from classact.run.folder import Run
@@ -244,6 +244,12 @@ def test_an_exported_head_acts_as_it_was_evaluated(finished: Run, tmp_path: Path
     assert one.decision is not None
     assert one.decision.visits is not None
     assert one.decision.visits[0] > 0  # it stands still, which the monitor remembers
+
+
+def test_an_encoder_of_other_cameras_sees_the_same_data(finished: Run) -> None:
+    settings = finished.settings()
+    encoder = replace(settings.pretrain.encoder, cameras=("wrist",))
+    RunData(settings, encoder, quiet=True).check_unchanged(finished)
 
 
 def test_too_few_demonstrations_hold_none_out(tmp_path: Path) -> None:

@@ -66,11 +66,17 @@ def write_lerobot(
         progress: called with (episodes done, in all).
 
     Raises:
-        ConfigError: the rate is not known, or the folder exists.
+        ConfigError: the rate is not known, or another one than the data declare, or the folder exists.
         MissingDependencyError: PyAV has no H.264 encoder.
         StorageError: no space or no permission; nothing is left behind.
     """
-    rate = fps or data.schema.fps
+    known = data.schema.fps
+    if fps is not None and (not fps > 0 or (known is not None and fps != known)):
+        raise ConfigError(
+            f"{data.name} ({data.source}): asked for {fps:g} steps per second; "
+            + ("expected more than 0." if known is None else f"they have {known:g}. Leave --fps out.")
+        )
+    rate = fps if known is None else known
     if rate is None:
         raise ConfigError(f"{data.name} ({data.source}): its steps per second are not known. Say them: --fps 10.")
     if out.exists():

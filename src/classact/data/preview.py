@@ -50,7 +50,7 @@ def write_preview(data: Demonstrations, path: Path, episode: int | None = None) 
 
     Raises:
         DataError: there are no images.
-        ConfigError: an episode that is not there, or a name that ends in neither.
+        ConfigError: an episode that is not there, or of a contact sheet, or a name that ends in neither.
     """
     if path.suffix not in (".png", ".mp4"):
         raise ConfigError(f"{path}: expected the name of a .png, for a contact sheet, or of an .mp4, for an episode.")
@@ -60,6 +60,8 @@ def write_preview(data: Demonstrations, path: Path, episode: int | None = None) 
             raise ConfigError(f"{data.name} ({data.source}) has episodes 0 to {len(data) - 1}, not {number}.")
         frames = _views(data, np.arange(*data.bounds(number)))
         return write_mp4(path, frames, max(1, round(data.schema.fps or 10)))
+    if episode is not None:
+        raise ConfigError(f"{path}: a contact sheet shows several episodes. Name an .mp4 to see episode {episode}.")
     from PIL import Image
 
     sheet = contact_sheet(data)

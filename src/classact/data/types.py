@@ -86,6 +86,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class ReadWith:
+    """What was asked of one data set when it was read, see :func:`classact.data.readers.read_demonstrations`."""
+
+    episodes: int | str | None = None
+    layout: Any = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
 class Demonstrations:
     """A set of E demonstrations, N steps in all, stored flat: step rows of all episodes one after another.
 
@@ -113,6 +122,7 @@ class Demonstrations:
         origin: (E,) the number of each episode's data set in ``origins``; None where there are none.
         labelled: (E,) bool, which episodes carry actions; None: all. Of the others ``actions`` hold zeros, which mean
             nothing.
+        read_with: how to read them again; None for several sets, and for what was made or chosen from otherwise.
     """
 
     name: str
@@ -132,6 +142,7 @@ class Demonstrations:
     origins: tuple[Origin, ...] = ()
     origin: IntArray | None = None
     labelled: NDArray[np.bool_] | None = None
+    read_with: ReadWith | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.source})"
@@ -320,6 +331,7 @@ class Demonstrations:
             instructions=tuple(np.asarray(self.instructions, object)[episodes]) if self.instructions else (),
             origin=None if self.origin is None else self.origin[episodes],
             labelled=None if self.labelled is None else self.labelled[episodes],
+            read_with=None,
         )
 
     def subset(self, episodes: Sequence[int]) -> Demonstrations:

@@ -62,7 +62,14 @@ class RunData:
 
     def check_unchanged(self, run: Run) -> None:
         """Refuse data other than those that a run's encoder was trained on; names the first difference."""
-        if difference := other_data(run.read_config().get("data") or {}, self.metadata()):
+        known, found = run.read_config().get("data") or {}, self.metadata()
+        # An encoder of other cameras may be asked: of images those are compared that both see.
+        both = known.get("images", {}).keys() & found["images"].keys()
+        known, found = (
+            {**one, "images": {camera: one["images"][camera] for camera in both}} if "images" in one else one
+            for one in (known, found)
+        )
+        if difference := other_data(known, found):
             raise ConfigError(
                 f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
                 f"them back, or start another run."
@@ -154,12 +161,17 @@ class RunData:
         """What the representation is learned from: the first demonstrations, with what stands for actions
         (``learn_from``) in their place.
         """
-        if self.settings.learns_from == ACTIONS or not self.settings.pretrain.objective.needs_actions:
+        if not self.settings.pretrain.objective.needs_actions:
             return data
+        if self.settings.learns_from == ACTIONS:  # what was done, also where decoded ones are executed
+            return data if self.settings.acts_from == "labelled" else self._as_recorded(data)
         space = None
         if STAND_INS[self.settings.learns_from].actions and self.latent is not None:
             space = self.latent.decoder.space
         return _in_their_place(data, self._stand_ins, space)
+
+    def _as_recorded(self, data: Demonstrations) -> Demonstrations:
+        return _in_their_place(data, self.recorded.actions, self.recorded.schema.actions)
 
     def cloned(self, data: Demonstrations) -> tuple[Demonstrations, ActionDecoder | None]:
         """What heads learn to do: the demonstrations that carry actions, or all with latent ones and their decoder."""

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from classact.data.images import frames_digest
 from classact.data.normalize import MinMax
 from classact.data.types import Demonstrations, FloatArray, IntArray
 from classact.errors import ConfigError
 from classact.models.latent_actions import LatentActionModel
-from classact.models.latent_actions.model import BATCH, around, as_inputs, transitions
+from classact.models.latent_actions.model import BATCH, around, as_inputs, check_lengths, transitions
 from classact.train.config import INCIDENTAL, EngineConfig, LatentActionTrainingConfig
 from classact.train.latent_actions import LatentActionTraining
 from classact.utils.codec import first_difference, to_json, without
@@ -86,9 +87,11 @@ def learn_latent_actions(
 
     Raises:
         ConfigError: no labelled demonstration, settings that do not fit the data, or those of another folder.
+        DataError: an episode of one step.
         TrainingInterrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     ranks = ranks or Ranks()
+    check_lengths(data)
     seen = data if labelled is None else data.only_labelled(labelled)
     which = seen.carries_actions()
     identity = {
@@ -96,6 +99,8 @@ def learn_latent_actions(
         "labelled": ranges(which),
         "settings": without(to_json(config), *INCIDENTAL),
     }
+    if (camera := config.model.camera) is not None and camera in data.images:
+        identity["images"] = {camera: frames_digest(data.images[camera])}
 
     def done() -> dict[str, Any] | None:
         check_writable(folder, folder=True)

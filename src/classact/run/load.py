@@ -31,7 +31,8 @@ def load_policy(
         CheckpointError: none of these, a damaged policy, one of another version, or one that cannot be downloaded.
         ConfigError: unknown overrides, values out of range, or a missing device.
     """
-    path = folder.root if isinstance(folder, Run) else model_folder(folder, revision)
+    # Resolved: whether it is a head's folder does not depend on how its path is written.
+    path = (folder.root if isinstance(folder, Run) else model_folder(folder, revision)).resolve()
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
         policy = Run(path).policy
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from classact.data.layout import Layout
 from classact.data.rate import USUAL, Span, in_steps, stride_of
 from classact.data.readers import EMBEDDED, declared_simulator, read_demonstrations
 from classact.data.readers.selection import written_episodes
@@ -567,11 +568,22 @@ LONGEST = 160
 
 
 def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tuple[str, ...], dict[str, Any]]:
-    """Where demonstrations were read from, and the settings of a run that reads them again."""
+    """Where demonstrations were read from, and the settings of a run that reads them again.
+
+    Raises:
+        ConfigError: a layout that no file holds.
+    """
     if data.labelled is not None and data.labelled.any():
         changes = {"labelled": written_episodes(np.flatnonzero(data.labelled).tolist())} | changes
     if not data.origins:
-        return data.source, {"episodes": len(data)} | changes
+        asked = {"episodes": len(data)} if data.read_with is None else vars(data.read_with)
+        if isinstance(asked.get("layout"), Layout):
+            raise ConfigError(
+                f"{data.name} ({data.source}) was read with a Layout object, which a run cannot read again. Write it "
+                f"to a JSON file, and read them with its name."
+            )
+        layout = {"layout": str(asked["layout"])} if asked.get("layout") is not None else {}
+        return data.source, {**asked, **layout} | changes
     weights = tuple(one.weight for one in data.origins)
     known: dict[str, Any] = {"episodes": data.origins[0].chosen, "fps": data.schema.fps}
     known["data_weights"] = weights if len(set(weights)) > 1 else ()

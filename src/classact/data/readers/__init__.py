@@ -20,7 +20,7 @@ from classact.data.layout import Layout
 from classact.data.rate import at_rate
 from classact.data.readers.hub import hub_folder, is_hub_name
 from classact.data.readers.selection import chosen_episodes
-from classact.data.types import Demonstrations
+from classact.data.types import Demonstrations, ReadWith
 from classact.errors import ConfigError, DataError
 from classact.utils.codec import from_json
 from classact.utils.inputs import cannot_read, input_path, reading, user_path
@@ -126,7 +126,7 @@ def read_demonstrations(
         if layout is not None:
             raise ConfigError(_no_layout(layout, repr(source), "the demonstrations that come with classact"))
         data = some_episodes(load_embedded(), episodes)
-        return data if fps is None else at_rate(data, fps)
+        return _at(data, episodes, layout, fps)
     name = str(source) if is_hub_name(source) else None
     path = input_path(source, missing=_available) if name is None else hub_folder(name)
     if path.name in ("", ".."):  # demonstrations are named by their path
@@ -140,7 +140,15 @@ def read_demonstrations(
         logger.warning("%s (%s): not declared but assumed: %s", data.name, data.source, data.schema.assumption)
     if data.unread:
         logger.warning("%s (%s): not read: %s", data.name, data.source, ", ".join(data.unread))
-    return data if fps is None else at_rate(data, fps)
+    return _at(data, episodes, layout, fps)
+
+
+def _at(
+    data: Demonstrations, episodes: int | str | None, layout: Layout | str | Path | None, fps: float | None
+) -> Demonstrations:
+    """At the rate that is asked; they remember how they were read."""
+    data = data if fps is None else at_rate(data, fps)
+    return replace(data, read_with=ReadWith(episodes, layout, fps))
 
 
 def _read(path: Path, episodes: int | str | None, layout: Layout | Path | None) -> Demonstrations:

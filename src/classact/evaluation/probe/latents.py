@@ -242,7 +242,9 @@ class _Actions:
 
     def errors(self, predicted: FloatArray) -> tuple[FloatArray, FloatArray]:
         """DTW and L2 of (Q, T, D) unnormalised chunks."""
-        return chunk_errors(self.scale(predicted), self.truth, **self.how)
+        # Chunks are of the data's steps, whatever is compared for similarity.
+        band = replace(self.similarity, stride=1).alignment_band
+        return chunk_errors(self.scale(predicted), self.truth, cost=self.similarity.cost, band=band)
 
     def random_rows(self) -> IntArray:
         """(Q, RANDOM_CHUNKS) retrievable rows, never of the own episode."""

@@ -101,6 +101,16 @@ def transitions(episode_ends: IntArray) -> IntArray:
     return np.setdiff1d(steps, np.asarray(episode_ends) - 1)
 
 
+def check_lengths(data: Demonstrations) -> None:
+    """Refuse (DataError) an episode of one step."""
+    if (data.lengths < 2).any():
+        e = int(np.argmax(data.lengths < 2))
+        raise DataError(
+            f"{data.name} ({data.source}): episode {e} has one step. A latent action leads from one observation to "
+            f"the next: leave it out (--episodes)."
+        )
+
+
 @dataclass(frozen=True)
 class LatentActionMetadata:
     """config.json of a saved model."""
@@ -181,6 +191,12 @@ class LatentActionModel:
         """
         own, other = self.schema, data.schema
         if self.config.camera is not None:
+            if self.config.camera not in data.images:
+                there = ", ".join(data.images) or "none"
+                raise DataError(
+                    f"{data.name} ({data.source}): the latent action model sees camera {self.config.camera!r}, which "
+                    f"is not among those at hand ({there}). Let the encoder see it (--cameras)."
+                )
             images = np.asarray(data.images[self.config.camera])
             small = images if images.shape[1:3] == (IMAGE_SIZE, IMAGE_SIZE) else resize_images(images, IMAGE_SIZE)
             return np.ascontiguousarray(small.transpose(0, 3, 1, 2))
@@ -202,12 +218,7 @@ class LatentActionModel:
         Raises:
             DataError: data of another schema, or an episode of one step.
         """
-        if (data.lengths < 2).any():
-            e = int(np.argmax(data.lengths < 2))
-            raise DataError(
-                f"{data.name} ({data.source}): episode {e} has one step. A latent action leads from one observation to "
-                f"the next: leave it out (--episodes)."
-            )
+        check_lengths(data)
         seen = self.observations(data)
         steps = around(data.episode_ends, self.config.context)
         z = np.zeros((data.num_steps, self.config.latent_dim), np.float32)
