@@ -83,6 +83,18 @@ def test_recorded_actions_are_learned_from_where_they_are_asked(data: Path, lear
     assert not np.array_equal(source.states().actions, source.recorded.actions[: source.states().num_steps])
 
 
+def test_labels_are_counted_through_the_data_sets_whatever_is_held_out(data: Path, tmp_path: Path) -> None:
+    other = write_v3(tmp_path / "other", [episode(20 + i, i, actions=3, cameras=VIEWS) for i in range(6)])
+    both = (str(data), str(other))
+    made = configure(both, preset="debug", labelled="0:6", heldout=2, learn_from="next-proprioception")
+    found = RunData(made, quiet=True).recorded
+    assert found.labelled is not None
+    assert found.origin is not None
+    assert_array_equal(found.labelled, found.origin == 0)
+    read = read_demonstrations(both, heldout=2).only_labelled(np.flatnonzero(found.origin == 1).tolist())
+    assert configure(read, preset="debug").labelled == "6:12"
+
+
 def test_an_episode_of_one_step_is_refused_before_anything_is_learned(data: Path, tmp_path: Path) -> None:
     read = read_demonstrations(data)
     ends = np.insert(read.episode_ends, -1, read.episode_ends[-1] - 1)

@@ -340,6 +340,10 @@ class Demonstrations:
         ends = np.cumsum([self.lengths[e] for e in episodes], dtype=np.int64)
         return self.select(rows, ends, np.asarray(episodes, np.int64))
 
+    def set_by_set(self) -> IntArray:
+        """(E,) episodes in the order of the data sets that they were joined from, whatever is held out at the end."""
+        return np.arange(len(self)) if self.origin is None else np.argsort(self.origin, kind="stable")
+
     def with_images(self, images: Mapping[str, Images], *, shift: str = "") -> Demonstrations:
         """The same demonstrations seen differently (re-rendered, resized), under ``shift`` as ``images_shift``."""
         return replace(self, images=images, images_shift=shift)

@@ -94,7 +94,9 @@ class RunData:
                 f"{self.held} of {len(data)} demonstrations are to be held out; hold out at most {len(data) - 1}."
             )
         if settings.labelled is not None:
-            data = data.only_labelled(chosen_episodes(settings.labelled, len(data), data.source))
+            # Counted through the data sets in their order, of each of which some stand at the end, held out.
+            order, numbers = data.set_by_set(), chosen_episodes(settings.labelled, len(data), data.source)
+            data = data.only_labelled(order[numbers].tolist())
         self._check_actions(data)
         self._check(data)
         return data if self.config.renderings == 1 else self._repeated(data)

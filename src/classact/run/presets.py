@@ -574,7 +574,8 @@ def _read_from(data: Demonstrations, changes: dict[str, Any]) -> tuple[str | tup
         ConfigError: a layout that no file holds.
     """
     if data.labelled is not None and data.labelled.any():
-        changes = {"labelled": written_episodes(np.flatnonzero(data.labelled).tolist())} | changes
+        numbers = np.flatnonzero(data.labelled[data.set_by_set()]).tolist()
+        changes = {"labelled": written_episodes(numbers)} | changes
     if not data.origins:
         asked = {"episodes": len(data)} if data.read_with is None else vars(data.read_with)
         if isinstance(asked.get("layout"), Layout):
