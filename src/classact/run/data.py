@@ -261,8 +261,19 @@ class RunData:
         return last_episodes(self._prepared, self.held) if self.held else None
 
     def held_out(self, steps: int) -> HeldOut:
-        """Timesteps of the held-out part, whose next ``steps`` actions policies are compared with."""
-        return HeldOut.of(last_episodes(self._prepared, self.held), self.frames().with_actions(), steps)
+        """Timesteps of the held-out part, whose next ``steps`` actions policies are compared with.
+
+        They are what was done, as recorded; where none of these demonstrations carries actions, decoded ones, if
+        policies act from such.
+        """
+        data, recorded = last_episodes(self._prepared, self.held), last_episodes(self.recorded, self.held)
+        if recorded.carries_actions().any():
+            data = replace(data, actions=recorded.actions, labelled=recorded.labelled)
+        elif self.settings.acts_from == "decoded":
+            logger.warning(
+                "no held-out demonstration carries actions: policies are compared with what latent ones are decoded to"
+            )
+        return HeldOut.of(data, self.frames().with_actions(), steps)
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:
