@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from classact.models.latent_actions import LatentActionModel
 from classact.pages.latent_actions import warnings as page_warnings
 from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
 from classact.policies.monitored import MonitoredPolicy
-from classact.run.data import RunData
+from classact.run.data import RunData, lie_beside
 from classact.run.folder import Run
 from classact.run.latent_actions import NUMBERS, learn_latent_actions, linear_probe, ranges
 from classact.run.load import load_policy as load_run_policy
@@ -27,7 +28,8 @@ from classact.run.presets import LATENT_ACTION_PRESETS, configure
 from classact.run.stand_ins import COMPONENTS, STAND_INS
 from classact.similarity import ActionSimilarity, SimilarityConfig
 from classact.similarity.reference import dtw
-from classact.utils.storage import read_json, read_jsonl
+from classact.utils.codec import to_json
+from classact.utils.storage import read_json, read_jsonl, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
 from lerobot_files import episode, write_v3
@@ -172,6 +174,16 @@ def test_other_latent_actions_are_refused(
     assert "was started with settings.latent_actions = " in capsys.readouterr().err
     assert main(words) == 0  # as it was started
     assert main([*words, "--latent-actions", str(learned / "model")]) == 0
+
+
+def test_a_run_that_moved_with_its_model_finds_it(run: Run, learned: Path, tmp_path: Path) -> None:
+    settings = replace(run.settings(), latent_actions=str(tmp_path / "before" / "latent/model"))
+    card = run.read_config() | {"settings": to_json(settings), "beside": {"latent_actions": "../latent/model"}}
+    assert lie_beside(Run(tmp_path / "before" / "run"), settings)["latent_actions"] == "../latent/model"
+    shutil.copytree(learned, tmp_path / "now" / "latent")
+    moved = Run(tmp_path / "now" / "run")
+    write_json(moved.config, card)
+    assert moved.settings().latent_actions == str(tmp_path / "now" / "latent/model")
 
 
 def test_demonstrations_without_actions_are_refused(data: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,10 @@ STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 
 
 def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
-    """Paths of data and layout relative to a run's folder."""
+    """Paths of data, layout, latent action model and features' encoder relative to a run's folder."""
     root = run.root.resolve()
-    one, places = len(settings.sources) == 1, {"layout": settings.layout}
+    one = len(settings.sources) == 1
+    places = {name: getattr(settings, name) for name in ("layout", "latent_actions", "features")}
     places |= {"data" if one else f"data {number}": path for number, path in enumerate(settings.sources)}
     paths = {name: path for name, path in places.items() if path is not None and Path(path).is_absolute()}
     return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
