@@ -64,12 +64,11 @@ class RunData:
     def check_unchanged(self, run: Run) -> None:
         """Refuse data other than those that a run's encoder was trained on; names the first difference."""
         known, found = run.read_config().get("data") or {}, self.metadata()
-        # An encoder of other cameras may be asked: of images those are compared that both see.
-        both = known.get("images", {}).keys() & found["images"].keys()
-        known, found = (
-            {**one, "images": {camera: one["images"][camera] for camera in both}} if "images" in one else one
-            for one in (known, found)
-        )
+        if "images" in known:  # an encoder of other cameras may be asked: those are compared that both see
+            both = known["images"].keys() & found["images"].keys()
+            known, found = (
+                one | {"images": {camera: one["images"][camera] for camera in both}} for one in (known, found)
+            )
         if difference := other_data(known, found):
             raise ConfigError(
                 f"the data of {run.root} have changed since its encoder was learned: it was {difference}. Bring "
