@@ -13,13 +13,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from classact.cli.main import main
-from classact.data.readers import read_demonstrations
+from classact.data.readers import first_episodes, read_demonstrations
 from classact.data.types import Observation
 from classact.errors import ConfigError, DataError
+from classact.evaluation.actions import HeldOut
 from classact.models.latent_actions import LatentActionModel
 from classact.pages.latent_actions import warnings as page_warnings
+from classact.pages.reasons import reasons
 from classact.policies import ParametricPolicy, RetrievalPolicy, load_policy
 from classact.policies.monitored import MonitoredPolicy
+from classact.run.analysis import write_recorded_neighbors
 from classact.run.data import RunData, lie_beside
 from classact.run.folder import Run
 from classact.run.latent_actions import NUMBERS, learn_latent_actions, linear_probe, ranges
@@ -29,7 +32,7 @@ from classact.run.stand_ins import COMPONENTS, STAND_INS
 from classact.similarity import ActionSimilarity, SimilarityConfig
 from classact.similarity.reference import dtw
 from classact.utils.codec import to_json
-from classact.utils.storage import read_json, read_jsonl, write_json
+from classact.utils.storage import read_arrays, read_json, read_jsonl, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
 from lerobot_files import episode, write_v3
@@ -161,7 +164,8 @@ def test_a_run_learns_from_latent_actions_and_executes_decoded_ones(data: Path, 
     held = source.held_out(4)
     assert_array_equal(held.data.actions, source.recorded.actions[frames.num_steps :])
     assert len(held.rows)
-    assert {error.policy for error in run.read_actions()} == {"mlp"}
+    # The head is compared with what a user needs to judge it by, though nothing was evaluated before.
+    assert {error.policy for error in run.read_actions()} >= {"mlp", "retrieval", "mean", "random"}
 
 
 def test_other_latent_actions_are_refused(
@@ -184,6 +188,36 @@ def test_a_run_that_moved_with_its_model_finds_it(run: Run, learned: Path, tmp_p
     moved = Run(tmp_path / "now" / "run")
     write_json(moved.config, card)
     assert moved.settings().latent_actions == str(tmp_path / "now" / "latent/model")
+
+
+def test_a_model_that_moved_alone_is_the_same_at_its_new_place(
+    run: Run, learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    here = Run(tmp_path / "run")
+    settings = replace(here.settings(), latent_actions=str(tmp_path / "before" / "model"))
+    write_json(here.config, here.read_config() | {"settings": to_json(settings), "beside": {}})
+    words = ["pretrain", "--data", settings.data, "--preset", "debug", "--out", str(here.root), "--quiet"]
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    assert "the latent action model" in said
+    assert "before/model does not exist" in said
+    assert "--latent-actions FOLDER" in said
+    assert main([*words, "--latent-actions", str(learned / "model")]) == 0
+
+
+def test_reasons_show_what_was_done_where_it_is_known(run: Run, tmp_path: Path) -> None:
+    frames, policy = RunData(run.settings(), quiet=True).frames(), RetrievalPolicy.load(run.policy)
+    some = first_episodes(frames, 3)
+    for labelled, shown in (([1], {1}), ([], {0, 1, 2})):
+        out = Run(tmp_path / str(len(labelled)))
+        held = HeldOut.of(some.only_labelled(labelled), frames, 4)
+        write_recorded_neighbors(out, policy, frames, held)
+        arrays = read_arrays(out.neighbors)
+        assert set(arrays["query_seed"] - len(frames)) == shown
+        assert arrays["done"].shape[1] == (4 if labelled else 0)
+        known = {(reason["away"] is not None, bool(reason["done"])) for reason in reasons(arrays)}
+        assert known == {(bool(labelled), bool(labelled))}
 
 
 def test_demonstrations_without_actions_are_refused(data: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,7 @@ def _reason(
 
     part = shares(arrays["weights"][q])
     recorded = "done" in arrays
+    known = recorded and arrays["done"].shape[1] > 0
     planned = arrays["query_chunk"][q]
     seen = np.concatenate([planned, *arrays["neighbor_chunks"][q], *([arrays["done"][q]] if recorded else [])])
     low, high = seen.min(axis=0), seen.max(axis=0)
@@ -126,8 +127,8 @@ def _reason(
         "seed": number(arrays["query_seed"][q]) if recorded else int(arrays["query_seed"][q]),
         "step": int(arrays["query_step"][q]),
         **drawn(planned),
-        "done": curves(arrays["done"][q], low, high) if recorded else None,
-        "away": float(_distance(planned, arrays["done"][q])) if recorded else None,
+        "done": curves(arrays["done"][q], low, high) if known else [],
+        "away": float(_distance(planned, arrays["done"][q])) if known else None,
         "neighbors": neighbors,
         "visits": int(arrays["visits"][q]),
         "heads": [

@@ -137,10 +137,12 @@ def write_recorded_neighbors(
 ) -> None:
     """analysis/neighbors.safetensors, of timesteps of held-out demonstrations (``held``): nothing is rolled out.
 
-    ``query_seed`` is the demonstration's number among all of them, and ``done`` (Q, T_a, D) what was done there.
+    They are of those that carry actions, where any do. ``query_seed`` is the demonstration's number among all of them,
+    and ``done`` (Q, T_a, D) what was done there; of no steps where that is not known.
     """
-    count = len(held.data)
-    spread = np.linspace(0, count - 1, min(queries, count)).round().astype(int)
+    known = np.flatnonzero(held.data.carries_actions())
+    shown = known if len(known) else np.arange(len(held.data))
+    spread = shown[np.linspace(0, len(shown) - 1, min(queries, len(shown))).round().astype(int)]
     episodes = np.resize(spread, queries)  # again and again where they are few
     rows: list[dict[str, Any]] = []
     for number, episode in enumerate(episodes.tolist()):
@@ -152,7 +154,7 @@ def write_recorded_neighbors(
         values = reason_row(policy, data, None, observation, decision, picture) | {
             "query_seed": np.int64(len(data) + episode),
             "query_step": np.int64(row - start),
-            "done": held.chunks(held.data, np.array([row]))[0],
+            "done": held.chunks(held.data, np.array([row]))[0, : None if len(known) else 0],
         }
         rows.append(values)
     write_arrays(run.neighbors, _stacked(rows))

@@ -16,7 +16,7 @@ from classact.data.lowdim import LowDim
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
 from classact.data.readers.selection import chosen_episodes
 from classact.data.types import Demonstrations, FloatArray
-from classact.errors import ConfigError
+from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.actions import HeldOut
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.encoders.image import pretrained_config
@@ -37,7 +37,9 @@ from classact.utils.storage import CHECKSUMS, sha256_file
 
 logger = logging.getLogger(__name__)
 
-SAME = ("fingerprint", "schema", "images", "latent_actions")
+MODELS = {"latent_actions": "latent action model", "features": "encoder of features"}
+"""Settings that name a saved model's folder, whose content a run's metadata record by its digest."""
+SAME = ("fingerprint", "schema", "images", *MODELS)
 """What a run's metadata say of its data that must stay as it is."""
 STATE_RETRIEVAL = RetrievalConfig(k=8, temperature=0.0002)
 """For the true state as latent: few neighbours, sharply weighted, found best on the human demonstrations."""
@@ -47,7 +49,7 @@ def lie_beside(run: Run, settings: RunConfig) -> dict[str, str]:
     """Paths of data, layout, latent action model and features' encoder relative to a run's folder."""
     root = run.root.resolve()
     one = len(settings.sources) == 1
-    places = {name: getattr(settings, name) for name in ("layout", "latent_actions", "features")}
+    places = {name: getattr(settings, name) for name in ("layout", *MODELS)}
     places |= {"data" if one else f"data {number}": path for number, path in enumerate(settings.sources)}
     paths = {name: path for name, path in places.items() if path is not None and Path(path).is_absolute()}
     return {name: os.path.relpath(path, root) for name, path in paths.items() if Path(path).anchor == root.anchor}
@@ -225,7 +227,7 @@ class RunData:
             "simulator": data.simulator,
             "versions": dict(data.versions),
             "fingerprint": data.fingerprint(),
-            "latent_actions": "" if self.latent is None else folder_digest(self.settings.latent_actions),
+            **{name: digest or "" for name, digest in model_digests(self.settings).items()},
             "images": {camera: frames_digest(data.images[camera]) for camera in used},
         }
 
@@ -297,10 +299,21 @@ def _in_their_place(data: Demonstrations, values: FloatArray, space: ActionSpace
     return replace(data, actions=values[: data.num_steps], schema=schema, labelled=None)
 
 
-def folder_digest(folder: str | None) -> str | None:
-    """What a saved model's folder holds, wherever it lies; None where none is named, or it is gone."""
-    sums = None if folder is None else Path(folder) / CHECKSUMS
-    return sha256_file(sums) if sums is not None and sums.is_file() else None
+def model_digests(settings: RunConfig) -> dict[str, str | None]:
+    """What the folders of :data:`MODELS` hold, wherever they lie; None where none is named, or it is gone."""
+    sums = {name: Path(folder) / CHECKSUMS for name in MODELS if (folder := getattr(settings, name)) is not None}
+    return {name: sha256_file(sums[name]) if name in sums and sums[name].is_file() else None for name in MODELS}
+
+
+def check_models(settings: RunConfig) -> None:
+    """Raise a CheckpointError where the folder of one of :data:`MODELS` is gone."""
+    for name, about in MODELS.items():
+        folder = getattr(settings, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise CheckpointError(
+                f"the {about} {folder} does not exist. Bring it back, or name where it lies now "
+                f"(--{name.replace('_', '-')} FOLDER)."
+            )
 
 
 def run_rate(run: Run) -> tuple[float | None, str]:
@@ -321,7 +334,7 @@ def other_data(known: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
             where = f"data.sets[{number}] ({now['source']}): fingerprint"
             return first_difference(before["fingerprint"], now["fingerprint"], where)
     for key in SAME:
-        # Runs of before there were latent actions have none.
+        # Runs of before there were these models have none.
         if key in found and (key in known or key == "latent_actions"):
             # Further views do not matter, and fps was not always recorded.
             before, now = (without(metadata.get(key, ""), "cameras", "fps") for metadata in (known, found))

@@ -25,6 +25,7 @@ from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
 from classact.run.folder import Run
 from classact.run.load import run_monitor
+from classact.run.pretrain import compare_actions
 from classact.run.stages import Stage, Work, started
 from classact.train.config import ACTING, INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
@@ -186,19 +187,31 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
     """
     if not work.simulates:
         if work.source.held:
-            # Over as many steps as retrieval, so that errors are comparable.
-            steps = min(work.run.settings().retrieval.chunk_length, work.finetune.horizon)
-            held = work.source.held_out(steps)
-            if len(held.rows):
-                own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
-                with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
-                    analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
+            compare(work)
             analysis.write_head_chunks(work.run, work.folder, work.policy)
         return []
     policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))
     results = work.roll_out(policy, work.name)
     analysis.write_head_chunks(work.run, work.folder, work.policy)
     return results
+
+
+def compare(work: HeadPipeline) -> None:
+    """Errors on held-out demonstrations: the head's, and those of retrieval and of ways that learn nothing, unless they
+    are known.
+    """
+    settings = work.run.settings()
+    # Over as many steps as retrieval, so that errors are comparable.
+    steps = min(settings.retrieval.chunk_length, work.finetune.horizon)
+    held = work.source.held_out(steps)
+    if not len(held.rows):
+        return
+    own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
+    with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
+        analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
+    if work.run.policy.is_dir() and "retrieval" not in {row.policy for row in work.run.read_actions()}:
+        # As the run's encoder sees them, which may have other cameras than the head's.
+        compare_actions(work.run, RunData(settings, quiet=work.quiet), work.device, quiet=work.quiet)
 
 
 def load_policy(work: HeadPipeline) -> ParametricPolicy:

@@ -27,7 +27,15 @@ from classact.policies.retrieval import no_alarm
 from classact.policies.search import check_search
 from classact.run import analysis
 from classact.run.config import KEPT_FIELDS, NON_IDENTITY_FIELDS, RANDOM, RunConfig, whole_path, whole_source
-from classact.run.data import STATE_RETRIEVAL, RunData, folder_digest, lie_beside, other_data, state_latents
+from classact.run.data import (
+    STATE_RETRIEVAL,
+    RunData,
+    check_models,
+    lie_beside,
+    model_digests,
+    other_data,
+    state_latents,
+)
 from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.novelty import write_novelty_videos
@@ -69,6 +77,7 @@ class Pipeline(Work):
     ) -> None:
         super().__init__(run, run, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
         self.config = config = self.ranks.on_first(lambda: resumed(run, config))
+        check_models(config)
         self.label, self.labels = config.label, config.labels
         self.simulator, self.evaluation = config.frames.simulator, config.evaluation
         self.intermediate_episodes = config.intermediate_episodes
@@ -99,11 +108,14 @@ class Pipeline(Work):
 
     def difference(self) -> str | None:
         """What of the settings, or of the data, differs from those the run was started with."""
-        metadata, known, flags = self.run.read_config(), self._known(), precision_flags(self.run.checkpoints)
+        known, flags = self._known(), precision_flags(self.run.checkpoints)
+        data, models = self.run.read_config()["data"], model_digests(self.config)
+        # As they were when the run was started: they may lie elsewhere now.
+        before = {name: data.get(name, digest) or None for name, digest in model_digests(known).items()}
         return (
             other_objective(known, self.config)
-            or first_difference(identity(known, flags), identity(self.config, flags), "settings")
-            or other_data(metadata["data"], self.data_metadata)
+            or first_difference(identity(known, flags, before), identity(self.config, flags, models), "settings")
+            or other_data(data, self.data_metadata)
         )
 
     def claim_folder(self) -> None:
@@ -313,20 +325,24 @@ def comparisons(config: RunConfig) -> tuple[Stage, ...]:
     """Without a simulator: the stage that compares actions with those of held-out demonstrations, if there are any."""
     if config.frames.simulator != NO_SIMULATOR or not config.heldout:
         return ()
+
+    def compare(work: Pipeline) -> list[ActionError]:
+        return compare_actions(work.run, work.source, work.device, quiet=work.quiet)
+
     needs = ("policy", "frames")
-    return (Stage("held-out actions", needs, "held-out actions", compare_actions, time="repeated", together=False),)
+    return (Stage("held-out actions", needs, "held-out actions", compare, time="repeated", together=False),)
 
 
-def compare_actions(work: Pipeline) -> list[ActionError]:
-    """Errors of retrieval on held-out demonstrations, and of ways that learn nothing."""
-    held = work.source.held_out(work.policy.config.chunk_length)
+def compare_actions(run: Run, source: RunData, device: str, *, quiet: bool) -> list[ActionError]:
+    """Errors of a run's retrieval on held-out demonstrations, and of ways that learn nothing; they are kept."""
+    policy = RetrievalPolicy.load(run.policy, device=device, speed=1.0)
+    held = source.held_out(policy.config.chunk_length)
     if not len(held.rows):
         logger.warning("no held-out demonstration carries actions: there is nothing to compare with")
         return []
-    policy = RetrievalPolicy.load(work.run.policy, device=work.device, speed=1.0)
-    with progress_bar("compare held-out actions", quiet=work.quiet) as bar:
+    with progress_bar("compare held-out actions", quiet=quiet) as bar:
         found = [action_error(policy, held, "retrieval", bar), *references(held)]
-    analysis.write_actions(work.run, found)
+    analysis.write_actions(run, found)
     return found
 
 
@@ -456,8 +472,8 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
         path = getattr(known, name, None) if asked is None else asked
         if name == "layout" and is_layout_name(path):
             return path
-        if path is None or (asked is None and not Path(path).exists()):
-            return None
+        if path is None or (name == "similarity" and asked is None and not Path(path).exists()):
+            return None  # a similarity that is gone is measured again
         return whole_path(path)
 
     return replace(
@@ -470,13 +486,18 @@ def resumed(run: Run, config: RunConfig) -> RunConfig:
     )
 
 
-def identity(config: RunConfig, flags: Mapping[str, bool]) -> dict[str, Any]:
-    """What two calls that continue each other must agree on; ``flags`` resolve "auto" precision."""
+def identity(config: RunConfig, flags: Mapping[str, bool], models: Mapping[str, str | None]) -> dict[str, Any]:
+    """What two calls that continue each other must agree on.
+
+    Args:
+        config: settings.
+        flags: what "auto" precision came to.
+        models: :func:`classact.run.data.model_digests`.
+    """
     value = without(to_json(config), *NON_IDENTITY_FIELDS)
     return value | {
         "pretrain": spelled_out(value["pretrain"], flags),
-        "latent_actions": folder_digest(config.latent_actions),
-        "features": folder_digest(config.features),
+        **models,
         "learn_from": config.learns_from,
         "act_from": config.acts_from,
     }
