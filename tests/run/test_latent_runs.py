@@ -25,7 +25,7 @@ from classact.policies.monitored import MonitoredPolicy
 from classact.run.analysis import write_recorded_neighbors
 from classact.run.data import RunData, lie_beside
 from classact.run.folder import Run
-from classact.run.latent_actions import NUMBERS, learn_latent_actions, linear_probe, ranges
+from classact.run.latent_actions import MODEL, NUMBERS, learn_latent_actions, linear_probe, ranges
 from classact.run.load import load_policy as load_run_policy
 from classact.run.presets import LATENT_ACTION_PRESETS, configure
 from classact.run.stand_ins import COMPONENTS, STAND_INS
@@ -204,6 +204,18 @@ def test_a_model_that_moved_alone_is_the_same_at_its_new_place(
     assert "before/model does not exist" in said
     assert "--latent-actions FOLDER" in said
     assert main([*words, "--latent-actions", str(learned / "model")]) == 0
+
+
+def test_latent_actions_of_images_are_inferred_from_what_they_were_learned_from(
+    data: Path, run: Run, tmp_path: Path
+) -> None:
+    recorded, config = read_demonstrations(data), LATENT_ACTION_PRESETS["clam-debug"]
+    config = replace(config, updates=1, batch_size=2, model=replace(config.model, network="cnn", camera="top"))
+    learn_latent_actions(recorded, config, tmp_path, quiet=True)
+    settings = replace(run.settings(), latent_actions=str(tmp_path / MODEL))
+    assert settings.pretrain.encoder.image_size < 64
+    z = LatentActionModel.load(tmp_path / MODEL).infer(recorded)
+    assert_array_equal(RunData(settings, quiet=True).latent_actions, z)
 
 
 def test_reasons_show_what_was_done_where_it_is_known(run: Run, tmp_path: Path) -> None:

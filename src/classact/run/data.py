@@ -148,7 +148,9 @@ class RunData:
         """(N, Z) of all demonstrations, where a model is named."""
         if self.latent is None:
             return None
-        return self.latent.infer(self.recorded if self.latent.config.camera is None else self._drawn)
+        # As recorded, which is what it was trained on, whatever the encoder sees of it.
+        camera = self.latent.config.camera
+        return self.latent.infer(self.recorded if camera is None or camera in self.recorded.images else self._drawn)
 
     def features(self) -> FloatArray:
         """(N, F) of all demonstrations, by the frozen encoder that is named."""

@@ -197,9 +197,14 @@ class LatentActionModel:
                     f"{data.name} ({data.source}): the latent action model sees camera {self.config.camera!r}, which "
                     f"is not among those at hand ({there}). Let the encoder see it (--cameras)."
                 )
-            images = np.asarray(data.images[self.config.camera])
-            small = images if images.shape[1:3] == (IMAGE_SIZE, IMAGE_SIZE) else resize_images(images, IMAGE_SIZE)
-            return np.ascontiguousarray(small.transpose(0, 3, 1, 2))
+            images = data.images[self.config.camera]
+            seen = np.empty((data.num_steps, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+            for first in range(0, len(seen), BATCH):  # recorded ones are large, and may be read from a file
+                block = np.asarray(images[first : first + BATCH])
+                if block.shape[1:3] != (IMAGE_SIZE, IMAGE_SIZE):
+                    block = resize_images(block, IMAGE_SIZE)
+                seen[first : first + BATCH] = block.transpose(0, 3, 1, 2)
+            return seen
         keys = own.keys if self.config.keys is None else self.config.keys
         sizes, found = dict(own.proprioception), dict(other.proprioception)
         for key in keys:
