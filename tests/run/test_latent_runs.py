@@ -164,6 +164,8 @@ def test_a_run_learns_from_latent_actions_and_executes_decoded_ones(data: Path, 
     held = source.held_out(4)
     assert_array_equal(held.data.actions, source.recorded.actions[frames.num_steps :])
     assert len(held.rows)
+    done = first_episodes(source.recorded, len(frames))
+    assert_array_equal(held.range.low, done.action_range().low)
     # The head is compared with what a user needs to judge it by, though nothing was evaluated before.
     assert {error.policy for error in run.read_actions()} >= {"mlp", "retrieval", "mean", "random"}
 
@@ -216,6 +218,26 @@ def test_latent_actions_of_images_are_inferred_from_what_they_were_learned_from(
     assert settings.pretrain.encoder.image_size < 64
     z = LatentActionModel.load(tmp_path / MODEL).infer(recorded)
     assert_array_equal(RunData(settings, quiet=True).latent_actions, z)
+
+
+def test_a_latent_action_model_is_of_the_same_robot_and_rate(data: Path, learned: Path) -> None:
+    model, schema = LatentActionModel.load(learned / "model"), read_demonstrations(data).schema
+    with pytest.raises(
+        DataError, match=r"arm has 5 steps per second, the latent action model was trained on 10.*--fps"
+    ):
+        model.check(replace(schema, fps=5.0), "arm")
+    model.check(replace(schema, fps=None), "arm")
+    with pytest.raises(DataError, match=r"'state' of size none, the latent action model was trained on 3 numbers"):
+        model.check(replace(schema, proprioception=()), "arm")
+
+
+def test_several_data_sets_keep_what_a_latent_action_model_observes(data: Path, run: Run, tmp_path: Path) -> None:
+    other = write_v3(tmp_path / "other", [episode(12 + i, 9 + i, actions=3, cameras=VIEWS) for i in range(2)])
+    settings = replace(run.settings(), data=(str(data), str(other)), keys=(), heldout=2)
+    source = RunData(settings, quiet=True)
+    z, model = source.latent_actions, source.latent
+    assert model is not None
+    assert_array_equal(z, model.infer(source.recorded))
 
 
 def test_reasons_show_what_was_done_where_it_is_known(run: Run, tmp_path: Path) -> None:

@@ -43,23 +43,32 @@ class HeldOut:
         training: those that policies have learned from, with images.
         steps: T_a, length of the chunks.
         rows: (Q,) timesteps asked about.
+        range: of each action dimension, to which errors are relative.
     """
 
     data: Demonstrations
     training: Demonstrations
     steps: int
     rows: IntArray
+    range: MinMax
 
     @staticmethod
-    def of(data: Demonstrations, training: Demonstrations, steps: int, queries: int = QUERIES) -> HeldOut:
+    def of(
+        data: Demonstrations,
+        training: Demonstrations,
+        steps: int,
+        queries: int = QUERIES,
+        *,
+        done: Demonstrations | None = None,
+    ) -> HeldOut:
         """Every ``steps``-th timestep of the demonstrations that carry actions, or fewer where these are more than
-        ``queries``.
+        ``queries``; errors are relative to the range of actions in ``done``, None: in ``training``.
         """
         known = np.flatnonzero(data.carries_actions()).tolist()
         rows = np.concatenate([np.arange(*data.bounds(e))[::steps] for e in known] or [np.zeros(0, np.int64)])
         if len(rows) > queries:
             rows = rows[np.linspace(0, len(rows) - 1, queries).round().astype(np.int64)]
-        return HeldOut(data, training, steps, rows)
+        return HeldOut(data, training, steps, rows, (training if done is None else done).action_range())
 
     def observations(self, rows: IntArray, history: int = 1) -> list[list[Observation]]:
         """The last ``history`` observations at each of some timesteps, oldest first."""
@@ -85,16 +94,12 @@ class HeldOut:
         return data.actions[window_indices(data.episode_ends, self.steps)[rows]]
 
     @cached_property
-    def _range(self) -> MinMax:
-        return self.training.action_range()
-
-    @cached_property
     def _done(self) -> FloatArray:
-        return self._range.apply(self.chunks(self.data, self.rows))
+        return self.range.apply(self.chunks(self.data, self.rows))
 
     def errors(self, chunks: FloatArray) -> FloatArray:
         """(2, Q) L2 and DTW of (Q, T_a, D) chunks at all timesteps."""
-        dtw, l2 = chunk_errors(self._range.apply(chunks), self._done)
+        dtw, l2 = chunk_errors(self.range.apply(chunks), self._done)
         return np.stack([l2, dtw])
 
     def summary(self, policy: str, errors: FloatArray) -> ActionError:

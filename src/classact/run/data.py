@@ -89,6 +89,10 @@ class RunData:
         chosen: dict[str, Any] = {"episodes": settings.episodes, "layout": settings.layout, "fps": settings.fps}
         if len(settings.sources) > 1:
             cameras, keys = self.encoder.cameras, settings.keys
+            if self.latent is not None:
+                camera = self.latent.config.camera
+                cameras += () if camera is None or camera in cameras else (camera,)
+                keys = None if keys is None else tuple(dict.fromkeys((*keys, *self.latent.keys)))
             chosen |= {"weights": settings.data_weights, "heldout": self.held, "cameras": cameras, "keys": keys}
         data = read_demonstrations(settings.data, **chosen)
         if self.held >= len(data):
@@ -122,8 +126,12 @@ class RunData:
         return data.with_images({}).subset([*(times * own), *range(E - self.held, E)])
 
     def _check_actions(self, data: Demonstrations) -> None:
-        """Refuse to learn from actions that are not there, and to act where there are none at all."""
+        """Refuse to learn from actions that are not there, to act where there are none at all, and to infer latent ones
+        from other data.
+        """
         settings, known = self.settings, data.carries_actions()
+        if self.latent is not None:
+            self.latent.check(data.schema, f"{data.name} ({data.source})")
         without = f"{data.name} ({data.source}): {int((~known).sum())} of {len(data)} demonstrations carry no actions"
         if not known.all() and settings.pretrain.objective.needs_actions and settings.learns_from == ACTIONS:
             raise ConfigError(
@@ -277,7 +285,10 @@ class RunData:
             logger.warning(
                 "no held-out demonstration carries actions: policies are compared with what latent ones are decoded to"
             )
-        return HeldOut.of(data, self.frames().with_actions(), steps)
+        training = first_episodes(self.recorded, len(self.recorded) - self.held)
+        # What was done is of its own range; what latent actions are decoded to may be of a smaller one.
+        done = training if training.carries_actions().any() else None
+        return HeldOut.of(data, self.frames().with_actions(), steps, done=done)
 
 
 def state_latents(data: Demonstrations, spec: SimulatorSpec) -> SceneLatents | StateLatents:

@@ -183,13 +183,36 @@ class LatentActionModel:
         """Settings."""
         return self.dynamics.config
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Proprioception that is observed."""
+        if self.config.camera is not None:
+            return ()
+        return self.schema.keys if self.config.keys is None else self.config.keys
+
+    def check(self, schema: Schema, where: str) -> None:
+        """Raise a DataError where numbers are missing or of another size, or steps are of another length."""
+        sizes, found = dict(self.schema.proprioception), dict(schema.proprioception)
+        for key in self.keys:
+            if sizes[key] != found.get(key):
+                raise DataError(
+                    f"{where} has proprioception {key!r} of size {found.get(key, 'none')}, the latent action model was "
+                    f"trained on {sizes[key]} numbers of it. Use data of the same robot."
+                )
+        own, other = self.schema.fps, schema.fps
+        if own is not None and other is not None and own != other:
+            raise DataError(
+                f"{where} has {other:g} steps per second, the latent action model was trained on {own:g}: its actions "
+                f"lead over steps of another length. Read both at one rate (--fps)."
+            )
+
     def observations(self, data: Demonstrations) -> NDArray[Any]:
         """(N, *O) what is observed at each step: standardised float32 numbers, or pixels (3, 64, 64) as uint8.
 
         Raises:
             DataError: data of another schema.
         """
-        own, other = self.schema, data.schema
+        self.check(data.schema, f"{data.name} ({data.source})")
         if self.config.camera is not None:
             if self.config.camera not in data.images:
                 there = ", ".join(data.images) or "none"
@@ -205,15 +228,7 @@ class LatentActionModel:
                     block = resize_images(block, IMAGE_SIZE)
                 seen[first : first + BATCH] = block.transpose(0, 3, 1, 2)
             return seen
-        keys = own.keys if self.config.keys is None else self.config.keys
-        sizes, found = dict(own.proprioception), dict(other.proprioception)
-        for key in keys:
-            if sizes[key] != found.get(key):
-                raise DataError(
-                    f"{data.name} ({data.source}) has proprioception {key!r} of size {found.get(key, 'none')}, the "
-                    f"latent action model was trained on {sizes[key]} numbers of it. Use data of the same robot."
-                )
-        numbers = data.proprioception[:, other.columns(keys)]
+        numbers = data.proprioception[:, data.schema.columns(self.keys)]
         return np.asarray((numbers - self.center) / self.scale, np.float32)
 
     @torch.inference_mode()
