@@ -90,7 +90,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["data", "convert", "pusht-expert", "--episodes", "2", "--fps", "10", "--out", str(out), "--quiet"]
+    command = ["data", "convert", "pusht-expert", "--episodes", "2", "--out", str(out), "--quiet"]
     assert main(command) == 0
     assert f"LeRobot data set: {out}" in capsys.readouterr().out
     assert len(read_demonstrations(out)) == 2

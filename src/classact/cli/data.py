@@ -72,7 +72,7 @@ class DataInfo:
         facts: list[tuple[str, str] | None] = [
             ("episodes", f"{len(data):,}"),
             ("steps", f"{data.num_steps:,} ({span})"),
-            ("time", _time(data.num_steps, schema.fps)),
+            ("time", _time(data.num_steps, _rate(data))),
         ]
         for label in ("actions", "proprioception", "states"):
             array = getattr(data, label)
@@ -141,6 +141,13 @@ def dimension_ranges(data: Demonstrations) -> list[tuple[str, list[float]]]:
         for d, own in enumerate(np.quantile(values, list(QUANTILES.values()), axis=0).T.tolist()):
             found.append((f"state {d}" if name == "state" else dimension_name(data, name, d), own))
     return found
+
+
+def _rate(data: Demonstrations) -> float | None:
+    """Steps per second that demonstrations declare, else those of their simulator, where it is known here."""
+    from classact.run.presets import rate_of
+
+    return rate_of(data)[0] if data.simulator in {"", *SIMULATORS} else data.schema.fps
 
 
 def _time(steps: int, fps: float | None) -> str:
@@ -228,7 +235,7 @@ class DataConvert:
     Attributes:
         source: Demonstrations.
         out: Folder to write, which must not exist.
-        fps: Steps per second, where the data do not say.
+        fps: Steps per second, where neither the data nor their simulator say.
         images: As videos (H.264), or exactly (png), which takes more space.
         layout: JSON file that says which array of the data is what, or a name, as in umi (docs/data.md).
         episodes: Only the first so many demonstrations, or those of these numbers, as in 0:50,60.
@@ -249,9 +256,10 @@ class DataConvert:
         from classact.utils.progress import progress_bar
 
         data = read_demonstrations(self.source, episodes=self.episodes, layout=self.layout)
+        fps = _rate(data) if self.fps is None else self.fps
         with progress_bar("write episodes", quiet=self.quiet) as bar:
             out = write_lerobot(
-                data, self.out, fps=self.fps, images=self.images, progress=lambda done, of: bar(done, of, "")
+                data, self.out, fps=fps, images=self.images, progress=lambda done, of: bar(done, of, "")
             )
         say(f"LeRobot data set: {out}")
 
