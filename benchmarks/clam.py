@@ -1,4 +1,6 @@
-"""Latent actions on MetaWorld from states: continuous or discrete, decoder learned jointly or later, and baselines.
+"""Latent actions from states: continuous or discrete, decoder learned jointly or later, and baselines.
+
+Tasks are MetaWorld's, and two gaits (half-cheetah, hopper), whose results are returns.
 
 Each task has a buffer of mixed quality, by its scripted expert with a share of random actions that is drawn for each
 episode, from none to all; some are labelled, whether they succeed or not. Expert demonstrations have observations
@@ -10,12 +12,14 @@ Kill it anywhere and start it again: finished rows are kept. ``--sweep`` varies 
 
     uv run --extra metaworld python benchmarks/clam.py
     uv run --extra metaworld python benchmarks/clam.py --tasks assembly --seeds 0 --rows clam bc-expert
+    uv run --extra locomotion python benchmarks/clam.py --tasks hopper half-cheetah --labelled 5
     uv run --extra metaworld python benchmarks/clam.py --tasks assembly --seeds 0 --sweep latent-dim
     uv run --extra metaworld python benchmarks/clam.py --tasks assembly --camera corner2 --mixed 100 --updates 5000
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -40,8 +44,7 @@ from classact.policies.base import Policy
 from classact.policies.parametric import ParametricPolicy
 from classact.run.latent_actions import measure
 from classact.run.presets import LATENT_ACTION_PRESETS
-from classact.sims import make_simulator
-from classact.sims.experts.metaworld import MOST_NOISE, noisy
+from classact.sims import SIMULATORS, make_simulator
 from classact.train.config import AdamWConfig, FinetuneConfig, LatentActionTrainingConfig
 from classact.train.head import FineTuner
 from classact.train.latent_actions import LatentActionTraining
@@ -83,11 +86,11 @@ FIRST_MIXED, FIRST_EXPERT, FIRST_TESTED = 0, 10_000, 100_000
 
 @dataclass
 class Flags:
-    """CLAM on MetaWorld from states.
+    """CLAM on MetaWorld and locomotion from states.
 
     Attributes:
         json: where the results go.
-        tasks: of MetaWorld.
+        tasks: of MetaWorld without its name, or gaits.
         rows: of the table.
         seeds: of all trainings.
         sweep: vary one of these numbers on the first task, instead of ``rows``.
@@ -164,6 +167,16 @@ def name_of(flags: Flags, task: str, row: str, seed: int) -> str:
     return "/".join([task, row, f"seed{seed}", *changed])
 
 
+def simulator_of(task: str) -> str:
+    """Its name: tasks of MetaWorld are named without it."""
+    return task if task in SIMULATORS else f"metaworld-{task}"
+
+
+def expert_of(task: str) -> Any:
+    """The module of its expert, which has ``noisy`` and ``MOST_NOISE``."""
+    return importlib.import_module(SIMULATORS[simulator_of(task)].expert.partition(":")[0])
+
+
 @dataclass(frozen=True)
 class Recorded:
     """Episodes, with the mean reward of a step of each, and whether it succeeded."""
@@ -175,8 +188,9 @@ class Recorded:
 
 @lru_cache(maxsize=2)
 def record(task: str, count: int, first: int, camera: str, *, shares: bool) -> Recorded:
-    """Episodes of 100 steps, or to success and ten steps on; ``shares``: with a share of random actions for each."""
-    sim = make_simulator(f"metaworld-{task}", image_size=IMAGE_SIZE, cameras=(camera,) if camera else None)
+    """Episodes to success and ten steps on, a fall, or the end; ``shares``: with a share of random actions for each."""
+    sim = make_simulator(simulator_of(task), image_size=IMAGE_SIZE, cameras=(camera,) if camera else None)
+    expert, criterion = expert_of(task), sim.spec.criteria[0]
     seen: list[Any] = []
     done: list[Any] = []
     shown: list[Any] = []
@@ -187,7 +201,7 @@ def record(task: str, count: int, first: int, camera: str, *, shares: bool) -> R
             rng = np.random.default_rng([seed, 1])
             share = float(rng.uniform()) if shares else 0.0
             sim.reset(seed)
-            script = noisy(sim, rng, float(rng.uniform(0, MOST_NOISE)), share)
+            script = expert.noisy(sim, rng, float(rng.uniform(0, expert.MOST_NOISE)), share)
             own: list[tuple[Any, Any]] = []
             total, reached = 0.0, None
             for step in range(sim.spec.max_steps):
@@ -196,8 +210,8 @@ def record(task: str, count: int, first: int, camera: str, *, shares: bool) -> R
                 own.append((observation, action))
                 metrics = sim.step(action)
                 total += metrics["reward"]
-                reached = step if reached is None and metrics["success"] else reached
-                if reached is not None and step >= reached + 10:
+                reached = step if reached is None and criterion.met(metrics[criterion.metric]) else reached
+                if (reached is not None and step >= reached + 10) or metrics.get("fallen"):
                     break
             seed += 1
             if not shares and reached is None:
@@ -262,9 +276,10 @@ def measure_row(flags: Flags, task: str, row: str, seed: int, mixed: Recorded, e
         tested = EvaluationConfig(
             episodes=flags.episodes, first_seed=FIRST_TESTED, shift="fixed", image_size=IMAGE_SIZE
         )
-        results = evaluate(policy, f"metaworld-{task}", tested, bar)
+        results = evaluate(policy, simulator_of(task), tested, bar)
     success = [int(result.success["success"]) for result in results]
-    found = {"success": success, "reward": [round(r.maxima["reward"], 3) for r in results]} | found
+    metric = "return" if "return" in results[0].maxima else "reward"
+    found = {"success": success, metric: [round(r.maxima[metric], 3) for r in results]} | found
     seconds = {} if flags.busy else {"seconds": round(time.perf_counter() - begin, 1)}
     keep(flags.json, "rows", name, {**found, **seconds, "hardware": hardware()})
     tell(f"{name}: {sum(success)} of {len(success)}")

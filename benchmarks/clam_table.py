@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from classact.utils.statistics import holm, wilson_interval
+from classact.utils.storage import read_json
 from common import RESULTS, kept, mcnemar_p
 from table1.report.probes import spearman
 
@@ -46,6 +47,9 @@ PAPER = {
 PAPER_2X2 = {"clam": 0.74, "continuous, after": 0.23, "discrete, joint": 0.155, "lapo": 0.16}
 """Row -> mean over MetaWorld's four tasks in the paper's ablation."""
 
+PAPER_GAITS = {"bc-expert": {"half-cheetah": 0.68, "hopper": 0.76}, "clam": {"half-cheetah": 0.72, "hopper": 0.81}}
+"""Row -> scores in the paper, which are relative to D4RL's experts, of its medium-expert data."""
+
 PROXIES = {
     "error of decoded actions, others than labelled": lambda row: row["measures"]["action_error_others"],
     "error of decoded actions, the expert's": lambda row: row["expert action error"],
@@ -56,6 +60,7 @@ PROXIES = {
 }
 """Name -> value of a row; rows without it are left out."""
 RESAMPLES = 10_000
+GAITS = RESULTS / "gaits.json"
 SWEPT = {"latent_dim": 8, "labelled": 50, "mixed": 300, "updates": 30_000}
 """Number that is varied -> its default in clam.py."""
 COURSE = "expert action error by tenth"
@@ -75,6 +80,8 @@ def page_lines(path: Path | None = None) -> list[str]:
     rows = kept(path or RESULTS / "clam.json", "rows")
     if not rows:
         return ["Nothing was measured yet."]
+    gaits = {name: row for name, row in rows.items() if "return" in row}
+    rows = {name: row for name, row in rows.items() if name not in gaits}
     lines: list[str] = []
     # The defaults first; others are sweeps and trials.
     every = sorted(protocols(rows).items(), key=lambda one: (one[0] != "", -len(one[1])))
@@ -86,8 +93,42 @@ def page_lines(path: Path | None = None) -> list[str]:
         lines += [*success_lines(own, complete=not number), ""]
         lines += [*test_lines(own), ""]
     lines += [*proxy_lines(rows), *course_lines(rows)]
-    lines += sweep_lines(rows)
+    lines += [*sweep_lines(rows), *return_lines(gaits)]
     return lines[:-1] if not lines[-1] else lines
+
+
+def return_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Returns of gaits, relative to their experts'."""
+    lines: list[str] = []
+    for changed, own in sorted(protocols(rows).items()):
+        tasks = sorted({task for task, _, _ in own})
+        lines += [
+            "Gaits: the return of 1000 steps, relative to our expert's (intervals over episodes; the paper's are of other "
+            f"data, relative to D4RL's expert); {changed or 'the defaults of `benchmarks/clam.py`'}.",
+            "",
+            f"| return from states | {' | '.join(tasks)} | seeds | {' | '.join(f'paper, {task}' for task in tasks)} |",
+            f"|---|{'---:|' * (2 * len(tasks) + 1)}",
+        ]
+        for method, words in NAMES.items():
+            seeds = {seed for _, m, seed in own if m == method}
+            found = [[row for (t, m, _), row in own.items() if (t, m) == (task, method)] for task in tasks]
+            if seeds:
+                cells = [relative(each, task) for each, task in zip(found, tasks, strict=True)]
+                theirs = [PAPER_GAITS.get(method, {}).get(task, "") for task in tasks]
+                lines.append(f"| {' | '.join([words, *cells, str(len(seeds)), *map(str, theirs)])} |")
+        lines.append("")
+    return lines
+
+
+def relative(rows: list[dict[str, Any]], task: str) -> str:
+    """Mean return relative to the expert's, with the interval that a bootstrap of episodes gives; a dash for none."""
+    if not rows:
+        return "–"
+    expert = np.mean(read_json(GAITS)[task]["tested"])
+    values = np.array([one for row in rows for one in row["return"]]) / expert
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
 def pooled(own: Rows, method: str, task: str) -> list[int]:

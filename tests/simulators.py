@@ -21,6 +21,8 @@ def absent(name: str) -> str:
     extra = SIMULATORS[name].extra
     if extra == "aloha" and importlib.util.find_spec("gym_aloha") is None:
         return "gym-aloha is not installed"
+    if extra == "locomotion" and importlib.util.find_spec("mujoco") is None:
+        return "MuJoCo is not installed"
     if extra == "metaworld" and importlib.util.find_spec("metaworld") is None:
         return "MetaWorld is not installed"
     if extra == "robosuite":

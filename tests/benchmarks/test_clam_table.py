@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from clam_table import COURSE, SWEPT, page_lines
+from clam_table import COURSE, GAITS, SWEPT, page_lines
 
 
 def row(successes: int, error: float | None = None, of: int = 20) -> dict[str, Any]:
@@ -52,6 +53,22 @@ def test_the_page(tmp_path: Path) -> None:
     assert "| error of decoded actions, the expert's | -0.72 |" in text
     assert "| linear probe of z (R2) | – | – | 6 |" in text
     assert "assembly, by latent_dim: 2: 0.15 [0.05, 0.36], 4: 0.30 [0.15, 0.52], 8: 0.80 [0.65, 0.90]." in text
+
+
+def test_gaits_are_told_by_their_returns(tmp_path: Path) -> None:
+    expert = float(np.mean(json.loads(GAITS.read_text())["hopper"]["tested"]))
+    rows = {
+        "assembly/clam/seed0": row(15),
+        "hopper/clam/seed0": row(0) | {"return": [0.5 * expert] * 20},
+        "hopper/clam/seed1": row(0) | {"return": [0.7 * expert] * 20},
+        "hopper/vpt/seed0/labelled=5": row(0) | {"return": [0.25 * expert] * 20},
+    }
+    text = "\n".join(page_lines(write(tmp_path / "clam.json", rows)))
+    assert "| success from states | assembly | mean |" in text
+    assert "; the defaults of `benchmarks/clam.py`.\n\n| return from states | hopper | seeds | paper, hopper |" in text
+    assert "| CLAM: continuous, joint decoder | 0.60 [0.57, 0.63] | 2 | 0.81 |" in text
+    assert "; labelled=5." in text
+    assert "| VPT | 0.25 [0.25, 0.25] | 1 |  |" in text
 
 
 def test_errors_along_the_episodes_are_averaged_over_seeds(tmp_path: Path) -> None:

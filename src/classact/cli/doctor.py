@@ -191,6 +191,7 @@ EXTRAS = {
     "equivar": ("escnn", "the encoder --backbone equivariant"),
     "faiss": ("faiss-cpu", "retrieval from more than a million timesteps"),
     "libero": ("hf-libero", "the simulator 'libero-object'"),
+    "locomotion": ("gymnasium", "the simulators 'half-cheetah' and 'hopper'"),
     "metaworld": ("metaworld", "the simulators 'metaworld-...'"),
     "onnx": ("onnxruntime", "classact export onnx, and running its files"),
     "pusht": ("gym-pusht", "the simulator 'pusht', and so the demo without --data"),

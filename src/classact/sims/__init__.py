@@ -124,6 +124,17 @@ SIMULATORS: Registry[Entry] = Registry(
                 ("shelf-place", "Shelf Place"),
             )
         },
+        **{
+            name: Entry(
+                f"classact.sims.locomotion:{title}",
+                title,
+                "locomotion",
+                spec=f"{_SPECS}{name.replace('-', '_').upper()}",
+                expert=_EXPERTS + "locomotion:script",
+                hold="classact.sims.locomotion:hold",
+            )
+            for name, title in (("half-cheetah", "HalfCheetah"), ("hopper", "Hopper"))
+        },
     },
 )
 """Name -> simulator."""

@@ -180,3 +180,34 @@ METAWORLD_BIN_PICKING = _metaworld("bin-picking")
 METAWORLD_PEG_INSERT_SIDE = _metaworld("peg-insert-side")
 METAWORLD_REACH = _metaworld("reach")
 METAWORLD_SHELF_PLACE = _metaworld("shelf-place")
+
+# Locomotion
+
+LOCOMOTION_CAMERAS = ("track",)
+
+
+def _locomotion(name: str, joints: int, actions: int, control_hz: float, expert: float) -> SimulatorSpec:
+    """Of a task whose expert has a mean return of ``expert``."""
+    return SimulatorSpec(
+        name=name,
+        cameras=LOCOMOTION_CAMERAS,
+        image_size=64,
+        action_dim=actions,
+        proprioception_dim=2 * joints - 1,
+        state_dim=1 + 2 * joints + 2,  # time, qpos, qvel, the return so far, whether it has fallen
+        max_steps=1000,
+        control_hz=control_hz,
+        criteria=(Criterion("success", "return", 0.9 * expert, inclusive=True),),
+        shifts=("fixed",),
+        schema=Schema(
+            LOCOMOTION_CAMERAS,
+            (("positions", joints - 1), ("velocities", joints)),
+            actions=ActionSpace((Part("torques", "velocity", actions),)),
+        ),
+        action_limits=((-1.0,) * actions, (1.0,) * actions),
+        packages=("gymnasium", "mujoco"),
+    )
+
+
+HALF_CHEETAH = _locomotion("half-cheetah", 9, 6, 20.0, 3000.0)
+HOPPER = _locomotion("hopper", 6, 3, 125.0, 3307.0)

@@ -100,6 +100,17 @@ def attempt(simulator: Simulator, script: Script, seed: int, *, tail: int = 8) -
     )
 
 
+def perturbed(
+    act: Callable[[], StateArray], rng: np.random.Generator, spread: float, random: float
+) -> Iterator[FloatArray]:
+    """Actions in [-1, 1] of ``act`` with Gaussian noise of ``spread``; a share ``random`` of them is drawn evenly."""
+    while True:
+        action = act()
+        action = action + rng.normal(0, 1, len(action)) * spread
+        drawn = rng.uniform(-1, 1, len(action))
+        yield np.clip(drawn if rng.random() < random else action, -1, 1).astype(np.float32)
+
+
 class Recorder(Protocol):
     """Makes attempts, the same one from the same seed. Closing is safe twice, or before the first use."""
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from classact.data.types import FloatArray
+from classact.data.types import FloatArray, StateArray
+from classact.sims.experts.base import perturbed
 from classact.sims.metaworld import MetaWorld, own_name
 
 with warnings.catch_warnings():
@@ -27,10 +28,11 @@ def noisy(sim: MetaWorld, rng: np.random.Generator, spread: float, random: float
     """The task's policy with Gaussian noise of ``spread``; a share ``random`` of the actions is drawn evenly."""
     make: Any = ENV_POLICY_MAP[own_name(sim.spec)]
     policy = make()
-    while True:
+
+    def act() -> StateArray:
         seen = np.asarray(sim.observe(render=False).proprioception, np.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that actions are clipped
-            action = np.asarray(policy.get_action(seen)) + rng.normal(0, 1, 4) * spread
-        drawn = rng.uniform(-1, 1, 4)
-        yield np.clip(drawn if rng.random() < random else action, -1, 1).astype(np.float32)
+            return np.asarray(policy.get_action(seen), np.float64)
+
+    yield from perturbed(act, rng, spread, random)
