@@ -103,8 +103,8 @@ def return_lines(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     for changed, own in sorted(protocols(rows).items()):
         tasks = sorted({task for task, _, _ in own})
         lines += [
-            "Gaits: the return of 1000 steps, relative to our expert's (intervals over episodes; the paper's are of other "
-            f"data, relative to D4RL's expert); {changed or 'the defaults of `benchmarks/clam.py`'}.",
+            "Gaits: the return of 1000 steps, relative to our expert's (intervals over episodes; the paper's are of "
+            f"other data, relative to D4RL's expert); {changed or 'the defaults of `benchmarks/clam.py`'}.",
             "",
             f"| return from states | {' | '.join(tasks)} | seeds | {' | '.join(f'paper, {task}' for task in tasks)} |",
             f"|---|{'---:|' * (2 * len(tasks) + 1)}",

@@ -13,11 +13,13 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fakes
+from classact.data.actions import ActionSpace, Part
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import DiffusionConfig, MLPConfig, ResidualConfig, UNetConfig, make_head
+from classact.models.latent_actions.decoder import ActionDecoder
 from classact.policies import ImageLatents, ParametricConfig, ParametricPolicy, RetrievalConfig, RetrievalPolicy
 from classact.policies.onnx_graphs import export_onnx
 
@@ -76,6 +78,22 @@ def test_a_head(tmp_path: Path) -> None:
     assert actions.shape == (3, 3, DATA.actions.shape[1])
     span = float(np.ptp(DATA.actions))
     assert_allclose(actions, acting.decide(fakes.observations(DATA, rows)).chunk, atol=1e-4 * span)
+
+
+def test_a_head_of_latent_actions_gives_decoded_ones(tmp_path: Path) -> None:
+    space = ActionSpace((Part("base", "velocity", 2), Part("gripper", "gripper", 1)))
+    decoder = ActionDecoder(
+        DATA.actions.shape[1], MinMax(np.full(3, -4, np.float32), np.full(3, 2, np.float32)), space, (8, 8)
+    )
+    acting = replace(parametric(MLP), decoder=decoder.eval())
+    assert acting.spec.action_space == space
+    file, rows = export_onnx(acting, tmp_path / "policy.onnx"), [3, 40, 90]
+    (actions,) = run(file, observed(rows))
+    assert actions.shape == (3, 3, 3)
+    expected = acting.decide(fakes.observations(DATA, rows)).chunk
+    assert_allclose(actions, expected, atol=1e-4)
+    at_rest = replace(acting, config=replace(acting.config, speed=1.0)).decide(fakes.observations(DATA, rows)).chunk
+    assert_allclose(expected[:, 0, :2], 1.5 * at_rest[:, 0, :2], rtol=1e-4)  # faster, where it says how fast
 
 
 def test_a_decision_of_retrieval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

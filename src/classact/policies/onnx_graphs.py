@@ -23,6 +23,7 @@ from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
 from classact.errors import ConfigError, MissingDependencyError
 from classact.models.encoders.image import ImageEncoder
+from classact.models.latent_actions.decoder import ActionDecoder
 from classact.policies.latents import ImageLatents
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
@@ -139,6 +140,23 @@ class _PlayedGraph(nn.Module):
         return self.mix @ chunks[..., : self.steps, :] * self.scale
 
 
+class _DecoderGraph(nn.Module):
+    """(..., Z) latent actions -> (..., D): :meth:`ActionDecoder.decode` without rotations."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, decoder: ActionDecoder) -> None:
+        super().__init__()
+        self.network = decoder
+        low, high = torch.from_numpy(decoder.actions.low), torch.from_numpy(decoder.actions.high)
+        self.register_buffer("low", low.clone())
+        self.register_buffer("span", high - low)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (self.network(z) + 1) / 2 * self.span + self.low
+
+
 class HeadGraph(nn.Module):
     """What is observed -> actions (B, T_a, D), of a policy that draws no noise."""
 
@@ -161,7 +179,9 @@ class HeadGraph(nn.Module):
         low, high = torch.from_numpy(policy.actions.low), torch.from_numpy(policy.actions.high)
         self.register_buffer("low", low.clone())
         self.register_buffer("span", high - low)
-        self.played = _PlayedGraph(spec.chunk_length, spec.speed, spec.action_space, len(low))
+        self.decoder = None if policy.decoder is None else _DecoderGraph(policy.decoder)
+        dims = len((policy.actions if policy.decoder is None else policy.decoder.actions).low)
+        self.played = _PlayedGraph(spec.chunk_length, spec.speed, spec.action_space, dims)
 
     @property
     def names(self) -> list[str]:
@@ -178,10 +198,11 @@ class HeadGraph(nn.Module):
         return self.images.examples() + self.lowdim.examples()
 
     def forward(self, *given: Tensor) -> Tensor:
-        """Encode, predict, scale back."""
+        """Encode, predict, scale back; decode what are latent actions."""
         features = torch.cat([self.images(*given), *self.lowdim(*given[self.images.count :])], dim=1)
         chunks = self.head.generate(self.head.standardize(features), ())
-        actions: Tensor = self.played((chunks + 1) / 2 * self.span + self.low)
+        chunks = (chunks + 1) / 2 * self.span + self.low
+        actions: Tensor = self.played(chunks if self.decoder is None else self.decoder(chunks))
         return actions
 
 

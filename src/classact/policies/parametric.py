@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.types import FloatArray, Observation
@@ -134,9 +135,14 @@ class ParametricPolicy(Published):
             cameras=self.encoder.config.cameras,
             history=self.config.history,
             schema=self.lowdim.schema,
-            action_space=self.lowdim.schema.actions,
+            action_space=self.action_space,
             speed=self.config.speed,
         )
+
+    @property
+    def action_space(self) -> ActionSpace | None:
+        """What the executed actions mean."""
+        return self.lowdim.schema.actions if self.decoder is None else self.decoder.space
 
     @property
     def image_encoder(self) -> ImageEncoder:
@@ -165,8 +171,7 @@ class ParametricPolicy(Published):
         generators = [self._generator(history) for history in histories]
         length, speed = self.config.chunk_length, self.config.speed
         chunks = self.head.sample(joined, generators).cpu().numpy()[:, : reach(length, speed)]
-        actions = self.actions.invert(chunks)
-        space = self.lowdim.schema.actions
+        actions, space = self.actions.invert(chunks), self.action_space
         if self.decoder is not None:
             actions = self.decoder.decode(actions)
         else:

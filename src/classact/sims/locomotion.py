@@ -32,8 +32,8 @@ class Locomotion(MujocoSimulator):
     State (1 + nq + nv + 2,) float64: time, qpos, qvel, the return so far, and 1 once it has fallen. Actions in [-1, 1]:
     torques, relative to the greatest. Proprioception: positions but the one along the track, then velocities.
 
-    Metrics of a step: ``return``, the sum of rewards since the start, ``reward``, ``distance`` in metres, and ``fallen``,
-    from when on nothing is rewarded any more.
+    Metrics of a step: ``return``, the sum of rewards since the start, ``reward``, ``distance`` in metres, and
+    ``fallen``, from when on nothing is rewarded any more.
     """
 
     views: ClassVar = {name: name for name in specs.LOCOMOTION_CAMERAS}
