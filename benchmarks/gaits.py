@@ -49,10 +49,11 @@ class Search:
 
 
 SEARCHES = {
-    "half-cheetah": Search("HalfCheetah-v5", 150, 500, 32, 4, 0.02, 0.03),
+    "half-cheetah": Search("HalfCheetah-v5", 150, 500, 32, 16, 0.02, 0.03),
     "hopper": Search("Hopper-v5", 202, 1000, 8, 4, 0.01, 0.025, alive=1.0),
 }
-"""Task -> settings: those of the paper's table 9, and shorter episodes of the cheetah, whose gait repeats itself."""
+"""Task -> settings: those of the paper's table 9; for the cheetah, episodes of half the length, for its gait repeats
+itself, and four times as many directions that are followed: with 4 it often fell onto its back."""
 
 TESTED, FIRST_TESTED = 20, 1_000_000
 """Episodes of 1000 steps that say how good a gait is, and the seed of the first."""

@@ -18,6 +18,7 @@ from classact.errors import ConfigError, DataError
 from classact.evaluation import rollout
 from classact.run import compare as module
 from classact.run.compare import Outcomes, compare, read_outcomes, read_runs
+from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
 from classact.run.probe import probe_file, probe_run
@@ -232,6 +233,14 @@ def test_runs_without_an_evaluation_and_foreign_folders_are_refused(whole: Path,
         read_outcomes(whole / "class-seed0" / "evaluations" / "x")
     with pytest.raises(DataError, match=r"does not exist\. Expected a folder written by 'classact pretrain'"):
         read_outcomes(tmp_path)
+
+
+def test_an_evaluation_has_its_own_time_limit(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole / "class-seed0", run)
+    evaluate_run(run, episodes=1, max_steps=7, workers=1, quiet=True, name="short")
+    assert read_outcomes(run / "evaluations/short").max_steps == 7
+    assert read_outcomes(run).max_steps == Run(run).settings().evaluation.max_steps
 
 
 def one(name: str, reached: list[int], seed: int = 0, **changes: Any) -> Outcomes:

@@ -235,13 +235,20 @@ def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]
 
 
 def summarize(
-    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, faults: int = 0, **labels: str
+    results: Sequence[RolloutResult],
+    seconds: float,
+    /,
+    *,
+    alarm: float | None = None,
+    faults: int = 0,
+    max_steps: int | None = None,
+    **labels: str,
 ) -> list[EvaluationRow]:
     """One row per criterion; with an alarm level and novelty scores it counts alarms (:func:`alarm_before_success`).
 
     Args:
         results: episodes.
-        seconds, faults, labels: fields of :class:`EvaluationRow`, which ``results`` do not tell.
+        seconds, faults, max_steps, labels: fields of :class:`EvaluationRow`, which ``results`` do not tell.
         alarm: the policy's alarm level.
     """
     alarms = None
@@ -268,6 +275,7 @@ def summarize(
                 metrics={name: float(np.mean([r.maxima[name] for r in results])) for name in results[0].maxima},
                 alarms=counted,
                 faults=faults,
+                max_steps=max_steps,
             )
         )
     return rows
@@ -353,6 +361,7 @@ def run_evaluation(
         seconds,
         alarm=alarm,
         faults=len(faults),
+        max_steps=config.max_steps,
         policy=policy.spec.name,
         encoder=encoder,
         simulator=simulator,

@@ -149,7 +149,8 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
         name=name or (f"{title}, {evaluation}" if named else title),
         simulator=rows[0].simulator,
         shift=rows[0].shift,
-        max_steps=usual.max_steps,
+        # Rows of before they said so are of the run's own evaluation.
+        max_steps=usual.max_steps if rows[0].max_steps is None else rows[0].max_steps,
         initial_states=_states(episodes),
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
     )

@@ -209,5 +209,5 @@ def _locomotion(name: str, joints: int, actions: int, control_hz: float, expert:
     )
 
 
-HALF_CHEETAH = _locomotion("half-cheetah", 9, 6, 20.0, 3000.0)
+HALF_CHEETAH = _locomotion("half-cheetah", 9, 6, 20.0, 4040.0)
 HOPPER = _locomotion("hopper", 6, 3, 125.0, 3307.0)
