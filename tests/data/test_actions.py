@@ -79,7 +79,7 @@ def test_the_fields_layouts() -> None:
 def test_dimensions_of_a_kind() -> None:
     assert_array_equal(np.flatnonzero(POSE.dimensions("rotation_6d")), np.arange(3, 9))
     assert_array_equal(sum(MIXED.dimensions(kind).astype(int) for kind in KINDS), np.ones(MIXED.dim))
-    with pytest.raises(ConfigError, match="unknown kind 'rotation': available are 'gripper', 'joint'"):
+    with pytest.raises(ConfigError, match="unknown kind 'rotation': available are 'effort', 'gripper', 'joint'"):
         POSE.dimensions("rotation")
 
 
@@ -120,7 +120,7 @@ def test_parts_that_make_no_sense() -> None:
         Part("r", "rotation_6d", 4)
     with pytest.raises(ConfigError, match="action part 'j': expected at least 1 dimensions of a joint, got 0"):
         Part("j", "joint")
-    with pytest.raises(ConfigError, match="action part 'q': unknown kind 'quaternion': available are 'gripper'"):
+    with pytest.raises(ConfigError, match="action part 'q': unknown kind 'quaternion': available are 'effort'"):
         Part("q", "quaternion", 4)
     with pytest.raises(ConfigError, match="unknown 6-D rotation convention 'column'"):
         ActionSpace.pose(convention="column")

@@ -35,6 +35,7 @@ KINDS: dict[str, int | None] = {
     "gripper": None,
     "joint": None,
     "velocity": None,
+    "effort": None,
     "wrapped_angle": None,
     "point_2d": 2,
 }
@@ -52,8 +53,9 @@ class Part:
     Attributes:
         name: unique in its action space.
         kind: a key of :data:`KINDS`. "position": in metres, or the unit of the robot's commands; "joint": joint
-            positions (radians or metres), never wrapped; "velocity": of a base, per second; "wrapped_angle": radians
-            modulo 2 pi; "gripper": absolute command or opening; "point_2d": a target in the plane.
+            positions (radians or metres), never wrapped; "velocity": of a base, per second; "effort": torques or
+            forces; "wrapped_angle": radians modulo 2 pi; "gripper": absolute command or opening; "point_2d": a target
+            in the plane.
         size: number of dimensions; 0 for the kind's own.
         arm: which arm it belongs to, None for a single arm. A position and a rotation of one arm are a pose.
     """

@@ -202,7 +202,7 @@ def _locomotion(name: str, joints: int, actions: int, control_hz: float, expert:
         schema=Schema(
             LOCOMOTION_CAMERAS,
             (("positions", joints - 1), ("velocities", joints)),
-            actions=ActionSpace((Part("torques", "velocity", actions),)),
+            actions=ActionSpace((Part("torques", "effort", actions),)),
         ),
         action_limits=((-1.0,) * actions, (1.0,) * actions),
         packages=("gymnasium", "mujoco"),
