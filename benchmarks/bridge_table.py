@@ -56,7 +56,7 @@ def page_lines() -> list[str]:
         for acting, title in ACTING.items():
             part = table(rows, found.get("agreement", {}), column, acting)
             lines += [f"{title}, {colours}:", "", *part, ""] if part else []
-    return [*lines, *comparison(rows)]
+    return [*lines, *comparison(rows, "actions"), "", *comparison(rows, "clam")]
 
 
 def table(rows: Rows, agreement: dict[str, float], column: str, acting: str) -> list[str]:
@@ -98,14 +98,14 @@ def pooled(cell: list[dict[str, Any]], criterion: str) -> str:
     return f"{sum(outcomes) / len(outcomes):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def comparison(rows: Rows) -> list[str]:
-    """Each row against the privileged one: share of its successes, and McNemar's test on the same initial states."""
-    criterion = "coverage>0.90"
+def comparison(rows: Rows, base: str) -> list[str]:
+    """Each row but the privileged one against a ``base``, by McNemar's test on the same initial states."""
+    criterion = "iou>0.90"
     found = []
     for name, row in sorted(rows.items()):
         row_name, acting, share, column, seed = name.split("/")
-        other = rows.get(f"actions/{acting}/{share}/{column}/{seed}")
-        if row_name == "actions" or other is None or row["first_seed"] != other["first_seed"]:
+        other = rows.get(f"{base}/{acting}/{share}/{column}/{seed}")
+        if row_name in ("actions", base) or other is None or row["first_seed"] != other["first_seed"]:
             continue
         pairs = list(zip(row["success"][criterion], other["success"][criterion], strict=False))
         won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
@@ -116,9 +116,9 @@ def comparison(rows: Rows) -> list[str]:
         return []
     corrected = holm([one[-1] for one in found])
     lines = [
-        "Coverage > 0.90 beside the privileged row, from the same initial states; McNemar's test, corrected by Holm:",
+        f"IoU > 0.90 beside {ROWS[base]}, from the same initial states; McNemar's test, corrected by Holm:",
         "",
-        "| | learned from | successes | privileged | won | lost | p |",
+        "| | learned from | successes | of the other | won | lost | p |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for (cell, label, ours, theirs, won, lost, _), p in zip(found, corrected, strict=True):
