@@ -146,7 +146,7 @@ def finetune(
     Raises:
         ConfigError, CheckpointError, DataError: settings or a run that do not match.
     """
-    from classact.run.finetune import HeadPipeline
+    from classact.run.finetune import HeadPipeline, as_before, head_settings, usual_evaluation
 
     run = _run(run)
     known = run.settings()
@@ -154,7 +154,8 @@ def finetune(
         check_guard("finetune")
     if config is None:
         made = configure_head(known, head, preset=preset, frozen=frozen)
-        config = replace(made, evaluation=known.evaluation)
+        own = name or made.name
+        config = replace(as_before(made, head_settings(run, own)), evaluation=usual_evaluation(run, own))
     pipeline = HeadPipeline(run, config, name=name, device=device, quiet=quiet)
     pipeline.train()
     return pipeline.folder

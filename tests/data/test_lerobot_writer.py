@@ -88,6 +88,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
         write_lerobot(demonstrations(), tmp_path / "b")
 
 
+def test_names_and_rates_stay_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = demonstrations(fps=12.50025)
+    size = data.proprioception.shape[1]
+    assert size > 1
+    keys = (("proprioception", 1), ("state", size - 1))
+    language = np.ones((len(data), 5), np.float32)
+    data = replace(
+        data, schema=replace(data.schema, proprioception=keys, language=5), language=language, instructions=()
+    )
+    read = read_demonstrations(write_lerobot(data, tmp_path / "a"))
+    assert read.schema.proprioception == keys
+    np.testing.assert_array_equal(read.proprioception, data.proprioception)
+    assert read.schema.fps == pytest.approx(12513 / 1001)  # the nearest that a video has
+    assert "embeddings of instructions are left out" in caplog.text
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["data", "convert", "pusht-expert", "--episodes", "2", "--out", str(out), "--quiet"]

@@ -243,6 +243,27 @@ def test_an_evaluation_has_its_own_time_limit(whole: Path, tmp_path: Path) -> No
     assert read_outcomes(run).max_steps == Run(run).settings().evaluation.max_steps
 
 
+def test_runs_of_other_data_are_no_seeds_of_one_training(whole: Path, tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("a", "b"))
+    for folder, seed, mark in ((first, 0, ""), (second, 1, "other")):
+        shutil.copytree(whole / f"class-seed{seed}", folder)
+        card = read_json(folder / "config.json")
+        card["data"]["fingerprint"] += mark
+        write_json(folder / "config.json", card)
+    assert len({one.name for one in read_runs([first, second])}) == 2
+    assert len({one.name for one in read_runs([first, whole / "class-seed1"])}) == 1
+
+
+def test_flags_of_trainings_are_refused_where_runs_are_compared(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(whole / f"{name}-seed0") for name in ("class", "none")]
+    assert main(["compare", *runs, "--out", str(tmp_path), "--seeds", "2"]) == 1
+    assert "runs that exist are compared as they are, --seeds changes nothing" in capsys.readouterr().err
+    assert main(["compare", *runs, "--out", str(tmp_path), "--epochs", "2"]) == 1
+    assert "changes nothing: leave it out" in capsys.readouterr().err
+
+
 def one(name: str, reached: list[int], seed: int = 0, **changes: Any) -> Outcomes:
     usual: dict[str, Any] = {"simulator": "pusht", "shift": "fixed", "initial_states": tuple(range(len(reached)))}
     return Outcomes(name, f"runs/{name}-{seed}", seed, **(usual | {"success": {"c": tuple(reached)}} | changes))

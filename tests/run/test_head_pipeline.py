@@ -19,13 +19,14 @@ from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
 from classact.models.heads import MLPConfig
-from classact.policies import MonitoredPolicy, ParametricPolicy, RetrievalPolicy
+from classact.policies import DoubtAlarm, MonitoredPolicy, ParametricPolicy, RetrievalPolicy
 from classact.run import data as rundata
 from classact.run.config import HeadRunConfig
 from classact.run.evaluate import evaluate_run
-from classact.run.finetune import HeadPipeline
+from classact.run.export import export_hub
+from classact.run.finetune import HeadPipeline, as_before
 from classact.run.folder import Run
-from classact.run.load import load_policy
+from classact.run.load import load_head, load_policy
 from classact.run.presets import HEAD_PRESETS, from_preset
 from classact.run.pretrain import Pipeline
 from classact.sims.specs import PUSHT
@@ -35,7 +36,7 @@ from classact.train.config import AugmentConfig
 from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
 from classact.utils.codec import to_json
-from classact.utils.storage import read_arrays, read_jsonl, write_json
+from classact.utils.storage import read_arrays, read_json, read_jsonl, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -349,6 +350,49 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     policy = make(run, other).policy
     assert policy.config.chunk_length == 4
     assert (policy.head.config.scheduler, policy.head.config.inference_steps) == ("ddpm", 5)
+    # Whoever loads, evaluates or exports it later gets what acts now.
+    again = load_head(run, "diffusion")
+    assert (again.config.chunk_length, again.head.config.inference_steps) == (4, 5)
+    assert load_policy(run.head("diffusion")).spec.chunk_length == 4
+    assert load_policy(run.head("diffusion"), chunk_length=3).spec.chunk_length == 3
+    assert load_policy(export_hub(run, run.root / "hub", head="diffusion")).spec.chunk_length == 4
+    fresh = config("diffusion", evaluations=3)
+    kept = as_before(fresh, run.head_settings("diffusion"))
+    assert (kept.finetune.chunk_length, kept.finetune.head.inference_steps, kept.finetune.evaluations) == (4, 5, 0)
+    assert as_before(fresh, None) == fresh
+
+
+def test_more_of_a_chunk_than_retrieval_has_is_refused_at_once(run: Run) -> None:
+    settings = run.settings()
+    settings = replace(settings, retrieval=replace(settings.retrieval, revisit=0.99, horizon=4, chunk_length=4))
+    write_json(run.config, run.read_config() | {"settings": to_json(settings)})
+    with pytest.raises(
+        ConfigError, match=r"head 'mlp', whose run leaves circles by retrieval \(revisit\): chunk_length"
+    ):
+        make(run, config())
+
+
+def test_an_encoder_of_the_hub_keeps_its_name() -> None:
+    assert config(start="someone/encoder").start == "someone/encoder"
+    assert Path(config(start="./someone/encoder").start).is_absolute()
+
+
+def test_evaluations_say_how_they_were_made(run: Run, tmp_path: Path) -> None:
+    write_json(
+        run.config, run.read_config() | {"settings": to_json(changed(run.settings(), {"evaluation.execute": 2}))}
+    )
+    evaluate_run(run, episodes=1, workers=1, quiet=True, name="usual")
+    evaluate_run(run, episodes=1, workers=1, quiet=True, name="all", execute=None, max_steps=9)
+    said = {name: read_json(run.evaluation(name) / "settings.json") for name in ("usual", "all")}
+    assert [said[name]["execute"] for name in said] == [2, None]
+    assert [said[name]["max_steps"] for name in said] == [None, 9]
+    assert "workers" not in said["all"]
+    with pytest.raises(ConfigError, match=r"calibrated on 19 of them at least, asked for 3 episodes"):
+        evaluate_run(run, episodes=3, quiet=True, calibrate_alarm=tmp_path / "alarm.json")
+    spec = load_policy(run).spec
+    DoubtAlarm(1.0, 0.05, 19, "lifted", spec.name, spec.chunk_length, spec.speed).save(tmp_path / "alarm.json")
+    with pytest.raises(ConfigError, match=r"alarm.json: unknown criterion 'lifted'.*Calibrate it in 'pusht'"):
+        evaluate_run(run, episodes=1, quiet=True, alarm=tmp_path / "alarm.json")
 
 
 @pytest.mark.parametrize("name", ["retrieval", "a/b", "x y"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Compare(RunFlags):
 
         notes: list[str] = []
         if self.runs:
+            self._check_alone()
             found = read_runs(self.runs)
         else:
             with training_ranks(self.device) as ranks:
@@ -60,6 +61,14 @@ class Compare(RunFlags):
         print_comparison(comparison)
         page = build_comparison_page(comparison, self.out / "comparison.html")
         say(f"Page: {page}")
+
+    def _check_alone(self) -> None:
+        """Refuse flags of trainings and evaluations where runs are compared that exist."""
+        own = ("runs", "out", "workers", "device", "quiet", "run", "engine")
+        given = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
+        if other := [*given, *self.run, *self.engine]:
+            name = other[0].replace("_", "-")
+            raise ConfigError(f"runs that exist are compared as they are, --{name} changes nothing: leave it out.")
 
 
 def objective_runs(flags: Compare, ranks: Any) -> dict[tuple[str, int], Callable[[], Any]]:

@@ -14,7 +14,7 @@ from classact.errors import ConfigError
 from classact.models.heads import HEADS, HeadConfig
 from classact.run.config import HeadRunConfig, RunConfig
 from classact.run.presets import HEAD_PRESETS, configure_head
-from classact.train.config import ACTING, AugmentConfig, Choice, EngineConfig
+from classact.train.config import AugmentConfig, Choice, EngineConfig
 from classact.utils.progress import teller
 
 HEAD = "mlp"
@@ -124,7 +124,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
     How it acts and is evaluated stays as the head's folder says it, where no flag says it now.
     """
     from classact.run.data import run_rate
-    from classact.run.finetune import head_settings, usual_evaluation
+    from classact.run.finetune import as_before, head_settings, usual_evaluation
     from classact.run.folder import Run
 
     if flags.scratch and (flags.encoder is not None or flags.training.get("finetune.frozen")):
@@ -144,19 +144,12 @@ def head_config(flags: Finetune) -> HeadRunConfig:
         asks = f"--color-augmentation asks for {value!r} ones" if name == "color" else f"--augment.{name} is of them"
         raise ConfigError(f"--augment no takes no random views, but {asks}.")
     made = replace(config, finetune=finetune, evaluation=None)
-    made = changed(made, {path: value for path, value in given.items() if not path.startswith("evaluation.")})
-    name = flags.name or made.name
+    training = {path: value for path, value in given.items() if not path.startswith("evaluation.")}
+    name = flags.name or changed(made, training).name
     evaluation = config.evaluation or usual_evaluation(run, name)
     evaluation = changed(evaluation, {"workers": flags.workers, **below(given, "evaluation")})
-    made = replace(made, evaluation=evaluation)
     known = None if flags.config is not None else head_settings(run, name)
-    if known is None:
-        return made
-    kept: dict[str, Any] = {"intermediate_episodes": known.intermediate_episodes}
-    kept |= {f"finetune.{entry}": getattr(known.finetune, entry) for entry in (*ACTING, "evaluations")}
-    if known.finetune.head.name == made.finetune.head.name:
-        kept |= {f"finetune.head.{entry}": value for entry, value in known.finetune.head.acting_settings().items()}
-    return changed(made, {path: value for path, value in kept.items() if path not in given})
+    return replace(changed(as_before(made, known), training), evaluation=evaluation)
 
 
 def _start(flags: Finetune, run: Any) -> HeadRunConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,8 @@ from classact.utils.codec import to_json
 from classact.utils.storage import atomic_path, write_json
 
 VERSION = "v3.0"
+logger = logging.getLogger(__name__)
+
 MEANING = "meta/classact.json"
 """What actions mean, and which episodes carry any where some do not, in a data set that classact wrote."""
 
@@ -79,6 +82,14 @@ def write_lerobot(
     rate = fps if known is None else known
     if rate is None:
         raise ConfigError(f"{data.name} ({data.source}): its steps per second are not known. Say them: --fps 10.")
+    rate = float(Fraction(rate).limit_denominator(1001))  # as videos have it, so that times of steps and frames agree
+    if data.language is not None and not any(data.instructions):
+        logger.warning(
+            "%s (%s): its embeddings of instructions are left out: a LeRobot data set holds their texts, and there are "
+            "none",
+            data.name,
+            data.source,
+        )
     if out.exists():
         raise ConfigError(f"{out} exists. Choose another folder, or remove it.")
     if images == "video":
@@ -281,9 +292,9 @@ _PANDAS = {
 def _numbers(data: Demonstrations) -> Iterator[tuple[str, NDArray[Any]]]:
     if data.actions.shape[1]:
         yield "action", data.actions
-    start = 0
+    start, keys = 0, data.schema.keys
     for key, size in data.schema.proprioception:
-        name = "state" if (key == PROPRIOCEPTION or len(data.schema.proprioception) == 1) else key
+        name = "state" if len(keys) == 1 or (key == PROPRIOCEPTION and "state" not in keys) else key
         yield f"observation.{name}", data.proprioception[:, start : start + size]
         start += size
 
@@ -324,7 +335,7 @@ def _open_video(path: Path, shape: tuple[int, ...], fps: float) -> tuple[Any, An
 
     container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
     encoder = h264_encoder(path)
-    stream: Any = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))
+    stream: Any = container.add_stream(encoder, rate=Fraction(fps).limit_denominator(1001))  # exactly
     stream.height, stream.width = shape[1] + shape[1] % 2, shape[2] + shape[2] % 2
     stream.pix_fmt = "yuv420p"
     # Every other frame can be found without decoding those before, as LeRobot writes them.

@@ -31,10 +31,11 @@ from classact.policies.base import Policy, PolicySpec
 from classact.policies.control import Controller
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Worker
+from classact.utils.codec import to_json, without
 from classact.utils.locks import own
 from classact.utils.machine import cores
 from classact.utils.statistics import wilson_interval
-from classact.utils.storage import check_writable, write_arrays, write_jsonl
+from classact.utils.storage import check_writable, write_arrays, write_json, write_jsonl
 
 # -- evaluation ------------------------------------------------------------------------------------
 
@@ -235,20 +236,13 @@ def alarm_before_success(result: RolloutResult, alarm: float) -> dict[str, bool]
 
 
 def summarize(
-    results: Sequence[RolloutResult],
-    seconds: float,
-    /,
-    *,
-    alarm: float | None = None,
-    faults: int = 0,
-    max_steps: int | None = None,
-    **labels: str,
+    results: Sequence[RolloutResult], seconds: float, /, *, alarm: float | None = None, faults: int = 0, **labels: str
 ) -> list[EvaluationRow]:
     """One row per criterion; with an alarm level and novelty scores it counts alarms (:func:`alarm_before_success`).
 
     Args:
         results: episodes.
-        seconds, faults, max_steps, labels: fields of :class:`EvaluationRow`, which ``results`` do not tell.
+        seconds, faults, labels: fields of :class:`EvaluationRow`, which ``results`` do not tell.
         alarm: the policy's alarm level.
     """
     alarms = None
@@ -275,7 +269,6 @@ def summarize(
                 metrics={name: float(np.mean([r.maxima[name] for r in results])) for name in results[0].maxima},
                 alarms=counted,
                 faults=faults,
-                max_steps=max_steps,
             )
         )
     return rows
@@ -323,6 +316,16 @@ def write_episodes(folder: Path, results: Sequence[RolloutResult], *, alarm: flo
     write_jsonl(folder / "episodes.jsonl", rows)
 
 
+SETTINGS, ALARM = "settings.json", "alarm.json"
+"""Files of an evaluation's folder: what decided its episodes, and what an alarm said of them."""
+
+
+def evaluation_settings(simulator: str, config: EvaluationConfig, spec: PolicySpec) -> dict[str, Any]:
+    """What decides the episodes of an evaluation, besides the policy's weights and bank."""
+    chosen = without(to_json(config), "workers")
+    return {"simulator": simulator, **chosen, "chunk_length": spec.chunk_length, "speed": spec.speed}
+
+
 def run_evaluation(
     policy: Policy,
     simulator: str,
@@ -352,8 +355,10 @@ def run_evaluation(
     faults: list[str] = []
     results = evaluate(policy, simulator, config, progress, faults)
     seconds = time.perf_counter() - begin
+    for earlier in (SETTINGS, "faults.jsonl", ALARM):  # of an evaluation into this folder before
+        (folder / earlier).unlink(missing_ok=True)
     write_episodes(folder, results, alarm=alarm)
-    (folder / "faults.jsonl").unlink(missing_ok=True)  # of an earlier evaluation into this folder
+    write_json(folder / SETTINGS, evaluation_settings(simulator, config, policy.spec))
     if faults:
         write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
     rows = summarize(
@@ -361,7 +366,6 @@ def run_evaluation(
         seconds,
         alarm=alarm,
         faults=len(faults),
-        max_steps=config.max_steps,
         policy=policy.spec.name,
         encoder=encoder,
         simulator=simulator,

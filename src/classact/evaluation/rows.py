@@ -40,7 +40,6 @@ class EvaluationRow:
             1), which is biased upwards; None: of the last weights.
         alarms: where the policy has an alarm level.
         faults: how often worker processes were restarted; faults.jsonl says why.
-        max_steps: time limit in control steps; None: the simulator's own.
         announced: what an alarm said of the episodes, where one was asked; a file of its own, not of the table.
     """
 
@@ -62,7 +61,6 @@ class EvaluationRow:
     maximum_of: int | None = None
     alarms: Alarms | None = None
     faults: int = 0
-    max_steps: int | None = None
     announced: Announced | None = field(default=None, metadata={"json": False})
 
     def __post_init__(self) -> None:

@@ -28,6 +28,10 @@ RETURN = 0.1
 """Doubt of coming back, in units of distance: as much as an observation of cosine 0.9 with the nearest ones."""
 
 
+ALPHA = 0.05
+"""Largest share of successes that raise an alarm, where none is asked for."""
+
+
 @dataclass(frozen=True)
 class Announced:
     """What an alarm said of episodes.
@@ -65,7 +69,7 @@ class DoubtAlarm:
 
     @staticmethod
     def calibrate(
-        results: Sequence[RolloutResult], spec: PolicySpec, criterion: str | None = None, alpha: float = 0.05
+        results: Sequence[RolloutResult], spec: PolicySpec, criterion: str | None = None, alpha: float = ALPHA
     ) -> DoubtAlarm:
         """The level that at most a share ``alpha`` of successful episodes like these pass.
 

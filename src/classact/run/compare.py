@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from classact.errors import ConfigError, DataError
+from classact.evaluation.rollout import SETTINGS, evaluation_settings
 from classact.evaluation.rows import EvaluationRow
 from classact.run.config import NON_IDENTITY_FIELDS
+from classact.run.data import MODELS
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
 from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
 from classact.run.recording import evaluation_name
+from classact.sims import NO_SIMULATOR
 from classact.utils.codec import to_json, without
 from classact.utils.statistics import (
     Estimate,
@@ -104,8 +107,10 @@ def train_and_evaluate(
 def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Outcomes:
     run, evaluation = pipeline.run, pipeline.config.evaluation
     asked = tuple(range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes))
-    done = _known(run, evaluation_name("retrieval", pipeline.label, evaluation.shift))[1]
-    if rollouts and _states(done) != asked:
+    name_of = evaluation_name("retrieval", pipeline.label, evaluation.shift)
+    done, said = _known(run, name_of)[1], _said(run, name_of)
+    wanted = evaluation_settings(pipeline.simulator, evaluation, pipeline.policy.spec) if rollouts else None
+    if rollouts and (_states(done) != asked or (said is not None and said != wanted)):
         pipeline.evaluate()
     if not probe_file(run).exists() and pipeline.source.recorded.carries_actions().all():  # which a probe compares
         write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))
@@ -116,6 +121,12 @@ def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], list[dict[st
     """Rows of an evaluation, and its episodes; both empty where it is missing."""
     rows = [row for row in run.read_summary() if row.evaluation == evaluation]
     return rows, read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
+
+
+def _said(run: Run, evaluation: str) -> dict[str, Any] | None:
+    """What decided an evaluation's episodes; None where it is of before that was written."""
+    file = run.evaluation(evaluation) / SETTINGS
+    return dict(read_json(file)) if file.exists() else None
 
 
 def _states(episodes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
@@ -149,22 +160,43 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
         name=name or (f"{title}, {evaluation}" if named else title),
         simulator=rows[0].simulator,
         shift=rows[0].shift,
-        # Rows of before they said so are of the run's own evaluation.
-        max_steps=usual.max_steps if rows[0].max_steps is None else rows[0].max_steps,
+        max_steps=(to_json(usual) if (said := _said(run, evaluation)) is None else said)["max_steps"],
         initial_states=_states(episodes),
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
     )
 
 
+def _simulates(path: Path) -> bool:
+    return Run(path).settings().frames.simulator != NO_SIMULATOR
+
+
+def _kind(path: Path) -> dict[str, Any]:
+    """What runs, or their evaluations, have in common that differ by their training seed alone."""
+    named = path.parent.name == "evaluations"
+    run = Run(path.parent.parent if named else path)
+    data = run.read_config().get("data") or {}
+    settings = run.settings()
+    evaluation = path.name if named else evaluation_name("retrieval", settings.label, settings.evaluation.shift)
+    heads = [head.name for head in run.heads.glob("*") if named and path.name.startswith(f"{head.name}-")]
+    return {
+        "settings": without(to_json(settings), *NON_IDENTITY_FIELDS, "pretrain.seed"),
+        "data": {key: data.get(key) for key in ("fingerprint", *MODELS)},
+        "evaluation": without(_said(run, evaluation) or {}, "episodes", "first_seed"),
+        "heads": [without(to_json(run.head_settings(head)), "finetune.seed", "evaluation") for head in heads],
+    }
+
+
 def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
-    """What several runs reached; those that differ by their training seed alone share a name.
+    """What several runs reached, without rollouts where none has a simulator; those that differ by their training seed
+    alone share a name.
 
     Two runs of the same settings and seed are a ConfigError.
     """
     found: list[tuple[Outcomes, Any]] = []
+    rollouts = any(path.parent.name == "evaluations" or _simulates(path) for path in paths)
     for path in paths:
-        one = read_outcomes(path)
-        kind = one.name, without(to_json(Run(Path(one.run)).settings()), *NON_IDENTITY_FIELDS, "pretrain.seed")
+        one = read_outcomes(path, rollouts=rollouts)
+        kind = one.name, _kind(path)
         alike = [other for other, known in found if known == kind]
         for other in alike:
             if other.seed == one.seed:

@@ -18,6 +18,7 @@ from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
 from classact.run.stand_ins import ACTIONS, STAND_INS, known
 from classact.train.config import INCIDENTAL, FinetuneConfig, PretrainConfig, describe
 from classact.utils.codec import ADDED
+from classact.utils.hub import hub_name
 from classact.utils.limits import check_range
 from classact.utils.storage import slug
 
@@ -230,7 +231,8 @@ class HeadRunConfig:
             other = "frozen trains no encoder" if self.finetune.frozen else "weights 'last' are of a pre-training"
             raise ConfigError(f"training from scratch starts from initial weights, but {other}. Choose one of the two.")
         if self.start not in OWN_STARTS:
-            object.__setattr__(self, "start", whole_path(self.start))
+            # The name of one on the hub stays as it is.
+            object.__setattr__(self, "start", self.start if hub_name(self.start) else whole_path(self.start))
 
     @property
     def name(self) -> str:

@@ -5,26 +5,39 @@ from __future__ import annotations
 import ast
 import sys
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from classact.data.schema import Schema
-from classact.errors import CheckpointError, ConfigError
+from classact.errors import CheckpointError, ConfigError, choose
+from classact.evaluation.rollout import ALARM
 from classact.evaluation.rows import EvaluationRow
 from classact.policies import DoubtAlarm
+from classact.policies.doubt import ALPHA
+from classact.policies.novelty import episodes_needed
 from classact.run.config import RunConfig
 from classact.run.data import own_simulator
 from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
-from classact.sims import NO_SIMULATOR, SIMULATORS, simulator_spec
+from classact.sims import NO_SIMULATOR, SIMULATORS, plain_shift, simulator_spec
 from classact.sims.versions import check_language
 from classact.utils.codec import from_json, to_json
 from classact.utils.machine import choose_device
 from classact.utils.storage import check_name, check_writable, slug, write_json
 
-ALARM = "alarm.json"
 """In an evaluation's folder: what an alarm said of its episodes, a :class:`classact.policies.doubt.Announced`."""
+
+
+class Usual(Enum):
+    """For settings that may be None: what run or head were started with."""
+
+    USUAL = "usual"
+
+
+USUAL = Usual.USUAL
+MAY_BE_NONE = ("max_steps", "execute", "ensemble")
 
 
 def evaluate_run(
@@ -35,9 +48,9 @@ def evaluate_run(
     shift: str | None = None,
     simulator: str | None = None,
     first_seed: int | None = None,
-    max_steps: int | None = None,
-    execute: int | None = None,
-    ensemble: float | None = None,
+    max_steps: int | Usual | None = USUAL,
+    execute: int | Usual | None = USUAL,
+    ensemble: float | Usual | None = USUAL,
     workers: int = 0,
     device: str = "auto",
     name: str | None = None,
@@ -52,10 +65,10 @@ def evaluate_run(
         run: a folder with a policy.
         head: of the run's heads, by the name of its folder; None: retrieval.
         episodes: evaluation episodes; None, here and below: as in the settings of run or head.
-        shift: visual shift.
+        shift: visual shift; in another simulator than the run's, that of a run without shifts is none there, either.
         simulator: registry name.
         first_seed: of the initial states.
-        max_steps: time limit.
+        max_steps: time limit; :data:`USUAL`, here and below: as in these settings. None: the simulator's own.
         execute, ensemble: see :class:`classact.policies.ControlConfig`.
         workers: simulator processes; 0: one per core. Changes no result.
         device: where the policy computes: "auto", "cpu" or "cuda".
@@ -88,16 +101,29 @@ def evaluate_run(
     usual = own.evaluation or settings.evaluation
     asked: dict[str, Any] = {"shift": shift, "episodes": episodes, "first_seed": first_seed, "max_steps": max_steps}
     asked |= {"execute": execute, "ensemble": ensemble}
-    config = replace(usual, workers=workers, **{key: value for key, value in asked.items() if value is not None})
+    given = {key: value for key, value in asked.items() if value is not (USUAL if key in MAY_BE_NONE else None)}
     simulator = simulator or standard
     check_rollouts(run, simulator)
+    if shift is None and simulator != standard and usual.shift == plain_shift(standard):
+        given["shift"] = plain_shift(simulator)
+    config = replace(usual, workers=workers, **given)
     run.check_writable()
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
     level = None if alarm is None else DoubtAlarm.load(alarm)
     if level is not None:
         level.check(policy.spec)
+        criteria = [one.name for one in simulator_spec(simulator).criteria]
+        if level.criterion not in criteria:
+            raise ConfigError(
+                f"{alarm}: {choose('criterion', level.criterion, criteria)}. Calibrate it in {simulator!r}."
+            )
     if calibrate_alarm is not None:
         check_writable(calibrate_alarm)
+        if config.episodes < (needed := episodes_needed(ALPHA)):
+            raise ConfigError(
+                f"an alarm that at most {ALPHA:g} of successes raise is calibrated on {needed} of them at least, asked "
+                f"for {config.episodes} episodes in all. Run more (--episodes)."
+            )
     encoder = settings.label if isinstance(own, RunConfig) else own.label(settings.label)
     differing: dict[str, Any] = {} if simulator == standard else {"simulator": simulator}
     found = {key: getattr(config, key) for key in asked if key != "shift"}

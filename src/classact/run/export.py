@@ -16,7 +16,7 @@ from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
 from classact.run.card import run_card
 from classact.run.folder import Run
-from classact.run.load import load_policy, trained_head
+from classact.run.load import load_head, load_policy, trained_head
 from classact.utils.hub import check_hub_name
 from classact.utils.storage import CARD, atomic_path, verify_folder, write_json
 
@@ -74,8 +74,8 @@ def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = N
     """
     from classact.policies.onnx_graphs import export_onnx
 
-    _, policy = _exported(run, out, head)
-    acting: Any = load_saved(policy)  # a head by itself
+    run, policy = _exported(run, out, head)
+    acting: Any = load_saved(policy) if head is None else load_head(run, head)
     if part == "policy":
         return export_onnx(acting, out)
     if acting.image_encoder is None:
@@ -102,10 +102,10 @@ def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | Non
 def _as_evaluated(run: Run, policy: Path, head: str | None, folder: Path) -> Any:
     """Write a policy of the run as it is evaluated: a head with what monitors it; returns it."""
     made: Any = load_policy(run if head is None else run.head(head))
-    if isinstance(made, MonitoredPolicy):
-        made.save(folder)
-    else:
+    if head is None:
         shutil.copytree(policy, folder)
+    else:
+        made.save(folder)
     return made
 
 
@@ -182,6 +182,10 @@ def write_lerobot_policy(
     cameras = {camera: named.get(camera, f"observation.images.{camera}") for camera in spec.cameras}
     alone = len(schema.keys) == 1
     keys = {key: named.get(key, "observation.state" if alone else f"observation.{key}") for key in schema.keys}
+    names = [*cameras.values(), *keys.values()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        both = [key for key, name in (cameras | keys).items() if name == twice[0]]
+        raise ConfigError(f"{' and '.join(map(repr, both))} would both be {twice[0]!r}. Name each feature once.")
     files = {path.relative_to(policy).as_posix(): path for path in sorted(policy.rglob("*")) if path.is_file()}
     content = {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files.items()}
     sizes = dict(schema.proprioception)

@@ -20,6 +20,7 @@ from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
 from classact.policies.monitored import monitored
 from classact.policies.parametric import ParametricPolicy
+from classact.policies.speed import check_reach
 from classact.run import analysis
 from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
@@ -85,6 +86,9 @@ class HeadPipeline(Work):
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
+        if config.start == "run" and settings.retrieval.revisit is not None:  # retrieval's chunks are played, too
+            where = f"head {self.name!r}, whose run leaves circles by retrieval (revisit): "
+            check_reach(config.finetune.chunk_length, config.finetune.speed, settings.retrieval.horizon, where)
         self.intermediate_episodes = config.intermediate_episodes
         self.simulator = settings.frames.simulator
         self.check_evaluations(config.finetune.evaluations)
@@ -216,9 +220,7 @@ def compare(work: HeadPipeline) -> None:
 
 def load_policy(work: HeadPipeline) -> ParametricPolicy:
     """The policy, acting as it is asked to now, not as when training began."""
-    config = work.finetune
-    acting = {**{name: getattr(config, name) for name in ACTING}, **config.head.acting_settings()}
-    return ParametricPolicy.load(work.folder.policy, device=work.device, **acting)
+    return ParametricPolicy.load(work.folder.policy, device=work.device, **work.finetune.acting_settings())
 
 
 FINETUNING: tuple[Stage, ...] = (
@@ -294,6 +296,20 @@ def identity(config: HeadRunConfig, digest: str | None, flags: Mapping[str, bool
 def head_settings(run: Run, name: str) -> HeadRunConfig | None:
     """The settings that a head of a run was started with; None where nothing was learned under any."""
     return run.head_settings(name) if started(Run(run.head(name))) else None
+
+
+def as_before(made: HeadRunConfig, known: HeadRunConfig | None) -> HeadRunConfig:
+    """These settings, acting and evaluated during training as a head of the same name was started with, if one was."""
+    if known is None:
+        return made
+    finetune, before = made.finetune, known.finetune
+    head = finetune.head
+    if head.name == before.head.name:
+        head = replace(head, **before.head.acting_settings())
+    stays = {name: getattr(before, name) for name in (*ACTING, "evaluations")}
+    return replace(
+        made, finetune=replace(finetune, head=head, **stays), intermediate_episodes=known.intermediate_episodes
+    )
 
 
 def usual_evaluation(run: Run, name: str) -> EvaluationConfig:

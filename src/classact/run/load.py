@@ -37,8 +37,14 @@ def load_policy(
         policy = Run(path).policy
         return load_saved(policy if policy.is_dir() else path, device=device, **overrides)
     run = Run(path.parents[1])
-    start = trained_head(run, path.name).start
-    return monitored(load_saved(Run(path).policy, device=device, **overrides), run_monitor(run, start, device))
+    monitor = run_monitor(run, trained_head(run, path.name).start, device)
+    return monitored(load_head(run, path.name, device=device, **overrides), monitor)
+
+
+def load_head(run: Run, name: str, *, device: str = "cpu", **overrides: Any) -> Any:
+    """The policy of a head by itself, acting as its settings say now, not as when it was trained."""
+    acting = trained_head(run, name).finetune.acting_settings()
+    return load_saved(Run(run.head(name)).policy, device=device, **acting | overrides)
 
 
 def trained_head(run: Run, name: str) -> HeadRunConfig:

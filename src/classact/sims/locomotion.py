@@ -7,7 +7,7 @@ a gait, so success is a return: nine tenths of that of the task's expert (:mod:`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ class Locomotion(MujocoSimulator):
     ``fallen``, from when on nothing is rewarded any more.
     """
 
-    views: ClassVar = {name: name for name in specs.LOCOMOTION_CAMERAS}
+    views = {name: name for name in specs.LOCOMOTION_CAMERAS}  # noqa: RUF012 (a mapping that nobody changes)
     quality = Quality(samples=0, shadows=0)
     task: SimulatorSpec
     environment: str

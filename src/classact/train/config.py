@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -341,6 +341,10 @@ class FinetuneConfig:
     def acting(self) -> tuple[str, ...]:
         """Dotted names of the settings that may be changed after training."""
         return (*ACTING, *(f"head.{name}" for name in self.head.acting))
+
+    def acting_settings(self) -> dict[str, Any]:
+        """Their values, as a policy is loaded with."""
+        return {name: getattr(self, name) for name in ACTING} | self.head.acting_settings()
 
     def steps(self, n: int) -> int:
         """Updates for a data set of ``n`` steps."""

@@ -380,6 +380,10 @@ class Training(ABC):
                             self.ranks.on_first(partial(self._evaluate, intermediate))
                         paused = time.perf_counter() - paused  # evaluation is no training time
                         begin, window = begin + paused, window + paused
+                        with self._connected():
+                            stopped = self._stopped(interrupted(), saves=True)
+                        if stopped:  # the checkpoint of this step is written already
+                            self._interrupt()
                     if self.step >= self.steps:
                         break
                     with self._guard(f"at step {self.step + 1}"), self._connected():
@@ -412,15 +416,17 @@ class Training(ABC):
                     if stopped or saves:
                         self.save()
                     if stopped:
-                        self._together()
-                        kept = f"saved in {self.folder}; training goes on from there"
-                        what = kept if self.folder else "lost: no folder"
-                        raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
+                        self._interrupt()
                 self._together()
         finally:
             self._pending.clear()
             self._hold = None
             trackers.close()
+
+    def _interrupt(self) -> NoReturn:
+        self._together()
+        what = f"saved in {self.folder}; training goes on from there" if self.folder else "lost: no folder"
+        raise TrainingInterrupted(f"stopped at step {self.step} of {self.steps}; the state is {what}.")
 
     def _agree(self) -> None:
         """Refuse ranks with other settings or data than rank 0's."""

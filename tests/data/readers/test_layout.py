@@ -306,6 +306,25 @@ def test_language_of_each_episode_in_hdf5(tmp_path: Path, stored: str) -> None:
         assert_allclose(data.language, vectors, rtol=1e-6)
 
 
+def test_language_of_each_step_may_have_a_last_row_more(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(2, 4))
+    for i in range(2):
+        rows = np.tile(vectors[i], (6 + i, 1))
+        write_hdf5(tmp_path / "a" / f"{i}.h5", {"cmd": np.ones((5 + i, 3)), "obs/lang": rows})
+    data = declared(tmp_path, tmp_path / "a", {"action": "cmd", "language": "obs/lang"})
+    assert data.language is not None
+    assert_allclose(data.language, vectors, rtol=1e-6)
+
+
+def test_arrays_lie_within_data_in_the_group_of_each_episode(tmp_path: Path) -> None:
+    arrays = {
+        f"data/demo_{i}/{inner}cmd": np.full((5, 3), i + 10 * bool(inner)) for i in (0, 1) for inner in ("", "in/")
+    }
+    path = write_hdf5(tmp_path / "a.hdf5", arrays)
+    read = declared(tmp_path, path, {"action": "cmd", "data": "in", "episodes": "data/demo_*"})
+    assert read.actions[:, 0].tolist() == [10.0] * 5 + [11.0] * 5
+
+
 def test_shapes_beyond_what_is_stored_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["cmd"] = np.ones((5, 3))

@@ -180,7 +180,8 @@ class Hdf5Arrays:
             found = [(self.path, group)]
         else:
             with h5.open_file(self.path) as file:
-                found = [(self.path, name) for name in _groups(file, pattern)]
+                inside = f"/{self.layout.data}" if self.layout.data else ""
+                found = [(self.path, f"{name}{inside}") for name in _groups(file, pattern)]
         if not found:
             raise DataError(
                 f"{self.path}: episodes are declared as {pattern!r}, but there are none. Declare what they are: groups "
@@ -295,7 +296,11 @@ class Hdf5Array:
         self.shape: tuple[int, ...]
         self._rows: Sequence[int]
         if name == arrays.layout.language and not arrays.flat:
-            self._once = any(shape[:1] != (own,) for (_, shape), own in zip(shapes, arrays.steps(), strict=True))
+            several = self.dtype.kind in "OS" or len(shapes[0][1]) > 1  # else numbers are one embedding
+            self._once = not all(
+                shape[:1] == (own,) or (several and shape[:1] == (own + 1,))
+                for (_, shape), own in zip(shapes, arrays.steps(), strict=True)
+            )
         if self._once:  # an embedding, or a text, of each episode
             self._rows, size = [1] * len(shapes), int(np.prod(shapes[0][1]))
             self.shape = (len(shapes),) if self.dtype.kind in "OS" else (len(shapes), size)
