@@ -7,7 +7,8 @@ DIR/encoder/                        the trained (EMA) encoder: config.json, mode
 DIR/policy/                         the retrieval policy: encoder, bank, settings, calibration of its novelty score
 DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
                                     (title, settings, timings), train.jsonl, checkpoints/, policy/
-DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions)
+DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions),
+                                    settings.json (simulator, episodes, limits, control), alarm.json (what one said)
 DIR/summary.json                    one row (:mod:`classact.evaluation.rows`) per evaluation and criterion
 DIR/intermediate.jsonl              such rows, of evaluations during training: also stage ("pretrain" or
                                     "heads/NAME"), step and steps
