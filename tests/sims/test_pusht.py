@@ -213,7 +213,7 @@ def test_image_shows_the_four_colours_and_no_action_cross() -> None:
     [
         (
             lambda: make_simulator("push-t"),
-            "unknown simulator 'push-t': available are 'aloha-transfer', 'libero-object', 'metaworld-assembly', ",
+            "unknown simulator 'push-t': available are 'aloha-transfer', 'half-cheetah', 'hopper', ",
         ),
         (lambda: make_simulator("pusht", image_size=64), "expected image_size in 96..256 pixels, got 64"),
         (lambda: make_simulator("pusht", image_size=257), "expected image_size in 96..256 pixels, got 257"),
