@@ -75,7 +75,7 @@ class Finetune:
     preset: str | None = flag(None, choices=lambda: HEAD_PRESETS)
     config: Path | None = None
     scratch: bool = False
-    encoder: Path | None = None
+    encoder: str | None = None
     augment: Choice = "auto"
     name: str | None = None
     workers: int = 0
@@ -154,7 +154,7 @@ def head_config(flags: Finetune) -> HeadRunConfig:
 
 def _start(flags: Finetune, run: Any) -> HeadRunConfig:
     """The settings of --config, or of the preset."""
-    start = "scratch" if flags.scratch else "run" if flags.encoder is None else str(flags.encoder)
+    start = "scratch" if flags.scratch else "run" if flags.encoder is None else flags.encoder
     if flags.config is None:
         frozen = flags.training.get("finetune.frozen")
         return configure_head(run.settings(), flags.head or HEAD, preset=flags.preset, start=start, frozen=frozen)
