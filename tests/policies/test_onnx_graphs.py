@@ -22,6 +22,7 @@ from classact.models.heads import DiffusionConfig, MLPConfig, ResidualConfig, UN
 from classact.models.latent_actions.decoder import ActionDecoder
 from classact.policies import ImageLatents, ParametricConfig, ParametricPolicy, RetrievalConfig, RetrievalPolicy
 from classact.policies.onnx_graphs import export_onnx
+from classact.policies.speed import played, reach
 
 ort = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -81,6 +82,7 @@ def test_a_head(tmp_path: Path) -> None:
 
 
 def test_a_head_of_latent_actions_gives_decoded_ones(tmp_path: Path) -> None:
+    torch.manual_seed(2)  # of the decoder's weights
     space = ActionSpace((Part("base", "velocity", 2), Part("gripper", "gripper", 1)))
     decoder = ActionDecoder(
         DATA.actions.shape[1], MinMax(np.full(3, -4, np.float32), np.full(3, 2, np.float32)), space, (8, 8)
@@ -92,8 +94,10 @@ def test_a_head_of_latent_actions_gives_decoded_ones(tmp_path: Path) -> None:
     assert actions.shape == (3, 3, 3)
     expected = acting.decide(fakes.observations(DATA, rows)).chunk
     assert_allclose(actions, expected, atol=1e-4)
-    at_rest = replace(acting, config=replace(acting.config, speed=1.0)).decide(fakes.observations(DATA, rows)).chunk
-    assert_allclose(expected[:, 0, :2], 1.5 * at_rest[:, 0, :2], rtol=1e-4)  # faster, where it says how fast
+    usual = replace(acting, config=replace(acting.config, speed=1.0, chunk_length=reach(3, 1.5)))
+    chunks = usual.decide(fakes.observations(DATA, rows)).chunk
+    assert_allclose(expected, played(chunks, 1.5, 3, space), rtol=1e-5)  # faster, where it says how fast
+    assert np.abs(expected - played(chunks, 1.5, 3)).max() > 0.1  # which it would not be without its action space
 
 
 def test_a_decision_of_retrieval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
