@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from classact.cli.console import console, print_notes, say
 from classact.cli.engine import training_ranks
-from classact.cli.flags import flag
+from classact.cli.flags import flag, given_flags
 from classact.cli.runs import RunFlags, idle, pipeline, run_config
 from classact.errors import ConfigError
 from classact.objectives import objective_config
@@ -64,9 +64,7 @@ class Compare(RunFlags):
 
     def _check_alone(self) -> None:
         """Refuse flags of trainings and evaluations where runs are compared that exist."""
-        own = ("runs", "out", "workers", "device", "quiet", "run", "engine")
-        given = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
-        if other := [*given, *self.run, *self.engine]:
+        if other := given_flags(self, "runs", "out", "workers", "device", "quiet"):
             name = other[0].replace("_", "-")
             raise ConfigError(f"runs that exist are compared as they are, --{name} changes nothing: leave it out.")
 

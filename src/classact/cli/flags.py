@@ -81,6 +81,16 @@ def flag(
     return field(default=default, metadata={"positional": positional, "choices": choices, "hidden": hidden})
 
 
+def given_flags(command: Any, *besides: str) -> list[str]:
+    """Flags of a command, besides some, that are not as they are where none is given."""
+    found: list[str] = []
+    for entry in fields(command):
+        value = getattr(command, entry.name)
+        if entry.name not in besides:
+            found += list(value) if isinstance(value, Mapping) else [entry.name] * (value != entry.default)
+    return found
+
+
 def changed(config: T, given: Given) -> T:
     """A configuration with what was given; its checks see all changes at once. None starts from defaults."""
     own: dict[str, Any] = {}

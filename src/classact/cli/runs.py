@@ -22,6 +22,7 @@ from classact.cli.flags import (
     counted,
     flag,
     from_file,
+    given_flags,
     name_of,
     settings,
 )
@@ -421,10 +422,7 @@ class Evaluate:
         from classact.cli.console import print_lerobot
         from classact.evaluation.lerobot import INFO, lerobot_differences, lerobot_rows, read_eval_info
 
-        own = ("from_lerobot", "paired", "device", "quiet")
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
-        groups = [given.pop("evaluation"), given.pop("acting")]
-        if other := [name for name, value in given.items() if value is not None] + [name for g in groups for name in g]:
+        if other := given_flags(self, "from_lerobot", "paired", "device", "quiet"):
             name = "RUN" if other[0] == "run" else f"--{other[0].replace('_', '-')}"
             raise ConfigError(
                 f"--from-lerobot shows what LeRobot has evaluated, {name} is not part of it: leave it out."

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from classact.data.actions import ActionSpace
 from classact.data.lowdim import LowDim
+from classact.data.normalize import MinMax
 from classact.errors import ConfigError, MissingDependencyError
 from classact.models.encoders.image import ImageEncoder
-from classact.models.latent_actions.decoder import ActionDecoder
 from classact.policies.latents import ImageLatents
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
@@ -140,28 +140,24 @@ class _PlayedGraph(nn.Module):
         return self.mix @ chunks[..., : self.steps, :] * self.scale
 
 
-class _DecoderGraph(nn.Module):
-    """(..., Z) latent actions -> (..., D): :meth:`ActionDecoder.decode` without rotations."""
+class _Inverse(nn.Module):
+    """(..., D) in [-1, 1] -> in the units of the data: :meth:`MinMax.invert`."""
 
     low: Tensor
     span: Tensor
 
-    def __init__(self, decoder: ActionDecoder) -> None:
+    def __init__(self, known: MinMax) -> None:
         super().__init__()
-        self.network = decoder
-        low, high = torch.from_numpy(decoder.actions.low), torch.from_numpy(decoder.actions.high)
+        low, high = torch.from_numpy(known.low), torch.from_numpy(known.high)
         self.register_buffer("low", low.clone())
         self.register_buffer("span", high - low)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return (self.network(z) + 1) / 2 * self.span + self.low
+    def forward(self, values: Tensor) -> Tensor:
+        return (values + 1) / 2 * self.span + self.low
 
 
 class HeadGraph(nn.Module):
     """What is observed -> actions (B, T_a, D), of a policy that draws no noise."""
-
-    low: Tensor
-    span: Tensor
 
     def __init__(self, policy: ParametricPolicy) -> None:
         super().__init__()
@@ -176,12 +172,12 @@ class HeadGraph(nn.Module):
                 f"this policy decides from {spec.history} observations, a graph from 1. Export its encoder alone."
             )
         self.images, self.lowdim, self.head = EncoderGraph(policy.encoder), _LowDimGraph(policy.lowdim), head
-        low, high = torch.from_numpy(policy.actions.low), torch.from_numpy(policy.actions.high)
-        self.register_buffer("low", low.clone())
-        self.register_buffer("span", high - low)
-        self.decoder = None if policy.decoder is None else _DecoderGraph(policy.decoder)
-        dims = len((policy.actions if policy.decoder is None else policy.decoder.actions).low)
-        self.played = _PlayedGraph(spec.chunk_length, spec.speed, spec.action_space, dims)
+        actions, decoder = policy.actions, policy.decoder
+        self.scaled = nn.Sequential(_Inverse(actions))
+        if decoder is not None:
+            actions = decoder.actions
+            self.scaled.extend((decoder, _Inverse(actions)))
+        self.played = _PlayedGraph(spec.chunk_length, spec.speed, spec.action_space, len(actions.low))
 
     @property
     def names(self) -> list[str]:
@@ -201,8 +197,7 @@ class HeadGraph(nn.Module):
         """Encode, predict, scale back; decode what are latent actions."""
         features = torch.cat([self.images(*given), *self.lowdim(*given[self.images.count :])], dim=1)
         chunks = self.head.generate(self.head.standardize(features), ())
-        chunks = (chunks + 1) / 2 * self.span + self.low
-        actions: Tensor = self.played(chunks if self.decoder is None else self.decoder(chunks))
+        actions: Tensor = self.played(self.scaled(chunks))
         return actions
 
 

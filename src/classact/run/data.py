@@ -314,8 +314,12 @@ def _in_their_place(data: Demonstrations, values: FloatArray, space: ActionSpace
 
 def model_digests(settings: RunConfig) -> dict[str, str | None]:
     """What the folders of :data:`MODELS` hold, wherever they lie; None where none is named, or it is gone."""
-    sums = {name: Path(folder) / CHECKSUMS for name in MODELS if (folder := getattr(settings, name)) is not None}
-    return {name: sha256_file(sums[name]) if name in sums and sums[name].is_file() else None for name in MODELS}
+    return {name: _folder_digest(getattr(settings, name)) for name in MODELS}
+
+
+def _folder_digest(folder: str | None) -> str | None:
+    sums = None if folder is None else Path(folder) / CHECKSUMS
+    return sha256_file(sums) if sums is not None and sums.is_file() else None
 
 
 def check_models(settings: RunConfig) -> None:

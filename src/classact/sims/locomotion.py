@@ -65,12 +65,8 @@ class Locomotion(MujocoSimulator):
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Also the return so far, and whether it has fallen."""
-        state = self.spec.check_state(state)
-        data, nq = self.data, self.model.nq
-        data.time, data.qpos[:], data.qvel[:] = state[0], state[1 : 1 + nq], state[1 + nq : -2]
-        data.qacc_warmstart[:] = 0
-        mujoco.mj_forward(self.model, data)
-        self._return, self._fallen, self.steps = float(state[-2]), bool(state[-1]), step
+        super().set_state(state, step=step)
+        self._return, self._fallen = float(state[-2]), bool(state[-1])
 
     def _advance(self, action: StateArray) -> dict[str, float]:
         _, reward, fallen, _, _ = self.env.step(np.clip(action, -1, 1))

@@ -95,14 +95,12 @@ class MetaWorld(MujocoSimulator):
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Also where things are that a reset draws."""
         state = self.spec.check_state(state)
-        nq, nv = self.model.nq, self.model.nv
-        time, qpos, qvel, place, drawn, seen = np.split(state, np.cumsum([1, nq, nv, 3, DRAWN]))
+        _, place, drawn, seen = np.split(state, np.cumsum([1 + self.model.nq + self.model.nv, 3, DRAWN]))
         if not np.array_equal(drawn, self.env._last_rand_vec):
             self._restart(drawn.copy())
         data = self.data
-        data.time, data.qpos[:], data.qvel[:] = time[0], qpos, qvel
+        self._move(state)
         data.mocap_pos[0] = place
-        data.qacc_warmstart[:] = 0
         mujoco.mj_forward(self.model, data)
         self._seen, self.steps = seen.copy(), step
         self.env._prev_obs = seen[:NOW].copy()

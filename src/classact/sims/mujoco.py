@@ -95,15 +95,16 @@ class MujocoSimulator(ABC):
 
     def set_state(self, state: StateArray, *, step: int = 0) -> None:
         """Time, qpos and qvel; actuators and controllers forget the past."""
-        state = self.spec.check_state(state)
-        data, nq = self.data, self.model.nq
-        data.time = state[0]
-        data.qpos[:] = state[1 : 1 + nq]
-        data.qvel[:] = state[1 + nq :]
-        data.qacc_warmstart[:] = 0
-        mujoco.mj_forward(self.model, data)
+        self._move(self.spec.check_state(state))
+        mujoco.mj_forward(self.model, self.data)
         self.steps = step
         self._restored()
+
+    def _move(self, state: StateArray) -> None:
+        """To the time, qpos and qvel that a state begins with."""
+        data, nq, nv = self.data, self.model.nq, self.model.nv
+        data.time, data.qpos[:], data.qvel[:] = state[0], state[1 : 1 + nq], state[1 + nq : 1 + nq + nv]
+        data.qacc_warmstart[:] = 0
 
     def step(self, action: FloatArray) -> Mapping[str, float]:
         """One control step; ``excess`` is how far the action was beyond its limits, see SimulatorSpec."""
