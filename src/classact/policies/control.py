@@ -176,7 +176,7 @@ class Runner:
         alarm: DoubtAlarm | None = None,
     ) -> None:
         if alarm is not None:
-            alarm.check(policy.spec)
+            alarm.check(policy.spec, config)
         self.alarm = alarm
         self._controller = Controller(policy, config, action_space)
         policy.prepare(1)
