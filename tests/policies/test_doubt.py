@@ -122,6 +122,22 @@ def test_the_controller_adds_up_distances_and_returns(revisit: float | None) -> 
     assert controller.act([[seen[0]]]).doubt is None
 
 
+@pytest.mark.parametrize(("execute", "first"), [(1, 5), (2, 3), (5, 1), (None, 1)])
+def test_the_decision_just_before_is_no_return_however_often_is_decided(execute: int | None, first: int) -> None:
+    policy, data = retrieval(0.999), fakes.demonstrations(3)
+    assert data.states is not None
+    seen = replace(fakes.observations(data, [5])[0], state=data.states[5])
+    controller = Controller(policy, ControlConfig(execute))
+    controller.reset(1)
+    visits = []
+    for n in range(9):
+        decision = controller.act([[seen] * (n and (execute or 5) or 1)])
+        assert decision.visits is not None
+        visits.append(int(decision.visits[0]))
+    # T_a is 5: an observation of less than 5 steps ago is the same visit.
+    assert visits == [max(0, n - first + 1) for n in range(9)]
+
+
 def test_a_runner_says_when_its_episode_is_failing() -> None:
     policy, data = retrieval(0.999), fakes.demonstrations(3)
     assert data.states is not None

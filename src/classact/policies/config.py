@@ -31,9 +31,9 @@ class RetrievalConfig:
         proprioception_weight: factor on the normalised proprioception beside image features before both are jointly
             scaled to length 1. 1 is the paper's: a few numbers in [-1, 1] hardly count beside hundreds of features.
             Does not affect the encoder, so a saved policy's can be changed.
-        revisit: cosine with an earlier decision of the episode above which an observation counts as one where it has
-            been before, as it rests or goes round in circles; the n-th time the nearest demonstrations but n - 1 are
-            passed over, and one is followed, instead of an average of them. None: never (the paper).
+        revisit: cosine with a decision of the episode T_a steps ago or earlier above which an observation counts as one
+            where it has been before, as it rests or goes round in circles; the n-th time the nearest demonstrations but
+            n - 1 are passed over, and one is followed, instead of an average of them. None: never (the paper).
         search: how neighbours are searched: "auto", "torch" (exact) or "faiss", as in "faiss:IVF1024,Flat". All but
             approximate indexes find the same up to rounding.
     """

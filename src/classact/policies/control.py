@@ -49,10 +49,13 @@ class Controller:
         self.action_space = spec.action_space if action_space is None else action_space
         self.history = spec.history
         self.config.check(spec.chunk_length, spec.name)
-        kept = 1 if self.config.ensemble is None or execute is None else math.ceil(spec.chunk_length / execute)
-        self._chunks: deque[FloatArray] = deque(maxlen=kept)
+        # Decisions whose chunks would still be under way if they were executed whole.
+        under_way = 1 if execute is None else math.ceil(spec.chunk_length / execute)
+        self._chunks: deque[FloatArray] = deque(maxlen=1 if self.config.ensemble is None else under_way)
         self._seen: list[deque[Observation]] = []
         self._memory: list[deque[FloatArray]] = []
+        # An observation within T_a steps of the last one is no return to it, however often is decided.
+        self._recent = under_way - 1
         self._doubt = np.zeros(0)
         self._given = 0
 
@@ -80,7 +83,8 @@ class Controller:
         """
         now = self._with(observations)
         timesteps: list[Timestep] = [list(seen) if self.history > 1 else seen[-1] for seen in now]
-        decision = decide(self.policy, timesteps, [np.asarray(list(kept), np.float32) for kept in self._memory])
+        memory = [np.asarray(list(kept)[: max(len(kept) - self._recent, 0)], np.float32) for kept in self._memory]
+        decision = decide(self.policy, timesteps, memory)
         chunk, execute = decision.chunk, self.config.execute
         if execute is not None:
             spec = self.policy.spec
