@@ -131,7 +131,7 @@ def test_the_decision_just_before_is_no_return_however_often_is_decided(execute:
     controller.reset(1)
     visits = []
     for n in range(9):
-        decision = controller.act([[seen] * (n and (execute or 5) or 1)])
+        decision = controller.act([[seen] * ((n and (execute or 5)) or 1)])
         assert decision.visits is not None
         visits.append(int(decision.visits[0]))
     # T_a is 5: an observation of less than 5 steps ago is the same visit.
