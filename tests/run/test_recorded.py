@@ -139,6 +139,8 @@ def test_a_layout_says_which_cameras_there_are(tmp_path: Path) -> None:
     assert (made.pretrain.encoder.cameras, made.frames.simulator, made.heldout) == (("eye",), "none", 1)
     made = run_config(parse(Pretrain, [*command, "--preset", "debug", "--episodes", "0:2"], "classact pretrain"))
     assert (made.heldout, made.episodes) == (0, "0:2")
+    held = [configure(command[1], preset="debug", layout=str(layout), heldout=count).heldout for count in (0, 2)]
+    assert held == [0, 2]
 
 
 def test_the_demo_ends_with_errors_on_held_out_demonstrations(finished: Run) -> None:

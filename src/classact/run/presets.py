@@ -507,7 +507,7 @@ def configure(
     name = preset or default_preset(data, simulator, shift)
     config = from_preset(name, shift=shift, simulator=simulator, data=data, **changes)
     if simulator == NO_SIMULATOR:
-        config = as_recorded(config, known, cameras, PRESETS[name].rate)
+        config = as_recorded(config, known, cameras, PRESETS[name].rate, changes.get("heldout"))
     if cameras is not None:
         encoder = replace(config.pretrain.encoder, cameras=tuple(cameras))
         config = replace(config, pretrain=replace(config.pretrain, encoder=encoder))
@@ -596,6 +596,7 @@ def as_recorded(
     data: Demonstrations | None = None,
     cameras: Sequence[str] | None = None,
     rate: float | None = None,
+    heldout: int | None = None,
 ) -> RunConfig:
     """The settings for demonstrations without a simulator: all recorded cameras, some demonstrations held out.
 
@@ -605,6 +606,7 @@ def as_recorded(
             the run says why.
         cameras: of several data sets, those that are seen; None: all, which must be the same.
         rate: see :class:`Preset`.
+        heldout: so many demonstrations are; None: a tenth of three or more.
 
     Raises:
         DataError: several data sets do not agree.
@@ -627,7 +629,8 @@ def as_recorded(
     pretrain, cameras = config.pretrain, tuple(data.images)
     if cameras:
         pretrain = replace(pretrain, encoder=replace(pretrain.encoder, cameras=cameras))
-    heldout = config.heldout or (0 if len(data) < 3 else max(1, len(data) // HELD_OUT))
+    if heldout is None:
+        heldout = config.heldout or (0 if len(data) < 3 else max(1, len(data) // HELD_OUT))
     config = replace(config, pretrain=pretrain, heldout=heldout, baselines=False)
     fps = data.schema.fps
     return config if rate is None or fps is None else _at_pace(config, fps / rate, int(np.median(data.lengths)))
