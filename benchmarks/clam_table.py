@@ -47,6 +47,15 @@ PAPER = {
 PAPER_2X2 = {"clam": 0.74, "continuous, after": 0.23, "discrete, joint": 0.155, "lapo": 0.16}
 """Row -> mean over MetaWorld's four tasks in the paper's ablation."""
 
+PAPER_IMAGES = {"clam": 0.76, "lapa": 0.2, "lapo": 0.09}
+"""Row -> mean over MetaWorld's four tasks from images, by transformers."""
+
+COLUMNS: dict[bool, tuple[str, dict[str, dict[str, float]]]] = {
+    False: ("states", {"paper, six tasks": PAPER, "paper, 2 x 2 on MetaWorld": PAPER_2X2}),
+    True: ("images", {"paper, images of MetaWorld": PAPER_IMAGES}),
+}
+"""Whether images are seen -> what is seen, and the paper's columns."""
+
 PAPER_GAITS = {"bc-expert": {"half-cheetah": 0.68, "hopper": 0.76}, "clam": {"half-cheetah": 0.72, "hopper": 0.81}}
 """Row -> scores in the paper, which are relative to D4RL's experts, of its medium-expert data."""
 
@@ -90,7 +99,7 @@ def page_lines(path: Path | None = None) -> list[str]:
         if number and len(methods) < 3:
             continue
         lines += [f"Settings: {changed or 'the defaults of `benchmarks/clam.py`'}.", ""]
-        lines += [*success_lines(own, complete=not number), ""]
+        lines += [*success_lines(own, *COLUMNS["camera=" in changed], complete=not number), ""]
         lines += [*test_lines(own), ""]
     lines += [*proxy_lines(rows), *course_lines(rows)]
     lines += [*sweep_lines(rows), *return_lines(gaits)]
@@ -156,12 +165,14 @@ def measured_tasks(own: Rows) -> list[str]:
     return [*(task for task in TASKS if task in here), *sorted(here - set(TASKS))]
 
 
-def success_lines(own: Rows, *, complete: bool) -> list[str]:
-    """Success by task, the mean, seeds, and the paper's numbers; if ``complete``, also what was not measured."""
+def success_lines(own: Rows, seen: str, paper: Mapping[str, Mapping[str, float]], *, complete: bool) -> list[str]:
+    """Success by task from what is ``seen``, the mean, seeds, and columns of the paper's numbers; if ``complete``, also
+    what was not measured.
+    """
     tasks = measured_tasks(own)
     lines = [
-        f"| success from states | {' | '.join(tasks)} | mean | seeds | paper, six tasks | paper, 2 x 2 on MetaWorld |",
-        f"|---|{'---:|' * (len(tasks) + 4)}",
+        f"| {' | '.join([f'success from {seen}', *tasks, 'mean', 'seeds', *paper])} |",
+        f"|---|{'---:|' * (len(tasks) + 2 + len(paper))}",
     ]
     for method, words in NAMES.items():
         average = mean(own, method, tasks)
@@ -172,7 +183,7 @@ def success_lines(own: Rows, *, complete: bool) -> list[str]:
         by_task = [sum((task, method, seed) in own for seed in seeds) for task in tasks]
         counts = str(by_task[0]) if len(set(by_task)) == 1 else ", ".join(map(str, by_task))
         columns += ["–" if average is None else f"{average:.2f}", counts if seeds else "–"]
-        columns += ["" if (of := table.get(method)) is None else f"{of:g}" for table in (PAPER, PAPER_2X2)]
+        columns += ["" if (of := table.get(method)) is None else f"{of:g}" for table in paper.values()]
         lines.append(f"| {' | '.join(columns)} |")
     if not complete:
         return lines
