@@ -27,6 +27,10 @@ with warnings.catch_warnings():
 
 REPEAT = 2
 OBSERVED, NOW = 39, 18  # numbers of an observation, of which the first are of this step, then come those of the last
+NEAR = (0.75, 0.075, 0.7)
+"""Where camera ``corner2`` is, metres: so near that the task fills the image, as in LeRobot's environment and others."""
+UPRIGHT = ("corner2", "corner3")
+"""Cameras that MetaWorld's scene has upside down; turned here."""
 DRAWN = 6  # numbers that a task draws at a reset: where object and goal are
 
 
@@ -64,6 +68,15 @@ class MetaWorld(MujocoSimulator):
         self.env.__dict__.pop("sawyer_observation_space", None)  # computed before, with a hidden goal
         self.env._set_task_called = self.env.seeded_rand_vec = True
         self._seen = np.zeros(OBSERVED)
+        self.model.camera("corner2").pos = NEAR
+        for name in UPRIGHT:
+            w, x, y, z = self.model.camera(name).quat
+            self.model.camera(name).quat = (-z, y, -x, w)  # turned by 180 degrees about the line of sight
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Also where cameras are."""
+        return {**super().look, "near": list(NEAR), "upright": list(UPRIGHT)}
 
     @property
     def model(self) -> Any:
