@@ -71,6 +71,8 @@ class PolicySpec:
         remembers: decisions depend on the latents of earlier ones of the episode, which the caller keeps
             (:class:`Remembering`).
         speed: demonstrated steps per executed one.
+        language_source: what must embed the instructions of observations (:mod:`classact.data.language`), for it has
+            embedded those that were learned from; empty: it is not known, or there are none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class PolicySpec:
     alarm: float | None = None
     remembers: bool = False
     speed: float = 1.0
+    language_source: str = ""
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):

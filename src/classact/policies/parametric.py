@@ -137,6 +137,7 @@ class ParametricPolicy(Published):
             schema=self.lowdim.schema,
             action_space=self.action_space,
             speed=self.config.speed,
+            language_source=self.lowdim.language_source,
         )
 
     @property

@@ -69,9 +69,14 @@ def policy_facts(policy: Published) -> dict[str, object]:
         "Policy": spec.name,
         "Actions per decision": f"{spec.chunk_length}, at {spec.speed:g} x the demonstrations' speed",
         "Observations per decision": spec.history,
+        "Instructions": None if schema is None or not schema.language else _embedded(schema.language, spec),
         "Proprioception": None if schema is None else [f"{key} ({size})" for key, size in schema.proprioception],
         **({} if encoder is None else encoder_facts(encoder)),
     }
+
+
+def _embedded(size: int, spec: PolicySpec) -> str:
+    return f"{size} numbers, embedded by {spec.language_source or 'what is not known'}"
 
 
 def policy_usage(policy: Published, name: str) -> str:
@@ -84,7 +89,7 @@ def policy_usage(policy: Published, name: str) -> str:
     values = ", ".join(f'"{key}": values' for key in schema.keys)
     given = [f"images={{{images}}},  # (H, W, 3) uint8 RGB", f"proprioception={{{values}}},  # numbers"]
     if schema.language:
-        given.append(f"language=embedding,  # of the instruction, ({schema.language},)")
+        given.append(f"language=embedding,  # of the instruction: {_embedded(schema.language, spec)}")
     arguments = "\n".join(f"    {line}" for line in ("policy.spec.schema,", *given))
     timestep = "observation" if spec.history == 1 else f"[observation] * {spec.history}"
     return f"""{load}

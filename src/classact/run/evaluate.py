@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from classact.data.language import recorded_source
 from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.evaluation.rollout import ALARM
@@ -173,7 +174,7 @@ def check_rollouts(run: Run, simulator: str) -> None:
                 f"{what} is of another task than simulator {simulator!r}: {difference}. "
                 f"{own_simulator(data.get('simulator', ''), simulator)}"
             )
-    check_language(data.get("versions", {}), spec, what)
+    check_language(recorded_source(data.get("versions", {})), spec, what)
 
 
 def check_guard(function: str) -> None:
