@@ -16,6 +16,7 @@ from classact.data.types import RolloutResult
 from classact.errors import ConfigError, DataError
 from classact.policies import DoubtAlarm, Novelty, NoveltyConfig, RetrievalConfig, RetrievalPolicy, Runner, StateLatents
 from classact.policies.base import PolicySpec
+from classact.policies.config import ControlConfig
 from classact.policies.control import Controller
 from classact.policies.doubt import RETURN, Announced
 
@@ -77,7 +78,7 @@ def test_an_alarm_is_of_one_policy_and_comes_back_from_its_file(tmp_path: Path) 
     alarm = DoubtAlarm.calibrate(successes(30), SPEC)
     alarm.save(tmp_path / "alarm.json")
     assert DoubtAlarm.load(tmp_path / "alarm.json") == alarm
-    message = r"for policy 'fake' with T_a = 5 at speed 1, this is policy 'fake' with T_a = 5 at speed 2"
+    message = r"for policy 'fake' with T_a = 5 at speed 1, executing whole chunks, this is .* at speed 2, exec"
     with pytest.raises(ConfigError, match=message):
         alarm.check(replace(SPEC, speed=2.0))
     with pytest.raises(ConfigError, match="criterion 'dome'"):
@@ -132,5 +133,7 @@ def test_a_runner_says_when_its_episode_is_failing() -> None:
     assert not runner.failing
     with pytest.raises(ConfigError, match="T_a = 6"):
         Runner(policy, alarm=replace(alarm, chunk_length=6))
+    with pytest.raises(ConfigError, match=r"executing whole chunks, this is .* executing 1 of a chunk"):
+        Runner(policy, ControlConfig(execute=1), alarm=alarm)
     assert isinstance(policy.calibration, Novelty)
     assert_array_equal(Runner(policy).failing, False)

@@ -125,7 +125,7 @@ def test_push_uploads_what_is_saved_with_a_card_whose_code_works(
         exec(code, found)
         if name == "user/push":
             observation = Observation({"top": frame}, DATA.proprioception[7])
-            assert_array_equal(found["actions"], policy.decide([observation]).chunk[0])
+            assert_array_equal(found["action"], policy.decide([observation]).chunk[0, 0])
         else:
             assert_array_equal(found["features"], encoder.encode(np.asarray(given)))
 

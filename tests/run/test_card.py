@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from numpy.testing import assert_array_equal
 
 import fake_run
 import fakes
@@ -16,9 +18,10 @@ from classact.data.lowdim import LowDim
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError, Value
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, load_policy
+from classact.policies import ControlConfig, ImageLatents, RetrievalConfig, RetrievalPolicy, Runner, load_policy
 from classact.run.export import export_hub, export_lerobot
 from classact.run.folder import Run
+from classact.run.load import load_policy as load_run_policy
 from classact.utils.codec import to_json
 from classact.utils.storage import CARD, write_json, write_jsonl
 
@@ -84,3 +87,24 @@ def test_a_policy_for_lerobot_has_the_card_as_well(run: Run, tmp_path: Path) -> 
     assert card.data.to_dict()["library_name"] == "lerobot"
     assert "--policy.path=out" in card.text
     assert json.loads((out / "config.json").read_text())["type"] == "classact"
+
+
+def test_exports_act_as_the_run_is_evaluated(run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(run.root, tmp_path / "run")))
+    config = run.read_config()
+    config["settings"]["evaluation"] |= {"execute": 3, "ensemble": 0.1}
+    write_json(run.config, config)
+    assert load_run_policy(run).spec.control == ControlConfig(3, 0.1)
+    out = export_hub(run, tmp_path / "hub")
+    policy = load_policy(out)
+    assert policy.spec.control == ControlConfig(3, 0.1)
+    (given,) = fakes.observations(fakes.demonstrations(), [3])
+    runner, expected = Runner(policy), Runner(load_policy(run.policy), ControlConfig(3, 0.1))
+    for _ in range(4):
+        assert_array_equal(runner.step(given), expected.step(given))
+    assert runner.decision is not None
+    assert runner.decision.chunk.shape[1] == 3
+    line = "| Executed before the next decision | 3 of a chunk, averaged over chunks (ensemble 0.1) |"
+    assert line in ModelCard.load(out / CARD).text
+    lerobot = json.loads((export_lerobot(run, tmp_path / "lerobot") / "config.json").read_text())
+    assert (lerobot["n_action_steps"], lerobot["n_obs_steps"]) == (3, 1)

@@ -12,7 +12,7 @@ alarm is at most alpha. Demonstrations cannot calibrate it: a policy's episodes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ import numpy as np
 from classact.data.types import RolloutResult
 from classact.errors import ConfigError, DataError, choose
 from classact.policies.base import PolicySpec
+from classact.policies.config import ControlConfig
 from classact.policies.novelty import conformal_rank, episodes_needed
-from classact.utils.codec import from_json, to_json
+from classact.utils.codec import ADDED, from_json, to_json
 from classact.utils.storage import read_json, write_json
 
 RETURN = 0.1
@@ -56,7 +57,7 @@ class DoubtAlarm:
         alpha: largest share of successful episodes that raise it.
         successes: n, how many it was calibrated on.
         criterion: of success.
-        policy, chunk_length, speed: of the policy: doubt adds up with the number of decisions.
+        policy, chunk_length, speed, control: how the policy acts: doubt adds up with the number of decisions.
     """
 
     level: float
@@ -66,6 +67,7 @@ class DoubtAlarm:
     policy: str
     chunk_length: int
     speed: float
+    control: ControlConfig = field(default_factory=ControlConfig, metadata=ADDED)
 
     @staticmethod
     def calibrate(
@@ -75,7 +77,7 @@ class DoubtAlarm:
 
         Args:
             results: episodes of the policy, from initial states that are used for nothing else.
-            spec: the policy's.
+            spec: the policy's, with the control of these episodes.
             criterion: of success; None: the simulator's first.
             alpha: see above.
 
@@ -96,13 +98,15 @@ class DoubtAlarm:
                 f"{alpha:g} of successes raise needs {episodes_needed(alpha)}. Run more episodes, or raise alpha."
             )
         level = float(reached[rank - 1])
-        return DoubtAlarm(level, alpha, len(reached), criterion, spec.name, spec.chunk_length, spec.speed)
+        return DoubtAlarm(level, alpha, len(reached), criterion, spec.name, spec.chunk_length, spec.speed, spec.control)
 
     def check(self, spec: PolicySpec) -> None:
         """Refuse a policy that acts otherwise than the one it was calibrated for."""
-        mine, theirs = (self.policy, self.chunk_length, self.speed), (spec.name, spec.chunk_length, spec.speed)
+        mine = (self.policy, self.chunk_length, self.speed, self.control)
+        theirs = (spec.name, spec.chunk_length, spec.speed, spec.control)
         if mine != theirs:
-            words = ["policy {!r} with T_a = {} at speed {:g}".format(*one) for one in (mine, theirs)]
+            said = "policy {!r} with T_a = {} at speed {:g}, executing {}"
+            words = [said.format(*one, control.describe()) for *one, control in (mine, theirs)]
             raise ConfigError(f"the alarm was calibrated for {words[0]}, this is {words[1]}. Calibrate it again.")
 
     def raised(self, result: RolloutResult) -> int | None:

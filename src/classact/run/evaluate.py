@@ -110,9 +110,10 @@ def evaluate_run(
     config = replace(usual, workers=workers, **given)
     run.check_writable()
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
+    spec = replace(policy.spec, control=config.control)
     level = None if alarm is None else DoubtAlarm.load(alarm)
     if level is not None:
-        level.check(policy.spec)
+        level.check(spec)
         criteria = [one.name for one in simulator_spec(simulator).criteria]
         if level.criterion not in criteria:
             raise ConfigError(
@@ -143,7 +144,7 @@ def evaluate_run(
         quiet=quiet,
     )
     if calibrate_alarm is not None:
-        DoubtAlarm.calibrate(results, policy.spec).save(calibrate_alarm)
+        DoubtAlarm.calibrate(results, spec).save(calibrate_alarm)
     if level is not None:
         announced = level.announced(results)
         write_json(run.evaluation(rows[0].evaluation) / ALARM, to_json(announced))

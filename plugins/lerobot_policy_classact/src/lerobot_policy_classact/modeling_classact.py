@@ -59,7 +59,9 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
         self.unused = nn.Parameter(torch.zeros(1), requires_grad=False)  # LeRobot asks the first one for its device
         self._made: Policy | None = None
         self._said = False
-        if not config.files:
+        if config.files:
+            config.check_exported()
+        else:
             self._make_networks(dataset_meta)
         self.reset()
 
@@ -134,7 +136,9 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
                 path = Path(folder, "policy", name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(getattr(self, f"file_{number}").cpu().numpy().tobytes())
-            policy: Policy = load_policy(Path(folder, "policy"), device=str(self.unused.device).partition(":")[0])
+            device, speed = str(self.unused.device).partition(":")[0], self.config.speed
+            changed = {} if speed is None else {"speed": speed}
+            policy: Policy = load_policy(Path(folder, "policy"), device=device, **changed)
         return policy
 
     def _parametric(self) -> ParametricPolicy:
@@ -159,7 +163,7 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
         """(B, D) next actions; the policy decides when those of its last decision are used up."""
         seen = self.observations(batch)
         if self._controller is None or len(self._new) != len(seen):
-            self._controller = Controller(self.policy)
+            self._controller = self._control()
             self._controller.reset(len(seen))
             self._new, self._action_queue = [[] for _ in seen], deque()
         for new, one in zip(self._new, seen, strict=True):
@@ -169,6 +173,14 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
             self._action_queue.extend(decision.chunk.swapaxes(0, 1))
             self._new = [[] for _ in seen]
         return torch.from_numpy(np.ascontiguousarray(self._action_queue.popleft())).to(self.unused.device)
+
+    def _control(self) -> Controller:
+        """As the policy was evaluated, or with another number of executed actions."""
+        policy, execute = self.policy, self.config.n_action_steps
+        try:
+            return Controller(policy, replace(policy.spec.control, execute=execute))
+        except ConfigError as problem:
+            raise ConfigError(f"--policy.n_action_steps {execute}: {problem}") from None
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
