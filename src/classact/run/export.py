@@ -11,12 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from classact.errors import CheckpointError, ConfigError
-from classact.policies.load import load_policy as load_saved
 from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
 from classact.run.card import run_card
 from classact.run.folder import Run
-from classact.run.load import load_head, load_policy, trained_head
+from classact.run.load import load_policy, trained_head
 from classact.utils.hub import check_hub_name
 from classact.utils.storage import CARD, atomic_path, write_json
 
@@ -76,12 +75,15 @@ def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = N
     from classact.policies.onnx_graphs import export_onnx
 
     run = _exported(run, out, head)
-    acting: Any = load_saved(run.policy) if head is None else load_head(run, head)
+    acting = _as_evaluated(run, head)
     if part == "policy":
         return export_onnx(acting, out)
-    if acting.image_encoder is None:
-        raise ConfigError(f"the policy of {run.root} sees no cameras: it has no encoder.")
-    return export_onnx(acting.image_encoder, out)
+    encoder = acting.image_encoder
+    if encoder is None or not encoder.config.cameras:
+        raise ConfigError(
+            f"the policy of {run.root} sees no cameras: it has no encoder. Export it whole (part policy)."
+        )
+    return export_onnx(encoder, out)
 
 
 def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | None = None) -> Run:
