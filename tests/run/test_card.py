@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,17 @@ from numpy.testing import assert_array_equal
 
 import fake_run
 import fakes
+from classact.cli.export import ExportHub, ExportLerobot
 from classact.data.lowdim import LowDim
+from classact.data.schema import Schema
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError, Value
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.policies import ControlConfig, ImageLatents, RetrievalConfig, RetrievalPolicy, Runner, load_policy
-from classact.run.export import export_hub, export_lerobot
+from classact.run.export import _usage, export_hub, export_lerobot
 from classact.run.folder import Run
 from classact.run.load import load_policy as load_run_policy
+from classact.utils import hub
 from classact.utils.codec import to_json
 from classact.utils.storage import CARD, write_json, write_jsonl
 
@@ -108,3 +112,26 @@ def test_exports_act_as_the_run_is_evaluated(run: Run, tmp_path: Path) -> None:
     assert line in ModelCard.load(out / CARD).text
     lerobot = json.loads((export_lerobot(run, tmp_path / "lerobot") / "config.json").read_text())
     assert (lerobot["n_action_steps"], lerobot["n_obs_steps"]) == (3, 1)
+
+
+def test_how_lerobot_runs_it_is_on_the_card() -> None:
+    assert "lerobot-eval --policy.path=user/a --env.type=pusht" in _usage("user/a", "pusht", Schema())
+    told = _usage("user/a", "", Schema(("top",), (("q", 2),), language=768, fps=12.5))
+    assert 'lerobot-rollout --policy.path=user/a --robot.type=... --fps=12.5 --task="..."' in told
+
+
+@pytest.mark.parametrize("command", [ExportHub, ExportLerobot])
+def test_who_sees_an_upload(run: Run, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[Any] = []
+    monkeypatch.setattr(hub, "push_folder", lambda *args, **options: pushed.append((args[1], options)))
+    command(run.root, tmp_path / "out", push="user/push", private=True).main()
+    assert pushed == [("user/push", {"private": True})]
+    with pytest.raises(ConfigError, match="--private says who sees what is uploaded, but nothing is: name it, --push"):
+        command(run.root, tmp_path / "other", private=True).main()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_feature_without_a_name_is_refused(run: Run, tmp_path: Path) -> None:
+    for wrong in ("top", "top=", "=observation.image"):
+        with pytest.raises(ConfigError, match=f"--features {wrong}: expected KEY=FEATURE"):
+            ExportLerobot(run.root, tmp_path / "out", features=(wrong,)).main()

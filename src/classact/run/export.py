@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError
 from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
@@ -29,7 +30,7 @@ USAGE = """
 from lerobot_policy_classact.modeling_classact import ClassactPolicy
 
 policy = ClassactPolicy.from_pretrained("{name}")
-# or: lerobot-eval --policy.path={name} --env.type=pusht
+# or: {command} --policy.path={name} {words}
 """
 
 FEATURES = {"pusht": {"top": "observation.image", "agent_pos": "observation.state"}}
@@ -144,10 +145,19 @@ def export_lerobot(
             _as_evaluated(run, head).save(policy)
             acting = write_lerobot_policy(policy, temporary, named, asked=tuple(features or {}))
         name = hub or out.name
-        usage = USAGE.format(name=name)
+        usage = _usage(name, run.settings().frames.simulator, acting.spec.schema)
         card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
+
+
+def _usage(name: str, simulator: str, schema: Schema) -> str:
+    """How LeRobot runs it: in its own environment of the simulator, else on a robot, as often a second as recorded."""
+    if simulator in FEATURES:
+        return USAGE.format(name=name, command="lerobot-eval", words=f"--env.type={simulator}")
+    words = ["--robot.type=...", *([] if schema.fps is None else [f"--fps={schema.fps:g}"])]
+    words += ['--task="..."'] * bool(schema.language)
+    return USAGE.format(name=name, command="lerobot-rollout", words=" ".join(words))
 
 
 def write_lerobot_policy(
