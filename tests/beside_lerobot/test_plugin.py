@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,13 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
 from classact.cli.main import main
 from classact.data.types import Observation
-from classact.errors import CheckpointError
-from classact.policies import Runner
+from classact.errors import CheckpointError, ConfigError
+from classact.policies import ControlConfig, Runner
 from classact.policies.base import decide
 from classact.run.export import export_lerobot
 from classact.run.folder import Run
 from classact.run.load import load_policy
+from classact.utils.storage import write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -88,6 +90,38 @@ def test_action_by_action_it_acts_as_a_runner_does(run: Run, tmp_path: Path) -> 
             batch = {name: value[0] for name, value in batch_of([one]).items()}
             action = post(theirs.select_action(pre(batch)))
             assert_allclose(action.numpy()[0], runner.step(one), rtol=1e-6)
+
+
+def evaluated(run: Run, tmp_path: Path, **changes: Any) -> Run:
+    """The same run, evaluated otherwise."""
+    out = Run(Path(shutil.copytree(run.root, tmp_path / "run")))
+    config = out.read_config()
+    config["settings"]["evaluation"] |= changes
+    write_json(out.config, config)
+    return out
+
+
+def test_it_executes_as_much_of_a_chunk_as_its_run_or_as_lerobot_says(run: Run, tmp_path: Path) -> None:
+    out = export_lerobot(evaluated(run, tmp_path, execute=2, ensemble=0.1), tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["n_action_steps"] == 2
+    ours = load_policy(run.policy)
+    observations = seen(ours, 20)
+    for asked in (2, 3):
+        config = PreTrainedConfig.from_pretrained(out, cli_overrides=[f"--n_action_steps={asked}"])
+        theirs = get_policy_class(config.type).from_pretrained(out, config=config)
+        runner = Runner(ours, ControlConfig(asked, 0.1))
+        for one in observations:
+            assert_allclose(theirs.select_action(batch_of([one])).numpy()[0], runner.step(one), rtol=1e-6)
+    config = PreTrainedConfig.from_pretrained(out, cli_overrides=["--n_action_steps=99", "--speed=0.5"])
+    theirs = get_policy_class(config.type).from_pretrained(out, config=config)
+    with pytest.raises(ConfigError, match=r"--policy\.n_action_steps 99: execute 99 asked of policy 'retrieval'"):
+        theirs.select_action(batch_of(observations[:1]))
+    slow = load_policy(run.policy, speed=0.5)
+    chunk = theirs.predict_action_chunk(batch_of(observations[:1])).numpy()
+    assert_array_equal(chunk, decide(slow, observations[:1]).chunk)
+    config = PreTrainedConfig.from_pretrained(out, cli_overrides=["--horizon=8"])
+    with pytest.raises(ConfigError, match=r"--policy\.horizon 8: a policy that classact exported is trained already"):
+        get_policy_class(config.type).from_pretrained(out, config=config)
 
 
 def test_a_damaged_or_missing_weight_is_an_error(run: Run, tmp_path: Path) -> None:

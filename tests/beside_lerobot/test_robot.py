@@ -21,11 +21,13 @@ from lerobot.common.control_utils import predict_action
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-from classact.data.language import SIZE, embed_instruction
+from classact.data import language
+from classact.data.language import BERT, SIZE, STAND_IN, embed_instruction
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import Observation
+from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import HEADS
 from classact.models.heads.base import make_head
@@ -103,12 +105,12 @@ def observation(number: int, words: Any) -> tuple[dict[str, float], Observation]
     return joints, Observation({"wrist": image}, np.array(list(joints.values()), np.float32), language=words)
 
 
-def policy(head: str) -> ParametricPolicy:
-    """For the toy, not trained: a head that is told to do by camera, joints and instruction."""
-    schema = Schema(("wrist",), (("state", 3),), language=SIZE)
+def policy(head: str, source: str = STAND_IN, size: int = SIZE) -> ParametricPolicy:
+    """For the toy, not trained: a head that is told what to do; ``source`` embeds instructions as ``size`` numbers."""
+    schema = Schema(("wrist",), (("state", 3),), language=size)
     config = EncoderConfig(backbone="small", cameras=("wrist",), image_size=32, crop_size=28, aspect=4 / 3)
     encoder, unit = ImageEncoder(config), MinMax(np.full(3, -1, np.float32), np.full(3, 1, np.float32))
-    lowdim = LowDim(schema, ("state",), unit)
+    lowdim = LowDim(schema, ("state",), unit, language_source=source)
     made = make_head(HEADS[head].config.preset("debug"), encoder.feature_dim + lowdim.dim, 3, 8)
     return ParametricPolicy(encoder, made, unit, lowdim, ParametricConfig(chunk_length=4))
 
@@ -117,17 +119,60 @@ def policy(head: str) -> ParametricPolicy:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ParametricPolicy, Path]:
     folder = tmp_path_factory.mktemp("policy")
     made = policy(request.param)
+    return made, written(made, folder)
+
+
+def written(made: ParametricPolicy, folder: Path) -> Path:
+    """As LeRobot loads it."""
     made.save(folder / "classact")
     (folder / "lerobot").mkdir()
     write_lerobot_policy(folder / "classact", folder / "lerobot")
-    return made, folder / "lerobot"
+    return folder / "lerobot"
+
+
+def loaded(folder: Path) -> Any:
+    config = PreTrainedConfig.from_pretrained(folder)
+    return get_policy_class(config.type).from_pretrained(folder, config=config)
+
+
+def batch(words: Any) -> dict[str, Any]:
+    """The toy's first observation with a task, as LeRobot gives it to a policy."""
+    _, seen = observation(0, None)
+    pixels = torch.from_numpy(seen.images["wrist"]).permute(2, 0, 1)[None].float() / 255
+    state = torch.from_numpy(seen.proprioception)[None]
+    return {"observation.state": state, "observation.images.wrist": pixels, "task": words}
+
+
+def test_instructions_are_embedded_by_what_has_embedded_those_that_were_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(language, "source_at_hand", lambda: BERT)  # whatever is installed here
+    monkeypatch.setattr(language, "bert_folder", lambda: None)
+    made = policy("mlp")
+    chunk = loaded(written(made, tmp_path)).predict_action_chunk(batch([TASK])).numpy()
+    seen = observation(0, embed_instruction(TASK, STAND_IN)[0])[1]
+    assert_allclose(chunk, made.decide([seen]).chunk, rtol=1e-6)
+    (tmp_path / "bert").mkdir()
+    with pytest.raises(ConfigError, match="bert-base-uncased needs transformers and its weights on this machine"):
+        loaded(written(policy("mlp", BERT), tmp_path / "bert")).predict_action_chunk(batch([TASK]))
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ConfigError, match="instructions as 512 numbers, and what embedded them is not known"):
+        loaded(written(policy("mlp", "", 512), tmp_path / "own")).predict_action_chunk(batch([TASK]))
+    monkeypatch.undo()
+    (tmp_path / "unknown").mkdir()
+    policy_without = loaded(written(policy("mlp", ""), tmp_path / "unknown"))
+    for _ in range(2):
+        policy_without.predict_action_chunk(batch([""]))
+    assert [record.message.partition(" (")[0] for record in caplog.records] == [
+        "what embedded the instructions that the policy was trained on is not known",
+        "the policy was trained on instructions, but is given none",
+    ]
 
 
 def test_predict_action_is_what_a_runner_does(exported: tuple[ParametricPolicy, Path]) -> None:
     ours, folder = exported
-    config = PreTrainedConfig.from_pretrained(folder)
-    theirs = get_policy_class(config.type).from_pretrained(folder, config=config)
-    pre, post = make_pre_post_processors(config, pretrained_path=str(folder))
+    theirs = loaded(folder)
+    pre, post = make_pre_post_processors(theirs.config, pretrained_path=str(folder))
     runner, words = Runner(ours), embed_instruction(TASK)[0]
     for number in range(10):
         _, seen = observation(number, words)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib
 import os
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,8 +152,31 @@ def test_holding_still(schema: Schema | None, actions: int, expected: object) ->
         assert action.dtype == np.float32
 
 
+def test_every_package_of_an_extra_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert list(doctor.EXTRAS) == list(project["optional-dependencies"])
+    with pytest.raises(ImportError, match="the installed classact does not know it"):
+        doctor._extra("new")
+    found = {"onnx": "1.19.0", "onnxruntime": "1.23.0"}
+
+    def version(name: str) -> str:
+        if name not in found:
+            raise doctor.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    with pytest.raises(ImportError, match=r"^onnxscript is not installed$"):  # which the export needs
+        doctor._extra("onnx")
+    found["onnxscript"] = "0.1"
+    with pytest.raises(ImportError, match=r"^onnxscript is 0\.1, expected >=0\.2$"):
+        doctor._extra("onnx")
+    found["onnxscript"] = "0.5"
+    assert doctor._extra("onnx") == "onnx 1.19.0, onnxruntime 1.23.0, onnxscript 0.5"
+
+
 def test_the_extra_of_another_robosuite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.metadata, "version", lambda _: "1.4.0")
-    assert doctor._extra("libero", "hf-libero") == "hf-libero 1.4.0"
-    with pytest.raises(RuntimeError, match=r"robosuite 1\.4\.0 is that of the extra 'libero'"):
-        doctor._extra("robosuite", "robosuite")
+    versions = {"robosuite": "1.4.0", "mujoco": "3.8.1", "hf-libero": "0.1.4", "transformers": "5.0"}
+    monkeypatch.setattr(doctor.metadata, "version", versions.__getitem__)
+    assert doctor._extra("libero") == "hf-libero 0.1.4, mujoco 3.8.1, robosuite 1.4.0, transformers 5.0"
+    with pytest.raises(ImportError, match=r"robosuite is 1\.4\.0, expected ==1\.5\.2"):
+        doctor._extra("robosuite")

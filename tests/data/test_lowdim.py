@@ -178,3 +178,15 @@ def test_quaternions_on_one_side_are_left_as_they_are() -> None:
     values = np.array([[0.6, 0.8, 0, 0], [0.8, 0.6, 0, 0], [1, 0, 0, 0]], np.float32)
     data = Demonstrations("d", np.array([3]), np.zeros((3, 2), np.float32), values, schema=Schema((), (("task", 4),)))
     assert_array_equal(LowDim.fit(data).demonstrations(data), MinMax.fit(values).apply(values))
+
+
+def test_what_embedded_the_instructions_stays_known() -> None:
+    data = demonstrations(4)
+    known = LowDim.fit(replace(data, versions={"language": "stand-in"}))
+    assert from_json(LowDim, to_json(known), "x").language_source == known.language_source == "stand-in"
+    for other in (data, replace(data, versions={"language": "unknown"})):
+        assert LowDim.fit(other).language_source == ""
+    assert LowDim.fit(replace(demonstrations(), versions={"language": "stand-in"})).language_source == ""
+    before = to_json(known)  # as it was written before this was kept
+    del before["language_source"]
+    assert from_json(LowDim, before, "x").language_source == ""

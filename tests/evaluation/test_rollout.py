@@ -739,3 +739,13 @@ def test_a_policy_that_is_lost_costs_its_episode_alone() -> None:
     assert result.actions[0].tolist() == [256, 256]
     low, high = np.array(sims.simulator_spec("pusht").action_limits)
     assert np.allclose(result.actions[4:], [[2 * high[0] - low[0], 2 * low[1] - high[1]]] * 8, rtol=1e-5)
+
+
+def test_a_policy_of_other_embeddings_of_instructions_is_refused() -> None:
+    policy = PolicySpec("told", 4, language_source="bert-base-uncased")
+    spec = replace(make_simulator("pusht").spec, language_source="stand-in")
+    with pytest.raises(
+        ConfigError, match="policy 'told': instructions were embedded by 'bert-base-uncased', but simul"
+    ):
+        rollout._check_spec(policy, spec)
+    rollout._check_spec(replace(policy, language_source=""), spec)

@@ -78,17 +78,15 @@ def test_an_alarm_is_of_one_policy_and_comes_back_from_its_file(tmp_path: Path) 
     alarm = DoubtAlarm.calibrate(successes(30), SPEC)
     alarm.save(tmp_path / "alarm.json")
     assert DoubtAlarm.load(tmp_path / "alarm.json") == alarm
-    message = r"for policy 'fake' with T_a = 5 at speed 1, this is policy 'fake' with T_a = 5 at speed 2"
+    message = r"for policy 'fake' with T_a = 5 at speed 1, executing whole chunks, this is .* at speed 2, exec"
     with pytest.raises(ConfigError, match=message):
         alarm.check(replace(SPEC, speed=2.0))
-    with pytest.raises(ConfigError, match=r"at speed 1, this is .* at speed 1, 2 of each chunk executed, ensembled"):
-        alarm.check(SPEC, ControlConfig(2, 0.01))
+    with pytest.raises(ConfigError, match=r"executing whole chunks, this is .* executing 2 of a chunk, averaged"):
+        alarm.check(replace(SPEC, control=ControlConfig(2, 0.01)))
     with pytest.raises(ConfigError, match=r"policy 'fake' has no calibrated novelty score.* a head needs a monitor"):
         alarm.check(replace(SPEC, alarm=None))
-    halves = DoubtAlarm.calibrate(successes(30), SPEC, control=ControlConfig(2))
-    halves.check(SPEC, ControlConfig(2))
-    with pytest.raises(ConfigError, match=r"2 of each chunk executed, this is policy 'fake' with T_a = 5 at speed 1\."):
-        halves.check(SPEC)
+    halves = replace(SPEC, control=ControlConfig(2))
+    DoubtAlarm.calibrate(successes(30), halves).check(halves)
     with pytest.raises(ConfigError, match="criterion 'dome'"):
         DoubtAlarm.calibrate(successes(30), SPEC, "dome")
     with pytest.raises(ConfigError, match="0 < alpha < 1, got 1"):
@@ -157,7 +155,7 @@ def test_a_runner_says_when_its_episode_is_failing() -> None:
     assert not runner.failing
     with pytest.raises(ConfigError, match="T_a = 6"):
         Runner(policy, alarm=replace(alarm, chunk_length=6))
-    with pytest.raises(ConfigError, match="2 of each chunk executed"):
-        Runner(policy, ControlConfig(2), alarm=alarm)
+    with pytest.raises(ConfigError, match=r"executing whole chunks, this is .* executing 1 of a chunk"):
+        Runner(policy, ControlConfig(execute=1), alarm=alarm)
     assert isinstance(policy.calibration, Novelty)
     assert_array_equal(Runner(policy).failing, False)

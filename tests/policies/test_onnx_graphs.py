@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,21 @@ import fakes
 from classact.data.actions import ActionSpace, Part
 from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
+from classact.data.schema import Schema
 from classact.errors import ConfigError
 from classact.models.encoders import EncoderConfig, ImageEncoder
 from classact.models.heads import DiffusionConfig, MLPConfig, ResidualConfig, UNetConfig, make_head
 from classact.models.latent_actions.decoder import ActionDecoder
-from classact.policies import ImageLatents, ParametricConfig, ParametricPolicy, RetrievalConfig, RetrievalPolicy
+from classact.policies import (
+    ControlConfig,
+    ImageLatents,
+    MonitoredPolicy,
+    NoveltyConfig,
+    ParametricConfig,
+    ParametricPolicy,
+    RetrievalConfig,
+    RetrievalPolicy,
+)
 from classact.policies.onnx_graphs import export_onnx
 from classact.policies.speed import played, reach
 
@@ -104,7 +115,7 @@ def test_a_decision_of_retrieval(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     acting = retrieval(min_actions=3, proprioception_weight=2.0, revisit=0.99)
     with caplog.at_level(logging.WARNING):
         file = export_onnx(acting, tmp_path / "policy.onnx")
-    assert "the graph keeps no memory" in caplog.text
+    assert "policy.onnx is the decision alone: it keeps no memory" in caplog.text
     rows = [0, 41, 90, 118]
     actions, neighbors, cosine, weights = run(file, observed(rows))
     expected = acting.decide(fakes.observations(DATA, rows))
@@ -113,6 +124,43 @@ def test_a_decision_of_retrieval(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert_allclose(cosine, expected.neighbors.cosine, atol=1e-5)
     assert_allclose(weights, expected.neighbors.weights, atol=1e-3)
     assert_allclose(actions, expected.chunk, atol=1e-3 * float(np.ptp(DATA.actions)))
+
+
+def test_what_a_graph_leaves_out_is_said_and_stays_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    acting, file = parametric(MLP, speed=1.0), tmp_path / "policy.onnx"
+    export_onnx(acting, file)
+    assert not caplog.records
+    bank = retrieval(revisit=0.99, speed=1.0)
+    bank.calibrate(config=NoveltyConfig(m=2, alpha=0.5))
+    acting.control = ControlConfig(execute=2, ensemble=0.1)
+    export_onnx(MonitoredPolicy(acting, bank), file)
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("onnx_graphs")]
+    assert said == [
+        f"{file} is the decision alone: it keeps no memory, and decides as where an episode has not been before "
+        "(revisit); it gives no novelty, and so neither alarm nor doubt; of T_a = 3 actions execute 2 before the next "
+        "decision; average the actions that chunks propose for a step, the i-th oldest by exp(-0.1 i)"
+    ]
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["classact"])
+    assert about["left_out"] == said[0].partition(": ")[2].split("; ")
+    assert about["proprioception"] == [["proprioception", 2]]
+    assert about["speed"] == 1.0
+    rows = [3, 40]
+    (actions,) = run(file, observed(rows))
+    expected = acting.decide(fakes.observations(DATA, rows)).chunk
+    assert_allclose(actions, expected, atol=1e-4 * float(np.ptp(DATA.actions)))
+
+
+def test_a_head_on_numbers_alone(tmp_path: Path) -> None:
+    data = replace(DATA, images={}, language=None, schema=Schema())
+    encoder, lowdim = ImageEncoder(EncoderConfig(cameras=())), LowDim.fit(data)
+    head = make_head(MLP, encoder.feature_dim + lowdim.dim, data.actions.shape[1], 8)
+    acting = ParametricPolicy(encoder, head, MinMax.fit(data.actions), lowdim, ParametricConfig(chunk_length=3))
+    file, rows = export_onnx(acting, tmp_path / "policy.onnx"), [3, 40]
+    (actions,) = run(file, {"proprioception": data.proprioception[rows]})
+    expected = acting.decide(fakes.observations(data, rows)).chunk
+    assert_allclose(actions, expected, atol=1e-4 * float(np.ptp(data.actions)))
 
 
 def test_what_a_graph_cannot_compute(tmp_path: Path) -> None:

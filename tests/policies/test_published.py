@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_push_uploads_what_is_saved_with_a_card_whose_code_works(
         exec(code, found)
         if name == "user/push":
             observation = Observation({"top": frame}, DATA.proprioception[7])
-            assert_array_equal(found["actions"], policy.decide([observation]).chunk[0])
+            assert_array_equal(found["action"], policy.decide([observation]).chunk[0, 0])
         else:
             assert_array_equal(found["features"], encoder.encode(np.asarray(given)))
+
+
+def test_what_embedded_the_instructions_goes_with_a_policy(tmp_path: Path) -> None:
+    data = replace(fakes.two_views(DATA, language=3), versions={"language": "stand-in"})
+    encoder = ImageEncoder(EncoderConfig(width=0.25, image_size=32, crop_size=28, cameras=tuple(data.images)))
+    latents = ImageLatents(encoder, LowDim.fit(data))
+    RetrievalPolicy.build(latents, data, RetrievalConfig(k=5)).save_pretrained(tmp_path / "p")
+    assert load_policy(tmp_path / "p").spec.language_source == "stand-in"
+    card = ModelCard.load(tmp_path / "p" / CARD).text
+    assert "| Instructions | 3 numbers, embedded by stand-in |" in card
+    assert "language=embedding,  # of the instruction: 3 numbers, embedded by stand-in" in card

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from numpy.testing import assert_array_equal
 
 import fake_run
 import fakes
+from classact.cli.export import ExportHub, ExportLerobot
 from classact.data.lowdim import LowDim
+from classact.data.schema import Schema
 from classact.errors import ConfigError
 from classact.evaluation.rows import ActionError, Value
 from classact.models.encoders import EncoderConfig, ImageEncoder
-from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, load_policy
-from classact.run.export import export_hub, export_lerobot
+from classact.policies import ControlConfig, ImageLatents, RetrievalConfig, RetrievalPolicy, Runner, load_policy
+from classact.run.export import _usage, export_hub, export_lerobot
 from classact.run.folder import Run
+from classact.run.load import load_policy as load_run_policy
+from classact.utils import hub
 from classact.utils.codec import to_json
 from classact.utils.storage import CARD, write_json, write_jsonl
 
@@ -84,3 +91,47 @@ def test_a_policy_for_lerobot_has_the_card_as_well(run: Run, tmp_path: Path) -> 
     assert card.data.to_dict()["library_name"] == "lerobot"
     assert "--policy.path=out" in card.text
     assert json.loads((out / "config.json").read_text())["type"] == "classact"
+
+
+def test_exports_act_as_the_run_is_evaluated(run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(run.root, tmp_path / "run")))
+    config = run.read_config()
+    config["settings"]["evaluation"] |= {"execute": 3, "ensemble": 0.1}
+    write_json(run.config, config)
+    assert load_run_policy(run).spec.control == ControlConfig(3, 0.1)
+    out = export_hub(run, tmp_path / "hub")
+    policy = load_policy(out)
+    assert policy.spec.control == ControlConfig(3, 0.1)
+    (given,) = fakes.observations(fakes.demonstrations(), [3])
+    runner, expected = Runner(policy), Runner(load_policy(run.policy), ControlConfig(3, 0.1))
+    for _ in range(4):
+        assert_array_equal(runner.step(given), expected.step(given))
+    assert runner.decision is not None
+    assert runner.decision.chunk.shape[1] == 3
+    line = "| Executed before the next decision | 3 of a chunk, averaged over chunks (ensemble 0.1) |"
+    assert line in ModelCard.load(out / CARD).text
+    lerobot = json.loads((export_lerobot(run, tmp_path / "lerobot") / "config.json").read_text())
+    assert (lerobot["n_action_steps"], lerobot["n_obs_steps"]) == (3, 1)
+
+
+def test_how_lerobot_runs_it_is_on_the_card() -> None:
+    assert "lerobot-eval --policy.path=user/a --env.type=pusht" in _usage("user/a", "pusht", Schema())
+    told = _usage("user/a", "", Schema(("top",), (("q", 2),), language=768, fps=12.5))
+    assert 'lerobot-rollout --policy.path=user/a --robot.type=... --fps=12.5 --task="..."' in told
+
+
+@pytest.mark.parametrize("command", [ExportHub, ExportLerobot])
+def test_who_sees_an_upload(run: Run, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[Any] = []
+    monkeypatch.setattr(hub, "push_folder", lambda *args, **options: pushed.append((args[1], options)))
+    command(run.root, tmp_path / "out", push="user/push", private=True).main()
+    assert pushed == [("user/push", {"private": True})]
+    with pytest.raises(ConfigError, match="--private says who sees what is uploaded, but nothing is: name it, --push"):
+        command(run.root, tmp_path / "other", private=True).main()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_feature_without_a_name_is_refused(run: Run, tmp_path: Path) -> None:
+    for wrong in ("top", "top=", "=observation.image"):
+        with pytest.raises(ConfigError, match=f"--features {wrong}: expected KEY=FEATURE"):
+            ExportLerobot(run.root, tmp_path / "out", features=(wrong,)).main()

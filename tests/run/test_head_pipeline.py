@@ -19,7 +19,7 @@ from classact.errors import CheckpointError, ConfigError, DataError
 from classact.evaluation import rollout
 from classact.models.encoders import ImageEncoder
 from classact.models.heads import MLPConfig
-from classact.policies import DoubtAlarm, MonitoredPolicy, ParametricPolicy, RetrievalPolicy
+from classact.policies import ControlConfig, DoubtAlarm, MonitoredPolicy, ParametricPolicy, RetrievalPolicy
 from classact.run import data as rundata
 from classact.run.config import HeadRunConfig
 from classact.run.evaluate import evaluate_run
@@ -346,7 +346,8 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     made = config("diffusion", evaluations=0)
     make(run, made).train()
     head = replace(made.finetune.head, scheduler="ddpm", inference_steps=5)
-    other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4))
+    evaluation = replace(run.settings().evaluation, execute=2)
+    other = replace(made, finetune=replace(made.finetune, head=head, chunk_length=4), evaluation=evaluation)
     policy = make(run, other).policy
     assert policy.config.chunk_length == 4
     assert (policy.head.config.scheduler, policy.head.config.inference_steps) == ("ddpm", 5)
@@ -355,7 +356,8 @@ def test_how_a_head_acts_may_be_changed_later(run: Run) -> None:
     assert (again.config.chunk_length, again.head.config.inference_steps) == (4, 5)
     assert load_policy(run.head("diffusion")).spec.chunk_length == 4
     assert load_policy(run.head("diffusion"), chunk_length=3).spec.chunk_length == 3
-    assert load_policy(export_hub(run, run.root / "hub", head="diffusion")).spec.chunk_length == 4
+    spec = load_policy(export_hub(run, run.root / "hub", head="diffusion")).spec
+    assert (spec.chunk_length, spec.control) == (4, ControlConfig(execute=2))
     fresh = config("diffusion", evaluations=3)
     kept = as_before(fresh, run.head_settings("diffusion"))
     assert (kept.finetune.chunk_length, kept.finetune.head.inference_steps, kept.finetune.evaluations) == (4, 5, 0)
@@ -390,10 +392,13 @@ def test_evaluations_say_how_they_were_made(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"calibrated on 19 of them at least, asked for 3 episodes"):
         evaluate_run(run, episodes=3, quiet=True, calibrate_alarm=tmp_path / "alarm.json")
     spec = load_policy(run).spec
-    DoubtAlarm(1.0, 0.05, 19, "lifted", spec.name, spec.chunk_length, spec.speed).save(tmp_path / "alarm.json")
+    alarm = DoubtAlarm(1.0, 0.05, 19, "lifted", spec.name, spec.chunk_length, spec.speed, spec.control)
+    alarm.save(tmp_path / "alarm.json")
+    with pytest.raises(ConfigError, match=r"executing 2 of a chunk, this is .* executing 1 of a chunk"):
+        evaluate_run(run, episodes=1, quiet=True, alarm=tmp_path / "alarm.json", execute=1)
     with pytest.raises(ConfigError, match=r"alarm.json: unknown criterion 'lifted'.*Calibrate it in 'pusht'"):
         evaluate_run(run, episodes=1, execute=None, quiet=True, alarm=tmp_path / "alarm.json")
-    with pytest.raises(ConfigError, match=r"calibrated for .*, this is .*, 2 of each chunk executed\. Calibrate it again"):
+    with pytest.raises(ConfigError, match=r"executing whole chunks, this is .* executing 2 of a chunk. Calibrate it"):
         evaluate_run(run, episodes=1, quiet=True, alarm=tmp_path / "alarm.json")
     DoubtAlarm(1.0, 0.05, 19, "iou>0.90", spec.name, spec.chunk_length, spec.speed).save(tmp_path / "alarm.json")
     evaluate_run(run, episodes=1, workers=1, quiet=True, name="all", execute=None, alarm=tmp_path / "alarm.json")

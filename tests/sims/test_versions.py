@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import fakes
-from classact.data.language import BERT, STAND_IN
+from classact.data.language import BERT, STAND_IN, recorded_source
 from classact.errors import ConfigError
 from classact.sims import versions
 from classact.sims.versions import check_language, check_versions, installed_versions
@@ -82,14 +82,14 @@ def test_a_version_that_the_file_does_not_say_is_a_warning() -> None:
 )
 def test_one_embedding_of_instructions(recorded: str | None, now: str | None) -> None:
     spec = replace(SPEC, language_source=now or "")
-    check_language({} if recorded is None else {"language": recorded}, spec, "data")
+    check_language(recorded_source({} if recorded is None else {"language": recorded}), spec, "data")
 
 
 def test_embeddings_are_never_mixed() -> None:
     spec = replace(SPEC, language_source=STAND_IN)
     expected = r"data: instructions were embedded by 'bert-base-uncased', .* by 'stand-in', .*hf download bert"
     with pytest.raises(ConfigError, match=expected):
-        check_language({"language": BERT}, spec, "data")
+        check_language(BERT, spec, "data")
     spec = replace(SPEC, language_source=BERT)
     with pytest.raises(ConfigError, match=r"by 'stand-in', .* policy trained with the former. Generate the demonstr"):
-        check_language({"language": STAND_IN}, spec, "data")
+        check_language(STAND_IN, spec, "data")

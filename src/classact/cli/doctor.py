@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from classact.cli.console import console
 from classact.data.images import cache_folder
@@ -187,26 +188,38 @@ def _cache() -> str:
 
 
 EXTRAS = {
-    "aloha": ("gym-aloha", "the simulator 'aloha-transfer'"),
-    "equivar": ("escnn", "the encoder --backbone equivariant"),
-    "faiss": ("faiss-cpu", "retrieval from more than a million timesteps"),
-    "libero": ("hf-libero", "the simulator 'libero-object'"),
-    "locomotion": ("gymnasium", "the simulators 'half-cheetah' and 'hopper'"),
-    "metaworld": ("metaworld", "the simulators 'metaworld-...'"),
-    "onnx": ("onnxruntime", "classact export onnx, and running its files"),
-    "pusht": ("gym-pusht", "the simulator 'pusht', and so the demo without --data"),
-    "robosuite": ("robosuite", "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'"),
-    "tensorboard": ("tensorboard", "--trackers tensorboard"),
-    "wandb": ("wandb", "--trackers wandb"),
+    "aloha": "the simulator 'aloha-transfer'",
+    "equivar": "the encoder --backbone equivariant",
+    "faiss": "retrieval from more than a million timesteps",
+    "libero": "the simulator 'libero-object'",
+    "locomotion": "the simulators 'half-cheetah' and 'hopper'",
+    "metaworld": "the simulators 'metaworld-...'",
+    "onnx": "classact export onnx, and running its files",
+    "pusht": "the simulator 'pusht', and so the demo without --data",
+    "robosuite": "the simulators 'square', 'three-stack-d0' and 'three-stack-d1'",
+    "tensorboard": "--trackers tensorboard",
+    "wandb": "--trackers wandb",
 }
-"""Extra -> its package, and what needs it."""
+"""Extra -> what needs it. Its packages are those that classact's own metadata name."""
 
 
-def _extra(extra: str, package: str) -> str:
-    version = metadata.version(package)
-    if extra == "robosuite" and version.startswith("1.4"):
-        raise RuntimeError(f"robosuite {version} is that of the extra 'libero'")
-    return f"{package} {version}"
+def _extra(extra: str) -> str:
+    found, wrong = [], []
+    for requirement in map(Requirement, metadata.requires("classact") or ()):
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name, wanted = requirement.name, requirement.specifier
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        found.append(f"{name} {version}")
+        if not wanted.contains(version, prereleases=True):
+            wrong.append(f"{name} is {version}, expected {wanted}")
+    if wrong or not found:
+        raise ImportError("; ".join(wrong) or "the installed classact does not know it: install it again")
+    return ", ".join(found)
 
 
 NEEDED: tuple[tuple[str, Callable[[], str], str], ...] = (
@@ -230,8 +243,8 @@ OPTIONAL: tuple[tuple[str, Callable[[], str], str], ...] = (
         "needed for init 'r3m' only: downloaded at first use, or give init_path",
     ),
     *(
-        (f"extra {extra}", partial(_extra, extra, package), f"needed for {use} only. {install_advice(extra)}")
-        for extra, (package, use) in EXTRAS.items()
+        (f"extra {extra}", partial(_extra, extra), f"needed for {use} only. {install_advice(extra)}")
+        for extra, use in EXTRAS.items()
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from classact.cli.console import say
 from classact.cli.flags import flag
+from classact.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,11 @@ class ExportHub:
 
     def main(self) -> None:
         from classact.run.export import export_hub
-        from classact.utils.hub import push_folder
 
+        _check_private(self.push, self.private)
         out = export_hub(self.run, self.out, head=self.head, hub=self.push)
         say(f"Policy and card: {out}")
-        if self.push is not None:
-            say(f"On the hub: {push_folder(out, self.push, private=self.private or None)}")
+        _push(out, self.push, self.private)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class ExportLerobot:
         head: A head of the run, by the name of its folder in RUN/heads. Default: retrieval.
         features: Where LeRobot's observation names things otherwise: KEY=FEATURE, as in top=observation.image.
         push: Upload it to the hub under this name, as in user/name.
+        private: Where the name is new there: nobody else sees it.
     """
 
     run: Path = flag(positional=True)
@@ -77,16 +78,27 @@ class ExportLerobot:
     head: str | None = None
     features: tuple[str, ...] = ()
     push: str | None = None
+    private: bool = False
 
     def main(self) -> None:
-        from classact.errors import ConfigError
         from classact.run.export import export_lerobot
-        from classact.utils.hub import push_folder
 
+        _check_private(self.push, self.private)
         named = dict(one.partition("=")[::2] for one in self.features)
-        if wrong := [one for one in self.features if "=" not in one]:
+        if wrong := [one for one in self.features if not all(one.partition("="))]:
             raise ConfigError(f"--features {wrong[0]}: expected KEY=FEATURE, as in top=observation.image.")
         out = export_lerobot(self.run, self.out, head=self.head, features=named, hub=self.push)
         say(f"LeRobot policy: {out}")
-        if self.push is not None:
-            say(f"On the hub: {push_folder(out, self.push)}")
+        _push(out, self.push, self.private)
+
+
+def _check_private(push: str | None, private: bool) -> None:
+    if private and push is None:
+        raise ConfigError("--private says who sees what is uploaded, but nothing is: name it, --push user/name.")
+
+
+def _push(out: Path, push: str | None, private: bool) -> None:
+    from classact.utils.hub import push_folder
+
+    if push is not None:
+        say(f"On the hub: {push_folder(out, push, private=private or None)}")

@@ -2,8 +2,8 @@
 
 The paper encodes LIBERO's instructions with a pre-trained BERT (5.1). Its weights are never downloaded here: in the
 middle of an evaluation that would fail or hang. Without them an instruction gets a fixed vector that only tells it from
-others. A policy trained with one understands nothing of the other, so :func:`embed_instruction` says which it was, data
-and runs record it, and :func:`classact.sims.versions.check_language` compares it with the simulator's.
+others. A policy trained with one understands nothing of the other, so :func:`embed_instruction` says which it was, and
+data, runs and policies record it; :func:`classact.sims.versions.check_language` compares it with the simulator's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ SIZE = 768  # dimensions of an embedding
 BERT = "bert-base-uncased"
 STAND_IN = "stand-in"
 SOURCES = (BERT, STAND_IN)
+UNKNOWN = "unknown"  # what data say where their simulator does not
 
 _REPOSITORIES = (BERT, f"google-bert/{BERT}")  # the hub has it under both names
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -81,6 +83,12 @@ def bert_folder() -> Path | None:
 def source_at_hand() -> str:
     """The default source of embeddings on this machine; loads no weights."""
     return STAND_IN if bert_folder() is None else BERT
+
+
+def recorded_source(versions: Mapping[str, str]) -> str:
+    """What embedded the instructions of data with these ``versions``; empty: it is not known."""
+    source = versions.get("language", UNKNOWN)
+    return "" if source == UNKNOWN else source
 
 
 @cache

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from classact.data.language import recorded_source
 from classact.data.normalize import MinMax
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, FloatArray, IntArray, Observation
 from classact.errors import ConfigError, DataError
+from classact.utils.codec import ADDED
 
 UNIT = 1e-3  # four numbers of length 1, but for this, at every step are a quaternion
 
@@ -25,12 +27,15 @@ class LowDim:
         range: their normalisation, fitted on the demonstrations.
         quaternions: (first dimension, reference) of each key that holds unit quaternions: of q and -q, which are one
             rotation, the one on the reference's side is used.
+        language_source: what embedded the demonstrations' instructions, and must embed those of observations; empty:
+            it is not known, or there are none.
     """
 
     schema: Schema
     keys: tuple[str, ...]
     range: MinMax
     quaternions: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    language_source: str = field(default="", metadata=ADDED)
 
     def __post_init__(self) -> None:
         if repeated := [key for key in self.keys if self.keys.count(key) > 1]:
@@ -57,7 +62,8 @@ class LowDim:
                 side = 1 if (block @ reference >= 0).mean() >= 0.5 else -1
                 quaternions.append((int(start), tuple(float(v) for v in side * reference)))
         one_sided = _one_side(values, tuple(quaternions))
-        return LowDim(data.schema, chosen, MinMax.fit(one_sided), tuple(quaternions))
+        source = recorded_source(data.versions) if data.schema.language else ""
+        return LowDim(data.schema, chosen, MinMax.fit(one_sided), tuple(quaternions), source)
 
     @property
     def dim(self) -> int:

@@ -31,6 +31,7 @@ from classact.policies.base import Policy, PolicySpec
 from classact.policies.control import Controller
 from classact.sims import SimulatorSpec, make_simulator
 from classact.sims.pool import Worker
+from classact.sims.versions import check_language
 from classact.utils.codec import to_json, without
 from classact.utils.locks import own
 from classact.utils.machine import cores
@@ -171,6 +172,7 @@ def _check_spec(policy: PolicySpec, spec: SimulatorSpec) -> None:
             f"policy {policy.name!r} was trained on other observations or actions than simulator {spec.name!r} has: "
             f"{difference}. Evaluate it on its own task, or train with these."
         )
+    check_language(policy.language_source, spec, f"policy {policy.name!r}")
     for camera in policy.cameras:
         if camera not in spec.cameras:
             raise ConfigError(

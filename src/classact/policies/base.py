@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from classact.data.actions import ActionSpace
 from classact.data.schema import Schema
 from classact.data.types import FloatArray, IntArray, Observation, StateArray
 from classact.errors import ConfigError, DataError
+from classact.policies.config import ControlConfig
 
 Timestep: TypeAlias = Observation | Sequence[Observation]  # one observation or, for T_o > 1, the last T_o, oldest first
 
@@ -60,7 +61,7 @@ class PolicySpec:
 
     Attributes:
         name: short name for tables: ``retrieval``.
-        chunk_length: T_a, actions of a chunk. All are executed before the next call, unless control says fewer.
+        chunk_length: T_a, actions of a chunk.
         cameras: views that are read, and so rendered; () where images are not.
         history: T_o, observations that a decision is made from.
         schema: what observations must hold and actions mean; None: anything.
@@ -71,6 +72,9 @@ class PolicySpec:
         remembers: decisions depend on the latents of earlier ones of the episode, which the caller keeps
             (:class:`Remembering`).
         speed: demonstrated steps per executed one.
+        language_source: what must embed the instructions of observations (:mod:`classact.data.language`), for it has
+            embedded those that were learned from; empty: it is not known, or there are none.
+        control: how much of a chunk is executed, and whether chunks are averaged, where callers do not say otherwise.
     """
 
     name: str
@@ -82,6 +86,8 @@ class PolicySpec:
     alarm: float | None = None
     remembers: bool = False
     speed: float = 1.0
+    language_source: str = ""
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):

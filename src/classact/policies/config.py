@@ -130,6 +130,13 @@ class ControlConfig:
                 f"action for one step. Set execute below the policy's T_a, or leave ensemble out."
             )
 
+    def describe(self) -> str:
+        """In words, for cards and messages."""
+        if self.execute is None:
+            return "whole chunks"
+        averaged = "" if self.ensemble is None else f", averaged over chunks (ensemble {self.ensemble:g})"
+        return f"{self.execute} of a chunk{averaged}"
+
     def check(self, length: int, name: str) -> None:
         """Refuse settings that do not suit chunks of ``length`` actions (T_a) of policy ``name``."""
         if self.execute is not None and self.execute > length:

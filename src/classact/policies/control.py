@@ -35,8 +35,8 @@ class Controller:
 
     Args:
         policy: any policy.
-        config: receding horizon and ensembling; the default executes whole chunks. Settings that do not suit the
-            policy's T_a are a ConfigError.
+        config: receding horizon and ensembling; None: as the policy says (``PolicySpec.control``), which executes whole
+            chunks where nothing else was evaluated. Settings that do not suit the policy's T_a are a ConfigError.
         action_space: for ensembling: what the D dimensions mean, so that rotations are averaged as rotations; None
             takes the policy's.
     """
@@ -44,8 +44,9 @@ class Controller:
     def __init__(
         self, policy: Policy, config: ControlConfig | None = None, action_space: ActionSpace | None = None
     ) -> None:
-        self.policy, self.config = policy, config or ControlConfig()
-        spec, execute = policy.spec, self.config.execute
+        spec = policy.spec
+        self.policy, self.config = policy, spec.control if config is None else config
+        execute = self.config.execute
         self.action_space = spec.action_space if action_space is None else action_space
         self.history = spec.history
         self.config.check(spec.chunk_length, spec.name)
@@ -179,10 +180,10 @@ class Runner:
         *,
         alarm: DoubtAlarm | None = None,
     ) -> None:
-        if alarm is not None:
-            alarm.check(policy.spec, config)
         self.alarm = alarm
         self._controller = Controller(policy, config, action_space)
+        if alarm is not None:
+            alarm.check(replace(policy.spec, control=self._controller.config))
         policy.prepare(1)
         self.reset()
 

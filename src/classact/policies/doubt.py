@@ -12,7 +12,7 @@ alarm is at most alpha. Demonstrations cannot calibrate it: a policy's episodes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from classact.errors import ConfigError, DataError, choose
 from classact.policies.base import PolicySpec
 from classact.policies.config import ControlConfig
 from classact.policies.novelty import conformal_rank, episodes_needed
-from classact.utils.codec import from_json, to_json
+from classact.utils.codec import ADDED, from_json, to_json
 from classact.utils.storage import read_json, write_json
 
 RETURN = 0.1
@@ -57,8 +57,7 @@ class DoubtAlarm:
         alpha: largest share of successful episodes that raise it.
         successes: n, how many it was calibrated on.
         criterion: of success.
-        policy, chunk_length, speed: of the policy: doubt adds up with the number of decisions.
-        control: what of its chunks was executed.
+        policy, chunk_length, speed, control: how the policy acts: doubt adds up with the number of decisions.
     """
 
     level: float
@@ -68,7 +67,7 @@ class DoubtAlarm:
     policy: str
     chunk_length: int
     speed: float
-    control: ControlConfig = field(default_factory=ControlConfig)
+    control: ControlConfig = field(default_factory=ControlConfig, metadata=ADDED)
 
     @staticmethod
     def calibrate(
@@ -76,16 +75,14 @@ class DoubtAlarm:
         spec: PolicySpec,
         criterion: str | None = None,
         alpha: float = ALPHA,
-        control: ControlConfig | None = None,
     ) -> DoubtAlarm:
         """The level that at most a share ``alpha`` of successful episodes like these pass.
 
         Args:
             results: episodes of the policy, from initial states that are used for nothing else.
-            spec: the policy's.
+            spec: the policy's, with the control of these episodes.
             criterion: of success; None: the simulator's first.
             alpha: see above.
-            control: what of its chunks was executed; None: all.
 
         Raises:
             ConfigError: too few of them succeeded, or an unknown criterion.
@@ -104,15 +101,10 @@ class DoubtAlarm:
                 f"{alpha:g} of successes raise needs {episodes_needed(alpha)}. Run more episodes, or raise alpha."
             )
         level = float(reached[rank - 1])
-        control = control or ControlConfig()
-        return DoubtAlarm(level, alpha, len(reached), criterion, spec.name, spec.chunk_length, spec.speed, control)
+        return DoubtAlarm(level, alpha, len(reached), criterion, spec.name, spec.chunk_length, spec.speed, spec.control)
 
-    def check(self, spec: PolicySpec, control: ControlConfig | None = None) -> None:
+    def check(self, spec: PolicySpec) -> None:
         """Refuse a policy that acts otherwise than the one it was calibrated for, or whose doubt nobody knows.
-
-        Args:
-            spec: the policy's.
-            control: what of its chunks is executed; None: all.
 
         Raises:
             ConfigError: either.
@@ -122,26 +114,12 @@ class DoubtAlarm:
                 f"policy {spec.name!r} has no calibrated novelty score, so its doubt is unknown, and no alarm can tell "
                 f"when it fails. Calibrate novelty first; a head needs a monitor."
             )
-        theirs = replace(
-            self,
-            policy=spec.name,
-            chunk_length=spec.chunk_length,
-            speed=spec.speed,
-            control=control or ControlConfig(),
-        )
-        if theirs != self:
-            raise ConfigError(
-                f"the alarm was calibrated for {self._policy()}, this is {theirs._policy()}. Calibrate it again."
-            )
-
-    def _policy(self) -> str:
-        """In messages."""
-        said = f"policy {self.policy!r} with T_a = {self.chunk_length} at speed {self.speed:g}"
-        if self.control.execute is not None:
-            said += f", {self.control.execute} of each chunk executed"
-        if self.control.ensemble is not None:
-            said += f", ensembled (m = {self.control.ensemble:g})"
-        return said
+        mine = (self.policy, self.chunk_length, self.speed, self.control)
+        theirs = (spec.name, spec.chunk_length, spec.speed, spec.control)
+        if mine != theirs:
+            said = "policy {!r} with T_a = {} at speed {:g}, executing {}"
+            words = [said.format(*one, control.describe()) for *one, control in (mine, theirs)]
+            raise ConfigError(f"the alarm was calibrated for {words[0]}, this is {words[1]}. Calibrate it again.")
 
     def raised(self, result: RolloutResult) -> int | None:
         """The control step, counted from 0, before which an episode raised the alarm; None: not before its success."""

@@ -35,12 +35,14 @@ class Latents(ABC):
         encoder: of images; None where none are read.
         bf16: run it in bfloat16.
         schema: of the demonstrations, and so of accepted observations; None: any that hold what is read.
+        language_source: of :class:`classact.policies.base.PolicySpec`.
     """
 
     kind: ClassVar[str]
     encoder: ImageEncoder | None = None
     bf16: bool = False
     schema: Schema | None = None
+    language_source: str = ""
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -103,7 +105,8 @@ class ImageLatents(Latents):
 
     def __init__(self, encoder: ImageEncoder, lowdim: LowDim, *, bf16: bool = False) -> None:
         self.encoder: ImageEncoder = encoder.eval()
-        self.lowdim, self.schema, self.bf16 = lowdim, lowdim.schema, bf16
+        self.lowdim, self.bf16 = lowdim, bf16
+        self.schema, self.language_source = lowdim.schema, lowdim.language_source
 
     def _join(self, images: Mapping[str, Images], lowdim: FloatArray) -> FloatArray:
         features = self.encoder.encode(images, bf16=self.bf16, count=len(lowdim))

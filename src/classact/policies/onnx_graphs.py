@@ -5,6 +5,9 @@ Inputs are one per camera, by its name: (B, S, S, 3) uint8 RGB, resized to the e
 ``proprioception`` (B, D_p) and ``language`` (B, D_l), as observed. Crop, scaling and normalisation are in the graph;
 B is free. Outputs are ``features`` (B, F) of an encoder, ``actions`` (B, T_a, D) of a policy, in the units of the data,
 and of retrieval also ``neighbors`` (B, k) rows of the bank, their ``cosine`` and ``weights``. Everything is float32.
+
+A graph is one decision. What a policy does around it (:func:`left_out`) is for whoever runs it; that is logged and,
+like the inputs, said in the file's metadata ``classact``.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from classact.data.lowdim import LowDim
 from classact.data.normalize import MinMax
 from classact.errors import ConfigError, MissingDependencyError
 from classact.models.encoders.image import ImageEncoder
+from classact.policies.base import PolicySpec
 from classact.policies.latents import ImageLatents
+from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.retrieval import RetrievalPolicy
 from classact.policies.speed import played, reach
@@ -67,6 +72,10 @@ class EncoderGraph(nn.Module):
 
     def forward(self, *images: Tensor) -> Tensor:
         """The features of all views, one behind the other."""
+        return torch.cat(self.parts(*images), dim=1)
+
+    def parts(self, *images: Tensor) -> list[Tensor]:
+        """The (B, F) features of each view."""
         config, parts = self.encoder.config, []
         edge = (config.image_size - config.crop_size) // 2
         inside = slice(edge, edge + config.crop_size)
@@ -74,7 +83,7 @@ class EncoderGraph(nn.Module):
             pixels = frames[:, inside, inside].permute(0, 3, 1, 2).float()
             view: Any = self.encoder.views[0 if config.shared else v]
             parts.append(view.pool(view.backbone(self.encoder.normalize(pixels))).float())
-        return torch.cat(parts, dim=1)
+        return parts
 
 
 class _LowDimGraph(nn.Module):
@@ -195,7 +204,7 @@ class HeadGraph(nn.Module):
 
     def forward(self, *given: Tensor) -> Tensor:
         """Encode, predict, scale back; decode what are latent actions."""
-        features = torch.cat([self.images(*given), *self.lowdim(*given[self.images.count :])], dim=1)
+        features = torch.cat([*self.images.parts(*given), *self.lowdim(*given[self.images.count :])], dim=1)
         chunks = self.head.generate(self.head.standardize(features), ())
         actions: Tensor = self.played(self.scaled(chunks))
         return actions
@@ -217,12 +226,6 @@ class RetrievalGraph(nn.Module):
         latents = policy.latents
         if not isinstance(latents, ImageLatents):
             raise ConfigError(f"this policy compares latents of kind {latents.kind!r}, no images: it has no encoder.")
-        if policy.config.revisit is not None:
-            logger.warning(
-                "the graph keeps no memory: it decides as the policy does where an episode has not been before "
-                "(revisit %g)",
-                policy.config.revisit,
-            )
         spec, config = policy.spec, policy.config
         self.images, self.lowdim = EncoderGraph(latents.encoder), _LowDimGraph(latents.lowdim)
         dims = policy.actions.shape[1]
@@ -254,7 +257,7 @@ class RetrievalGraph(nn.Module):
 
     def forward(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Matrix product, the k largest, weighted mean."""
-        z = torch.cat([self.images(*given), *self.lowdim(*given[self.images.count :])], dim=1)
+        z = torch.cat([*self.images.parts(*given), *self.lowdim(*given[self.images.count :])], dim=1)
         z = _unit(_unit(z) * self.weight)
         cosine, nearest = torch.topk(z @ self.bank, self.k, dim=1)
         weights = torch.softmax(cosine / self.temperature, dim=1)
@@ -268,11 +271,28 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 Graph = EncoderGraph | HeadGraph | RetrievalGraph
-Exported = ImageEncoder | RetrievalPolicy | ParametricPolicy
+Exported = ImageEncoder | RetrievalPolicy | ParametricPolicy | MonitoredPolicy
+
+
+def left_out(spec: PolicySpec) -> list[str]:
+    """What a policy does beside making a decision from what is observed now, in words."""
+    out, control = [], spec.control
+    if spec.remembers:
+        out.append("it keeps no memory, and decides as where an episode has not been before (revisit)")
+    if spec.alarm is not None:
+        out.append("it gives no novelty, and so neither alarm nor doubt")
+    if control.execute is not None:
+        out.append(f"of T_a = {spec.chunk_length} actions execute {control.execute} before the next decision")
+    if control.ensemble is not None:
+        out.append(
+            f"average the actions that chunks propose for a step, the i-th oldest by exp(-{control.ensemble:g} i)"
+        )
+    return out
 
 
 def export_onnx(what: Exported, file: Path) -> Path:
-    """Write an encoder, or a policy that draws no noise, as an ONNX file; its metadata name what it is.
+    """Write an encoder, or a policy that draws no noise, as an ONNX file; its metadata name what it is. Of a head
+    beside a monitor it is the head; what a graph leaves out is logged.
 
     Raises:
         ConfigError: what a graph cannot compute.
@@ -280,12 +300,13 @@ def export_onnx(what: Exported, file: Path) -> Path:
         StorageError: the file cannot be written.
     """
     graph: Graph
-    if isinstance(what, ImageEncoder):
-        graph = EncoderGraph(what)
-    elif isinstance(what, ParametricPolicy):
-        graph = HeadGraph(what)
+    acting: Any = what.policy if isinstance(what, MonitoredPolicy) else what
+    if isinstance(acting, ImageEncoder):
+        graph = EncoderGraph(acting)
+    elif isinstance(acting, ParametricPolicy):
+        graph = HeadGraph(acting)
     else:
-        graph = RetrievalGraph(what)
+        graph = RetrievalGraph(acting)
     graph = graph.eval().cpu()
     size = sum(value.numel() * value.element_size() for value in (*graph.parameters(), *graph.buffers()))
     if size > LARGEST:
@@ -295,10 +316,21 @@ def export_onnx(what: Exported, file: Path) -> Path:
         )
     program = _program(graph)
     encoder = graph.encoder if isinstance(graph, EncoderGraph) else graph.images.encoder
-    about = {"cameras": encoder.config.cameras, "image_size": encoder.config.image_size, "versions": versions()}
+    about: dict[str, Any] = {
+        "cameras": encoder.config.cameras,
+        "image_size": encoder.config.image_size,
+        "versions": versions(),
+    }
+    spec = None if isinstance(what, ImageEncoder) else what.spec
+    missing = [] if spec is None else left_out(spec)
+    if spec is not None and spec.schema is not None:
+        about |= {"proprioception": spec.schema.proprioception, "language_source": spec.language_source}
+        about |= {"speed": spec.speed, "left_out": missing}
     program.model.metadata_props["classact"] = json.dumps(about)
     with atomic_path(file) as temporary:
         program.save(str(temporary), external_data=False)
+    if missing:
+        logger.warning("%s is the decision alone: %s", file, "; ".join(missing))
     return file
 
 

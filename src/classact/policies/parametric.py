@@ -23,11 +23,12 @@ from classact.models.heads.config import HeadConfig
 from classact.models.latent_actions.decoder import ActionDecoder
 from classact.models.weights import load_weights
 from classact.policies.base import Decision, PolicySpec, Timestep, as_histories
-from classact.policies.config import ParametricConfig
+from classact.policies.config import ControlConfig, ParametricConfig
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import stack_images, warm_up
 from classact.policies.published import Published
 from classact.policies.speed import check_reach, played, reach
+from classact.utils.codec import ADDED
 from classact.utils.machine import check_device
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class ParametricMetadata:
         shape: sizes of the head.
         actions, lowdim: normalisations.
         training: how it was trained, for reports.
+        control: how its chunks are executed.
     """
 
     format: str
@@ -70,6 +72,7 @@ class ParametricMetadata:
     actions: MinMax
     lowdim: LowDim
     training: dict[str, Any]
+    control: ControlConfig = field(default_factory=ControlConfig, metadata=ADDED)
 
 
 @dataclass(eq=False)
@@ -88,6 +91,7 @@ class ParametricPolicy(Published):
         config: settings.
         training: plain JSON about how it was trained, for reports; saved with it.
         decoder: of a head that has learned latent actions: what turns them into the robot's.
+        control: how its chunks are executed.
 
     Raises:
         ConfigError: parts that do not fit each other.
@@ -100,6 +104,7 @@ class ParametricPolicy(Published):
     config: ParametricConfig = field(default_factory=ParametricConfig)
     training: Mapping[str, Any] = field(default_factory=dict)
     decoder: ActionDecoder | None = None
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     def __post_init__(self) -> None:
         head, history = self.head, self.config.history
@@ -137,6 +142,8 @@ class ParametricPolicy(Published):
             schema=self.lowdim.schema,
             action_space=self.action_space,
             speed=self.config.speed,
+            language_source=self.lowdim.language_source,
+            control=self.control,
         )
 
     @property
@@ -264,6 +271,7 @@ class ParametricPolicy(Published):
             self.actions,
             self.lowdim,
             dict(self.training),
+            self.control,
         )
 
         def fill(path: Path) -> None:
@@ -306,5 +314,5 @@ class ParametricPolicy(Published):
         load_weights(head, load_file(path / WEIGHTS), path / WEIGHTS)
         encoder = ImageEncoder.from_pretrained(path / "encoder")
         decoder = ActionDecoder.load(path / DECODER) if (path / DECODER).is_dir() else None
-        policy = ParametricPolicy(encoder, head, metadata.actions, metadata.lowdim, config, metadata.training, decoder)
-        return policy.to(device)
+        parts = (encoder, head, metadata.actions, metadata.lowdim)
+        return ParametricPolicy(*parts, config, metadata.training, decoder, metadata.control).to(device)

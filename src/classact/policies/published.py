@@ -68,30 +68,39 @@ def policy_facts(policy: Published) -> dict[str, object]:
     return {
         "Policy": spec.name,
         "Actions per decision": f"{spec.chunk_length}, at {spec.speed:g} x the demonstrations' speed",
+        "Executed before the next decision": spec.control.describe(),
         "Observations per decision": spec.history,
+        "Instructions": None if schema is None or not schema.language else _embedded(schema.language, spec),
         "Proprioception": None if schema is None else [f"{key} ({size})" for key, size in schema.proprioception],
         **({} if encoder is None else encoder_facts(encoder)),
     }
 
 
+def _embedded(size: int, spec: PolicySpec) -> str:
+    return f"{size} numbers, embedded by {spec.language_source or 'what is not known'}"
+
+
 def policy_usage(policy: Published, name: str) -> str:
-    """Python that loads a policy and asks it once."""
+    """Python that loads a policy and asks it for an action."""
     spec, schema = policy.spec, policy.spec.schema
-    load = f'import classact\nfrom classact.data.types import Observation\n\npolicy = classact.load_policy("{name}")'
     if schema is None:
-        return load
+        return f'import classact\n\npolicy = classact.load_policy("{name}")'
     images = ", ".join(f'"{camera}": frame' for camera in spec.cameras)
     values = ", ".join(f'"{key}": values' for key in schema.keys)
     given = [f"images={{{images}}},  # (H, W, 3) uint8 RGB", f"proprioception={{{values}}},  # numbers"]
     if schema.language:
-        given.append(f"language=embedding,  # of the instruction, ({schema.language},)")
+        given.append(f"language=embedding,  # of the instruction: {_embedded(schema.language, spec)}")
     arguments = "\n".join(f"    {line}" for line in ("policy.spec.schema,", *given))
-    timestep = "observation" if spec.history == 1 else f"[observation] * {spec.history}"
-    return f"""{load}
+    return f"""import classact
+from classact.data.types import Observation
+from classact.policies import Runner
+
+policy = classact.load_policy("{name}")
+runner = Runner(policy)  # runner.reset() where an episode starts
 observation = Observation.of(
 {arguments}
 )
-actions = policy.decide([{timestep}]).chunk[0]  # ({spec.chunk_length}, D), to be executed one after the other"""
+action = runner.step(observation)  # (D,), at every control step"""
 
 
 def policy_card(policy: Published, name: str) -> str:

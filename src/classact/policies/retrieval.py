@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from classact.data.windows import window_indices
 from classact.errors import CheckpointError, ConfigError, DataError
 from classact.models.encoders.image import ImageEncoder
 from classact.policies.base import Decision, Memory, Neighbors, PolicySpec, Timestep, as_histories
-from classact.policies.config import NoveltyConfig, RetrievalConfig, is_exact
+from classact.policies.config import ControlConfig, NoveltyConfig, RetrievalConfig, is_exact
 from classact.policies.folder import read_metadata, with_overrides, write_policy
 from classact.policies.latents import ImageLatents, Latents, LatentSettings, load_latents, unit, warm_up
 from classact.policies.novelty import (
@@ -34,6 +34,7 @@ from classact.policies.novelty import (
 from classact.policies.published import Published
 from classact.policies.search import ExactSearch, Search, Ties, make_search
 from classact.policies.speed import played, reach
+from classact.utils.codec import ADDED
 from classact.utils.machine import check_device
 from classact.utils.storage import read_arrays
 
@@ -57,6 +58,7 @@ class RetrievalMetadata:
     bank: int
     action_space: ActionSpace | None
     novelty: Novelty | None
+    control: ControlConfig = field(default_factory=ControlConfig, metadata=ADDED)
 
 
 def retrievable(
@@ -160,6 +162,7 @@ class RetrievalPolicy(Published):
             every dimension is averaged by itself.
         calibration: of the novelty score, see :meth:`calibrate`; None: decisions have no score.
         labelled: (E,) which episodes carry actions, and may be retrieved; None: all.
+        control: how its chunks are executed; None: whole.
 
     Raises:
         ConfigError: k is larger than the bank, or the calibration is of another bank.
@@ -178,6 +181,7 @@ class RetrievalPolicy(Published):
         action_space: ActionSpace | None = None,
         calibration: Novelty | None = None,
         labelled: NDArray[np.bool_] | None = None,
+        control: ControlConfig | None = None,
     ) -> None:
         if not len(bank) == len(actions) == episode_ends[-1]:
             raise DataError(
@@ -185,6 +189,7 @@ class RetrievalPolicy(Published):
                 f"actions and episodes of {int(episode_ends[-1])} steps in all. Build the policy from one data set."
             )
         self.latents, self.config, self.action_space = latents, config, action_space
+        self.control = control or ControlConfig()
         self.bank, self.actions, self.episode_ends = bank, actions, episode_ends
         self.labelled = None if labelled is None or labelled.all() else labelled
         if action_space is not None:
@@ -236,6 +241,8 @@ class RetrievalPolicy(Published):
             alarm=None if self.calibration is None else self.calibration.alarm,
             remembers=self.config.revisit is not None,
             speed=self.config.speed,
+            language_source=self.latents.language_source,
+            control=self.control,
         )
 
     @property
@@ -479,7 +486,9 @@ class RetrievalPolicy(Published):
 
         config, latents = self.config, self.latents.settings
         written = FORMAT if self.labelled is None else PARTLY
-        metadata = RetrievalMetadata(written, config, latents, len(self.bank), self.action_space, self.calibration)
+        metadata = RetrievalMetadata(
+            written, config, latents, len(self.bank), self.action_space, self.calibration, self.control
+        )
 
         def fill(path: Path) -> None:
             if self.latents.encoder is not None:
@@ -526,6 +535,7 @@ class RetrievalPolicy(Published):
             action_space=metadata.action_space,
             calibration=None if changed else metadata.novelty,
             labelled=arrays.get("labelled"),
+            control=metadata.control,
         ).to(device)
 
 

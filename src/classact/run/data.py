@@ -12,6 +12,7 @@ from typing import Any
 
 from classact.data.actions import ActionSpace
 from classact.data.images import frames_digest
+from classact.data.language import recorded_source
 from classact.data.lowdim import LowDim
 from classact.data.readers import first_episodes, last_episodes, read_demonstrations
 from classact.data.readers.selection import chosen_episodes
@@ -216,7 +217,7 @@ class RunData:
                 f"{f' of simulator {data.simulator!r}' if data.simulator else ''}, but simulator {spec.name!r}, which "
                 f"is to render them, has states of {spec.state_dim}. {own_simulator(data.simulator, spec.name)}"
             )
-        check_language(data.versions, spec, f"{data.name} ({data.source})")
+        check_language(recorded_source(data.versions), spec, f"{data.name} ({data.source})")
         if warning := check_versions(data, spec, rendered=bool(rendered)):
             logger.warning("%s", warning)
 

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from classact.data.language import recorded_source
 from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError, choose
 from classact.evaluation.rollout import ALARM
@@ -109,9 +110,10 @@ def evaluate_run(
     config = replace(usual, workers=workers, **given)
     run.check_writable()
     policy = load_policy(run.root if head is None else run.head(head), device=choose_device(device), **overrides)
+    spec = replace(policy.spec, control=config.control)
     level = None if alarm is None else DoubtAlarm.load(alarm)
     if level is not None:
-        level.check(policy.spec, config.control)
+        level.check(spec)
         criteria = [one.name for one in simulator_spec(simulator).criteria]
         if level.criterion not in criteria:
             raise ConfigError(
@@ -142,7 +144,7 @@ def evaluate_run(
         quiet=quiet,
     )
     if calibrate_alarm is not None:
-        DoubtAlarm.calibrate(results, policy.spec, control=config.control).save(calibrate_alarm)
+        DoubtAlarm.calibrate(results, spec).save(calibrate_alarm)
     if level is not None:
         announced = level.announced(results)
         write_json(run.evaluation(rows[0].evaluation) / ALARM, to_json(announced))
@@ -173,7 +175,7 @@ def check_rollouts(run: Run, simulator: str) -> None:
                 f"{what} is of another task than simulator {simulator!r}: {difference}. "
                 f"{own_simulator(data.get('simulator', ''), simulator)}"
             )
-    check_language(data.get("versions", {}), spec, what)
+    check_language(recorded_source(data.get("versions", {})), spec, what)
 
 
 def check_guard(function: str) -> None:

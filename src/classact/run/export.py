@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from classact.data.schema import Schema
 from classact.errors import CheckpointError, ConfigError
-from classact.policies.load import load_policy as load_saved
 from classact.policies.monitored import MonitoredPolicy
 from classact.policies.parametric import ParametricPolicy
 from classact.run.card import run_card
 from classact.run.folder import Run
-from classact.run.load import load_head, load_policy, trained_head
+from classact.run.load import load_policy, trained_head
 from classact.utils.hub import check_hub_name
-from classact.utils.storage import CARD, atomic_path, verify_folder, write_json
+from classact.utils.storage import CARD, atomic_path, write_json
 
 Part = Literal["encoder", "policy"]
 
@@ -30,7 +30,7 @@ USAGE = """
 from lerobot_policy_classact.modeling_classact import ClassactPolicy
 
 policy = ClassactPolicy.from_pretrained("{name}")
-# or: lerobot-eval --policy.path={name} --env.type=pusht
+# or: {command} --policy.path={name} {words}
 """
 
 FEATURES = {"pusht": {"top": "observation.image", "agent_pos": "observation.state"}}
@@ -50,9 +50,10 @@ def export_hub(run: Run | str | Path, out: Path, *, head: str | None = None, hub
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists.
     """
-    run, policy = _exported(run, out, head, hub)
+    run = _exported(run, out, head, hub)
     with atomic_path(out, replace=False) as temporary:
-        acting = _as_evaluated(run, policy, head, temporary)
+        acting = _as_evaluated(run, head)
+        acting.save(temporary)
         card = run_card(run, acting, hub or out.name, head=head, page=_add_page(run, temporary))
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
@@ -74,17 +75,20 @@ def export_policy_onnx(run: Run | str | Path, out: Path, *, head: str | None = N
     """
     from classact.policies.onnx_graphs import export_onnx
 
-    run, policy = _exported(run, out, head)
-    acting: Any = load_saved(policy) if head is None else load_head(run, head)
+    run = _exported(run, out, head)
+    acting = _as_evaluated(run, head)
     if part == "policy":
         return export_onnx(acting, out)
-    if acting.image_encoder is None:
-        raise ConfigError(f"{policy} sees no cameras: it has no encoder.")
-    return export_onnx(acting.image_encoder, out)
+    encoder = acting.image_encoder
+    if encoder is None or not encoder.config.cameras:
+        raise ConfigError(
+            f"the policy of {run.root} sees no cameras: it has no encoder. Export it whole (part policy)."
+        )
+    return export_onnx(encoder, out)
 
 
-def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | None = None) -> tuple[Run, Path]:
-    """The run, and the folder of the policy to be written to ``out``, which is intact."""
+def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | None = None) -> Run:
+    """The run, whose policy is to be written to ``out``."""
     if hub is not None:
         check_hub_name(hub)
     run = run if isinstance(run, Run) else Run(Path(run))
@@ -92,21 +96,14 @@ def _exported(run: Run | str | Path, out: Path, head: str | None, hub: str | Non
         raise ConfigError(f"{out} exists. Choose another folder, or remove it.")
     if head is not None:
         trained_head(run, head)
-    policy = run.policy if head is None else Run(run.head(head)).policy
-    if not policy.is_dir():
+    elif not run.policy.is_dir():
         raise CheckpointError(f"{run.root} has no policy yet: run 'classact pretrain' with this --out first.")
-    verify_folder(policy)
-    return run, policy
+    return run
 
 
-def _as_evaluated(run: Run, policy: Path, head: str | None, folder: Path) -> Any:
-    """Write a policy of the run as it is evaluated: a head with what monitors it; returns it."""
-    made: Any = load_policy(run if head is None else run.head(head))
-    if head is None:
-        shutil.copytree(policy, folder)
-    else:
-        made.save(folder)
-    return made
+def _as_evaluated(run: Run, head: str | None) -> Any:
+    """A policy of the run as it is evaluated: a head with what monitors it."""
+    return load_policy(run if head is None else run.head(head))
 
 
 def _add_page(run: Run, folder: Path) -> str | None:
@@ -139,19 +136,28 @@ def export_lerobot(
         CheckpointError: no policy there, or a damaged one.
         ConfigError: the folder exists, or a name in ``features`` is none of the policy's.
     """
-    run, saved = _exported(run, out, head, hub)
+    run = _exported(run, out, head, hub)
     named = FEATURES.get(run.settings().frames.simulator, {}) | (features or {})
     with atomic_path(out, replace=False) as temporary:
         temporary.mkdir()
         with TemporaryDirectory() as place:
             policy = Path(place) / "policy"
-            _as_evaluated(run, saved, head, policy)
+            _as_evaluated(run, head).save(policy)
             acting = write_lerobot_policy(policy, temporary, named, asked=tuple(features or {}))
         name = hub or out.name
-        usage = USAGE.format(name=name)
+        usage = _usage(name, run.settings().frames.simulator, acting.spec.schema)
         card = run_card(run, acting, name, head=head, usage=usage, page=_add_page(run, temporary), library="lerobot")
         (temporary / CARD).write_text(card, encoding="utf-8")
     return out
+
+
+def _usage(name: str, simulator: str, schema: Schema) -> str:
+    """How LeRobot runs it: in its own environment of the simulator, else on a robot, as often a second as recorded."""
+    if simulator in FEATURES:
+        return USAGE.format(name=name, command="lerobot-eval", words=f"--env.type={simulator}")
+    words = ["--robot.type=...", *([] if schema.fps is None else [f"--fps={schema.fps:g}"])]
+    words += ['--task="..."'] * bool(schema.language)
+    return USAGE.format(name=name, command="lerobot-rollout", words=" ".join(words))
 
 
 def write_lerobot_policy(
@@ -194,7 +200,7 @@ def write_lerobot_policy(
     side = acting.image_encoder.config.image_size
     config: dict[str, Any] = {
         "type": TYPE,
-        "n_obs_steps": 1,
+        "n_obs_steps": spec.history,
         "input_features": {
             **{name: {"type": "VISUAL", "shape": [3, side, side]} for name in cameras.values()},
             **{name: {"type": "STATE", "shape": [sizes[key]]} for key, name in keys.items()},
@@ -205,7 +211,7 @@ def write_lerobot_policy(
         "files": {name: len(array) for name, array in content.items()},
         "cameras": cameras,
         "proprioception": keys,
-        "n_action_steps": spec.chunk_length,
+        "n_action_steps": spec.control.execute or spec.chunk_length,
         "normalization_mapping": dict.fromkeys(("VISUAL", "STATE", "ACTION", "ENV"), "IDENTITY"),
     }
     write_json(folder / "config.json", config)

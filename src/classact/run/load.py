@@ -23,19 +23,24 @@ def load_policy(
     Args:
         folder: of a run: its retrieval policy. Of a head in a run: as in evaluations, monitored by the run's retrieval
             policy if it started from the run's encoder. Or a policy on the hub: ``user/name``, ``user/name@revision``.
+            Those of a run are executed as they are evaluated (``policy.spec.control``).
         revision: of the hub: branch, tag or commit.
         device: where to compute.
         overrides: settings of the policy to change, such as ``k=16`` or ``seed=1``.
 
     Raises:
         CheckpointError: none of these, a damaged policy, one of another version, or one that cannot be downloaded.
+        DataError: the run's settings are missing, damaged or of another version.
         ConfigError: unknown overrides, values out of range, or a missing device.
     """
     # Resolved: whether it is a head's folder does not depend on how its path is written.
     path = (folder.root if isinstance(folder, Run) else model_folder(folder, revision)).resolve()
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
-        policy = Run(path).policy
-        return load_saved(policy if policy.is_dir() else path, device=device, **overrides)
+        run = Run(path)
+        policy = load_saved(run.policy if run.policy.is_dir() else path, device=device, **overrides)
+        if run.policy.is_dir() and isinstance(policy, RetrievalPolicy):
+            policy.control = run.settings().evaluation.control
+        return policy
     run = Run(path.parents[1])
     monitor = run_monitor(run, trained_head(run, path.name).start, device)
     return monitored(load_head(run, path.name, device=device, **overrides), monitor)
@@ -43,8 +48,11 @@ def load_policy(
 
 def load_head(run: Run, name: str, *, device: str = "cpu", **overrides: Any) -> Any:
     """The policy of a head by itself, acting as its settings say now, not as when it was trained."""
-    acting = trained_head(run, name).finetune.acting_settings()
-    return load_saved(Run(run.head(name)).policy, device=device, **acting | overrides)
+    settings = trained_head(run, name)
+    acting = settings.finetune.acting_settings()
+    policy: Any = load_saved(Run(run.head(name)).policy, device=device, **acting | overrides)
+    policy.control = (settings.evaluation or run.settings().evaluation).control
+    return policy
 
 
 def trained_head(run: Run, name: str) -> HeadRunConfig:

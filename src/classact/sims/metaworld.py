@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 REPEAT = 2
 OBSERVED, NOW = 39, 18  # numbers of an observation, of which the first are of this step, then come those of the last
 NEAR = (0.75, 0.075, 0.7)
-"""Where camera ``corner2`` is, metres: so near that the task fills the image, as in LeRobot's environment and others."""
+"""Where camera ``corner2`` is, metres: so near that the task fills the image, as in LeRobot's environment."""
 UPRIGHT = ("corner2", "corner3")
 """Cameras that MetaWorld's scene has upside down; turned here."""
 DRAWN = 6  # numbers that a task draws at a reset: where object and goal are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,13 +71,14 @@ def _remedy(data: Demonstrations, spec: SimulatorSpec, package: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def check_language(versions: Mapping[str, str], spec: SimulatorSpec, what: str) -> None:
+def check_language(recorded: str, spec: SimulatorSpec, what: str) -> None:
     """Refuse a simulator that embeds instructions otherwise than the data: no policy understands both embeddings.
 
-    ``versions`` are the data's (``Demonstrations.versions``); ``what`` names the data or run in messages.
+    ``recorded`` is what embedded the data's, empty where it is not known
+    (:func:`classact.data.language.recorded_source`); ``what`` names data, run or policy in messages.
     """
-    recorded, now, name = versions.get("language", UNKNOWN), spec.language_source, spec.name
-    if not now or recorded in (UNKNOWN, now):
+    now, name = spec.language_source, spec.name
+    if not now or recorded in ("", now):
         return
     remedy = f"generate the demonstrations again (classact data generate {name}) and train on them"
     if recorded == BERT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
@@ -14,6 +14,9 @@ from classact.errors import ConfigError, choose
 from classact.models.heads import HEADS
 from classact.run.presets import HEAD_PRESETS
 from classact.train.config import FinetuneConfig
+
+TRAINING = ("encoder", "head", "preset", "frozen", "horizon", "head_lr", "encoder_lr")
+"""Settings that an exported policy does not have."""
 
 
 @LRSchedulerConfig.register_subclass("classact")
@@ -45,9 +48,10 @@ class ClassactConfig(PreTrainedConfig):  # type: ignore[misc]
             LeRobot's here (steps, batch_size).
         frozen: train the head only; None: as the preset does.
         horizon: T_p, actions of a predicted chunk.
-        n_action_steps: T_a, actions that a decision executes.
+        n_action_steps: actions of a chunk that are executed before the next decision: T_a of a head that is trained
+            here, at most T_a of an exported policy.
         n_obs_steps: T_o, observations of a decision.
-        speed: demonstrated steps per executed one.
+        speed: demonstrated steps per executed one; None: 1, or that of an exported policy.
         head_lr, encoder_lr: peak rates; None: the preset's.
         cameras: camera of the encoder -> feature of the observation; {}: by their names.
         proprioception: key of the policy -> feature of the observation; {}: all numbers of the observation, but for the
@@ -62,7 +66,7 @@ class ClassactConfig(PreTrainedConfig):  # type: ignore[misc]
     frozen: bool | None = None
     horizon: int = 16
     n_action_steps: int = 8
-    speed: float = 1.0
+    speed: float | None = None
     head_lr: float | None = None
     encoder_lr: float | None = None
     cameras: dict[str, str] = field(default_factory=dict)
@@ -83,6 +87,21 @@ class ClassactConfig(PreTrainedConfig):  # type: ignore[misc]
         if not self.files:
             self.finetune()
 
+    def check_exported(self) -> None:
+        """Refuse settings of a training, which an exported policy does not have.
+
+        Not when it is made: LeRobot's command line does not pass on what is said there.
+
+        Raises:
+            ConfigError: one of them is set.
+        """
+        standard = {one.name: one.default for one in fields(self)}
+        if changed := [name for name in TRAINING if getattr(self, name) != standard[name]]:
+            raise ConfigError(
+                f"--policy.{changed[0]} {getattr(self, changed[0])}: a policy that classact exported is trained "
+                f"already. How it acts is set by n_action_steps and speed."
+            )
+
     def finetune(self) -> FinetuneConfig:
         """classact's settings of the training.
 
@@ -102,7 +121,7 @@ class ClassactConfig(PreTrainedConfig):  # type: ignore[misc]
             horizon=self.horizon,
             history=self.n_obs_steps,
             chunk_length=self.n_action_steps,
-            speed=self.speed,
+            speed=1.0 if self.speed is None else self.speed,
         )
 
     @property

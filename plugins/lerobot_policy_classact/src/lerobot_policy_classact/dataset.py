@@ -29,7 +29,6 @@ class Trained:
         finetune: classact's settings of its training; the encoder's are among them.
         actions, lowdim: normalisation, by what the data set recorded.
         cameras, proprioception: name in the policy -> feature of the observation.
-        language: what embedded instructions; empty where there are none.
     """
 
     finetune: FinetuneConfig
@@ -37,13 +36,12 @@ class Trained:
     lowdim: LowDim
     cameras: Mapping[str, str]
     proprioception: Mapping[str, str]
-    language: str = ""
 
     def check(self, dataset_meta: Any) -> None:
         """Refuse a data set that lacks what the head was made for.
 
         Raises:
-            ConfigError: a feature is missing, or of another size; instructions are embedded otherwise here.
+            ConfigError: a feature is missing, or of another size.
         """
         features = dataset_meta.features
         sizes = {self.proprioception[key]: size for key, size in self.lowdim.schema.proprioception}
@@ -60,11 +58,6 @@ class Trained:
             raise ConfigError(
                 f"{dataset_meta.repo_id}: feature {missing[0]!r} is missing, which the encoder sees. Features are "
                 f"{', '.join(sorted(features))}."
-            )
-        if self.language and source_at_hand() != self.language:
-            raise ConfigError(
-                f"the head was trained on instructions embedded by {self.language}, here it would be "
-                f"{source_at_hand()}, of which it understands nothing."
             )
 
 
@@ -94,10 +87,9 @@ def described(config: ClassactConfig, encoder: EncoderConfig, dataset_meta: Any)
     return Trained(
         replace(config.finetune(), encoder=encoder),
         MinMax.fit(_range(dataset_meta, "action"), 0.0 if space is None else space.magnitude()),
-        LowDim(schema, schema.keys, MinMax.fit(low)),
+        LowDim(schema, schema.keys, MinMax.fit(low), language_source=source_at_hand() if tasks > 1 else ""),
         cameras,
         keys,
-        source_at_hand() if tasks > 1 else "",
     )
 
 

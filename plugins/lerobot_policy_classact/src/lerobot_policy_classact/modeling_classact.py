@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from collections import deque
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor, nn
 
 from classact.data.images import resize_images
-from classact.data.language import embed_instruction
+from classact.data.language import SIZE, embed_instruction
+from classact.data.schema import Schema
 from classact.data.types import FloatArray, ImageArray, Observation
 from classact.errors import CheckpointError, ConfigError
 from classact.models.average import ema_decay, update_ema
@@ -33,6 +35,8 @@ from classact.train.head import decision_features, parameter_groups, set_standar
 from classact.utils.codec import from_json, to_json
 from lerobot_policy_classact.configuration_classact import ClassactConfig
 from lerobot_policy_classact.dataset import Trained, described
+
+logger = logging.getLogger(__name__)
 
 STANDARDIZED_ON = 1024
 """Observations whose features a head's standardisation is estimated on: the first ones of a training."""
@@ -54,7 +58,10 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
             self.register_buffer(f"file_{number}", torch.zeros(size, dtype=torch.uint8))
         self.unused = nn.Parameter(torch.zeros(1), requires_grad=False)  # LeRobot asks the first one for its device
         self._made: Policy | None = None
-        if not config.files:
+        self._said = False
+        if config.files:
+            config.check_exported()
+        else:
             self._make_networks(dataset_meta)
         self.reset()
 
@@ -129,7 +136,9 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
                 path = Path(folder, "policy", name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(getattr(self, f"file_{number}").cpu().numpy().tobytes())
-            policy: Policy = load_policy(Path(folder, "policy"), device=str(self.unused.device).partition(":")[0])
+            device, speed = str(self.unused.device).partition(":")[0], self.config.speed
+            changed = {} if speed is None else {"speed": speed}
+            policy: Policy = load_policy(Path(folder, "policy"), device=device, **changed)
         return policy
 
     def _parametric(self) -> ParametricPolicy:
@@ -154,7 +163,7 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
         """(B, D) next actions; the policy decides when those of its last decision are used up."""
         seen = self.observations(batch)
         if self._controller is None or len(self._new) != len(seen):
-            self._controller = Controller(self.policy)
+            self._controller = self._control()
             self._controller.reset(len(seen))
             self._new, self._action_queue = [[] for _ in seen], deque()
         for new, one in zip(self._new, seen, strict=True):
@@ -164,6 +173,14 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
             self._action_queue.extend(decision.chunk.swapaxes(0, 1))
             self._new = [[] for _ in seen]
         return torch.from_numpy(np.ascontiguousarray(self._action_queue.popleft())).to(self.unused.device)
+
+    def _control(self) -> Controller:
+        """As the policy was evaluated, or with another number of executed actions."""
+        policy, execute = self.policy, self.config.n_action_steps
+        try:
+            return Controller(policy, replace(policy.spec.control, execute=execute))
+        except ConfigError as problem:
+            raise ConfigError(f"--policy.n_action_steps {execute}: {problem}") from None
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **_: Any) -> Tensor:
@@ -175,8 +192,7 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
     def observations(self, batch: Mapping[str, Any]) -> list[Observation]:
         """classact's observations of a batch: images (B, 3, H, W) in [0, 1], numbers (B, n), instructions."""
         self._check_names(batch)
-        schema = self.policy.spec.schema
-        assert schema is not None
+        schema, _ = self._observed()
         images = {camera: _pixels(batch[name]) for camera, name in self.config.cameras.items()}
         first = next(iter(images.values())) if images else batch[self.config.proprioception[schema.keys[0]]]
         numbers = self._numbers(batch, len(first)).cpu().numpy()
@@ -191,17 +207,42 @@ class ClassactPolicy(PreTrainedPolicy):  # type: ignore[misc]
         if missing := [name for name in needed if name not in batch]:
             raise KeyError(f"the observation lacks {missing[0]!r}; there are {sorted(batch)}.")
 
+    def _observed(self) -> tuple[Schema, str]:
+        """What an observation holds, and what embeds its instruction."""
+        if not self.config.files:
+            return self.trained.lowdim.schema, self.trained.lowdim.language_source
+        spec = self.policy.spec
+        assert spec.schema is not None
+        return spec.schema, spec.language_source
+
     def _numbers(self, batch: Mapping[str, Any], count: int) -> Tensor:
         """(count, D_p) in the order of the schema."""
-        schema = self.trained.lowdim.schema if not self.config.files else self.policy.spec.schema
-        assert schema is not None
+        schema, _ = self._observed()
         parts = [batch[self.config.proprioception[key]].float().reshape(count, -1) for key in schema.keys]
         return torch.cat(parts, dim=1) if parts else torch.zeros((count, 0))
 
     def _words(self, batch: Mapping[str, Any], count: int) -> list[FloatArray]:
-        task = batch.get("task", "")
+        """Embeddings of the instructions, by what has embedded those that were learned from.
+
+        Raises:
+            ConfigError: that is not installed here, or it is none that classact knows.
+        """
+        schema, source = self._observed()
+        if not source and schema.language != SIZE:
+            raise ConfigError(
+                f"the policy was trained on instructions as {schema.language} numbers, and what embedded them is not "
+                f"known; classact embeds them as {SIZE}. Call it from Python (classact.policies.Runner), with your own "
+                f"embeddings."
+            )
+        task = batch.get("task") or ""
         texts = [task] * count if isinstance(task, str) else list(task)
-        return [embed_instruction(one or "no instruction")[0] for one in texts]
+        if not self._said:
+            self._said = True
+            if not source:
+                logger.warning("what embedded the instructions that the policy was trained on is not known")
+            if not all(texts):
+                logger.warning("the policy was trained on instructions, but is given none (task) (said once)")
+        return [embed_instruction(one or "no instruction", source or None)[0] for one in texts]
 
     # Training
 

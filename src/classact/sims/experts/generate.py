@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from classact.data.language import UNKNOWN
 from classact.data.readers import generated
-from classact.data.readers.hdf5 import UNKNOWN
 from classact.data.schema import Schema
 from classact.data.types import Demonstrations, ImageArray
 from classact.errors import ConfigError
