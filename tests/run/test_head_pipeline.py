@@ -397,11 +397,9 @@ def test_evaluations_say_how_they_were_made(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"executing 2 of a chunk, this is .* executing 1 of a chunk"):
         evaluate_run(run, episodes=1, quiet=True, alarm=tmp_path / "alarm.json", execute=1)
     with pytest.raises(ConfigError, match=r"alarm.json: unknown criterion 'lifted'.*Calibrate it in 'pusht'"):
-        evaluate_run(run, episodes=1, execute=None, quiet=True, alarm=tmp_path / "alarm.json")
-    with pytest.raises(ConfigError, match=r"executing whole chunks, this is .* executing 2 of a chunk. Calibrate it"):
         evaluate_run(run, episodes=1, quiet=True, alarm=tmp_path / "alarm.json")
-    DoubtAlarm(1.0, 0.05, 19, "iou>0.90", spec.name, spec.chunk_length, spec.speed).save(tmp_path / "alarm.json")
-    evaluate_run(run, episodes=1, workers=1, quiet=True, name="all", execute=None, alarm=tmp_path / "alarm.json")
+    replace(alarm, criterion="iou>0.90").save(tmp_path / "alarm.json")
+    evaluate_run(run, episodes=1, workers=1, quiet=True, name="all", alarm=tmp_path / "alarm.json")
     assert read_json(run.evaluation("all") / "alarm.json").keys() == {"announced", "failures", "false", "successes"}
     evaluate_run(run, episodes=1, workers=1, quiet=True, name="all")
     assert not (run.evaluation("all") / "alarm.json").exists()  # it said nothing of these episodes
