@@ -362,7 +362,7 @@ class Work:
             head=POLICY,
             encoder=EncoderConfig(cameras=cameras, width=0.5),
             frozen=False,
-            optimizer=AdamWConfig(head_lr=1e-3, weight_decay=1e-4, warmup_steps=500, clip_norm=1.0),
+            optimizer=AdamWConfig(head_lr=1e-3, encoder_lr=1e-3, weight_decay=1e-4, warmup_steps=500, clip_norm=1.0),
             epochs=share * self.flags.policy_updates * batch / data.num_steps,
             batch_size=batch,
             horizon=4,
