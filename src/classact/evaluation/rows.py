@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from classact.errors import ConfigError
 from classact.policies.doubt import Announced
+from classact.utils.codec import ADDED, first_difference
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,24 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class IntermediateRow(EvaluationRow):
-    """The result of an evaluation after ``step`` of ``steps`` updates of ``stage``, "pretrain" or "heads/NAME"."""
+    """The result of an evaluation after ``step`` of ``steps`` updates of ``stage``, "pretrain" or "heads/NAME".
+
+    ``settings`` are what decided its episodes (:func:`classact.evaluation.rollout.evaluation_settings`); empty in rows
+    of before they said so.
+    """
 
     stage: str = field(kw_only=True)
     step: int = field(kw_only=True)
     steps: int = field(kw_only=True)
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True, metadata=ADDED)
+
+
+def settings_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first setting of two evaluations that differs; None where all that both say agree: those of before they said
+    something do not differ by it.
+    """
+    both = found.keys() & expected.keys()
+    return first_difference({key: found[key] for key in both}, {key: expected[key] for key in both}, "")
 
 
 @dataclass(frozen=True)

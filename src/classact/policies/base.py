@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -71,6 +71,8 @@ class PolicySpec:
         remembers: decisions depend on the latents of earlier ones of the episode, which the caller keeps
             (:class:`Remembering`).
         speed: demonstrated steps per executed one.
+        acting: the other settings that decide what it does with the same weights and bank, as JSON values; of
+            retrieval k and temperature, among others. Evaluations say them.
     """
 
     name: str
@@ -82,6 +84,7 @@ class PolicySpec:
     alarm: float | None = None
     remembers: bool = False
     speed: float = 1.0
+    acting: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):

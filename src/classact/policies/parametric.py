@@ -137,6 +137,7 @@ class ParametricPolicy(Published):
             schema=self.lowdim.schema,
             action_space=self.action_space,
             speed=self.config.speed,
+            acting={"seed": self.config.seed, "bf16": self.config.bf16} | self.head.config.acting_settings(),
         )
 
     @property

@@ -236,6 +236,7 @@ class RetrievalPolicy(Published):
             alarm=None if self.calibration is None else self.calibration.alarm,
             remembers=self.config.revisit is not None,
             speed=self.config.speed,
+            acting=self.config.acting_settings(),
         )
 
     @property

@@ -18,6 +18,7 @@ from classact.evaluation.actions import action_error
 from classact.evaluation.config import EvaluationConfig
 from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
+from classact.policies.base import Policy
 from classact.policies.monitored import monitored
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.speed import check_reach
@@ -82,7 +83,7 @@ class HeadPipeline(Work):
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
         super().__init__(run, folder, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
-        self.stage, self.stages = f"heads/{self.name}", FINETUNING
+        self.head, self.stage, self.stages = self.name, f"heads/{self.name}", FINETUNING
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
@@ -176,7 +177,13 @@ def train(work: HeadPipeline) -> ParametricPolicy:
         encoder_folder=starts_from(work),
         decoder=decoder,
     )
-    trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
+    # Evaluated as it will be once it is trained: watched, and led out of circles, by the run's own policy.
+    monitor = run_monitor(work.run, work.config.start, work.device) if config.evaluations and work.ranks.first else None
+
+    def policy(at: FineTuner) -> Policy:
+        return monitored(at.policy(), monitor)
+
+    trained = work.fit("training", f"train {work.name}", tuner.fit, policy if config.evaluations else None)
     if work.ranks.first:
         trained.save(work.folder.policy)
     work.ranks.barrier()

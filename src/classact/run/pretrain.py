@@ -36,7 +36,7 @@ from classact.run.data import (
     other_data,
     state_latents,
 )
-from classact.run.folder import Run
+from classact.run.folder import PRETRAIN, Run
 from classact.run.frames import needs_rendering
 from classact.run.novelty import write_novelty_videos
 from classact.run.presets import rate_of
@@ -62,7 +62,7 @@ class Pipeline(Work):
         StorageError: the folder cannot be written.
     """
 
-    stage = "pretrain"
+    stage = PRETRAIN
     advice = "Choose another --out, or remove that folder."
 
     def __init__(
