@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,12 +124,29 @@ class ActionError:
         policy: name; or "nearest by pixels", "random", "mean", see :mod:`classact.evaluation.actions`.
         l2, dtw: of whole chunks, actions scaled to [-1, 1].
         by_episode: mean L2 of each held-out episode, in their order.
+        steps: of the chunks; None in tables of before they said so.
     """
 
     policy: str
     l2: Value
     dtw: Value
     by_episode: tuple[float, ...]
+    steps: int | None = field(default=None, metadata=ADDED)
+
+
+REFERENCES = {
+    "nearest by pixels": "the demonstrated timestep whose picture is nearest pixel by pixel",
+    "mean": "the mean of all chunks",
+    "random": "a demonstrated timestep at random",
+}
+"""Names of ways that learn nothing, which policies are compared with on held-out demonstrations; and what they are."""
+
+
+def measured_over(errors: Sequence[ActionError]) -> str:
+    """Over how many steps held-out errors were measured, in words."""
+    if any(error.steps is None for error in errors):
+        return "over steps that an earlier version did not note, perhaps not the same for all"
+    return f"over {' or '.join(str(steps) for steps in sorted({error.steps or 0 for error in errors}))} steps"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from classact.evaluation.rows import (
     Consistency,
     EvaluationRow,
     IntermediateRow,
+    measured_over,
     settings_difference,
 )
 from classact.pages import demonstrations, figures, headline, learning, novelty
@@ -81,6 +82,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "actions_plot": _actions_plot(sources.actions),
         "best_actions": headline.best_actions(sources.actions),
         "references": headline.references(sources.actions),
+        "measured_over": measured_over(sources.actions),
         "criteria": _table(rows),
         "maxima": evaluations_of_maxima(rows),
         "constants": _constants(rows),
