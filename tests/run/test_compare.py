@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,23 @@ import pytest
 from scipy import stats
 
 import fakes
-from classact.cli.compare import Compare, flags_of
+from classact.cli.compare import Compare, flags_of, objective_runs
+from classact.cli.flags import changed, parse
 from classact.cli.main import main
 from classact.data.readers import read_demonstrations
 from classact.errors import ConfigError, DataError
 from classact.evaluation import rollout
 from classact.run import compare as module
 from classact.run.compare import Outcomes, compare, read_outcomes, read_runs
+from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
 from classact.run.probe import probe_file
 from classact.similarity import SimilarityConfig
 from classact.train.representation import Trainer
-from classact.utils.codec import without
+from classact.utils.codec import to_json, without
+from classact.utils.ranks import Ranks
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_json, write_json
 from html_pages import ADDRESSES, Page
@@ -143,6 +147,39 @@ def test_more_episodes_are_rolled_out_when_asked_for(data: Path, whole: Path, tm
     assert {len(run["initial_states"]) for run in read_json(out / "comparison.json")["runs"]} == {4}
 
 
+def test_runs_that_are_there_keep_how_they_are_evaluated_and_further_ones_are_evaluated_alike(
+    data: Path, tmp_path: Path
+) -> None:
+    def asked(*more: str) -> dict[str, RunConfig]:
+        flags = parse(Compare, ["--data", str(data), "--out", str(tmp_path), *more], "classact compare")
+        made = objective_runs(flags, Ranks())
+        return {name: make.args[1] for (name, _), make in made.items()}  # type: ignore[attr-defined]
+
+    fresh = asked("--preset", "debug")
+    assert {(one.heldout, one.evaluation.episodes) for one in fresh.values()} == {(10, 50)}
+    card = tmp_path / "of-a-file.json"
+    write_json(card, to_json(changed(fresh["class"], {"heldout": 3, "evaluation.episodes": 7})))
+    found = asked("--config", str(card))
+    assert {(one.heldout, one.evaluation.episodes) for one in found.values()} == {(3, 7)}
+    was = changed(fresh["class"], {"heldout": 2, "evaluation.episodes": 3, "evaluation.max_steps": 9})
+    run = Run(tmp_path / "class-seed0")
+    write_json(run.config, {"settings": to_json(was)})
+    write_json(run.summary, [])
+    found = asked("--preset", "debug", "--objectives", "byol", "class")
+    wanted = replace(was.evaluation, workers=0)
+    assert {(one.heldout, one.evaluation) for one in found.values()} == {(2, wanted)}
+    more = asked("--preset", "debug", "--test-episodes", "4")
+    assert {one.evaluation for one in more.values()} == {replace(wanted, episodes=4)}
+
+
+def test_flags_that_no_objective_reads_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["compare", "--data", str(data), "--out", str(tmp_path), "--preset", "debug", "--quantile", "0.1"]
+    assert main([*flags, "--objectives", "byol", "none"]) == 1
+    assert "no objective reads --quantile, of byol, none: leave it out." in capsys.readouterr().err
+
+
 def test_representations_are_probed_again_where_they_were_asked_something_else(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,7 +266,7 @@ def test_options_stand_in_brackets_and_flags_are_for_those_that_read_them() -> N
     asked = Compare(out=Path("x"), run={"pretrain.epochs": 3.0, "pretrain.similarity.quantile": 0.1})
     one = flags_of(asked, "class[queue=1280 weighting=hard]", 4)
     assert (one.objective, one.options) == ("class", ("queue=1280", "weighting=hard"))
-    common = {"heldout": 10, "evaluation.episodes": 50, "pretrain.seed": 4}
+    common = {"pretrain.seed": 4}
     assert one.run == common | asked.run
     assert flags_of(asked, "byol", 4).run == common | {"pretrain.epochs": 3.0}
     assert flags_of(asked, "none", 4).run == common
