@@ -318,6 +318,15 @@ def test_damaged_files_are_named(run_copy: Run, path: str, content: str, message
         build_report(run_copy.root)
 
 
+def test_points_that_were_evaluated_otherwise_are_said(run_copy: Run) -> None:
+    assert "Not all points were evaluated as the last" not in build_report(run_copy.root).read_text(encoding="utf-8")
+    first, *rest = [replace(row, settings={"speed": 1.0}) for row in run_copy.read_intermediate()]
+    write_jsonl(run_copy.intermediates, to_json([replace(first, settings={"speed": 2.0}), *rest]))
+    page = build_report(run_copy.root).read_text(encoding="utf-8")
+    assert "Not all points were evaluated as the last." in page
+    assert f"at step {first.step:,} speed = 2.0, now it is 1.0." in page
+
+
 def test_more_successes_than_episodes_are_refused_with_the_row(run_copy: Run) -> None:
     rows = run_copy.read_intermediate()
     write_jsonl(run_copy.intermediates, [to_json(rows[0]), to_json(rows[1]) | {"successes": 99}])

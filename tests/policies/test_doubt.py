@@ -85,6 +85,9 @@ def test_an_alarm_is_of_one_policy_and_comes_back_from_its_file(tmp_path: Path) 
         alarm.check(replace(SPEC, control=ControlConfig(2, 0.01)))
     with pytest.raises(ConfigError, match=r"policy 'fake' has no calibrated novelty score.* a head needs a monitor"):
         alarm.check(replace(SPEC, alarm=None))
+    near = DoubtAlarm.calibrate(successes(30), replace(SPEC, acting={"k": 8}))
+    with pytest.raises(ConfigError, match=r"calibrated with k = 8, now it is 4\. Calibrate it again"):
+        near.check(replace(SPEC, acting={"k": 4}))
     halves = replace(SPEC, control=ControlConfig(2))
     DoubtAlarm.calibrate(successes(30), halves).check(halves)
     with pytest.raises(ConfigError, match="criterion 'dome'"):

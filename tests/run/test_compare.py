@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,23 @@ import pytest
 from scipy import stats
 
 import fakes
-from classact.cli.compare import Compare, flags_of
+from classact.cli.compare import Compare, flags_of, objective_runs
+from classact.cli.flags import changed, parse
 from classact.cli.main import main
 from classact.data.readers import read_demonstrations
 from classact.errors import ConfigError, DataError
 from classact.evaluation import rollout
 from classact.run import compare as module
 from classact.run.compare import Outcomes, compare, read_outcomes, read_runs
+from classact.run.config import RunConfig
 from classact.run.evaluate import evaluate_run
 from classact.run.folder import Run
 from classact.run.pretrain import Pipeline
-from classact.run.probe import probe_file, probe_run
+from classact.run.probe import probe_file
+from classact.similarity import SimilarityConfig
 from classact.train.representation import Trainer
+from classact.utils.codec import to_json, without
+from classact.utils.ranks import Ranks
 from classact.utils.statistics import wilson_interval
 from classact.utils.storage import read_json, write_json
 from html_pages import ADDRESSES, Page
@@ -39,7 +45,7 @@ def command(data: Path, out: Path, *more: str) -> list[str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "make_simulator", fakes.Short)
     monkeypatch.setattr(rollout, "Worker", fakes.Here)
-    monkeypatch.setattr(module, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))
+    monkeypatch.setattr(module, "ASKED", {"queries": 20, "pairs": 200})
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -54,7 +60,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollout, "make_simulator", fakes.Short)
         patch.setattr(rollout, "Worker", fakes.Here)
-        patch.setattr(module, "probe_run", lambda run, **options: probe_run(run, **options, queries=20, pairs=200))
+        patch.setattr(module, "ASKED", {"queries": 20, "pairs": 200})
         assert main(command(data, out, "--seeds", "2")) == 0
     return out
 
@@ -141,6 +147,80 @@ def test_more_episodes_are_rolled_out_when_asked_for(data: Path, whole: Path, tm
     assert {len(run["initial_states"]) for run in read_json(out / "comparison.json")["runs"]} == {4}
 
 
+def test_runs_that_are_there_keep_how_they_are_evaluated_and_further_ones_are_evaluated_alike(
+    data: Path, tmp_path: Path
+) -> None:
+    def asked(*more: str) -> dict[str, RunConfig]:
+        flags = parse(Compare, ["--data", str(data), "--out", str(tmp_path), *more], "classact compare")
+        made = objective_runs(flags, Ranks())
+        return {name: make.args[1] for (name, _), make in made.items()}  # type: ignore[attr-defined]
+
+    fresh = asked("--preset", "debug")
+    assert {(one.heldout, one.evaluation.episodes) for one in fresh.values()} == {(10, 50)}
+    card = tmp_path / "of-a-file.json"
+    write_json(card, to_json(changed(fresh["class"], {"heldout": 3, "evaluation.episodes": 7})))
+    found = asked("--config", str(card))
+    assert {(one.heldout, one.evaluation.episodes) for one in found.values()} == {(3, 7)}
+    was = changed(fresh["class"], {"heldout": 2, "evaluation.episodes": 3, "evaluation.max_steps": 9})
+    run = Run(tmp_path / "class-seed0")
+    write_json(run.config, {"settings": to_json(was)})
+    write_json(run.summary, [])
+    found = asked("--preset", "debug", "--objectives", "byol", "class")
+    wanted = replace(was.evaluation, workers=0)
+    assert {(one.heldout, one.evaluation) for one in found.values()} == {(2, wanted)}
+    more = asked("--preset", "debug", "--test-episodes", "4")
+    assert {one.evaluation for one in more.values()} == {replace(wanted, episodes=4)}
+
+
+def test_flags_that_no_objective_reads_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["compare", "--data", str(data), "--out", str(tmp_path), "--preset", "debug", "--quantile", "0.1"]
+    assert main([*flags, "--objectives", "byol", "none"]) == 1
+    assert "no objective reads --quantile, of byol, none: leave it out." in capsys.readouterr().err
+
+
+def test_representations_are_probed_again_where_they_were_asked_something_else(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "copy"))
+    probes = {name: out / f"{name}-seed0" / "probe.json" for name in ("class", "class-queue-32", "none")}
+    before = {name: read_json(file) for name, file in probes.items()}
+    own = before["class"]["settings"]["similarity"]
+    # With flags of the similarity, which only some objectives read, all are asked alike.
+    assert all(probe["settings"]["similarity"] == own for probe in before.values())
+    for name, change in {
+        "class": {"settings": {**before["class"]["settings"], "similarity": {**own, "horizon": 3}}},
+        "class-queue-32": {"policy": "that of before"},
+    }.items():
+        write_json(probes[name], {**before[name], **change, "mark": "kept"})
+    write_json(probes["none"], {**before["none"], "mark": "kept"})
+    monkeypatch.setattr(Pipeline, "evaluate", lambda _: pytest.fail("rolled out"))
+    assert main(command(data, out)) == 0
+    after = {name: read_json(file) for name, file in probes.items()}
+    assert [after[name].get("mark") for name in probes] == [None, None, "kept"]
+    assert all(after[name]["representations"] == before[name]["representations"] for name in probes)
+    assert "settings.similarity.horizon = 3, now it is 16." in caplog.text
+    assert "policy = 'that of before', now it is" in caplog.text
+
+
+def test_all_runs_are_probed_under_the_similarity_of_those_that_learn_by_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SimilarityConfig] = []
+
+    def measured(name: str, _: Pipeline, similarity: SimilarityConfig, *__: Any) -> Outcomes:
+        asked.append(similarity)
+        return one(name, [1, 0, 1])
+
+    monkeypatch.setattr(Pipeline, "pretrain", lambda _: None)
+    monkeypatch.setattr(module, "_measured", measured)
+    arguments = command(data, tmp_path, "--quantile", "0.1")
+    at = arguments.index("--objectives")
+    assert main([*arguments[:at], "--objectives", "none", "byol", "class", "--quantile", "0.1"]) == 0
+    assert [similarity.quantile for similarity in asked] == [0.1] * 3
+
+
 def test_without_a_simulator_representations_are_probed(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,7 +266,7 @@ def test_options_stand_in_brackets_and_flags_are_for_those_that_read_them() -> N
     asked = Compare(out=Path("x"), run={"pretrain.epochs": 3.0, "pretrain.similarity.quantile": 0.1})
     one = flags_of(asked, "class[queue=1280 weighting=hard]", 4)
     assert (one.objective, one.options) == ("class", ("queue=1280", "weighting=hard"))
-    common = {"heldout": 10, "evaluation.episodes": 50, "pretrain.seed": 4}
+    common = {"pretrain.seed": 4}
     assert one.run == common | asked.run
     assert flags_of(asked, "byol", 4).run == common | {"pretrain.epochs": 3.0}
     assert flags_of(asked, "none", 4).run == common
@@ -241,6 +321,94 @@ def test_an_evaluation_has_its_own_time_limit(whole: Path, tmp_path: Path) -> No
     evaluate_run(run, episodes=1, max_steps=7, workers=1, quiet=True, name="short")
     assert read_outcomes(run / "evaluations/short").max_steps == 7
     assert read_outcomes(run).max_steps == Run(run).settings().evaluation.max_steps
+
+
+def test_other_ways_to_act_are_no_seeds_of_one_training(whole: Path, tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in ("a", "b"))
+    for folder, seed in ((first, 0), (second, 1)):
+        shutil.copytree(whole / f"class-seed{seed}", folder)
+    usual: dict[str, Any] = {"episodes": 1, "workers": 1, "quiet": True, "name": "x"}
+
+    def names(*runs: Path) -> list[str]:
+        return [one.name for one in read_runs([run / "evaluations/x" for run in runs])]
+
+    evaluate_run(first, **usual, k=4)
+    evaluate_run(second, **usual, k=4)
+    assert names(first, second) == ["CLASS, x"] * 2
+    evaluate_run(second, **usual)
+    assert names(first, second) == ["CLASS, x", "CLASS, x (b)"]
+    assert compare(read_runs([first / "evaluations/x", second / "evaluations/x"])).notes == ()
+    # Evaluations of before they said it are told by their labels, and what is not known is said.
+    for folder in (first, second):
+        file = folder / "evaluations/x/settings.json"
+        write_json(file, without(read_json(file), "acting", "head"))
+    assert names(first, second) == ["CLASS, x", "CLASS, x (b)"]
+    (first / "evaluations/x/settings.json").unlink()
+    notes = compare(read_runs([first / "evaluations/x", second / "evaluations/x"])).notes
+    assert "how the policy acted is taken from its label, class-episodes1-k4, its time limit from the" in notes[0]
+    assert "how the policy acted is taken from its label, class-episodes1." in notes[1]
+
+
+def test_folders_of_one_name_are_told_apart(whole: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / name / "run" for name in ("a", "b", "c")]
+    for number, run in enumerate(runs):
+        shutil.copytree(whole / "class-seed0", run)
+        card = read_json(run / "config.json")
+        card["settings"]["pretrain"]["epochs"] = 2.0 + number
+        write_json(run / "config.json", card)
+    assert [one.name for one in read_runs(runs)] == ["CLASS", "CLASS (run)", f"CLASS ({runs[2]})"]
+
+
+def test_an_evaluation_is_known_however_its_path_is_written(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole / "class-seed0" / "evaluations" / "retrieval-class-fixed-color"
+    monkeypatch.chdir(folder)
+    assert read_outcomes(Path()) == read_outcomes(folder)
+
+
+def test_an_evaluation_without_its_episodes_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole / "class-seed0", tmp_path / "run"))
+    (run / "evaluations/retrieval-class-fixed-color/episodes.jsonl").unlink()
+    with pytest.raises(DataError, match=r"episodes\.jsonl holds 0 episodes, .*summary\.json says 3\. Evaluate again"):
+        read_outcomes(run)
+
+
+def test_probes_that_were_asked_something_else_are_left_out(whole: Path, tmp_path: Path) -> None:
+    first, second = (Path(shutil.copytree(whole / f"{name}-seed0", tmp_path / name)) for name in ("class", "none"))
+    assert all(one.probe for one in compare(read_runs([first, second])).runs)
+    probe = read_json(second / "probe.json")
+    other = {**probe["settings"], "ks": [1], "temperature": 0.5}  # that is how it retrieves
+    write_json(second / "probe.json", {**without(probe, "policy"), "settings": other})
+    found = compare(read_runs([first, second]))
+    assert all(one.probe for one in found.runs)
+    write_json(second / "probe.json", {**probe, "settings": {**other, "seed": 3}})
+    found = compare(read_runs([first, second]))
+    assert [bool(one.probe) for one in found.runs] == [True, False]
+    assert found.notes == (
+        f"The probe of {second} is left out, for that of {first} was asked something else: settings.seed = 0, now it "
+        f"is 3. Probe both alike (classact probe).",
+    )
+    write_json(second / "probe.json", {**probe, "policy": "that of before"})
+    found = compare(read_runs([first, second]))
+    assert [bool(one.probe) for one in found.runs] == [True, False]
+    assert "is of an earlier policy of the run and left out" in found.notes[0]
+
+
+def test_only_what_retrieves_has_the_probe_of_the_runs_encoder(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole / "class-seed0", tmp_path / "run"))
+    evaluations = run / "evaluations"
+    rows = read_json(run / "summary.json")
+    for encoder, policy in (("untrained", "retrieval"), ("class", "mlp")):
+        name = f"{policy}-{encoder}-fixed-color"
+        if not (evaluations / name).exists():
+            shutil.copytree(evaluations / "retrieval-class-fixed-color", evaluations / name)
+        own = {"evaluation": name, "encoder": encoder, "policy": policy}
+        rows += [{**row, **own} for row in rows[: len(fakes.CRITERIA)]]
+    write_json(run / "summary.json", rows)
+    assert read_outcomes(evaluations / "retrieval-class-fixed-color").probe
+    assert not read_outcomes(evaluations / "retrieval-untrained-fixed-color").probe
+    assert not read_outcomes(evaluations / "mlp-class-fixed-color").probe
+    shutil.copy(run / "probe.json", run / "probe-untrained.json")
+    assert read_outcomes(evaluations / "retrieval-untrained-fixed-color").probe
 
 
 def test_runs_of_other_data_are_no_seeds_of_one_training(whole: Path, tmp_path: Path) -> None:

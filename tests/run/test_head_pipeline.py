@@ -35,8 +35,8 @@ from classact.train.checkpoints import list_checkpoints
 from classact.train.config import AugmentConfig
 from classact.train.engine import EngineConfig
 from classact.train.head import FineTuner
-from classact.utils.codec import to_json
-from classact.utils.storage import read_arrays, read_json, read_jsonl, write_json
+from classact.utils.codec import to_json, without
+from classact.utils.storage import read_arrays, read_json, read_jsonl, write_json, write_jsonl
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +126,54 @@ def test_a_head_leaves_policy_intermediates_and_rows_beside_retrieval(run: Run) 
     episodes = read_jsonl(run.evaluation("mlp-class-fixed-color") / "episodes.jsonl")
     # The run's bank watches the head.
     assert all(0 <= episode["max_novelty"] <= 1 for episode in episodes)
+
+
+def test_a_maximum_is_of_evaluations_that_were_made_as_the_last_one(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    asked = config(evaluations=3)
+    pipeline = make(run, asked)
+    pipeline.evaluate()
+    made = run.read_intermediate()
+    assert {row.settings["speed"] for row in made} == {1.0}
+    assert all(row.maximum_of in (None, 3) for row in run.read_summary())
+    assert "evaluations during" not in caplog.text
+    # The head acts otherwise now, so what it reached during training says nothing about it.
+    make(run, replace(asked, finetune=replace(asked.finetune, chunk_length=3))).evaluate()
+    assert [row.maximum_of for row in run.read_summary()] == [None] * 3
+    assert "3 of 3 evaluations during heads/mlp are no part of a maximum beside the last weights" in caplog.text
+    assert "made otherwise: chunk_length = 12, now it is 3." in caplog.text
+    # Evaluations differ from each other: one was made by an interrupted command with another time limit.
+    caplog.clear()
+    limit = replace(made[0], settings={**made[0].settings, "max_steps": 7}, success=1.0)
+    run.add_intermediate([limit, *(replace(limit, criterion=row.criterion) for row in made[1:3])])
+    make(run, asked).evaluate()
+    rows = [row for row in run.read_summary() if row.maximum_of is not None]
+    assert [row.maximum_of for row in rows] == [2] * 3
+    assert all(row.success == max(m.success for m in made[3:] if m.criterion == row.criterion) for row in rows)
+    assert "1 of 3 evaluations during heads/mlp are no part" in caplog.text
+    assert "max_steps = 7, now it is None." in caplog.text
+
+
+def test_evaluations_during_training_that_do_not_say_how_they_were_made_are_told(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(run, config()).evaluate()
+    rows = [without(row, "settings") for row in read_jsonl(run.intermediates)]
+    write_jsonl(run.intermediates, rows)  # as they were before there were settings
+    assert {tuple(row.settings) for row in run.read_intermediate()} == {()}
+    make(run, config()).evaluate()
+    assert {row.maximum_of for row in run.read_summary()} == {None, 2}
+    assert "2 of 2 evaluations during heads/mlp do not say how they were made" in caplog.text
+
+
+def test_a_head_is_led_out_of_circles_during_training_as_after_it(run: Run) -> None:
+    remembers = RetrievalPolicy.load(run.policy, revisit=0.999)
+    shutil.rmtree(run.policy)
+    remembers.save(run.policy)
+    make(run, config()).evaluate()
+    last = read_json(run.evaluation("mlp-class-fixed-color") / "settings.json")
+    assert last["acting"]["monitor"]["revisit"] == 0.999
+    assert all(row.settings["acting"] == last["acting"] for row in run.read_intermediate())
+    assert {row.maximum_of for row in run.read_summary()} == {None, 2}
 
 
 def test_the_second_call_trains_nothing_and_gives_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,14 @@ from classact.run.config import RunConfig
 from classact.run.data import RunData, run_rate
 from classact.run.evaluate import evaluate_run
 from classact.run.export import export_hub
+from classact.run.finetune import HeadPipeline
 from classact.run.folder import Run
 from classact.run.load import load_policy
 from classact.run.presets import as_recorded, configure, configure_head
 from classact.run.pretrain import Pipeline
-from classact.utils.codec import from_json
-from classact.utils.storage import read_arrays, read_json
+from classact.utils.codec import from_json, to_json
+from classact.utils.codec import without as without_path
+from classact.utils.storage import read_arrays, read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data/readers"))
 from lerobot_files import episode, write_v3
@@ -215,6 +217,40 @@ def test_a_head_is_compared_over_as_many_steps_as_retrieval(finished: Run) -> No
     )
     found = {one.policy for one in finished.read_actions()}
     assert "f" in found
+
+
+def test_all_held_out_errors_are_over_the_same_steps(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(finished.root, tmp_path / "run"))
+    usual = {error.policy: error for error in run.read_actions()}
+    length = run.settings().retrieval.chunk_length
+    assert {error.steps for error in usual.values()} == {length}
+    write_json(run.actions, {name: without_path(to_json(error), "steps") for name, error in usual.items()})
+    assert {error.steps for error in run.read_actions()} == {None}
+    page = build_report(run.root).read_text(encoding="utf-8")
+    assert "of chunks over steps that an earlier version did not note, perhaps not the same for all" in page
+    command = ["finetune", str(run.root), "--head", "mlp", "--preset", "head-debug", "--quiet"]
+    assert main([*command, "--name", "short", "--horizon", "4", "--chunk-length", "2"]) == 0
+    found = {error.policy: error for error in run.read_actions()}
+    assert found.keys() == {*usual, "short"}
+    assert {error.steps for error in found.values()} == {4} != {length}
+    assert "held-out actions over 4 steps, scaled" in capsys.readouterr().out
+    # Whoever is measured next keeps to that, and all are measured anew once no such head is there.
+    Pipeline(run, run.settings(), quiet=True).evaluate()
+    assert {error.steps for error in run.read_actions()} == {4}
+    shutil.rmtree(run.head("short"))
+    write_json(run.actions, {name: to_json(error) for name, error in found.items() if name != "short"})
+    assert main([*command, "--name", "long"]) == 0
+    again = {error.policy: error for error in run.read_actions()}
+    assert {error.steps for error in again.values()} == {length}
+    assert all(again[name] == error for name, error in usual.items())
+
+
+@pytest.mark.parametrize("name", ["retrieval", "mean", "random"])
+def test_heads_have_no_names_of_what_they_are_compared_with(finished: Run, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name!r} cannot be the name of a head: in the run's tables it stands for"):
+        HeadPipeline(finished, configure_head(finished.settings()), name=name, quiet=True)
 
 
 def test_heads_and_saved_policies_take_seconds_of_the_run(finished: Run) -> None:

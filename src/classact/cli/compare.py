@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from classact.cli.console import console, print_notes, say
 from classact.cli.engine import training_ranks
-from classact.cli.flags import flag, given_flags
-from classact.cli.runs import RunFlags, idle, pipeline, run_config
+from classact.cli.flags import Given, flag, given_flags, name_of
+from classact.cli.runs import RUN, RunFlags, idle, pipeline, run_config
 from classact.errors import ConfigError
 from classact.objectives import objective_config
 
@@ -23,7 +23,8 @@ SHOWN = ("dtw_error@1", "ndcg", "rank_correlation")  # metrics without rollouts 
 class Compare(RunFlags):
     """Compare objectives on your data, one run for each and each seed, or runs that exist: OUT/comparison.html.
 
-    --test-episodes is 50 and --heldout 10 where they are not given: representations are probed on what is held out.
+    Where they are not given, nor in --config, --test-episodes is 50 and --heldout 10: representations are probed on
+    what is held out. Runs that are there keep how they are evaluated, and further ones are evaluated alike.
 
     Attributes:
         runs: Compare these and train nothing: folders of runs, or RUN/evaluations/NAME.
@@ -77,13 +78,37 @@ def objective_runs(flags: Compare, ranks: Any) -> dict[tuple[str, int], Callable
     if len(set(folders.values())) < max(2, len(flags.objectives)) or flags.seeds < 1:
         asked = f"{', '.join(flags.objectives) or 'none'} with {flags.seeds} seeds"
         raise ConfigError(f"expected at least two objectives, each named once, and at least one seed, got {asked}.")
+    unread = [set(flags.run) - set(flags_of(flags, written, 0).run) for written in flags.objectives]
+    if found := sorted(set.intersection(*unread)):
+        names = ", ".join(flags.objectives)
+        raise ConfigError(f"no objective reads {name_of(RUN, found[0])}, of {names}: leave it out.")
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     first = flags.run.get("pretrain.seed", 0)
-    for seed in range(first, first + flags.seeds):
-        for written in flags.objectives:
-            one = replace(flags_of(flags, written, seed), out=flags.out / f"{folders[written]}-seed{seed}")
-            runs[written, seed] = partial(pipeline, one, run_config(one), ranks)
+    made = {
+        (written, seed): flags.out / f"{folders[written]}-seed{seed}"
+        for seed in range(first, first + flags.seeds)
+        for written in flags.objectives
+    }
+    flags = replace(flags, run={**_usual(flags, made.values()), **flags.run})
+    for (written, seed), folder in made.items():
+        one = replace(flags_of(flags, written, seed), out=folder)
+        runs[written, seed] = partial(pipeline, one, run_config(one), ranks)
     return runs
+
+
+def _usual(flags: Compare, folders: Iterable[Path]) -> Given:
+    """How runs are evaluated, and what is held out, where no flag says it: as in those of the comparison that were
+    started before, else new ones could not be compared with them; else as --config or the command has it.
+    """
+    from classact.run.folder import Run
+    from classact.run.stages import started
+
+    known = next((run.settings() for run in map(Run, folders) if started(run)), None)
+    if known is not None:
+        names = [entry.name for entry in fields(known.evaluation) if entry.name != "workers"]
+        evaluation = {f"evaluation.{name}": getattr(known.evaluation, name) for name in names}
+        return {"heldout": known.heldout, **evaluation}
+    return {} if flags.config is not None else {"heldout": 10, "evaluation.episodes": 50}
 
 
 def flags_of(flags: Compare, written: str, seed: int) -> Compare:
@@ -93,7 +118,7 @@ def flags_of(flags: Compare, written: str, seed: int) -> Compare:
         raise ConfigError(f"expected an objective such as class or 'class[queue=1280]', got {written!r}.")
     options = tuple(re.split(r"[\s,]+", found[2].strip())) if found[2] else ()
     name = found[1].strip()
-    given = {"heldout": 10, "evaluation.episodes": 50} | dict(flags.run) | {"pretrain.seed": seed}
+    given = {**flags.run, "pretrain.seed": seed}
     unread = idle(given, objective_config(name, options))
     run = {path: value for path, value in given.items() if path not in unread}
     return replace(flags, objective=name, options=options, run=run)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classact.errors import ClassactError
-from classact.evaluation.rows import ActionError, EvaluationRow, Value
+from classact.evaluation.rows import ActionError, EvaluationRow, Value, measured_over
 
 if TYPE_CHECKING:
     from classact.data.cache import Cached
@@ -184,12 +184,14 @@ def print_actions(errors: Iterable[ActionError]) -> None:
     """Errors on held-out demonstrations, the smallest first."""
     from rich.table import Table
 
+    errors = sorted(errors, key=lambda one: one.l2.value)
     table = Table(
-        title="held-out actions, scaled to [-1, 1] (95 % intervals over demonstrations)", title_justify="left"
+        title=f"held-out actions {measured_over(errors)}, scaled to [-1, 1] (95 % intervals over demonstrations)",
+        title_justify="left",
     )
     for column in ("policy", "L2, mean of steps", "DTW"):
         table.add_column(column, no_wrap=column != "policy")
-    for error in sorted(errors, key=lambda one: one.l2.value):
+    for error in errors:
         table.add_row(error.policy, *(_value(value) for value in (error.l2, error.dtw)))
     if table.row_count:
         console().print(table)

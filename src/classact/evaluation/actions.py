@@ -113,7 +113,7 @@ class HeldOut:
             return Value(float(found["value"] or 0.0), found["low"], found["high"])
 
         each = tuple(float(l2[episodes == e].mean()) for e in np.unique(episodes))
-        return ActionError(policy, mean(l2), mean(dtw), each)
+        return ActionError(policy, mean(l2), mean(dtw), each, self.steps)
 
 
 def action_error(

@@ -325,7 +325,8 @@ SETTINGS, ALARM = "settings.json", "alarm.json"
 def evaluation_settings(simulator: str, config: EvaluationConfig, spec: PolicySpec) -> dict[str, Any]:
     """What decides the episodes of an evaluation, besides the policy's weights and bank."""
     chosen = without(to_json(config), "workers")
-    return {"simulator": simulator, **chosen, "chunk_length": spec.chunk_length, "speed": spec.speed}
+    acting = {"chunk_length": spec.chunk_length, "speed": spec.speed, "acting": to_json(spec.acting)}
+    return {"simulator": simulator, **chosen, **acting}
 
 
 def run_evaluation(
@@ -337,6 +338,7 @@ def run_evaluation(
     encoder: str,
     progress: Callable[[int, int, str], None] | None = None,
     labels: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Evaluate, write the episodes into ``folder``, whose name is the evaluation's, and return (results, rows).
 
@@ -344,6 +346,7 @@ def run_evaluation(
         policy, simulator, config, progress: as for :func:`evaluate`.
         folder: is made.
         encoder, labels: of the rows; ``labels`` are training and augmentation.
+        about: JSON values that the evaluation's settings shall say as well.
 
     Raises:
         StorageError: nothing can be written there, or another process evaluates under that name; before the first step.
@@ -360,7 +363,7 @@ def run_evaluation(
     for earlier in (SETTINGS, "faults.jsonl", ALARM):  # of an evaluation into this folder before
         (folder / earlier).unlink(missing_ok=True)
     write_episodes(folder, results, alarm=alarm)
-    write_json(folder / SETTINGS, evaluation_settings(simulator, config, policy.spec))
+    write_json(folder / SETTINGS, {**evaluation_settings(simulator, config, policy.spec), **(about or {})})
     if faults:
         write_jsonl(folder / "faults.jsonl", [{"fault": text} for text in faults])
     rows = summarize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from classact.errors import ConfigError
 from classact.policies.doubt import Announced
+from classact.utils.codec import ADDED, first_difference
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,24 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class IntermediateRow(EvaluationRow):
-    """The result of an evaluation after ``step`` of ``steps`` updates of ``stage``, "pretrain" or "heads/NAME"."""
+    """The result of an evaluation after ``step`` of ``steps`` updates of ``stage``, "pretrain" or "heads/NAME".
+
+    ``settings`` are what decided its episodes (:func:`classact.evaluation.rollout.evaluation_settings`); empty in rows
+    of before they said so.
+    """
 
     stage: str = field(kw_only=True)
     step: int = field(kw_only=True)
     steps: int = field(kw_only=True)
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True, metadata=ADDED)
+
+
+def settings_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first setting of two evaluations that differs; None where all that both say agree: those of before they said
+    something do not differ by it.
+    """
+    both = found.keys() & expected.keys()
+    return first_difference({key: found[key] for key in both}, {key: expected[key] for key in both}, "")
 
 
 @dataclass(frozen=True)
@@ -109,12 +124,29 @@ class ActionError:
         policy: name; or "nearest by pixels", "random", "mean", see :mod:`classact.evaluation.actions`.
         l2, dtw: of whole chunks, actions scaled to [-1, 1].
         by_episode: mean L2 of each held-out episode, in their order.
+        steps: of the chunks; None in tables of before they said so.
     """
 
     policy: str
     l2: Value
     dtw: Value
     by_episode: tuple[float, ...]
+    steps: int | None = field(default=None, metadata=ADDED)
+
+
+REFERENCES = {
+    "nearest by pixels": "the demonstrated timestep whose picture is nearest pixel by pixel",
+    "mean": "the mean of all chunks",
+    "random": "a demonstrated timestep at random",
+}
+"""Names of ways that learn nothing, which policies are compared with on held-out demonstrations; and what they are."""
+
+
+def measured_over(errors: Sequence[ActionError]) -> str:
+    """Over how many steps held-out errors were measured, in words."""
+    if any(error.steps is None for error in errors):
+        return "over steps that an earlier version did not note, perhaps not the same for all"
+    return f"over {' or '.join(str(steps) for steps in sorted({error.steps or 0 for error in errors}))} steps"
 
 
 @dataclass(frozen=True)

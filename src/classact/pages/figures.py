@@ -9,8 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from classact.evaluation.rows import ActionError, Consistency, EvaluationRow
-from classact.pages.headline import REFERENCES
+from classact.evaluation.rows import REFERENCES, ActionError, Consistency, EvaluationRow
 from classact.pages.novelty import EpisodeNovelty
 from classact.pages.sources import Evaluation
 from classact.pages.style import BLUE, GREY, ORANGE, figure_base, label, percent, styles, thin, wrapped

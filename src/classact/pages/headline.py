@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from classact.evaluation.rows import ActionError, EvaluationRow
+from classact.evaluation.rows import REFERENCES, ActionError, EvaluationRow
 from classact.pages.style import percent
 from classact.pages.table import BASELINES, plain, policy_name, row_augmentation, training_name, varies
 
@@ -23,14 +23,6 @@ def main_row(rows: Sequence[EvaluationRow], own: str) -> EvaluationRow | None:
         return max((row for row in learned if _where(row, learned[0])), key=lambda row: row.success)
     others = [row for row in rows if row.encoder not in BASELINES]
     return next(iter(others or rows), None)
-
-
-REFERENCES = {
-    "nearest by pixels": "the demonstrated timestep whose picture is nearest pixel by pixel",
-    "mean": "the mean of all chunks",
-    "random": "a demonstrated timestep at random",
-}
-"""Ways that learn nothing, in words."""
 
 
 def best_actions(errors: Sequence[ActionError]) -> ActionError | None:

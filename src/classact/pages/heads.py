@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.table import Row, augmentation_name
 from classact.run.config import HeadRunConfig
-from classact.run.folder import Run, head_settings
+from classact.run.folder import PRETRAIN, Run, head_settings
 from classact.utils.storage import read_arrays, read_jsonl
-
-PRETRAIN = "pretrain"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from classact.evaluation.rows import ActionError, Consistency, EvaluationRow, IntermediateRow
+from classact.evaluation.rows import (
+    ActionError,
+    Consistency,
+    EvaluationRow,
+    IntermediateRow,
+    measured_over,
+    settings_difference,
+)
 from classact.pages import demonstrations, figures, headline, learning, novelty
 from classact.pages.checks import Arrays
-from classact.pages.heads import PRETRAIN, Head, stage_names
+from classact.pages.heads import Head, stage_names
 from classact.pages.plots import HERE, Plot, make_plot, write_page
 from classact.pages.reasons import reasons, world_size
 from classact.pages.similarity import distance_plots
@@ -34,7 +41,7 @@ from classact.pages.table import (
     row_parts,
     series,
 )
-from classact.run.folder import Run
+from classact.run.folder import PRETRAIN, Run
 from classact.utils.codec import to_json
 from classact.utils.progress import duration
 from classact.utils.storage import check_writable
@@ -75,6 +82,7 @@ def context(sources: Sources) -> dict[str, Any]:
         "actions_plot": _actions_plot(sources.actions),
         "best_actions": headline.best_actions(sources.actions),
         "references": headline.references(sources.actions),
+        "measured_over": measured_over(sources.actions),
         "criteria": _table(rows),
         "maxima": evaluations_of_maxima(rows),
         "constants": _constants(rows),
@@ -321,10 +329,10 @@ def _intermediate_plots(sources: Sources) -> list[Plot]:
     ):
         part = [row for row in rows if row.stage in chosen]
         if part:
-            words = _intermediate_words(part, names)
+            words, otherwise = _intermediate_words(part, names), _otherwise(part, names)
             figure = learning.intermediate_figure(part, names, looks)
             # For several heads the sentence would be too long; the table above has the same numbers.
-            caption = words if len(chosen) == 1 else ""
+            caption = " ".join(filter(None, (words if len(chosen) == 1 else "", otherwise)))
             plots.append(make_plot(key, figure, f"Success over training steps. {words}", caption, title))
     return plots
 
@@ -342,6 +350,16 @@ def _intermediate_words(rows: list[IntermediateRow], names: Mapping[str, str]) -
             f"{last.step:,}, the last; the largest of {len(part)} is {percent(best.success)}, at {best.step:,}"
         )
     return f"By {criterion}. {'. '.join(words)}."
+
+
+def _otherwise(rows: list[IntermediateRow], names: Mapping[str, str]) -> str:
+    """Which evaluations during trainings were made otherwise than the last of the same training; empty: none."""
+    last = {row.stage: row for row in rows}
+    found: dict[str, str] = {}
+    for row in rows:
+        if difference := settings_difference(row.settings, last[row.stage].settings):
+            found.setdefault(row.stage, f"{names[row.stage]}: at step {row.step:,} {difference}.")
+    return f"Not all points were evaluated as the last. {' '.join(found.values())}" if found else ""
 
 
 def _novelty(sources: Sources) -> list[Row]:

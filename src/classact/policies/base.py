@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -75,6 +75,8 @@ class PolicySpec:
         language_source: what must embed the instructions of observations (:mod:`classact.data.language`), for it has
             embedded those that were learned from; empty: it is not known, or there are none.
         control: how much of a chunk is executed, and whether chunks are averaged, where callers do not say otherwise.
+        acting: the other settings that decide what it does with the same weights and bank, as JSON values; of
+            retrieval k and temperature, among others. Evaluations say them.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PolicySpec:
     speed: float = 1.0
     language_source: str = ""
     control: ControlConfig = field(default_factory=ControlConfig)
+    acting: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("chunk_length", "history"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from classact.data.rate import STEPS
 from classact.errors import ConfigError, UnknownNameError, choose
 from classact.policies.speed import check_reach
-from classact.utils.codec import ADDED
+from classact.utils.codec import ADDED, to_json, without
 from classact.utils.limits import check_range
 
 BACKENDS = ("auto", "torch", "faiss")  # how neighbours are searched, see classact.policies.search.make_search
@@ -59,6 +60,11 @@ class RetrievalConfig:
                 raise ConfigError(f"expected 1 <= {name} <= horizon, got {name} {value}, horizon {self.horizon}.")
         check_reach(self.chunk_length, self.speed, self.horizon)
         parse_backend(self.search)
+
+    def acting_settings(self) -> dict[str, Any]:
+        """What decides actions beside chunk length and speed; of searches only an approximate one does."""
+        chosen = without(to_json(self), "chunk_length", "speed", "search")
+        return chosen if is_exact(self.search) else {**chosen, "search": self.search}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ alarm is at most alpha. Demonstrations cannot calibrate it: a policy's episodes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from classact.errors import ConfigError, DataError, choose
 from classact.policies.base import PolicySpec
 from classact.policies.config import ControlConfig
 from classact.policies.novelty import conformal_rank, episodes_needed
-from classact.utils.codec import ADDED, from_json, to_json
+from classact.utils.codec import ADDED, first_difference, from_json, to_json
 from classact.utils.storage import read_json, write_json
 
 RETURN = 0.1
@@ -58,6 +59,7 @@ class DoubtAlarm:
         successes: n, how many it was calibrated on.
         criterion: of success.
         policy, chunk_length, speed, control: how the policy acts: doubt adds up with the number of decisions.
+        acting: its other settings (:class:`classact.policies.base.PolicySpec`); empty: they are not known.
     """
 
     level: float
@@ -68,6 +70,7 @@ class DoubtAlarm:
     chunk_length: int
     speed: float
     control: ControlConfig = field(default_factory=ControlConfig, metadata=ADDED)
+    acting: Mapping[str, Any] = field(default_factory=dict, metadata=ADDED)
 
     @staticmethod
     def calibrate(
@@ -101,7 +104,17 @@ class DoubtAlarm:
                 f"{alpha:g} of successes raise needs {episodes_needed(alpha)}. Run more episodes, or raise alpha."
             )
         level = float(reached[rank - 1])
-        return DoubtAlarm(level, alpha, len(reached), criterion, spec.name, spec.chunk_length, spec.speed, spec.control)
+        return DoubtAlarm(
+            level=level,
+            alpha=alpha,
+            successes=len(reached),
+            criterion=criterion,
+            policy=spec.name,
+            chunk_length=spec.chunk_length,
+            speed=spec.speed,
+            control=spec.control,
+            acting=spec.acting,
+        )
 
     def check(self, spec: PolicySpec) -> None:
         """Refuse a policy that acts otherwise than the one it was calibrated for, or whose doubt nobody knows.
@@ -120,6 +133,8 @@ class DoubtAlarm:
             said = "policy {!r} with T_a = {} at speed {:g}, executing {}"
             words = [said.format(*one, control.describe()) for *one, control in (mine, theirs)]
             raise ConfigError(f"the alarm was calibrated for {words[0]}, this is {words[1]}. Calibrate it again.")
+        if self.acting and (difference := first_difference(dict(self.acting), dict(spec.acting), "")):
+            raise ConfigError(f"the alarm was calibrated with {difference}. Calibrate it again.")
 
     def raised(self, result: RolloutResult) -> int | None:
         """The control step, counted from 0, before which an episode raised the alarm; None: not before its success."""

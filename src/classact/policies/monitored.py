@@ -83,7 +83,9 @@ class MonitoredPolicy(Published):
         """The acting policy's, with the views of both and the monitor's alarm level and memory."""
         own, monitor = self.policy.spec, self.monitor.spec
         cameras = tuple(dict.fromkeys((*own.cameras, *monitor.cameras)))
-        return replace(own, cameras=cameras, alarm=monitor.alarm, remembers=monitor.remembers)
+        # Where an episode returns to an observation, the monitor acts.
+        acting = {**own.acting, "monitor": dict(monitor.acting)} if monitor.remembers else own.acting
+        return replace(own, cameras=cameras, alarm=monitor.alarm, remembers=monitor.remembers, acting=acting)
 
     @property
     def image_encoder(self) -> ImageEncoder | None:

@@ -144,6 +144,7 @@ class ParametricPolicy(Published):
             speed=self.config.speed,
             language_source=self.lowdim.language_source,
             control=self.control,
+            acting={"seed": self.config.seed, "bf16": self.config.bf16} | self.head.config.acting_settings(),
         )
 
     @property

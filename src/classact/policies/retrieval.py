@@ -243,6 +243,7 @@ class RetrievalPolicy(Published):
             speed=self.config.speed,
             language_source=self.latents.language_source,
             control=self.control,
+            acting=self.config.acting_settings(),
         )
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from classact.data.readers import EMBEDDED
 from classact.data.readers.hub import is_hub_name
-from classact.evaluation.rows import ActionError, EvaluationRow, Value
+from classact.evaluation.rows import ActionError, EvaluationRow, Value, measured_over
 from classact.policies.published import Published, policy_facts, policy_usage
 from classact.run.folder import Run
 from classact.run.recording import evaluation_name
@@ -119,8 +119,8 @@ def _actions(own: ActionError, errors: Sequence[ActionError]) -> str:
     table += [f"| {error.policy} | {_value(error.l2)} | {_value(error.dtw)} |" for error in shown]
     count = len(own.by_episode)
     return (
-        f"Distance of chunks from what was done in {count} held-out demonstrations, actions scaled to [-1, 1], with "
-        f"95 % intervals over demonstrations.\n\n" + "\n".join(table)
+        f"Distance of chunks {measured_over(shown)} from what was done in {count} held-out demonstrations, actions "
+        f"scaled to [-1, 1], with 95 % intervals over demonstrations.\n\n" + "\n".join(table)
     )
 
 

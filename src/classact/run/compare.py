@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,16 +11,27 @@ from typing import Any
 import numpy as np
 
 from classact.errors import ConfigError, DataError
+from classact.evaluation.probe.latents import ProbeConfig
 from classact.evaluation.rollout import SETTINGS, evaluation_settings
-from classact.evaluation.rows import EvaluationRow
+from classact.evaluation.rows import EvaluationRow, settings_difference
 from classact.run.config import NON_IDENTITY_FIELDS
-from classact.run.data import MODELS
+from classact.run.data import MODELS, folder_digest
 from classact.run.folder import Run
+from classact.run.held_out import RETRIEVAL
 from classact.run.pretrain import Pipeline
-from classact.run.probe import flat_metrics, probe_file, probe_run, write_probe
+from classact.run.probe import (
+    compared,
+    flat_metrics,
+    other_question,
+    probe_file,
+    probe_run,
+    question,
+    write_probe,
+)
 from classact.run.recording import evaluation_name
+from classact.similarity import SimilarityConfig
 from classact.sims import NO_SIMULATOR
-from classact.utils.codec import to_json, without
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.statistics import (
     Estimate,
     difference_over_seeds,
@@ -28,6 +40,14 @@ from classact.utils.statistics import (
     success_over_seeds,
 )
 from classact.utils.storage import read_json, read_jsonl
+
+logger = logging.getLogger(__name__)
+
+BASELINES = ("untrained", "state")  # encoders of evaluations whose probes have files of their own
+
+
+ASKED = {"queries": ProbeConfig.queries, "pairs": ProbeConfig.pairs}
+"""What runs are asked alike where a comparison probes them, besides the similarity of actions."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,10 @@ class Outcomes:
         simulator, shift, max_steps, initial_states: of the evaluation (the last are seeds); empty where there was none.
         success: criterion -> 0 or 1 per episode.
         probe: metric without rollouts -> value, low and high (:func:`classact.run.probe.flat_metrics`).
+        encoder: how the evaluation's rows name it, followed by what differs from the run's settings.
+        settings: what decided the evaluation's episodes; what one of before it was written does not say is missing.
+        asked: what the probe was asked (:func:`classact.run.probe.question`).
+        notes: what is not known of these results.
     """
 
     name: str
@@ -51,6 +75,10 @@ class Outcomes:
     initial_states: tuple[int, ...] = ()
     success: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     probe: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    encoder: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,23 +125,33 @@ def train_and_evaluate(
 
     ``runs`` makes the pipeline of each name and training seed. Processes other than the ``first`` only train.
     """
-    for make in runs.values():
-        make()  # mismatched settings and folders are refused before anything is trained
+    # Mismatched settings and folders are refused before anything is trained.
+    configs = [make().config.pretrain for make in runs.values()]
+    # Of those that learn by it: runs of others have taken no flags of it, and shall be asked the same.
+    similarity = next((one for one in configs if one.objective.needs_similarity), configs[0]).similarity
     for make in runs.values():
         make().pretrain()
-    return [_measured(name, make(), rollouts, quiet) for (name, _), make in runs.items() if first]
+    return [_measured(name, make(), similarity, rollouts, quiet) for (name, _), make in runs.items() if first]
 
 
-def _measured(name: str, pipeline: Pipeline, rollouts: bool, quiet: bool) -> Outcomes:
+def _measured(name: str, pipeline: Pipeline, similarity: SimilarityConfig, rollouts: bool, quiet: bool) -> Outcomes:
     run, evaluation = pipeline.run, pipeline.config.evaluation
     asked = tuple(range(evaluation.first_seed, evaluation.first_seed + evaluation.episodes))
     name_of = evaluation_name("retrieval", pipeline.label, evaluation.shift)
-    done, said = _known(run, name_of)[1], _said(run, name_of)
-    wanted = evaluation_settings(pipeline.simulator, evaluation, pipeline.policy.spec) if rollouts else None
-    if rollouts and (_states(done) != asked or (said is not None and said != wanted)):
-        pipeline.evaluate()
-    if not probe_file(run).exists() and pipeline.source.recorded.carries_actions().all():  # which a probe compares
-        write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet))
+    if rollouts:
+        rows, episodes = _known(run, name_of)
+        wanted = evaluation_settings(pipeline.simulator, evaluation, pipeline.policy.spec)
+        own = bool(rows) and rows[0].encoder == pipeline.label  # it may have been given the name of another one
+        if not own or _states(episodes) != asked or settings_difference(_said(run, name_of), wanted):
+            pipeline.evaluate()
+    if pipeline.source.recorded.carries_actions().all():  # which a probe compares
+        options: dict[str, Any] = {"similarity": similarity, **ASKED}
+        there = probe_file(run).exists()
+        difference = other_question(run, **options) if there else None
+        if difference:
+            logger.warning("%s is made again, for it was asked something else: %s.", probe_file(run), difference)
+        if difference or not there:
+            write_probe(run, probe_run(run, device=pipeline.device, quiet=quiet, **options))
     return read_outcomes(run.root, name, rollouts=rollouts)
 
 
@@ -123,14 +161,20 @@ def _known(run: Run, evaluation: str) -> tuple[list[EvaluationRow], list[dict[st
     return rows, read_jsonl(run.evaluation(evaluation) / "episodes.jsonl") if rows else []
 
 
-def _said(run: Run, evaluation: str) -> dict[str, Any] | None:
-    """What decided an evaluation's episodes; None where it is of before that was written."""
+def _said(run: Run, evaluation: str) -> dict[str, Any]:
+    """What decided an evaluation's episodes; empty where it is of before that was written."""
     file = run.evaluation(evaluation) / SETTINGS
-    return dict(read_json(file)) if file.exists() else None
+    return dict(read_json(file)) if file.exists() else {}
 
 
 def _states(episodes: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(int(row["seed"]) for row in episodes)
+
+
+def _named(path: Path) -> tuple[Run, str | None]:
+    """The run, and the name of its evaluation where ``path`` is RUN/evaluations/NAME, however it is written."""
+    place = path if path.parent.name == "evaluations" else path.resolve()
+    return (Run(place.parent.parent), place.name) if place.parent.name == "evaluations" else (Run(path), None)
 
 
 def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outcomes:
@@ -139,15 +183,13 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     ``path`` is the folder of a run, or of one of its evaluations (RUN/evaluations/NAME); the name is by default the
     run's title, with the evaluation's if given. With ``rollouts`` a missing evaluation is a DataError.
     """
-    named = path.parent.name == "evaluations"
-    run = Run(path.parent.parent if named else path)
+    run, named = _named(path)
     settings = run.settings()
     title, usual = run.info().title, settings.evaluation
-    probe = flat_metrics(read_json(probe_file(run))) if probe_file(run).exists() else {}
-    made = Outcomes(name or title, str(run.root), settings.pretrain.seed, probe=probe)
+    made = Outcomes(name or title, str(run.root), settings.pretrain.seed)
     if not rollouts:
-        return made
-    evaluation = path.name if named else evaluation_name("retrieval", settings.label, usual.shift)
+        return _probed(made, run, "learned")
+    evaluation = named or evaluation_name("retrieval", settings.label, usual.shift)
     rows, episodes = _known(run, evaluation)
     if not rows:
         there = ", ".join(sorted({row.evaluation for row in run.read_summary()})) or "none"
@@ -155,35 +197,81 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
             f"{run.root} has no evaluation {evaluation!r}; there are: {there}. Make it with 'classact evaluate "
             f"{run.root}', or name another one: {run.root}/evaluations/NAME."
         )
-    return replace(
+    if len(episodes) != rows[0].episodes:
+        raise DataError(
+            f"{run.evaluation(evaluation) / 'episodes.jsonl'} holds {len(episodes)} episodes, {run.summary} says "
+            f"{rows[0].episodes}. Evaluate again."
+        )
+    said, row = _said(run, evaluation), rows[0]
+    notes = () if "acting" in said else (_unsaid(run.evaluation(evaluation), said, row),)
+    made = replace(
         made,
         name=name or (f"{title}, {evaluation}" if named else title),
-        simulator=rows[0].simulator,
-        shift=rows[0].shift,
-        max_steps=(to_json(usual) if (said := _said(run, evaluation)) is None else said)["max_steps"],
+        simulator=row.simulator,
+        shift=row.shift,
+        max_steps=said.get("max_steps", usual.max_steps),
         initial_states=_states(episodes),
         success={key: tuple(int(row["success"][key]) for row in episodes) for key in episodes[0]["success"]},
+        encoder=row.encoder,
+        settings=said,
+        notes=notes,
+    )
+    if row.policy != RETRIEVAL:  # what a head does is not retrieved, and its encoder may be another one
+        return made
+    return _probed(made, run, row.encoder if row.encoder in BASELINES else "learned")
+
+
+def _unsaid(folder: Path, said: Mapping[str, Any], row: EvaluationRow) -> str:
+    limit = "" if "max_steps" in said else ", its time limit from the settings of the run"
+    return (
+        f"{folder} does not say all of how it was made, for an earlier version wrote it: how the policy acted is taken "
+        f"from its label, {row.encoder}{limit}."
     )
 
 
-def _simulates(path: Path) -> bool:
-    return Run(path).settings().frames.simulator != NO_SIMULATOR
+def _probed(made: Outcomes, run: Run, encoder: str) -> Outcomes:
+    """With the metrics of a probe of the run's encoder, or of another one, if there is any of its present policy."""
+    file = probe_file(run, encoder)
+    if not file.exists():
+        return made
+    probe = read_json(file)
+    asked = question(probe)
+    if asked["policy"] not in (None, folder_digest(run.policy)):
+        note = f"{file} is of an earlier policy of the run and left out. Probe again: classact probe {run.root}."
+        return replace(made, notes=(*made.notes, note))
+    return replace(made, probe=flat_metrics(probe), asked=asked)
 
 
-def _kind(path: Path) -> dict[str, Any]:
+def _kind(path: Path, one: Outcomes) -> dict[str, Any]:
     """What runs, or their evaluations, have in common that differ by their training seed alone."""
-    named = path.parent.name == "evaluations"
-    run = Run(path.parent.parent if named else path)
+    run, named = _named(path)
     data = run.read_config().get("data") or {}
-    settings = run.settings()
-    evaluation = path.name if named else evaluation_name("retrieval", settings.label, settings.evaluation.shift)
-    heads = [head.name for head in run.heads.glob("*") if named and path.name.startswith(f"{head.name}-")]
     return {
-        "settings": without(to_json(settings), *NON_IDENTITY_FIELDS, "pretrain.seed"),
+        "name": one.name,
+        "settings": without(to_json(run.settings()), *NON_IDENTITY_FIELDS, "pretrain.seed"),
         "data": {key: data.get(key) for key in ("fingerprint", *MODELS)},
-        "evaluation": without(_said(run, evaluation) or {}, "episodes", "first_seed"),
-        "heads": [without(to_json(run.head_settings(head)), "finetune.seed", "evaluation") for head in heads],
+        "heads": _heads(run, one, named) if named else [],
     }
+
+
+def _heads(run: Run, one: Outcomes, evaluation: str) -> list[Any]:
+    """Settings of the head that acted; of all of this kind where the evaluation does not say which."""
+    policy = next(row.policy for row in run.read_summary() if row.evaluation == evaluation)
+    if policy == RETRIEVAL:
+        return []
+    names = sorted(card.parent.name for card in run.heads.glob("*/config.json"))
+    heads = [run.head_settings(name) for name in names if one.settings.get("head", name) == name]
+    other = ("finetune.seed", "finetune.evaluations", "evaluation", "intermediate_episodes")
+    return [without(to_json(head), *other) for head in heads if head.finetune.head.name == policy]
+
+
+def _acted_alike(one: Outcomes, other: Outcomes) -> bool:
+    """Whether two evaluations were made in one way, from whatever initial states."""
+    free = ("episodes", "first_seed", "head", "acting.seed")  # noise is as much by chance as initial states
+    mine, theirs = (without(dict(each.settings), *free) for each in (one, other))
+    # Labels tell it where settings do not.
+    told = "acting" in mine and "acting" in theirs
+    return settings_difference(mine, theirs) is None and (told or one.encoder == other.encoder)
 
 
 def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
@@ -193,32 +281,37 @@ def read_runs(paths: Sequence[Path]) -> list[Outcomes]:
     Two runs of the same settings and seed are a ConfigError.
     """
     found: list[tuple[Outcomes, Any]] = []
-    rollouts = any(path.parent.name == "evaluations" or _simulates(path) for path in paths)
+    places = [_named(path) for path in paths]
+    rollouts = any(named or run.settings().frames.simulator != NO_SIMULATOR for run, named in places)
     for path in paths:
         one = read_outcomes(path, rollouts=rollouts)
-        kind = one.name, _kind(path)
-        alike = [other for other, known in found if known == kind]
+        kind = _kind(path, one)
+        alike = [other for other, known in found if known == kind and _acted_alike(other, one)]
         for other in alike:
             if other.seed == one.seed:
                 raise ConfigError(
                     f"{other.run} and {one.run} have the same settings and training seed {one.seed}: they are one "
                     f"training. Leave one out."
                 )
+        taken = {other.name for other, _ in found}
         if alike:
             one = replace(one, name=alike[0].name)
-        elif any(other.name == one.name for other, _ in found):
-            one = replace(one, name=f"{one.name} ({Path(one.run).name})")
+        elif one.name in taken:
+            longer = (f"{one.name} ({place})" for place in (Path(one.run).name, one.run, path))
+            one = replace(one, name=next(name for name in longer if name not in taken))
         found.append((one, kind))
     return [one for one, _ in found]
 
 
 def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) -> Comparison:
-    """Success of each objective, and its difference from the first one's, on the same initial states.
+    """Success of each objective, and its difference from the first one's, on the same initial states; and metrics
+    without rollouts of all that were asked what the first was asked.
 
     Raises:
         ConfigError: a single objective, or evaluations under other conditions (both runs and values are named).
     """
     groups: dict[str, list[Outcomes]] = {}
+    runs = _asked_alike(runs)
     for one in runs:
         check_comparable(runs[0], one)
         groups.setdefault(one.name, []).append(one)
@@ -237,7 +330,23 @@ def compare(runs: Sequence[Outcomes], notes: Sequence[str] = (), seed: int = 0) 
                 won, lost = int((gain > 0).sum()), int((gain < 0).sum())
                 line = replace(line, difference=difference_over_seeds(mine, base, rng), won=won, lost=lost)
             lines.append(line)
-    return Comparison(tuple(lines), tuple(runs), tuple(notes))
+    return Comparison(tuple(lines), tuple(runs), (*notes, *(note for one in runs for note in one.notes)))
+
+
+def _asked_alike(runs: Sequence[Outcomes]) -> list[Outcomes]:
+    """The same without the metrics of probes that were asked something else than the first one."""
+    first = next((one for one in runs if one.asked), None)
+    found = []
+    for one in runs:
+        # Which encoder was probed is what is compared.
+        if first and one.asked and (difference := first_difference(compared(first.asked), compared(one.asked), "")):
+            note = (
+                f"The probe of {one.run} is left out, for that of {first.run} was asked something else: {difference}. "
+                f"Probe both alike (classact probe)."
+            )
+            one = replace(one, probe={}, asked={}, notes=(*one.notes, note))
+        found.append(one)
+    return found
 
 
 def check_comparable(first: Outcomes, other: Outcomes) -> None:

@@ -315,10 +315,11 @@ def _in_their_place(data: Demonstrations, values: FloatArray, space: ActionSpace
 
 def model_digests(settings: RunConfig) -> dict[str, str | None]:
     """What the folders of :data:`MODELS` hold, wherever they lie; None where none is named, or it is gone."""
-    return {name: _folder_digest(getattr(settings, name)) for name in MODELS}
+    return {name: folder_digest(getattr(settings, name)) for name in MODELS}
 
 
-def _folder_digest(folder: str | None) -> str | None:
+def folder_digest(folder: str | Path | None) -> str | None:
+    """What a checksummed folder holds; None where none is named, or there is none."""
     sums = None if folder is None else Path(folder) / CHECKSUMS
     return sha256_file(sums) if sums is not None and sums.is_file() else None
 

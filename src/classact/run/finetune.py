@@ -14,10 +14,11 @@ from typing import Any
 
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import CheckpointError, ConfigError
-from classact.evaluation.actions import action_error
 from classact.evaluation.config import EvaluationConfig
+from classact.evaluation.rows import REFERENCES
 from classact.models.encoders import EncoderConfig, pretrained_config
 from classact.models.heads import make_head
+from classact.policies.base import Policy
 from classact.policies.monitored import monitored
 from classact.policies.parametric import ParametricPolicy
 from classact.policies.speed import check_reach
@@ -25,20 +26,20 @@ from classact.run import analysis
 from classact.run.config import OWN_STARTS, HeadRunConfig, RunConfig
 from classact.run.data import RunData
 from classact.run.folder import Run
+from classact.run.held_out import compare_actions
 from classact.run.load import run_monitor
-from classact.run.pretrain import compare_actions
 from classact.run.stages import Stage, Work, started
 from classact.train.config import ACTING, INCIDENTAL, EngineConfig
 from classact.train.engine import check_engine, precision_flags, spelled_out
 from classact.train.head import FineTuner, load_encoder
 from classact.utils.codec import first_difference, to_json, without
 from classact.utils.hub import model_folder
-from classact.utils.progress import progress_bar, teller
+from classact.utils.progress import teller
 from classact.utils.ranks import Ranks
 from classact.utils.storage import check_name, sha256_file
 
-RESERVED = ("retrieval",)
-"""Names that the run's own evaluations have."""
+RESERVED = ("retrieval", *REFERENCES)
+"""Names that the run's own evaluations have, and what heads are compared with on held-out demonstrations."""
 
 
 class HeadPipeline(Work):
@@ -77,12 +78,15 @@ class HeadPipeline(Work):
         self.name = name or config.name
         check_name(self.name, "a head")
         if self.name in RESERVED:
-            raise ConfigError(f"{self.name!r} cannot be the name of a head: the run's own evaluations have it.")
+            raise ConfigError(
+                f"{self.name!r} cannot be the name of a head: in the run's tables it stands for something else. Choose "
+                f"another --name."
+            )
         folder = Run(run.head(self.name))
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
         super().__init__(run, folder, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
-        self.stage, self.stages = f"heads/{self.name}", FINETUNING
+        self.head, self.stage, self.stages = self.name, f"heads/{self.name}", FINETUNING
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)
@@ -176,7 +180,13 @@ def train(work: HeadPipeline) -> ParametricPolicy:
         encoder_folder=starts_from(work),
         decoder=decoder,
     )
-    trained = work.fit("training", f"train {work.name}", tuner.fit, FineTuner.policy if config.evaluations else None)
+    # Evaluated as it will be once it is trained: watched, and led out of circles, by the run's own policy.
+    monitor = run_monitor(work.run, work.config.start, work.device) if config.evaluations and work.ranks.first else None
+
+    def policy(at: FineTuner) -> Policy:
+        return monitored(at.policy(), monitor)
+
+    trained = work.fit("training", f"train {work.name}", tuner.fit, policy if config.evaluations else None)
     if work.ranks.first:
         trained.save(work.folder.policy)
     work.ranks.barrier()
@@ -191,31 +201,13 @@ def roll_out(work: HeadPipeline) -> list[RolloutResult]:
     """
     if not work.simulates:
         if work.source.held:
-            compare(work)
+            compare_actions(work.run, work.name, work.source, work.device, quiet=work.quiet)
             analysis.write_head_chunks(work.run, work.folder, work.policy)
         return []
     policy = monitored(work.policy, run_monitor(work.run, work.config.start, work.device))
     results = work.roll_out(policy, work.name)
     analysis.write_head_chunks(work.run, work.folder, work.policy)
     return results
-
-
-def compare(work: HeadPipeline) -> None:
-    """Errors on held-out demonstrations: the head's, and those of retrieval and of ways that learn nothing, unless they
-    are known.
-    """
-    settings = work.run.settings()
-    # Over as many steps as retrieval, so that errors are comparable.
-    steps = min(settings.retrieval.chunk_length, work.finetune.horizon)
-    held = work.source.held_out(steps)
-    if not len(held.rows):
-        return
-    own = ParametricPolicy.load(work.folder.policy, device=work.device, chunk_length=steps, speed=1.0)
-    with progress_bar(f"compare held-out actions: {work.name}", quiet=work.quiet) as bar:
-        analysis.write_actions(work.run, [action_error(own, held, work.name, bar)])
-    if work.run.policy.is_dir() and "retrieval" not in {row.policy for row in work.run.read_actions()}:
-        # As the run's encoder sees them, which may have other cameras than the head's.
-        compare_actions(work.run, RunData(settings, quiet=work.quiet), work.device, quiet=work.quiet)
 
 
 def load_policy(work: HeadPipeline) -> ParametricPolicy:

@@ -8,10 +8,11 @@ DIR/policy/                         the retrieval policy: encoder, bank, setting
 DIR/heads/NAME/                     a head trained on the encoder, or from scratch; laid out like a run: config.json
                                     (title, settings, timings), train.jsonl, checkpoints/, policy/
 DIR/evaluations/NAME/               episodes.jsonl, rollouts.safetensors (states, actions, novelty of decisions),
-                                    settings.json (simulator, episodes, limits, control), alarm.json (what one said)
+                                    settings.json (simulator, episodes, limits, control, how the policy acted),
+                                    alarm.json (what one said)
 DIR/summary.json                    one row (:mod:`classact.evaluation.rows`) per evaluation and criterion
 DIR/intermediate.jsonl              such rows, of evaluations during training: also stage ("pretrain" or
-                                    "heads/NAME"), step and steps
+                                    "heads/NAME"), step and steps, and the settings of each
 DIR/intermediate/STAGE/step-00001200/ episodes of these evaluations, as in evaluations/
 DIR/analysis/                       data of the report's figures; neighbors.safetensors: decisions with their reasons;
                                     actions.json: errors on held-out demonstrations, where there is no simulator;
@@ -38,6 +39,8 @@ from classact.utils.codec import from_json, to_json
 from classact.utils.inputs import reading
 from classact.utils.locks import lock_of, locked, update_json
 from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
+
+PRETRAIN = "pretrain"  # stage of a run's own training in intermediate.jsonl; "heads/NAME" of a head's
 
 
 @dataclass(frozen=True)

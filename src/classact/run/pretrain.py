@@ -19,7 +19,6 @@ from classact.data.rate import costly_windows, short_windows, spoken
 from classact.data.readers import last_episodes
 from classact.data.types import Demonstrations, RolloutResult
 from classact.errors import MissingDependencyError, UnknownNameError, choose
-from classact.evaluation.actions import action_error, references
 from classact.evaluation.rows import ActionError
 from classact.models.encoders import ImageEncoder
 from classact.policies import ImageLatents, RetrievalConfig, RetrievalPolicy, SceneLatents, retrievable
@@ -36,8 +35,9 @@ from classact.run.data import (
     other_data,
     state_latents,
 )
-from classact.run.folder import Run
+from classact.run.folder import PRETRAIN, Run
 from classact.run.frames import needs_rendering
+from classact.run.held_out import RETRIEVAL, compare_actions
 from classact.run.novelty import write_novelty_videos
 from classact.run.presets import rate_of
 from classact.run.recording import evaluation_name
@@ -62,7 +62,7 @@ class Pipeline(Work):
         StorageError: the folder cannot be written.
     """
 
-    stage = "pretrain"
+    stage = PRETRAIN
     advice = "Choose another --out, or remove that folder."
 
     def __init__(
@@ -327,23 +327,11 @@ def comparisons(config: RunConfig) -> tuple[Stage, ...]:
         return ()
 
     def compare(work: Pipeline) -> list[ActionError]:
-        return compare_actions(work.run, work.source, work.device, quiet=work.quiet)
+        compare_actions(work.run, RETRIEVAL, work.source, work.device, quiet=work.quiet)
+        return work.run.read_actions()
 
     needs = ("policy", "frames")
     return (Stage("held-out actions", needs, "held-out actions", compare, time="repeated", together=False),)
-
-
-def compare_actions(run: Run, source: RunData, device: str, *, quiet: bool) -> list[ActionError]:
-    """Errors of a run's retrieval on held-out demonstrations, and of ways that learn nothing; they are kept."""
-    policy = RetrievalPolicy.load(run.policy, device=device, speed=1.0)
-    held = source.held_out(policy.config.chunk_length)
-    if not len(held.rows):
-        logger.warning("no held-out demonstration carries actions: there is nothing to compare with")
-        return []
-    with progress_bar("compare held-out actions", quiet=quiet) as bar:
-        found = [action_error(policy, held, "retrieval", bar), *references(held)]
-    analysis.write_actions(run, found)
-    return found
 
 
 def rollouts(config: RunConfig) -> tuple[Stage, ...]:

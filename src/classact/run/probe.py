@@ -23,15 +23,15 @@ from classact.policies import ImageLatents, RetrievalPolicy, SceneLatents, State
 from classact.policies.novelty import LEFT_OUT
 from classact.policies.retrieval import check_heldout
 from classact.run.config import RunConfig
-from classact.run.data import STATE_RETRIEVAL, RunData, state_latents
+from classact.run.data import STATE_RETRIEVAL, RunData, folder_digest, state_latents
 from classact.run.folder import Run
 from classact.similarity import SimilarityConfig
 from classact.sims import simulator_spec
 from classact.sims.shifts import parse_shift
-from classact.utils.codec import to_json
+from classact.utils.codec import first_difference, to_json, without
 from classact.utils.machine import choose_device, hardware, versions
 from classact.utils.progress import progress_bar
-from classact.utils.storage import write_json
+from classact.utils.storage import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def probe_run(
     run: Run,
     *,
     encoder: str = "learned",
-    queries: int = 2000,
-    pairs: int = 100_000,
+    queries: int = ProbeConfig.queries,
+    pairs: int = ProbeConfig.pairs,
     seed: int = 0,
     shift: str | None = None,
     similarity: SimilarityConfig | None = None,
@@ -143,6 +143,7 @@ def probe_run(
     return {
         "run": str(run.root),
         "encoder": encoder,
+        "policy": folder_digest(run.policy),
         "data": {"name": training.name, "source": training.source, "fingerprint": data.recorded.fingerprint()},
         "notes": _notes(encoder == "learned" and settings.pretrain.objective.written != "none", result),
         **to_json(result),
@@ -160,6 +161,35 @@ def write_probe(run: Run, result: Mapping[str, Any], path: Path | None = None) -
     file = path or probe_file(run, str(result["encoder"]))
     write_json(file, result)
     return file
+
+
+def question(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a probe asked, and of which policy (None in files of before they said so)."""
+    asked = {"encoder": probe["encoder"], "policy": probe.get("policy"), "data": probe["data"]["fingerprint"]}
+    return {**asked, "shift": probe["views"]["shift"], "settings": probe["settings"]}
+
+
+def other_question(run: Run, **options: Any) -> str | None:
+    """What RUN/probe.json was asked instead of what :func:`probe_run` with ``options`` would ask of the run's policy
+    now; None where it answers that.
+    """
+    settings = run.settings()
+    acting: dict[str, Any] = {
+        "temperature": settings.retrieval.temperature,
+        "min_actions": settings.retrieval.min_actions,
+    }
+    asked = {"encoder": "learned", "policy": folder_digest(run.policy), "shift": settings.frames.shift}
+    asked |= {"data": run.read_config()["data"]["fingerprint"], "settings": to_json(ProbeConfig(**acting, **options))}
+    return first_difference(question(read_json(probe_file(run))), asked, "")
+
+
+def compared(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a :func:`question` what probes must share whose metrics are compared: not which encoder is asked, nor how each
+    policy retrieves.
+    """
+    return without(
+        dict(asked), "encoder", "policy", *(f"settings.{name}" for name in ("ks", "temperature", "min_actions"))
+    )
 
 
 def flat_metrics(result: Mapping[str, Any], representation: str = "latents") -> dict[str, dict[str, float | None]]:

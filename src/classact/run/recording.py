@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -9,14 +10,16 @@ from typing import Any
 
 from classact.data.types import RolloutResult
 from classact.evaluation.config import EvaluationConfig
-from classact.evaluation.rollout import run_evaluation
-from classact.evaluation.rows import EvaluationRow
+from classact.evaluation.rollout import evaluation_settings, run_evaluation
+from classact.evaluation.rows import EvaluationRow, settings_difference
 from classact.policies import Policy
-from classact.run.folder import Run, RunInfo
-from classact.utils.codec import to_json
+from classact.run.folder import PRETRAIN, Run, RunInfo
+from classact.utils.codec import to_json, without
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import progress_bar
 from classact.utils.storage import slug
+
+logger = logging.getLogger(__name__)
 
 
 def new_metadata(title: str) -> dict[str, Any]:
@@ -53,33 +56,59 @@ def roll_out(
     stage: str | None,
     title: str,
     quiet: bool,
+    head: str | None = None,
 ) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
 
-    ``labels`` and ``encoder`` are those of the rows, ``name`` the evaluation's. The maximum of ``stage`` in
-    intermediate.jsonl is added to the table as well.
+    ``labels`` and ``encoder`` are those of the rows, ``name`` the evaluation's, whose settings name the ``head``. The
+    maximum of ``stage`` in intermediate.jsonl is added to the table as well.
     """
     simulator, config = evaluation
     run.check_writable()
     with progress_bar(f"roll out: {title}", quiet=quiet) as bar:
         folder = run.evaluation(name)
-        results, rows = run_evaluation(policy, simulator, config, folder, encoder=encoder, labels=labels, progress=bar)
+        how: dict[str, Any] = {"encoder": encoder, "labels": labels, "about": {"head": head}}
+        results, rows = run_evaluation(policy, simulator, config, folder, progress=bar, **how)
     if stage is not None:
-        rows = rows + maximum_rows(run, stage, rows)
+        rows = rows + maximum_rows(run, stage, rows, evaluation_settings(simulator, config, policy.spec))
     run.add_summary(rows)
     return results, rows
 
 
-def maximum_rows(run: Run, stage: str, last: Sequence[EvaluationRow]) -> list[EvaluationRow]:
+def maximum_rows(
+    run: Run, stage: str, last: Sequence[EvaluationRow], settings: Mapping[str, Any]
+) -> list[EvaluationRow]:
     """The largest success over the evaluations during a training, by criterion, as in the paper's table 1.
 
     It is biased upwards, increasingly with the number of evaluations, which the rows state; they are named as those of
-    the evaluation with the last weights.
+    the evaluation with the last weights. Evaluations of other ``settings`` than that one's are left out, apart from how
+    many episodes they have, and from how a run says that they act (``intermediate_retrieval``).
     """
-    out, rows = [], [m for m in run.read_intermediate() if m.stage == stage]
+    own = run.settings().intermediate_retrieval if stage == PRETRAIN else None
+    wanted = without(dict(settings), "episodes")
+    if own is not None:
+        wanted |= {"chunk_length": own.chunk_length, "speed": own.speed, "acting": own.acting_settings()}
+    rows = [row for row in run.read_intermediate() if row.stage == stage]
+    alike = [row for row in rows if settings_difference(row.settings, wanted) is None]
+    alike = [row for row in alike if (row.steps, row.episodes) == (alike[-1].steps, alike[-1].episodes)]
+    steps, counted = ({row.step for row in some} for some in (rows, alike))
+    if steps > counted:
+        others = [settings_difference(row.settings, wanted) for row in rows if row.step not in counted]
+        logger.warning(
+            "%s: %d of %d evaluations during %s are no part of a maximum beside the last weights, for they were made "
+            "otherwise: %s.",
+            *(run.intermediates, len(steps - counted), len(steps), stage),
+            next(filter(None, others), None) or "with another number of episodes",
+        )
+    if unknown := {row.step for row in alike if not row.settings}:
+        logger.warning(
+            "%s: %d of %d evaluations during %s do not say how they were made (an earlier version wrote them): the "
+            "maximum takes it that they were made as the last one.",
+            *(run.intermediates, len(unknown), len(steps), stage),
+        )
+    out = []
     for row in last:
-        found = [m for m in rows if m.criterion == row.criterion]
-        found = [m for m in found if (m.steps, m.shift) == (found[-1].steps, row.shift)]
+        found = [m for m in alike if (m.criterion, m.shift) == (row.criterion, row.shift)]
         if len(found) > 1:
             best = max(found, key=lambda m: m.success)
             kept = {entry.name: getattr(best, entry.name) for entry in fields(EvaluationRow)}

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from classact.data.types import RolloutResult
 from classact.errors import CheckpointError, ConfigError
 from classact.evaluation.config import EvaluationConfig
-from classact.evaluation.rollout import run_evaluation
-from classact.evaluation.rows import IntermediateRow
+from classact.evaluation.rollout import evaluation_settings, run_evaluation
+from classact.evaluation.rows import IntermediateRow, settings_difference
 from classact.policies import Policy
 from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
@@ -76,6 +76,7 @@ class Work(ABC):
     """
 
     stages: tuple[Stage, ...]
+    head: str | None = None  # name of its folder; None: a run's own training
     stage: str  # in intermediate.jsonl: "pretrain" or "heads/NAME"
     advice: str  # what to do about a folder that was started with other settings
 
@@ -204,15 +205,16 @@ class Work(ABC):
     def _evaluate_intermediate(self, policy: Policy, step: int, steps: int) -> None:
         """Roll out during training, unless the rows are in intermediate.jsonl already."""
         config = replace(self.evaluation, episodes=self.intermediate_episodes)
+        settings = evaluation_settings(self.simulator, config, policy.spec)
         mark = (self.stage, step, steps, config.episodes, config.shift)
-        known = self.run.read_intermediate()
-        if any((row.stage, row.step, row.steps, row.episodes, row.shift) == mark for row in known):
-            return
+        for row in self.run.read_intermediate():
+            alike = (row.stage, row.step, row.steps, row.episodes, row.shift) == mark
+            if alike and settings_difference(row.settings, settings) is None:
+                return
         folder = self.run.intermediate(self.stage, step)
         _, rows = run_evaluation(policy, self.simulator, config, folder, encoder=self.label, labels=self.labels)
-        self.run.add_intermediate(
-            [IntermediateRow(**vars(row), stage=self.stage, step=step, steps=steps) for row in rows]
-        )
+        at: dict[str, Any] = {"stage": self.stage, "step": step, "steps": steps, "settings": settings}
+        self.run.add_intermediate([IntermediateRow(**vars(row), **at) for row in rows])
 
     def roll_out(self, policy: Policy, name: str, encoder: str = "") -> list[RolloutResult]:
         """Roll out a policy with its last weights; write episodes, and rows of the run's table.
@@ -229,6 +231,7 @@ class Work(ABC):
             stage=None if encoder else self.stage,
             title=encoder or name,
             quiet=self.quiet,
+            head=self.head,
         )
         return results
 
