@@ -270,8 +270,6 @@ def test_doctor_knows_every_extra() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     declared = project["optional-dependencies"]
     assert set(classact.cli.doctor.EXTRAS) == set(declared)
-    for name, (package, _) in classact.cli.doctor.EXTRAS.items():
-        assert any(wanted.startswith(package) for wanted in declared[name])
     checks = {check.name: check for check in classact.cli.doctor.examine()}
     assert checks["extra faiss"].works
     wandb = checks["extra wandb"]

@@ -288,7 +288,7 @@ def test_without_rotations_the_average_is_the_plain_one_to_the_bit(space: Action
     assert chunk.tobytes() == plain.tobytes()
     made.save(tmp_path / "p")
     card = json.loads((tmp_path / "p" / "policy.json").read_text())
-    assert set(card) == {"format", "config", "latents", "bank", "action_space", "novelty"}
+    assert set(card) == {"format", "config", "latents", "bank", "action_space", "novelty", "control"}
     assert (card["action_space"] is None) == (space is None)
     assert RetrievalPolicy.load(tmp_path / "p").action_space == space
 

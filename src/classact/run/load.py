@@ -30,7 +30,7 @@ def load_policy(
 
     Raises:
         CheckpointError: none of these, a damaged policy, one of another version, or one that cannot be downloaded.
-        DataError: the run's settings are missing, damaged or of another version.
+        DataError: the run's settings are damaged or of another version.
         ConfigError: unknown overrides, values out of range, or a missing device.
     """
     # Resolved: whether it is a head's folder does not depend on how its path is written.
@@ -38,7 +38,7 @@ def load_policy(
     if path.parent.name != "heads" or not Run(path.parents[1]).config.is_file():
         run = Run(path)
         policy = load_saved(run.policy if run.policy.is_dir() else path, device=device, **overrides)
-        if run.policy.is_dir() and isinstance(policy, RetrievalPolicy):
+        if run.policy.is_dir() and run.config.is_file() and isinstance(policy, RetrievalPolicy):
             policy.control = run.settings().evaluation.control
         return policy
     run = Run(path.parents[1])
