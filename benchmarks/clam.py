@@ -14,7 +14,8 @@ Kill it anywhere and start it again: finished rows are kept. ``--sweep`` varies 
     uv run --extra metaworld python benchmarks/clam.py --tasks assembly --seeds 0 --rows clam bc-expert
     uv run --extra locomotion python benchmarks/clam.py --tasks hopper half-cheetah --labelled 5
     uv run --extra metaworld python benchmarks/clam.py --tasks assembly --seeds 0 --sweep latent-dim
-    uv run --extra metaworld python benchmarks/clam.py --tasks assembly --camera corner2 --mixed 100 --updates 5000
+    uv run --extra metaworld python benchmarks/clam.py --tasks shelf-place --seeds 0 --camera corner2 --mixed 150 \\
+        --experts 50 --updates 10000 --policy-updates 3000 --latent-dim 16 --beta 0.01 --batch 64
 """
 
 from __future__ import annotations
