@@ -185,7 +185,6 @@ def _rolled_out(bench: Bench, cell: Cell, pipeline: Pipeline, run: Run) -> tuple
         pipeline.label,
         (config.frames.simulator, config.evaluation),
         pipeline.labels,
-        stage=None,
         title=cell.name,
         quiet=bench.quiet,
     )

@@ -39,7 +39,7 @@ def test_evaluations_have_names_and_no_paths(tmp_path: Path, name: str) -> None:
     run, policy = Run(tmp_path / "runs" / "one"), Still()
     for evaluate in (
         lambda: evaluate_run(run, name=name),
-        lambda: roll_out(run, name, policy, "-", ("pusht", SETTINGS), {}, stage=None, title=name, quiet=True),
+        lambda: roll_out(run, name, policy, "-", ("pusht", SETTINGS), {}, title=name, quiet=True),
     ):
         with pytest.raises(ConfigError, match=r"cannot be the name of an evaluation: expected 1 to 200 letters"):
             evaluate()
@@ -60,7 +60,7 @@ def test_rollouts_whose_rows_cannot_be_kept_are_not_made(tmp_path: Path, name: s
     (tmp_path / name).mkdir()
     policy = Still()
     with pytest.raises(StorageError, match=rf"cannot write .*{name}: Is a directory"):
-        roll_out(Run(tmp_path), "x", policy, "-", ("pusht", SETTINGS), {}, stage=None, title="x", quiet=True)
+        roll_out(Run(tmp_path), "x", policy, "-", ("pusht", SETTINGS), {}, title="x", quiet=True)
     assert not policy.asked
 
 

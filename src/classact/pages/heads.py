@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from classact.pages.checks import Arrays, mapping, need, shapes
 from classact.pages.table import Row, augmentation_name
 from classact.run.config import HeadRunConfig
-from classact.run.folder import PRETRAIN, Run, head_settings
+from classact.run.folder import PRETRAIN, Run, head_settings, stage_of
 from classact.utils.storage import read_arrays, read_jsonl
 
 
@@ -30,7 +30,7 @@ class Head:
     @property
     def stage(self) -> str:
         """Its stage in ``intermediate.jsonl``."""
-        return f"heads/{self.name}"
+        return stage_of(self.name)
 
 
 def read_log(run: Run) -> list[Row]:

@@ -74,10 +74,7 @@ class DoubtAlarm:
 
     @staticmethod
     def calibrate(
-        results: Sequence[RolloutResult],
-        spec: PolicySpec,
-        criterion: str | None = None,
-        alpha: float = ALPHA,
+        results: Sequence[RolloutResult], spec: PolicySpec, criterion: str | None = None, alpha: float = ALPHA
     ) -> DoubtAlarm:
         """The level that at most a share ``alpha`` of successful episodes like these pass.
 

@@ -20,6 +20,7 @@ from classact.run.folder import Run
 from classact.run.held_out import RETRIEVAL
 from classact.run.pretrain import Pipeline
 from classact.run.probe import (
+    ENCODERS,
     compared,
     flat_metrics,
     other_question,
@@ -42,9 +43,6 @@ from classact.utils.statistics import (
 from classact.utils.storage import read_json, read_jsonl
 
 logger = logging.getLogger(__name__)
-
-BASELINES = ("untrained", "state")  # encoders of evaluations whose probes have files of their own
-
 
 ASKED = {"queries": ProbeConfig.queries, "pairs": ProbeConfig.pairs}
 """What runs are asked alike where a comparison probes them, besides the similarity of actions."""
@@ -218,7 +216,7 @@ def read_outcomes(path: Path, name: str = "", *, rollouts: bool = True) -> Outco
     )
     if row.policy != RETRIEVAL:  # what a head does is not retrieved, and its encoder may be another one
         return made
-    return _probed(made, run, row.encoder if row.encoder in BASELINES else "learned")
+    return _probed(made, run, row.encoder if row.encoder in ENCODERS else "learned")
 
 
 def _unsaid(folder: Path, said: Mapping[str, Any], row: EvaluationRow) -> str:

@@ -19,7 +19,7 @@ from classact.policies.doubt import ALPHA
 from classact.policies.novelty import episodes_needed
 from classact.run.config import RunConfig
 from classact.run.data import own_simulator
-from classact.run.folder import PRETRAIN, Run
+from classact.run.folder import Run
 from classact.run.load import load_policy, trained_head
 from classact.run.recording import evaluation_name, roll_out
 from classact.sims import NO_SIMULATOR, SIMULATORS, plain_shift, simulator_spec
@@ -139,10 +139,10 @@ def evaluate_run(
         label,
         (simulator, config),
         own.labels,
-        stage=None if changed or name is not None else PRETRAIN if head is None else f"heads/{head}",
+        head=head,
+        maximum=not changed and name is None,
         title=head or label,
         quiet=quiet,
-        head=head,
     )
     if calibrate_alarm is not None:
         DoubtAlarm.calibrate(results, spec).save(calibrate_alarm)

@@ -86,7 +86,7 @@ class HeadPipeline(Work):
         # A missing package shall show now, not after an hour of rendering.
         make_head(config.finetune.head, 1, 1, config.finetune.horizon)
         super().__init__(run, folder, ranks or Ranks(), quiet=quiet, device=device, engine=engine)
-        self.head, self.stage, self.stages = self.name, f"heads/{self.name}", FINETUNING
+        self.head, self.stages = self.name, FINETUNING
         settings = run.settings()
         self.evaluation = config.evaluation or usual_evaluation(run, self.name)
         self.evaluation.control.check(config.finetune.chunk_length, self.name)

@@ -40,7 +40,12 @@ from classact.utils.inputs import reading
 from classact.utils.locks import lock_of, locked, update_json
 from classact.utils.storage import append_jsonl, check_name, check_writable, read_json, read_jsonl, write_jsonl
 
-PRETRAIN = "pretrain"  # stage of a run's own training in intermediate.jsonl; "heads/NAME" of a head's
+PRETRAIN = "pretrain"
+
+
+def stage_of(head: str | None) -> str:
+    """The stage in ``intermediate.jsonl`` of a head's training, by the name of its folder; None: of the run's own."""
+    return PRETRAIN if head is None else f"heads/{head}"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from classact.run.data import (
     other_data,
     state_latents,
 )
-from classact.run.folder import PRETRAIN, Run
+from classact.run.folder import Run
 from classact.run.frames import needs_rendering
 from classact.run.held_out import RETRIEVAL, compare_actions
 from classact.run.novelty import write_novelty_videos
@@ -62,7 +62,6 @@ class Pipeline(Work):
         StorageError: the folder cannot be written.
     """
 
-    stage = PRETRAIN
     advice = "Choose another --out, or remove that folder."
 
     def __init__(

@@ -13,7 +13,7 @@ from classact.evaluation.config import EvaluationConfig
 from classact.evaluation.rollout import evaluation_settings, run_evaluation
 from classact.evaluation.rows import EvaluationRow, settings_difference
 from classact.policies import Policy
-from classact.run.folder import PRETRAIN, Run, RunInfo
+from classact.run.folder import PRETRAIN, Run, RunInfo, stage_of
 from classact.utils.codec import to_json, without
 from classact.utils.machine import hardware, versions
 from classact.utils.progress import progress_bar
@@ -53,15 +53,15 @@ def roll_out(
     evaluation: tuple[str, EvaluationConfig],
     labels: Mapping[str, str],
     *,
-    stage: str | None,
     title: str,
     quiet: bool,
     head: str | None = None,
+    maximum: bool = False,
 ) -> tuple[list[RolloutResult], list[EvaluationRow]]:
     """Roll out a policy with its last weights, write the episodes, and add the rows to the run's table.
 
-    ``labels`` and ``encoder`` are those of the rows, ``name`` the evaluation's, whose settings name the ``head``. The
-    maximum of ``stage`` in intermediate.jsonl is added to the table as well.
+    ``labels`` and ``encoder`` are those of the rows, ``name`` the evaluation's, whose settings name the ``head``. With
+    ``maximum`` that of the evaluations during its training is added to the table as well.
     """
     simulator, config = evaluation
     run.check_writable()
@@ -69,8 +69,8 @@ def roll_out(
         folder = run.evaluation(name)
         how: dict[str, Any] = {"encoder": encoder, "labels": labels, "about": {"head": head}}
         results, rows = run_evaluation(policy, simulator, config, folder, progress=bar, **how)
-    if stage is not None:
-        rows = rows + maximum_rows(run, stage, rows, evaluation_settings(simulator, config, policy.spec))
+    if maximum:
+        rows = rows + maximum_rows(run, stage_of(head), rows, evaluation_settings(simulator, config, policy.spec))
     run.add_summary(rows)
     return results, rows
 

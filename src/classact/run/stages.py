@@ -17,7 +17,7 @@ from classact.evaluation.rows import IntermediateRow, settings_difference
 from classact.policies import Policy
 from classact.run.config import UNTRAINED
 from classact.run.evaluate import check_rollouts
-from classact.run.folder import Run
+from classact.run.folder import Run, stage_of
 from classact.run.recording import add_time, evaluation_name, new_metadata, roll_out
 from classact.sims import NO_SIMULATOR
 from classact.train.checkpoints import list_checkpoints
@@ -77,7 +77,6 @@ class Work(ABC):
 
     stages: tuple[Stage, ...]
     head: str | None = None  # name of its folder; None: a run's own training
-    stage: str  # in intermediate.jsonl: "pretrain" or "heads/NAME"
     advice: str  # what to do about a folder that was started with other settings
 
     def __init__(
@@ -88,6 +87,11 @@ class Work(ABC):
         self.device, self.engine = choose_device(device), engine or EngineConfig()
         self.left: dict[str, Any] = {}
         self.hold: Hold | None = None
+
+    @property
+    def stage(self) -> str:
+        """Its name in ``intermediate.jsonl``."""
+        return stage_of(self.head)
 
     # -- stages ------------------------------------------------------------------------------------
 
@@ -228,10 +232,10 @@ class Work(ABC):
             encoder or self.label,
             (self.simulator, self.evaluation),
             UNTRAINED if encoder else self.labels,
-            stage=None if encoder else self.stage,
+            head=self.head,
+            maximum=not encoder,
             title=encoder or name,
             quiet=self.quiet,
-            head=self.head,
         )
         return results
 
